@@ -1,0 +1,167 @@
+//! The durable record of what exists: volumes, their mounts, removed volumes, hosts and backend identities.
+//!
+//! # How a catalog lives
+//!
+//! A catalog is a [`View`], which is immutable and answers every read from memory, and a way to
+//! [`submit`](Catalog::submit) a [`Change`]. The rules of a change (what is refused, what becomes of a count) are pure
+//! functions on the view, in [`view`]; an engine only makes their writes durable and orders them. One writer at a
+//! time decides; a change that was answered `Ok` is durable; one that was answered with an error left nothing; and
+//! the next view shows exactly the durable changes. Readers take no lock that a writer can hold.
+//!
+//! This room never touches a volume's directory and knows no backend but its name and identity.
+
+#[cfg(test)]
+mod contract;
+pub mod record;
+pub mod sqlite;
+pub mod view;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+pub use self::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
+use crate::backend::name::BackendName;
+use crate::host::name::HostName;
+use crate::volume::mounts::Mount;
+use crate::volume::name::{MountId, VolumeId, VolumeName};
+
+/// A change to the catalog, decided and made durable as one.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Records a volume that is not visible yet. Refused when the name is taken.
+    Insert(Volume),
+    /// Makes an inserted volume visible, once its directory stands under its name.
+    Publish(VolumeName, VolumeId),
+    /// Takes back an insertion that never became visible.
+    Withdraw(VolumeName, VolumeId),
+    /// Deletes a visible volume; refused while any host has a mount. `keep` says whether its directory went to the
+    /// trash and can be restored; an adopted volume is only forgotten.
+    Remove {
+        /// The volume's name.
+        name: VolumeName,
+        /// The volume that was meant: another one of that name is not removed.
+        id: VolumeId,
+        /// When it is removed.
+        at: time::OffsetDateTime,
+        /// Whether the trash keeps its directory.
+        keep: bool,
+    },
+    /// Brings a removed volume back, not visible until it is published. Refused when the name is taken.
+    Restore(VolumeId),
+    /// Forgets a removed volume whose directory is gone for good.
+    Forget(VolumeId),
+    /// Counts one Mount under the host's present activation, and remembers that the host knows the volume.
+    Mount {
+        /// The volume's name.
+        name: VolumeName,
+        /// The volume that was meant.
+        volume: VolumeId,
+        /// Whose engine mounts it.
+        host: HostName,
+        /// The engine's ID.
+        id: MountId,
+        /// When.
+        at: time::OffsetDateTime,
+    },
+    /// Counts one Unmount on the newest activation with this host and ID. What is not known changes nothing.
+    Unmount {
+        /// The volume's name.
+        name: VolumeName,
+        /// Whose engine unmounts it.
+        host: HostName,
+        /// The engine's ID.
+        id: MountId,
+    },
+    /// Takes mounts out by the operator's word.
+    Release {
+        /// The volume's name.
+        name: VolumeName,
+        /// Whose mounts.
+        host: HostName,
+        /// Which of them; all when not said.
+        id: Option<MountId>,
+        /// Whether also those that may be alive.
+        alive_too: bool,
+    },
+    /// Begins a new activation of a host: mounts of earlier ones are stale from now on. Changes nothing while the
+    /// present activation has no mount.
+    Activate(HostName),
+    /// Records a certificate that was issued to a host.
+    Issue(HostName, Certificate),
+    /// Revokes every certificate that the host has so far.
+    Revoke(HostName, time::OffsetDateTime),
+    /// Notes when hosts were last seen; several at once, because nothing waits for it.
+    Seen(Vec<(HostName, time::OffsetDateTime)>),
+    /// Records what is known of a backend, or forgets it.
+    Backend(BackendName, Option<BackendRecord>),
+}
+
+/// What a change did.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// The volume as it was before, where the change concerns one that existed.
+    pub before: Option<Arc<Volume>>,
+    /// The volume as it is now, where there is one.
+    pub after: Option<Arc<Volume>>,
+    /// The mounts that an `Unmount` or a `Release` took out or counted down, as they were before.
+    pub released: Vec<Mount>,
+}
+
+/// Why a change was refused by the rules. Nothing was changed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Refusal {
+    /// The name belongs to a volume already, visible or being made.
+    #[error("volume {} exists already", .0.name)]
+    Exists(Arc<Volume>),
+    /// No such volume, or another one of that name.
+    #[error("no such volume")]
+    NoSuchVolume,
+    /// No removed volume of that identity.
+    #[error("no such removed volume")]
+    NotInTrash,
+    /// Hosts use the volume.
+    #[error("volume {} is mounted", .0.name)]
+    Mounted(Arc<Volume>),
+    /// The backend's identity belongs to another backend's name.
+    #[error("this identity belongs to backend {0:?}")]
+    IdentityTaken(BackendName),
+}
+
+/// Why a change was not made.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CatalogError {
+    /// By the rules.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It could not be made durable. Nothing was changed.
+    #[error("the catalog {location} could not be written")]
+    Write {
+        /// Where the catalog lies.
+        location: String,
+        /// What the engine said.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The catalog is being closed.
+    #[error("the catalog is closed: volhost is stopping")]
+    Closed,
+}
+
+/// A change under way. It was queued when [`Catalog::submit`] returned, whether or not this is awaited.
+pub type Submitted = Pin<Box<dyn Future<Output = Result<Outcome, CatalogError>> + Send>>;
+
+/// A catalog engine.
+pub trait Catalog: Send + Sync + 'static {
+    /// What exists now. Never blocks and never waits for a writer.
+    fn view(&self) -> Arc<View>;
+
+    /// Queues a change at once, in the order of calls, and returns what becomes of it.
+    fn submit(&self, change: Change) -> Submitted;
+
+    /// Where the catalog lies, as the configuration names it (`sqlite:/var/lib/volhost/catalog.db`).
+    fn location(&self) -> &str;
+
+    /// Waits until everything queued is durable and closes the files. Later changes are refused as `Closed`.
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}

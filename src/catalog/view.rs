@@ -1,0 +1,104 @@
+//! What a catalog holds in memory, and the rules by which a change makes one view from another.
+//!
+//! Pure: no I/O, no clock, no engine. Views share structure, so that a copy costs nothing and a change a few nodes.
+
+use imbl::OrdMap;
+use std::sync::Arc;
+use time::OffsetDateTime;
+
+use crate::backend::name::{BackendId, BackendName};
+use crate::host::name::HostName;
+use crate::volume::mounts::{Activation, Ledger};
+use crate::volume::name::{VolumeId, VolumeName};
+use crate::volume::options::Options;
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// What tells it from a later one of the same name.
+    pub id: VolumeId,
+    /// Its name, and its directory's.
+    pub name: VolumeName,
+    /// Where it lies.
+    pub backend: BackendName,
+    /// The options that its Create gave.
+    pub options: Options,
+    /// When it was created.
+    pub created_at: OffsetDateTime,
+    /// Whether its directory stood there before it, so that a Remove leaves it.
+    pub adopted: bool,
+    /// The hosts that created or ever mounted it, sorted.
+    pub known_to: Vec<HostName>,
+    /// Who uses it.
+    pub mounts: Ledger,
+    /// Whether its directory stands under its name: not recorded, known from the directory after a restart.
+    pub visible: bool,
+}
+
+/// A removed volume whose directory is in the trash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// The volume as it was; without mounts.
+    pub volume: Arc<Volume>,
+    /// When it was removed.
+    pub at: OffsetDateTime,
+}
+
+/// What is known of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Host {
+    /// The number of its engine's latest Activate that mattered.
+    pub activation: Activation,
+    /// The certificates issued to it here, oldest first.
+    pub certificates: Vec<Certificate>,
+    /// When its certificates of that time were revoked, if ever.
+    pub revoked_at: Option<OffsetDateTime>,
+    /// When it last sent a request.
+    pub last_seen: Option<OffsetDateTime>,
+}
+
+/// A certificate that was issued to a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Its serial number, in lower-case hexadecimal without leading zeros or separators.
+    pub serial: String,
+    /// When it was issued.
+    pub issued_at: OffsetDateTime,
+    /// When it expires.
+    pub not_after: OffsetDateTime,
+    /// Whether it was revoked.
+    pub revoked: bool,
+}
+
+/// What is remembered of a backend, so that its volumes can be told of while it is not in the map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendRecord {
+    /// Its identity.
+    pub id: BackendId,
+    /// Whether its identity file is known to have been written.
+    pub state: BackendState,
+    /// Where engines' hosts last saw it.
+    pub mountpoint: std::path::PathBuf,
+}
+
+/// How far a backend's identity has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendState {
+    /// Chosen; its file may not have been written yet, and may be written by the next start.
+    Initialising,
+    /// Written: where the file is missing, this is not the backend.
+    Established,
+}
+
+/// Everything a catalog holds, at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// The volumes by name, those that are not visible yet among them.
+    pub volumes: OrdMap<VolumeName, Arc<Volume>>,
+    /// The removed volumes.
+    pub trash: OrdMap<VolumeId, Arc<Removed>>,
+    /// The hosts.
+    pub hosts: OrdMap<HostName, Arc<Host>>,
+    /// The backends.
+    pub backends: OrdMap<BackendName, Arc<BackendRecord>>,
+}

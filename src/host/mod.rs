@@ -1,0 +1,31 @@
+//! Who calls: the host's name from its certificate or its socket, and what that host may see.
+//!
+//! This room never looks at a request's body: a host is known before its first byte of HTTP is read.
+
+pub mod access;
+pub mod identity;
+pub mod name;
+
+use self::name::HostName;
+
+/// Who sent a request, known from the connection alone. Transports put one into every request's extensions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The host's name.
+    pub host: HostName,
+    /// What the connection is, and with it how far its word goes.
+    pub via: Via,
+}
+
+/// The kind of connection a request came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// The admin socket: the operator of this machine.
+    Admin,
+    /// A Unix socket of this machine: its own engine.
+    Unix,
+    /// Plain TCP: nobody in particular.
+    Tcp,
+    /// TLS with a verified client certificate.
+    Tls,
+}

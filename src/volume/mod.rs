@@ -1,0 +1,5 @@
+//! (to be written)
+
+pub mod mounts;
+pub mod name;
+pub mod options;

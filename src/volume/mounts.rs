@@ -1,0 +1,202 @@
+//! The ledger of a volume's mounts: who uses it, counted per (host, ID, activation).
+//!
+//! Engines repeat a live mount's ID (`docker cp`), reuse IDs after a crash and lose counts when they are killed. So a
+//! ledger never guesses: a count falls by Unmount, or by the operator's word, and by nothing else.
+//!
+//! Vocabulary: pure rules without I/O. An entry's count is never 0.
+
+use time::OffsetDateTime;
+
+use super::name::MountId;
+use crate::host::name::HostName;
+
+/// The number of an engine's Activate, counted per host: a later one means that the engine was started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Activation(pub u64);
+
+/// That a host uses a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Whose engine mounted it.
+    pub host: HostName,
+    /// The ID the engine gave.
+    pub id: MountId,
+    /// Under which of the host's activations.
+    pub activation: Activation,
+    /// How many Mounts have not been followed by an Unmount, at least 1.
+    pub count: u32,
+    /// When the first of them was answered.
+    pub since: OffsetDateTime,
+}
+
+/// The mounts of one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ledger(Vec<Mount>);
+
+impl Ledger {
+    /// A ledger of what a catalog recorded. Entries with a count of 0 are not taken in.
+    #[must_use]
+    pub fn from_records(mounts: impl IntoIterator<Item = Mount>) -> Self {
+        Self(mounts.into_iter().filter(|mount| mount.count > 0).collect())
+    }
+
+    /// Whether nobody uses the volume.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many entries there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The entries, in the order in which they were first mounted.
+    pub fn iter(&self) -> std::slice::Iter<'_, Mount> {
+        self.0.iter()
+    }
+
+    /// Whether `host` uses the volume.
+    #[must_use]
+    pub fn held_by(&self, host: &HostName) -> bool {
+        self.0.iter().any(|mount| mount.host == *host)
+    }
+
+    /// Counts one Mount and returns its entry as it is now.
+    pub fn mount(
+        &mut self,
+        host: &HostName,
+        id: &MountId,
+        activation: Activation,
+        now: OffsetDateTime,
+    ) -> &Mount {
+        let same = |mount: &Mount| mount.host == *host && mount.id == *id && mount.activation == activation;
+        let index = match self.0.iter().position(same) {
+            Some(index) => index,
+            None => {
+                self.0.push(Mount { host: host.clone(), id: id.clone(), activation, count: 0, since: now });
+                self.0.len() - 1
+            }
+        };
+        #[expect(clippy::indexing_slicing, reason = "the index was found in, or just pushed to, this vector")]
+        let mount = &mut self.0[index];
+        mount.count = mount.count.saturating_add(1);
+        mount
+    }
+
+    /// Counts one Unmount, on the newest activation that has this host and ID. Returns the entry as it was before,
+    /// or nothing for a mount that is not known.
+    pub fn unmount(&mut self, host: &HostName, id: &MountId) -> Option<Mount> {
+        let (index, before) = self
+            .0
+            .iter()
+            .enumerate()
+            .filter(|(_, mount)| mount.host == *host && mount.id == *id)
+            .max_by_key(|(_, mount)| mount.activation)
+            .map(|(index, mount)| (index, mount.clone()))?;
+        if before.count == 1 {
+            self.0.remove(index);
+        } else if let Some(mount) = self.0.get_mut(index) {
+            mount.count -= 1;
+        }
+        Some(before)
+    }
+
+    /// Takes out every entry that `which` chooses, and returns them.
+    pub fn release(&mut self, mut which: impl FnMut(&Mount) -> bool) -> Vec<Mount> {
+        self.0.extract_if(.., |mount| which(mount)).collect()
+    }
+}
+
+impl<'a> IntoIterator for &'a Ledger {
+    type Item = &'a Mount;
+    type IntoIter = std::slice::Iter<'a, Mount>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn host(name: &str) -> HostName {
+        HostName::parse(name).unwrap()
+    }
+
+    fn id(text: &str) -> MountId {
+        MountId::parse(text).unwrap()
+    }
+
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+    #[test]
+    fn docker_cp_repeats_a_live_id_without_releasing_it() {
+        let mut ledger = Ledger::default();
+        ledger.mount(&host("web1"), &id("x"), Activation(1), NOW);
+        assert_eq!(ledger.mount(&host("web1"), &id("x"), Activation(1), NOW).count, 2);
+        ledger.unmount(&host("web1"), &id("x"));
+        assert!(ledger.held_by(&host("web1")), "the container still runs");
+        ledger.unmount(&host("web1"), &id("x"));
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn a_restarted_engine_counts_afresh_beside_its_stale_mounts() {
+        let mut ledger = Ledger::default();
+        ledger.mount(&host("web1"), &id("x"), Activation(1), NOW);
+        assert_eq!(ledger.mount(&host("web1"), &id("x"), Activation(2), NOW).count, 1);
+        let taken = ledger.unmount(&host("web1"), &id("x")).unwrap();
+        assert_eq!(taken.activation, Activation(2), "the newest activation is unmounted first");
+        assert_eq!(ledger.len(), 1);
+        let released = ledger.release(|mount| mount.activation < Activation(2));
+        assert_eq!(released.len(), 1);
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn an_unmount_of_another_host_takes_nothing() {
+        let mut ledger = Ledger::default();
+        ledger.mount(&host("web1"), &id("one-constant"), Activation(0), NOW);
+        assert_eq!(ledger.unmount(&host("web2"), &id("one-constant")), None);
+        assert!(ledger.held_by(&host("web1")));
+    }
+
+    proptest! {
+        /// Against a map of counts: whatever the history, the ledger holds exactly the mounts that were not undone.
+        #[test]
+        fn counts_are_exact(steps in proptest::collection::vec((any::<bool>(), 0u8..3, 0u8..3, 0u64..3), 0..200)) {
+            let mut ledger = Ledger::default();
+            let mut model: BTreeMap<(u8, u8, u64), u32> = BTreeMap::new();
+            let mut activation = 0;
+            for (mounts, h, i, bump) in steps {
+                activation += u64::from(bump == 2);
+                let (name, mount_id) = (host(&format!("h{h}")), id(&format!("i{i}")));
+                if mounts {
+                    ledger.mount(&name, &mount_id, Activation(activation), NOW);
+                    *model.entry((h, i, activation)).or_default() += 1;
+                } else {
+                    let newest = model.range((h, i, 0)..=(h, i, u64::MAX)).next_back().map(|(key, _)| *key);
+                    let taken = ledger.unmount(&name, &mount_id);
+                    prop_assert_eq!(taken.map(|mount| mount.activation.0), newest.map(|key| key.2));
+                    if let Some(key) = newest {
+                        let count = model.get_mut(&key).unwrap();
+                        *count -= 1;
+                        if *count == 0 { model.remove(&key); }
+                    }
+                }
+            }
+            let held: BTreeMap<_, _> = ledger.iter()
+                .map(|m| ((m.host.to_string(), m.id.to_string(), m.activation.0), m.count)).collect();
+            let expected: BTreeMap<_, _> = model.into_iter()
+                .map(|((h, i, a), count)| ((format!("h{h}"), format!("i{i}"), a), count)).collect();
+            prop_assert_eq!(held, expected);
+        }
+    }
+}

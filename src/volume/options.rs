@@ -1,0 +1,291 @@
+//! The options of Create, one row of [`TABLE`] each: parsing, comparison, help and documentation come from the row.
+//!
+//! Vocabulary: an [`Options`] that exists holds only values that were understood. Nothing here touches a backend.
+
+use std::fmt;
+
+use crate::backend::name::BackendName;
+
+/// What a Create asked for. `None` means that the option was not given, which is not the same as its default: only
+/// options that were given are compared when a Create is repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Where the volume shall lie.
+    pub backend: Option<BackendName>,
+    /// Who owns the volume's directory.
+    pub uid: Option<u32>,
+    /// Which group owns the volume's directory.
+    pub gid: Option<u32>,
+    /// The permissions of the volume's directory.
+    pub mode: Option<Mode>,
+    /// Whether an existing directory of that name becomes the volume.
+    pub adopt: Option<bool>,
+}
+
+/// The permission bits of a directory, at most `07777`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mode(u32);
+
+impl Mode {
+    /// Reads octal digits, with or without a leading zero: `755`, `0755`, `1777`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = (1..=5).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
+        if !digits {
+            return None;
+        }
+        u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o7777).map(Self)
+    }
+
+    /// The bits, as `chmod(2)` takes them.
+    #[must_use]
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+/// One option of Create.
+pub struct Row {
+    /// The option's name, as in `-o NAME=VALUE`.
+    pub name: &'static str,
+    /// What its value looks like.
+    pub value: &'static str,
+    /// What holds when it is not given.
+    pub default: &'static str,
+    /// What it is for.
+    pub doc: &'static str,
+    parse: fn(&mut Options, &str) -> Option<()>,
+    show: fn(&Options) -> Option<String>,
+}
+
+/// Every option that Create knows, in the order in which help lists them.
+pub const TABLE: &[Row] = &[
+    Row {
+        name: "backend",
+        value: "a backend's name",
+        default: "the backend `default`, or the only one",
+        doc: "where the volume lies",
+        parse: |options, text| BackendName::parse(text).ok().map(|name| options.backend = Some(name)),
+        show: |options| options.backend.as_ref().map(ToString::to_string),
+    },
+    Row {
+        name: "uid",
+        value: "a number",
+        default: "the backend's `uid`",
+        doc: "who owns the volume's directory",
+        parse: |options, text| owner(text).map(|id| options.uid = Some(id)),
+        show: |options| options.uid.map(|id| id.to_string()),
+    },
+    Row {
+        name: "gid",
+        value: "a number",
+        default: "the backend's `gid`",
+        doc: "which group owns the volume's directory",
+        parse: |options, text| owner(text).map(|id| options.gid = Some(id)),
+        show: |options| options.gid.map(|id| id.to_string()),
+    },
+    Row {
+        name: "mode",
+        value: "octal digits, such as 0755",
+        default: "the backend's `mode`",
+        doc: "the permissions of the volume's directory",
+        parse: |options, text| Mode::parse(text).map(|mode| options.mode = Some(mode)),
+        show: |options| options.mode.map(|mode| mode.to_string()),
+    },
+    Row {
+        name: "adopt",
+        value: "true or false",
+        default: "false",
+        doc: "an existing directory of that name becomes the volume, its data untouched",
+        parse: |options, text| text.parse().ok().map(|adopt| options.adopt = Some(adopt)),
+        show: |options| options.adopt.map(|adopt| adopt.to_string()),
+    },
+];
+
+/// A number that `chown(2)` takes for an owner; the highest one means "leave as it is" there.
+fn owner(text: &str) -> Option<u32> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|id| digits && *id != u32::MAX)
+}
+
+/// Why options were refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidOptions {
+    /// No row of the table has this name.
+    #[error("unknown option {name:?}{}; the known ones are {}", did_you_mean(.name), known())]
+    Unknown {
+        /// The name as it was given.
+        name: String,
+    },
+    /// The row could not read this value.
+    #[error("option {name}={value:?} is not understood: it takes {takes}")]
+    Value {
+        /// The option's name.
+        name: &'static str,
+        /// The value as it was given.
+        value: String,
+        /// What the option takes.
+        takes: &'static str,
+    },
+}
+
+fn known() -> String {
+    TABLE.iter().map(|row| row.name).collect::<Vec<_>>().join(", ")
+}
+
+fn did_you_mean(name: &str) -> String {
+    crate::error::nearest(name, TABLE.iter().map(|row| row.name))
+        .map_or_else(String::new, |near| format!(" (did you mean {near:?}?)"))
+}
+
+/// A repeated Create that asks for something else than the volume was created with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The option's name.
+    pub name: &'static str,
+    /// What is asked for now.
+    pub asked: String,
+    /// What was asked for then, if anything.
+    pub given: Option<String>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, asked, given } = self;
+        match given {
+            Some(given) => write!(f, "{name}={given} then, {name}={asked} now"),
+            None => write!(f, "no {name} then, {name}={asked} now"),
+        }
+    }
+}
+
+impl Options {
+    /// Reads options as engines and the command line give them.
+    pub fn parse<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, InvalidOptions> {
+        let mut options = Self::default();
+        for (name, value) in pairs {
+            let Some(row) = TABLE.iter().find(|row| row.name == name) else {
+                return Err(InvalidOptions::Unknown { name: name.into() });
+            };
+            (row.parse)(&mut options, value).ok_or_else(|| InvalidOptions::Value {
+                name: row.name,
+                value: value.into(),
+                takes: row.value,
+            })?;
+        }
+        Ok(options)
+    }
+
+    /// The options that were given, in the table's order and in their canonical spelling.
+    pub fn given(&self) -> impl Iterator<Item = (&'static str, String)> + '_ {
+        TABLE.iter().filter_map(|row| (row.show)(self).map(|value| (row.name, value)))
+    }
+
+    /// What a Create that asks for `asked` wants otherwise than this volume was created: empty when it may be
+    /// answered as a repetition.
+    ///
+    /// `backend` is compared with where the volume lies, so that naming the default afterwards is no difference.
+    #[must_use]
+    pub fn differences(&self, asked: &Self, lies_on: &BackendName) -> Vec<Difference> {
+        TABLE
+            .iter()
+            .filter_map(|row| {
+                let asked = (row.show)(asked)?;
+                let given = match row.name {
+                    "backend" => Some(lies_on.to_string()),
+                    _ => (row.show)(self),
+                };
+                (given.as_deref() != Some(&*asked)).then_some(Difference { name: row.name, asked, given })
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn options(pairs: &[(&str, &str)]) -> Options {
+        Options::parse(pairs.iter().copied()).unwrap()
+    }
+
+    #[test]
+    fn every_row_reads_what_it_shows() {
+        let all = [("backend", "fast"), ("uid", "70"), ("gid", "0"), ("mode", "2770"), ("adopt", "true")];
+        assert_eq!(all.len(), TABLE.len(), "a new row belongs into this test");
+        let given = options(&all);
+        let shown: Vec<_> = given.given().collect();
+        assert_eq!(shown.iter().map(|(name, _)| *name).collect::<Vec<_>>(), all.map(|(name, _)| name));
+        assert_eq!(Options::parse(shown.iter().map(|(n, v)| (*n, &**v))).unwrap(), given);
+    }
+
+    #[test]
+    fn unknown_options_are_told_the_known_ones() {
+        let error = Options::parse([("bakend", "x")]).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "unknown option \"bakend\" (did you mean \"backend\"?); the known ones are backend, uid, gid, mode, adopt"
+        );
+    }
+
+    #[test]
+    fn values_that_mean_nothing_are_refused() {
+        let cases = [
+            ("uid", "-1"),
+            ("uid", ""),
+            ("uid", "+1"),
+            ("uid", "4294967295"),
+            ("gid", "staff"),
+            ("mode", "8"),
+            ("mode", "17777"),
+            ("mode", "rwx"),
+            ("mode", ""),
+            ("adopt", "yes"),
+            ("backend", "../x"),
+        ];
+        for (name, value) in cases {
+            let error = Options::parse([(name, value)]).unwrap_err();
+            assert!(error.to_string().contains("is not understood: it takes"), "{name}={value}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_given_options_are_compared() {
+        let fast = BackendName::parse("fast").unwrap();
+        let then = options(&[("uid", "70"), ("mode", "750")]);
+        assert!(then.differences(&options(&[]), &fast).is_empty());
+        assert!(then.differences(&options(&[("mode", "0750"), ("backend", "fast")]), &fast).is_empty());
+        let differences =
+            then.differences(&options(&[("uid", "71"), ("gid", "1"), ("backend", "slow")]), &fast);
+        let texts: Vec<_> = differences.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            ["backend=fast then, backend=slow now", "uid=70 then, uid=71 now", "no gid then, gid=1 now"]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_an_option_panic(name in "[a-z]{0,8}", value in any::<String>()) {
+            let _ = Options::parse([(&*name, &*value)]);
+            for row in TABLE {
+                if let Ok(options) = Options::parse([(row.name, &*value)]) {
+                    prop_assert_eq!(options.given().count(), 1);
+                }
+            }
+        }
+
+        #[test]
+        fn modes_survive_their_text(bits in 0u32..=0o7777) {
+            prop_assert_eq!(Mode::parse(&Mode(bits).to_string()), Some(Mode(bits)));
+        }
+    }
+}
