@@ -1,0 +1,353 @@
+//! The admin socket's JSON: one request and one answer type for each verb.
+//!
+//! Every verb is `POST /VERB` with a JSON object; the answer is JSON, with status 200, or a [`Failure`]. The field
+//! names of what `--json` prints are fixed: more may be added, none renamed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The verbs, as paths.
+pub mod verb {
+    /// [`Nothing`](super::Nothing) → [`Status`](super::Status)
+    pub const STATUS: &str = "/status";
+    /// [`Nothing`](super::Nothing) → a list of [`Volume`](super::Volume)
+    pub const VOLUME_LS: &str = "/volume/ls";
+    /// [`Nothing`](super::Nothing) → a list of [`Trashed`](super::Trashed)
+    pub const VOLUME_TRASH: &str = "/volume/trash";
+    /// [`VolumeCreate`](super::VolumeCreate) → [`Volume`](super::Volume)
+    pub const VOLUME_CREATE: &str = "/volume/create";
+    /// [`VolumeName`](super::VolumeName) → [`VolumeDetail`](super::VolumeDetail)
+    pub const VOLUME_INSPECT: &str = "/volume/inspect";
+    /// [`VolumeRemove`](super::VolumeRemove) → [`Done`](super::Done)
+    pub const VOLUME_RM: &str = "/volume/rm";
+    /// [`VolumeRestore`](super::VolumeRestore) → [`Volume`](super::Volume)
+    pub const VOLUME_RESTORE: &str = "/volume/restore";
+    /// [`Nothing`](super::Nothing) → a list of [`Mount`](super::Mount)
+    pub const MOUNT_LS: &str = "/mount/ls";
+    /// [`MountRelease`](super::MountRelease) → [`Released`](super::Released)
+    pub const MOUNT_RELEASE: &str = "/mount/release";
+    /// [`Nothing`](super::Nothing) → a list of [`Backend`](super::Backend)
+    pub const BACKEND_LS: &str = "/backend/ls";
+    /// [`BackendInit`](super::BackendInit) → [`Done`](super::Done)
+    pub const BACKEND_INIT: &str = "/backend/init";
+    /// [`BackendName`](super::BackendName) → [`Done`](super::Done)
+    pub const BACKEND_ADOPT: &str = "/backend/adopt";
+    /// [`Nothing`](super::Nothing) → a list of [`Host`](super::Host)
+    pub const HOST_LS: &str = "/host/ls";
+    /// [`HostAdd`](super::HostAdd) → [`HostAdded`](super::HostAdded)
+    pub const HOST_ADD: &str = "/host/add";
+    /// [`HostName`](super::HostName) → [`HostRevoked`](super::HostRevoked)
+    pub const HOST_REVOKE: &str = "/host/revoke";
+}
+
+/// A request without arguments: `{}`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// What an error is answered with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    /// What went wrong and what to do, for a person.
+    pub error: String,
+}
+
+/// An answer without content of its own: what was done, in words.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Done {
+    /// What was done, in one sentence.
+    pub done: String,
+}
+
+/// How the service is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// volhost's version.
+    pub version: String,
+    /// The plugin's name.
+    pub name: String,
+    /// This machine's host name.
+    pub node: String,
+    /// The addresses served.
+    pub listening: Vec<String>,
+    /// Where the catalog lies.
+    pub catalog: String,
+    /// How many volumes there are.
+    pub volumes: usize,
+    /// How many mounts there are: entries, not counts.
+    pub mounts: usize,
+    /// The backends.
+    pub backends: Vec<Backend>,
+    /// How many connections are open.
+    pub connections: usize,
+    /// When the service was ready, RFC 3339.
+    pub since: String,
+    /// What became of the latest reload of each kind; the one that needs attention first.
+    pub last_reload: Option<Reload>,
+    /// Settings that were changed in the file but hold only after a restart.
+    pub needs_restart: Vec<String>,
+    /// Where the spec file is, and what is wrong with it if anything.
+    pub spec: Option<String>,
+    /// When the server's certificate expires, RFC 3339.
+    pub server_certificate_expires: Option<String>,
+}
+
+/// What became of a reload.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reload {
+    /// When, RFC 3339.
+    pub at: String,
+    /// What was read: `configuration`, `certificates` or `crl`.
+    pub unit: String,
+    /// `applied`, `rejected` or `unchanged`.
+    pub result: String,
+    /// Why it was rejected.
+    pub faults: Vec<String>,
+}
+
+/// A volume, as in `volume ls`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// Its backend's name.
+    pub backend: String,
+    /// Its directory on this machine; for an unmapped backend, where hosts saw it last.
+    pub path: String,
+    /// When it was created, RFC 3339.
+    pub created_at: String,
+    /// The options it was created with.
+    pub options: BTreeMap<String, String>,
+    /// The state of its backend: `online`, `offline`, `unmapped`; or `pending` while it is being made.
+    pub state: String,
+    /// How many hosts' mounts there are.
+    pub mounts: usize,
+}
+
+/// A volume, as in `volume inspect`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VolumeDetail {
+    /// What `volume ls` tells.
+    #[serde(flatten)]
+    pub volume: Volume,
+    /// Its identity.
+    pub id: String,
+    /// Whether its directory was there before it.
+    pub adopted: bool,
+    /// The hosts that created or ever mounted it.
+    pub known_to: Vec<String>,
+    /// Who uses it.
+    pub mounted_by: Vec<Mount>,
+}
+
+/// A removed volume.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Trashed {
+    /// The name it had.
+    pub name: String,
+    /// Its identity, which tells two removed volumes of one name apart.
+    pub id: String,
+    /// Its backend's name.
+    pub backend: String,
+    /// When it was removed, RFC 3339.
+    pub removed_at: String,
+    /// When it will be deleted for good, RFC 3339; nothing while its backend is not in the map.
+    pub expires_at: Option<String>,
+    /// Why it could not be deleted so far, if that was tried.
+    pub blocked: Option<String>,
+}
+
+/// Names a volume.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeName {
+    /// The volume's name.
+    pub name: String,
+}
+
+/// Creates a volume.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeCreate {
+    /// Its name.
+    pub name: String,
+    /// Its options.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+}
+
+/// Removes a volume.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRemove {
+    /// Its name.
+    pub name: String,
+    /// Whether to delete its data now instead of after the backend's `trash` time. Also takes the name or identity
+    /// of a volume that is in the trash already.
+    #[serde(default)]
+    pub now: bool,
+}
+
+/// Restores a removed volume.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRestore {
+    /// The name it had (the latest removed one of that name), or its identity.
+    pub name: String,
+}
+
+/// A mount, as in `mount ls`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Mount {
+    /// The volume's name.
+    pub volume: String,
+    /// Whose engine uses it.
+    pub host: String,
+    /// The engine's ID for it.
+    pub id: String,
+    /// How many Mounts were not followed by an Unmount.
+    pub count: u32,
+    /// When the first of them was answered, RFC 3339.
+    pub since: String,
+    /// Whether the host's engine was started again since.
+    pub stale: bool,
+}
+
+/// Releases mounts by the operator's word.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountRelease {
+    /// The volume's name.
+    pub volume: String,
+    /// Whose mounts.
+    pub host: String,
+    /// Which of them; all when absent.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// Whether also those that may be alive.
+    #[serde(default)]
+    pub all: bool,
+    /// Whether only to tell what would be released.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a release did, or would do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Released {
+    /// The mounts that were taken out.
+    pub released: Vec<Mount>,
+    /// The mounts of that host that may be alive and were left.
+    pub kept: Vec<Mount>,
+}
+
+/// A backend, as in `backend ls`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Backend {
+    /// Its name.
+    pub name: String,
+    /// Its directory; for an unmapped one, where hosts saw it last.
+    pub path: String,
+    /// `online`, `offline` or `unmapped`.
+    pub state: String,
+    /// Whether new volumes are refused.
+    pub draining: bool,
+    /// Why it is not online.
+    pub reason: Option<String>,
+    /// How many volumes lie on it.
+    pub volumes: usize,
+    /// The size of its file system in bytes, when it is known.
+    pub total_bytes: Option<u64>,
+    /// The bytes free for use there, when it is known.
+    pub free_bytes: Option<u64>,
+}
+
+/// Names a backend.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendName {
+    /// Its name.
+    pub name: String,
+}
+
+/// Gives a backend's directory an identity.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendInit {
+    /// The backend's name.
+    pub name: String,
+    /// Whether to do so although the catalog remembers another identity for it.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A host, as in `host ls`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Host {
+    /// Its name.
+    pub name: String,
+    /// The serial number of its latest certificate issued here.
+    pub serial: Option<String>,
+    /// When that certificate expires, RFC 3339.
+    pub expires: Option<String>,
+    /// When the host last sent a request, RFC 3339.
+    pub last_seen: Option<String>,
+    /// How many mounts it has.
+    pub mounts: usize,
+    /// Whether its latest certificate is revoked.
+    pub revoked: bool,
+}
+
+/// Names a host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostName {
+    /// Its name.
+    pub name: String,
+}
+
+/// Issues a host's certificate and makes its bundle.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostAdd {
+    /// The host's name.
+    pub name: String,
+    /// The URL under which that host reaches this service; the configured `advertise` when absent.
+    #[serde(default)]
+    pub advertise: Option<String>,
+    /// The plugin's name on that host; the configured `name` when absent.
+    #[serde(default)]
+    pub plugin_name: Option<String>,
+    /// A certificate signing request in PEM, made on the host: the bundle then holds no key.
+    #[serde(default)]
+    pub csr: Option<String>,
+}
+
+/// A host's bundle.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostAdded {
+    /// The host's name.
+    pub name: String,
+    /// Its certificate's serial number.
+    pub serial: String,
+    /// When the certificate expires, RFC 3339.
+    pub expires: String,
+    /// The URL that the bundle's spec file names.
+    pub advertise: String,
+    /// The plugin's name on that host.
+    pub plugin_name: String,
+    /// The tar archive, in base64.
+    pub bundle: String,
+}
+
+/// What a revocation did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostRevoked {
+    /// The host's name.
+    pub name: String,
+    /// How many of its certificates were in force until now.
+    pub certificates: usize,
+    /// Its mounts, which stay counted until they are released.
+    pub mounts: usize,
+}
