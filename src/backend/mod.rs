@@ -1,3 +1,315 @@
-//! (to be written)
+//! Backends: named directories, on local or shared storage, under which volumes lie.
+//!
+//! A [`Map`] is immutable and names them all; a reload builds the next one from it. A [`Backend`] runs work on its
+//! [`Root`], which is opened for that one operation, checked (is it mounted, is it the expected backend?) through the
+//! same handle, and closed afterwards, so that shares can be unmounted and come back.
+//!
+//! This room never knows the catalog: the caller passes the identity it expects. It never waits for storage on the
+//! runtime's threads, never lets one backend use up what another needs, and never touches a path outside a root.
 
+mod directory;
+mod error;
+mod gate;
+mod health;
+mod identity;
 pub mod name;
+mod purge;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::Semaphore;
+use tokio::task::JoinError;
+
+pub use self::directory::{Root, Usage};
+pub use self::error::{BackendError, Effect};
+pub use self::gate::{QUEUE, SLOTS};
+pub use self::health::Health;
+pub use self::identity::{Expect, Identity};
+use self::name::BackendName;
+pub use self::purge::Progress;
+pub use self::volumes::{Listing, VolumeState};
+use crate::host::name::HostName;
+use crate::volume::options::Mode;
+
+/// The most threads that one backend can hold when its storage hangs: its operations and one probe.
+pub const THREADS_PER_BACKEND: usize = SLOTS + 1;
+
+/// What the runtime's `max_blocking_threads` should be: enough for a hundred backends that hang at once and everything
+/// else that blocks. Threads are made when they are needed, so that the number costs nothing.
+pub const BLOCKING_THREADS: usize = 100 * THREADS_PER_BACKEND + 300;
+
+/// How long a probe waits before the backend counts as one that does not answer.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// One entry of the backend map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The backend's directory, absolute; may lead through symbolic links.
+    pub path: PathBuf,
+    /// Where engines' hosts see it.
+    pub mountpoint: PathBuf,
+    /// Where single hosts see it otherwise.
+    pub mountpoint_by_host: BTreeMap<HostName, PathBuf>,
+    /// The names or globs of the hosts that may use it; all when `None`.
+    pub hosts: Option<Vec<String>>,
+    /// Whether no new volume goes there.
+    pub draining: bool,
+    /// Whether it must lie on a mounted file system other than that of `/`.
+    pub require_mount: bool,
+    /// How long removed volumes are kept; zero deletes them at once.
+    pub trash: Duration,
+    /// The user that owns new volumes' directories, unless Create says otherwise.
+    pub uid: u32,
+    /// The group that owns new volumes' directories, unless Create says otherwise.
+    pub gid: u32,
+    /// The mode of new volumes' directories, unless Create says otherwise.
+    pub mode: Mode,
+}
+
+/// All backends, by name. Immutable.
+#[derive(Debug, Clone, Default)]
+pub struct Map(BTreeMap<BackendName, Arc<Backend>>);
+
+/// A Create named no backend and the map has none for that case.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", no_default(.0))]
+pub struct NoDefault(pub Vec<BackendName>);
+
+impl Map {
+    /// The map of these settings. Backends whose name and path are as in `previous` keep what is known of their
+    /// health, and their operations under way count on.
+    #[must_use]
+    pub fn build(previous: &Self, settings: BTreeMap<BackendName, Settings>) -> Self {
+        let backends = settings.into_iter().map(|(name, settings)| {
+            let state = previous
+                .get(&name)
+                .filter(|before| before.settings.path == settings.path)
+                .map_or_else(|| Arc::new(State::new(gate::STALL, PROBE)), |before| Arc::clone(&before.state));
+            (name.clone(), Arc::new(Backend { name, settings, state }))
+        });
+        Self(backends.collect())
+    }
+
+    /// The backend of that name.
+    #[must_use]
+    pub fn get(&self, name: &BackendName) -> Option<&Arc<Backend>> {
+        self.0.get(name)
+    }
+
+    /// All backends, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.0.values()
+    }
+
+    /// The backend for a volume whose Create names none: `default`, else the only one.
+    pub fn default_for_create(&self) -> Result<&Arc<Backend>, NoDefault> {
+        let mut all = self.0.values();
+        let named = self.0.values().find(|backend| backend.name.as_str() == BackendName::DEFAULT);
+        match (named, all.next(), all.next()) {
+            (Some(backend), _, _) | (None, Some(backend), None) => Ok(backend),
+            _ => Err(NoDefault(self.0.keys().cloned().collect())),
+        }
+    }
+}
+
+fn no_default(names: &[BackendName]) -> String {
+    if names.is_empty() {
+        return "the backend map is empty: name a directory in it".into();
+    }
+    let names: Vec<_> = names.iter().map(BackendName::as_str).collect();
+    format!("there is no backend `default`: say `-o backend=` with one of {}", names.join(", "))
+}
+
+/// One backend: its settings, and what survives a reload that leaves its path alone.
+#[derive(Debug)]
+pub struct Backend {
+    name: BackendName,
+    settings: Settings,
+    state: Arc<State>,
+}
+
+/// What is kept while a backend's path stays the same.
+#[derive(Debug)]
+struct State {
+    gate: Arc<gate::Gate>,
+    health: health::Cell,
+    probe: Arc<Semaphore>,
+    probe_since: Mutex<Option<(Instant, OffsetDateTime)>>,
+    patience: Duration,
+}
+
+impl State {
+    fn new(stall: Duration, patience: Duration) -> Self {
+        Self {
+            gate: gate::Gate::new(stall),
+            health: health::Cell::new(),
+            probe: Arc::new(Semaphore::new(1)),
+            probe_since: Mutex::new(None),
+            patience,
+        }
+    }
+}
+
+impl Backend {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &BackendName {
+        &self.name
+    }
+
+    /// Its entry in the map.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Its state as it was last seen. Never blocks.
+    #[must_use]
+    pub fn health(&self) -> Arc<Health> {
+        self.state.health.load()
+    }
+
+    /// Runs blocking work on the root, off the runtime, once the root was found to be the expected one.
+    ///
+    /// Dropping the future does not stop work that has begun: it keeps its slot until it ends. Work that has not
+    /// begun is then never run. Fails at once with [`BackendError::Busy`] or [`BackendError::Offline`] when the
+    /// storage is known to hang; waits otherwise, without limit: the caller sets one.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        expect: Expect,
+        work: impl FnOnce(&Root) -> Result<T, BackendError> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        if let Some(reason) = self.hung_probe() {
+            return Err(BackendError::Offline { backend: self.name.clone(), reason });
+        }
+        let slot = self.state.gate.enter().await.map_err(|full| {
+            let gate::Full { waiting, longest } = full;
+            let busy = BackendError::Busy { backend: self.name.clone(), waiting, longest };
+            self.state.health.offline(&format!("it does not answer: {waiting} operations wait for it"));
+            busy
+        })?;
+        let visit = self.visit(expect);
+        let work = move || {
+            // The slot ends with the work, not with whoever waits for it.
+            let _slot = slot;
+            visit.open().and_then(|root| {
+                let result = work(&root);
+                if let Err(error) = &result {
+                    visit.failed(error);
+                }
+                result
+            })
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|error| self.interrupted(&error))?
+    }
+
+    /// Looks whether the backend is there and refreshes its health, which is returned. One probe at a time: while
+    /// another is under way, nothing is asked. A probe that does not come back in time leaves the backend offline,
+    /// and brings it back when it ends after all.
+    pub async fn probe(&self, expect: Expect) -> Arc<Health> {
+        if let Ok(permit) = self.state.probe.clone().try_acquire_owned() {
+            let visit = self.visit(expect);
+            self.set_probe_since(Some((Instant::now(), OffsetDateTime::now_utc())));
+            let state = Arc::clone(&self.state);
+            let probe = tokio::task::spawn_blocking(move || {
+                let _ended = ProbeEnded { state, _permit: permit };
+                // What it found is in the health now.
+                let _ = visit.open().and_then(|root| visit.refresh(&root));
+            });
+            let _ = tokio::time::timeout(self.state.patience, probe).await;
+        }
+        if let Some(reason) = self.hung_probe() {
+            self.state.health.offline(&reason);
+        }
+        self.health()
+    }
+
+    /// What is wrong when the probe under way has been so for too long.
+    fn hung_probe(&self) -> Option<String> {
+        let since = *self.state.probe_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, at) = since.filter(|(began, _)| began.elapsed() >= self.state.patience)?;
+        let at = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
+        Some(format!("{} does not answer since {at}", self.settings.path.display()))
+    }
+
+    fn set_probe_since(&self, since: Option<(Instant, OffsetDateTime)>) {
+        *self.state.probe_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    fn visit(&self, expect: Expect) -> Visit {
+        Visit {
+            name: self.name.clone(),
+            path: self.settings.path.clone(),
+            require_mount: self.settings.require_mount,
+            expect,
+            state: Arc::clone(&self.state),
+        }
+    }
+
+    fn interrupted(&self, error: &JoinError) -> BackendError {
+        log::error!("an operation on backend {:?} broke off: {error}", self.name.as_str());
+        BackendError::Interrupted { backend: self.name.clone() }
+    }
+}
+
+/// Frees the way for the next probe, however this one ended.
+struct ProbeEnded {
+    state: Arc<State>,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Drop for ProbeEnded {
+    fn drop(&mut self) {
+        *self.state.probe_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// One opening of a root, on a blocking thread.
+struct Visit {
+    name: BackendName,
+    path: PathBuf,
+    require_mount: bool,
+    expect: Expect,
+    state: Arc<State>,
+}
+
+impl Visit {
+    /// Opens and checks the root, and notes what that says about the backend's health.
+    fn open(&self) -> Result<Root, BackendError> {
+        let opened = Root::open(&self.name, &self.path, self.require_mount)
+            .and_then(|root| root.check(self.expect).map(|()| root));
+        match &opened {
+            Ok(root) if self.expect != Expect::Nothing => {
+                if !matches!(*self.state.health.load(), Health::Online { .. }) {
+                    self.refresh(root)?;
+                }
+            }
+            Ok(_) => {}
+            Err(BackendError::Offline { reason, .. }) => self.state.health.offline(reason),
+            Err(error) => self.state.health.offline(&crate::error::chain(error)),
+        }
+        opened
+    }
+
+    /// Asks for the free space.
+    fn refresh(&self, root: &Root) -> Result<(), BackendError> {
+        let usage = root.usage().inspect_err(|error| self.failed(error))?;
+        if self.expect != Expect::Nothing {
+            self.state.health.online(usage.total_bytes, usage.free_bytes);
+        }
+        Ok(())
+    }
+
+    /// Notes an error that says that the storage went away under the work.
+    fn failed(&self, error: &BackendError) {
+        if let Some(errno) = error.storage_gone() {
+            self.state.health.offline(&format!("{} does not answer: {errno}", self.path.display()));
+        }
+    }
+}

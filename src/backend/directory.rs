@@ -1,0 +1,221 @@
+//! Everything below a backend's root, by directory handle only.
+//!
+//! The root's own path is the operator's and may lead through symbolic links; below it no link is ever followed, no
+//! mount point crossed and no path of more than one component opened. So whatever others rename or swap meanwhile,
+//! nothing outside the backend is touched. All calls here block; [`Backend::run`](super::Backend::run) keeps them off
+//! the runtime.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+
+use crate::backend::error::BackendError;
+use crate::backend::name::BackendName;
+
+/// The directory below a root that is volhost's own.
+pub(super) const HOUSE: &str = ".volhost";
+
+/// Where volumes are made, below [`HOUSE`].
+pub(super) const NEW: &str = "new";
+
+/// Where removed volumes lie, below [`HOUSE`].
+pub(super) const TRASH: &str = "trash";
+
+/// A backend's root, opened for one operation.
+#[derive(Debug)]
+pub struct Root {
+    pub(super) backend: BackendName,
+    pub(super) dir: Handle,
+}
+
+/// The space of the file system under a root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Its size.
+    pub total_bytes: u64,
+    /// What unprivileged users can still write.
+    pub free_bytes: u64,
+}
+
+impl Root {
+    /// Opens a root; `require_mount` demands that it lies on another file system than `/`.
+    pub(super) fn open(
+        backend: &BackendName,
+        path: &Path,
+        require_mount: bool,
+    ) -> Result<Self, BackendError> {
+        let offline = |reason| BackendError::Offline { backend: backend.clone(), reason };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| {
+            let path = path.display();
+            offline(match errno {
+                Errno::NOENT => format!("{path} does not exist; is the share mounted?"),
+                Errno::NOTDIR => format!("{path} is not a directory"),
+                Errno::STALE | Errno::NOTCONN => {
+                    format!("{path} is gone from its server ({errno}); mount the share again")
+                }
+                _ => format!("{path} cannot be opened: {errno}"),
+            })
+        })?;
+        if require_mount {
+            let device = rustix::fs::fstat(&fd).map(|stat| stat.st_dev);
+            let root = rustix::fs::stat("/").map(|stat| stat.st_dev);
+            let path = path.display();
+            match (device, root) {
+                (Ok(device), Ok(root)) if device != root => {}
+                (Ok(_), Ok(_)) => {
+                    return Err(offline(format!(
+                        "{path} lies on the root file system, but `require_mount` is set; is the share mounted?"
+                    )));
+                }
+                (Err(errno), _) | (_, Err(errno)) => {
+                    return Err(offline(format!("{path} cannot be examined: {errno}")));
+                }
+            }
+        }
+        Ok(Self { backend: backend.clone(), dir: Handle { fd, path: path.into() } })
+    }
+
+    /// The root's path, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.dir.path
+    }
+
+    /// The size and free space of the file system.
+    pub fn usage(&self) -> Result<Usage, BackendError> {
+        let stat = rustix::fs::fstatvfs(&self.dir.fd)
+            .map_err(|errno| BackendError::io("ask for the free space of", self.path(), errno))?;
+        Ok(Usage {
+            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+        })
+    }
+
+    /// Whether nothing lies below the root that a new backend could damage: `lost+found` aside, and a `.volhost`
+    /// that was begun but holds nothing.
+    pub fn is_empty(&self) -> Result<bool, BackendError> {
+        let mut empty = true;
+        self.dir.for_each(|name, _| {
+            empty = match name.to_bytes() {
+                b"lost+found" => true,
+                b".volhost" => {
+                    self.dir.open(HOUSE)?.is_some_and(|house| house.holds_nothing().unwrap_or(false))
+                }
+                _ => false,
+            };
+            Ok(empty)
+        })?;
+        Ok(empty)
+    }
+
+    /// One of the directories in [`HOUSE`]; `None` where it was not made yet.
+    pub(super) fn house(&self, name: &str) -> Result<Option<Handle>, BackendError> {
+        match self.dir.open(HOUSE)? {
+            Some(house) => house.open(name),
+            None => Ok(None),
+        }
+    }
+
+    /// One of the directories in [`HOUSE`], made where it is missing.
+    pub(super) fn house_made(&self, name: &str) -> Result<Handle, BackendError> {
+        self.dir.made(HOUSE)?.made(name)
+    }
+}
+
+/// An open directory and the path by which messages name it.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) fd: OwnedFd,
+    pub(super) path: PathBuf,
+}
+
+impl Handle {
+    /// Opens a directory right below this one: no link, no mount point; `None` where there is nothing.
+    pub(super) fn open(&self, name: &str) -> Result<Option<Self>, BackendError> {
+        let path = self.path.join(name);
+        match open_beneath(&self.fd, name, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(fd) => Ok(Some(Self { fd, path })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(BackendError::io("open", &path, errno)),
+        }
+    }
+
+    /// Opens a directory right below this one, and makes it, closed to others, where it is missing.
+    pub(super) fn made(&self, name: &str) -> Result<Self, BackendError> {
+        if let Some(found) = self.open(name)? {
+            return Ok(found);
+        }
+        let path = self.path.join(name);
+        match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU) {
+            Ok(()) => self.sync()?,
+            // Another operation was first.
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(BackendError::io("make", &path, errno)),
+        }
+        self.open(name)?.ok_or(BackendError::Missing { path })
+    }
+
+    /// What stands right below this directory, a link unfollowed; `None` where there is nothing.
+    pub(super) fn stat(&self, name: &str) -> Result<Option<Stat>, BackendError> {
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(BackendError::io("examine", &self.path.join(name), errno)),
+        }
+    }
+
+    /// Makes what was done in this directory durable.
+    pub(super) fn sync(&self) -> Result<(), BackendError> {
+        match rustix::fs::fsync(&self.fd) {
+            // Some FUSE and network file systems have no fsync for directories and say so with this one errno; what
+            // they promise about directories, they promise without it.
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(errno) => Err(BackendError::uncertain("make durable", &self.path, errno)),
+        }
+    }
+
+    /// Calls `visit` with each entry but `.` and `..`, until it answers `false`.
+    pub(super) fn for_each(
+        &self,
+        mut visit: impl FnMut(&CStr, FileType) -> Result<bool, BackendError>,
+    ) -> Result<(), BackendError> {
+        let unreadable = |errno| BackendError::io("list", &self.path, errno);
+        let mut entries = Dir::read_from(&self.fd).map_err(unreadable)?;
+        while let Some(entry) = entries.read() {
+            let entry = entry.map_err(unreadable)?;
+            let name = entry.file_name();
+            if !matches!(name.to_bytes(), b"." | b"..") && !visit(name, entry.file_type())? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn holds_nothing(&self) -> Result<bool, BackendError> {
+        let mut nothing = true;
+        self.for_each(|name, _| {
+            nothing = name.to_bytes() == super::identity::UNFINISHED.as_bytes();
+            Ok(nothing)
+        })?;
+        Ok(nothing)
+    }
+}
+
+/// Opens one name below a directory handle: it cannot leave the directory, follow a link or cross a mount point.
+pub(super) fn open_beneath(
+    dir: &OwnedFd,
+    name: impl rustix::path::Arg,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_MAGICLINKS
+        | ResolveFlags::NO_XDEV;
+    // O_NONBLOCK, because a FIFO that somebody put there must not hold us; it means nothing for a directory.
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)
+}

@@ -1,0 +1,236 @@
+//! Why an operation on a backend failed, and whether it may have had its effect all the same.
+//!
+//! Nothing here decides: the volume service chooses what a caller is told and what recovery has to look at again.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::backend::name::{BackendId, BackendName};
+
+/// Why an operation on a backend failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BackendError {
+    /// The backend's root cannot be used: it is not there, not mounted, or not the one that was expected. Nothing
+    /// was done.
+    #[error("backend {:?} is offline: {reason}", .backend.as_str())]
+    Offline {
+        /// The backend.
+        backend: BackendName,
+        /// What is wrong, and what to do about it.
+        reason: String,
+    },
+    /// As many operations as the backend may have at once wait for its storage, and none ends. Nothing was done.
+    #[error(
+        "backend {:?} does not answer: {waiting} operations wait for it, the longest for {}",
+        .backend.as_str(), seconds(.longest)
+    )]
+    Busy {
+        /// The backend.
+        backend: BackendName,
+        /// How many operations are under way or queued.
+        waiting: usize,
+        /// How long the oldest of them has been under way.
+        longest: Duration,
+    },
+    /// The name to be given is taken. Nothing was done.
+    #[error("{} exists already{}", .path.display(), occupant(*.directory))]
+    Occupied {
+        /// What stands there.
+        path: PathBuf,
+        /// Whether it is a real directory, which a volume could adopt.
+        directory: bool,
+    },
+    /// What was to be moved or opened is not there. Nothing was done.
+    #[error("{} does not exist", .path.display())]
+    Missing {
+        /// What is missing.
+        path: PathBuf,
+    },
+    /// Something else stands where a directory is needed; a symbolic link is never followed. Nothing was done.
+    #[error("{} is not a directory; volhost follows no symbolic link below a backend", .path.display())]
+    NotADirectory {
+        /// What stands there.
+        path: PathBuf,
+    },
+    /// Another file system is mounted there. Nothing was done.
+    #[error("{} is a mount point: unmount it first (findmnt shows what it is)", .path.display())]
+    MountPoint {
+        /// The mount point.
+        path: PathBuf,
+    },
+    /// A directory that only an empty one may be undone or begun in holds something. Nothing was done.
+    #[error("{} is not empty", .path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The storage does not give a directory the owner or mode that was asked for. The directory was taken back.
+    #[error(
+        "{} cannot be given owner {uid}:{gid} and mode {mode:04o}: the storage made it {found}; where it maps owners \
+         (root_squash, vfat, CIFS), set the backend's uid, gid and mode to those",
+        .path.display()
+    )]
+    Ownership {
+        /// The directory.
+        path: PathBuf,
+        /// The user that was asked for.
+        uid: u32,
+        /// The group that was asked for.
+        gid: u32,
+        /// The mode that was asked for.
+        mode: u32,
+        /// What the storage made of it, as `UID:GID MODE`.
+        found: String,
+        /// What the storage said, where it said anything.
+        #[source]
+        source: Option<Errno>,
+    },
+    /// The root holds another backend's identity already. Nothing was done.
+    #[error(
+        "{} holds a backend already (id {found}): `volhost backend adopt {}` takes it over",
+        .path.display(), .backend.as_str()
+    )]
+    Identified {
+        /// The backend that was to be written.
+        backend: BackendName,
+        /// Its root.
+        path: PathBuf,
+        /// The identity found there.
+        found: BackendId,
+    },
+    /// The operating system refused a call.
+    #[error("cannot {what} {}{}", .path.display(), afterwards(*.effect))]
+    Io {
+        /// What was tried, as a verb.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Whether the operation may have had its effect.
+        effect: Effect,
+        /// What the operating system said.
+        #[source]
+        source: Errno,
+    },
+    /// The work broke off without a result: it panicked, or the program is stopping.
+    #[error("an operation on backend {:?} broke off", .backend.as_str())]
+    Interrupted {
+        /// The backend.
+        backend: BackendName,
+    },
+}
+
+/// Whether a failed call may have done what it was asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It certainly did nothing that lasts.
+    None,
+    /// It may have been done, or may not be durable: look again once the backend answers.
+    Unknown,
+}
+
+impl BackendError {
+    /// Whether the operation may have had its effect although it failed. When `false`, it is certain that the name
+    /// or directory it was about stands as before.
+    #[must_use]
+    pub fn effect_unknown(&self) -> bool {
+        match self {
+            Self::Io { effect, .. } => *effect == Effect::Unknown,
+            Self::Interrupted { .. } => true,
+            Self::Offline { .. }
+            | Self::Busy { .. }
+            | Self::Occupied { .. }
+            | Self::Missing { .. }
+            | Self::NotADirectory { .. }
+            | Self::MountPoint { .. }
+            | Self::NotEmpty { .. }
+            | Self::Ownership { .. }
+            | Self::Identified { .. } => false,
+        }
+    }
+
+    /// A refused call that certainly had no effect.
+    pub(super) fn io(what: &'static str, path: &Path, source: Errno) -> Self {
+        match source {
+            Errno::LOOP | Errno::NOTDIR => Self::NotADirectory { path: path.into() },
+            Errno::XDEV => Self::MountPoint { path: path.into() },
+            _ => Self::Io { what, path: path.into(), effect: Effect::None, source },
+        }
+    }
+
+    /// A refused call that may have had its effect.
+    pub(super) fn uncertain(what: &'static str, path: &Path, source: Errno) -> Self {
+        Self::Io { what, path: path.into(), effect: Effect::Unknown, source }
+    }
+
+    /// Whether the error says that the storage itself is gone, rather than one thing on it.
+    pub(super) fn storage_gone(&self) -> Option<Errno> {
+        let Self::Io { source, .. } = self else { return None };
+        let gone = [
+            Errno::STALE,
+            Errno::NOTCONN,
+            Errno::HOSTDOWN,
+            Errno::HOSTUNREACH,
+            Errno::SHUTDOWN,
+            Errno::TIMEDOUT,
+            Errno::NXIO,
+            Errno::NODEV,
+            Errno::REMOTEIO,
+        ];
+        gone.contains(source).then_some(*source)
+    }
+}
+
+fn occupant(directory: bool) -> &'static str {
+    if directory {
+        " and is no volume of this catalog: `-o adopt=true` would make it one"
+    } else {
+        " and is not a directory"
+    }
+}
+
+fn afterwards(effect: Effect) -> &'static str {
+    match effect {
+        Effect::None => "",
+        Effect::Unknown => " (it may have been done)",
+    }
+}
+
+fn seconds(duration: &Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs(duration.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wording_names_the_backend_the_cause_and_the_remedy() {
+        let backend = BackendName::parse("fast").unwrap();
+        let offline = BackendError::Offline {
+            backend: backend.clone(),
+            reason: "/mnt/fast/volumes does not exist; is the share mounted?".into(),
+        };
+        assert_eq!(
+            offline.to_string(),
+            "backend \"fast\" is offline: /mnt/fast/volumes does not exist; is the share mounted?"
+        );
+        let busy = BackendError::Busy { backend, waiting: 80, longest: Duration::from_millis(65_400) };
+        assert_eq!(
+            busy.to_string(),
+            "backend \"fast\" does not answer: 80 operations wait for it, the longest for 1m 5s"
+        );
+        let occupied = BackendError::Occupied { path: "/srv/db".into(), directory: true };
+        assert!(occupied.to_string().contains("`-o adopt=true`"), "{occupied}");
+    }
+
+    #[test]
+    fn an_error_never_repeats_its_source() {
+        let error = BackendError::uncertain("rename", Path::new("/srv/db"), Errno::IO);
+        assert_eq!(error.to_string(), "cannot rename /srv/db (it may have been done)");
+        assert!(error.effect_unknown());
+        assert!(crate::error::chain(&error).contains("Input/output error"));
+        assert!(!BackendError::io("rename", Path::new("/srv/db"), Errno::NOSPC).effect_unknown());
+    }
+}

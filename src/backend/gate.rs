@@ -1,0 +1,196 @@
+//! How many operations one backend may have at once, so that one that hangs cannot use up the threads of the others.
+//!
+//! An operation that hangs in the kernel cannot be taken back: its slot is held until the call returns, even when
+//! nobody waits for it any more. Nothing here blocks a thread of the runtime.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How many operations of one backend run at once.
+pub const SLOTS: usize = 16;
+
+/// How many operations of one backend may wait for a slot.
+pub const QUEUE: usize = 256;
+
+/// When all slots are taken and nothing began or ended for so long, the backend does not answer: no further operation
+/// waits for it.
+pub(super) const STALL: Duration = Duration::from_secs(5);
+
+/// The slots of one backend.
+#[derive(Debug)]
+pub(super) struct Gate {
+    slots: Arc<Semaphore>,
+    queued: AtomicUsize,
+    stall: Duration,
+    under_way: Mutex<UnderWay>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    next: u64,
+    began: BTreeMap<u64, Instant>,
+    last_event: Instant,
+}
+
+/// No slot is free and none will be soon.
+#[derive(Debug)]
+pub(super) struct Full {
+    pub(super) waiting: usize,
+    pub(super) longest: Duration,
+}
+
+/// The right to run one operation; it goes with the operation and ends with it.
+#[derive(Debug)]
+pub(super) struct Slot {
+    gate: Arc<Gate>,
+    number: u64,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Gate {
+    pub(super) fn new(stall: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            slots: Arc::new(Semaphore::new(SLOTS)),
+            queued: AtomicUsize::new(0),
+            stall,
+            under_way: Mutex::new(UnderWay { next: 0, began: BTreeMap::new(), last_event: Instant::now() }),
+        })
+    }
+
+    /// Waits for a slot as long as the backend makes progress and the queue is not too long.
+    pub(super) async fn enter(self: &Arc<Self>) -> Result<Slot, Full> {
+        if let Ok(permit) = self.slots.clone().try_acquire_owned() {
+            return Ok(self.begin(permit));
+        }
+        let queued = Queued::join(self);
+        if queued.ahead >= QUEUE {
+            return Err(self.full());
+        }
+        let mut acquire = std::pin::pin!(self.slots.clone().acquire_owned());
+        loop {
+            if self.stalled() {
+                return Err(self.full());
+            }
+            match tokio::time::timeout(self.stall / 4, &mut acquire).await {
+                Ok(Ok(permit)) => return Ok(self.begin(permit)),
+                // The semaphore is never closed; were it, nothing could enter.
+                Ok(Err(_closed)) => return Err(self.full()),
+                Err(_elapsed) => {}
+            }
+        }
+    }
+
+    fn begin(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Slot {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = under_way.next;
+        under_way.next += 1;
+        under_way.last_event = Instant::now();
+        let now = under_way.last_event;
+        under_way.began.insert(number, now);
+        drop(under_way);
+        Slot { gate: Arc::clone(self), number, permit: Some(permit) }
+    }
+
+    fn stalled(&self) -> bool {
+        let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.began.len() >= SLOTS && under_way.last_event.elapsed() >= self.stall
+    }
+
+    fn full(&self) -> Full {
+        let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        // The caller counted itself among the queued ones, but it is the one that does not wait.
+        let queued = self.queued.load(Ordering::Relaxed).saturating_sub(1);
+        Full {
+            waiting: under_way.began.len() + queued,
+            longest: under_way.began.values().next().map(Instant::elapsed).unwrap_or_default(),
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut under_way = self.gate.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.began.remove(&self.number);
+        under_way.last_event = Instant::now();
+        drop(under_way);
+        // Only now may the next one enter: `began` never holds more than there are slots.
+        self.permit.take();
+    }
+}
+
+/// One place in the queue, left when the caller goes on or goes away.
+struct Queued<'gate> {
+    gate: &'gate Gate,
+    ahead: usize,
+}
+
+impl<'gate> Queued<'gate> {
+    fn join(gate: &'gate Gate) -> Self {
+        let ahead = gate.queued.fetch_add(1, Ordering::Relaxed);
+        Self { gate, ahead }
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.gate.queued.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_queued_operation_enters_when_one_ends() {
+        let gate = Gate::new(Duration::from_secs(60));
+        let mut slots = Vec::new();
+        for _ in 0..SLOTS {
+            slots.push(gate.enter().await.unwrap());
+        }
+        let waiting = tokio::spawn({
+            let gate = Arc::clone(&gate);
+            async move { gate.enter().await.map(drop).is_ok() }
+        });
+        while gate.queued.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        slots.pop();
+        assert!(waiting.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_backend_without_progress() {
+        let gate = Gate::new(Duration::from_millis(50));
+        let mut slots = Vec::new();
+        for _ in 0..SLOTS {
+            slots.push(gate.enter().await.unwrap());
+        }
+        let full = gate.enter().await.unwrap_err();
+        assert_eq!(full.waiting, SLOTS);
+        assert!(full.longest >= Duration::from_millis(50));
+        slots.clear();
+        assert!(gate.enter().await.is_ok());
+        assert_eq!(gate.queued.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn callers_that_go_away_leave_the_queue() {
+        let gate = Gate::new(Duration::from_secs(60));
+        let mut slots = Vec::new();
+        for _ in 0..SLOTS {
+            slots.push(gate.enter().await.unwrap());
+        }
+        let gone = tokio::time::timeout(Duration::from_millis(20), gate.enter()).await;
+        assert!(gone.is_err());
+        assert_eq!(gate.queued.load(Ordering::Relaxed), 0);
+        drop(slots);
+        for _ in 0..SLOTS {
+            assert!(gate.enter().await.is_ok());
+        }
+    }
+}

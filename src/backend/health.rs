@@ -1,0 +1,75 @@
+//! What is known of a backend without asking it: readers never wait for storage.
+//!
+//! Nothing here touches the file system; operations and probes report what they saw.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use time::OffsetDateTime;
+
+/// A backend's state as it was last seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Not asked yet.
+    Unknown,
+    /// The root could be opened and is the expected one.
+    Online {
+        /// The file system's size.
+        total_bytes: u64,
+        /// What unprivileged users can still write there.
+        free_bytes: u64,
+    },
+    /// The root cannot be used.
+    Offline {
+        /// What is wrong, and what to do about it.
+        reason: String,
+        /// Since when it has been offline, whatever the reasons were.
+        since: OffsetDateTime,
+    },
+}
+
+/// The latest [`Health`] of one backend.
+#[derive(Debug)]
+pub(super) struct Cell(ArcSwap<Health>);
+
+impl Cell {
+    pub(super) fn new() -> Self {
+        Self(ArcSwap::from_pointee(Health::Unknown))
+    }
+
+    pub(super) fn load(&self) -> Arc<Health> {
+        self.0.load_full()
+    }
+
+    pub(super) fn online(&self, total_bytes: u64, free_bytes: u64) {
+        self.0.store(Arc::new(Health::Online { total_bytes, free_bytes }));
+    }
+
+    pub(super) fn offline(&self, reason: &str) {
+        let now = OffsetDateTime::now_utc();
+        self.0.rcu(|was| {
+            let since = match **was {
+                Health::Offline { since, .. } => since,
+                Health::Unknown | Health::Online { .. } => now,
+            };
+            Health::Offline { reason: reason.into(), since }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_offline_since_the_first_reason() {
+        let cell = Cell::new();
+        assert_eq!(*cell.load(), Health::Unknown);
+        cell.offline("unmounted");
+        let Health::Offline { since: first, .. } = *cell.load() else { panic!("not offline") };
+        cell.offline("another disk");
+        assert_eq!(*cell.load(), Health::Offline { reason: "another disk".into(), since: first });
+        cell.online(10, 5);
+        assert_eq!(*cell.load(), Health::Online { total_bytes: 10, free_bytes: 5 });
+    }
+}

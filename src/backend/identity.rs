@@ -1,0 +1,211 @@
+//! What makes a directory a backend: `.volhost/backend.json`, written once and then only read.
+//!
+//! Nothing here knows the catalog: the caller says which identity it expects.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::backend::directory::{HOUSE, Root, open_beneath};
+use crate::backend::error::BackendError;
+use crate::backend::name::{BackendId, BackendName};
+
+const FILE: &str = "backend.json";
+
+/// The file's name while it is being written.
+pub(super) const UNFINISHED: &str = "backend.json.new";
+
+/// No identity file is longer; what is longer is not one.
+const LONGEST: u64 = 64 * 1024;
+
+/// What `.volhost/backend.json` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The identity.
+    pub id: BackendId,
+    /// The backend's name when it was made; another map may call it otherwise.
+    pub name: String,
+    /// When it was made.
+    pub created_at: OffsetDateTime,
+}
+
+/// Which identity an operation expects to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// This one: anything else is offline.
+    This(BackendId),
+    /// The catalog knows none for this backend: it is offline until it is initialised or adopted, and the reason says
+    /// which of the two.
+    Unknown,
+    /// Whatever it is: for initialising and adopting. The backend's health is not told from such an operation.
+    Nothing,
+}
+
+/// The file's form.
+#[derive(Serialize, Deserialize)]
+struct Form {
+    version: u32,
+    id: String,
+    name: String,
+    created_at: String,
+}
+
+impl Root {
+    /// The root's identity; `None` where it has none. One that cannot be read is an error, never none.
+    pub fn identity(&self) -> Result<Option<Identity>, BackendError> {
+        let Some(house) = self.dir.open(HOUSE)? else { return Ok(None) };
+        let path = house.path.join(FILE);
+        let fd = match open_beneath(&house.fd, FILE, OFlags::RDONLY) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(BackendError::io("open", &path, errno)),
+        };
+        let text = read(fd).map_err(|errno| BackendError::io("read", &path, errno))?;
+        parse(&text).map(Some).map_err(|why| BackendError::Offline {
+            backend: self.backend.clone(),
+            reason: format!("{} {why}", path.display()),
+        })
+    }
+
+    /// Makes this root the backend `id`: durable when it returns. The same identity again changes nothing; another
+    /// one is never replaced. Whether the root may be made a backend (is empty, say) the caller has looked at.
+    pub fn write_identity(&self, id: BackendId, name: &BackendName) -> Result<(), BackendError> {
+        let house = self.dir.made(HOUSE)?;
+        if let Some(found) = self.identity()? {
+            return self.accept(id, &found);
+        }
+        let path = house.path.join(UNFINISHED);
+        let failed = |what, errno| BackendError::io(what, &path, errno);
+        // What a crash left of an earlier attempt.
+        match rustix::fs::unlinkat(&house.fd, UNFINISHED, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(failed("remove", errno)),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&house.fd, UNFINISHED, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|errno| failed("make", errno))?;
+        let mut file = File::from(fd);
+        file.write_all(compose(id, name).as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(|error| failed("write", Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        let renamed =
+            match rustix::fs::renameat_with(&house.fd, UNFINISHED, &house.fd, FILE, RenameFlags::NOREPLACE) {
+                // Where flags are not known; the look above then has to do.
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                    rustix::fs::renameat(&house.fd, UNFINISHED, &house.fd, FILE)
+                }
+                result => result,
+            };
+        match renamed {
+            Ok(()) => {}
+            // Another volhost on the same share was first.
+            Err(Errno::EXIST) => {
+                if let Some(found) = self.identity()? {
+                    return self.accept(id, &found);
+                }
+            }
+            Err(errno) => return Err(BackendError::uncertain("rename", &path, errno)),
+        }
+        house.sync()?;
+        self.dir.sync()
+    }
+
+    fn accept(&self, id: BackendId, found: &Identity) -> Result<(), BackendError> {
+        if found.id == id {
+            return Ok(());
+        }
+        Err(BackendError::Identified {
+            backend: self.backend.clone(),
+            path: self.path().into(),
+            found: found.id,
+        })
+    }
+
+    /// Refuses a root that is not the expected one, with the reason and the remedy.
+    pub(super) fn check(&self, expect: Expect) -> Result<(), BackendError> {
+        let offline = |reason| Err(BackendError::Offline { backend: self.backend.clone(), reason });
+        let (path, name) = (self.path().display(), &self.backend);
+        let found = match expect {
+            Expect::Nothing => return Ok(()),
+            Expect::This(_) | Expect::Unknown => match self.identity() {
+                Ok(found) => found,
+                Err(offline @ BackendError::Offline { .. }) => return Err(offline),
+                Err(error) => return offline(crate::error::chain(&error)),
+            },
+        };
+        match (expect, found) {
+            (Expect::This(id), Some(found)) if found.id == id => Ok(()),
+            (Expect::This(id), Some(found)) => offline(format!(
+                "{path} holds another backend (id {}), not the one this catalog knows (id {id}): is the right share \
+                 mounted? `volhost backend adopt {name}` takes it over",
+                found.id
+            )),
+            (Expect::This(_), None) => {
+                offline(format!("{path} has no {HOUSE}/{FILE}; is the share mounted?"))
+            }
+            (_, Some(found)) => offline(format!(
+                "{path} holds a backend that this catalog does not know (id {}): is the right share mounted? \
+                 `volhost backend adopt {name}` takes it over",
+                found.id
+            )),
+            (_, None) => offline(format!(
+                "{path} is not empty and has no {HOUSE}/{FILE}: is the share mounted? `volhost backend init {name}` \
+                 makes it a backend"
+            )),
+        }
+    }
+}
+
+fn read(fd: OwnedFd) -> Result<String, Errno> {
+    if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+        return Err(Errno::INVAL);
+    }
+    let mut bytes = Vec::new();
+    File::from(fd)
+        .take(LONGEST)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    // What is not UTF-8 is no JSON either; the parser words that.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn compose(id: BackendId, name: &BackendName) -> String {
+    let now = OffsetDateTime::now_utc();
+    let form = Form {
+        version: 1,
+        id: id.to_string(),
+        name: name.to_string(),
+        // The clock of a machine stands within the years that RFC 3339 can write.
+        created_at: now.format(&Rfc3339).unwrap_or_default(),
+    };
+    let mut text = serde_json::to_string(&form).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Reads the file's text; the error continues a sentence that begins with the file's path.
+fn parse(text: &str) -> Result<Identity, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let garbled =
+        |why: &dyn std::fmt::Display| format!("is not understood ({why}); restore it from a backup");
+    let Version { version } = serde_json::from_str(text).map_err(|error| garbled(&error))?;
+    if version != 1 {
+        return Err(format!("is of version {version}: a newer volhost wrote it"));
+    }
+    let Form { version: _, id, name, created_at } =
+        serde_json::from_str(text).map_err(|error| garbled(&error))?;
+    Ok(Identity {
+        id: id.parse().map_err(|error| garbled(&error))?,
+        name,
+        created_at: OffsetDateTime::parse(&created_at, &Rfc3339).map_err(|error| garbled(&error))?,
+    })
+}
