@@ -49,6 +49,10 @@ pub enum Change {
     },
     /// Brings a removed volume back, not visible until it is published. Refused when the name is taken.
     Restore(VolumeId),
+    /// Takes back a restoration that never became visible: the volume is in the trash as before.
+    Unrestore(VolumeName, VolumeId),
+    /// Has a removed volume deleted now rather than when its time is over.
+    Expire(VolumeId),
     /// Forgets a removed volume whose directory is gone for good.
     Forget(VolumeId),
     /// Counts one Mount under the host's present activation, and remembers that the host knows the volume.

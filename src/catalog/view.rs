@@ -42,6 +42,8 @@ pub struct Removed {
     pub volume: Arc<Volume>,
     /// When it was removed.
     pub at: OffsetDateTime,
+    /// Whether it is to be deleted now rather than when its time is over.
+    pub expired: bool,
 }
 
 /// What is known of a host.
@@ -101,4 +103,12 @@ pub struct View {
     pub hosts: OrdMap<HostName, Arc<Host>>,
     /// The backends.
     pub backends: OrdMap<BackendName, Arc<BackendRecord>>,
+}
+
+impl View {
+    /// Whether a mount is of an earlier activation of its host than the present one.
+    #[must_use]
+    pub fn stale(&self, mount: &crate::volume::mounts::Mount) -> bool {
+        self.hosts.get(&mount.host).is_some_and(|host| mount.activation < host.activation)
+    }
 }

@@ -29,3 +29,11 @@ pub enum Via {
     /// TLS with a verified client certificate.
     Tls,
 }
+
+impl Caller {
+    /// Whether this is the operator, to whom no right is closed.
+    #[must_use]
+    pub fn is_operator(&self) -> bool {
+        self.via == Via::Admin
+    }
+}

@@ -1,5 +1,261 @@
-//! (to be written)
+//! What volumes do: the service that every protocol and the admin socket ask.
+//!
+//! It alone knows both the catalog (what exists) and the backends (where it lies), and it alone orders their effects,
+//! so that a crash at any step leaves something that [`recover`] can finish or undo:
+//!
+//! - Create: make and fsync `.volhost/new/UUID` → record the volume → rename the directory to its name → visible.
+//! - Remove: rename the directory to `.volhost/trash/UUID` → record the removal → answer.
+//! - Mount: look at the directory → record the mount → answer.
+//! - Undoing uses rmdir and rename, never a recursive delete; only [`trash`] deletes, and only what was removed.
+//!
+//! Get, List, Path and Unmount never wait for a backend: they are answered from the catalog.
 
+mod create;
+pub mod error;
+mod lifecycle;
+mod mount;
 pub mod mounts;
 pub mod name;
+mod operation;
+mod operator;
 pub mod options;
+mod recover;
+mod remove;
+mod step;
+mod trash;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use time::OffsetDateTime;
+
+pub use self::error::{Blame, Error};
+use self::name::{VolumeId, VolumeName};
+use self::operation::Locks;
+pub use self::operator::{BackendInfo, Release, TrashedInfo};
+use self::recover::Mending;
+pub use self::step::STEPS;
+use self::trash::Blocked;
+use crate::backend::name::BackendName;
+use crate::backend::{self, Backend, Health};
+use crate::catalog::{Catalog, Change, View, Volume};
+use crate::host::Caller;
+use crate::host::access::Access;
+use crate::host::name::HostName;
+
+/// What the configuration says of volumes: the backend map, and who may use what.
+#[derive(Debug, Default)]
+pub struct InForce {
+    /// The backend map.
+    pub map: backend::Map,
+    /// Which hosts may use which backend.
+    pub access: Access,
+    /// How long a request may take.
+    pub request: Duration,
+}
+
+/// The volumes.
+pub struct Service {
+    catalog: Arc<dyn Catalog>,
+    in_force: ArcSwap<InForce>,
+    locks: Arc<Locks>,
+    /// Volumes whose directories operations are moving right now: recovery leaves them alone.
+    moving: Mutex<HashSet<VolumeId>>,
+    /// What is known of each backend about things left half-made.
+    mending: Mutex<HashMap<BackendName, Arc<Mending>>>,
+    /// Removed volumes that could not be deleted so far.
+    blocked: Mutex<HashMap<VolumeId, Blocked>>,
+    seen: Mutex<BTreeMap<HostName, OffsetDateTime>>,
+    purge: tokio::sync::Notify,
+}
+
+/// A volume as a host sees it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The volume.
+    pub volume: Arc<Volume>,
+    /// Its directory, as the host that asks sees it.
+    pub mountpoint: PathBuf,
+    /// The state of its backend: `online`, `offline` or `unmapped`.
+    pub backend_state: &'static str,
+}
+
+impl Service {
+    /// A service of what the catalog holds, with nothing in force yet.
+    #[must_use]
+    pub fn new(catalog: Arc<dyn Catalog>, in_force: InForce) -> Self {
+        Self {
+            catalog,
+            in_force: ArcSwap::from_pointee(in_force),
+            locks: Arc::default(),
+            moving: Mutex::default(),
+            mending: Mutex::default(),
+            blocked: Mutex::default(),
+            seen: Mutex::default(),
+            purge: tokio::sync::Notify::new(),
+        }
+    }
+
+    /// The configuration's part in force now.
+    #[must_use]
+    pub fn in_force(&self) -> Arc<InForce> {
+        self.in_force.load_full()
+    }
+
+    /// The catalog as it is now.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.catalog.view()
+    }
+
+    /// The volume, if it exists and this host may see it (`/VolumeDriver.Get`). Never waits.
+    pub fn inspect(&self, caller: &Caller, name: &str) -> Result<Seen, Error> {
+        let view = self.catalog.view();
+        let in_force = self.in_force.load();
+        match view.volumes.get(name) {
+            Some(volume) if volume.visible && in_sight(&in_force.access, caller, volume) => {
+                Ok(seen(&view, &in_force.map, volume))
+            }
+            _ => Err(Error::NoSuchVolume(name.into())),
+        }
+    }
+
+    /// Shows each volume that this host may see, in the order of names (`/VolumeDriver.List`). Never waits.
+    pub fn list(&self, caller: &Caller, mut show: impl FnMut(Seen)) {
+        let view = self.catalog.view();
+        let in_force = self.in_force.load();
+        for volume in view.volumes.values() {
+            if volume.visible && in_sight(&in_force.access, caller, volume) {
+                show(seen(&view, &in_force.map, volume));
+            }
+        }
+    }
+
+    /// An engine was started: mounts of its earlier activations are stale from now on. Returns at once; the catalog
+    /// orders it before every later change.
+    pub fn activate(&self, host: &HostName) {
+        let recorded = self.catalog.submit(Change::Activate(host.clone()));
+        let host = host.clone();
+        tokio::spawn(async move {
+            if let Err(error) = recorded.await {
+                log::error!(
+                    "the activation of host {host} could not be recorded: {}",
+                    crate::error::chain(&error)
+                );
+            }
+        });
+    }
+
+    /// Notes that a host sent a request.
+    pub fn note_seen(&self, host: &HostName) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = OffsetDateTime::now_utc();
+        match seen.get_mut(host) {
+            Some(at) => *at = now,
+            None => {
+                seen.insert(host.clone(), now);
+            }
+        }
+    }
+
+    /// When a host last sent a request, as far as this process or the catalog knows.
+    #[must_use]
+    pub fn last_seen(&self, host: &HostName) -> Option<OffsetDateTime> {
+        let recorded = self.catalog.view().hosts.get(host).and_then(|host| host.last_seen);
+        let noted = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(host).copied();
+        noted.max(recorded)
+    }
+
+    /// Where a volume's directory lies on this machine; for an unmapped backend, where hosts saw it last.
+    #[must_use]
+    pub fn path(&self, volume: &Volume) -> PathBuf {
+        match self.in_force.load().map.get(&volume.backend) {
+            Some(backend) => backend.settings().path.join(volume.name.as_str()),
+            None => remembered_mountpoint(&self.catalog.view(), volume),
+        }
+    }
+
+    /// The backend of a volume, or why it cannot be worked on.
+    fn backend_of(&self, volume: &Volume) -> Result<Arc<Backend>, Error> {
+        self.in_force
+            .load()
+            .map
+            .get(&volume.backend)
+            .cloned()
+            .ok_or_else(|| Error::Unmapped { name: volume.name.clone(), backend: volume.backend.clone() })
+    }
+
+    /// Claims the moving of a volume's directory until the guard is dropped; nothing, while somebody else moves it.
+    fn moving(self: &Arc<Self>, id: VolumeId) -> Option<Moving> {
+        self.moving_set().insert(id).then(|| Moving { service: Arc::clone(self), id })
+    }
+
+    fn moving_set(&self) -> std::sync::MutexGuard<'_, HashSet<VolumeId>> {
+        // The set is whole after every statement under this lock.
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// That an operation is moving a volume's directory.
+struct Moving {
+    service: Arc<Service>,
+    id: VolumeId,
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        self.service.moving_set().remove(&self.id);
+    }
+}
+
+/// Whether a host may see a volume: its backend is open to the host, or the host created or ever mounted it.
+fn in_sight(access: &Access, caller: &Caller, volume: &Volume) -> bool {
+    caller.is_operator()
+        || access.open(&volume.backend, &caller.host)
+        || volume.known_to.contains(&caller.host)
+}
+
+/// Refuses what narrowed rights forbid: a volume may stay in sight of a host that may not use its backend any more.
+fn permit(in_force: &InForce, caller: &Caller, backend: &BackendName) -> Result<(), Error> {
+    if caller.is_operator() || in_force.access.open(backend, &caller.host) {
+        Ok(())
+    } else {
+        Err(Error::Closed { backend: backend.clone(), host: caller.host.clone() })
+    }
+}
+
+fn seen(view: &View, map: &backend::Map, volume: &Arc<Volume>) -> Seen {
+    let volume = Arc::clone(volume);
+    match map.get(&volume.backend) {
+        Some(backend) => Seen {
+            mountpoint: backend.settings().mountpoint.join(volume.name.as_str()),
+            backend_state: state_word(&backend.health()),
+            volume,
+        },
+        None => Seen { mountpoint: remembered_mountpoint(view, &volume), backend_state: "unmapped", volume },
+    }
+}
+
+/// The word for a mapped backend's state. One that was not asked yet counts as offline until it answers.
+fn state_word(health: &Health) -> &'static str {
+    match health {
+        Health::Online { .. } => "online",
+        Health::Offline { .. } | Health::Unknown => "offline",
+    }
+}
+
+fn remembered_mountpoint(view: &View, volume: &Volume) -> PathBuf {
+    view.backends
+        .get(&volume.backend)
+        .map(|record| record.mountpoint.clone())
+        .unwrap_or_default()
+        .join(volume.name.as_str())
+}
+
+/// Names the steps of an operation in the log at one place, in one form.
+fn log_done(what: &str, name: &VolumeName, caller: &Caller) {
+    log::info!("{what} volume {name} for host {}", caller.host);
+}

@@ -1,0 +1,229 @@
+//! Create: a new volume, or an existing directory made one.
+//!
+//! Stage → record → rename → visible. What fails before the record is undone by rmdir; what fails after it is taken
+//! back in the reverse order; what cannot be taken back now is left to [`super::recover`].
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use super::error::Error;
+use super::mounts::Ledger;
+use super::name::{VolumeId, VolumeName};
+use super::operation::{self, Claim};
+use super::options::Options;
+use super::step::step;
+use super::{InForce, Service, in_sight, log_done, permit};
+use crate::backend::name::BackendName;
+use crate::backend::{Backend, BackendError, Expect, VolumeState};
+use crate::catalog::{CatalogError, Change, Refusal, Volume};
+use crate::error::chain;
+use crate::host::Caller;
+
+impl Service {
+    /// Creates a volume, or answers a repetition (`/VolumeDriver.Create`).
+    ///
+    /// Idempotent for the same options: those given are compared with those given at creation. The operator may
+    /// `adopt` an existing directory.
+    pub async fn create(
+        self: &Arc<Self>,
+        caller: &Caller,
+        name: VolumeName,
+        options: Options,
+    ) -> Result<Arc<Volume>, Error> {
+        let (service, caller) = (Arc::clone(self), caller.clone());
+        let limit = self.in_force.load().request;
+        operation::run(limit, |claim| async move {
+            let _held = service.locks.hold(&name, &claim).await?;
+            service.create_held(&claim, &caller, name, options).await
+        })
+        .await
+    }
+
+    async fn create_held(
+        self: &Arc<Self>,
+        claim: &Claim,
+        caller: &Caller,
+        name: VolumeName,
+        options: Options,
+    ) -> Result<Arc<Volume>, Error> {
+        let in_force = self.in_force.load_full();
+        let adopt = options.adopt == Some(true);
+        if adopt && !caller.is_operator() {
+            return Err(Error::MayNotAdopt(caller.host.clone()));
+        }
+        if self.catalog.view().volumes.contains_key(&name) {
+            // Either it is whole, or an earlier operation on it was cut off and can perhaps be mended now.
+            if let Some(existing) = self.settled(&name).await? {
+                return repeated(&in_force, caller, &existing, &options);
+            }
+        }
+        let backend = self.choose_backend(&in_force, caller, &options)?;
+        let expect = self.ready(&backend).await?;
+        let volume = Volume {
+            id: VolumeId::random(),
+            backend: backend.name().clone(),
+            options,
+            created_at: now(),
+            adopted: adopt,
+            known_to: vec![caller.host.clone()],
+            mounts: Ledger::default(),
+            visible: false,
+            name,
+        };
+        if !claim.wanted() {
+            return Err(Error::Abandoned);
+        }
+        step("create:begun");
+        let Some(_moving) = self.moving(volume.id) else { return Err(Error::NotMended(volume.name.clone())) };
+        if adopt {
+            self.adopt(&backend, expect, &volume).await?;
+        } else {
+            self.make(&backend, expect, &volume).await?;
+        }
+        let outcome = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await?;
+        step("create:done");
+        log_done(if adopt { "adopted" } else { "created" }, &volume.name, caller);
+        Ok(outcome.after.unwrap_or_else(|| Arc::new(Volume { visible: true, ..volume })))
+    }
+
+    /// An existing directory becomes the volume: only the record is new.
+    async fn adopt(&self, backend: &Backend, expect: Expect, volume: &Volume) -> Result<(), Error> {
+        let name = volume.name.clone();
+        match backend.run(expect, move |root| root.volume_state(&name)).await? {
+            VolumeState::Directory => {}
+            VolumeState::Missing | VolumeState::NotADirectory => {
+                return Err(Error::NothingToAdopt {
+                    backend: backend.name().clone(),
+                    name: volume.name.clone(),
+                });
+            }
+        }
+        self.catalog.submit(Change::Insert(volume.clone())).await.map_err(taken)?;
+        step("adopt:recorded");
+        Ok(())
+    }
+
+    async fn make(self: &Arc<Self>, backend: &Backend, expect: Expect, volume: &Volume) -> Result<(), Error> {
+        let settings = backend.settings();
+        let (id, name) = (volume.id, volume.name.clone());
+        let uid = volume.options.uid.unwrap_or(settings.uid);
+        let gid = volume.options.gid.unwrap_or(settings.gid);
+        let mode = volume.options.mode.unwrap_or(settings.mode);
+        let stage = move |root: &crate::backend::Root| match root.volume_state(&name)? {
+            VolumeState::Missing => root.stage(id, uid, gid, mode),
+            VolumeState::Directory => {
+                Err(BackendError::Occupied { path: root.path().join(name.as_str()), directory: true })
+            }
+            VolumeState::NotADirectory => {
+                Err(BackendError::Occupied { path: root.path().join(name.as_str()), directory: false })
+            }
+        };
+        if let Err(error) = backend.run(expect, stage).await {
+            if error.effect_unknown() {
+                self.undo_stage(backend, expect, volume).await;
+            }
+            return Err(error.into());
+        }
+        step("create:staged");
+        if let Err(error) = self.catalog.submit(Change::Insert(volume.clone())).await {
+            self.undo_stage(backend, expect, volume).await;
+            return Err(taken(error));
+        }
+        step("create:recorded");
+        let name = volume.name.clone();
+        if let Err(error) = backend.run(expect, move |root| root.publish(id, &name)).await {
+            if error.effect_unknown() {
+                self.leave_to_recovery(backend, &volume.name, &error);
+            } else {
+                self.undo_record(volume).await;
+                self.undo_stage(backend, expect, volume).await;
+            }
+            return Err(error.into());
+        }
+        step("create:renamed");
+        Ok(())
+    }
+
+    async fn undo_record(&self, volume: &Volume) {
+        let withdraw = Change::Withdraw(volume.name.clone(), volume.id);
+        if let Err(error) = self.catalog.submit(withdraw).await {
+            log::error!("volume {} was not made, but its record stays: {}", volume.name, chain(&error));
+            self.mark_unmended(&volume.backend);
+        }
+    }
+
+    async fn undo_stage(&self, backend: &Backend, expect: Expect, volume: &Volume) {
+        let id = volume.id;
+        if let Err(error) = backend.run(expect, move |root| root.unstage(id)).await {
+            self.leave_to_recovery(backend, &volume.name, &error);
+        }
+    }
+
+    /// The backend that a new volume goes to: the one named, or `default`, or the only one.
+    fn choose_backend(
+        &self,
+        in_force: &InForce,
+        caller: &Caller,
+        options: &Options,
+    ) -> Result<Arc<Backend>, Error> {
+        let usable = |backend: &Backend| permit(in_force, caller, backend.name()).is_ok();
+        let known =
+            || in_force.map.iter().filter(|backend| usable(backend)).map(|b| b.name().clone()).collect();
+        let backend = match &options.backend {
+            Some(name) => match in_force.map.get(name) {
+                Some(backend) => backend,
+                None => return Err(Error::NoSuchBackend { name: name.clone(), known: known() }),
+            },
+            None => match in_force.map.iter().find(|backend| backend.name().as_str() == BackendName::DEFAULT)
+            {
+                Some(backend) => backend,
+                None => {
+                    let mut all = in_force.map.iter();
+                    match (all.next(), all.next()) {
+                        (Some(only), None) => only,
+                        _ => return Err(Error::BackendNotSaid { known: known() }),
+                    }
+                }
+            },
+        };
+        permit(in_force, caller, backend.name())?;
+        if backend.settings().draining {
+            return Err(Error::Draining(backend.name().clone()));
+        }
+        Ok(Arc::clone(backend))
+    }
+}
+
+/// The answer to a Create of a name that exists.
+fn repeated(
+    in_force: &InForce,
+    caller: &Caller,
+    existing: &Arc<Volume>,
+    asked: &Options,
+) -> Result<Arc<Volume>, Error> {
+    if !in_sight(&in_force.access, caller, existing) {
+        return Err(Error::NameTaken(existing.name.clone()));
+    }
+    permit(in_force, caller, &existing.backend)?;
+    let differences = existing.options.differences(asked, &existing.backend);
+    if differences.is_empty() {
+        Ok(Arc::clone(existing))
+    } else {
+        Err(Error::Different { name: existing.name.clone(), differences })
+    }
+}
+
+/// A name that was taken between our look and our record belongs to somebody else now.
+fn taken(error: CatalogError) -> Error {
+    match error {
+        CatalogError::Refused(Refusal::Exists(volume)) => Error::Exists(volume.name.clone()),
+        other => other.into(),
+    }
+}
+
+/// The present moment, as precisely as a catalog keeps it.
+pub(super) fn now() -> OffsetDateTime {
+    let now = OffsetDateTime::now_utc();
+    now.replace_nanosecond(now.nanosecond() / 1_000_000 * 1_000_000).unwrap_or(now)
+}

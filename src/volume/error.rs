@@ -1,0 +1,276 @@
+//! Why an operation on a volume was refused, in words for whoever asked.
+//!
+//! The protocols word no errors of their own: they send this text, with the status that its [`Blame`] stands for.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::mounts::{Ledger, Mount};
+use super::name::{InvalidMountId, InvalidVolumeName, VolumeName};
+use super::options::{Difference, InvalidOptions};
+use crate::backend::BackendError;
+use crate::backend::name::BackendName;
+use crate::catalog::CatalogError;
+use crate::host::name::HostName;
+
+/// Why an operation was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The name is none.
+    #[error(transparent)]
+    Name(#[from] InvalidVolumeName),
+    /// The mount's ID is none.
+    #[error(transparent)]
+    MountId(#[from] InvalidMountId),
+    /// An option is unknown or not understood.
+    #[error(transparent)]
+    Options(#[from] InvalidOptions),
+    /// There is no such volume, or none in this host's sight.
+    #[error("no such volume: {0:?}")]
+    NoSuchVolume(String),
+    /// Nothing of that name or identity is in the trash.
+    #[error("no removed volume {0:?}: `volhost volume ls --trash` lists them")]
+    NotInTrash(String),
+    /// The name is taken by a volume out of the host's sight.
+    #[error("the name {0} is taken by a volume that this host may not use")]
+    NameTaken(VolumeName),
+    /// The volume exists with other options.
+    #[error("volume {name} exists with other options: {}", list(.differences))]
+    Different {
+        /// The volume.
+        name: VolumeName,
+        /// What was asked for otherwise.
+        differences: Vec<Difference>,
+    },
+    /// A volume of that name exists, where a new one or a restored one was to be.
+    #[error("volume {0} exists already")]
+    Exists(VolumeName),
+    /// The map has no such backend, or none that this host may use.
+    #[error("there is no backend {name}{}", choices(.known))]
+    NoSuchBackend {
+        /// The backend that was asked for.
+        name: BackendName,
+        /// Those that the host may use.
+        known: Vec<BackendName>,
+    },
+    /// Nothing says where the volume shall lie.
+    #[error("no backend is called `default`, so say which: -o backend=NAME{}", choices(.known))]
+    BackendNotSaid {
+        /// Those that the host may use.
+        known: Vec<BackendName>,
+    },
+    /// The backend takes no new volumes.
+    #[error("backend {0} is draining: it takes no new volumes; choose another one by -o backend=NAME")]
+    Draining(BackendName),
+    /// The backend is closed to the host.
+    #[error("host {host} may not use backend {backend}: the configuration's `hosts` do not allow it")]
+    Closed {
+        /// The backend.
+        backend: BackendName,
+        /// Who asked.
+        host: HostName,
+    },
+    /// Only the operator may adopt.
+    #[error(
+        "host {0} may not adopt directories: run `volhost volume create -o adopt=true NAME` on the storage host"
+    )]
+    MayNotAdopt(HostName),
+    /// The directory to adopt is not there.
+    #[error("backend {backend} has no directory {name} to adopt")]
+    NothingToAdopt {
+        /// The backend.
+        backend: BackendName,
+        /// The directory's name.
+        name: VolumeName,
+    },
+    /// Hosts use the volume.
+    #[error("volume {name} is in use by {}; `volhost mount ls` shows it, `volhost mount release` ends what is stale", holders(.mounts))]
+    Mounted {
+        /// The volume.
+        name: VolumeName,
+        /// Who uses it.
+        mounts: Ledger,
+    },
+    /// The volume's backend has left the map.
+    #[error(
+        "volume {name} lies on backend {backend}, which is not in the backend map: put it back to use the volume"
+    )]
+    Unmapped {
+        /// The volume.
+        name: VolumeName,
+        /// Its backend.
+        backend: BackendName,
+    },
+    /// The volume's directory is gone.
+    #[error("volume {name} has no directory on backend {backend}: {path} is gone; was it moved by hand?")]
+    DirectoryGone {
+        /// The volume.
+        name: VolumeName,
+        /// Its backend.
+        backend: BackendName,
+        /// Where the directory should be.
+        path: String,
+    },
+    /// An earlier operation on the volume is not finished and cannot be now.
+    #[error(
+        "an earlier operation on volume {0} was cut off and is not mended yet: `volhost backend ls` shows why"
+    )]
+    NotMended(VolumeName),
+    /// The backend has no identity, or not the one that the catalog knows.
+    #[error("backend {backend:?} is offline: {reason}")]
+    Identity {
+        /// The backend.
+        backend: BackendName,
+        /// What is wrong, and what to do about it.
+        reason: String,
+    },
+    /// The backend refused.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The catalog refused or failed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// It took longer than a request may, and was given up.
+    #[error("this took longer than {}, the limit of a request, and was given up: `volhost backend ls` shows which backend does not answer", humantime::format_duration(*.limit))]
+    TooLong {
+        /// `limits.request`.
+        limit: Duration,
+    },
+    /// Nobody waits for the answer.
+    #[error("the caller has gone")]
+    Abandoned,
+    /// It may or may not have been done: nothing true can be answered.
+    #[error("whether this was done is not known")]
+    Unknown,
+    /// The service is stopping.
+    #[error("volhost is stopping")]
+    Stopping,
+}
+
+/// Who can mend it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The caller, by asking otherwise.
+    Caller,
+    /// Nobody: this host may not.
+    Rights,
+    /// We, or the storage behind us.
+    Service,
+    /// The truth is not known, so that no answer is better than any.
+    Unknown,
+}
+
+impl Error {
+    /// Who can mend it.
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Name(_)
+            | Self::MountId(_)
+            | Self::Options(_)
+            | Self::NoSuchVolume(_)
+            | Self::NotInTrash(_)
+            | Self::Different { .. }
+            | Self::Exists(_)
+            | Self::NoSuchBackend { .. }
+            | Self::BackendNotSaid { .. }
+            | Self::Draining(_)
+            | Self::NothingToAdopt { .. }
+            | Self::Mounted { .. } => Blame::Caller,
+            Self::NameTaken(_) | Self::Closed { .. } | Self::MayNotAdopt(_) => Blame::Rights,
+            Self::Backend(BackendError::Occupied { .. } | BackendError::MountPoint { .. }) => Blame::Caller,
+            Self::Catalog(CatalogError::Refused(_)) => Blame::Caller,
+            Self::Unmapped { .. }
+            | Self::DirectoryGone { .. }
+            | Self::NotMended(_)
+            | Self::Identity { .. }
+            | Self::Backend(_)
+            | Self::Catalog(_)
+            | Self::TooLong { .. }
+            | Self::Abandoned
+            | Self::Stopping => Blame::Service,
+            Self::Unknown => Blame::Unknown,
+        }
+    }
+
+    /// Whether nothing was done for certain, so that the caller may be told so.
+    pub(super) fn mounted(name: &VolumeName, mounts: &Ledger) -> Self {
+        Self::Mounted { name: name.clone(), mounts: mounts.clone() }
+    }
+}
+
+/// A moment as text, in whole seconds: RFC 3339 in UTC.
+#[must_use]
+pub fn rfc3339(at: OffsetDateTime) -> String {
+    let whole = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
+    // Only years beyond 9999 cannot be written; no clock of ours reaches them.
+    whole.format(&Rfc3339).unwrap_or_else(|_| whole.to_string())
+}
+
+fn list(differences: &[Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn choices(known: &[BackendName]) -> String {
+    if known.is_empty() {
+        return "; this host may use none".into();
+    }
+    let names: Vec<_> = known.iter().map(BackendName::as_str).collect();
+    format!("; there are {}", names.join(", "))
+}
+
+/// Who holds a volume: each host with its IDs and since when, at most a handful of each.
+fn holders(mounts: &Ledger) -> String {
+    const SHOWN: usize = 8;
+    let mut text = String::new();
+    for (index, Mount { host, id, count, since, .. }) in mounts.iter().take(SHOWN).enumerate() {
+        let short: String = id.as_str().chars().take(12).collect();
+        let times = if *count > 1 { format!(" {count} times") } else { String::new() };
+        let comma = if index > 0 { ", " } else { "" };
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{comma}host {host} (mount {short}{times} since {})", rfc3339(*since));
+    }
+    if mounts.len() > SHOWN {
+        let _ = write!(text, " and {} more", mounts.len() - SHOWN);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mounts::Activation;
+    use super::super::name::MountId;
+    use super::*;
+
+    #[test]
+    fn a_volume_in_use_names_each_holder() {
+        let name = VolumeName::parse("db").unwrap();
+        let mut mounts = Ledger::default();
+        let id = MountId::parse("041ac58588d957beba7ce891ebf9143cdda1b5e06acf3c8b186ca45d57613a7b").unwrap();
+        for host in ["web1", "web1", "web2"] {
+            let host = HostName::parse(host).unwrap();
+            mounts.mount(&host, &id, Activation(1), OffsetDateTime::UNIX_EPOCH);
+        }
+        assert_eq!(
+            Error::mounted(&name, &mounts).to_string(),
+            "volume db is in use by host web1 (mount 041ac58588d9 2 times since 1970-01-01T00:00:00Z), host web2 (mount \
+             041ac58588d9 since 1970-01-01T00:00:00Z); `volhost mount ls` shows it, `volhost mount release` ends what is stale"
+        );
+    }
+
+    #[test]
+    fn backends_that_can_be_chosen_are_listed() {
+        let known = ["fast", "slow"].map(|name| BackendName::parse(name).unwrap()).to_vec();
+        assert_eq!(
+            Error::BackendNotSaid { known }.to_string(),
+            "no backend is called `default`, so say which: -o backend=NAME; there are fast, slow"
+        );
+        assert_eq!(
+            Error::NoSuchBackend { name: BackendName::parse("x").unwrap(), known: Vec::new() }.to_string(),
+            "there is no backend x; this host may use none"
+        );
+    }
+}

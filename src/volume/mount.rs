@@ -1,0 +1,115 @@
+//! Mount and Unmount: who uses a volume, counted durably before the engine is told where it lies.
+
+use std::sync::Arc;
+
+use super::create::now;
+use super::error::Error;
+use super::name::{MountId, VolumeName};
+use super::operation::{self, Claim};
+use super::step::step;
+use super::{Seen, Service, in_sight, permit, seen};
+use crate::backend::VolumeState;
+use crate::catalog::{CatalogError, Change, Refusal};
+use crate::error::chain;
+use crate::host::Caller;
+
+impl Service {
+    /// Counts one Mount and tells where the volume lies (`/VolumeDriver.Mount`).
+    ///
+    /// The backend must be online and the directory there. A Mount whose caller has given up is taken back.
+    pub async fn mount(
+        self: &Arc<Self>,
+        caller: &Caller,
+        name: VolumeName,
+        id: MountId,
+    ) -> Result<Seen, Error> {
+        let (service, caller) = (Arc::clone(self), caller.clone());
+        let limit = self.in_force.load().request;
+        operation::run(limit, |claim| async move {
+            let _held = service.locks.hold(&name, &claim).await?;
+            service.mount_held(&claim, &caller, &name, &id).await
+        })
+        .await
+    }
+
+    async fn mount_held(
+        self: &Arc<Self>,
+        claim: &Claim,
+        caller: &Caller,
+        name: &VolumeName,
+        id: &MountId,
+    ) -> Result<Seen, Error> {
+        let in_force = self.in_force.load_full();
+        let missing = || Error::NoSuchVolume(name.to_string());
+        let volume = self.settled(name).await?.ok_or_else(missing)?;
+        if !in_sight(&in_force.access, caller, &volume) {
+            return Err(missing());
+        }
+        permit(&in_force, caller, &volume.backend)?;
+        let backend = self.backend_of(&volume)?;
+        let expect = self.ready(&backend).await?;
+        let directory = name.clone();
+        match backend.run(expect, move |root| root.volume_state(&directory)).await? {
+            VolumeState::Directory => {}
+            VolumeState::Missing | VolumeState::NotADirectory => {
+                return Err(Error::DirectoryGone {
+                    name: name.clone(),
+                    backend: volume.backend.clone(),
+                    path: self.path(&volume).display().to_string(),
+                });
+            }
+        }
+        step("mount:checked");
+        if !claim.wanted() {
+            return Err(Error::Abandoned);
+        }
+        let mount = Change::Mount {
+            name: name.clone(),
+            volume: volume.id,
+            host: caller.host.clone(),
+            id: id.clone(),
+            at: now(),
+        };
+        let outcome = match self.catalog.submit(mount).await {
+            Ok(outcome) => outcome,
+            Err(CatalogError::Refused(Refusal::NoSuchVolume)) => return Err(missing()),
+            Err(error) => return Err(error.into()),
+        };
+        step("mount:recorded");
+        if !claim.decide() {
+            log::warn!("a mount of volume {name} by host {} came too late and is taken back", caller.host);
+            self.unmount(caller, name, id).await?;
+            return Err(Error::Abandoned);
+        }
+        let mounted = outcome.after.unwrap_or(volume);
+        Ok(seen(&self.catalog.view(), &in_force.map, &mounted))
+    }
+
+    /// Counts one Unmount (`/VolumeDriver.Unmount`). A volume or ID that is not known succeeds and is logged. Never
+    /// waits for a backend, nor for an operation that does.
+    pub async fn unmount(&self, caller: &Caller, name: &VolumeName, id: &MountId) -> Result<(), Error> {
+        let unmount = Change::Unmount { name: name.clone(), host: caller.host.clone(), id: id.clone() };
+        let limit = self.in_force.load().request;
+        // The catalog has queued it when `submit` returns, so that it is done also when nobody waits for it.
+        let outcome = match tokio::time::timeout(limit, self.catalog.submit(unmount)).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(Error::Unknown),
+        };
+        step("unmount:recorded");
+        if outcome.released.is_empty() {
+            log::warn!(
+                "host {} unmounted volume {name} with ID {id}, which is not among its mounts: nothing to do",
+                caller.host
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits for changes that nobody needs to wait for, and logs those that failed.
+    pub(super) async fn submit_logged(&self, change: Change, what: &str) {
+        if let Err(error) = self.catalog.submit(change).await {
+            log::error!("{what}: {}", chain(&error));
+        }
+    }
+}

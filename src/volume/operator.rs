@@ -1,0 +1,232 @@
+//! What only the operator asks for: backends and their identities, the trash, and the release of mounts.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+
+use time::OffsetDateTime;
+
+use super::error::Error;
+use super::mounts::Mount;
+use super::name::{MountId, VolumeName};
+use super::trash::expires_at;
+use super::{Service, state_word};
+use crate::backend::name::{BackendId, BackendName};
+use crate::backend::{Backend, BackendError, Expect, Health};
+use crate::catalog::{BackendState, Change, Removed};
+use crate::host::name::HostName;
+
+/// What is known of a backend.
+#[derive(Debug, Clone)]
+pub struct BackendInfo {
+    /// Its name.
+    pub name: BackendName,
+    /// Its directory; for an unmapped one, where hosts saw it last.
+    pub path: PathBuf,
+    /// `online`, `offline` or `unmapped`.
+    pub state: &'static str,
+    /// Whether it takes no new volumes.
+    pub draining: bool,
+    /// Why it is not online.
+    pub reason: Option<String>,
+    /// How many volumes lie on it.
+    pub volumes: usize,
+    /// Its file system's size and free space in bytes, when it is online.
+    pub bytes: Option<(u64, u64)>,
+}
+
+/// A removed volume.
+#[derive(Debug, Clone)]
+pub struct TrashedInfo {
+    /// The volume and when it was removed.
+    pub removed: Arc<Removed>,
+    /// When it will be deleted; nothing while its backend is not in the map.
+    pub expires_at: Option<OffsetDateTime>,
+    /// Why it could not be deleted so far.
+    pub blocked: Option<String>,
+}
+
+/// Which mounts to release.
+#[derive(Debug, Clone)]
+pub struct Release {
+    /// The volume's.
+    pub volume: VolumeName,
+    /// This host's.
+    pub host: HostName,
+    /// With this ID; all, when not said.
+    pub id: Option<MountId>,
+    /// Also those that may be alive.
+    pub alive_too: bool,
+}
+
+impl Service {
+    /// Every backend of the map, and those that left it and still have volumes, by name.
+    #[must_use]
+    pub fn backends(&self) -> Vec<BackendInfo> {
+        let (view, in_force) = (self.catalog.view(), self.in_force.load());
+        let mut volumes: BTreeMap<&BackendName, usize> = BTreeMap::new();
+        for volume in view.volumes.values() {
+            *volumes.entry(&volume.backend).or_default() += 1;
+        }
+        let mapped = in_force.map.iter().map(|backend| {
+            let health = backend.health();
+            let (reason, bytes) = match &*health {
+                Health::Online { total_bytes, free_bytes } => (None, Some((*total_bytes, *free_bytes))),
+                Health::Offline { reason, .. } => (Some(reason.clone()), None),
+                Health::Unknown => (Some("it has not answered yet".into()), None),
+            };
+            BackendInfo {
+                name: backend.name().clone(),
+                path: backend.settings().path.clone(),
+                state: state_word(&health),
+                draining: backend.settings().draining,
+                reason,
+                volumes: volumes.get(backend.name()).copied().unwrap_or_default(),
+                bytes,
+            }
+        });
+        let unmapped =
+            volumes.iter().filter(|(name, _)| in_force.map.get(name).is_none()).map(|(name, count)| {
+                BackendInfo {
+                    name: (*name).clone(),
+                    path: view
+                        .backends
+                        .get(*name)
+                        .map(|record| record.mountpoint.clone())
+                        .unwrap_or_default(),
+                    state: "unmapped",
+                    draining: true,
+                    reason: Some("it is not in the backend map".into()),
+                    volumes: *count,
+                    bytes: None,
+                }
+            });
+        let mut all: Vec<_> = mapped.chain(unmapped).collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        all
+    }
+
+    /// Gives a backend's directory an identity. With `force` also where the catalog remembers another one, whose
+    /// volumes then have no directory any more.
+    pub async fn init_backend(self: &Arc<Self>, name: &BackendName, force: bool) -> Result<BackendId, Error> {
+        let backend = self.mapped(name)?;
+        let remembered = self.catalog.view().backends.get(name).cloned();
+        if let Some(record) = remembered.filter(|record| record.state == BackendState::Established && !force)
+        {
+            return Err(Error::Identity {
+                backend: name.clone(),
+                reason: format!(
+                    "the catalog remembers it as {}; is its share mounted at {}? `--force` gives that one up",
+                    record.id,
+                    backend.settings().path.display()
+                ),
+            });
+        }
+        let id = BackendId::random();
+        let named = name.clone();
+        backend
+            .run(Expect::Nothing, move |root| match root.identity()? {
+                None => Ok(()),
+                Some(found) => Err(BackendError::Identified {
+                    backend: named,
+                    path: root.path().into(),
+                    found: found.id,
+                }),
+            })
+            .await?;
+        self.record_backend(&backend, id, BackendState::Initialising).await?;
+        let named = name.clone();
+        backend.run(Expect::Nothing, move |root| root.write_identity(id, &named)).await?;
+        self.record_backend(&backend, id, BackendState::Established).await?;
+        self.take_up(&backend).await;
+        Ok(id)
+    }
+
+    /// Takes a directory that is a backend already for the one of that name.
+    pub async fn adopt_backend(self: &Arc<Self>, name: &BackendName) -> Result<BackendId, Error> {
+        let backend = self.mapped(name)?;
+        let Some(found) = backend.run(Expect::Nothing, crate::backend::Root::identity).await? else {
+            return Err(Error::Identity {
+                backend: name.clone(),
+                reason: format!(
+                    "{} has no .volhost/backend.json to adopt; is the share mounted? `volhost backend init {name}` \
+                     makes it a backend",
+                    backend.settings().path.display()
+                ),
+            });
+        };
+        self.record_backend(&backend, found.id, BackendState::Established).await?;
+        self.take_up(&backend).await;
+        Ok(found.id)
+    }
+
+    /// The removed volumes, those removed first at the beginning.
+    #[must_use]
+    pub fn trash(&self) -> Vec<TrashedInfo> {
+        let (view, in_force) = (self.catalog.view(), self.in_force.load());
+        let blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut all: Vec<_> = view
+            .trash
+            .values()
+            .map(|removed| TrashedInfo {
+                removed: Arc::clone(removed),
+                expires_at: in_force
+                    .map
+                    .get(&removed.volume.backend)
+                    .and_then(|backend| expires_at(removed, backend)),
+                blocked: blocked.get(&removed.volume.id).map(|blocked| blocked.reason.clone()),
+            })
+            .collect();
+        all.sort_by_key(|trashed| trashed.removed.at);
+        all
+    }
+
+    /// Has a removed volume, named or identified, deleted now rather than when its time is over.
+    pub async fn expire(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
+        let removed = self.find_removed(wanted)?;
+        self.catalog.submit(Change::Expire(removed.volume.id)).await?;
+        self.blocked.lock().unwrap_or_else(PoisonError::into_inner).remove(&removed.volume.id);
+        self.purge.notify_one();
+        Ok(removed)
+    }
+
+    /// The mounts that a release would take, and those of that host and ID that it would leave.
+    pub fn would_release(&self, release: &Release) -> Result<(Vec<Mount>, Vec<Mount>), Error> {
+        let view = self.catalog.view();
+        let volume = view
+            .volumes
+            .get(&release.volume)
+            .ok_or_else(|| Error::NoSuchVolume(release.volume.to_string()))?;
+        let of_host = volume.mounts.iter().filter(|mount| {
+            mount.host == release.host && release.id.as_ref().is_none_or(|id| mount.id == *id)
+        });
+        Ok(of_host.cloned().partition(|mount| release.alive_too || view.stale(mount)))
+    }
+
+    /// Releases mounts by the operator's word, and returns them with those that were left.
+    pub async fn release(&self, release: &Release) -> Result<(Vec<Mount>, Vec<Mount>), Error> {
+        let (_, kept) = self.would_release(release)?;
+        let Release { volume, host, id, alive_too } = release.clone();
+        let outcome = self.catalog.submit(Change::Release { name: volume, host, id, alive_too }).await?;
+        for Mount { host, id, count, .. } in &outcome.released {
+            log::info!("released mount {id} ({count} times) of volume {} by host {host}", release.volume);
+        }
+        Ok((outcome.released, kept))
+    }
+
+    fn mapped(&self, name: &BackendName) -> Result<Arc<Backend>, Error> {
+        let in_force = self.in_force.load();
+        in_force.map.get(name).cloned().ok_or_else(|| Error::NoSuchBackend {
+            name: name.clone(),
+            known: in_force.map.iter().map(|backend| backend.name().clone()).collect(),
+        })
+    }
+
+    /// A backend whose identity was just set is looked through and takes work at once.
+    async fn take_up(self: &Arc<Self>, backend: &Arc<Backend>) {
+        self.mark_unmended(backend.name());
+        if let Err(error) = self.ready(backend).await {
+            log::warn!("backend {}: {}", backend.name(), crate::error::chain(&error));
+        }
+    }
+}

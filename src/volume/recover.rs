@@ -1,0 +1,247 @@
+//! What a crash, a failure or an unmounted share left half-done is finished or undone here, before the backend takes
+//! new work.
+//!
+//! Nothing is deleted but empty staging directories of volumes that were never recorded. What belongs to nothing known
+//! is reported and left.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+
+use super::Service;
+use super::error::Error;
+use super::name::{VolumeId, VolumeName};
+use crate::backend::name::BackendName;
+use crate::backend::{Backend, BackendError, Expect, VolumeState};
+use crate::catalog::{Change, Volume};
+use crate::error::chain;
+
+/// Whether a backend was looked through since something on it may have been left half-done.
+#[derive(Debug)]
+pub(super) struct Mending {
+    /// Counts what may have been left; begins at 1, because a crash may have come before this process.
+    damage: AtomicU64,
+    /// The damage that was mended.
+    mended: AtomicU64,
+    /// One task mends at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Default for Mending {
+    fn default() -> Self {
+        Self { damage: AtomicU64::new(1), mended: AtomicU64::new(0), turn: tokio::sync::Mutex::default() }
+    }
+}
+
+impl Mending {
+    fn is_done(&self) -> bool {
+        self.mended.load(Ordering::Acquire) == self.damage.load(Ordering::Acquire)
+    }
+}
+
+impl Service {
+    /// Makes sure that the backend is the one the catalog knows and that nothing on it is half-done, and returns what
+    /// an operation on it has to expect.
+    pub(super) async fn ready(self: &Arc<Self>, backend: &Arc<Backend>) -> Result<Expect, Error> {
+        let mending = self.mending(backend.name());
+        if mending.is_done()
+            && let Some(expect) = self.established(backend.name())
+        {
+            return Ok(expect);
+        }
+        let limit = self.in_force.load().request;
+        let Ok(_turn) = tokio::time::timeout(limit, mending.turn.lock()).await else {
+            return Err(Error::TooLong { limit });
+        };
+        let expect = self.identify(backend).await?;
+        let damage = mending.damage.load(Ordering::Acquire);
+        if mending.mended.load(Ordering::Acquire) != damage {
+            self.mend(backend, expect).await?;
+            mending.mended.store(damage, Ordering::Release);
+        }
+        Ok(expect)
+    }
+
+    /// The volume of that name once nothing about it is half-done: nothing, when there is none.
+    pub(super) async fn settled(self: &Arc<Self>, name: &VolumeName) -> Result<Option<Arc<Volume>>, Error> {
+        let Some(volume) = self.catalog.view().volumes.get(name).cloned() else { return Ok(None) };
+        if !volume.visible {
+            self.mark_unmended(&volume.backend);
+        }
+        if self.mending(&volume.backend).is_done() {
+            return Ok(Some(volume));
+        }
+        let Ok(backend) = self.backend_of(&volume) else {
+            // Whether the directory of a volume on an unmapped backend is whole cannot be known, and need not be.
+            return Ok(Some(volume));
+        };
+        self.ready(&backend).await?;
+        match self.catalog.view().volumes.get(name) {
+            Some(volume) if !volume.visible => Err(Error::NotMended(name.clone())),
+            settled => Ok(settled.cloned()),
+        }
+    }
+
+    /// Has the backend looked through again before its next operation.
+    pub(super) fn mark_unmended(&self, backend: &BackendName) {
+        self.mending(backend).damage.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// An operation whose outcome is not known, or could not be undone, is decided when the backend answers again.
+    pub(super) fn leave_to_recovery(&self, backend: &Backend, name: &VolumeName, error: &BackendError) {
+        log::error!(
+            "an operation on volume {name} was cut off and will be finished or undone when backend {} answers: {}",
+            backend.name(),
+            chain(error)
+        );
+        self.mark_unmended(backend.name());
+    }
+
+    fn mending(&self, backend: &BackendName) -> Arc<Mending> {
+        let mut mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        match mending.get(backend) {
+            Some(known) => Arc::clone(known),
+            None => Arc::clone(mending.entry(backend.clone()).or_default()),
+        }
+    }
+
+    async fn mend(self: &Arc<Self>, backend: &Arc<Backend>, expect: Expect) -> Result<(), Error> {
+        let (staged, trashed) = backend.run(expect, |root| Ok((root.staged()?, root.trashed()?))).await?;
+        for stray in staged.strays.iter().chain(&trashed.strays) {
+            log::warn!("backend {}: {} is not volhost's and is left alone", backend.name(), stray.display());
+        }
+        let names = self.names_by_id(backend.name());
+        for id in staged.volumes {
+            // Whoever moves it now knows what becomes of it; once it is ours, a fresh look tells the truth.
+            if let Some(_moving) = self.moving(id) {
+                self.mend_staged(backend, expect, id, self.still(&names, id)).await?;
+            }
+        }
+        for id in trashed.volumes {
+            let Some(_moving) = self.moving(id) else { continue };
+            match self.still(&names, id) {
+                Some(volume) => self.mend_trashed(backend, expect, &volume).await?,
+                None if self.catalog.view().trash.contains_key(&id) => {}
+                None => log::warn!(
+                    "backend {}: .volhost/trash/{id} belongs to no volume that the catalog knows, and is left",
+                    backend.name()
+                ),
+            }
+        }
+        for (id, name) in &names {
+            let hidden = || self.still(&names, *id).filter(|volume| !volume.visible);
+            if hidden().is_some()
+                && let Some(_moving) = self.moving(*id)
+                && let Some(volume) = hidden()
+            {
+                log::debug!("volume {name} is recorded, and its directory was being moved");
+                self.mend_hidden(backend, expect, &volume).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of a backend's volumes by their identities, as a first look gives them.
+    fn names_by_id(&self, backend: &BackendName) -> HashMap<VolumeId, VolumeName> {
+        let view = self.catalog.view();
+        let volumes = view.volumes.values().filter(|volume| volume.backend == *backend);
+        volumes.map(|volume| (volume.id, volume.name.clone())).collect()
+    }
+
+    /// The volume with that identity as the catalog has it now.
+    fn still(&self, names: &HashMap<VolumeId, VolumeName>, id: VolumeId) -> Option<Arc<Volume>> {
+        let view = self.catalog.view();
+        names.get(&id).and_then(|name| view.volumes.get(name)).filter(|volume| volume.id == id).cloned()
+    }
+
+    /// A staged directory: its volume is recorded, and gets it; or it never was, and the directory goes.
+    async fn mend_staged(
+        self: &Arc<Self>,
+        backend: &Arc<Backend>,
+        expect: Expect,
+        id: VolumeId,
+        volume: Option<Arc<Volume>>,
+    ) -> Result<(), Error> {
+        let Some(volume) = volume else {
+            match backend.run(expect, move |root| root.unstage(id)).await {
+                Ok(()) => log::info!("undid a create that was cut off before it was recorded ({id})"),
+                Err(BackendError::NotEmpty { path }) => {
+                    log::warn!("{} belongs to no volume and is not empty: it is left", path.display());
+                }
+                Err(error) => return Err(error.into()),
+            }
+            return Ok(());
+        };
+        let name = volume.name.clone();
+        match backend.run(expect, move |root| root.publish(id, &name)).await {
+            Ok(()) => {
+                self.catalog.submit(Change::Publish(volume.name.clone(), id)).await?;
+                log::info!("finished the create of volume {}, which was cut off", volume.name);
+            }
+            Err(BackendError::Occupied { path, .. }) => {
+                // Never answered, and its name is somebody's: the create is undone.
+                backend.run(expect, move |root| root.unstage(id)).await?;
+                self.catalog.submit(Change::Withdraw(volume.name.clone(), id)).await?;
+                log::warn!(
+                    "undid the create of volume {}, which was cut off: {} is taken",
+                    volume.name,
+                    path.display()
+                );
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// A trashed directory whose volume still stands: its removal was never recorded, or its restoration was.
+    async fn mend_trashed(
+        self: &Arc<Self>,
+        backend: &Arc<Backend>,
+        expect: Expect,
+        volume: &Arc<Volume>,
+    ) -> Result<(), Error> {
+        let (id, name) = (volume.id, volume.name.clone());
+        match backend.run(expect, move |root| root.untrash(id, &name)).await {
+            Ok(()) => {
+                self.catalog.submit(Change::Publish(volume.name.clone(), id)).await?;
+                log::info!("put the directory of volume {} back: its removal was cut off", volume.name);
+            }
+            Err(BackendError::Occupied { path, .. }) => {
+                log::error!(
+                    "volume {} is in .volhost/trash/{id}, and {} is taken: move that away, then the volume comes back",
+                    volume.name,
+                    path.display()
+                );
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// A volume that is recorded but not visible, with nothing staged or trashed any more: a rename whose outcome was
+    /// not known did happen, or what was to be renamed is gone.
+    async fn mend_hidden(
+        &self,
+        backend: &Arc<Backend>,
+        expect: Expect,
+        volume: &Volume,
+    ) -> Result<(), Error> {
+        let name = volume.name.clone();
+        let state = backend.run(expect, move |root| root.volume_state(&name)).await?;
+        let name = volume.name.clone();
+        match state {
+            VolumeState::Directory => {
+                self.catalog.submit(Change::Publish(name, volume.id)).await?;
+                log::info!("volume {} is whole: what was cut off had been done", volume.name);
+            }
+            VolumeState::Missing | VolumeState::NotADirectory => {
+                self.catalog.submit(Change::Withdraw(name, volume.id)).await?;
+                log::warn!(
+                    "volume {} was being made and has no directory: its record is taken back",
+                    volume.name
+                );
+            }
+        }
+        Ok(())
+    }
+}
