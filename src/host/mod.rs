@@ -36,4 +36,11 @@ impl Caller {
     pub fn is_operator(&self) -> bool {
         self.via == Via::Admin
     }
+
+    /// Whether an Activate by this connection means that an engine was started: podman sends one before every call,
+    /// and speaks over Unix sockets only.
+    #[must_use]
+    pub fn begins_activations(&self) -> bool {
+        matches!(self.via, Via::Tcp | Via::Tls)
+    }
 }

@@ -1,0 +1,221 @@
+//! What all protocols share: how a request is taken in, how its JSON is read, and what answers and errors look like.
+//!
+//! Nothing is asked of headers: engines send no Content-Type, an empty Host or none. Bodies are bounded in size and
+//! time.
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use http::{Method, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use warp::reply::{Reply as _, Response};
+use warp::{Filter, Rejection};
+
+use super::paths;
+use crate::error::{chain, nearest};
+use crate::host::Caller;
+use crate::transport::CloseWithoutAnswer;
+use crate::volume::{Blame, Error};
+
+/// The media type of every answer.
+pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
+
+/// A request, before its body is read.
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The path, without a query.
+    pub path: String,
+    /// Who calls; every transport says so.
+    pub caller: Option<Caller>,
+    /// The body.
+    pub body: BodyStream,
+}
+
+/// A body that is still to arrive.
+pub type BodyStream = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send>>;
+
+/// Takes any request apart.
+pub fn parts() -> impl Filter<Extract = (Request,), Error = Rejection> + Clone + Send + Sync + 'static {
+    let body = warp::body::stream().map(boxed);
+    warp::method().and(warp::path::full()).and(warp::ext::optional::<Caller>()).and(body).map(
+        |method, path: warp::path::FullPath, caller, body| Request {
+            method,
+            path: path.as_str().to_owned(),
+            caller,
+            body,
+        },
+    )
+}
+
+fn boxed(body: impl Stream<Item = Result<impl Buf, warp::Error>> + Send + 'static) -> BodyStream {
+    Box::pin(body.map_ok(|mut part| {
+        let length = part.remaining();
+        part.copy_to_bytes(length)
+    }))
+}
+
+/// Why a body could not be taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// It has more bytes than allowed.
+    TooLarge,
+    /// It did not arrive in time.
+    Stalled,
+    /// The connection broke.
+    Broken,
+}
+
+/// Takes a body in.
+pub async fn collect(mut body: BodyStream, most: u64, patience: Duration) -> Result<Bytes, Body> {
+    let whole = async {
+        let mut bytes = BytesMut::new();
+        while let Some(part) = body.next().await {
+            let part = part.map_err(|_| Body::Broken)?;
+            if (bytes.len() + part.len()) as u64 > most {
+                return Err(Body::TooLarge);
+            }
+            bytes.extend_from_slice(&part);
+        }
+        Ok(bytes.freeze())
+    };
+    tokio::time::timeout(patience, whole).await.unwrap_or(Err(Body::Stalled))
+}
+
+/// Reads a body's JSON.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body).map_err(|error| {
+        Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body is not understood: {error}"))
+    })
+}
+
+/// What a request is answered with.
+#[derive(Debug)]
+pub enum Answer {
+    /// This JSON, with status 200.
+    Json(Bytes),
+    /// An error.
+    Refused(Refusal),
+    /// Nothing: the connection is closed.
+    None,
+}
+
+/// An error's status and text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    status: StatusCode,
+    text: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, text: text.into() }
+    }
+
+    pub(super) fn ours(text: &str) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    }
+
+    pub(super) fn path(path: &str) -> Self {
+        let known: Vec<_> = paths().collect();
+        let hint = nearest(path, known.iter().map(String::as_str))
+            .map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
+        let shown: String = path.chars().take(200).collect();
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no {shown}{hint}; it takes POST to {}", known.join(", ")),
+        )
+    }
+
+    pub(super) fn method(method: &Method) -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            format!("the plugin protocol takes POST only, not {method}"),
+        )
+    }
+
+    pub(super) fn too_large(most: u64) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the request's body has more than {most} bytes (limits.body_bytes)"),
+        )
+    }
+
+    pub(super) fn stalled() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "the request's body did not arrive in time (limits.request)")
+    }
+
+    pub(super) fn empty(verb: &str) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            format!("{verb} takes a JSON object in the request's body, which is empty"),
+        )
+    }
+}
+
+impl Answer {
+    /// The answer of a value.
+    pub fn json(value: &impl Serialize) -> Self {
+        match serde_json::to_vec(value) {
+            Ok(bytes) => Self::Json(bytes.into()),
+            // A path that is no UTF-8 is the one thing our answers could hold that JSON cannot.
+            Err(error) => Refusal::ours(&format!("the answer cannot be written as JSON: {error}")).into(),
+        }
+    }
+
+    /// The answer of a result: the service's errors are worded by the service, with the status of who can mend them.
+    pub fn of<T: Serialize>(result: Result<T, Error>) -> Self {
+        match result {
+            Ok(value) => Self::json(&value),
+            Err(error) => error.into(),
+        }
+    }
+
+    pub(super) fn into_response(self) -> Response {
+        match self {
+            Self::Json(bytes) => response(StatusCode::OK, bytes),
+            Self::Refused(Refusal { status, text }) => {
+                response(status, serde_json::json!({ "Err": text }).to_string().into())
+            }
+            Self::None => {
+                let mut response = response(StatusCode::INTERNAL_SERVER_ERROR, Bytes::new());
+                response.extensions_mut().insert(CloseWithoutAnswer);
+                response
+            }
+        }
+    }
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Error> for Answer {
+    fn from(error: Error) -> Self {
+        let text = chain(&error);
+        let status = match error.blame() {
+            Blame::Caller => StatusCode::BAD_REQUEST,
+            Blame::Rights => StatusCode::FORBIDDEN,
+            Blame::Service => {
+                log::error!("{text}");
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Blame::Unknown => {
+                log::error!("a request is left without an answer: {text}");
+                return Self::None;
+            }
+        };
+        Refusal::new(status, text).into()
+    }
+}
+
+fn response(status: StatusCode, body: Bytes) -> Response {
+    let reply = http::Response::builder().status(status).header("Content-Type", CONTENT_TYPE).body(body);
+    // The builder was given constants that are valid.
+    reply
+        .map_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response(), warp::reply::Reply::into_response)
+}
