@@ -1,0 +1,221 @@
+//! Reading certificates: what one says, whether it was signed by another, and the names a server is called by.
+//!
+//! Nothing here signs, and nothing here judges a client: a connection's certificate is verified by rustls alone.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer as _;
+
+/// A name under which engines call a server: what stands as the host in an `https` URL.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ServerName {
+    /// A DNS name, in lower case, without a trailing dot.
+    Dns(String),
+    /// An address.
+    Ip(IpAddr),
+}
+
+/// Why a text is no name of a server.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} is no name an engine can call a server by: {why}")]
+pub struct InvalidServerName {
+    name: String,
+    why: &'static str,
+}
+
+impl ServerName {
+    /// Reads the host part of a URL: a DNS name or an address, an IPv6 one with or without brackets.
+    ///
+    /// Refused are wildcards, zones (`fe80::1%eth0`) and the unspecified addresses `0.0.0.0` and `::`, which stand
+    /// for every address of a machine and so for none that could be verified.
+    pub fn parse(host: &str) -> Result<Self, InvalidServerName> {
+        let fault = |why| InvalidServerName { name: host.chars().take(64).collect(), why };
+        let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        if let Ok(address) = bracketed.unwrap_or(host).parse::<IpAddr>() {
+            return Self::of_address(address)
+                .ok_or_else(|| fault("it stands for every address; name one that engines can reach"));
+        }
+        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        match dns_fault(&name) {
+            None => Ok(Self::Dns(name)),
+            Some(why) => Err(fault(why)),
+        }
+    }
+
+    /// The name of a server that listens on an address; none for the unspecified addresses.
+    #[must_use]
+    pub fn of_address(address: IpAddr) -> Option<Self> {
+        let address = address.to_canonical();
+        (!address.is_unspecified()).then_some(Self::Ip(address))
+    }
+}
+
+fn dns_fault(name: &str) -> Option<&'static str> {
+    if name.is_empty() || name.len() > 253 {
+        return Some("a DNS name has 1 to 253 characters");
+    }
+    let fault = name.split('.').find_map(|label| {
+        if label.is_empty() || label.len() > 63 {
+            Some("each part between dots has 1 to 63 characters")
+        } else if label.starts_with('-') || label.ends_with('-') {
+            Some("no part begins or ends with a hyphen")
+        } else if !label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+            Some("only letters, digits, hyphens, underscores and dots are allowed")
+        } else {
+            None
+        }
+    });
+    // A resolver takes such a name for an address, and a verifier then compares it with the wrong kind of name.
+    let numeric = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    fault.or(numeric.then_some("its last part is a number, so that it reads as a broken address"))
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dns(name) => f.write_str(name),
+            Self::Ip(address) => address.fmt(f),
+        }
+    }
+}
+
+/// What a certificate says of itself. Nothing in it was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertInfo {
+    /// The subject, as `CN=web1, O=volhost`.
+    pub subject: String,
+    /// The subject's first common name, if it has one.
+    pub common_name: Option<String>,
+    /// The issuer, in the same form.
+    pub issuer: String,
+    /// The names in the subject alternative name, in their order there; other kinds than DNS and addresses are left
+    /// out, and so is what is no plain name (a wildcard).
+    pub names: Vec<ServerName>,
+    /// The DNS names of the subject alternative name exactly as they stand there, wildcards included.
+    pub dns_names: Vec<String>,
+    /// The serial number, in lower-case hexadecimal without leading zeros or separators.
+    pub serial: String,
+    /// From when it is valid.
+    pub not_before: OffsetDateTime,
+    /// Until when it is valid.
+    pub not_after: OffsetDateTime,
+    /// Whether it may sign certificates.
+    pub is_ca: bool,
+}
+
+impl CertInfo {
+    /// Whether a third of the certificate's life or less is left, so that it is time for another one.
+    #[must_use]
+    pub fn renewal_due(&self, now: OffsetDateTime) -> bool {
+        self.not_after - now <= (self.not_after - self.not_before) / 3
+    }
+
+    /// Whether the certificate is valid at this moment, as far as its dates go.
+    #[must_use]
+    pub fn is_valid_at(&self, now: OffsetDateTime) -> bool {
+        (self.not_before..=self.not_after).contains(&now)
+    }
+}
+
+/// Why a text is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// Not PEM, or broken PEM.
+    #[error("it is no readable PEM")]
+    Pem(#[source] rustls::pki_types::pem::Error),
+    /// PEM, but of something else.
+    #[error("it holds no `-----BEGIN CERTIFICATE-----`")]
+    None,
+    /// PEM of a certificate whose inside is broken.
+    #[error("it holds a certificate that cannot be decoded")]
+    Der(#[source] x509_parser::error::X509Error),
+    /// A date beyond what can be told.
+    #[error("it holds a certificate with an impossible date")]
+    Date,
+}
+
+/// What the first certificate of a PEM text says.
+pub fn describe(pem: impl AsRef<[u8]>) -> Result<CertInfo, CertificateError> {
+    let all = decode(pem.as_ref())?;
+    describe_der(all.first().ok_or(CertificateError::None)?)
+}
+
+/// What a certificate in DER says.
+pub fn describe_der(der: &[u8]) -> Result<CertInfo, CertificateError> {
+    let certificate = parse(der)?;
+    let mut names = Vec::new();
+    let mut dns_names = Vec::new();
+    let alternative = certificate.subject_alternative_name().map_err(CertificateError::Der)?;
+    for name in alternative.iter().flat_map(|extension| &extension.value.general_names) {
+        match name {
+            GeneralName::DNSName(name) => {
+                dns_names.push((*name).to_owned());
+                names.extend(ServerName::parse(name).ok());
+            }
+            GeneralName::IPAddress(octets) => names.extend(address(octets).map(ServerName::Ip)),
+            _ => {}
+        }
+    }
+    let validity = certificate.validity();
+    let date = |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| CertificateError::Date);
+    Ok(CertInfo {
+        subject: certificate.subject().to_string(),
+        common_name: common_name(certificate.subject()),
+        issuer: certificate.issuer().to_string(),
+        names,
+        dns_names,
+        serial: certificate.serial.to_str_radix(16),
+        not_before: date(validity.not_before.timestamp())?,
+        not_after: date(validity.not_after.timestamp())?,
+        is_ca: certificate.is_ca(),
+    })
+}
+
+/// All certificates of a PEM text, in DER and in their order there; other PEM blocks are passed over. Never empty.
+pub fn decode(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    let all =
+        CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(CertificateError::Pem)?;
+    if all.is_empty() { Err(CertificateError::None) } else { Ok(all) }
+}
+
+/// A certificate's subject public key info, in DER.
+pub(super) fn public_key(der: &[u8]) -> Result<Vec<u8>, CertificateError> {
+    Ok(parse(der)?.public_key().raw.to_vec())
+}
+
+/// Whether one certificate was signed by the key of another, as that one's subject. Dates are not looked at.
+pub(super) fn is_signed_by(certificate: &[u8], authority: &[u8]) -> bool {
+    let (Ok(certificate), Ok(authority)) = (parse(certificate), parse(authority)) else { return false };
+    certificate.issuer().as_raw() == authority.subject().as_raw()
+        && certificate.verify_signature(Some(authority.public_key())).is_ok()
+}
+
+/// The first common name of a subject.
+pub(super) fn common_name(subject: &x509_parser::x509::X509Name<'_>) -> Option<String> {
+    subject.iter_common_name().find_map(|name| name.as_str().ok()).map(str::to_owned)
+}
+
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
+    match X509Certificate::from_der(der) {
+        Ok((_, certificate)) => Ok(certificate),
+        Err(x509_parser::nom::Err::Error(error) | x509_parser::nom::Err::Failure(error)) => {
+            Err(CertificateError::Der(error))
+        }
+        Err(x509_parser::nom::Err::Incomplete(_)) => {
+            Err(CertificateError::Der(x509_parser::error::X509Error::InvalidCertificate))
+        }
+    }
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    if let Ok(four) = <[u8; 4]>::try_from(octets) {
+        return Some(four.into());
+    }
+    <[u8; 16]>::try_from(octets).ok().map(IpAddr::from)
+}

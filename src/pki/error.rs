@@ -1,0 +1,137 @@
+//! What can go wrong with the directory of certificates, and what to do then.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::Pair;
+use super::authority::{KeyError, SigningError};
+use super::certificate::CertificateError;
+use super::request::RequestError;
+use crate::host::name::HostName;
+
+/// Why a certificate was not made or not read.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// The file system refused.
+    #[error("could not {did} {}", path.display())]
+    Io {
+        /// What was tried.
+        did: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file that should hold a certificate.
+    #[error("{} is no usable certificate", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: CertificateError,
+    },
+    /// A file that should hold a private key.
+    #[error("{} is no usable private key", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: KeyError,
+    },
+    /// Half a pair, and not the half that a crash leaves.
+    #[error(
+        "{cert} stands there without {key}: put the key back, or remove the certificate so that both are made anew",
+        cert = pair.cert.display(), key = pair.key.display()
+    )]
+    CertificateWithoutKey {
+        /// The pair.
+        pair: Pair,
+    },
+    /// A pair of two that do not belong together.
+    #[error(
+        "{key} is not the key of {cert}: put the right one back, or move both away so that they are made anew",
+        cert = pair.cert.display(), key = pair.key.display()
+    )]
+    Mismatch {
+        /// The pair.
+        pair: Pair,
+    },
+    /// An authority that may not sign.
+    #[error("{} holds a certificate that is none of a CA: remove it from there", path.display())]
+    NotACa {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Certificates are there, but not what signed them.
+    #[error(
+        "{ca} is missing, but {leaf} was signed by it: put it back (every host's bundle holds a copy, as /etc/docker/volhost/ca.crt), or move the certificates away to begin with a new CA",
+        ca = ca.display(), leaf = leaf.display()
+    )]
+    CaLost {
+        /// The authority's certificate.
+        ca: PathBuf,
+        /// A certificate of it.
+        leaf: PathBuf,
+    },
+    /// No authority was made yet.
+    #[error("there is no CA in {}: `volhost serve` makes one when it is first started", path.display())]
+    NoCa {
+        /// Where its certificate would be.
+        path: PathBuf,
+    },
+    /// No server's certificate was made yet.
+    #[error("{} does not exist: `volhost serve` makes it when it is first started", path.display())]
+    NoServer {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// Something must be signed, and the key for it is kept elsewhere.
+    #[error("{need} is needed, but {} to sign it with is missing: put it there and try again", key.display())]
+    CaKeyMissing {
+        /// Where the authority's key would be.
+        key: PathBuf,
+        /// What is to be signed.
+        need: String,
+    },
+    /// A certificate that our authority did not sign.
+    #[error(
+        "{path} was not signed by {ca}: to serve with a certificate of another CA, name it as `tls.cert` and `tls.key`; else move it and its key away so that both are made anew",
+        path = path.display(), ca = ca.display()
+    )]
+    Stranger {
+        /// The certificate.
+        path: PathBuf,
+        /// The authority's.
+        ca: PathBuf,
+    },
+    /// The reserved name is nobody's.
+    #[error("no certificate is issued to `anonymous`: the name is kept for callers without one")]
+    Anonymous,
+    /// A certificate request that is not signed.
+    #[error("the certificate request for {host} is refused")]
+    Request {
+        /// For whom.
+        host: HostName,
+        /// Why.
+        #[source]
+        source: RequestError,
+    },
+    /// Signing failed.
+    #[error("no certificate was made for {subject}")]
+    Signing {
+        /// For whom.
+        subject: String,
+        /// Why.
+        #[source]
+        source: SigningError,
+    },
+}
+
+impl PkiError {
+    pub(super) fn signing(subject: impl ToString, source: SigningError) -> Self {
+        Self::Signing { subject: subject.to_string(), source }
+    }
+}
