@@ -1,6 +1,302 @@
-//! (to be written)
+//! The command line: one file for each group of commands.
+//!
+//! A client of the admin socket that knows nothing of the inside: a command parses its arguments, asks the service
+//! and prints the answer. `serve`, `check` and `spec`, which work without a running service, hand over to the rooms
+//! that do. Results go to the standard output, everything else to the standard error; no error is a panic.
 
-/// Runs the program.
-pub fn run() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+use std::ffi::OsString;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+
+use self::prompt::{Prompt, PromptError};
+use self::table::Listing;
+use crate::admin::client::{Client, ClientError};
+use crate::error::{chain, exit};
+
+mod backend;
+mod bundle;
+mod check;
+mod filter;
+mod host;
+mod mount;
+mod prompt;
+mod serve;
+mod spec;
+mod status;
+mod table;
+mod volume;
+
+/// Makes directories on local or shared storage into volumes for every Docker host pointed at it.
+#[derive(Debug, Parser)]
+#[command(name = "volhost", version, arg_required_else_help = true, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  volhost serve                              Serve, with everything it needs made where it is missing
+  docker volume create -d volhost db         Use it, from any engine that has its spec file
+  volhost volume ls --filter mounted=true    See which volumes are in use
+  volhost host add web1 -o web1.tar          Let another machine's engine use it
+  volhost check && systemctl reload volhost  Try a changed configuration before it is loaded
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.";
+
+/// The flags that every command takes, before or after its name.
+#[derive(Debug, Clone, Default, Args)]
+struct Global {
+    /// Put every default path below DIR, for trials and tests
+    ///
+    /// The configuration is then DIR/etc/volhost/volhost.json, the catalog DIR/var/lib/volhost/catalog.db, and so on.
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    root: Option<PathBuf>,
+    /// Read the configuration from FILE instead of /etc/volhost/volhost.json
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    config: Option<PathBuf>,
+    /// Ask the service at this admin socket instead of the configured one
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    socket: Option<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve volumes to engines until a signal ends it
+    Serve(serve::Serve),
+    /// Read the configuration and the backend map, and print every fault in them
+    Check(check::Check),
+    /// Show how the service is
+    Status(status::Status),
+    /// List, create, inspect, remove and restore volumes
+    #[command(subcommand)]
+    Volume(volume::Volume),
+    /// See which hosts use which volumes, and release what a lost host holds
+    #[command(subcommand)]
+    Mount(mount::Mount),
+    /// See the backends, and give them their identity
+    #[command(subcommand)]
+    Backend(backend::Backend),
+    /// Let other machines' engines in, and shut them out
+    #[command(subcommand)]
+    Host(host::Host),
+    /// See, write and remove the file by which an engine finds this plugin
+    #[command(subcommand)]
+    Spec(spec::Spec),
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    /// The service did not do it, or cannot be reached.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Nobody agreed to it.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// The result cannot be printed.
+    #[error("the result cannot be printed")]
+    Output(#[source] io::Error),
+    /// The result cannot be written as JSON.
+    #[error("the result cannot be written as JSON")]
+    Json(#[source] serde_json::Error),
+    /// Arguments that each are right but do not go together.
+    #[error("{0}")]
+    Usage(String),
+    /// The configuration is wrong; its faults were printed.
+    #[error("{0}")]
+    Configuration(String),
+    /// A bundle cannot be written.
+    #[error(transparent)]
+    Bundle(#[from] host::BundleError),
+    /// There is nothing that the command could do as it was asked.
+    #[error("{0}")]
+    Refused(String),
+    /// Several things were asked for, and these failed.
+    #[error("{} of the things asked for failed", .0.len())]
+    Several(Vec<Error>),
+    /// A command whose room is not there yet.
+    #[error("not wired: {0}")]
+    NotWired(&'static str),
+}
+
+impl Error {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => exit::USAGE,
+            Self::Configuration(_) => exit::CONFIG,
+            Self::Client(_)
+            | Self::Prompt(_)
+            | Self::Output(_)
+            | Self::Json(_)
+            | Self::Bundle(_)
+            | Self::Refused(_)
+            | Self::Several(_)
+            | Self::NotWired(_) => exit::FAILED,
+        }
+    }
+
+    /// Whether the reader of the standard output has seen enough and gone away.
+    fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// Runs the program with this process's arguments, input and outputs.
+#[must_use]
+pub fn run() -> ExitCode {
+    let (mut out, mut err, mut input) = (io::stdout().lock(), io::stderr(), io::stdin().lock());
+    let mut shell = Shell {
+        global: Global::default(),
+        out: &mut out,
+        err: &mut err,
+        input: &mut input,
+        interactive: io::stdin().is_terminal(),
+        width: table::terminal_width(),
+        colour: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+        binary_welcome: !io::stdout().is_terminal(),
+    };
+    ExitCode::from(main(std::env::args_os(), &mut shell))
+}
+
+/// Runs one command line and returns its exit code.
+fn main(arguments: impl IntoIterator<Item = OsString>, shell: &mut Shell<'_>) -> u8 {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(told) => {
+            // Help and usage errors are clap's to print; that nobody reads them changes nothing.
+            let _ = told.print();
+            return u8::try_from(told.exit_code()).unwrap_or(exit::USAGE);
+        }
+    };
+    shell.global = cli.global;
+    let result = dispatch(cli.command, shell).and_then(|()| shell.out.flush().map_err(Error::Output));
+    match result {
+        Ok(()) => 0,
+        Err(error) if error.is_broken_pipe() => 0,
+        Err(error) => {
+            shell.complain(&error);
+            error.code()
+        }
+    }
+}
+
+fn dispatch(command: Command, shell: &mut Shell<'_>) -> Result<(), Error> {
+    match command {
+        Command::Serve(args) => serve::run(&args, shell),
+        Command::Check(args) => check::run(&args, shell),
+        Command::Status(args) => status::run(&args, shell),
+        Command::Volume(command) => volume::run(command, shell),
+        Command::Mount(command) => mount::run(command, shell),
+        Command::Backend(command) => backend::run(command, shell),
+        Command::Host(command) => host::run(command, shell),
+        Command::Spec(command) => spec::run(&command, shell),
+    }
+}
+
+/// What a command has around it: its global flags and the process's input and outputs.
+struct Shell<'a> {
+    global: Global,
+    out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
+    input: &'a mut dyn BufRead,
+    /// Whether somebody sits at the standard input.
+    interactive: bool,
+    /// The width of the terminal on the standard output, if that is one.
+    width: Option<u16>,
+    /// Whether the standard output shows colours.
+    colour: bool,
+    /// Whether the standard output is no terminal, which binary data would garble.
+    binary_welcome: bool,
+}
+
+impl Shell<'_> {
+    /// A client of the service that this command line means.
+    fn client(&self) -> Client {
+        Client::new(admin_socket(&self.global))
+    }
+
+    /// Prints a result as JSON, for programs.
+    fn json(&mut self, result: &impl Serialize) -> Result<(), Error> {
+        let text = serde_json::to_string_pretty(result).map_err(Error::Json)?;
+        self.line(&text)
+    }
+
+    /// Prints a line of a result.
+    fn line(&mut self, text: &str) -> Result<(), Error> {
+        writeln!(self.out, "{text}").map_err(Error::Output)
+    }
+
+    /// Prints a result as a table.
+    fn table(&mut self, listing: Listing) -> Result<(), Error> {
+        self.out.write_all(listing.render(self.width).as_bytes()).map_err(Error::Output)
+    }
+
+    /// Prints a table that belongs to a question.
+    fn table_aside(&mut self, listing: Listing) {
+        // Whoever cannot see the question will not answer it with yes.
+        let _ = self.err.write_all(listing.render(self.width).as_bytes());
+    }
+
+    /// Tells something beside the result.
+    fn note(&mut self, text: &str) {
+        // A note that nobody can read changes nothing of what was done.
+        let _ = writeln!(self.err, "{text}");
+    }
+
+    /// Tells why the command failed: one line for each error.
+    fn complain(&mut self, error: &Error) {
+        if let Error::Several(errors) = error {
+            errors.iter().for_each(|error| self.complain(error));
+        } else {
+            let text = chain(error).lines().map(str::trim).collect::<Vec<_>>().join("; ");
+            self.note(&format!("volhost: {}", table::printable(&text)));
+        }
+    }
+
+    fn prompt(&mut self) -> Prompt<'_> {
+        Prompt { input: self.input, output: self.err, interactive: self.interactive }
+    }
+}
+
+/// Where the service is asked: `--socket`, else what the configuration says, else the default.
+fn admin_socket(global: &Global) -> PathBuf {
+    // NOT WIRED: config::Paths and config::load.
+    match (&global.socket, &global.root) {
+        (Some(socket), _) => socket.clone(),
+        (None, Some(root)) => root.join("run/volhost/admin.sock"),
+        (None, None) => PathBuf::from("/run/volhost/admin.sock"),
+    }
+}
+
+/// Does one thing after another, none of them left out because an earlier one failed.
+fn each<T>(items: &[T], mut act: impl FnMut(&T) -> Result<(), Error>) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    for item in items {
+        match act(item) {
+            Ok(()) => {}
+            // What cannot be printed once cannot be printed again; a service that is gone is gone for all of them.
+            Err(error @ (Error::Output(_) | Error::Client(ClientError::Missing { .. }))) => {
+                return Err(error);
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    match errors.len() {
+        0 => Ok(()),
+        1 => errors.pop().map_or(Ok(()), Err),
+        _ => Err(Error::Several(errors)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

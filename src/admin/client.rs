@@ -1,0 +1,378 @@
+//! The commands' side of the admin socket: one request, one answer, one connection for each.
+//!
+//! It never repeats a request by itself: whether what was asked was done is not known when a connection breaks.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::wire::Failure;
+
+/// How long the service may take to take a connection: it does nothing else before it does so.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long an answer is waited for. The service's own limit for a request ends sooner unless it was raised.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why the service gave no answer that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing lies at the socket's path.
+    #[error(
+        "there is no admin socket at {}: is the service running? See `systemctl status volhost`, or start it with `volhost serve`; `--socket` names another path", .socket.display()
+    )]
+    Missing {
+        /// The path that was tried.
+        socket: PathBuf,
+    },
+    /// The socket is another user's.
+    #[error(
+        "permission denied on the admin socket {}: run this as root, or as the user that runs the service", .socket.display()
+    )]
+    Denied {
+        /// The path that was tried.
+        socket: PathBuf,
+    },
+    /// Nobody listens on the socket.
+    #[error(
+        "nobody listens on the admin socket {}: it was left by a service that has ended; see `systemctl status volhost`, or start it with `volhost serve`", .socket.display()
+    )]
+    Refused {
+        /// The path that was tried.
+        socket: PathBuf,
+    },
+    /// The socket cannot be reached for another reason.
+    #[error("the admin socket {} cannot be reached", .socket.display())]
+    Unreachable {
+        /// The path that was tried.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// This machine could not make the request.
+    #[error("the request cannot be made")]
+    Setup(#[source] io::Error),
+    /// The request cannot be written as HTTP and JSON.
+    #[error("the request {verb} cannot be written")]
+    Request {
+        /// What was asked.
+        verb: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No answer came in time.
+    #[error(
+        "the service at {} did not answer {verb} within {} s: it may still finish what was asked; its log tells more", .socket.display(), .after.as_secs()
+    )]
+    Late {
+        /// The socket that was asked.
+        socket: PathBuf,
+        /// What was asked.
+        verb: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The connection broke.
+    #[error(
+        "the connection to the service at {} broke before it answered {verb}: whether it was done is not known; its log tells more", .socket.display()
+    )]
+    Broken {
+        /// The socket that was asked.
+        socket: PathBuf,
+        /// What was asked.
+        verb: String,
+        /// Why.
+        #[source]
+        source: hyper::Error,
+    },
+    /// The service does not know the verb.
+    #[error(
+        "the service at {} does not know {verb}: is it of another version than this command ({})?", .socket.display(), env!("CARGO_PKG_VERSION")
+    )]
+    Unknown {
+        /// The socket that was asked.
+        socket: PathBuf,
+        /// What was asked.
+        verb: String,
+    },
+    /// An answer that is neither what was asked for nor a failure.
+    #[error(
+        "the answer to {verb} from {} is not understood (status {status}): is that volhost, and of this version ({})?", .socket.display(), env!("CARGO_PKG_VERSION")
+    )]
+    Answer {
+        /// The socket that was asked.
+        socket: PathBuf,
+        /// What was asked.
+        verb: String,
+        /// The answer's status.
+        status: StatusCode,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The service answered that it did not do it, in its own words.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Asks the service that listens on one admin socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+    patience: Duration,
+}
+
+impl Client {
+    /// A client of the service at `socket`. Nothing is connected yet.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into(), patience: PATIENCE }
+    }
+
+    /// The same client, waiting for answers as long as this.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// The socket's path.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks one thing, in a runtime of its own on this thread, and waits for the answer. Never call it in async code.
+    pub fn ask<A: DeserializeOwned>(&self, verb: &str, request: &impl Serialize) -> Result<A, ClientError> {
+        let unwritable = |source| ClientError::Request { verb: verb.into(), source };
+        let body = serde_json::to_vec(request).map_err(|error| unwritable(error.into()))?;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(verb)
+            .header(header::HOST, "volhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| unwritable(error.into()))?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Setup)?;
+        let (status, body) = runtime.block_on(self.exchange(verb, request))?;
+        self.understand(verb, status, &body)
+    }
+
+    async fn exchange(
+        &self,
+        verb: &str,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let stream = match tokio::time::timeout(CONNECT, UnixStream::connect(&self.socket)).await {
+            Ok(connected) => connected.map_err(|source| self.unreachable(source))?,
+            Err(_) => return Err(self.late(verb, CONNECT)),
+        };
+        let answer = async {
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            // The connection is driven by a task of its own; an error of it also ends the request below.
+            let driver = tokio::spawn(connection);
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = response.into_body().collect().await?.to_bytes();
+            driver.abort();
+            Ok((status, body))
+        };
+        match tokio::time::timeout(self.patience, answer).await {
+            Ok(answer) => answer.map_err(|source| ClientError::Broken {
+                socket: self.socket.clone(),
+                verb: verb.into(),
+                source,
+            }),
+            Err(_) => Err(self.late(verb, self.patience)),
+        }
+    }
+
+    fn understand<A: DeserializeOwned>(
+        &self,
+        verb: &str,
+        status: StatusCode,
+        body: &[u8],
+    ) -> Result<A, ClientError> {
+        let not_understood =
+            |source| ClientError::Answer { socket: self.socket.clone(), verb: verb.into(), status, source };
+        if status == StatusCode::OK {
+            return serde_json::from_slice(body).map_err(not_understood);
+        }
+        match serde_json::from_slice(body) {
+            Ok(Failure { error }) => Err(ClientError::Failed(error)),
+            Err(_) if status == StatusCode::NOT_FOUND => {
+                Err(ClientError::Unknown { socket: self.socket.clone(), verb: verb.into() })
+            }
+            Err(source) => Err(not_understood(source)),
+        }
+    }
+
+    fn unreachable(&self, source: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        match source.kind() {
+            io::ErrorKind::NotFound => ClientError::Missing { socket },
+            io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
+            io::ErrorKind::ConnectionRefused => ClientError::Refused { socket },
+            _ => ClientError::Unreachable { socket, source },
+        }
+    }
+
+    fn late(&self, verb: &str, after: Duration) -> ClientError {
+        ClientError::Late { socket: self.socket.clone(), verb: verb.into(), after }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A service that answers from a script, for the tests of the client and of the commands.
+
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+    use std::sync::{Arc, Mutex};
+
+    /// Answers one verb: the request's body → status and body.
+    type Script = dyn Fn(&str, serde_json::Value) -> (u16, String) + Send + Sync;
+
+    /// A service on a socket in a directory of its own, until it is dropped.
+    pub(crate) struct Service {
+        directory: tempfile::TempDir,
+        asked: Arc<Mutex<Vec<(String, serde_json::Value)>>>,
+    }
+
+    impl Service {
+        /// Starts it. Its thread ends with the test process.
+        pub(crate) fn answering(
+            script: impl Fn(&str, serde_json::Value) -> (u16, String) + Send + Sync + 'static,
+        ) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let listener = UnixListener::bind(directory.path().join("admin.sock")).unwrap();
+            let asked = Arc::new(Mutex::new(Vec::new()));
+            let log = Arc::clone(&asked);
+            let script: Box<Script> = Box::new(script);
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    let mut stream = stream.unwrap();
+                    let Some((verb, body)) = request(&mut stream) else { continue };
+                    log.lock().unwrap().push((verb.clone(), body.clone()));
+                    let (status, answer) = script(&verb, body);
+                    // A client that has gone away is its own test's business.
+                    let _ = write!(
+                        stream,
+                        "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{answer}",
+                        answer.len()
+                    );
+                }
+            });
+            Self { directory, asked }
+        }
+
+        /// Where it listens.
+        pub(crate) fn socket(&self) -> PathBuf {
+            self.directory.path().join("admin.sock")
+        }
+
+        /// Everything it was asked so far.
+        pub(crate) fn asked(&self) -> Vec<(String, serde_json::Value)> {
+            self.asked.lock().unwrap().clone()
+        }
+    }
+
+    fn request(stream: &mut impl Read) -> Option<(String, serde_json::Value)> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).ok()?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap().to_lowercase();
+        let verb = head.strip_prefix("post ").unwrap().split(' ').next().unwrap().to_owned();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let mut body = vec![0; length.parse().unwrap()];
+        stream.read_exact(&mut body).unwrap();
+        Some((verb, serde_json::from_slice(&body).unwrap()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::Service;
+    use super::*;
+    use crate::admin::wire::{BackendName, Done, Nothing, verb};
+    use crate::error::chain;
+
+    #[test]
+    fn a_request_is_posted_and_its_answer_read() {
+        let service =
+            Service::answering(|_, body| (200, format!(r#"{{"done":"adopted {}"}}"#, body["name"])));
+        let client = Client::new(service.socket());
+        let done: Done = client.ask(verb::BACKEND_ADOPT, &BackendName { name: "fast".into() }).unwrap();
+        assert_eq!(done.done, "adopted \"fast\"");
+        assert_eq!(service.asked(), [("/backend/adopt".to_owned(), serde_json::json!({"name": "fast"}))]);
+    }
+
+    #[test]
+    fn a_failure_is_told_in_the_services_words() {
+        let service = Service::answering(|_, _| (400, r#"{"error":"no such backend \"fsat\""}"#.into()));
+        let error = Client::new(service.socket()).ask::<Done>(verb::BACKEND_LS, &Nothing {}).unwrap_err();
+        assert_eq!(chain(&error), "no such backend \"fsat\"");
+    }
+
+    #[test]
+    fn answers_of_something_else_are_told_from_failures() {
+        let service = Service::answering(|verb, _| match verb {
+            "/status" => (404, "not here".into()),
+            _ => (200, r#"{"ok":true}"#.into()),
+        });
+        let client = Client::new(service.socket());
+        let error = client.ask::<Done>(verb::STATUS, &Nothing {}).unwrap_err();
+        assert!(error.to_string().contains("does not know /status"), "{error}");
+        let error = client.ask::<Done>(verb::BACKEND_LS, &Nothing {}).unwrap_err();
+        assert!(chain(&error).contains("missing field `done`"), "{}", chain(&error));
+    }
+
+    #[test]
+    fn an_unreachable_socket_is_told_with_its_path_and_the_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("admin.sock");
+        let ask = || Client::new(&socket).ask::<Done>(verb::STATUS, &Nothing {}).unwrap_err().to_string();
+        let missing = ask();
+        assert!(missing.contains(&format!("no admin socket at {}", socket.display())), "{missing}");
+        assert!(missing.contains("systemctl status volhost"), "{missing}");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let stale = ask();
+        assert!(stale.contains("nobody listens on") && stale.contains("has ended"), "{stale}");
+    }
+
+    #[test]
+    fn a_silent_service_is_not_waited_for_without_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("admin.sock");
+        let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let client = Client::new(&socket).with_patience(Duration::from_millis(50));
+        let error = client.ask::<Done>(verb::STATUS, &Nothing {}).unwrap_err();
+        assert!(matches!(error, ClientError::Late { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_broken_connection_leaves_open_whether_it_was_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("admin.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let closer = std::thread::spawn(move || drop(listener.accept().unwrap()));
+        let error = Client::new(&socket).ask::<Done>(verb::STATUS, &Nothing {}).unwrap_err();
+        closer.join().unwrap();
+        assert!(error.to_string().contains("whether it was done is not known"), "{error}");
+    }
+}

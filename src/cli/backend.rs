@@ -1,0 +1,117 @@
+//! `backend ls|init|adopt`: the backends and their identity.
+
+use clap::{Args, Subcommand};
+
+use super::table::{Listing, or_dash, size};
+use super::{Error, Shell};
+use crate::admin::wire::{Backend as Row, BackendInit, BackendName, Done, Nothing, verb};
+
+/// See the backends, and give them their identity
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  volhost backend ls            Which backends there are, their state and the space left
+  volhost backend init fast     Make the directory of `fast`, which is not empty, a backend of this service
+  volhost backend adopt fast    Take in a backend that another service or an older catalog gave its identity
+
+A backend is a directory named in the backend map. Its identity, written into it once, tells it from an empty mount
+point and from the wrong disk; a new backend in an empty directory gets one by itself.")]
+pub(super) enum Backend {
+    /// List the backends
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Give a backend's directory an identity
+    Init(Init),
+    /// Take in a backend whose identity this service's catalog does not know
+    Adopt(Adopt),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    /// The backend's name in the map
+    name: String,
+    /// Even if the catalog remembers another identity for it
+    ///
+    /// The volumes that the catalog has on this backend then are expected in this directory.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Adopt {
+    /// The backend's name in the map
+    name: String,
+}
+
+pub(super) fn run(command: Backend, shell: &mut Shell<'_>) -> Result<(), Error> {
+    match command {
+        Backend::Ls => {
+            let rows: Vec<Row> = shell.client().ask(verb::BACKEND_LS, &Nothing {})?;
+            if shell.global.json { shell.json(&rows) } else { shell.table(listing(&rows)) }
+        }
+        Backend::Init(Init { name, force }) => {
+            let done = shell.client().ask(verb::BACKEND_INIT, &BackendInit { name, force })?;
+            told(&done, shell)
+        }
+        Backend::Adopt(Adopt { name }) => {
+            let done = shell.client().ask(verb::BACKEND_ADOPT, &BackendName { name })?;
+            told(&done, shell)
+        }
+    }
+}
+
+fn told(done: &Done, shell: &mut Shell<'_>) -> Result<(), Error> {
+    if shell.global.json { shell.json(done) } else { shell.line(&done.done) }
+}
+
+/// The backends as a table, which `status` shows too.
+pub(super) fn listing(rows: &[Row]) -> Listing {
+    let header = ["NAME", "STATE", "VOLUMES", "SIZE", "FREE", "PATH", "REASON"];
+    let mut listing = Listing::new(header).right(2).right(3).right(4);
+    for Row { name, path, state, draining, reason, volumes, total_bytes, free_bytes } in rows {
+        listing.row([
+            name.clone(),
+            if *draining { format!("{state}, draining") } else { state.clone() },
+            volumes.to_string(),
+            size(*total_bytes),
+            size(*free_bytes),
+            path.clone(),
+            or_dash(reason.as_deref()),
+        ]);
+    }
+    listing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_for_people_and_reasons_are_told() {
+        let online = Row {
+            name: "fast".into(),
+            path: "/mnt/fast".into(),
+            state: "online".into(),
+            draining: true,
+            reason: None,
+            volumes: 3,
+            total_bytes: Some(4 << 40),
+            free_bytes: Some(1536 << 20),
+        };
+        let offline = Row {
+            name: "slow".into(),
+            state: "offline".into(),
+            draining: false,
+            reason: Some("no .volhost/backend.json".into()),
+            total_bytes: None,
+            free_bytes: None,
+            ..online.clone()
+        };
+        assert_eq!(
+            listing(&[online, offline]).render(None),
+            "NAME  STATE             VOLUMES   SIZE     FREE  PATH       REASON\n\
+             fast  online, draining        3  4 TiB  1.5 GiB  /mnt/fast  -\n\
+             slow  offline                 3      -        -  /mnt/fast  no .volhost/backend.json\n"
+        );
+    }
+}

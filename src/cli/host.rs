@@ -1,0 +1,239 @@
+//! `host ls|add|revoke`: which machines' engines may use this service.
+
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::{Args, Subcommand};
+
+use super::bundle::Destination;
+use super::table::{Listing, counted, mark, or_dash, printable};
+use super::{Error, Shell};
+use crate::admin::wire::{Host as Row, HostAdd, HostAdded, HostName, HostRevoked, Nothing, verb};
+
+pub(super) use super::bundle::BundleError;
+
+/// Let other machines' engines in, and shut them out
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  volhost host add web1 -o web1.tar                        A certificate and a spec file for web1's engine
+  volhost host add web1 --advertise https://store1:7443 -o web1.tar
+  volhost host add web1 -o - | ssh root@web1 tar -C / -xf -
+  volhost host revoke web1                                 Shut it out at once")]
+pub(super) enum Host {
+    /// List the hosts that have a certificate or were seen
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Issue a host's certificate, and make the bundle that its engine needs
+    Add(Add),
+    /// Revoke every certificate of a host
+    Revoke(Revoke),
+}
+
+/// Issue a host's certificate, and make the bundle that its engine needs
+///
+/// The bundle is a tar archive to be unpacked in the host's root directory: the spec file, the CA's certificate, and
+/// the host's certificate with its private key. Who has the key is that host, so send the bundle over a safe channel
+/// and delete it; or make the key there and give its request by --csr.
+///
+/// A host that has a certificate gets another one; `host revoke` ends the older ones, and this one too.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  volhost host add web1 --advertise https://store1.example.org:7443 -o web1.tar
+  volhost host add web1 --csr web1.csr -o web1.tar         The private key stays on web1
+  volhost host add web1 --plugin-name netshare -o web1.tar It takes the place of the plugin `netshare` there")]
+pub(super) struct Add {
+    /// The host's name: what its mounts and rights are kept under
+    name: String,
+    /// The URL under which that host reaches this service [default: the configured `advertise`]
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+    /// The plugin's name on that host [default: the configured `name`]
+    #[arg(long, value_name = "NAME")]
+    plugin_name: Option<String>,
+    /// A certificate signing request (PEM) made on the host; the bundle then holds no key
+    #[arg(long, value_name = "FILE")]
+    csr: Option<PathBuf>,
+    /// Where to write the bundle, readable for its owner alone; `-` is the standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace FILE if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+/// Revoke every certificate of a host
+///
+/// It is refused from now on, on open connections too. Its mounts stay counted, for its containers may still write:
+/// `volhost mount release` takes them out.
+#[derive(Debug, Args)]
+pub(super) struct Revoke {
+    /// The host's name
+    name: String,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+pub(super) fn run(command: Host, shell: &mut Shell<'_>) -> Result<(), Error> {
+    match command {
+        Host::Ls => {
+            let rows: Vec<Row> = shell.client().ask(verb::HOST_LS, &Nothing {})?;
+            if shell.global.json { shell.json(&rows) } else { shell.table(listing(&rows)) }
+        }
+        Host::Add(args) => add(args, shell),
+        Host::Revoke(Revoke { name, yes }) => revoke(name, yes, shell),
+    }
+}
+
+fn listing(rows: &[Row]) -> Listing {
+    let header = ["NAME", "LAST SEEN", "MOUNTS", "CERTIFICATE", "EXPIRES", "REVOKED"];
+    let mut listing = Listing::new(header).right(2);
+    for Row { name, serial, expires, last_seen, mounts, revoked } in rows {
+        listing.row([
+            name.clone(),
+            or_dash(last_seen.as_deref()),
+            mounts.to_string(),
+            or_dash(serial.as_deref()),
+            or_dash(expires.as_deref()),
+            mark(*revoked),
+        ]);
+    }
+    listing
+}
+
+fn add(args: Add, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Add { name, advertise, plugin_name, csr, output, force } = args;
+    let to_stdout = output == Path::new("-");
+    if to_stdout && shell.global.json {
+        return Err(Error::Usage("--json and `-o -` both want the standard output: give a file".into()));
+    }
+    if to_stdout && !shell.binary_welcome {
+        return Err(Error::Usage(
+            "the bundle is an archive with a private key, not for a terminal: give `-o FILE`, or a pipe"
+                .into(),
+        ));
+    }
+    let csr = csr.as_deref().map(BundleError::read_csr).transpose()?;
+    let has_key = csr.is_none();
+    // The file is made before the service is asked, so that no certificate is issued for want of a place to put it.
+    let destination = if to_stdout { None } else { Some(Destination::prepare(&output, force)?) };
+    let added: HostAdded =
+        shell.client().ask(verb::HOST_ADD, &HostAdd { name, advertise, plugin_name, csr })?;
+    let bundle = STANDARD.decode(&added.bundle).map_err(BundleError::NotBase64)?;
+    let Some(destination) = destination else {
+        shell.out.write_all(&bundle).map_err(Error::Output)?;
+        for line in next_steps(&added, "-", has_key) {
+            shell.note(&line);
+        }
+        return Ok(());
+    };
+    destination.write(&bundle)?;
+    let file = output.display().to_string();
+    if shell.global.json {
+        let HostAdded { name, serial, expires, advertise, plugin_name, bundle: _ } = &added;
+        return shell.json(&serde_json::json!({
+            "name": name, "serial": serial, "expires": expires, "advertise": advertise,
+            "plugin_name": plugin_name, "file": file, "holds_key": has_key,
+        }));
+    }
+    for line in next_steps(&added, &file, has_key) {
+        shell.line(&line)?;
+    }
+    Ok(())
+}
+
+/// What to do with a bundle, for the operator.
+fn next_steps(added: &HostAdded, file: &str, has_key: bool) -> Vec<String> {
+    let HostAdded { name, serial: _, expires, advertise, plugin_name, bundle: _ } = added;
+    let mut lines = vec![printable(&format!(
+        "{name} has a certificate until {expires}, for the plugin {plugin_name} at {advertise}."
+    ))];
+    if file == "-" {
+        lines.push(format!("Unpack the bundle on {name} as root: tar -C / -xf -"));
+    } else {
+        lines.push(if has_key {
+            format!("{file} holds its private key: send it to {name} over a safe channel, unpack it there as root,")
+        } else {
+            format!("{file} holds no key: send it to {name}, unpack it there as root,")
+        });
+        lines.push("and delete it:".into());
+        let base = Path::new(file).file_name().map_or(file.into(), std::ffi::OsStr::to_string_lossy);
+        lines.push(format!("  tar -C / -xf {base}"));
+    }
+    lines.push(format!("Then, on {name}: docker volume create -d {plugin_name} NAME"));
+    lines.push("An engine that used this plugin before reads the new files when it is started again.".into());
+    if reaches_this_machine_only(advertise) {
+        lines.push(format!(
+            "Note: {advertise} names this machine alone. For another one, let the service listen on an address that {name} reaches, and give it here by --advertise, or in the configuration."
+        ));
+    }
+    lines
+}
+
+/// Whether a URL means whichever machine reads it.
+fn reaches_this_machine_only(url: &str) -> bool {
+    let Ok(url) = url.parse::<http::Uri>() else { return false };
+    let Some(host) = url.host() else { return false };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn revoke(name: String, yes: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
+    if !yes {
+        let question = format!("Refuse {name} from now on? Its containers lose no mount, but start none.");
+        shell.prompt().confirm(&question)?;
+    }
+    let revoked: HostRevoked = shell.client().ask(verb::HOST_REVOKE, &HostName { name })?;
+    if shell.global.json {
+        return shell.json(&revoked);
+    }
+    let HostRevoked { name, certificates, mounts } = revoked;
+    shell.line(&format!("{name}: {} revoked", counted(certificates, "certificate")))?;
+    if mounts > 0 {
+        shell.line(&format!(
+            "{} of {name} stay counted; `volhost mount ls --host {name}` lists them, `volhost mount release` takes them out",
+            counted(mounts, "mount")
+        ))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn added(advertise: &str) -> HostAdded {
+        HostAdded {
+            name: "web1".into(),
+            serial: "0a".into(),
+            expires: "2036-01-02T03:04:05Z".into(),
+            advertise: advertise.into(),
+            plugin_name: "volhost".into(),
+            bundle: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_next_steps_name_the_command_and_warn_of_the_key() {
+        let text = next_steps(&added("https://store1:7443"), "/tmp/b/web1.tar", true).join("\n");
+        assert!(text.contains("/tmp/b/web1.tar holds its private key"), "{text}");
+        assert!(text.contains("\n  tar -C / -xf web1.tar\n"), "{text}");
+        assert!(!text.contains("Note:"), "{text}");
+        let text = next_steps(&added("https://store1:7443"), "web1.tar", false).join("\n");
+        assert!(text.contains("holds no key"), "{text}");
+    }
+
+    #[test]
+    fn an_address_of_this_machine_is_noticed() {
+        for url in ["https://127.0.0.1:7443", "https://localhost:1", "https://[::1]:7443"] {
+            assert!(reaches_this_machine_only(url), "{url}");
+            assert!(next_steps(&added(url), "x", true).iter().any(|line| line.starts_with("Note:")));
+        }
+        for url in ["https://store1:7443", "https://10.0.0.1:7443", "https://[fd00::1]:7443"] {
+            assert!(!reaches_this_machine_only(url), "{url}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! `mount ls|release`: who uses what, and the operator's word that a host does so no more.
+
+use std::collections::BTreeSet;
+
+use clap::{Args, Subcommand};
+
+use super::table::{Listing, counted, mark};
+use super::{Error, Shell};
+use crate::admin::wire::{Mount as Row, MountRelease, Nothing, Released, verb};
+
+/// How much of an engine's ID tables show, as docker shows its containers'.
+const SHORT: usize = 12;
+
+/// See which hosts use which volumes, and release what a lost host holds
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  volhost mount ls --stale              What is held by engines that were started again since
+  volhost mount release db web1         Release what web1 held of db before its engine was started again
+  volhost mount release db web1 --all   Also what may be alive: when web1 is gone for good")]
+pub(super) enum Mount {
+    /// List mounts
+    #[command(visible_alias = "list")]
+    Ls(Ls),
+    /// Take out mounts that no engine will ever unmount
+    Release(Release),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ls {
+    /// Only those of this volume
+    #[arg(long, value_name = "NAME")]
+    volume: Option<String>,
+    /// Only those of this host
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// Only those from before the host's engine was started again
+    #[arg(long)]
+    stale: bool,
+    /// Print the engines' IDs in full
+    #[arg(long)]
+    no_trunc: bool,
+}
+
+/// Take out mounts that no engine will ever unmount
+///
+/// A mount is released by the engine's Unmount, or by this: never by guesswork. Without --all only stale ones are
+/// taken, those from before the host's engine was started again. With live-restore a container may outlive its engine,
+/// so look at the host, where it can be reached, before you say so.
+///
+/// What would be released is shown, and asked for, first.
+#[derive(Debug, Args)]
+pub(super) struct Release {
+    /// The volume's name
+    volume: String,
+    /// The host's name
+    host: String,
+    /// The engine's ID of the mount, or its first characters; all of the host's when absent
+    id: Option<String>,
+    /// Also those that may be alive; asks for the host's name to be typed
+    #[arg(long)]
+    all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+pub(super) fn run(command: Mount, shell: &mut Shell<'_>) -> Result<(), Error> {
+    match command {
+        Mount::Ls(args) => ls(&args, shell),
+        Mount::Release(args) => release(args, shell),
+    }
+}
+
+fn ls(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Ls { volume, host, stale, no_trunc } = args;
+    let mut rows: Vec<Row> = shell.client().ask(verb::MOUNT_LS, &Nothing {})?;
+    rows.retain(|row| {
+        volume.as_ref().is_none_or(|volume| row.volume == *volume)
+            && host.as_ref().is_none_or(|host| row.host.eq_ignore_ascii_case(host))
+            && (row.stale || !stale)
+    });
+    if shell.global.json { shell.json(&rows) } else { shell.table(listing(&rows, *no_trunc)) }
+}
+
+fn release(args: Release, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Release { volume, host, id, all, yes } = args;
+    let client = shell.client();
+    let id = match id {
+        Some(id) => Some(full_id(&client.ask::<Vec<Row>>(verb::MOUNT_LS, &Nothing {})?, &volume, &host, id)?),
+        None => None,
+    };
+    let request = MountRelease { volume, host, id, all, dry_run: true };
+    let planned: Released = client.ask(verb::MOUNT_RELEASE, &request)?;
+    if planned.released.is_empty() {
+        return nothing_to_release(&request, &planned, shell);
+    }
+    if !yes {
+        agree(&request, &planned, shell)?;
+    }
+    let done: Released = client.ask(verb::MOUNT_RELEASE, &MountRelease { dry_run: false, ..request })?;
+    if shell.global.json {
+        return shell.json(&done);
+    }
+    shell.line(&format!("released {}", counted(done.released.len(), "mount")))?;
+    shell.table(listing(&done.released, false))?;
+    if !done.kept.is_empty() {
+        shell.note(&format!(
+            "{} may be alive and stay; `--all` releases them too",
+            counted(done.kept.len(), "mount")
+        ));
+    }
+    Ok(())
+}
+
+/// Shows what would be released and asks for it.
+fn agree(request: &MountRelease, planned: &Released, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let MountRelease { volume, host, .. } = request;
+    shell.table_aside(listing(&planned.released, false));
+    let count = counted(planned.released.len(), "mount");
+    let alive = planned.released.iter().filter(|mount| !mount.stale).count();
+    if request.all {
+        shell.note(&format!(
+            "{} of these may be alive. A container on {host} that still writes would then share {volume} with whoever removes or mounts it next.",
+            counted(alive, "mount")
+        ));
+        let question = format!("To release {count} of {volume}, type the host's name ({host}):");
+        Ok(shell.prompt().confirm_by_typing(&question, host)?)
+    } else {
+        Ok(shell.prompt().confirm(&format!("Release {count} of {volume} by {host}?"))?)
+    }
+}
+
+fn nothing_to_release(
+    request: &MountRelease,
+    planned: &Released,
+    shell: &mut Shell<'_>,
+) -> Result<(), Error> {
+    let MountRelease { volume, host, .. } = request;
+    if planned.kept.is_empty() {
+        if shell.global.json {
+            return shell.json(planned);
+        }
+        shell.note(&format!("{host} has no mount of {volume}: there is nothing to release"));
+        return Ok(());
+    }
+    shell.table_aside(listing(&planned.kept, false));
+    Err(Error::Refused(format!(
+        "nothing was released: {} of {volume} by {host} may be alive, its engine was not started again since; if {host} is gone for good, or no container there uses {volume}, release them with `volhost mount release {volume} {host} --all`",
+        counted(planned.kept.len(), "mount")
+    )))
+}
+
+/// The one ID of that host's mounts of that volume which is, or begins with, what was typed.
+fn full_id(mounts: &[Row], volume: &str, host: &str, typed: String) -> Result<String, Error> {
+    let ids: BTreeSet<&str> = mounts
+        .iter()
+        .filter(|mount| mount.volume == volume && mount.host.eq_ignore_ascii_case(host))
+        .map(|mount| &*mount.id)
+        .collect();
+    if ids.contains(&*typed) {
+        return Ok(typed);
+    }
+    let mut near = ids.iter().filter(|id| id.starts_with(&typed));
+    match (near.next(), near.next()) {
+        (Some(id), None) => Ok((*id).to_owned()),
+        (Some(_), Some(_)) => Err(Error::Refused(format!(
+            "several mounts of {volume} by {host} have an ID that begins with {typed}: give more of it, `volhost mount ls --no-trunc` shows all of it"
+        ))),
+        (None, _) => Err(Error::Refused(format!(
+            "{host} has no mount of {volume} with the ID {typed}: `volhost mount ls --volume {volume} --host {host}` shows those it has"
+        ))),
+    }
+}
+
+/// Mounts as a table, which `volume inspect` shows too.
+pub(super) fn listing(rows: &[Row], whole_ids: bool) -> Listing {
+    let mut listing = Listing::new(["VOLUME", "HOST", "ID", "COUNT", "SINCE", "STALE"]).right(3);
+    for Row { volume, host, id, count, since, stale } in rows {
+        let id = if whole_ids { id.clone() } else { short(id) };
+        listing.row([volume.clone(), host.clone(), id, count.to_string(), since.clone(), mark(*stale)]);
+    }
+    listing
+}
+
+/// The beginning of an ID of an engine's making; a short or a speaking one is shown as it is.
+fn short(id: &str) -> String {
+    if id.len() >= 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
+        id.chars().take(SHORT).collect()
+    } else {
+        id.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(id: &str, stale: bool) -> Row {
+        Row {
+            volume: "db".into(),
+            host: "web1".into(),
+            id: id.into(),
+            count: 1,
+            since: "2026-01-02T03:04:05Z".into(),
+            stale,
+        }
+    }
+
+    #[test]
+    fn ids_are_shortened_as_dockers_are() {
+        let rows = [
+            mount(&"0123456789abcdef".repeat(4), true),
+            mount("a-speaking-id-of-a-test-engine-0123456789", false),
+        ];
+        assert_eq!(
+            listing(&rows, false).render(None),
+            "VOLUME  HOST  ID                                         COUNT  SINCE                 STALE\n\
+             db      web1  0123456789ab                                   1  2026-01-02T03:04:05Z  yes\n\
+             db      web1  a-speaking-id-of-a-test-engine-0123456789      1  2026-01-02T03:04:05Z\n"
+        );
+        assert!(listing(&rows, true).render(None).contains(&"0123456789abcdef".repeat(4)));
+    }
+
+    #[test]
+    fn the_beginning_of_an_id_names_it_if_it_is_the_only_one() {
+        let rows = [mount("abc1", false), mount("abc2", false), mount("abc2", true), mount("ab", false)];
+        let full = |typed: &str| full_id(&rows, "db", "WEB1", typed.into());
+        assert_eq!(full("abc1").unwrap(), "abc1");
+        assert_eq!(full("abc2").unwrap(), "abc2", "one ID of two activations is one ID");
+        assert_eq!(full("ab").unwrap(), "ab", "a whole ID that others begin with");
+        assert!(full("abc").unwrap_err().to_string().contains("several mounts"));
+        assert!(full("x").unwrap_err().to_string().contains("no mount of db with the ID x"));
+        assert!(full_id(&rows, "db", "web2", "abc1".into()).is_err());
+    }
+}

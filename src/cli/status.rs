@@ -1,0 +1,154 @@
+//! `status`: how the service is, with what needs attention on top of the backends.
+
+use clap::Args;
+
+use super::table::{counted, printable};
+use super::{Error, Shell, backend};
+use crate::admin::wire::{Nothing, Reload, Status as Answer, verb};
+
+/// Show how the service is
+///
+/// A configuration that was rejected while serving is shown with its faults: the one before it is still in force.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  volhost status
+  volhost status --json | jq -r .last_reload.result")]
+pub(super) struct Status {}
+
+pub(super) fn run(args: &Status, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Status {} = args;
+    let status: Answer = shell.client().ask(verb::STATUS, &Nothing {})?;
+    if shell.global.json {
+        return shell.json(&status);
+    }
+    for line in lines(&status, shell.colour) {
+        shell.line(&line)?;
+    }
+    shell.line("")?;
+    shell.table(backend::listing(&status.backends))
+}
+
+/// The readable block; the exhaustive destructuring keeps a new field from being forgotten here.
+fn lines(status: &Answer, colour: bool) -> Vec<String> {
+    let Answer {
+        version,
+        name,
+        node,
+        listening,
+        catalog,
+        volumes,
+        mounts,
+        backends: _, // The table below the block.
+        connections,
+        since,
+        last_reload,
+        needs_restart,
+        spec,
+        server_certificate_expires,
+    } = status;
+    let mut block = vec![format!("volhost {version}, serving as {name:?} on {node} since {since}")];
+    let mut row = |label: &str, value: &str| block.push(format!("  {label:<13} {}", printable(value)));
+    match &**listening {
+        [] => row("listening", "nowhere"),
+        addresses => addresses.iter().for_each(|address| row("listening", address)),
+    }
+    row("catalog", catalog);
+    row(
+        "in use",
+        &format!(
+            "{}, {}, {}",
+            counted(*volumes, "volume"),
+            counted(*mounts, "mount"),
+            counted(*connections, "connection")
+        ),
+    );
+    row("spec file", spec.as_deref().unwrap_or("none"));
+    if let Some(expires) = server_certificate_expires {
+        row("certificate", &format!("expires {expires}"));
+    }
+    match last_reload {
+        None => row("last reload", "none"),
+        Some(Reload { at, unit, result, faults }) if result == "rejected" => {
+            let told = format!("{unit} REJECTED at {at}, what was read before is still in force:");
+            block.push(format!("  {:<13} {}", "last reload", alarming(&told, colour)));
+            block.extend(faults.iter().map(|fault| format!("    {}", alarming(fault, colour))));
+        }
+        Some(Reload { at, unit, result, faults: _ }) => {
+            row("last reload", &format!("{unit} {result} at {at}"));
+        }
+    }
+    if !needs_restart.is_empty() {
+        let told =
+            format!("{}: changed in the file, but in force only after a restart", needs_restart.join(", "));
+        block.push(format!("  {:<13} {}", "needs restart", alarming(&told, colour)));
+    }
+    block
+}
+
+fn alarming(text: &str, colour: bool) -> String {
+    use clap::builder::styling::{AnsiColor, Style};
+    let text = printable(text);
+    if !colour {
+        return text;
+    }
+    let style: Style = AnsiColor::Red.on_default().bold();
+    format!("{style}{text}{style:#}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Answer {
+        Answer {
+            version: "0.1.0".into(),
+            name: "volhost".into(),
+            node: "store1".into(),
+            listening: vec!["https://127.0.0.1:7443".into(), "unix:/run/v.sock".into()],
+            catalog: "sqlite:/var/lib/volhost/catalog.db".into(),
+            volumes: 12,
+            mounts: 1,
+            backends: Vec::new(),
+            connections: 2,
+            since: "2026-01-02T03:04:05Z".into(),
+            last_reload: None,
+            needs_restart: Vec::new(),
+            spec: Some("/etc/docker/plugins/volhost.json".into()),
+            server_certificate_expires: Some("2027-01-02T03:04:05Z".into()),
+        }
+    }
+
+    #[test]
+    fn a_healthy_service_is_told_in_a_block() {
+        assert_eq!(
+            lines(&status(), false).join("\n"),
+            "volhost 0.1.0, serving as \"volhost\" on store1 since 2026-01-02T03:04:05Z\n  \
+             listening     https://127.0.0.1:7443\n  \
+             listening     unix:/run/v.sock\n  \
+             catalog       sqlite:/var/lib/volhost/catalog.db\n  \
+             in use        12 volumes, 1 mount, 2 connections\n  \
+             spec file     /etc/docker/plugins/volhost.json\n  \
+             certificate   expires 2027-01-02T03:04:05Z\n  \
+             last reload   none"
+        );
+    }
+
+    #[test]
+    fn a_rejected_reload_is_told_with_its_faults() {
+        let mut status = status();
+        status.needs_restart = vec!["catalog".into(), "listen".into()];
+        status.last_reload = Some(Reload {
+            at: "2026-01-02T04:00:00Z".into(),
+            unit: "configuration".into(),
+            result: "rejected".into(),
+            faults: vec!["volhost.json:3: listne: unknown field".into()],
+        });
+        let text = lines(&status, false).join("\n");
+        assert!(text.contains("configuration REJECTED at 2026-01-02T04:00:00Z"), "{text}");
+        assert!(text.contains("\n    volhost.json:3: listne: unknown field"), "{text}");
+        assert!(text.contains("needs restart catalog, listen: changed"), "{text}");
+        let coloured = lines(&status, true).join("\n");
+        assert!(coloured.contains("\x1b[31m"), "{coloured:?}");
+    }
+}

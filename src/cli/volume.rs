@@ -1,0 +1,313 @@
+//! `volume ls|create|inspect|rm|restore`: docker's words for volumes, and the trash.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::filter::{self, Filter};
+use super::table::{Listing, or_dash, printable};
+use super::{Error, Shell, each, mount};
+use crate::admin::client::ClientError;
+use crate::admin::wire::{
+    Done, Nothing, Trashed, Volume as Row, VolumeCreate, VolumeDetail, VolumeName, VolumeRemove,
+    VolumeRestore, verb,
+};
+use crate::volume::options::TABLE;
+
+/// How long deleting a volume's data at once may take: as long as a file system needs for a great many files.
+const DELETION: Duration = Duration::from_secs(6 * 3600);
+
+/// List, create, inspect, remove and restore volumes
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  volhost volume ls --filter backend=fast --filter mounted=false
+  volhost volume create -o backend=fast -o uid=70 -o gid=70 db
+  volhost volume inspect db
+  volhost volume rm db && volhost volume ls --trash
+  volhost volume restore db")]
+pub(super) enum Volume {
+    /// List volumes, or the removed ones
+    #[command(visible_alias = "list")]
+    Ls(Ls),
+    /// Create a volume
+    Create(Create),
+    /// Show everything that is known of volumes
+    Inspect(Inspect),
+    /// Remove volumes
+    #[command(visible_alias = "remove")]
+    Rm(Rm),
+    /// Take a removed volume out of the trash
+    Restore(Restore),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ls {
+    /// Print names alone; with --trash, the identities that `volume restore` takes
+    #[arg(short, long)]
+    quiet: bool,
+    /// List only what matches: name=, backend=, state=, mounted=, dangling=, option.KEY=
+    #[arg(short, long, value_name = "KEY=VALUE", long_help = filter::HELP)]
+    filter: Vec<Filter>,
+    /// List the removed volumes that can still be restored
+    #[arg(long)]
+    trash: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  volhost volume create db
+  volhost volume create -o backend=fast -o mode=0750 db
+  volhost volume create -o adopt=true old-data    An existing directory becomes the volume")]
+pub(super) struct Create {
+    /// Set an option of the volume
+    #[arg(short, long = "opt", value_name = "KEY=VALUE", value_parser = pair, long_help = options_help())]
+    opt: Vec<(String, String)>,
+    /// The volume's name
+    name: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Inspect {
+    /// The volumes' names
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// Remove volumes
+///
+/// A volume that some host has mounted is never removed: unmount it there, or see `volhost mount release --help`.
+/// The data stays in the backend's trash for its `trash` time, and the name is free at once.
+#[derive(Debug, Args)]
+pub(super) struct Rm {
+    /// Take a volume that does not exist for removed; never overrides a mount
+    #[arg(short, long)]
+    force: bool,
+    /// Delete the data at once instead of after the backend's `trash` time
+    ///
+    /// Also takes the name or identity of a volume that is in the trash already.
+    #[arg(long)]
+    now: bool,
+    /// Do not ask before data is deleted
+    #[arg(short, long)]
+    yes: bool,
+    /// The volumes' names
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Restore {
+    /// The name it had (the latest removed one of that name), or its identity, as `volume ls --trash` shows it
+    #[arg(value_name = "NAME|ID")]
+    name: String,
+}
+
+/// Help on `-o`, from the one table of options.
+fn options_help() -> String {
+    let left = |row: &crate::volume::options::Row| format!("{}=VALUE", row.name);
+    let width = TABLE.iter().map(|row| left(row).len()).max().unwrap_or(0);
+    let rows = TABLE.iter().map(|row| {
+        format!("\n  {:<width$}  {}: {} (default: {})", left(row), row.doc, row.value, row.default)
+    });
+    format!("Set an option of the volume\n{}", rows.collect::<String>())
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("an option is KEY=VALUE".into()),
+    }
+}
+
+pub(super) fn run(command: Volume, shell: &mut Shell<'_>) -> Result<(), Error> {
+    match command {
+        Volume::Ls(args) if args.trash => ls_trash(&args, shell),
+        Volume::Ls(args) => ls(&args, shell),
+        Volume::Create(args) => create(args, shell),
+        Volume::Inspect(args) => inspect(&args, shell),
+        Volume::Rm(args) => rm(&args, shell),
+        Volume::Restore(Restore { name }) => {
+            let volume: Row = shell.client().ask(verb::VOLUME_RESTORE, &VolumeRestore { name })?;
+            if shell.global.json { shell.json(&volume) } else { shell.line(&volume.name) }
+        }
+    }
+}
+
+fn ls(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let mut rows: Vec<Row> = shell.client().ask(verb::VOLUME_LS, &Nothing {})?;
+    rows.retain(|row| filter::admits(&args.filter, row));
+    if args.quiet {
+        return names(rows.iter().map(|row| &*row.name), shell);
+    }
+    if shell.global.json {
+        return shell.json(&rows);
+    }
+    let mut listing = Listing::new(["NAME", "BACKEND", "STATE", "MOUNTS", "CREATED", "PATH"]).right(3);
+    for Row { name, backend, path, created_at, options: _, state, mounts } in &rows {
+        let mounts = mounts.to_string();
+        listing.row([name.clone(), backend.clone(), state.clone(), mounts, created_at.clone(), path.clone()]);
+    }
+    shell.table(listing)
+}
+
+fn ls_trash(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
+    if let Some(key) = filter::not_for_trash(&args.filter) {
+        return Err(Error::Usage(format!(
+            "the filter {key} says nothing of removed volumes; with --trash there are name and backend"
+        )));
+    }
+    let mut rows: Vec<Trashed> = shell.client().ask(verb::VOLUME_TRASH, &Nothing {})?;
+    rows.retain(|row| filter::admits_trashed(&args.filter, row));
+    if args.quiet {
+        return names(rows.iter().map(|row| &*row.id), shell);
+    }
+    if shell.global.json {
+        return shell.json(&rows);
+    }
+    let mut listing = Listing::new(["NAME", "BACKEND", "REMOVED", "DELETED AFTER", "ID", "BLOCKED"]);
+    for Trashed { name, id, backend, removed_at, expires_at, blocked } in &rows {
+        listing.row([
+            name.clone(),
+            backend.clone(),
+            removed_at.clone(),
+            or_dash(expires_at.as_deref()),
+            id.clone(),
+            or_dash(blocked.as_deref()),
+        ]);
+    }
+    shell.table(listing)
+}
+
+fn names<'a>(names: impl Iterator<Item = &'a str>, shell: &mut Shell<'_>) -> Result<(), Error> {
+    if shell.global.json {
+        return shell.json(&names.collect::<Vec<_>>());
+    }
+    for name in names {
+        shell.line(name)?;
+    }
+    Ok(())
+}
+
+fn create(args: Create, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Create { opt, name } = args;
+    let mut options = BTreeMap::new();
+    for (key, value) in opt {
+        if let Some(before) = options.insert(key.clone(), value.clone())
+            && before != value
+        {
+            return Err(Error::Usage(format!("-o {key} is given twice, as {before:?} and as {value:?}")));
+        }
+    }
+    let volume: Row = shell.client().ask(verb::VOLUME_CREATE, &VolumeCreate { name, options })?;
+    if shell.global.json { shell.json(&volume) } else { shell.line(&volume.name) }
+}
+
+fn inspect(args: &Inspect, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let client = shell.client();
+    let mut found = Vec::new();
+    let result = each(&args.names, |name| {
+        let detail: VolumeDetail = client.ask(verb::VOLUME_INSPECT, &VolumeName { name: name.clone() })?;
+        found.push(detail);
+        Ok(())
+    });
+    // What was found is shown although another one was not, as docker does.
+    if shell.global.json {
+        shell.json(&found)?;
+        return result;
+    }
+    for (index, detail) in found.iter().enumerate() {
+        if index > 0 {
+            shell.line("")?;
+        }
+        show(detail, shell)?;
+    }
+    result
+}
+
+fn show(detail: &VolumeDetail, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let VolumeDetail {
+        volume: Row { name, backend, path, created_at, options, state, mounts: _ },
+        id,
+        adopted,
+        known_to,
+        mounted_by,
+    } = detail;
+    let options: Vec<String> = options.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let rows = [
+        ("name", name.clone()),
+        ("id", id.clone()),
+        ("backend", format!("{backend} ({state})")),
+        ("path", path.clone()),
+        ("created", created_at.clone()),
+        ("options", if options.is_empty() { "none".into() } else { options.join(", ") }),
+        ("adopted", if *adopted { "yes: its removal leaves the directory".into() } else { "no".into() }),
+        ("known to", if known_to.is_empty() { "no host".into() } else { known_to.join(", ") }),
+        ("mounted by", if mounted_by.is_empty() { "no host".into() } else { String::new() }),
+    ];
+    for (label, value) in rows {
+        shell.line(printable(&format!("{label:<12}{value}")).trim_end())?;
+    }
+    if mounted_by.is_empty() { Ok(()) } else { shell.table(mount::listing(mounted_by, false)) }
+}
+
+fn rm(args: &Rm, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Rm { force, now, yes, names } = args;
+    if *now && !*yes {
+        shell.prompt().confirm(&format!("Delete the data of {} for good?", names.join(", ")))?;
+    }
+    let client = if *now { shell.client().with_patience(DELETION) } else { shell.client() };
+    let mut removed = Vec::new();
+    let json = shell.global.json;
+    let result = each(names, |name| {
+        match client.ask::<Done>(verb::VOLUME_RM, &VolumeRemove { name: name.clone(), now: *now }) {
+            Ok(Done { done }) => {
+                removed.push(serde_json::json!({ "name": name, "done": done }));
+                if json { Ok(()) } else { shell.line(name) }
+            }
+            Err(ClientError::Failed(_)) if *force && !exists(name, *now, shell)? => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    });
+    if json {
+        shell.json(&removed)?;
+    }
+    result
+}
+
+/// Whether a removal had something to remove: a refusal does not tell that in a way a program can read.
+fn exists(name: &str, in_trash_too: bool, shell: &Shell<'_>) -> Result<bool, Error> {
+    let volumes: Vec<Row> = shell.client().ask(verb::VOLUME_LS, &Nothing {})?;
+    if volumes.iter().any(|volume| volume.name == *name) {
+        return Ok(true);
+    }
+    if !in_trash_too {
+        return Ok(false);
+    }
+    let trash: Vec<Trashed> = shell.client().ask(verb::VOLUME_TRASH, &Nothing {})?;
+    Ok(trash.iter().any(|removed| removed.name == *name || removed.id == *name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_on_options_has_a_line_for_each_row_of_the_table() {
+        let help = options_help();
+        for row in TABLE {
+            assert!(help.contains(&format!("\n  {}=VALUE", row.name)), "{help}");
+            assert!(help.contains(row.doc), "{help}");
+        }
+    }
+
+    #[test]
+    fn an_option_is_a_pair() {
+        assert_eq!(pair("mode=0750"), Ok(("mode".into(), "0750".into())));
+        assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(pair("mode").is_err());
+        assert!(pair("=0750").is_err());
+    }
+}
