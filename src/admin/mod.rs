@@ -1,4 +1,236 @@
-//! (to be written)
+//! The admin socket: what an operator asks of the running service, as JSON over HTTP on a Unix socket.
+//!
+//! Whoever can open the socket is the operator; nothing else is asked. This room converts between the wire and the
+//! domain, and decides nothing about volumes. It never serves engines.
 
+pub mod board;
 pub mod client;
+mod desk;
+mod views;
 pub mod wire;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use warp::Filter;
+use warp::reply::{Reply as _, Response};
+
+pub use self::board::Board;
+pub use self::desk::{Desk, Issuing};
+use self::wire::{Failure, verb};
+use crate::backend::name::BackendName;
+use crate::error::{chain, nearest};
+use crate::host::Caller;
+use crate::host::name::HostName;
+use crate::volume::name::{MountId, VolumeName};
+use crate::volume::options::Options;
+use crate::volume::{Blame, Release, Service};
+
+/// The most bytes of a request's body.
+const BODY_BYTES: u64 = 1 << 20;
+
+/// What answers the admin socket.
+pub struct Admin {
+    service: Arc<Service>,
+    board: Arc<Board>,
+    desk: Desk,
+    operator: Caller,
+}
+
+/// Why a request was not done.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    error: String,
+}
+
+type Answer = Result<Bytes, Refusal>;
+
+impl Admin {
+    /// Answers for `operator`, who is this machine's.
+    #[must_use]
+    pub fn new(service: Arc<Service>, board: Arc<Board>, desk: Desk, operator: Caller) -> Arc<Self> {
+        Arc::new(Self { service, board, desk, operator })
+    }
+
+    /// The one filter that takes every request and answers it.
+    pub fn filter(
+        self: Arc<Self>,
+    ) -> impl Filter<Extract = (Response,), Error = warp::Rejection> + Clone + Send + Sync + 'static {
+        warp::method()
+            .and(warp::path::full())
+            .and(warp::body::content_length_limit(BODY_BYTES))
+            .and(warp::body::bytes())
+            .then(move |method, path: warp::path::FullPath, body: Bytes| {
+                let admin = Arc::clone(&self);
+                async move { respond(admin.answer(&method, path.as_str(), &body).await) }
+            })
+    }
+
+    async fn answer(&self, method: &Method, path: &str, body: &[u8]) -> Answer {
+        if method != Method::POST {
+            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "the admin socket takes POST only"));
+        }
+        match path {
+            verb::STATUS => json(&views::status(&self.service, &self.board)),
+            verb::VOLUME_LS => json(&views::volumes(&self.service)),
+            verb::VOLUME_TRASH => json(&views::trash(&self.service)),
+            verb::VOLUME_CREATE => self.volume_create(decode(body)?).await,
+            verb::VOLUME_INSPECT => self.volume_inspect(&decode(body)?),
+            verb::VOLUME_RM => self.volume_rm(decode(body)?).await,
+            verb::VOLUME_RESTORE => self.volume_restore(&decode(body)?).await,
+            verb::MOUNT_LS => json(&views::mounts(&self.service)),
+            verb::MOUNT_RELEASE => self.mount_release(decode(body)?).await,
+            verb::BACKEND_LS => json(&views::backends(&self.service)),
+            verb::BACKEND_INIT => self.backend_init(&decode(body)?).await,
+            verb::BACKEND_ADOPT => self.backend_adopt(&decode(body)?).await,
+            verb::HOST_LS => json(&views::hosts(&self.service)),
+            verb::HOST_ADD => json(&self.desk.add(decode(body)?).await.map_err(refuse)?),
+            verb::HOST_REVOKE => json(&self.desk.revoke(&decode(body)?).await.map_err(refuse)?),
+            unknown => Err(Refusal::unknown(unknown)),
+        }
+    }
+
+    async fn volume_create(&self, request: wire::VolumeCreate) -> Answer {
+        let wire::VolumeCreate { name, options } = request;
+        let name = VolumeName::parse(&name).map_err(refuse)?;
+        let options = Options::parse(options.iter().map(|(k, v)| (&**k, &**v))).map_err(refuse)?;
+        let volume = self.service.create(&self.operator, name, options).await?;
+        json(&views::volume(&self.service, &volume))
+    }
+
+    fn volume_inspect(&self, request: &wire::VolumeName) -> Answer {
+        json(&views::detail(&self.service, &self.service.inspect(&self.operator, &request.name)?))
+    }
+
+    async fn volume_rm(&self, request: wire::VolumeRemove) -> Answer {
+        let wire::VolumeRemove { name, now } = request;
+        let known = VolumeName::parse(&name).ok().filter(|name| self.service.view().volumes.contains_key(name));
+        let trashed = match known {
+            Some(volume) => {
+                let id = self.service.remove(&self.operator, volume).await?;
+                if !now {
+                    let kept = if id.is_some() { "; `volhost volume restore` brings it back" } else { "" };
+                    return done(format!("removed volume {name}{kept}"));
+                }
+                let Some(id) = id else { return done(format!("removed volume {name}")) };
+                id.to_string()
+            }
+            None if now => name.clone(),
+            None => return Err(crate::volume::Error::NoSuchVolume(name).into()),
+        };
+        let removed = self.service.expire(&trashed).await?;
+        done(format!("deleting the data of volume {} in the background", removed.volume.name))
+    }
+
+    async fn volume_restore(&self, request: &wire::VolumeRestore) -> Answer {
+        let volume = self.service.restore(&self.operator, &request.name).await?;
+        json(&views::volume(&self.service, &volume))
+    }
+
+    async fn mount_release(&self, request: wire::MountRelease) -> Answer {
+        let wire::MountRelease { volume, host, id, all, dry_run } = request;
+        let release = Release {
+            volume: VolumeName::parse(&volume).map_err(refuse)?,
+            host: if host == crate::host::name::ANONYMOUS {
+                HostName::anonymous()
+            } else {
+                HostName::parse(&host).map_err(refuse)?
+            },
+            id: id.map(|id| MountId::parse(&id)).transpose().map_err(refuse)?,
+            alive_too: all,
+        };
+        let (released, kept) = if dry_run {
+            self.service.would_release(&release)?
+        } else {
+            self.service.release(&release).await?
+        };
+        let view = self.service.view();
+        let wire = |mounts: &[_]| mounts.iter().map(|m| views::mount(&view, &release.volume, m)).collect();
+        json(&wire::Released { released: wire(&released), kept: wire(&kept) })
+    }
+
+    async fn backend_init(&self, request: &wire::BackendInit) -> Answer {
+        let name = BackendName::parse(&request.name).map_err(refuse)?;
+        let id = self.service.init_backend(&name, request.force).await?;
+        done(format!("backend {name} is {id} from now on"))
+    }
+
+    async fn backend_adopt(&self, request: &wire::BackendName) -> Answer {
+        let name = BackendName::parse(&request.name).map_err(refuse)?;
+        let id = self.service.adopt_backend(&name).await?;
+        done(format!("backend {name} is {id} from now on"))
+    }
+}
+
+impl Refusal {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into() }
+    }
+
+    fn unknown(path: &str) -> Self {
+        const VERBS: [&str; 15] = [
+            verb::STATUS,
+            verb::VOLUME_LS,
+            verb::VOLUME_TRASH,
+            verb::VOLUME_CREATE,
+            verb::VOLUME_INSPECT,
+            verb::VOLUME_RM,
+            verb::VOLUME_RESTORE,
+            verb::MOUNT_LS,
+            verb::MOUNT_RELEASE,
+            verb::BACKEND_LS,
+            verb::BACKEND_INIT,
+            verb::BACKEND_ADOPT,
+            verb::HOST_LS,
+            verb::HOST_ADD,
+            verb::HOST_REVOKE,
+        ];
+        let hint = nearest(path, VERBS).map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
+        Self::new(StatusCode::NOT_FOUND, format!("the admin socket has no {path}{hint}"))
+    }
+}
+
+impl From<crate::volume::Error> for Refusal {
+    fn from(error: crate::volume::Error) -> Self {
+        let status = match error.blame() {
+            Blame::Caller => StatusCode::BAD_REQUEST,
+            Blame::Rights => StatusCode::FORBIDDEN,
+            Blame::Service | Blame::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, chain(&error))
+    }
+}
+
+/// An error of the request's own making.
+#[expect(clippy::needless_pass_by_value, reason = "it stands where a function of an owned error is mapped over a result")]
+fn refuse(error: impl std::error::Error + 'static) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, chain(&error))
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body)
+        .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the request is not understood: {error}")))
+}
+
+fn done(done: String) -> Answer {
+    json(&wire::Done { done })
+}
+
+fn json(value: &impl Serialize) -> Answer {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the answer cannot be written as JSON: {error}"))
+    })
+}
+
+fn respond(answer: Answer) -> Response {
+    match answer {
+        Ok(bytes) => warp::reply::with_header(bytes.to_vec(), "Content-Type", "application/json").into_response(),
+        Err(Refusal { status, error }) => {
+            warp::reply::with_status(warp::reply::json(&Failure { error }), status).into_response()
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Where hosts join and leave: certificates, bundles and revocations.
+//!
+//! A host's key leaves this machine in its bundle only, and is kept nowhere here.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use time::OffsetDateTime;
+
+use super::wire;
+use crate::catalog::{Catalog, CatalogError, Certificate, Change};
+use crate::discovery::{Address, Format, InvalidPluginName, PluginName, Spec, SpecError, TlsFiles};
+use crate::host::name::{HostName, InvalidHostName};
+use crate::pki::{self, Bundle, BundleError, Pki, PkiError, ServerName};
+use crate::volume::error::rfc3339;
+
+/// What the configuration says of new hosts.
+#[derive(Debug, Clone)]
+pub struct Issuing {
+    /// The plugin's name on hosts.
+    pub plugin: String,
+    /// The address of an `https` listener as other hosts reach it, where the configuration says it.
+    pub advertise: Option<String>,
+    /// Whether hosts are certified by volhost's own authority, and the server by it too.
+    pub ours: bool,
+}
+
+/// Issues and revokes.
+pub struct Desk {
+    /// The catalog that remembers certificates and revocations.
+    pub catalog: Arc<dyn Catalog>,
+    /// The authority.
+    pub pki: Pki,
+    /// What the configuration says now.
+    pub issuing: Arc<dyn Fn() -> Issuing + Send + Sync>,
+    /// Called after a revocation, or when the server's certificate was made anew: open connections are looked at
+    /// again, and the certificate is read again.
+    pub changed: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// Why a host could not join or leave.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DeskError {
+    #[error(transparent)]
+    Host(#[from] InvalidHostName),
+    #[error(transparent)]
+    Plugin(#[from] InvalidPluginName),
+    #[error(
+        "certificates are configured by `tls` and not volhost's own: issue the host's certificate with your authority, \
+         and give it a spec file with that certificate's paths"
+    )]
+    NotOurs,
+    #[error("no address is known under which {0} reaches this service: say --advertise https://HOST:PORT, or set `advertise`")]
+    NoAddress(HostName),
+    #[error("{url} is this machine's loopback address, which {host} cannot reach: say --advertise https://HOST:PORT")]
+    Loopback { url: String, host: HostName },
+    #[error("{0:?} is no address that hosts reach over TLS: it takes https://HOST:PORT")]
+    Address(String),
+    #[error("host {0} is not known: it has no certificate, no mount and was never seen")]
+    Unknown(HostName),
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("the certificate could not be made: the task broke off")]
+    BrokeOff,
+}
+
+impl Desk {
+    pub(super) async fn add(&self, request: wire::HostAdd) -> Result<wire::HostAdded, DeskError> {
+        let wire::HostAdd { name, advertise, plugin_name, csr } = request;
+        let issuing = (self.issuing)();
+        if !issuing.ours {
+            return Err(DeskError::NotOurs);
+        }
+        let host = HostName::parse(&name)?;
+        let plugin = PluginName::parse(plugin_name.as_deref().unwrap_or(&issuing.plugin))?;
+        let (advertise, server) = address(&host, advertise, issuing.advertise)?;
+        let pki = self.pki.clone();
+        let wanted = host.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            // The bundle must verify the server under the name it gives.
+            let renewed = pki.add_server_name(&server)?;
+            let issued = match csr {
+                Some(csr) => pki.sign_csr(&wanted, &csr)?,
+                None => pki.issue_host(&wanted)?,
+            };
+            Ok::<_, PkiError>((renewed, issued))
+        });
+        let (renewed, made) = made.await.map_err(|_| DeskError::BrokeOff)??;
+        if renewed {
+            (self.changed)();
+        }
+        let spec = Spec::new(
+            plugin.clone(),
+            Address::parse(&advertise)?,
+            Some(TlsFiles {
+                ca: pki::CA_FILE.into(),
+                cert: pki::CERT_FILE.into(),
+                key: pki::KEY_FILE.into(),
+            }),
+        );
+        let bundle = pki::bundle(&Bundle {
+            plugin: plugin.as_str(),
+            spec_json: &spec.render(Format::Json)?,
+            ca_pem: &made.ca_pem,
+            cert_pem: &made.cert_pem,
+            key_pem: made.key_pem.as_deref(),
+        })?;
+        let certificate = Certificate {
+            serial: made.issued.serial.clone(),
+            issued_at: made.issued.issued_at,
+            not_after: made.issued.not_after,
+            revoked: false,
+        };
+        // Nobody gets a certificate that could not be revoked.
+        self.catalog.submit(Change::Issue(host.clone(), certificate)).await?;
+        log::info!("issued certificate {} to host {host}", made.issued.serial);
+        Ok(wire::HostAdded {
+            name: host.to_string(),
+            serial: made.issued.serial,
+            expires: rfc3339(made.issued.not_after),
+            advertise,
+            plugin_name: plugin.as_str().into(),
+            bundle: STANDARD.encode(bundle),
+        })
+    }
+
+    pub(super) async fn revoke(&self, request: &wire::HostName) -> Result<wire::HostRevoked, DeskError> {
+        let host = HostName::parse(&request.name)?;
+        let view = self.catalog.view();
+        let mounts = view.volumes.values().flat_map(|volume| volume.mounts.iter()).filter(|m| m.host == host).count();
+        let known = view.hosts.get(&host);
+        if known.is_none() && mounts == 0 {
+            return Err(DeskError::Unknown(host));
+        }
+        let certificates = known.map_or(0, |host| host.certificates.iter().filter(|one| !one.revoked).count());
+        self.catalog.submit(Change::Revoke(host.clone(), OffsetDateTime::now_utc())).await?;
+        (self.changed)();
+        log::warn!("revoked host {host}: {certificates} certificates were in force");
+        Ok(wire::HostRevoked { name: host.to_string(), certificates, mounts })
+    }
+}
+
+/// The URL that a host's spec file names, and the name that the server's certificate must hold for it.
+fn address(
+    host: &HostName,
+    asked: Option<String>,
+    configured: Option<String>,
+) -> Result<(String, ServerName), DeskError> {
+    let explicit = asked.is_some();
+    let url = asked.or(configured).ok_or_else(|| DeskError::NoAddress(host.clone()))?;
+    let no_address = || DeskError::Address(url.clone());
+    let authority: http::uri::Authority = url
+        .strip_prefix("https://")
+        .and_then(|rest| rest.trim_end_matches('/').parse().ok())
+        .filter(|authority: &http::uri::Authority| authority.port_u16().is_some_and(|port| port > 0))
+        .ok_or_else(no_address)?;
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let server = ServerName::parse(name).map_err(|_| no_address())?;
+    let loopback = match &server {
+        ServerName::Ip(ip) => ip.is_loopback(),
+        ServerName::Dns(name) => name == "localhost",
+    };
+    if loopback && !explicit {
+        return Err(DeskError::Loopback { url, host: host.clone() });
+    }
+    Ok((url.trim_end_matches('/').to_owned(), server))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(asked: Option<&str>, configured: Option<&str>) -> String {
+        let host = HostName::parse("web1").unwrap();
+        match address(&host, asked.map(Into::into), configured.map(Into::into)) {
+            Ok((url, server)) => format!("{url} {server:?}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_bundle_names_an_address_that_its_host_can_reach() {
+        assert!(text(None, Some("https://store1:7443")).starts_with("https://store1:7443 "));
+        assert!(text(Some("https://[2001:db8::1]:7443/"), None).starts_with("https://[2001:db8::1]:7443 "));
+        assert!(text(None, Some("https://127.0.0.1:7443")).contains("loopback"));
+        assert!(text(Some("https://127.0.0.1:7443"), None).starts_with("https://127.0.0.1:7443 "), "it was said so");
+        assert!(text(None, None).contains("--advertise"));
+        for bad in ["http://store1:7443", "store1:7443", "https://store1", "https://store1:0", "https://a b:1", "https://:1"] {
+            assert!(text(Some(bad), None).contains("it takes https://HOST:PORT"), "{bad}: {}", text(Some(bad), None));
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! From the domain to the admin socket's JSON.
+
+use std::collections::BTreeMap;
+
+use time::OffsetDateTime;
+
+use super::board::{Board, Reloaded};
+use super::wire;
+use crate::catalog;
+use crate::host::name::HostName;
+use crate::volume::error::rfc3339;
+use crate::volume::mounts::Mount;
+use crate::volume::name::VolumeName;
+use crate::volume::{BackendInfo, Seen, Service, TrashedInfo};
+
+pub(super) fn status(service: &Service, board: &Board) -> wire::Status {
+    let (view, facts) = (service.view(), board.read());
+    let reload = facts.last_reload().map(|Reloaded { at, unit, faults }| wire::Reload {
+        at: rfc3339(*at),
+        unit: (*unit).into(),
+        result: if faults.is_empty() { "applied" } else { "rejected" }.into(),
+        faults: faults.clone(),
+    });
+    wire::Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        name: facts.name,
+        node: facts.node,
+        listening: facts.listening,
+        catalog: facts.catalog,
+        volumes: view.volumes.len(),
+        mounts: view.volumes.values().map(|volume| volume.mounts.len()).sum(),
+        backends: backends(service),
+        connections: facts.connections,
+        since: facts.since.map(rfc3339).unwrap_or_default(),
+        last_reload: reload,
+        needs_restart: facts.needs_restart,
+        spec: facts.spec,
+        server_certificate_expires: facts.server_certificate_expires.map(rfc3339),
+    }
+}
+
+pub(super) fn volumes(service: &Service) -> Vec<wire::Volume> {
+    let states = service.backends().into_iter().map(|backend| (backend.name, backend.state)).collect::<BTreeMap<_, _>>();
+    let view = service.view();
+    let state = |volume: &catalog::Volume| states.get(&volume.backend).copied().unwrap_or("unmapped");
+    view.volumes.values().map(|volume| wire_volume(service, volume, state(volume))).collect()
+}
+
+pub(super) fn volume(service: &Service, volume: &catalog::Volume) -> wire::Volume {
+    let states = service.backends();
+    let state = states.iter().find(|backend| backend.name == volume.backend).map_or("unmapped", |backend| backend.state);
+    wire_volume(service, volume, state)
+}
+
+pub(super) fn detail(service: &Service, seen: &Seen) -> wire::VolumeDetail {
+    let (view, volume) = (service.view(), &seen.volume);
+    wire::VolumeDetail {
+        volume: wire_volume(service, volume, seen.backend_state),
+        id: volume.id.to_string(),
+        adopted: volume.adopted,
+        known_to: volume.known_to.iter().map(ToString::to_string).collect(),
+        mounted_by: volume.mounts.iter().map(|entry| mount(&view, &volume.name, entry)).collect(),
+    }
+}
+
+fn wire_volume(service: &Service, volume: &catalog::Volume, backend_state: &str) -> wire::Volume {
+    wire::Volume {
+        name: volume.name.to_string(),
+        backend: volume.backend.to_string(),
+        path: service.path(volume).display().to_string(),
+        created_at: rfc3339(volume.created_at),
+        options: volume.options.given().map(|(name, value)| (name.to_owned(), value)).collect(),
+        state: if volume.visible { backend_state } else { "pending" }.into(),
+        mounts: volume.mounts.len(),
+    }
+}
+
+pub(super) fn trash(service: &Service) -> Vec<wire::Trashed> {
+    let wire = |TrashedInfo { removed, expires_at, blocked }: TrashedInfo| wire::Trashed {
+        name: removed.volume.name.to_string(),
+        id: removed.volume.id.to_string(),
+        backend: removed.volume.backend.to_string(),
+        removed_at: rfc3339(removed.at),
+        expires_at: expires_at.map(rfc3339),
+        blocked,
+    };
+    service.trash().into_iter().map(wire).collect()
+}
+
+pub(super) fn mounts(service: &Service) -> Vec<wire::Mount> {
+    let view = service.view();
+    let of = |volume: &'_ catalog::Volume| {
+        volume.mounts.iter().map(|entry| mount(&view, &volume.name, entry)).collect::<Vec<_>>()
+    };
+    view.volumes.values().flat_map(|volume| of(volume)).collect()
+}
+
+pub(super) fn mount(view: &catalog::View, volume: &VolumeName, entry: &Mount) -> wire::Mount {
+    wire::Mount {
+        volume: volume.to_string(),
+        host: entry.host.to_string(),
+        id: entry.id.to_string(),
+        count: entry.count,
+        since: rfc3339(entry.since),
+        stale: view.stale(entry),
+    }
+}
+
+pub(super) fn backends(service: &Service) -> Vec<wire::Backend> {
+    let wire = |BackendInfo { name, path, state, draining, reason, volumes, bytes }: BackendInfo| wire::Backend {
+        name: name.to_string(),
+        path: path.display().to_string(),
+        state: state.into(),
+        draining,
+        reason,
+        volumes,
+        total_bytes: bytes.map(|(total, _)| total),
+        free_bytes: bytes.map(|(_, free)| free),
+    };
+    service.backends().into_iter().map(wire).collect()
+}
+
+/// Every host that has a certificate, was seen, or has mounts.
+pub(super) fn hosts(service: &Service) -> Vec<wire::Host> {
+    let view = service.view();
+    let mut mounts: BTreeMap<HostName, usize> = view.hosts.keys().map(|host| (host.clone(), 0)).collect();
+    for entry in view.volumes.values().flat_map(|volume| volume.mounts.iter()) {
+        *mounts.entry(entry.host.clone()).or_default() += 1;
+    }
+    let wire = |(name, mounts): (HostName, usize)| {
+        let host = view.hosts.get(&name);
+        let latest = host.and_then(|host| host.certificates.last());
+        wire::Host {
+            serial: latest.map(|certificate| certificate.serial.clone()),
+            expires: latest.map(|certificate| rfc3339(certificate.not_after)),
+            last_seen: service.last_seen(&name).map(|at: OffsetDateTime| rfc3339(at)),
+            mounts,
+            revoked: match latest {
+                Some(certificate) => certificate.revoked,
+                None => host.is_some_and(|host| host.revoked_at.is_some()),
+            },
+            name: name.to_string(),
+        }
+    };
+    mounts.into_iter().map(wire).collect()
+}
