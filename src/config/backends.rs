@@ -1,0 +1,259 @@
+//! Reading the backend map: a name and a path each, or an object with more.
+//!
+//! A path that does not exist is no fault, for shares come and go. Two backends of which one lies in the other are:
+//! a volume of the one could be a directory of the other. Symlinks are followed for that, and for nothing else, with
+//! patience only as far as a share that hangs cannot hold up a reload.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::json::{Entry, Members, Node, Source};
+use super::parse::NOT_SUPPORTED;
+use super::{BackendSettings, Fault, HostPattern, walk};
+use crate::backend::name::BackendName;
+use crate::volume::options::Mode;
+
+/// The fields of a backend; `mountpoint_by_host` is known, but refused.
+const FIELDS: &[&str] = &[
+    "path",
+    "mountpoint",
+    "mountpoint_by_host",
+    "hosts",
+    "draining",
+    "require_mount",
+    "trash",
+    "uid",
+    "gid",
+    "mode",
+];
+
+/// How long removed volumes are kept when the map does not say.
+const TRASH: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The permissions of new volumes when the map does not say.
+const MODE: &str = "0755";
+
+/// Who owns new volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Owner {
+    /// The user.
+    pub(super) uid: u32,
+    /// The group.
+    pub(super) gid: u32,
+}
+
+/// The map where there is none: one backend, `default`.
+pub(super) fn without_map(path: PathBuf, owner: Owner) -> BTreeMap<BackendName, BackendSettings> {
+    let name = BackendName::parse(BackendName::DEFAULT).ok();
+    let backend = plain(path, owner);
+    name.into_iter().zip(backend).collect()
+}
+
+/// Reads the map. Its faults are left in `source`.
+pub(super) fn read(source: &Source, owner: Owner) -> BTreeMap<BackendName, BackendSettings> {
+    let Some(value) = source.value() else { return BTreeMap::new() };
+    let takes = "an object of backends, such as {\"default\": \"/srv/volumes\"}";
+    let mut backends = BTreeMap::new();
+    let mut places = Vec::new();
+    for entry in source.root(&value).entries(takes).unwrap_or_default() {
+        let name = match BackendName::parse(entry.key) {
+            Ok(name) => Some(name),
+            Err(error) => {
+                entry.fault(error.to_string(), None);
+                None
+            }
+        };
+        let Some((settings, place)) = backend(&entry, owner) else { continue };
+        let shown = name.as_ref().map_or_else(|| entry.key.to_owned(), ToString::to_string);
+        places.push(Place { name: shown, path: settings.path.clone(), fault: place });
+        if let Some(name) = name {
+            backends.insert(name, settings);
+        }
+    }
+    for fault in overlaps(&places) {
+        source.note(fault);
+    }
+    backends
+}
+
+/// A backend of which nothing but its path is said. Never `None`, but for a default that were no mode.
+fn plain(path: PathBuf, Owner { uid, gid }: Owner) -> Option<BackendSettings> {
+    Some(BackendSettings {
+        mountpoint: path.clone(),
+        path,
+        draining: false,
+        require_mount: false,
+        trash: TRASH,
+        uid,
+        gid,
+        mode: Mode::parse(MODE)?,
+        hosts: None,
+    })
+}
+
+/// Reads one backend, and the place of its path.
+fn backend(entry: &Entry<'_>, owner: Owner) -> Option<(BackendSettings, Fault)> {
+    let node = &entry.node;
+    let takes = "a path, or an object with at least \"path\"";
+    if node.is_string() {
+        return Some((plain(directory(node)?, owner)?, node.possible_fault()));
+    }
+    let mut members = node.members(FIELDS, takes)?;
+    let path_node = members.take("path");
+    if path_node.is_none() {
+        node.missing("path", "is missing: a backend needs the directory in which its volumes lie");
+    }
+    let path = path_node.as_ref().and_then(directory);
+    let settings = settings(&mut members, path.clone().unwrap_or_default(), owner)?;
+    // Without a path there is no backend, but its other fields have been looked at.
+    path.zip(path_node).map(|(_, node)| (settings, node.possible_fault()))
+}
+
+fn settings(members: &mut Members<'_>, path: PathBuf, owner: Owner) -> Option<BackendSettings> {
+    let mut backend = plain(path, owner)?;
+    if let Some(node) = members.take("mountpoint_by_host") {
+        node.fault(NOT_SUPPORTED);
+    }
+    let id = |node: Node<'_>| node.integer(0..=u64::from(u32::MAX) - 1).and_then(|id| u32::try_from(id).ok());
+    let BackendSettings { path: _, mountpoint, draining, require_mount, trash, uid, gid, mode, hosts } =
+        &mut backend;
+    set(mountpoint, members.take("mountpoint").and_then(|node| directory(&node)));
+    set(draining, members.take("draining").and_then(|node| node.boolean()));
+    set(require_mount, members.take("require_mount").and_then(|node| node.boolean()));
+    set(trash, members.take("trash").and_then(|node| trash_time(&node)));
+    set(uid, members.take("uid").and_then(id));
+    set(gid, members.take("gid").and_then(id));
+    set(mode, members.take("mode").and_then(|node| self::mode(&node)));
+    *hosts = members.take("hosts").filter(|node| !node.is_null()).map(|node| self::hosts(&node));
+    Some(backend)
+}
+
+fn set<T>(setting: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *setting = given;
+    }
+}
+
+/// An absolute path without `..`: where symlinks are swapped, `..` means another place each time.
+fn directory(node: &Node<'_>) -> Option<PathBuf> {
+    let path = node.path("a directory's path")?;
+    if path.components().any(|part| part == std::path::Component::ParentDir) {
+        node.fault(format!("{:?} goes through `..`: name the directory itself", path));
+        return None;
+    }
+    // One spelling for each path, so that `/srv//x/` and `/srv/x` are the same one.
+    Some(path.components().collect())
+}
+
+fn trash_time(node: &Node<'_>) -> Option<Duration> {
+    // Zero is the one duration that needs no unit.
+    if node.is_zero() { Some(Duration::ZERO) } else { node.duration("24h") }
+}
+
+fn mode(node: &Node<'_>) -> Option<Mode> {
+    let takes = "octal digits such as 0755";
+    let text = node.string(&format!("{takes}, in quotes"))?;
+    let mode = Mode::parse(text);
+    if mode.is_none() {
+        node.fault(format!("{} is no mode: it takes {takes}", super::json::quoted(text)));
+    }
+    mode
+}
+
+fn hosts(node: &Node<'_>) -> Vec<HostPattern> {
+    let takes = "a list of host names or patterns, such as [\"web*\"]";
+    let pattern =
+        |node: &Node<'_>| node.noted(HostPattern::parse(node.string("a host's name or a pattern")?));
+    node.elements(takes).unwrap_or_default().iter().filter_map(pattern).collect()
+}
+
+/// A backend's path and where it is written.
+struct Place {
+    name: String,
+    path: PathBuf,
+    fault: Fault,
+}
+
+/// The faults of backends of which one lies in the other, each told where the later one of the two is written.
+fn overlaps(places: &[Place]) -> Vec<Fault> {
+    let resolved = resolve(places.iter().map(|place| place.path.clone()).collect());
+    let mut first: HashMap<&Path, usize> = HashMap::new();
+    for (index, path) in resolved.iter().enumerate() {
+        first.entry(path).or_insert(index);
+    }
+    let mut faults = Vec::new();
+    for (index, path) in resolved.iter().enumerate() {
+        let found =
+            path.ancestors().find_map(|ancestor| first.get(ancestor).filter(|other| **other != index));
+        let Some((outer, inner)) = found.and_then(|other| places.get(*other).zip(places.get(index))) else {
+            continue;
+        };
+        let outer_is_later = found.is_some_and(|other| *other > index);
+        let same = found.and_then(|other| resolved.get(*other)) == Some(path);
+        let (later, earlier, relation) = match (same, outer_is_later) {
+            (true, _) => (inner, outer, "is the directory of"),
+            (false, false) => (inner, outer, "lies inside"),
+            (false, true) => (outer, inner, "holds"),
+        };
+        let what = format!(
+            "{} {relation} backend {:?}, {}: backends must not overlap",
+            later.path.display(),
+            earlier.name,
+            earlier.path.display()
+        );
+        faults.push(Fault { what, ..later.fault.clone() });
+    }
+    faults
+}
+
+/// How long one path may keep us waiting, and how many may do so before the rest are taken as they are written.
+const PATIENCE: Duration = Duration::from_millis(150);
+const HANGING: usize = 3;
+
+/// Threads that wait for a path; those that wait for good are never more than a few times [`HANGING`].
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// The real place of each path, symlinks followed as far as it exists.
+///
+/// A share whose server is gone answers to nothing, so another thread looks, and a path that takes too long stays as
+/// it is written. Such a thread may stay behind until its share answers.
+fn resolve(mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut next = 0;
+    for _ in 0..HANGING {
+        let rest: Vec<_> = paths.iter().skip(next).cloned().collect();
+        if rest.is_empty() || WAITING.load(Ordering::Relaxed) > 4 * HANGING {
+            break;
+        }
+        let (sender, receiver) = mpsc::channel();
+        WAITING.fetch_add(1, Ordering::Relaxed);
+        let look = move || {
+            for path in rest {
+                if sender.send(walk::follow(&path, |_, _| {})).is_err() {
+                    break;
+                }
+            }
+            WAITING.fetch_sub(1, Ordering::Relaxed);
+        };
+        if std::thread::Builder::new().name("config-paths".into()).spawn(look).is_err() {
+            WAITING.fetch_sub(1, Ordering::Relaxed);
+            break;
+        }
+        while let Ok(real) = receiver.recv_timeout(PATIENCE) {
+            if let Some(path) = paths.get_mut(next) {
+                *path = real;
+            }
+            next += 1;
+        }
+        if next < paths.len() {
+            // This one hangs; the next thread begins behind it.
+            log::warn!(
+                "a backend's path did not answer: whether it overlaps with others was told from its text"
+            );
+            next += 1;
+        }
+    }
+    paths
+}

@@ -1,0 +1,467 @@
+//! Reading the configuration: the file's text to a typed [`Config`], or every fault of it.
+//!
+//! Each field has its default where it is read, so that a fault in one field never hides a fault in the next. A
+//! field's fault yields its default for the time being; a configuration with a fault never leaves this file.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::address::{self, Advertise, Listen};
+use super::backends::{self, Owner};
+use super::json::{MAX_BYTES, Members, Node, Source, quoted};
+use super::watch::Seen;
+use super::{
+    Config, Fault, Faults, HostPattern, KeyPair, Limits, Loaded, Paths, Scope, SpecFormat, SpecSettings,
+    TlsFiles,
+};
+use crate::host::name::HostName;
+
+/// The fields of the configuration; those of [`UNSERVED`] are known, but refused.
+const FIELDS: &[&str] = &[
+    "name",
+    "node",
+    "scope",
+    "listen",
+    "insecure",
+    "advertise",
+    "tls",
+    "spec",
+    "catalog",
+    "backends",
+    "hosts",
+    "admin",
+    "metrics",
+    "audit",
+    "limits",
+    "etcd",
+];
+
+/// Fields that are specified and not served yet: to pass over them would be to promise what is not kept.
+const UNSERVED: [&str; 3] = ["metrics", "audit", "etcd"];
+
+/// What a field that is specified and not served yet is refused with.
+pub(super) const NOT_SUPPORTED: &str = "is not supported by this version: take it out";
+
+/// What the defaults depend on.
+#[derive(Debug, Clone)]
+pub(super) struct Surroundings {
+    /// The default paths.
+    pub(super) paths: Paths,
+    /// What the machine calls itself.
+    pub(super) hostname: String,
+    /// Who owns new volumes when the map does not say.
+    pub(super) owner: Owner,
+}
+
+impl Surroundings {
+    fn here(paths: &Paths) -> Self {
+        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        let owner = match uid.is_root() {
+            true => Owner { uid: 0, gid: 0 },
+            false => Owner { uid: uid.as_raw(), gid: gid.as_raw() },
+        };
+        Self { paths: paths.clone(), hostname, owner }
+    }
+}
+
+/// Whether a TLS file that the configuration names must be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TlsFilesMust {
+    /// A missing one is a fault.
+    Exist,
+    /// Whoever reads them will see.
+    Nothing,
+}
+
+/// Reads the configuration and the backend map, for the start and for `volhost check`.
+///
+/// `file` is `--config`, which must exist; without it the default file is read, and where there is none, defaults
+/// hold. Files that the configuration names must exist. A backend's path need not.
+///
+/// # Errors
+/// All faults of both files.
+pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
+    read(&Surroundings::here(paths), file, TlsFilesMust::Exist)
+}
+
+/// Reads the configuration and the backend map again, while serving.
+///
+/// As [`load`], but TLS files that are not there are left to the unit of the reload that reads them: a certificate
+/// that is just being replaced must not hold up a change of the map.
+///
+/// # Errors
+/// All faults of both files.
+pub fn reload(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
+    read(&Surroundings::here(paths), file, TlsFilesMust::Nothing)
+}
+
+pub(super) fn read(
+    around: &Surroundings,
+    named: Option<&Path>,
+    tls_files: TlsFilesMust,
+) -> Result<Loaded, Faults> {
+    let named = named.map(|file| std::path::absolute(file).unwrap_or_else(|_| file.into()));
+    let file = named.clone().unwrap_or_else(|| around.paths.config());
+    let (bytes, seen) = Seen::read(&file, MAX_BYTES);
+    let mut files = vec![seen];
+    let mut faults = Vec::new();
+    // What is not there says as little as an empty object.
+    let bytes = bytes.unwrap_or_else(|error| {
+        if named.is_some() || error.kind() != io::ErrorKind::NotFound {
+            faults.push(whole_file(&file, format!("cannot be read: {error}")));
+        }
+        b"{}".to_vec()
+    });
+    let source = Source::new(&file, bytes);
+    let Draft { mut config, map, client_ca } = Draft::read(&source, around, tls_files);
+    faults.extend(source.into_faults());
+
+    let (bytes, seen) = Seen::read(&config.map, MAX_BYTES);
+    files.push(seen);
+    match (bytes, map) {
+        (Ok(bytes), _) => {
+            let source = Source::new(&config.map, bytes);
+            config.backends = backends::read(&source, around.owner);
+            faults.extend(source.into_faults());
+        }
+        (Err(error), None) if error.kind() == io::ErrorKind::NotFound => {
+            config.backends = backends::without_map(around.paths.volumes(), around.owner);
+        }
+        // The fault is the configuration's, which names a file that is not there.
+        (Err(error), Some(place)) => {
+            faults.push(Fault { what: format!("{} cannot be read: {error}", config.map.display()), ..place });
+        }
+        (Err(error), None) => faults.push(whole_file(&config.map, format!("cannot be read: {error}"))),
+    }
+
+    match Faults::collect(faults) {
+        None => Ok(Loaded { config, files, client_ca }),
+        Some(faults) => Err(faults),
+    }
+}
+
+fn whole_file(file: &Path, what: String) -> Fault {
+    Fault { file: file.into(), line: 0, column: 0, field: String::new(), what, hint: None }
+}
+
+/// The configuration while faults are still being looked for, and places that later checks need.
+struct Draft {
+    config: Config,
+    /// Where the configuration names the map, if it does.
+    map: Option<Fault>,
+    /// Where the configuration names the clients' CA, if it does.
+    client_ca: Option<Fault>,
+}
+
+impl Draft {
+    fn read(source: &Source, around: &Surroundings, tls_files: TlsFilesMust) -> Self {
+        let value = source.value();
+        let root = value.as_ref().map(|value| source.root(value));
+        let takes = "an object such as {\"listen\": [\"https://127.0.0.1:7443\"]}";
+        let mut fields = root.as_ref().and_then(|root| root.members(FIELDS, takes)).unwrap_or_default();
+        for name in UNSERVED {
+            if let Some(node) = fields.take(name).filter(|node| !node.is_null()) {
+                node.fault(NOT_SUPPORTED);
+            }
+        }
+        let paths = &around.paths;
+
+        let insecure = fields.take("insecure").and_then(|node| node.boolean()).unwrap_or(false);
+        let listen = listen(fields.take("listen"), insecure);
+        let advertise_node = fields.take("advertise").filter(|node| !node.is_null());
+        let advertise = advertise_node.as_ref().and_then(advertise);
+        let spec = spec(fields.take("spec"), &paths.spec, &listen, advertise.as_ref());
+        let tls_node = fields.take("tls");
+        let mut client_ca = None;
+        let tls = tls_node.map(|node| tls(&node, tls_files, &mut client_ca)).unwrap_or_default();
+
+        let node = match fields.take("node") {
+            Some(node) => host_name(&node),
+            None => HostName::parse(&around.hostname).ok().or_else(|| {
+                // Where the text itself is broken, the field may well be there.
+                if root.is_some() {
+                    let hostname = quoted(&around.hostname);
+                    let what =
+                        format!("this machine's hostname {hostname} is no host name: set \"node\" to one");
+                    source.fault("node", what);
+                }
+                None
+            }),
+        };
+
+        let admin_node = fields.take("admin");
+        let admin = match &admin_node {
+            Some(node) => socket_path(node),
+            None => Some(paths.admin()),
+        };
+        let admin = admin.unwrap_or_else(|| paths.admin());
+        if listen.contains(&Listen::Unix(admin.clone())) {
+            let what = "is the same socket as one of \"listen\": engines must not reach it";
+            match admin_node {
+                Some(node) => node.fault(what),
+                None => source.fault("admin", what),
+            }
+        }
+
+        let map_node = fields.take("backends");
+        let map_named = map_node.as_ref().and_then(|node| {
+            node.path("the path of the backend map").map(|path| (path, node.possible_fault()))
+        });
+        let (map, map_place) = match map_named {
+            Some((path, place)) => (path, Some(place)),
+            None => (paths.map(), None),
+        };
+
+        let config = Config {
+            name: fields
+                .take("name")
+                .and_then(|node| plugin_name(&node))
+                .unwrap_or_else(|| "volhost".to_owned()),
+            // Only a configuration with a fault, which goes no further, is left with this one.
+            node: node.unwrap_or_else(HostName::anonymous),
+            scope: fields.take("scope").and_then(|node| scope(&node)).unwrap_or(Scope::Global),
+            listen,
+            insecure,
+            advertise,
+            tls,
+            pki: paths.pki(),
+            spec,
+            catalog: fields
+                .take("catalog")
+                .and_then(|node| catalog(&node))
+                .unwrap_or_else(|| paths.catalog()),
+            map,
+            backends: Default::default(),
+            hosts: fields.take("hosts").filter(|node| !node.is_null()).map(|node| hosts(&node)),
+            admin,
+            limits: fields.take("limits").map(|node| limits(&node)).unwrap_or_default(),
+        };
+        Self { config, map: map_place, client_ca }
+    }
+}
+
+fn plugin_name(node: &Node<'_>) -> Option<String> {
+    let text = node.string("the plugin's name, such as \"volhost\"")?;
+    let valid = (1..=128).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    if !valid {
+        node.fault(format!(
+            "{} is no plugin name: it takes 1 to 128 letters, digits, `_`, `.` and `-`, and begins with a letter or a \
+             digit",
+            quoted(text)
+        ));
+    }
+    valid.then(|| text.to_owned())
+}
+
+fn host_name(node: &Node<'_>) -> Option<HostName> {
+    let text = node.string("this machine's name, such as \"store1\"")?;
+    node.noted(HostName::parse(text))
+}
+
+fn scope(node: &Node<'_>) -> Option<Scope> {
+    let words = [("local", Scope::Local), ("global", Scope::Global)];
+    node.word("scope", &words)
+}
+
+fn listen(node: Option<Node<'_>>, insecure: bool) -> Vec<Listen> {
+    let otherwise = || vec![Listen::Https(([127, 0, 0, 1], 7443).into())];
+    let Some(node) = node else { return otherwise() };
+    let takes = "a list of addresses, such as [\"https://127.0.0.1:7443\"]";
+    let Some(elements) = node.elements(takes) else { return otherwise() };
+    if elements.is_empty() {
+        node.fault("names no address: engines could not call");
+    }
+    let mut listen = Vec::new();
+    for element in elements {
+        let Some(address) = element.string("an address, such as \"https://127.0.0.1:7443\"") else {
+            continue;
+        };
+        match Listen::parse(address) {
+            Err(error) => element.fault_with(error.what, error.hint),
+            Ok(address) => {
+                if matches!(address, Listen::Http(_)) && !address.is_local() && !insecure {
+                    element.fault(format!(
+                        "{address} serves other machines without TLS, where anybody may read, mount and remove: use \
+                         https, or say \"insecure\": true"
+                    ));
+                }
+                let takes_any_port =
+                    matches!(&address, Listen::Https(at) | Listen::Http(at) if at.port() == 0);
+                let same_place = |other: &Listen| match (other, &address) {
+                    (Listen::Unix(one), Listen::Unix(other)) => one == other,
+                    (Listen::Https(one) | Listen::Http(one), Listen::Https(other) | Listen::Http(other)) => {
+                        one == other
+                    }
+                    _ => false,
+                };
+                if !takes_any_port && listen.iter().any(same_place) {
+                    element.fault("is given twice");
+                }
+                listen.push(address);
+            }
+        }
+    }
+    listen
+}
+
+fn advertise(node: &Node<'_>) -> Option<Advertise> {
+    let text = node.string("the address that engines call, such as \"https://store1.example.org:7443\"")?;
+    Advertise::parse(text).map_err(|error| node.fault_with(error.what, error.hint)).ok()
+}
+
+fn tls(node: &Node<'_>, files: TlsFilesMust, client_ca_place: &mut Option<Fault>) -> TlsFiles {
+    let takes = "an object with \"cert\", \"key\", \"client_ca\" and \"crl\"";
+    let mut members = node.members(&["cert", "key", "client_ca", "crl"], takes).unwrap_or_default();
+    let mut file = |name: &str| {
+        let node = members.take(name).filter(|node| !node.is_null())?;
+        let path = node.path("a path");
+        if let Some(path) = path.as_deref().filter(|_| files == TlsFilesMust::Exist) {
+            match std::fs::metadata(path) {
+                Ok(found) if found.is_file() => {}
+                Ok(_) => node.fault(format!("{} is no file", path.display())),
+                Err(error) => node.fault(format!("{} cannot be read: {error}", path.display())),
+            }
+        }
+        Some((node, path))
+    };
+    let server = match (file("cert"), file("key")) {
+        (Some((_, cert)), Some((_, key))) => cert.zip(key).map(|(cert, key)| KeyPair { cert, key }),
+        (Some(_), None) => {
+            node.missing("key", "is missing: the certificate in \"cert\" needs its private key");
+            None
+        }
+        (None, Some(_)) => {
+            node.missing("cert", "is missing: the private key in \"key\" needs its certificate");
+            None
+        }
+        (None, None) => None,
+    };
+    let client_ca = file("client_ca").and_then(|(node, path)| {
+        *client_ca_place = Some(node.possible_fault());
+        path
+    });
+    TlsFiles { server, client_ca, crl: file("crl").and_then(|(_, path)| path) }
+}
+
+fn spec(
+    node: Option<Node<'_>>,
+    default_dir: &Path,
+    listen: &[Listen],
+    advertise: Option<&Advertise>,
+) -> Option<SpecSettings> {
+    let otherwise = SpecSettings { dir: default_dir.into(), format: None };
+    let Some(node) = node else { return Some(otherwise) };
+    if node.is_null() {
+        return None;
+    }
+    let takes = "an object with \"dir\" and \"format\", or null for no spec file";
+    let mut members = node.members(&["dir", "format"], takes).unwrap_or_default();
+    let dir = members.take("dir").and_then(|node| node.path("a directory's path")).unwrap_or(otherwise.dir);
+    let format = members.take("format").and_then(|node| {
+        let format = node.word("format", &[("json", SpecFormat::Json), ("spec", SpecFormat::Spec)])?;
+        let only_https = match advertise {
+            Some(advertise) => matches!(advertise, Advertise::Https(_)),
+            None => !listen.is_empty() && listen.iter().all(|listen| matches!(listen, Listen::Https(_))),
+        };
+        if format == SpecFormat::Spec && only_https {
+            node.fault(
+                "a .spec file cannot say which CA an engine shall trust, so https would go unverified: use \"json\"",
+            );
+        }
+        Some(format)
+    });
+    Some(SpecSettings { dir, format })
+}
+
+fn catalog(node: &Node<'_>) -> Option<PathBuf> {
+    let text = node.string("the catalog's address, such as \"sqlite:/var/lib/volhost/catalog.db\"")?;
+    let takes = "it takes sqlite:/PATH";
+    match text.split_once(':') {
+        Some(("sqlite", path)) if path.starts_with('/') && !path.starts_with("//") => node.absolute(path),
+        Some(("sqlite", path)) => {
+            let meant = path.trim_start_matches('/');
+            let hint = path.starts_with("//").then(|| format!("did you mean \"sqlite:/{meant}\"?"));
+            node.fault_with(format!("{} is no absolute path: {takes}", quoted(path)), hint);
+            None
+        }
+        Some(("etcd", _)) => {
+            node.fault(format!("this build keeps its catalog in sqlite only: {takes}"));
+            None
+        }
+        scheme => {
+            let near = match scheme {
+                None if text.starts_with('/') => Some(format!("did you mean \"sqlite:{text}\"?")),
+                None => None,
+                Some((scheme, _)) => {
+                    crate::error::nearest(scheme, ["sqlite"]).map(|near| format!("did you mean {near:?}?"))
+                }
+            };
+            node.fault_with(format!("{} is no catalog: {takes}", quoted(text)), near);
+            None
+        }
+    }
+}
+
+fn hosts(node: &Node<'_>) -> BTreeSet<HostPattern> {
+    let takes = "an object of host names, such as {\"web1\": {}, \"*\": {}}";
+    let mut hosts = BTreeSet::new();
+    for entry in node.entries(takes).unwrap_or_default() {
+        match HostPattern::parse(entry.key) {
+            Ok(host) if host.is_exact() || host.is_any() => {
+                if !hosts.insert(host) {
+                    entry.fault("is given twice, in other letters", None);
+                }
+            }
+            Ok(_) => entry.fault("is a pattern: a host's full name is needed here, or \"*\" for all", None),
+            Err(error) => entry.fault(error.to_string(), None),
+        }
+        let takes = "an empty object, {}: nothing can be set for a host yet";
+        let mut members: Members<'_> = entry.node.members(&["rights", "backends"], takes).unwrap_or_default();
+        for name in ["rights", "backends"] {
+            if let Some(node) = members.take(name) {
+                node.fault(NOT_SUPPORTED);
+            }
+        }
+    }
+    hosts
+}
+
+fn socket_path(node: &Node<'_>) -> Option<PathBuf> {
+    let text = node.string("the path of a socket")?;
+    address::unix_path(text).map_err(|error| node.fault_with(error.what, error.hint)).ok()
+}
+
+fn limits(node: &Node<'_>) -> Limits {
+    let known = ["connections", "connections_per_host", "body_bytes", "handshake", "request"];
+    let mut members = node.members(&known, "an object of limits").unwrap_or_default();
+    let mut limits = Limits::default();
+    let Limits { connections, connections_per_host, body_bytes, handshake, request } = &mut limits;
+    for (name, limit, range) in [
+        ("connections", connections, 1..=1_000_000),
+        ("connections_per_host", connections_per_host, 1..=1_000_000),
+        ("body_bytes", body_bytes, 4096..=1 << 30),
+    ] {
+        let number = members.take(name).and_then(|node| node.integer(range));
+        if let Some(number) = number.and_then(|number| usize::try_from(number).ok()) {
+            *limit = number;
+        }
+    }
+    for (name, limit) in [("handshake", handshake), ("request", request)] {
+        if let Some(node) = members.take(name)
+            && let Some(duration) = node.duration("5s")
+        {
+            if (Duration::from_secs(1)..=Duration::from_secs(600)).contains(&duration) {
+                *limit = duration;
+            } else {
+                let given = humantime::format_duration(duration);
+                node.fault(format!("{given} is out of range: it takes from 1s to 10min"));
+            }
+        }
+    }
+    limits
+}
