@@ -1,1 +1,9 @@
-//! (to be written)
+//! The process among others: the signals it is told by, and the way it ends.
+//!
+//! This room knows nothing of what runs in the process; it must never decide what a reload does or who is served.
+
+pub mod drain;
+pub mod signal;
+
+pub use self::drain::Drain;
+pub use self::signal::Event;

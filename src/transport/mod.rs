@@ -1,5 +1,429 @@
-//! (to be written)
+//! From sockets to requests: one accept loop for every kind of address, the TLS handshake, limits, and the caller's name
+//! in each request's extensions.
+//!
+//! The accept loop only accepts; whatever a peer can delay happens in its connection's own task and is bounded. This
+//! room never reads a request's body and never words an answer, but for the one after a panic.
+//!
+//! # How long things may take
+//!
+//! | what | bound |
+//! |---|---|
+//! | a TLS handshake | `limits.handshake` |
+//! | a request's head, from its first byte | `limits.handshake` |
+//! | a request's body, and its service | the protocol's own, by `limits.request` |
+//! | an answer that the peer does not read | `limits.request` without a byte taken |
+//! | a connection between requests, or before the first | 15 minutes, less only when there is no room |
+//!
+//! Idle connections are kept because an engine loses the request that it sends just as we close; for the same reason a
+//! connection that was opened and not used yet is treated like any idle one: Go's HTTP client opens connections ahead
+//! of need. Peers that vanished are noticed by TCP keep-alive.
+//!
+//! # Who is let in, and for how long
+//!
+//! A certificate is verified in the handshake, and its revocation by name, its end and (after a reload) the whole
+//! chain again before each request. A watchdog looks at all connections every half second, and at once after
+//! [`Server::recheck`]: those whose caller is no longer let in end after the request they have.
 
-/// Marks an answer that must not be written: the connection is closed instead.
-#[derive(Debug, Clone, Copy)]
+mod activity;
+pub mod bind;
+mod connection;
+mod crl;
+pub mod listen;
+mod quiet;
+mod registry;
+pub mod tcp;
+pub mod tls;
+pub mod unix;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tower_service::Service;
+
+use self::activity::Bounds;
+use self::bind::{Accepted, canonical};
+pub use self::bind::{BindError, Bound, bind};
+use self::connection::{Connection, Credential, Refused, Verdicts};
+pub use self::crl::CrlError;
+pub use self::listen::{InvalidListen, Listen};
+use self::quiet::Quiet;
+use self::registry::{Handshakes, Key, Registry};
+pub use self::tls::{NobodyRevoked, Revocation, TlsError};
+use crate::error::chain;
+use crate::host::name::HostName;
+use crate::host::{Caller, Via};
+use crate::process::Drain;
+use crate::process::drain::Guard;
+
+/// How often connections are looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// How long a connection may be idle.
+const IDLE: Duration = Duration::from_secs(15 * 60);
+
+/// What bounds connections and requests. May be swapped while serving.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// The most connections over TCP and TLS together.
+    pub connections: usize,
+    /// The most connections of one host; over plain TCP of one address; over each kind of Unix socket.
+    pub connections_per_host: usize,
+    /// The time for a TLS handshake, and for a request's head once it has begun.
+    pub handshake: Duration,
+    /// The time for a request. Here: how long an answer waits for its reader; the rest is the protocol's.
+    pub request: Duration,
+    /// The most bytes of a request's body. Kept here for the protocol, which reads bodies.
+    pub body_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            connections_per_host: 256,
+            handshake: Duration::from_secs(5),
+            request: Duration::from_secs(20),
+            body_bytes: 1024 * 1024,
+        }
+    }
+}
+
+/// Put into a response's extensions, it has the connection closed and nothing of the response sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CloseWithoutAnswer;
+
+/// What a [`Server`] is made of.
+pub struct Setup {
+    /// This machine's own name: the host of every Unix socket's caller.
+    pub node: HostName,
+    /// The limits in force.
+    pub limits: Arc<ArcSwap<Limits>>,
+    /// What TLS is served with; needed where an `https` address is served.
+    pub tls: Option<Arc<ArcSwap<tls::State>>>,
+    /// Whose certificates are refused by name.
+    pub revocation: Arc<dyn Revocation>,
+    /// Told the host of each request but the operator's. It must be quick.
+    pub on_seen: Arc<dyn Fn(&HostName) + Send + Sync>,
+    /// The service's end.
+    pub drain: Drain,
+}
+
+/// Serves bound sockets; one for all of them, so that limits count across them.
+pub struct Server {
+    node: HostName,
+    limits: Arc<ArcSwap<Limits>>,
+    tls: Option<Arc<ArcSwap<tls::State>>>,
+    revocation: Arc<dyn Revocation>,
+    on_seen: Arc<dyn Fn(&HostName) + Send + Sync>,
+    drain: Drain,
+    registry: Arc<Registry>,
+    handshakes: Handshakes,
+    quiet: Quiet,
+    recheck: Notify,
+    watched: AtomicBool,
+    idle: Duration,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// A server that serves nothing yet.
+    #[must_use]
+    pub fn new(setup: Setup) -> Arc<Self> {
+        Arc::new(Self::with_idle(setup, IDLE))
+    }
+
+    fn with_idle(setup: Setup, idle: Duration) -> Self {
+        let Setup { node, limits, tls, revocation, on_seen, drain } = setup;
+        Self {
+            node,
+            limits,
+            tls,
+            revocation,
+            on_seen,
+            drain,
+            registry: Arc::default(),
+            handshakes: Handshakes::default(),
+            quiet: Quiet::default(),
+            recheck: Notify::new(),
+            watched: AtomicBool::new(false),
+            idle,
+        }
+    }
+
+    /// Accepts connections until the drain starts, and serves each in a task of its own with a clone of `service`.
+    ///
+    /// Every request has a [`Caller`] in its extensions. Returns when the socket is closed; connections that are left
+    /// finish on their own, and [`Drain::drained`] waits for them.
+    pub async fn run<S, B>(self: Arc<Self>, bound: Bound, service: S)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: std::error::Error + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let _guard = self.drain.guard();
+        if !self.watched.swap(true, Ordering::Relaxed) {
+            tokio::spawn(Arc::clone(&self).watch());
+        }
+        let listen = Arc::new(bound.listen().clone());
+        let mut ending = std::pin::pin!(self.drain.started());
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = ending.as_mut() => break,
+                accepted = bound.accept() => accepted,
+            };
+            match accepted {
+                Ok(accepted) => {
+                    let (server, listen) = (Arc::clone(&self), Arc::clone(&listen));
+                    let (service, guard) = (service.clone(), self.drain.guard());
+                    tokio::spawn(async move { server.handle(&listen, accepted, service, guard).await });
+                }
+                Err(error) if concerns_one(&error) => log::debug!("{listen}: a connection failed: {error}"),
+                Err(error) => {
+                    self.quiet.warn("accept", None, || {
+                        format!("{listen}: no connection can be accepted: {error}; is the limit of open files (LimitNOFILE) high enough?")
+                    });
+                    self.registry.make_room();
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        log::debug!("{listen}: closed");
+    }
+
+    /// Looks at all connections now instead of at the next tick; to be called when certificates were swapped or
+    /// revoked.
+    pub fn recheck(&self) {
+        self.recheck.notify_one();
+    }
+
+    /// How many connections each host has, those of the admin socket left out.
+    #[must_use]
+    pub fn connections(&self) -> BTreeMap<HostName, usize> {
+        self.registry.by_host()
+    }
+
+    async fn handle<S, B>(self: Arc<Self>, listen: &Listen, accepted: Accepted, service: S, guard: Guard)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: std::error::Error + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        match (listen, accepted) {
+            (Listen::Https { .. }, Accepted::Tcp(stream, peer)) => {
+                tcp::prepare(&stream);
+                if let Some((connection, stream)) = self.handshake(stream, peer).await {
+                    self.serve(connection, stream, service).await;
+                }
+            }
+            (Listen::Http { .. }, Accepted::Tcp(stream, peer)) => {
+                tcp::prepare(&stream);
+                let caller = Caller { host: HostName::anonymous(), via: Via::Tcp };
+                let key = Key::Peer(canonical(peer));
+                let connection = Connection::new(caller, key, peer.to_string(), None);
+                self.serve(connection, stream, service).await;
+            }
+            (Listen::Unix(_), Accepted::Unix(stream)) => {
+                let caller = Caller { host: self.node.clone(), via: Via::Unix };
+                let connection = Connection::new(caller, Key::Unix, process(&stream), None);
+                self.serve(connection, stream, service).await;
+            }
+            (Listen::Admin(_), Accepted::Unix(stream)) => {
+                let caller = Caller { host: self.node.clone(), via: Via::Admin };
+                let connection = Connection::new(caller, Key::Admin, process(&stream), None);
+                self.serve(connection, stream, service).await;
+            }
+            (Listen::Https { .. } | Listen::Http { .. }, Accepted::Unix(_))
+            | (Listen::Unix(_) | Listen::Admin(_), Accepted::Tcp(..)) => {
+                // `Bound` is never made of such a pair.
+                log::error!("{listen} is served on a socket of another kind: a connection was closed");
+            }
+        }
+        drop(guard);
+    }
+
+    /// Gives a connection its place and serves it.
+    async fn serve<IO, S, B>(self: Arc<Self>, connection: Arc<Connection>, stream: IO, service: S)
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: std::error::Error + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        match self.registry.admit(&connection, &self.limits.load()) {
+            Ok(_admitted) => connection::serve(self, connection, stream, service).await,
+            Err(full) => {
+                let peer = match connection.key {
+                    Key::Peer(address) => Some(address),
+                    Key::Host(_) | Key::Unix | Key::Admin => None,
+                };
+                let cause = format!("full {}", connection.caller.host);
+                self.quiet.warn(&cause, peer, || format!("{connection}: refused: {full}"));
+            }
+        }
+    }
+
+    /// Does the TLS handshake and finds out who it is; a peer that is not let in is logged and given up.
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) -> Option<(Arc<Connection>, TlsStream<TcpStream>)> {
+        let Some(tls) = &self.tls else {
+            self.quiet.warn("no tls", None, || "an https address is served without certificates".into());
+            return None;
+        };
+        let state = tls.load_full();
+        let limits = self.limits.load_full();
+        let address = canonical(peer);
+        let refuse = |why: &str| {
+            self.quiet.warn(why, Some(address), || format!("a connection from {peer} was refused: {why}"));
+        };
+        let place = self.handshakes.enter(address, (limits.connections / 4).max(16));
+        let stream = tokio::select! {
+            result = tokio::time::timeout(limits.handshake, shake(&state, stream)) => match result {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(Failed::Gone)) => {
+                    log::debug!("{peer} went away during the handshake");
+                    return None;
+                }
+                Ok(Err(Failed::Refused(why))) => {
+                    refuse(&why);
+                    return None;
+                }
+                Err(_) => {
+                    refuse("it did not finish the TLS handshake in time (limits.handshake)");
+                    return None;
+                }
+            },
+            () = place.given_up() => {
+                refuse("it did not finish the TLS handshake before too many others began one");
+                return None;
+            }
+            () = self.drain.started() => return None,
+        };
+        drop(place);
+        let chain_of_peer = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let (host, credential) = match Credential::of(chain_of_peer, &state) {
+            Ok(known) => known,
+            Err(error) => {
+                refuse(&chain(&error));
+                return None;
+            }
+        };
+        let caller = Caller { host: host.clone(), via: Via::Tls };
+        let connection = Connection::new(caller, Key::Host(host), peer.to_string(), Some(credential));
+        // A reload during the handshake counts, too.
+        if let Err(refused) = self.check(&connection, &mut Verdicts::new()) {
+            refuse(&chain(&refused));
+            return None;
+        }
+        Some((connection, stream))
+    }
+
+    /// Whether the connection's caller is still let in.
+    fn check(&self, connection: &Connection, verdicts: &mut Verdicts) -> Result<(), Refused> {
+        let state = self.tls.as_ref().map(|tls| tls.load());
+        connection.check(state.as_deref().map(|state| &**state), &*self.revocation, verdicts)
+    }
+
+    /// Ends connections that stall or whose caller is no longer let in, until the service has ended.
+    async fn watch(self: Arc<Self>) {
+        let mut ended = std::pin::pin!(self.drain.drained());
+        loop {
+            tokio::select! {
+                _ = ended.as_mut() => return,
+                () = tokio::time::sleep(TICK) => {}
+                () = self.recheck.notified() => {}
+            }
+            let limits = self.limits.load_full();
+            let bounds = Bounds { head: limits.handshake, write: limits.request, idle: self.idle };
+            let mut verdicts = Verdicts::new();
+            for (number, connection) in self.registry.all().into_iter().enumerate() {
+                if let Some(why) = connection.activity.overdue(&bounds) {
+                    if connection.abort() {
+                        log::debug!("{connection}: closed: {why}");
+                    }
+                } else if let Err(refused) = self.check(&connection, &mut verdicts)
+                    && connection.finish()
+                {
+                    log::warn!("{connection}: closed: {}", chain(&refused));
+                }
+                // After a reload each certificate costs a verification: others get their turn meanwhile.
+                if number % 32 == 31 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+}
+
+/// Why a handshake came to nothing.
+enum Failed {
+    /// The peer closed the connection, as health checks do.
+    Gone,
+    /// In words for the log.
+    Refused(String),
+}
+
+async fn shake(state: &tls::State, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failed> {
+    let mut first = [0];
+    match stream.peek(&mut first).await {
+        Ok(0) | Err(_) => return Err(Failed::Gone),
+        // The one kind of record that a TLS connection begins with.
+        Ok(_) if first == [22] => {}
+        Ok(_) if first.iter().all(u8::is_ascii_uppercase) => {
+            // No answer, though one would be readable: a Get that is answered with an error makes dockerd forget what it
+            // knows of the volume.
+            return Err(Failed::Refused(
+                "it speaks plain HTTP to a TLS address: its spec file needs an https:// address and TLSConfig".into(),
+            ));
+        }
+        Ok(_) => return Err(Failed::Refused("it does not speak TLS".into())),
+    }
+    let acceptor = TlsAcceptor::from(Arc::clone(&state.config));
+    acceptor.accept(stream).await.map_err(|error| tls::meaning(&error).map_or(Failed::Gone, Failed::Refused))
+}
+
+/// Whether accepting failed for one connection only, so that the next can be accepted at once.
+fn concerns_one(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+/// The process at the other end of a Unix socket, for the log.
+fn process(stream: &UnixStream) -> String {
+    match stream.peer_cred() {
+        Ok(peer) => {
+            let pid = peer.pid().map(|pid| format!(", pid {pid}")).unwrap_or_default();
+            format!("unix: uid {}{pid}", peer.uid())
+        }
+        Err(_) => "unix".into(),
+    }
+}

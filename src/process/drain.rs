@@ -1,0 +1,141 @@
+//! The end of the service: one cancellation, one deadline, and everyone who must be done before it.
+//!
+//! A [`Drain`] is shared by whoever accepts work. When it is started, new work is refused; work under way holds a
+//! [`Guard`] and finishes. Past the deadline nobody is waited for any more. A drain never runs twice and never goes back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How long requests in flight may take to finish once the service is told to stop.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A handle to the service's one drain. Clones are the same drain.
+#[derive(Debug, Clone)]
+pub struct Drain(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    /// When patience ends; none while the service runs.
+    deadline: watch::Sender<Option<Instant>>,
+    /// How many guards are held.
+    held: watch::Sender<usize>,
+}
+
+/// Work that a drain waits for. Dropping it says that the work is done.
+#[derive(Debug)]
+pub struct Guard(Arc<State>);
+
+impl Drain {
+    /// A drain that is not started.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(State { deadline: watch::Sender::new(None), held: watch::Sender::new(0) }))
+    }
+
+    /// Starts draining: work under way has until `patience` from now. A later call changes nothing.
+    pub fn start(&self, patience: Duration) {
+        self.0.deadline.send_if_modified(|deadline| {
+            let first = deadline.is_none();
+            if first {
+                *deadline = Some(Instant::now() + patience);
+            }
+            first
+        });
+    }
+
+    /// Whether it was started.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.0.deadline.borrow().is_some()
+    }
+
+    /// Waits until it is started.
+    pub async fn started(&self) {
+        self.deadline().await;
+    }
+
+    /// Waits until it was started and its deadline has passed.
+    pub async fn expired(&self) {
+        let deadline = self.deadline().await;
+        tokio::time::sleep_until(deadline).await;
+    }
+
+    /// Takes part in the drain: [`drained`](Self::drained) waits for the guard, up to the deadline.
+    #[must_use]
+    pub fn guard(&self) -> Guard {
+        self.0.held.send_modify(|held| *held += 1);
+        Guard(Arc::clone(&self.0))
+    }
+
+    /// Waits until it was started and nobody holds a guard, or the deadline and a moment for the last to be dropped
+    /// have passed. Answers how many did not finish.
+    pub async fn drained(&self) -> usize {
+        let deadline = self.deadline().await;
+        let mut held = self.0.held.subscribe();
+        let moment = Duration::from_millis(500);
+        let done = tokio::time::timeout_at(deadline + moment, held.wait_for(|held| *held == 0)).await.is_ok();
+        if done { 0 } else { *self.0.held.borrow() }
+    }
+
+    async fn deadline(&self) -> Instant {
+        let mut deadline = self.0.deadline.subscribe();
+        loop {
+            if let Some(deadline) = *deadline.borrow_and_update() {
+                return deadline;
+            }
+            if deadline.changed().await.is_err() {
+                // The sender lives in `self`, so this cannot be reached; waiting for ever is right all the same.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.held.send_modify(|held| *held = held.saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_waits_for_the_last_guard() {
+        let drain = Drain::new();
+        let (one, two) = (drain.guard(), drain.guard());
+        assert!(!drain.is_started());
+        drain.start(Duration::from_secs(60));
+        assert!(drain.is_started());
+        drain.started().await;
+        let waiting = tokio::spawn({
+            let drain = drain.clone();
+            async move { drain.drained().await }
+        });
+        drop(one);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(two);
+        assert_eq!(waiting.await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn past_the_deadline_nobody_is_waited_for() {
+        let drain = Drain::new();
+        let _late = drain.guard();
+        drain.start(Duration::from_millis(20));
+        drain.start(Duration::from_secs(3600));
+        drain.expired().await;
+        assert_eq!(drain.drained().await, 1);
+    }
+}

@@ -1,0 +1,99 @@
+//! What the process is told from outside, as one enum on one channel.
+//!
+//! Signals are taken by a thread of their own, so that they are heard while every worker of the runtime is busy. A
+//! second SIGTERM or SIGINT ends the process inside the signal handler itself, where nothing can be stuck.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tokio::sync::mpsc;
+
+use crate::error::exit;
+
+/// Something that the running service must act on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Finish what is under way and end (SIGTERM, SIGINT).
+    Terminate,
+    /// Read the configuration and everything it names again (SIGHUP, or a watched file).
+    Reload,
+}
+
+/// Begins to listen for signals: SIGTERM and SIGINT become [`Event::Terminate`], SIGHUP becomes [`Event::Reload`].
+///
+/// From the first SIGTERM or SIGINT on, the next one ends the process at once with [`exit::FAILED`], because what was
+/// under way was not finished. The sender is returned for other sources of events, such as watched files.
+///
+/// # Errors
+/// When the handlers cannot be installed or the thread cannot be started.
+pub fn listen() -> io::Result<(mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>)> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let terminating = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // The order matters: the flag is looked at before this very signal sets it.
+        let status = i32::from(exit::FAILED);
+        signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&terminating))?;
+        signal_hook::flag::register(signal, Arc::clone(&terminating))?;
+    }
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let events = sender.clone();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            let event = if signal == SIGHUP { Event::Reload } else { Event::Terminate };
+            let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+            log::info!("{name} received");
+            if events.send(event).is_err() {
+                // Nobody listens any more: the process is ending.
+                return;
+            }
+        }
+    })?;
+    Ok((sender, receiver))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Set for a copy of this test program that is to be ended by signals.
+    const CHILD: &str = "VOLHOST_TEST_SIGNAL_CHILD";
+
+    #[test]
+    fn signals_become_events_and_a_second_one_ends_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            return child();
+        }
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", "--test-threads=1"])
+            .arg("process::signal::tests::signals_become_events_and_a_second_one_ends_the_process")
+            .env(CHILD, "1")
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("events were right"), "{said}");
+        assert_eq!(output.status.code(), Some(i32::from(exit::FAILED)), "{said}");
+        assert!(!said.contains("survived"), "{said}");
+    }
+
+    fn child() {
+        let (_sender, mut events) = listen().unwrap();
+        for (signal, event) in [(SIGHUP, Event::Reload), (SIGHUP, Event::Reload), (SIGTERM, Event::Terminate)]
+        {
+            signal_hook::low_level::raise(signal).unwrap();
+            assert_eq!(events.blocking_recv(), Some(event));
+        }
+        println!("events were right");
+        signal_hook::low_level::raise(SIGHUP).unwrap();
+        assert_eq!(events.blocking_recv(), Some(Event::Reload), "a reload never ends the process");
+        signal_hook::low_level::raise(SIGINT).unwrap();
+        std::thread::sleep(Duration::from_secs(20));
+        println!("survived");
+    }
+}

@@ -1,0 +1,244 @@
+//! What a connection is doing, noted from its bytes, so that a watchdog can tell a patient peer from a stalled one.
+//!
+//! Engines keep idle connections for a long time and lose a request when the server closes one just as they use it. So
+//! idle is allowed for very long, while a request that has begun, and an answer that has, must go on. This module only
+//! notes; whoever asks [`Activity::overdue`] acts.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How long a connection may stay as it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// From the first byte of a request's head to its last.
+    pub(super) head: Duration,
+    /// While an answer cannot be written because the peer does not read.
+    pub(super) write: Duration,
+    /// Between requests, and before the first: an engine may open a connection that it needs only later.
+    pub(super) idle: Duration,
+}
+
+/// What a connection is doing.
+#[derive(Debug)]
+pub(super) struct Activity(Mutex<Noted>);
+
+#[derive(Debug)]
+struct Noted {
+    phase: Phase,
+    since: Instant,
+    /// Since when nothing of an answer could be written.
+    blocked: Option<Instant>,
+    /// Since when the connection is to end after the request it has.
+    ending: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// No request, as far as we know. Bytes of a next request that came while one was served lie in the HTTP parser
+    /// unseen: then this is a connection that could be evicted, and no more.
+    Idle,
+    /// A request has begun and its head is not complete.
+    Head,
+    /// A request is being served: its own limits count.
+    Busy,
+}
+
+impl Activity {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Noted { phase: Phase::Idle, since: Instant::now(), blocked: None, ending: None }))
+    }
+
+    /// Since when it has been idle, if it is.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let noted = self.noted();
+        (noted.phase == Phase::Idle && noted.blocked.is_none()).then_some(noted.since)
+    }
+
+    /// Notes that a request is served, until [`rest`](Self::rest).
+    pub(super) fn begin(&self) {
+        self.noted().enter(Phase::Busy);
+    }
+
+    /// Notes that the request has been answered.
+    pub(super) fn rest(&self) {
+        self.noted().enter(Phase::Idle);
+    }
+
+    /// Notes that the connection is to end soon.
+    pub(super) fn end(&self) {
+        self.noted().ending.get_or_insert_with(Instant::now);
+    }
+
+    /// Why the connection has been as it is for too long, if it has.
+    pub(super) fn overdue(&self, bounds: &Bounds) -> Option<&'static str> {
+        let noted = self.noted();
+        let over = |since: Instant, bound: Duration| since.elapsed() > bound;
+        if noted.blocked.is_some_and(|since| over(since, bounds.write)) {
+            return Some("it does not read its answer");
+        }
+        match noted.phase {
+            Phase::Head if over(noted.since, bounds.head) => Some("it began a request and did not go on"),
+            Phase::Idle if over(noted.since, bounds.idle) => Some("it was idle for very long"),
+            Phase::Idle if noted.ending.is_some_and(|since| over(since.max(noted.since), bounds.head)) => {
+                Some("it did not end when it was to")
+            }
+            _ => None,
+        }
+    }
+
+    fn received(&self) {
+        let mut noted = self.noted();
+        if noted.phase == Phase::Idle {
+            noted.enter(Phase::Head);
+        }
+    }
+
+    fn blocked(&self) {
+        self.noted().blocked.get_or_insert_with(Instant::now);
+    }
+
+    fn written(&self) {
+        self.noted().blocked = None;
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Noted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Noted {
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.since = Instant::now();
+    }
+}
+
+/// A stream that notes what passes through it. It stands above TLS, where a byte is a byte of HTTP.
+#[derive(Debug)]
+pub(super) struct Watched<S> {
+    stream: S,
+    activity: Arc<Activity>,
+    /// Whether the last write had to wait; spares the lock for all that did not.
+    blocked: bool,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
+        Self { stream, activity, blocked: false }
+    }
+
+    fn note<T>(&mut self, result: Poll<T>) -> Poll<T> {
+        match (&result, self.blocked) {
+            (Poll::Pending, false) => {
+                self.blocked = true;
+                self.activity.blocked();
+            }
+            (Poll::Ready(_), true) => {
+                self.blocked = false;
+                self.activity.written();
+            }
+            _ => {}
+        }
+        result
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if buffer.filled().len() > before {
+            self.activity.received();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.note(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.note(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(context);
+        self.note(result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.note(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn bounds(head: u64, write: u64, idle: u64) -> Bounds {
+        let after = Duration::from_millis;
+        Bounds { head: after(head), write: after(write), idle: after(idle) }
+    }
+
+    const NEVER: u64 = 3_600_000;
+
+    #[tokio::test]
+    async fn a_head_that_has_begun_is_told_from_idle() {
+        let (mut peer, ours) = tokio::io::duplex(64);
+        let activity = Arc::new(Activity::new());
+        let mut watched = Watched::new(ours, Arc::clone(&activity));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(activity.overdue(&bounds(0, 0, NEVER)), None);
+        assert_eq!(activity.overdue(&bounds(0, 0, 1)), Some("it was idle for very long"));
+        peer.write_all(b"POST").await.unwrap();
+        watched.read_exact(&mut [0; 4]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(activity.idle_since().is_none());
+        assert_eq!(activity.overdue(&bounds(NEVER, 0, 0)), None);
+        assert_eq!(activity.overdue(&bounds(1, 0, 0)), Some("it began a request and did not go on"));
+        activity.begin();
+        assert_eq!(activity.overdue(&bounds(0, 0, 0)), None, "a request that is served has its own limits");
+        activity.rest();
+        assert!(activity.idle_since().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_is_noticed() {
+        let (mut peer, ours) = tokio::io::duplex(8);
+        let activity = Arc::new(Activity::new());
+        let mut watched = Watched::new(ours, Arc::clone(&activity));
+        let writing = tokio::spawn(async move { watched.write_all(&[0; 16]).await });
+        while activity.idle_since().is_some() {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(activity.overdue(&bounds(0, 1, NEVER)), Some("it does not read its answer"));
+        peer.read_exact(&mut [0; 16]).await.unwrap();
+        writing.await.unwrap().unwrap();
+        assert_eq!(activity.overdue(&bounds(0, 1, NEVER)), None);
+    }
+}

@@ -1,0 +1,202 @@
+//! From addresses to bound sockets, all or none.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::listen::Listen;
+use super::tcp::{self, TcpError};
+use super::unix::{self, Access, SocketFile, UnixError};
+
+/// Why an address could not be bound. Whatever was bound before it was given back.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// A TCP address.
+    #[error("cannot listen on {address}")]
+    Tcp {
+        /// As configured.
+        address: String,
+        /// Why.
+        #[source]
+        source: TcpError,
+    },
+    /// A Unix socket.
+    #[error("cannot listen on {address}")]
+    Unix {
+        /// As configured.
+        address: String,
+        /// Why.
+        #[source]
+        source: UnixError,
+    },
+}
+
+/// A bound socket that nobody accepts on yet; the kernel queues connections meanwhile. Dropping it closes it and
+/// removes a Unix socket's file.
+#[derive(Debug)]
+pub struct Bound {
+    listen: Listen,
+    socket: Socket,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    /// Without a file when the socket was inherited: then it is not ours to remove. The file goes before the listener
+    /// is closed, so that nobody takes it for a stale one meanwhile and puts a new one in its place.
+    Unix {
+        #[expect(dead_code, reason = "it is held for its drop")]
+        file: Option<SocketFile>,
+        listener: UnixListener,
+    },
+}
+
+/// A connection as it was accepted.
+#[derive(Debug)]
+pub(super) enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+/// Binds every address, or none: when one fails, those bound before it are closed again.
+pub async fn bind(listen: &[Listen]) -> Result<Vec<Bound>, BindError> {
+    let mut all = Vec::with_capacity(listen.len());
+    for listen in listen {
+        let tcp_error = |source| BindError::Tcp { address: listen.to_string(), source };
+        let unix_error = |source| BindError::Unix { address: listen.to_string(), source };
+        let socket = match listen {
+            Listen::Https { host, port } | Listen::Http { host, port, insecure: _ } => {
+                Socket::Tcp(tcp::bind(host, *port).await.map_err(tcp_error)?)
+            }
+            Listen::Unix(path) => {
+                let (listener, file) = unix::bind(path, Access::Group).await.map_err(unix_error)?;
+                Socket::Unix { file: Some(file), listener }
+            }
+            Listen::Admin(path) => {
+                let (listener, file) = unix::bind(path, Access::Owner).await.map_err(unix_error)?;
+                Socket::Unix { file: Some(file), listener }
+            }
+        };
+        all.push(Bound { listen: listen.clone(), socket });
+    }
+    Ok(all)
+}
+
+impl Bound {
+    /// Takes a listening TCP socket that somebody else bound, to be served as `listen` says.
+    ///
+    /// # Errors
+    /// When `listen` is no TCP address, or the runtime cannot take the socket.
+    pub fn inherited_tcp(listen: Listen, socket: std::net::TcpListener) -> io::Result<Self> {
+        if !matches!(listen, Listen::Https { .. } | Listen::Http { .. }) {
+            return Err(wrong_kind(&listen, "TCP"));
+        }
+        socket.set_nonblocking(true)?;
+        Ok(Self { listen, socket: Socket::Tcp(TcpListener::from_std(socket)?) })
+    }
+
+    /// Takes a listening Unix socket that somebody else bound, to be served as `listen` says. Its file stays.
+    ///
+    /// # Errors
+    /// When `listen` is no Unix address, or the runtime cannot take the socket.
+    pub fn inherited_unix(listen: Listen, socket: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        if !matches!(listen, Listen::Unix(_) | Listen::Admin(_)) {
+            return Err(wrong_kind(&listen, "Unix"));
+        }
+        socket.set_nonblocking(true)?;
+        Ok(Self { listen, socket: Socket::Unix { file: None, listener: UnixListener::from_std(socket)? } })
+    }
+
+    /// What was asked for.
+    #[must_use]
+    pub fn listen(&self) -> &Listen {
+        &self.listen
+    }
+
+    /// The address with the port that was really bound, as in `https://127.0.0.1:34567`.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let mut listen = self.listen.clone();
+        if let (Socket::Tcp(listener), Listen::Https { port, .. } | Listen::Http { port, .. }) =
+            (&self.socket, &mut listen)
+            && let Ok(address) = listener.local_addr()
+        {
+            *port = address.port();
+        }
+        listen.to_string()
+    }
+
+    /// The next connection. Safe to drop while waiting.
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok(Accepted::Tcp(stream, peer))
+            }
+            Socket::Unix { listener, .. } => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Accepted::Unix(stream))
+            }
+        }
+    }
+}
+
+fn wrong_kind(listen: &Listen, kind: &str) -> io::Error {
+    let why = format!("{listen} cannot be served on an inherited {kind} socket");
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
+
+/// An address as it is compared: an IPv4 one stays the same when it comes through an IPv6 socket.
+pub(super) fn canonical(peer: SocketAddr) -> IpAddr {
+    peer.ip().to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_real_port_is_told() {
+        let listen = [
+            Listen::parse("http://127.0.0.1:0", false).unwrap(),
+            Listen::parse("https://localhost:0", false).unwrap(),
+        ];
+        let bound = bind(&listen).await.unwrap();
+        for (bound, start) in bound.iter().zip(["http://127.0.0.1:", "https://localhost:"]) {
+            let address = bound.address();
+            let port: u16 = address.strip_prefix(start).unwrap().parse().unwrap();
+            assert_ne!(port, 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_failure_gives_everything_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sock");
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let listen =
+            [Listen::Unix(path.clone()), Listen::parse(&format!("https://127.0.0.1:{port}"), false).unwrap()];
+        let error = bind(&listen).await.unwrap_err();
+        let text = crate::error::chain(&error);
+        assert!(
+            text.contains(&format!("cannot listen on https://127.0.0.1:{port}: the port is in use")),
+            "{text}"
+        );
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn an_inherited_socket_keeps_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sock");
+        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        drop(Bound::inherited_unix(Listen::Unix(path.clone()), socket).unwrap());
+        assert!(path.exists());
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("https://{}", socket.local_addr().unwrap());
+        let listen = Listen::parse("https://127.0.0.1:0", false).unwrap();
+        assert_eq!(Bound::inherited_tcp(listen, socket).unwrap().address(), address);
+    }
+}

@@ -1,0 +1,342 @@
+//! One connection, from its first request to its last.
+//!
+//! A connection never serves a request of a caller who is no longer let in, never answers what must not be answered,
+//! and never ends silently because a handler panicked.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tower_service::Service;
+
+use super::activity::{Activity, Watched};
+use super::registry::Key;
+use super::tls::{Revocation, State};
+use super::{CloseWithoutAnswer, Server};
+use crate::error::chain;
+use crate::host::identity::{self, IdentityError};
+use crate::host::name::HostName;
+use crate::host::{Caller, Via};
+
+/// The largest head of a request, in bytes; engines send a few hundred.
+const HEAD_BYTES: usize = 64 * 1024;
+/// The most header lines of a request.
+const HEADERS: usize = 100;
+/// What every answer of the plugin protocol is, errors included.
+const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/vnd.docker.plugins.v1.2+json");
+
+/// What is known of one connection by everyone who must know.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) caller: Caller,
+    pub(super) key: Key,
+    pub(super) activity: Arc<Activity>,
+    /// The peer's address or credentials, for the log.
+    peer: String,
+    /// What let the caller in, over TLS.
+    credential: Option<Credential>,
+    order: watch::Sender<Order>,
+}
+
+/// What a connection is told to do. It only ever goes forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Order {
+    Serve,
+    Finish,
+    Abort,
+}
+
+/// A certificate that was good when it was looked at.
+#[derive(Debug)]
+pub(super) struct Credential {
+    chain: Arc<[CertificateDer<'static>]>,
+    serial: String,
+    /// When each of the chain ends, in seconds since 1970: the chain is looked at again then. That it ends is not
+    /// decided here, because a peer may send certificates that its chain does not need.
+    ends: Vec<i64>,
+    /// Until when the verdict holds.
+    good_until: AtomicI64,
+    /// The state under which the chain was last found good.
+    generation: AtomicU64,
+}
+
+/// Chains and what a new state thinks of them, so that each is verified once and not for each connection.
+pub(super) type Verdicts = HashMap<Arc<[CertificateDer<'static>]>, Result<(), rustls::Error>>;
+
+/// Why a caller who was let in no longer is.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("its certificate is not accepted any more")]
+    Certificate(#[source] rustls::Error),
+    #[error("its certificate (serial {0}) was revoked")]
+    Revoked(String),
+}
+
+impl Credential {
+    /// Keeps the chain that a handshake under `state` accepted, and reads the host's name from it.
+    pub(super) fn of(chain: &[CertificateDer<'_>], state: &State) -> Result<(HostName, Self), IdentityError> {
+        let chain: Arc<[_]> = chain.iter().map(|der| der.clone().into_owned()).collect();
+        let own = chain.first().ok_or(IdentityError::Nameless)?;
+        let host = identity::host_name(own)?;
+        let serial = identity::serial(own)?;
+        let ends = chain.iter().map(|der| identity::not_after(der)).collect::<Result<Vec<_>, _>>()?;
+        let good_until = AtomicI64::new(next_end(&ends, now()));
+        let generation = AtomicU64::new(state.generation);
+        Ok((host, Self { chain, serial, ends, good_until, generation }))
+    }
+}
+
+impl Connection {
+    pub(super) fn new(caller: Caller, key: Key, peer: String, credential: Option<Credential>) -> Arc<Self> {
+        Arc::new(Self {
+            caller,
+            key,
+            activity: Arc::new(Activity::new()),
+            peer,
+            credential,
+            order: watch::Sender::new(Order::Serve),
+        })
+    }
+
+    /// Has the connection end: at once when it is idle, else after the request it has. Whether that was news to it.
+    pub(super) fn finish(&self) -> bool {
+        self.activity.end();
+        self.tell(Order::Finish)
+    }
+
+    /// Has the connection end at once. Whether that was news to it.
+    pub(super) fn abort(&self) -> bool {
+        self.tell(Order::Abort)
+    }
+
+    fn tell(&self, order: Order) -> bool {
+        self.order.send_if_modified(|current| {
+            let forward = *current < order;
+            if forward {
+                *current = order;
+            }
+            forward
+        })
+    }
+
+    /// Whether its caller is still let in: the chain is verified again under a new state and when one of its
+    /// certificates has ended; what was revoked by name counts at once.
+    pub(super) fn check(
+        &self,
+        state: Option<&State>,
+        revocation: &dyn Revocation,
+        verdicts: &mut Verdicts,
+    ) -> Result<(), Refused> {
+        let (Some(credential), Some(state)) = (&self.credential, state) else {
+            return Ok(());
+        };
+        let Credential { chain, serial, ends, good_until, generation } = credential;
+        let now = now();
+        if generation.load(Ordering::Acquire) != state.generation || now > good_until.load(Ordering::Acquire)
+        {
+            let verdict = verdicts.entry(Arc::clone(chain)).or_insert_with(|| state.verify(chain)).clone();
+            verdict.map_err(Refused::Certificate)?;
+            good_until.store(next_end(ends, now), Ordering::Release);
+            generation.store(state.generation, Ordering::Release);
+        }
+        if revocation.refused(&self.caller.host, serial) {
+            return Err(Refused::Revoked(serial.clone()));
+        }
+        Ok(())
+    }
+}
+
+fn now() -> i64 {
+    // A clock before 1970 is no reason to refuse anybody.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
+/// The first end that is still to come.
+fn next_end(ends: &[i64], now: i64) -> i64 {
+    ends.iter().copied().filter(|end| *end >= now).min().unwrap_or(i64::MAX)
+}
+
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection of {} ({})", self.caller.host, self.peer)
+    }
+}
+
+/// Serves a connection until it ends, is told to end, or the drain's deadline passes.
+pub(super) async fn serve<IO, S, B>(server: Arc<Server>, connection: Arc<Connection>, stream: IO, service: S)
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Error: std::error::Error + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    log::debug!("{connection}: open");
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&connection.activity)));
+    let handler = {
+        let (server, connection) = (Arc::clone(&server), Arc::clone(&connection));
+        service_fn(move |request| {
+            answer(Arc::clone(&server), Arc::clone(&connection), service.clone(), request)
+        })
+    };
+    let http = http1::Builder::new()
+        // The watchdog does this better: hyper's own limit would also close idle connections.
+        .header_read_timeout(None)
+        .max_buf_size(HEAD_BYTES)
+        .max_headers(HEADERS)
+        .serve_connection(io, handler);
+    let mut http = pin!(http);
+    let mut orders = connection.order.subscribe();
+    let mut drained = pin!(async {
+        server.drain.started().await;
+        connection.finish();
+        server.drain.expired().await;
+    });
+    let end = loop {
+        tokio::select! {
+            result = http.as_mut() => break match result {
+                Ok(()) => "ended".to_owned(),
+                Err(error) => chain(&error),
+            },
+            () = drained.as_mut() => break "dropped: the deadline of the drain has passed".to_owned(),
+            // The sender lives in `connection`: this cannot fail before the loop ends.
+            Ok(()) = orders.changed() => match *orders.borrow_and_update() {
+                Order::Serve => {}
+                Order::Finish => http.as_mut().graceful_shutdown(),
+                Order::Abort => break "dropped".to_owned(),
+            },
+        }
+    };
+    log::debug!("{connection}: {end}");
+}
+
+/// Nothing is answered, and the connection closed: hyper ends a connection whose service fails without a word.
+#[derive(Debug, thiserror::Error)]
+#[error("closed without an answer")]
+struct Closed;
+
+async fn answer<S, B>(
+    server: Arc<Server>,
+    connection: Arc<Connection>,
+    mut service: S,
+    mut request: Request<Incoming>,
+) -> Result<Response<Answer<B>>, Closed>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Error: std::error::Error + 'static,
+    B: Body<Data = Bytes>,
+{
+    let busy = Busy::begin(&connection);
+    if let Err(refused) = server.check(&connection, &mut Verdicts::new()) {
+        if connection.finish() {
+            log::warn!("{connection}: closed with a request unanswered: {}", chain(&refused));
+        }
+        return Err(Closed);
+    }
+    if connection.caller.via != Via::Admin {
+        (server.on_seen)(&connection.caller.host);
+    }
+    request.extensions_mut().insert(connection.caller.clone());
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let call = async move {
+        poll_fn(|context| service.poll_ready(context)).await?;
+        service.call(request).await
+    };
+    // A handler's state that a panic left half-changed is the handler's own to guard; nothing here outlives it.
+    let response = match AssertUnwindSafe(call).catch_unwind().await {
+        Ok(Ok(response)) if response.extensions().get::<CloseWithoutAnswer>().is_some() => {
+            log::debug!("{connection}: {method} {uri}: closed without an answer, as its handler asked");
+            return Err(Closed);
+        }
+        Ok(Ok(response)) => response.map(Either::Left),
+        Ok(Err(error)) => {
+            log::error!("{connection}: {method} {uri}: closed without an answer: {}", chain(&error));
+            return Err(Closed);
+        }
+        Err(panic) => {
+            log::error!("{connection}: {method} {uri}: the handler panicked: {}", message(&*panic));
+            internal_error().map(Either::Right)
+        }
+    };
+    Ok(response.map(|body| Answer { body: Box::pin(body), busy }))
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(without a message)")
+}
+
+fn internal_error() -> Response<Full<Bytes>> {
+    let body = r#"{"Err": "volhost failed in a way it should not: its log says how; please report it"}"#;
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
+    response
+}
+
+/// Says that a request is served, until it is dropped.
+struct Busy(Arc<Activity>);
+
+impl Busy {
+    fn begin(connection: &Connection) -> Self {
+        connection.activity.begin();
+        Self(Arc::clone(&connection.activity))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.rest();
+    }
+}
+
+/// An answer's body: the request is served until hyper has taken all of it and drops it.
+struct Answer<B> {
+    body: Pin<Box<Either<B, Full<Bytes>>>>,
+    #[expect(dead_code, reason = "it is held for its drop")]
+    busy: Busy,
+}
+
+impl<B> Body for Answer<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.body.as_mut().poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,255 @@
+//! The connections there are: counted, bounded, and the longest idle given up when there is no room for a new one.
+//!
+//! Unix sockets are counted apart from the network: however many connections come from there, this machine's engine
+//! and its operator still get in. Handshakes are counted apart from both, because whoever is in one has proved nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::Limits;
+use super::connection::Connection;
+use crate::host::Via;
+use crate::host::name::HostName;
+
+/// Whose connections are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    /// A host that proved its name.
+    Host(HostName),
+    /// Somebody without a name, by address.
+    Peer(IpAddr),
+    /// A Unix socket.
+    Unix,
+    /// The admin socket.
+    Admin,
+}
+
+impl Key {
+    fn is_network(&self) -> bool {
+        matches!(self, Self::Host(_) | Self::Peer(_))
+    }
+}
+
+/// Why there was no room for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Full {
+    #[error("all {0} connections of this host are busy (limits.connections_per_host)")]
+    Host(usize),
+    #[error("all {0} connections are busy (limits.connections)")]
+    Total(usize),
+}
+
+/// All connections past their handshake.
+#[derive(Debug, Default)]
+pub(super) struct Registry(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    entries: HashMap<u64, Entry>,
+    counts: HashMap<Key, usize>,
+    network: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    connection: Arc<Connection>,
+    /// No longer once it was told to make room: it is still watched until it is gone.
+    counted: bool,
+}
+
+/// A place in the registry, given back on drop.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    registry: Arc<Registry>,
+    id: u64,
+}
+
+impl Registry {
+    /// Enters a connection; where there is no room, the longest idle one concerned is closed for it.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        limits: &Limits,
+    ) -> Result<Admitted, Full> {
+        let mut table = self.table();
+        let key = &connection.key;
+        let per_host = limits.connections_per_host.max(1);
+        while table.counts.get(key).copied().unwrap_or(0) >= per_host {
+            if !table.evict(|other| other == key) {
+                return Err(Full::Host(per_host));
+            }
+        }
+        let total = limits.connections.max(1);
+        while key.is_network() && table.network >= total {
+            if !table.evict(Key::is_network) {
+                return Err(Full::Total(total));
+            }
+        }
+        table.next += 1;
+        let id = table.next;
+        table.network += usize::from(key.is_network());
+        *table.counts.entry(key.clone()).or_default() += 1;
+        table.entries.insert(id, Entry { connection: Arc::clone(connection), counted: true });
+        Ok(Admitted { registry: Arc::clone(self), id })
+    }
+
+    /// Closes the longest idle connection from the network, for when the system itself has no room.
+    pub(super) fn make_room(&self) {
+        self.table().evict(Key::is_network);
+    }
+
+    /// Every connection, also those that are about to end.
+    pub(super) fn all(&self) -> Vec<Arc<Connection>> {
+        self.table().entries.values().map(|entry| Arc::clone(&entry.connection)).collect()
+    }
+
+    /// How many connections each host has; those of the operator are not among them.
+    pub(super) fn by_host(&self) -> BTreeMap<HostName, usize> {
+        let mut hosts = BTreeMap::new();
+        for entry in self.table().entries.values() {
+            if entry.counted && entry.connection.caller.via != Via::Admin {
+                *hosts.entry(entry.connection.caller.host.clone()).or_default() += 1;
+            }
+        }
+        hosts
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Tells the longest idle of the connections concerned to end, and stops counting it. Whether there was one.
+    fn evict(&mut self, concerned: impl Fn(&Key) -> bool) -> bool {
+        let longest = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.counted && concerned(&entry.connection.key))
+            .filter_map(|(id, entry)| Some((entry.connection.activity.idle_since()?, *id)))
+            .min();
+        let Some((_, id)) = longest else {
+            return false;
+        };
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.counted = false;
+            let connection = Arc::clone(&entry.connection);
+            connection.finish();
+            log::debug!("{connection}: closed to make room, being the longest idle");
+            self.uncount(&connection.key);
+        }
+        true
+    }
+
+    fn uncount(&mut self, key: &Key) {
+        self.network -= usize::from(key.is_network());
+        if let Some(count) = self.counts.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(key);
+            }
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut table = self.registry.table();
+        if let Some(entry) = table.entries.remove(&self.id)
+            && entry.counted
+        {
+            table.uncount(&entry.connection.key);
+        }
+    }
+}
+
+/// The handshakes under way. A handshake takes milliseconds, so that of too many the oldest are those that stall.
+#[derive(Debug, Default)]
+pub(super) struct Handshakes(Mutex<BTreeMap<u64, (IpAddr, Arc<Notify>)>>);
+
+/// A handshake's place, given back on drop.
+#[derive(Debug)]
+pub(super) struct Handshake<'a> {
+    all: &'a Handshakes,
+    id: u64,
+    given_up: Arc<Notify>,
+}
+
+impl Handshakes {
+    /// Enters a handshake. Of more than `limit`, the oldest is given up; of more than half of it by one peer, its oldest.
+    pub(super) fn enter(&self, peer: IpAddr, limit: usize) -> Handshake<'_> {
+        let mut table = self.table();
+        let by_peer = table.values().filter(|(other, _)| *other == peer).count();
+        let oldest = if by_peer >= (limit / 2).max(1) {
+            table.iter().find(|(_, (other, _))| *other == peer).map(|(id, _)| *id)
+        } else if table.len() >= limit {
+            table.keys().next().copied()
+        } else {
+            None
+        };
+        if let Some((_, given_up)) = oldest.and_then(|id| table.remove(&id)) {
+            given_up.notify_one();
+        }
+        let id = table.keys().next_back().map_or(0, |last| last + 1);
+        let given_up = Arc::new(Notify::new());
+        table.insert(id, (peer, Arc::clone(&given_up)));
+        drop(table);
+        Handshake { all: self, id, given_up }
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<u64, (IpAddr, Arc<Notify>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Handshake<'_> {
+    /// Waits until this handshake is given up for a newer one.
+    pub(super) async fn given_up(&self) {
+        self.given_up.notified().await;
+    }
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        let mut table = self.all.table();
+        // A number may have been given again after this handshake was given up.
+        if table.get(&self.id).is_some_and(|(_, given_up)| Arc::ptr_eq(given_up, &self.given_up)) {
+            table.remove(&self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    async fn is_given_up(handshake: &Handshake<'_>) -> bool {
+        tokio::time::timeout(Duration::from_millis(1), handshake.given_up()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn the_oldest_handshakes_make_room() {
+        let peer = |last| IpAddr::from([10, 0, 0, last]);
+        let all = Handshakes::default();
+        let greedy = [all.enter(peer(1), 4), all.enter(peer(1), 4)];
+        let other = all.enter(peer(2), 4);
+        let third = all.enter(peer(1), 4);
+        assert!(is_given_up(&greedy[0]).await, "a peer has half of the places at most");
+        assert!(!is_given_up(&greedy[1]).await);
+        let fourth = all.enter(peer(3), 4);
+        let fifth = all.enter(peer(4), 4);
+        assert!(is_given_up(&greedy[1]).await, "beyond the limit the oldest goes");
+        drop(greedy);
+        for handshake in [&other, &third, &fourth, &fifth] {
+            assert!(!is_given_up(handshake).await);
+        }
+        drop((other, third, fourth, fifth));
+        assert!(all.table().is_empty());
+    }
+}

@@ -1,0 +1,50 @@
+//! TCP sockets and the options every connection gets.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+
+/// Why a TCP address could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum TcpError {
+    /// Another socket has it.
+    #[error("the port is in use by another process: is volhost running already?")]
+    InUse,
+    /// The address belongs to another machine, or to none.
+    #[error("this machine has no such address")]
+    NotOurs,
+    /// Ports below 1024 need a privilege.
+    #[error("this port needs root or CAP_NET_BIND_SERVICE: choose one from 1024 on")]
+    Privileged,
+    /// Anything else, an unknown name among them.
+    #[error("the system refused it")]
+    Other(#[source] io::Error),
+}
+
+/// Binds the first address that `host` stands for and that can be bound.
+pub(super) async fn bind(host: &str, port: u16) -> Result<TcpListener, TcpError> {
+    TcpListener::bind((host, port)).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => TcpError::InUse,
+        io::ErrorKind::AddrNotAvailable => TcpError::NotOurs,
+        io::ErrorKind::PermissionDenied => TcpError::Privileged,
+        _ => TcpError::Other(error),
+    })
+}
+
+/// Sets what every connection needs: answers leave at once, and a peer that vanished without a word is noticed within
+/// about two minutes, however long an idle connection may stay open.
+pub(super) fn prepare(stream: &TcpStream) {
+    let set = || -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        rustix::net::sockopt::set_socket_keepalive(stream, true)?;
+        rustix::net::sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+        rustix::net::sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
+        rustix::net::sockopt::set_tcp_keepcnt(stream, 4)?;
+        Ok(())
+    };
+    if let Err(error) = set() {
+        // The peer may be gone already; a connection without these options still serves.
+        log::debug!("socket options were not set: {error}");
+    }
+}

@@ -1,0 +1,316 @@
+//! TLS with client certificates: what is served, who is let in, and whether somebody who was let in still is.
+//!
+//! A [`State`] is made whole from the files' contents and swapped whole; nothing of it, no session and no ticket, is
+//! shared with the one before. Sessions are never resumed: each connection proves its certificate anew, so that a
+//! certificate that was revoked cannot come back through an old session. This module must never let a connection
+//! through that the client CAs do not vouch for.
+//!
+//! # Revocation lists
+//!
+//! A list speaks for the CA that signed it, and for the certificates of that CA anywhere in a client's chain; clients
+//! of CAs without a list are not concerned. A list past its date still counts, with a warning at each load: it names
+//! the same revoked certificates, and to refuse everyone would take every host down for a late renewal.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::crl::{self, CrlError};
+use crate::host::name::HostName;
+
+/// Which of the TLS files a fault is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// `tls.cert`
+    Certificate,
+    /// `tls.key`
+    Key,
+    /// `tls.client_ca`
+    ClientCa,
+    /// `tls.crl`
+    Crl,
+}
+
+/// Why no [`State`] could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file without what it is for.
+    #[error("the server certificate's file holds no certificate (PEM, `BEGIN CERTIFICATE`)")]
+    NoCertificate,
+    /// A file without what it is for.
+    #[error("the key's file holds no private key (PEM, `BEGIN PRIVATE KEY`)")]
+    NoKey,
+    /// A key that nobody could use unattended.
+    #[error("the private key is encrypted: a service needs it without a passphrase")]
+    EncryptedKey,
+    /// A file without what it is for.
+    #[error("the client CA's file holds no certificate (PEM, `BEGIN CERTIFICATE`)")]
+    NoClientCa,
+    /// A damaged file.
+    #[error("the {file} is damaged: {why}")]
+    Damaged {
+        /// Which file.
+        file: &'static str,
+        /// What is wrong in it.
+        why: String,
+    },
+    /// The two belong to different pairs.
+    #[error(
+        "the private key does not belong to the server certificate: the first certificate in the file must be the server's own"
+    )]
+    KeyMismatch,
+    /// A key or certificate that cannot be used.
+    #[error("the server certificate and key cannot be used")]
+    Unusable(#[source] rustls::Error),
+    /// A certificate that may not sign others.
+    #[error(
+        "{0} in the client CA's file is no CA certificate (basicConstraints CA:TRUE): whoever has its key could pass for any host"
+    )]
+    NotACa(String),
+    /// The revocation list.
+    #[error("the revocation list is not used")]
+    Crl(#[from] CrlError),
+    /// The verifier would not take the CAs or the lists.
+    #[error("client certificates cannot be verified")]
+    Verifier(#[source] rustls::server::VerifierBuilderError),
+}
+
+impl TlsError {
+    /// Which file the fault is in.
+    #[must_use]
+    pub fn source_file(&self) -> Source {
+        match self {
+            Self::NoCertificate => Source::Certificate,
+            Self::NoKey | Self::EncryptedKey | Self::KeyMismatch | Self::Unusable(_) => Source::Key,
+            Self::NoClientCa | Self::NotACa(_) => Source::ClientCa,
+            Self::Crl(_) | Self::Verifier(_) => Source::Crl,
+            Self::Damaged { file, .. } => match *file {
+                CERTIFICATE => Source::Certificate,
+                KEY => Source::Key,
+                _ => Source::ClientCa,
+            },
+        }
+    }
+}
+
+const CERTIFICATE: &str = "server certificate's file";
+const KEY: &str = "private key's file";
+const CLIENT_CA: &str = "client CA's file";
+
+/// Hosts and certificates that are refused although their certificate is genuine: what `host revoke` recorded.
+pub trait Revocation: Send + Sync + 'static {
+    /// Whether this host's certificate with this serial number (lower-case hexadecimal, no leading zeros) is refused.
+    /// Called for each request: it must answer from memory.
+    fn refused(&self, host: &HostName, serial: &str) -> bool;
+}
+
+/// Refuses nobody.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NobodyRevoked;
+
+impl Revocation for NobodyRevoked {
+    fn refused(&self, _: &HostName, _: &str) -> bool {
+        false
+    }
+}
+
+/// Everything TLS is served with at one time.
+#[derive(Debug)]
+pub struct State {
+    pub(super) config: Arc<ServerConfig>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    /// Tells one state from every other in this process.
+    pub(super) generation: u64,
+    warnings: Vec<String>,
+}
+
+impl State {
+    /// Makes a state of the contents of the four files (PEM; a revocation list may also be DER).
+    ///
+    /// What is doubtful but usable, an expired certificate or list, is no error: see [`warnings`](Self::warnings).
+    ///
+    /// # Errors
+    /// When a file holds nothing of its kind, is damaged, or the parts do not belong together.
+    pub fn load(
+        cert_pem: &[u8],
+        key_pem: &[u8],
+        client_ca_pem: &[u8],
+        crl: Option<&[u8]>,
+    ) -> Result<Self, TlsError> {
+        static GENERATION: AtomicU64 = AtomicU64::new(1);
+
+        let mut warnings = Vec::new();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let chain = certificates(cert_pem, CERTIFICATE)?;
+        let Some(own) = chain.first() else {
+            return Err(TlsError::NoCertificate);
+        };
+        warn_of_time("the server certificate", &parsed(own, CERTIFICATE)?, &mut warnings);
+        let key = private_key(key_pem)?;
+        let verifier = client_verifier(&provider, client_ca_pem, crl, &mut warnings)?;
+
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(TlsError::Unusable)?
+            .with_client_cert_verifier(Arc::clone(&verifier))
+            .with_single_cert(chain, key)
+            .map_err(|error| match error {
+                rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch) => {
+                    TlsError::KeyMismatch
+                }
+                error => TlsError::Unusable(error),
+            })?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Self {
+            config: Arc::new(config),
+            verifier,
+            generation: GENERATION.fetch_add(1, Ordering::Relaxed),
+            warnings,
+        })
+    }
+
+    /// What whoever runs volhost should know: what has expired, or will not work as it was meant.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Whether a client's chain, its own certificate first, is good now.
+    pub(super) fn verify(&self, chain: &[CertificateDer<'static>]) -> Result<(), rustls::Error> {
+        let (own, rest) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.verifier.verify_client_cert(own, rest, UnixTime::now()).map(|_| ())
+    }
+}
+
+fn client_verifier(
+    provider: &Arc<CryptoProvider>,
+    client_ca_pem: &[u8],
+    crl: Option<&[u8]>,
+    warnings: &mut Vec<String>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let authorities = certificates(client_ca_pem, CLIENT_CA)?;
+    if authorities.is_empty() {
+        return Err(TlsError::NoClientCa);
+    }
+    let mut roots = RootCertStore::empty();
+    let mut parsed_authorities = Vec::with_capacity(authorities.len());
+    for authority in &authorities {
+        let certificate = parsed(authority, CLIENT_CA)?;
+        let name = format!("the certificate {}", certificate.subject());
+        if !certificate.is_ca() {
+            return Err(TlsError::NotACa(name));
+        }
+        warn_of_time(&format!("{name} in the client CA's file"), &certificate, warnings);
+        roots
+            .add(authority.clone())
+            .map_err(|error| TlsError::Damaged { file: CLIENT_CA, why: error.to_string() })?;
+        parsed_authorities.push(certificate);
+    }
+    let lists: Vec<CertificateRevocationListDer<'static>> = match crl {
+        Some(bytes) => crl::load(bytes, &parsed_authorities, provider, warnings)?,
+        None => Vec::new(),
+    };
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+        .with_crls(lists)
+        .allow_unknown_revocation_status()
+        .build()
+        .map_err(TlsError::Verifier)
+}
+
+fn certificates(pem: &[u8], file: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| TlsError::Damaged { file, why: error.to_string() })
+}
+
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
+        rustls::pki_types::pem::Error::NoItemsFound => {
+            let encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----";
+            if pem.windows(encrypted.len()).any(|window| window == encrypted) {
+                TlsError::EncryptedKey
+            } else {
+                TlsError::NoKey
+            }
+        }
+        error => TlsError::Damaged { file: KEY, why: error.to_string() },
+    })
+}
+
+fn parsed<'a>(der: &'a CertificateDer<'static>, file: &'static str) -> Result<X509Certificate<'a>, TlsError> {
+    match X509Certificate::from_der(der) {
+        Ok((_, certificate)) => Ok(certificate),
+        Err(error) => Err(TlsError::Damaged { file, why: error.to_string() }),
+    }
+}
+
+fn warn_of_time(what: &str, certificate: &X509Certificate<'_>, warnings: &mut Vec<String>) {
+    let (validity, now) = (certificate.validity(), x509_parser::time::ASN1Time::now());
+    if validity.not_after < now {
+        warnings.push(format!("{what} expired on {}: make a new one", validity.not_after));
+    } else if validity.not_before > now {
+        warnings.push(format!(
+            "{what} is not valid before {}: is this machine's clock right?",
+            validity.not_before
+        ));
+    }
+}
+
+/// What a failed handshake means, in words for whoever reads the log; `None` when the peer merely went away, as health
+/// checks and port scans do.
+pub(super) fn meaning(error: &std::io::Error) -> Option<String> {
+    use rustls::{AlertDescription, CertificateError, Error};
+
+    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
+        return match error.kind() {
+            std::io::ErrorKind::UnexpectedEof
+            | std::io::ErrorKind::ConnectionReset
+            | std::io::ErrorKind::BrokenPipe
+            | std::io::ErrorKind::ConnectionAborted => None,
+            _ => Some(error.to_string()),
+        };
+    };
+    Some(match tls {
+        Error::NoCertificatesPresented => {
+            "it sent no client certificate: its spec file needs TLSConfig with CertFile and KeyFile".into()
+        }
+        Error::InvalidCertificate(reason) => match reason {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "its certificate is not from a CA in tls.client_ca".into()
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "its certificate has expired".into()
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "its certificate is not valid yet: compare the two machines' clocks".into()
+            }
+            CertificateError::Revoked => "its certificate is revoked (tls.crl)".into(),
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                "its certificate is not meant for clients (extended key usage clientAuth)".into()
+            }
+            reason => format!("its certificate is not accepted: {reason}"),
+        },
+        Error::AlertReceived(
+            alert @ (AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired),
+        ) => format!(
+            "it does not trust our server certificate ({alert:?}): compare its CAFile, and the address it calls with the certificate's names"
+        ),
+        Error::InvalidMessage(_) => "it does not speak TLS".into(),
+        Error::PeerIncompatible(reason) => {
+            format!("it has no TLS version or cipher in common with us: {reason:?}")
+        }
+        error => error.to_string(),
+    })
+}
