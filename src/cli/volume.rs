@@ -35,7 +35,6 @@ pub(super) enum Volume {
     Create(Create),
     /// Show everything that is known of volumes
     Inspect(Inspect),
-    /// Remove volumes
     #[command(visible_alias = "remove")]
     Rm(Rm),
     /// Take a removed volume out of the trash
@@ -60,7 +59,7 @@ pub(super) struct Ls {
 Examples:
   volhost volume create db
   volhost volume create -o backend=fast -o mode=0750 db
-  volhost volume create -o adopt=true old-data    An existing directory becomes the volume")]
+  volhost volume create -o adopt=true data    An existing directory becomes one")]
 pub(super) struct Create {
     /// Set an option of the volume
     #[arg(short, long = "opt", value_name = "KEY=VALUE", value_parser = pair, long_help = options_help())]
@@ -81,6 +80,11 @@ pub(super) struct Inspect {
 /// A volume that some host has mounted is never removed: unmount it there, or see `volhost mount release --help`.
 /// The data stays in the backend's trash for its `trash` time, and the name is free at once.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  volhost volume rm db                Remove it; `volhost volume restore db` undoes that
+  volhost volume rm --now db          Delete its data at once
+  volhost volume ls -q --trash | xargs volhost volume rm --now --yes")]
 pub(super) struct Rm {
     /// Take a volume that does not exist for removed; never overrides a mount
     #[arg(short, long)]
@@ -107,12 +111,30 @@ pub(super) struct Restore {
 
 /// Help on `-o`, from the one table of options.
 fn options_help() -> String {
-    let left = |row: &crate::volume::options::Row| format!("{}=VALUE", row.name);
-    let width = TABLE.iter().map(|row| left(row).len()).max().unwrap_or(0);
+    let width = TABLE.iter().map(|row| row.name.len()).max().unwrap_or(0);
     let rows = TABLE.iter().map(|row| {
-        format!("\n  {:<width$}  {}: {} (default: {})", left(row), row.doc, row.value, row.default)
+        let text = format!("{}; takes {}; default: {}", row.doc, row.value, row.default);
+        format!("\n  {:<width$}  {}", row.name, wrapped(&text, 64, &" ".repeat(width + 4)))
     });
     format!("Set an option of the volume\n{}", rows.collect::<String>())
+}
+
+/// `text` in lines of at most `width` characters, those after the first indented: clap would begin them at the left.
+fn wrapped(text: &str, width: usize, indent: &str) -> String {
+    let (mut out, mut line) = (String::new(), 0);
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if line > 0 && line + 1 + length > width {
+            out = out + "\n" + indent;
+            line = 0;
+        } else if line > 0 {
+            out.push(' ');
+            line += 1;
+        }
+        out.push_str(word);
+        line += length;
+    }
+    out
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -298,8 +320,9 @@ mod tests {
     fn the_help_on_options_has_a_line_for_each_row_of_the_table() {
         let help = options_help();
         for row in TABLE {
-            assert!(help.contains(&format!("\n  {}=VALUE", row.name)), "{help}");
-            assert!(help.contains(row.doc), "{help}");
+            assert!(help.contains(&format!("\n  {}  ", row.name)), "{help}");
+            let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(words.contains(row.doc) && words.contains(row.default), "{help}");
         }
     }
 
