@@ -81,7 +81,7 @@ pub(super) struct Revoke {
 pub(super) fn run(command: Host, shell: &mut Shell<'_>) -> Result<(), Error> {
     match command {
         Host::Ls => {
-            let rows: Vec<Row> = shell.client().ask(verb::HOST_LS, &Nothing {})?;
+            let rows: Vec<Row> = shell.client()?.ask(verb::HOST_LS, &Nothing {})?;
             if shell.global.json { shell.json(&rows) } else { shell.table(listing(&rows)) }
         }
         Host::Add(args) => add(args, shell),
@@ -122,7 +122,7 @@ fn add(args: Add, shell: &mut Shell<'_>) -> Result<(), Error> {
     // The file is made before the service is asked, so that no certificate is issued for want of a place to put it.
     let destination = if to_stdout { None } else { Some(Destination::prepare(&output, force)?) };
     let added: HostAdded =
-        shell.client().ask(verb::HOST_ADD, &HostAdd { name, advertise, plugin_name, csr })?;
+        shell.client()?.ask(verb::HOST_ADD, &HostAdd { name, advertise, plugin_name, csr })?;
     let bundle = STANDARD.decode(&added.bundle).map_err(BundleError::NotBase64)?;
     let Some(destination) = destination else {
         shell.out.write_all(&bundle).map_err(Error::Output)?;
@@ -187,7 +187,7 @@ fn revoke(name: String, yes: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
         let question = format!("Refuse {name} from now on? Its containers lose no mount, but start none.");
         shell.prompt().confirm(&question)?;
     }
-    let revoked: HostRevoked = shell.client().ask(verb::HOST_REVOKE, &HostName { name })?;
+    let revoked: HostRevoked = shell.client()?.ask(verb::HOST_REVOKE, &HostName { name })?;
     if shell.global.json {
         return shell.json(&revoked);
     }

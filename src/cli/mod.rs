@@ -103,8 +103,9 @@ enum Error {
     /// Arguments that each are right but do not go together.
     #[error("{0}")]
     Usage(String),
-    /// The configuration is wrong; its faults were printed.
+    /// The configuration is wrong.
     #[error("{0}")]
+    #[expect(dead_code, reason = "NOT WIRED: config::load")]
     Configuration(String),
     /// A bundle cannot be written.
     #[error(transparent)]
@@ -219,8 +220,19 @@ struct Shell<'a> {
 
 impl Shell<'_> {
     /// A client of the service that this command line means.
-    fn client(&self) -> Client {
-        Client::new(admin_socket(&self.global))
+    fn client(&mut self) -> Result<Client, Error> {
+        Ok(Client::new(self.admin_socket()?))
+    }
+
+    /// Where the service is asked: `--socket`, else what the configuration says, else the default.
+    fn admin_socket(&mut self) -> Result<PathBuf, Error> {
+        let Global { root, config: _, socket, json: _ } = &self.global;
+        if let Some(socket) = socket {
+            return Ok(socket.clone());
+        }
+        // NOT WIRED: config::Paths and config::reload.
+        let root = root.as_deref().unwrap_or(Path::new("/"));
+        Ok(root.join("run/volhost/admin.sock"))
     }
 
     /// Prints a result as JSON, for programs.
@@ -275,16 +287,6 @@ impl Shell<'_> {
 
     fn prompt(&mut self) -> Prompt<'_> {
         Prompt { input: self.input, output: self.err, interactive: self.interactive }
-    }
-}
-
-/// Where the service is asked: `--socket`, else what the configuration says, else the default.
-fn admin_socket(global: &Global) -> PathBuf {
-    // NOT WIRED: config::Paths and config::load.
-    match (&global.socket, &global.root) {
-        (Some(socket), _) => socket.clone(),
-        (None, Some(root)) => root.join("run/volhost/admin.sock"),
-        (None, None) => PathBuf::from("/run/volhost/admin.sock"),
     }
 }
 

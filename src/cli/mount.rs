@@ -79,7 +79,7 @@ pub(super) fn run(command: Mount, shell: &mut Shell<'_>) -> Result<(), Error> {
 
 fn ls(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Ls { volume, host, stale, no_trunc } = args;
-    let mut rows: Vec<Row> = shell.client().ask(verb::MOUNT_LS, &Nothing {})?;
+    let mut rows: Vec<Row> = shell.client()?.ask(verb::MOUNT_LS, &Nothing {})?;
     rows.retain(|row| {
         volume.as_ref().is_none_or(|volume| row.volume == *volume)
             && host.as_ref().is_none_or(|host| row.host.eq_ignore_ascii_case(host))
@@ -90,7 +90,7 @@ fn ls(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
 
 fn release(args: Release, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Release { volume, host, id, all, yes } = args;
-    let client = shell.client();
+    let client = shell.client()?;
     let id = match id {
         Some(id) => Some(full_id(&client.ask::<Vec<Row>>(verb::MOUNT_LS, &Nothing {})?, &volume, &host, id)?),
         None => None,

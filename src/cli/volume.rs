@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use super::filter::{self, Filter};
 use super::table::{Listing, or_dash, printable};
 use super::{Error, Shell, each, mount};
-use crate::admin::client::ClientError;
+use crate::admin::client::{Client, ClientError};
 use crate::admin::wire::{
     Done, Nothing, Trashed, Volume as Row, VolumeCreate, VolumeDetail, VolumeName, VolumeRemove,
     VolumeRestore, verb,
@@ -84,7 +84,7 @@ pub(super) struct Inspect {
 Examples:
   volhost volume rm db                Remove it; `volhost volume restore db` undoes that
   volhost volume rm --now db          Delete its data at once
-  volhost volume ls -q --trash | xargs volhost volume rm --now --yes")]
+  volhost volume ls -q --trash | xargs -r volhost volume rm --now --yes")]
 pub(super) struct Rm {
     /// Take a volume that does not exist for removed; never overrides a mount
     #[arg(short, long)]
@@ -152,14 +152,14 @@ pub(super) fn run(command: Volume, shell: &mut Shell<'_>) -> Result<(), Error> {
         Volume::Inspect(args) => inspect(&args, shell),
         Volume::Rm(args) => rm(&args, shell),
         Volume::Restore(Restore { name }) => {
-            let volume: Row = shell.client().ask(verb::VOLUME_RESTORE, &VolumeRestore { name })?;
+            let volume: Row = shell.client()?.ask(verb::VOLUME_RESTORE, &VolumeRestore { name })?;
             if shell.global.json { shell.json(&volume) } else { shell.line(&volume.name) }
         }
     }
 }
 
 fn ls(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let mut rows: Vec<Row> = shell.client().ask(verb::VOLUME_LS, &Nothing {})?;
+    let mut rows: Vec<Row> = shell.client()?.ask(verb::VOLUME_LS, &Nothing {})?;
     rows.retain(|row| filter::admits(&args.filter, row));
     if args.quiet {
         return names(rows.iter().map(|row| &*row.name), shell);
@@ -181,7 +181,7 @@ fn ls_trash(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
             "the filter {key} says nothing of removed volumes; with --trash there are name and backend"
         )));
     }
-    let mut rows: Vec<Trashed> = shell.client().ask(verb::VOLUME_TRASH, &Nothing {})?;
+    let mut rows: Vec<Trashed> = shell.client()?.ask(verb::VOLUME_TRASH, &Nothing {})?;
     rows.retain(|row| filter::admits_trashed(&args.filter, row));
     if args.quiet {
         return names(rows.iter().map(|row| &*row.id), shell);
@@ -223,12 +223,12 @@ fn create(args: Create, shell: &mut Shell<'_>) -> Result<(), Error> {
             return Err(Error::Usage(format!("-o {key} is given twice, as {before:?} and as {value:?}")));
         }
     }
-    let volume: Row = shell.client().ask(verb::VOLUME_CREATE, &VolumeCreate { name, options })?;
+    let volume: Row = shell.client()?.ask(verb::VOLUME_CREATE, &VolumeCreate { name, options })?;
     if shell.global.json { shell.json(&volume) } else { shell.line(&volume.name) }
 }
 
 fn inspect(args: &Inspect, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let client = shell.client();
+    let client = shell.client()?;
     let mut found = Vec::new();
     let result = each(&args.names, |name| {
         let detail: VolumeDetail = client.ask(verb::VOLUME_INSPECT, &VolumeName { name: name.clone() })?;
@@ -280,16 +280,17 @@ fn rm(args: &Rm, shell: &mut Shell<'_>) -> Result<(), Error> {
     if *now && !*yes {
         shell.prompt().confirm(&format!("Delete the data of {} for good?", names.join(", ")))?;
     }
-    let client = if *now { shell.client().with_patience(DELETION) } else { shell.client() };
+    let client = shell.client()?;
+    let remover = if *now { client.clone().with_patience(DELETION) } else { client.clone() };
     let mut removed = Vec::new();
     let json = shell.global.json;
     let result = each(names, |name| {
-        match client.ask::<Done>(verb::VOLUME_RM, &VolumeRemove { name: name.clone(), now: *now }) {
+        match remover.ask::<Done>(verb::VOLUME_RM, &VolumeRemove { name: name.clone(), now: *now }) {
             Ok(Done { done }) => {
                 removed.push(serde_json::json!({ "name": name, "done": done }));
                 if json { Ok(()) } else { shell.line(name) }
             }
-            Err(ClientError::Failed(_)) if *force && !exists(name, *now, shell)? => Ok(()),
+            Err(ClientError::Failed(_)) if *force && !exists(name, *now, &client)? => Ok(()),
             Err(error) => Err(error.into()),
         }
     });
@@ -300,15 +301,15 @@ fn rm(args: &Rm, shell: &mut Shell<'_>) -> Result<(), Error> {
 }
 
 /// Whether a removal had something to remove: a refusal does not tell that in a way a program can read.
-fn exists(name: &str, in_trash_too: bool, shell: &Shell<'_>) -> Result<bool, Error> {
-    let volumes: Vec<Row> = shell.client().ask(verb::VOLUME_LS, &Nothing {})?;
+fn exists(name: &str, in_trash_too: bool, client: &Client) -> Result<bool, Error> {
+    let volumes: Vec<Row> = client.ask(verb::VOLUME_LS, &Nothing {})?;
     if volumes.iter().any(|volume| volume.name == *name) {
         return Ok(true);
     }
     if !in_trash_too {
         return Ok(false);
     }
-    let trash: Vec<Trashed> = shell.client().ask(verb::VOLUME_TRASH, &Nothing {})?;
+    let trash: Vec<Trashed> = client.ask(verb::VOLUME_TRASH, &Nothing {})?;
     Ok(trash.iter().any(|removed| removed.name == *name || removed.id == *name))
 }
 
