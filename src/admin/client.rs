@@ -314,8 +314,9 @@ mod tests {
 
     #[test]
     fn a_request_is_posted_and_its_answer_read() {
-        let service =
-            Service::answering(|_, body| (200, format!(r#"{{"done":"adopted {}"}}"#, body["name"])));
+        let service = Service::answering(|_, body| {
+            (200, serde_json::json!({"done": format!("adopted {}", body["name"])}).to_string())
+        });
         let client = Client::new(service.socket());
         let done: Done = client.ask(verb::BACKEND_ADOPT, &BackendName { name: "fast".into() }).unwrap();
         assert_eq!(done.done, "adopted \"fast\"");

@@ -10,12 +10,13 @@ use crate::admin::wire::{Backend as Row, BackendInit, BackendName, Done, Nothing
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
-  volhost backend ls            Which backends there are, their state and the space left
-  volhost backend init fast     Make the directory of `fast`, which is not empty, a backend of this service
-  volhost backend adopt fast    Take in a backend that another service or an older catalog gave its identity
+  volhost backend ls            Their state, and the space left
+  volhost backend init fast     Make the directory of `fast`, not empty, a backend
+  volhost backend adopt fast    Take in a backend with an identity of another's making
 
-A backend is a directory named in the backend map. Its identity, written into it once, tells it from an empty mount
-point and from the wrong disk; a new backend in an empty directory gets one by itself.")]
+A backend is a directory named in the backend map. Its identity, written into it once,
+tells it from an empty mount point and from the wrong disk. A new backend in an empty
+directory gets one by itself.")]
 pub(super) enum Backend {
     /// List the backends
     #[command(visible_alias = "list")]
@@ -46,15 +47,15 @@ pub(super) struct Adopt {
 pub(super) fn run(command: Backend, shell: &mut Shell<'_>) -> Result<(), Error> {
     match command {
         Backend::Ls => {
-            let rows: Vec<Row> = shell.client().ask(verb::BACKEND_LS, &Nothing {})?;
+            let rows: Vec<Row> = shell.client()?.ask(verb::BACKEND_LS, &Nothing {})?;
             if shell.global.json { shell.json(&rows) } else { shell.table(listing(&rows)) }
         }
         Backend::Init(Init { name, force }) => {
-            let done = shell.client().ask(verb::BACKEND_INIT, &BackendInit { name, force })?;
+            let done = shell.client()?.ask(verb::BACKEND_INIT, &BackendInit { name, force })?;
             told(&done, shell)
         }
         Backend::Adopt(Adopt { name }) => {
-            let done = shell.client().ask(verb::BACKEND_ADOPT, &BackendName { name })?;
+            let done = shell.client()?.ask(verb::BACKEND_ADOPT, &BackendName { name })?;
             told(&done, shell)
         }
     }

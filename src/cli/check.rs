@@ -13,7 +13,7 @@ use super::{Error, Shell};
 Examples:
   volhost check                              The configuration that `serve` would read
   volhost check --config new.json            Another one
-  volhost check --json | jq -r '.[].file'    For programs: a list of faults, empty when there are none
+  volhost check --json | jq -r '.[].what'    For programs: a list of faults
 
 Exit codes: 0 no faults, 78 faults.")]
 pub(super) struct Check {}

@@ -13,16 +13,17 @@ use crate::error::nearest;
 
 /// What the help says of them, in the order of [`KEYS`].
 pub(super) const HELP: &str = "\
-List only what matches; filters of one key are alternatives, those of different keys must all hold
+List only what matches
 
-  name=TEXT         the name contains TEXT, or matches it as a whole where TEXT has `*` or `?`
-  backend=NAME      it lies on this backend; `*` and `?` may be used
+  name=TEXT         contains TEXT; or matches it, if it has `*` or `?`
+  backend=NAME      it lies on this backend; may have `*` and `?`
   state=STATE       online, offline, unmapped or pending
   mounted=BOOL      true: some host uses it; false: none does
   dangling=BOOL     the opposite of `mounted`, as docker has it
   option.KEY=VALUE  it was created with `-o KEY=VALUE`
 
-With --trash: name and backend alone.";
+Filters of one key are alternatives; those of different keys must all hold.
+With --trash there are name and backend.";
 
 const KEYS: [&str; 6] = ["name", "backend", "state", "mounted", "dangling", "option.KEY"];
 const STATES: [&str; 4] = ["online", "offline", "unmapped", "pending"];
@@ -218,7 +219,7 @@ mod tests {
             "{}",
             error("label=x")
         );
-        assert!(error("state=ofline").contains("did you mean \"offline\"?"), "{}", error("state=ofline"));
+        assert!(error("state=unmaped").contains("did you mean \"unmapped\"?"), "{}", error("state=unmaped"));
         assert!(error("mounted=yes").contains("takes true or false"), "{}", error("mounted=yes"));
         assert!(error("name").contains("KEY=VALUE"), "{}", error("name"));
         assert!(error("option.=x").contains("unknown filter"), "{}", error("option.=x"));

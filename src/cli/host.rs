@@ -17,17 +17,15 @@ pub(super) use super::bundle::BundleError;
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
-  volhost host add web1 -o web1.tar                        A certificate and a spec file for web1's engine
   volhost host add web1 --advertise https://store1:7443 -o web1.tar
   volhost host add web1 -o - | ssh root@web1 tar -C / -xf -
-  volhost host revoke web1                                 Shut it out at once")]
+  volhost host ls                           See who was let in, and who was seen
+  volhost host revoke web1                  Shut it out at once")]
 pub(super) enum Host {
     /// List the hosts that have a certificate or were seen
     #[command(visible_alias = "list")]
     Ls,
-    /// Issue a host's certificate, and make the bundle that its engine needs
     Add(Add),
-    /// Revoke every certificate of a host
     Revoke(Revoke),
 }
 
@@ -42,8 +40,11 @@ pub(super) enum Host {
 #[command(after_help = "\
 Examples:
   volhost host add web1 --advertise https://store1.example.org:7443 -o web1.tar
-  volhost host add web1 --csr web1.csr -o web1.tar         The private key stays on web1
-  volhost host add web1 --plugin-name netshare -o web1.tar It takes the place of the plugin `netshare` there")]
+  volhost host add web1 -o - | ssh root@web1 tar -C / -xf -
+  volhost host add web1 --csr web1.csr -o web1.tar   The key stays on web1
+  volhost host add web1 --plugin-name netshare -o web1.tar
+
+The last one takes the place of the plugin `netshare` on web1.")]
 pub(super) struct Add {
     /// The host's name: what its mounts and rights are kept under
     name: String,
@@ -80,7 +81,7 @@ pub(super) struct Revoke {
 pub(super) fn run(command: Host, shell: &mut Shell<'_>) -> Result<(), Error> {
     match command {
         Host::Ls => {
-            let rows: Vec<Row> = shell.client().ask(verb::HOST_LS, &Nothing {})?;
+            let rows: Vec<Row> = shell.client()?.ask(verb::HOST_LS, &Nothing {})?;
             if shell.global.json { shell.json(&rows) } else { shell.table(listing(&rows)) }
         }
         Host::Add(args) => add(args, shell),
@@ -121,7 +122,7 @@ fn add(args: Add, shell: &mut Shell<'_>) -> Result<(), Error> {
     // The file is made before the service is asked, so that no certificate is issued for want of a place to put it.
     let destination = if to_stdout { None } else { Some(Destination::prepare(&output, force)?) };
     let added: HostAdded =
-        shell.client().ask(verb::HOST_ADD, &HostAdd { name, advertise, plugin_name, csr })?;
+        shell.client()?.ask(verb::HOST_ADD, &HostAdd { name, advertise, plugin_name, csr })?;
     let bundle = STANDARD.decode(&added.bundle).map_err(BundleError::NotBase64)?;
     let Some(destination) = destination else {
         shell.out.write_all(&bundle).map_err(Error::Output)?;
@@ -186,7 +187,7 @@ fn revoke(name: String, yes: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
         let question = format!("Refuse {name} from now on? Its containers lose no mount, but start none.");
         shell.prompt().confirm(&question)?;
     }
-    let revoked: HostRevoked = shell.client().ask(verb::HOST_REVOKE, &HostName { name })?;
+    let revoked: HostRevoked = shell.client()?.ask(verb::HOST_REVOKE, &HostName { name })?;
     if shell.global.json {
         return shell.json(&revoked);
     }

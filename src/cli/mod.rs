@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -30,7 +30,7 @@ mod status;
 mod table;
 mod volume;
 
-/// Makes directories on local or shared storage into volumes for every Docker host pointed at it.
+/// Directories on local or shared storage as volumes for every Docker host
 #[derive(Debug, Parser)]
 #[command(name = "volhost", version, arg_required_else_help = true, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
@@ -42,26 +42,24 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  volhost serve                              Serve, with everything it needs made where it is missing
-  docker volume create -d volhost db         Use it, from any engine that has its spec file
-  volhost volume ls --filter mounted=true    See which volumes are in use
-  volhost host add web1 -o web1.tar          Let another machine's engine use it
-  volhost check && systemctl reload volhost  Try a changed configuration before it is loaded
+  volhost serve                            Serve; what is missing is made
+  docker volume create -d volhost db       Use it, from any engine with its spec file
+  volhost volume ls --filter mounted=true  See which volumes are in use
+  volhost host add web1 -o web1.tar        Let another machine's engine use it
+  volhost check && volhost serve           Read a changed configuration first
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.";
 
 /// The flags that every command takes, before or after its name.
 #[derive(Debug, Clone, Default, Args)]
 struct Global {
-    /// Put every default path below DIR, for trials and tests
-    ///
-    /// The configuration is then DIR/etc/volhost/volhost.json, the catalog DIR/var/lib/volhost/catalog.db, and so on.
+    /// Put every default path below DIR: for trials and tests
     #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     root: Option<PathBuf>,
-    /// Read the configuration from FILE instead of /etc/volhost/volhost.json
+    /// Read the configuration from FILE [default: /etc/volhost/volhost.json]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     config: Option<PathBuf>,
-    /// Ask the service at this admin socket instead of the configured one
+    /// Ask the service at this admin socket [default: the configured one]
     #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
     socket: Option<PathBuf>,
     /// Print JSON instead of a table
@@ -69,27 +67,20 @@ struct Global {
     json: bool,
 }
 
+// What a command is for stands with its arguments, in its group's file.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve volumes to engines until a signal ends it
     Serve(serve::Serve),
-    /// Read the configuration and the backend map, and print every fault in them
     Check(check::Check),
-    /// Show how the service is
     Status(status::Status),
-    /// List, create, inspect, remove and restore volumes
     #[command(subcommand)]
     Volume(volume::Volume),
-    /// See which hosts use which volumes, and release what a lost host holds
     #[command(subcommand)]
     Mount(mount::Mount),
-    /// See the backends, and give them their identity
     #[command(subcommand)]
     Backend(backend::Backend),
-    /// Let other machines' engines in, and shut them out
     #[command(subcommand)]
     Host(host::Host),
-    /// See, write and remove the file by which an engine finds this plugin
     #[command(subcommand)]
     Spec(spec::Spec),
 }
@@ -112,8 +103,9 @@ enum Error {
     /// Arguments that each are right but do not go together.
     #[error("{0}")]
     Usage(String),
-    /// The configuration is wrong; its faults were printed.
+    /// The configuration is wrong.
     #[error("{0}")]
+    #[expect(dead_code, reason = "NOT WIRED: config::load")]
     Configuration(String),
     /// A bundle cannot be written.
     #[error(transparent)]
@@ -154,7 +146,11 @@ impl Error {
 /// Runs the program with this process's arguments, input and outputs.
 #[must_use]
 pub fn run() -> ExitCode {
-    let (mut out, mut err, mut input) = (io::stdout().lock(), io::stderr(), io::stdin().lock());
+    let terminal = io::stdout().is_terminal();
+    // The standard output is never locked for long: `serve` prints to it from other threads.
+    let mut out: Box<dyn Write> =
+        if terminal { Box::new(io::stdout()) } else { Box::new(io::BufWriter::new(io::stdout())) };
+    let (mut err, mut input) = (io::stderr(), io::stdin().lock());
     let mut shell = Shell {
         global: Global::default(),
         out: &mut out,
@@ -162,8 +158,8 @@ pub fn run() -> ExitCode {
         input: &mut input,
         interactive: io::stdin().is_terminal(),
         width: table::terminal_width(),
-        colour: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
-        binary_welcome: !io::stdout().is_terminal(),
+        colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+        binary_welcome: !terminal,
     };
     ExitCode::from(main(std::env::args_os(), &mut shell))
 }
@@ -185,6 +181,9 @@ fn main(arguments: impl IntoIterator<Item = OsString>, shell: &mut Shell<'_>) ->
         Err(error) if error.is_broken_pipe() => 0,
         Err(error) => {
             shell.complain(&error);
+            if matches!(error, Error::Client(ClientError::Missing { .. })) {
+                shell.hint_at_root();
+            }
             error.code()
         }
     }
@@ -221,8 +220,19 @@ struct Shell<'a> {
 
 impl Shell<'_> {
     /// A client of the service that this command line means.
-    fn client(&self) -> Client {
-        Client::new(admin_socket(&self.global))
+    fn client(&mut self) -> Result<Client, Error> {
+        Ok(Client::new(self.admin_socket()?))
+    }
+
+    /// Where the service is asked: `--socket`, else what the configuration says, else the default.
+    fn admin_socket(&mut self) -> Result<PathBuf, Error> {
+        let Global { root, config: _, socket, json: _ } = &self.global;
+        if let Some(socket) = socket {
+            return Ok(socket.clone());
+        }
+        // NOT WIRED: config::Paths and config::reload.
+        let root = root.as_deref().unwrap_or(Path::new("/"));
+        Ok(root.join("run/volhost/admin.sock"))
     }
 
     /// Prints a result as JSON, for programs.
@@ -243,13 +253,16 @@ impl Shell<'_> {
 
     /// Prints a table that belongs to a question.
     fn table_aside(&mut self, listing: Listing) {
+        let _ = self.out.flush();
         // Whoever cannot see the question will not answer it with yes.
         let _ = self.err.write_all(listing.render(self.width).as_bytes());
     }
 
     /// Tells something beside the result.
     fn note(&mut self, text: &str) {
-        // A note that nobody can read changes nothing of what was done.
+        // What was printed before is seen before; if it cannot be, the end of the command tells. A note that nobody
+        // can read changes nothing of what was done.
+        let _ = self.out.flush();
         let _ = writeln!(self.err, "{text}");
     }
 
@@ -263,18 +276,17 @@ impl Shell<'_> {
         }
     }
 
+    /// Tells a user who asks a service of their own, and has none, that this machine has one.
+    fn hint_at_root(&mut self) {
+        let Global { root, config, socket, json: _ } = &self.global;
+        let asks_own = root.is_none() && config.is_none() && socket.is_none();
+        if asks_own && !rustix::process::geteuid().is_root() && Path::new("/run/volhost").exists() {
+            self.note("volhost: the service of this machine is asked as root");
+        }
+    }
+
     fn prompt(&mut self) -> Prompt<'_> {
         Prompt { input: self.input, output: self.err, interactive: self.interactive }
-    }
-}
-
-/// Where the service is asked: `--socket`, else what the configuration says, else the default.
-fn admin_socket(global: &Global) -> PathBuf {
-    // NOT WIRED: config::Paths and config::load.
-    match (&global.socket, &global.root) {
-        (Some(socket), _) => socket.clone(),
-        (None, Some(root)) => root.join("run/volhost/admin.sock"),
-        (None, None) => PathBuf::from("/run/volhost/admin.sock"),
     }
 }
 

@@ -15,14 +15,14 @@ const SHORT: usize = 12;
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
-  volhost mount ls --stale              What is held by engines that were started again since
-  volhost mount release db web1         Release what web1 held of db before its engine was started again
-  volhost mount release db web1 --all   Also what may be alive: when web1 is gone for good")]
+  volhost mount ls --volume db          Who uses db
+  volhost mount ls --stale              What engines held that were started again
+  volhost mount release db web1         Release what is stale of web1's mounts of db
+  volhost mount release db web1 --all   Also what may be alive: web1 is gone for good")]
 pub(super) enum Mount {
     /// List mounts
     #[command(visible_alias = "list")]
     Ls(Ls),
-    /// Take out mounts that no engine will ever unmount
     Release(Release),
 }
 
@@ -50,6 +50,11 @@ pub(super) struct Ls {
 ///
 /// What would be released is shown, and asked for, first.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  volhost mount release db web1                 What is stale of web1's mounts of db
+  volhost mount release db web1 0123456789ab    One of them
+  volhost mount release db web1 --all           Also what may be alive: web1 is gone for good")]
 pub(super) struct Release {
     /// The volume's name
     volume: String,
@@ -74,7 +79,7 @@ pub(super) fn run(command: Mount, shell: &mut Shell<'_>) -> Result<(), Error> {
 
 fn ls(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Ls { volume, host, stale, no_trunc } = args;
-    let mut rows: Vec<Row> = shell.client().ask(verb::MOUNT_LS, &Nothing {})?;
+    let mut rows: Vec<Row> = shell.client()?.ask(verb::MOUNT_LS, &Nothing {})?;
     rows.retain(|row| {
         volume.as_ref().is_none_or(|volume| row.volume == *volume)
             && host.as_ref().is_none_or(|host| row.host.eq_ignore_ascii_case(host))
@@ -85,7 +90,7 @@ fn ls(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
 
 fn release(args: Release, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Release { volume, host, id, all, yes } = args;
-    let client = shell.client();
+    let client = shell.client()?;
     let id = match id {
         Some(id) => Some(full_id(&client.ask::<Vec<Row>>(verb::MOUNT_LS, &Nothing {})?, &volume, &host, id)?),
         None => None,

@@ -13,9 +13,9 @@ use super::{Error, Shell};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  volhost serve                      As root: for this machine's engine and, by `host add`, for others
+  volhost serve                      For this machine's engine, and others by `host add`
   volhost serve --root /tmp/trial    A trial that touches nothing else
-  RUST_LOG=debug volhost serve       Log more; levels are error, warn, info, debug, trace")]
+  RUST_LOG=debug volhost serve       Log more: error, warn, info, debug or trace")]
 pub(super) struct Serve {}
 
 pub(super) fn run(args: &Serve, _shell: &mut Shell<'_>) -> Result<(), Error> {

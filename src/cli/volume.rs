@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use super::filter::{self, Filter};
 use super::table::{Listing, or_dash, printable};
 use super::{Error, Shell, each, mount};
-use crate::admin::client::ClientError;
+use crate::admin::client::{Client, ClientError};
 use crate::admin::wire::{
     Done, Nothing, Trashed, Volume as Row, VolumeCreate, VolumeDetail, VolumeName, VolumeRemove,
     VolumeRestore, verb,
@@ -35,7 +35,6 @@ pub(super) enum Volume {
     Create(Create),
     /// Show everything that is known of volumes
     Inspect(Inspect),
-    /// Remove volumes
     #[command(visible_alias = "remove")]
     Rm(Rm),
     /// Take a removed volume out of the trash
@@ -60,7 +59,7 @@ pub(super) struct Ls {
 Examples:
   volhost volume create db
   volhost volume create -o backend=fast -o mode=0750 db
-  volhost volume create -o adopt=true old-data    An existing directory becomes the volume")]
+  volhost volume create -o adopt=true data    An existing directory becomes one")]
 pub(super) struct Create {
     /// Set an option of the volume
     #[arg(short, long = "opt", value_name = "KEY=VALUE", value_parser = pair, long_help = options_help())]
@@ -81,6 +80,11 @@ pub(super) struct Inspect {
 /// A volume that some host has mounted is never removed: unmount it there, or see `volhost mount release --help`.
 /// The data stays in the backend's trash for its `trash` time, and the name is free at once.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  volhost volume rm db                Remove it; `volhost volume restore db` undoes that
+  volhost volume rm --now db          Delete its data at once
+  volhost volume ls -q --trash | xargs -r volhost volume rm --now --yes")]
 pub(super) struct Rm {
     /// Take a volume that does not exist for removed; never overrides a mount
     #[arg(short, long)]
@@ -107,12 +111,30 @@ pub(super) struct Restore {
 
 /// Help on `-o`, from the one table of options.
 fn options_help() -> String {
-    let left = |row: &crate::volume::options::Row| format!("{}=VALUE", row.name);
-    let width = TABLE.iter().map(|row| left(row).len()).max().unwrap_or(0);
+    let width = TABLE.iter().map(|row| row.name.len()).max().unwrap_or(0);
     let rows = TABLE.iter().map(|row| {
-        format!("\n  {:<width$}  {}: {} (default: {})", left(row), row.doc, row.value, row.default)
+        let text = format!("{}; takes {}; default: {}", row.doc, row.value, row.default);
+        format!("\n  {:<width$}  {}", row.name, wrapped(&text, 64, &" ".repeat(width + 4)))
     });
     format!("Set an option of the volume\n{}", rows.collect::<String>())
+}
+
+/// `text` in lines of at most `width` characters, those after the first indented: clap would begin them at the left.
+fn wrapped(text: &str, width: usize, indent: &str) -> String {
+    let (mut out, mut line) = (String::new(), 0);
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if line > 0 && line + 1 + length > width {
+            out = out + "\n" + indent;
+            line = 0;
+        } else if line > 0 {
+            out.push(' ');
+            line += 1;
+        }
+        out.push_str(word);
+        line += length;
+    }
+    out
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -130,14 +152,14 @@ pub(super) fn run(command: Volume, shell: &mut Shell<'_>) -> Result<(), Error> {
         Volume::Inspect(args) => inspect(&args, shell),
         Volume::Rm(args) => rm(&args, shell),
         Volume::Restore(Restore { name }) => {
-            let volume: Row = shell.client().ask(verb::VOLUME_RESTORE, &VolumeRestore { name })?;
+            let volume: Row = shell.client()?.ask(verb::VOLUME_RESTORE, &VolumeRestore { name })?;
             if shell.global.json { shell.json(&volume) } else { shell.line(&volume.name) }
         }
     }
 }
 
 fn ls(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let mut rows: Vec<Row> = shell.client().ask(verb::VOLUME_LS, &Nothing {})?;
+    let mut rows: Vec<Row> = shell.client()?.ask(verb::VOLUME_LS, &Nothing {})?;
     rows.retain(|row| filter::admits(&args.filter, row));
     if args.quiet {
         return names(rows.iter().map(|row| &*row.name), shell);
@@ -159,7 +181,7 @@ fn ls_trash(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
             "the filter {key} says nothing of removed volumes; with --trash there are name and backend"
         )));
     }
-    let mut rows: Vec<Trashed> = shell.client().ask(verb::VOLUME_TRASH, &Nothing {})?;
+    let mut rows: Vec<Trashed> = shell.client()?.ask(verb::VOLUME_TRASH, &Nothing {})?;
     rows.retain(|row| filter::admits_trashed(&args.filter, row));
     if args.quiet {
         return names(rows.iter().map(|row| &*row.id), shell);
@@ -201,12 +223,12 @@ fn create(args: Create, shell: &mut Shell<'_>) -> Result<(), Error> {
             return Err(Error::Usage(format!("-o {key} is given twice, as {before:?} and as {value:?}")));
         }
     }
-    let volume: Row = shell.client().ask(verb::VOLUME_CREATE, &VolumeCreate { name, options })?;
+    let volume: Row = shell.client()?.ask(verb::VOLUME_CREATE, &VolumeCreate { name, options })?;
     if shell.global.json { shell.json(&volume) } else { shell.line(&volume.name) }
 }
 
 fn inspect(args: &Inspect, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let client = shell.client();
+    let client = shell.client()?;
     let mut found = Vec::new();
     let result = each(&args.names, |name| {
         let detail: VolumeDetail = client.ask(verb::VOLUME_INSPECT, &VolumeName { name: name.clone() })?;
@@ -258,16 +280,17 @@ fn rm(args: &Rm, shell: &mut Shell<'_>) -> Result<(), Error> {
     if *now && !*yes {
         shell.prompt().confirm(&format!("Delete the data of {} for good?", names.join(", ")))?;
     }
-    let client = if *now { shell.client().with_patience(DELETION) } else { shell.client() };
+    let client = shell.client()?;
+    let remover = if *now { client.clone().with_patience(DELETION) } else { client.clone() };
     let mut removed = Vec::new();
     let json = shell.global.json;
     let result = each(names, |name| {
-        match client.ask::<Done>(verb::VOLUME_RM, &VolumeRemove { name: name.clone(), now: *now }) {
+        match remover.ask::<Done>(verb::VOLUME_RM, &VolumeRemove { name: name.clone(), now: *now }) {
             Ok(Done { done }) => {
                 removed.push(serde_json::json!({ "name": name, "done": done }));
                 if json { Ok(()) } else { shell.line(name) }
             }
-            Err(ClientError::Failed(_)) if *force && !exists(name, *now, shell)? => Ok(()),
+            Err(ClientError::Failed(_)) if *force && !exists(name, *now, &client)? => Ok(()),
             Err(error) => Err(error.into()),
         }
     });
@@ -278,15 +301,15 @@ fn rm(args: &Rm, shell: &mut Shell<'_>) -> Result<(), Error> {
 }
 
 /// Whether a removal had something to remove: a refusal does not tell that in a way a program can read.
-fn exists(name: &str, in_trash_too: bool, shell: &Shell<'_>) -> Result<bool, Error> {
-    let volumes: Vec<Row> = shell.client().ask(verb::VOLUME_LS, &Nothing {})?;
+fn exists(name: &str, in_trash_too: bool, client: &Client) -> Result<bool, Error> {
+    let volumes: Vec<Row> = client.ask(verb::VOLUME_LS, &Nothing {})?;
     if volumes.iter().any(|volume| volume.name == *name) {
         return Ok(true);
     }
     if !in_trash_too {
         return Ok(false);
     }
-    let trash: Vec<Trashed> = shell.client().ask(verb::VOLUME_TRASH, &Nothing {})?;
+    let trash: Vec<Trashed> = client.ask(verb::VOLUME_TRASH, &Nothing {})?;
     Ok(trash.iter().any(|removed| removed.name == *name || removed.id == *name))
 }
 
@@ -298,8 +321,9 @@ mod tests {
     fn the_help_on_options_has_a_line_for_each_row_of_the_table() {
         let help = options_help();
         for row in TABLE {
-            assert!(help.contains(&format!("\n  {}=VALUE", row.name)), "{help}");
-            assert!(help.contains(row.doc), "{help}");
+            assert!(help.contains(&format!("\n  {}  ", row.name)), "{help}");
+            let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(words.contains(row.doc) && words.contains(row.default), "{help}");
         }
     }
 
