@@ -9,6 +9,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::print_stderr,
+    clippy::string_slice,
     clippy::unwrap_used,
     reason = "a failed expectation is a failed test, in the harness as well as in a test function"
 )]
@@ -17,4 +18,5 @@ mod engine;
 mod harness;
 mod layout;
 mod podman;
+mod serve;
 mod traces;

@@ -26,8 +26,6 @@ pub struct Setup<'a> {
     rooted: bool,
     configured: bool,
     files: Vec<(String, String)>,
-    arguments: Vec<String>,
-    environment: Vec<(String, String)>,
 }
 
 /// A running (or killed) volhost with its files.
@@ -46,15 +44,7 @@ struct Process {
 impl<'a> Daemon<'a> {
     /// A daemon of which nothing is configured but its name and where it listens: see [`Setup::standard`].
     pub fn setup() -> Setup<'a> {
-        Setup {
-            dir: scratch(),
-            host: None,
-            rooted: true,
-            configured: true,
-            files: Vec::new(),
-            arguments: Vec::new(),
-            environment: Vec::new(),
-        }
+        Setup { dir: scratch(), host: None, rooted: true, configured: true, files: Vec::new() }
     }
 
     /// Starts that daemon.
@@ -259,18 +249,6 @@ impl<'a> Setup<'a> {
         self
     }
 
-    /// Adds an argument after `serve`.
-    pub fn argument(mut self, word: &str) -> Self {
-        self.arguments.push(word.to_owned());
-        self
-    }
-
-    /// Adds a variable to its environment.
-    pub fn environment(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Daemon<'a> {
         self.write_files();
@@ -279,15 +257,19 @@ impl<'a> Setup<'a> {
         daemon
     }
 
-    /// Starts one that is expected to refuse: how it ended, and its log.
-    pub fn refused(self) -> (ExitStatus, String) {
+    /// Starts one that is expected to refuse: how it ended, and its log. What it left is looked at by `look`, before
+    /// its files go.
+    pub fn refused(self, look: impl FnOnce()) -> (ExitStatus, String) {
         self.write_files();
         match self.spawn() {
             Ok((mut process, addresses)) => {
                 kill(&mut process);
                 panic!("volhost started although it should not, and listens on {addresses:?}")
             }
-            Err(status) => (status, std::fs::read_to_string(self.log()).unwrap_or_default()),
+            Err(status) => {
+                look();
+                (status, std::fs::read_to_string(self.log()).unwrap_or_default())
+            }
         }
     }
 
@@ -307,9 +289,7 @@ impl<'a> Setup<'a> {
 
     fn command(&self) -> Command {
         let program = env!("CARGO_BIN_EXE_volhost");
-        let mut command = self.host.map_or_else(|| mortal(program), |host| host.command(program));
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command
+        self.host.map_or_else(|| mortal(program), |host| host.command(program))
     }
 
     fn add_root(&self, command: &mut Command) {
@@ -322,7 +302,7 @@ impl<'a> Setup<'a> {
         let log = File::options().create(true).append(true).open(self.log()).expect("the log can be made");
         let mut command = self.command();
         self.add_root(&mut command);
-        command.arg("serve").args(&self.arguments);
+        command.arg("serve");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().expect("volhost can be started");
         let lines = follow(&mut child);

@@ -75,11 +75,6 @@ impl<'a> Engine<'a> {
         self.docker(&["volume", "inspect", volume]).json()[0].clone()
     }
 
-    /// The machine it runs on.
-    pub fn host(&self) -> &Host {
-        self.host
-    }
-
     /// Kills dockerd as a crash would: its containers go on.
     pub fn kill9(&mut self) {
         self.signal("KILL");
