@@ -1,1 +1,22 @@
-//! (to be written)
+//! volhost as its users meet it: the real program, real sockets, real certificates, real engines.
+//!
+//! One binary, one file per subject; `harness` holds the processes they start. Nothing here looks inside the
+//! library, except `layout`, which reads its sources as text. Run it all with `tests/run`, which installs what the
+//! tests need; most of them need root.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a failed expectation is a failed test, in the harness as well as in a test function"
+)]
+
+mod engine;
+mod harness;
+mod layout;
+mod podman;
+mod serve;
+mod traces;

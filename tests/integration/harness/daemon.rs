@@ -1,0 +1,356 @@
+//! volhost itself, as a process: configured, started, asked, killed, started again.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::host::Host;
+use super::http::{Client, Identity, Target};
+use super::wait::{self, SOON, Said};
+use super::{children, mortal, print_log, scratch, signal};
+
+/// How long volhost may take to be ready, or to stop.
+const START: Duration = Duration::from_secs(60);
+
+/// What a daemon is to be, before it is started.
+pub struct Setup<'a> {
+    dir: TempDir,
+    host: Option<&'a Host>,
+    rooted: bool,
+    configured: bool,
+    files: Vec<(String, String)>,
+}
+
+/// A running (or killed) volhost with its files.
+pub struct Daemon<'a> {
+    setup: Setup<'a>,
+    process: Option<Process>,
+    addresses: Vec<String>,
+}
+
+struct Process {
+    child: Child,
+    /// volhost's own process ID: the child's, or below it where the way leads into a machine.
+    pid: u32,
+}
+
+impl<'a> Daemon<'a> {
+    /// A daemon of which nothing is configured but its name and where it listens: see [`Setup::standard`].
+    pub fn setup() -> Setup<'a> {
+        Setup { dir: scratch(), host: None, rooted: true, configured: true, files: Vec::new() }
+    }
+
+    /// Starts that daemon.
+    pub fn start() -> Self {
+        Self::setup().start()
+    }
+
+    /// The directory given as `--root`.
+    pub fn root(&self) -> PathBuf {
+        self.setup.root()
+    }
+
+    /// A path below the root, as the tests see it: `daemon.path("etc/volhost/backends.json")`.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.setup.path(relative)
+    }
+
+    /// volhost's process ID.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the daemon runs").pid
+    }
+
+    /// The addresses of its `listening on` lines, in their order.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// The address it listens on with this scheme (`https` or `http`).
+    pub fn tcp(&self, scheme: &str) -> SocketAddr {
+        let of_scheme = |address: &String| address.strip_prefix(scheme)?.strip_prefix("://")?.parse().ok();
+        self.addresses
+            .iter()
+            .find_map(of_scheme)
+            .unwrap_or_else(|| panic!("no {scheme} in {:?}", self.addresses))
+    }
+
+    /// The Unix socket it listens on.
+    pub fn socket(&self) -> PathBuf {
+        let of_unix = |address: &String| {
+            let path = address.strip_prefix("unix:")?;
+            Some(PathBuf::from(path.strip_prefix("//").unwrap_or(path)))
+        };
+        self.addresses
+            .iter()
+            .find_map(of_unix)
+            .unwrap_or_else(|| panic!("no Unix socket in {:?}", self.addresses))
+    }
+
+    /// The spec file that it wrote for this machine's engine.
+    pub fn spec(&self) -> Value {
+        let path = self.path("etc/docker/plugins/volhost.json");
+        let text = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        serde_json::from_slice(&text).expect("a spec file is JSON")
+    }
+
+    /// The certificate of this machine's engine, as the spec file names it.
+    pub fn identity(&self) -> Identity {
+        let spec = self.spec();
+        let file = |field: &str| {
+            let path = spec["TLSConfig"][field].as_str().unwrap_or_else(|| panic!("no {field} in {spec}"));
+            match self.setup.host {
+                Some(host) if !self.setup.rooted => host.path(path),
+                _ => PathBuf::from(path),
+            }
+        };
+        Identity { ca: file("CAFile"), cert: file("CertFile"), key: file("KeyFile") }
+    }
+
+    /// Makes a bundle for a host and unpacks it into `directory`, as an administrator would into `/`.
+    pub fn add_host(&self, name: &str, options: &[&str], directory: &Path) -> Identity {
+        let bundle = self.setup.dir.path().join(format!("{name}.tar"));
+        let text = bundle.to_str().expect("temporary paths are UTF-8");
+        self.cli(&[&["host", "add", name, "-o", text], options].concat()).ok();
+        std::fs::create_dir_all(directory).expect("the directory can be made");
+        wait::run(Command::new("tar").arg("-C").arg(directory).arg("-xf").arg(&bundle)).ok();
+        let file = |name: &str| directory.join("etc/docker/volhost").join(name);
+        Identity { ca: file("ca.crt"), cert: file("host.crt"), key: file("host.key") }
+    }
+
+    /// Calls it over mutual TLS as this machine's engine does.
+    pub fn tls(&self) -> Client {
+        Client::connect(&Target::Tls(self.tcp("https"), self.identity())).expect("the handshake succeeds")
+    }
+
+    /// Calls it over its Unix socket.
+    pub fn unix(&self) -> Client {
+        Client::connect(&Target::Unix(self.socket())).expect("the socket is open")
+    }
+
+    /// Runs the command line against it.
+    pub fn cli(&self, words: &[&str]) -> Said {
+        let mut command = self.setup.command();
+        self.setup.add_root(&mut command);
+        wait::run(command.args(words))
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.setup.log()).unwrap_or_default()
+    }
+
+    /// Kills it as a power loss would.
+    pub fn kill9(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            kill(&mut process);
+        }
+    }
+
+    /// Asks it to stop, and says how it ended.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the daemon runs");
+        signal("TERM", process.pid);
+        let ended = || process.child.try_wait().expect("the daemon is our child");
+        wait::until("volhost's end after SIGTERM", START, ended)
+    }
+
+    /// Starts it on the same files again, with or without having killed it before.
+    pub fn restart(&mut self) {
+        self.kill9();
+        self.start_again();
+    }
+
+    /// Starts it after it was killed or terminated.
+    pub fn start_again(&mut self) {
+        assert!(self.process.is_none(), "the daemon runs already");
+        match self.setup.spawn() {
+            Ok((process, addresses)) => {
+                self.process = Some(process);
+                self.addresses = addresses;
+            }
+            Err(status) => panic!("volhost ended before it was ready: {status}"),
+        }
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        self.kill9();
+        if std::thread::panicking() {
+            print_log("volhost's log", &self.setup.log());
+        }
+    }
+}
+
+impl<'a> Setup<'a> {
+    /// Where the daemon's files will be.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// A path below the root (without one: on the daemon's machine), as the tests see it.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        match self.host {
+            Some(host) if !self.rooted => host.path(&format!("/{relative}")),
+            _ => self.root().join(relative),
+        }
+    }
+
+    /// The configuration of a daemon that is given none: it is `node1`, or its machine's name, and listens for mutual
+    /// TLS and on a Unix socket. The port is the kernel's choice; on a machine of its own it is 7443, because engines
+    /// never look up a port twice.
+    pub fn standard(&self) -> Value {
+        let socket = format!("unix:{}", self.root().join("run/volhost/plugin.sock").display());
+        match self.host {
+            None => json!({ "node": "node1", "listen": ["https://127.0.0.1:0", socket] }),
+            Some(host) => json!({ "node": host.name(), "listen": ["https://127.0.0.1:7443", socket] }),
+        }
+    }
+
+    /// Sets `volhost.json` in place of the standard one.
+    pub fn config(self, config: &Value) -> Self {
+        self.unconfigured().file("etc/volhost/volhost.json", &config.to_string())
+    }
+
+    /// Sets `backends.json`.
+    pub fn backends(self, map: &Value) -> Self {
+        self.file("etc/volhost/backends.json", &map.to_string())
+    }
+
+    /// Sets any file that is to be there at the start.
+    pub fn file(mut self, relative: &str, text: &str) -> Self {
+        self.files.push((relative.to_owned(), text.to_owned()));
+        self
+    }
+
+    /// Leaves the standard configuration out: what remains is `volhost --root DIR serve`.
+    pub fn unconfigured(mut self) -> Self {
+        self.configured = false;
+        self
+    }
+
+    /// Runs it on a machine of its own.
+    pub fn on(mut self, host: &'a Host) -> Self {
+        self.host = Some(host);
+        self
+    }
+
+    /// Runs it without `--root`, on the machine's own paths: `volhost serve`, as a first user types it.
+    pub fn without_root(mut self) -> Self {
+        assert!(self.host.is_some(), "only on a machine of its own may volhost use the real paths");
+        self.rooted = false;
+        self
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn start(self) -> Daemon<'a> {
+        self.write_files();
+        let mut daemon = Daemon { setup: self, process: None, addresses: Vec::new() };
+        daemon.start_again();
+        daemon
+    }
+
+    /// Starts one that is expected to refuse: how it ended, and its log. What it left is looked at by `look`, before
+    /// its files go.
+    pub fn refused(self, look: impl FnOnce()) -> (ExitStatus, String) {
+        self.write_files();
+        match self.spawn() {
+            Ok((mut process, addresses)) => {
+                kill(&mut process);
+                panic!("volhost started although it should not, and listens on {addresses:?}")
+            }
+            Err(status) => {
+                look();
+                (status, std::fs::read_to_string(self.log()).unwrap_or_default())
+            }
+        }
+    }
+
+    fn write_files(&self) {
+        let standard =
+            self.configured.then(|| ("etc/volhost/volhost.json".to_owned(), self.standard().to_string()));
+        for (relative, text) in standard.iter().chain(&self.files) {
+            let path = self.path(relative);
+            std::fs::create_dir_all(path.parent().expect("a file has a directory")).expect("it can be made");
+            std::fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("volhost.log")
+    }
+
+    fn command(&self) -> Command {
+        let program = env!("CARGO_BIN_EXE_volhost");
+        self.host.map_or_else(|| mortal(program), |host| host.command(program))
+    }
+
+    fn add_root(&self, command: &mut Command) {
+        if self.rooted {
+            command.arg("--root").arg(self.root());
+        }
+    }
+
+    fn spawn(&self) -> Result<(Process, Vec<String>), ExitStatus> {
+        let log = File::options().create(true).append(true).open(self.log()).expect("the log can be made");
+        let mut command = self.command();
+        self.add_root(&mut command);
+        command.arg("serve");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut child = command.spawn().expect("volhost can be started");
+        let lines = follow(&mut child);
+        let deadline = Instant::now() + START;
+        let mut addresses = Vec::new();
+        loop {
+            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line == "ready" => break,
+                Ok(line) => addresses.extend(line.strip_prefix("listening on ").map(str::to_owned)),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(child.wait().expect("the daemon is our child"));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    panic!("volhost was not ready within {START:?}; it listens on {addresses:?}");
+                }
+            }
+        }
+        let pid = match self.host {
+            None => child.id(),
+            Some(_) => wait::until("volhost's process", SOON, || children(child.id()).first().copied()),
+        };
+        Ok((Process { child, pid }, addresses))
+    }
+}
+
+/// Kills a daemon that may have ended by itself.
+fn kill(process: &mut Process) {
+    if process.child.id() != process.pid {
+        let _ = Command::new("kill")
+            .args(["-s", "KILL", &process.pid.to_string()])
+            .stderr(Stdio::null())
+            .status();
+    }
+    let _ = process.child.kill();
+    let _ = process.child.wait();
+}
+
+/// Reads what the daemon prints, to its end, so that it never blocks on a full pipe.
+fn follow(child: &mut Child) -> Receiver<String> {
+    let stdout = BufReader::new(child.stdout.take().expect("it was asked for a pipe"));
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in stdout.lines().map_while(Result::ok) {
+            // Once it is ready nobody listens any more.
+            let _ = sender.send(line);
+        }
+    });
+    lines
+}

@@ -1,0 +1,176 @@
+//! A Docker Engine (Debian's `docker.io`) on a [`Host`], with one small image.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::host::Host;
+use super::wait::{self, Said};
+use super::{print_log, scratch};
+
+/// Debian's client and daemon, by their paths: another client may stand before them on `PATH`.
+const DOCKER: &str = "/usr/bin/docker";
+const DOCKERD: &str = "/usr/sbin/dockerd";
+
+/// How long an engine may take to come up or go down.
+const START: Duration = Duration::from_secs(90);
+
+/// The image that every engine has: busybox, and a directory `/data` that holds the file `seed`.
+pub const IMAGE: &str = "box";
+
+/// A running (or killed) engine.
+pub struct Engine<'a> {
+    host: &'a Host,
+    dir: tempfile::TempDir,
+    dockerd: Option<Child>,
+}
+
+impl<'a> Engine<'a> {
+    /// Starts an engine on a machine and gives it the image.
+    pub fn start(host: &'a Host) -> Self {
+        let mut engine = Self { host, dir: scratch(), dockerd: None };
+        engine.start_again();
+        let image = engine.dir.path().join("image.tar");
+        write_image(&image);
+        engine.ok(&["import", image.to_str().expect("temporary paths are UTF-8"), IMAGE]);
+        engine
+    }
+
+    /// Runs the client.
+    pub fn docker(&self, words: &[&str]) -> Said {
+        wait::run(self.client().args(words))
+    }
+
+    /// Runs a client command that has to succeed: what it printed.
+    #[track_caller]
+    pub fn ok(&self, words: &[&str]) -> String {
+        self.docker(words).ok()
+    }
+
+    /// Runs a client command that has to fail: what it complained about.
+    #[track_caller]
+    pub fn fails(&self, words: &[&str]) -> String {
+        self.docker(words).fails()
+    }
+
+    /// Runs a container of the image to its end, with these options, and this as its shell script.
+    #[track_caller]
+    pub fn run(&self, options: &[&str], script: &str) -> String {
+        let words = [&["run", "--rm", "--network", "none"], options, &[IMAGE, "sh", "-c", script]].concat();
+        self.ok(&words)
+    }
+
+    /// Starts a container of that name that sleeps until it is killed.
+    #[track_caller]
+    pub fn sleeper(&self, name: &str, options: &[&str]) {
+        let words =
+            [&["run", "--detach", "--name", name, "--network", "none"], options, &[IMAGE, "sleep", "100000"]];
+        self.ok(&words.concat());
+    }
+
+    /// What `docker volume inspect` says of one volume.
+    #[track_caller]
+    pub fn inspect(&self, volume: &str) -> serde_json::Value {
+        self.docker(&["volume", "inspect", volume]).json()[0].clone()
+    }
+
+    /// Kills dockerd as a crash would: its containers go on.
+    pub fn kill9(&mut self) {
+        self.signal("KILL");
+        let mut dockerd = self.dockerd.take().expect("the engine runs");
+        dockerd.wait().expect("the engine is our child");
+    }
+
+    /// Stops it in good order, its containers with it.
+    pub fn stop(&mut self) {
+        self.signal("TERM");
+        let mut dockerd = self.dockerd.take().expect("the engine runs");
+        wait::until("the engine's end", START, || dockerd.try_wait().expect("the engine is our child"));
+    }
+
+    /// Starts it after it was killed or stopped.
+    pub fn start_again(&mut self) {
+        assert!(self.dockerd.is_none(), "the engine runs already");
+        // A killed engine leaves it behind, with an ID that another process may have by now.
+        let _ = std::fs::remove_file(self.pid_file());
+        let log = File::options().create(true).append(true).open(self.log()).expect("the log can be made");
+        let mut command = self.host.command(DOCKERD);
+        command.args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
+        command.arg("--data-root").arg(self.dir.path().join("data"));
+        command.arg("--exec-root").arg(self.dir.path().join("exec"));
+        command.arg("--pidfile").arg(self.pid_file());
+        command.arg("--host").arg(self.address());
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file can be shared")).stderr(log);
+        self.dockerd = Some(command.spawn().expect("dockerd can be started: tests/run installs it"));
+        wait::until("the engine's first answer", START, || {
+            let dockerd = self.dockerd.as_mut().expect("it was started above");
+            if let Some(status) = dockerd.try_wait().expect("the engine is our child") {
+                panic!("dockerd ended at once: {status}");
+            }
+            (self.docker(&["version"]).code == Some(0)).then_some(())
+        });
+    }
+
+    fn client(&self) -> Command {
+        let mut command = Command::new(DOCKER);
+        command.arg("--host").arg(self.address()).env("DOCKER_CONFIG", self.dir.path().join("client"));
+        command.env_remove("DOCKER_CONTEXT").env_remove("DOCKER_TLS_VERIFY");
+        command
+    }
+
+    /// The process ID that dockerd writes down is the one it has on its machine, so the signal is sent there.
+    fn signal(&self, name: &str) {
+        let pid = std::fs::read_to_string(self.pid_file()).expect("a running engine has a PID file");
+        self.host.run(["kill", "-s", name, pid.trim()]).ok();
+    }
+
+    fn address(&self) -> String {
+        format!("unix://{}", self.dir.path().join("docker.sock").display())
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.dir.path().join("dockerd.pid")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("dockerd.log")
+    }
+}
+
+impl Drop for Engine<'_> {
+    fn drop(&mut self) {
+        if let Some(mut dockerd) = self.dockerd.take() {
+            // The rest of it, containers included, ends with the machine.
+            let _ = dockerd.kill();
+            let _ = dockerd.wait();
+        }
+        if std::thread::panicking() {
+            print_log(&format!("the log of the engine on {}", self.host.name()), &self.log());
+        }
+    }
+}
+
+/// Writes the image's one layer.
+pub fn write_image(to: &Path) {
+    let mut layer = tar::Builder::new(File::create(to).expect("the image can be written"));
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+    let busybox = busybox.expect("busybox-static is installed: see tests/run");
+    layer.append_path_with_name(busybox, "bin/busybox").expect("busybox can be read");
+    let applets = [
+        "sh", "cat", "chmod", "cp", "echo", "id", "ls", "mkdir", "mv", "rm", "sleep", "stat", "test", "touch",
+    ];
+    for applet in applets {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_mode(0o777);
+        header.set_size(0);
+        layer.append_link(&mut header, format!("bin/{applet}"), "busybox").expect("the layer can be written");
+    }
+    let text = b"seed\n";
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(text.len() as u64);
+    layer.append_data(&mut header, "data/seed", &text[..]).expect("the layer can be written");
+    layer.finish().expect("the layer can be written");
+}

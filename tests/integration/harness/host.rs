@@ -1,0 +1,164 @@
+//! A machine of its own, as far as volhost and an engine can tell: own host name, network, processes and mounts, an
+//! own `/run`, and private copies of `/etc` and `/var/lib`, so that programs run there exactly as documented.
+//!
+//! The machine is a process whose namespaces are its own. Nothing of it has a name outside, so that any number of
+//! tests run side by side; it ends with that process, and takes everything on it along.
+
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::io::{self, BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::wait::{self, SOON, Said};
+use super::{children, mortal, scratch};
+
+/// What the first process does: it sets the machine up, says so, and then waits for orphans, as an init must.
+///
+/// `/etc` and `/var/lib` are overlays whose upper half lies in memory, so that the machine below stays as it is.
+const BOOT: &str = r#"
+set -eu
+hostname "$1"
+mount -t tmpfs -o mode=0755 tmpfs /run
+mount -t tmpfs -o mode=0755 tmpfs /mnt
+for tree in etc var/lib; do
+    upper=/mnt/$(basename "$tree")
+    mkdir "$upper" "$upper.work"
+    mount -t overlay -o "lowerdir=/$tree,upperdir=$upper,workdir=$upper.work" overlay "/$tree"
+done
+mkdir -p /etc/docker /var/lib/volhost /run/lock
+mount -t tmpfs -o mode=0755 tmpfs /etc/docker
+mount -t tmpfs -o mode=0755 tmpfs /var/lib/volhost
+ip link set lo up
+echo up
+while :; do sleep 5; done
+"#;
+
+/// A machine.
+pub struct Host {
+    name: String,
+    // Held for its pipe and its life: the machine ends with it.
+    unshare: Child,
+    init: u32,
+    members: Cell<u8>,
+    dir: tempfile::TempDir,
+}
+
+impl Host {
+    /// Starts a machine of that host name, connected to nothing.
+    pub fn new(name: &str) -> Self {
+        assert!(rustix::process::geteuid().is_root(), "this test needs root: run tests/run as root");
+        let mut unshare = mortal("unshare")
+            .args(["--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"])
+            .args(["sh", "-c", BOOT, "init", name])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare can be started");
+        let mut said = String::new();
+        let stdout = unshare.stdout.take().expect("it was asked for a pipe");
+        BufReader::new(stdout).read_line(&mut said).expect("the machine's first line can be read");
+        assert_eq!(said, "up\n", "the machine {name} could not be set up: see above");
+        let init = children(unshare.id())[0];
+        Self { name: name.to_owned(), unshare, init, members: Cell::new(0), dir: scratch() }
+    }
+
+    /// Its host name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A directory of its own that every machine of the test sees under the same path.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where a path of the machine is found from outside.
+    pub fn path(&self, absolute: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{absolute}", self.init))
+    }
+
+    /// A command that runs on the machine, and ends with the thread that starts it.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = mortal("nsenter");
+        command.arg("--target").arg(self.init.to_string());
+        command.args(["--mount", "--pid", "--net", "--uts", "--ipc", "--"]);
+        command.args(["setpriv", "--pdeathsig", "KILL", "--"]).arg(program);
+        // What the test's own environment says of proxies is of no use on a machine without a way out.
+        for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+            command.env_remove(proxy);
+        }
+        command
+    }
+
+    /// Runs a command on the machine to its end.
+    pub fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Said {
+        let mut words = words.into_iter();
+        let program = words.next().expect("a command has a name");
+        wait::run(self.command(program).args(words))
+    }
+
+    /// Shows a directory at another path of the machine. Both are made where they are missing.
+    pub fn bind(&self, directory: &Path, at: &str) {
+        let script = r#"mkdir -p "$1" "$2" && mount --bind "$1" "$2""#;
+        self.run([
+            OsStr::new("sh"),
+            "-c".as_ref(),
+            script.as_ref(),
+            "bind".as_ref(),
+            directory.as_ref(),
+            at.as_ref(),
+        ])
+        .ok();
+    }
+
+    /// Connects the machine to another's network, and says which address it has there. The other one has
+    /// [`Host::GATEWAY`].
+    pub fn join(&self, other: &Host) -> Ipv4Addr {
+        let member = other.members.get() + 2;
+        other.members.set(member - 1);
+        if member == 2 {
+            let gateway = format!("{}/24", Self::GATEWAY);
+            other.run(["ip", "link", "add", "lan", "type", "bridge"]).ok();
+            other.run(["ip", "addr", "add", &gateway, "dev", "lan"]).ok();
+            other.run(["ip", "link", "set", "lan", "up"]).ok();
+        }
+        let port = format!("port{member}");
+        let (here, there) = (self.init.to_string(), other.init.to_string());
+        let veth =
+            ["link", "add", &port, "netns", &there, "type", "veth", "peer", "name", "eth0", "netns", &here];
+        wait::run(Command::new("ip").args(veth)).ok();
+        other.run(["ip", "link", "set", &port, "master", "lan", "up"]).ok();
+        let [a, b, c, _] = Self::GATEWAY.octets();
+        let address = Ipv4Addr::new(a, b, c, member);
+        self.run(["ip", "addr", "add", &format!("{address}/24"), "dev", "eth0"]).ok();
+        self.run(["ip", "link", "set", "eth0", "up"]).ok();
+        address
+    }
+
+    /// The address of a machine that others have joined, on the network between them.
+    pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+    /// Connects as a program on this machine would.
+    pub fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let network = std::fs::File::open(format!("/proc/{}/ns/net", self.init))?;
+        // A socket belongs to the network it was made in, whichever thread uses it later: so a thread goes there.
+        let there = move || {
+            move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))?;
+            let stream = TcpStream::connect_timeout(&address, SOON)?;
+            stream.set_read_timeout(Some(SOON))?;
+            Ok(stream)
+        };
+        std::thread::spawn(there).join().expect("the thread does not panic")
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.unshare.kill();
+        let _ = self.unshare.wait();
+    }
+}

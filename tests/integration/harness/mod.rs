@@ -1,0 +1,83 @@
+//! The processes of a test: volhost itself ([`Daemon`]), machines ([`Host`]) and Docker Engines on them ([`Engine`]).
+//!
+//! Everything here dies with the test, also with one that is killed: each process is started so that the kernel ends
+//! it with its parent, and whatever a machine mounted or linked lies in namespaces that end with its first process.
+//! Only a directory below the temporary directory can be left over, and the next run sweeps it.
+
+pub mod daemon;
+pub mod engine;
+pub mod host;
+pub mod http;
+pub mod wait;
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Once;
+
+use tempfile::TempDir;
+
+pub use self::daemon::Daemon;
+pub use self::engine::Engine;
+pub use self::host::Host;
+
+const PREFIX: &str = "volhost-test-";
+
+/// A directory of a test's own, with a short path (a Unix socket's has 107 bytes at most), removed with it.
+pub fn scratch() -> TempDir {
+    static SWEEP: Once = Once::new();
+    SWEEP.call_once(sweep);
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    tempfile::Builder::new()
+        .prefix(&prefix)
+        .rand_bytes(4)
+        .tempdir()
+        .expect("a temporary directory can be made")
+}
+
+/// Removes the directories of runs whose process is gone.
+fn sweep() {
+    let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Another test process may be sweeping the same one.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// A command that the kernel kills with the thread that starts it. So nothing that is to outlive a helper thread may
+/// be started from it.
+pub fn mortal(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// The children of a process.
+pub fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// Sends a signal, by the name that `kill` knows it by, to a process that the test started.
+pub fn signal(name: &str, pid: u32) {
+    let sent = Command::new("kill").args(["-s", name, &pid.to_string()]).status();
+    assert!(sent.is_ok_and(|status| status.success()), "cannot send {name} to process {pid}");
+}
+
+/// Prints a log that helps to understand a failed test.
+pub fn print_log(title: &str, path: &Path) {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| format!("cannot be read: {e}\n"));
+    let lines: Vec<_> = text.lines().collect();
+    let last = lines.len().saturating_sub(200);
+    eprintln!(
+        "--- {title}, the last {} of {} lines\n{}\n---",
+        lines.len() - last,
+        lines.len(),
+        lines[last..].join("\n")
+    );
+}
