@@ -4,15 +4,21 @@
 //!
 //! A catalog is a [`View`], which is immutable and answers every read from memory, and a way to
 //! [`submit`](Catalog::submit) a [`Change`]. The rules of a change (what is refused, what becomes of a count) are pure
-//! functions on the view, in [`view`]; an engine only makes their writes durable and orders them. One writer at a
+//! functions on the view, in [`rules`]; an engine only makes their [`Write`]s durable and orders them. One writer at a
 //! time decides; a change that was answered `Ok` is durable; one that was answered with an error left nothing; and
 //! the next view shows exactly the durable changes. Readers take no lock that a writer can hold.
+//!
+//! A catalog is opened once, before anything is served, and then stays whole: what it holds was read completely and
+//! every row of it understood, or it was not opened and its files are as they were. Times are kept to the millisecond,
+//! in memory as in the record, so that a restart changes nothing that a caller could have seen.
 //!
 //! This room never touches a volume's directory and knows no backend but its name and identity.
 
 #[cfg(test)]
 mod contract;
+mod location;
 pub mod record;
+pub mod rules;
 pub mod sqlite;
 pub mod view;
 
@@ -20,6 +26,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+pub use self::location::{InvalidLocation, Location};
+pub use self::rules::{MountKey, Write};
 pub use self::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
 use crate::backend::name::BackendName;
 use crate::host::name::HostName;
@@ -29,11 +37,12 @@ use crate::volume::name::{MountId, VolumeId, VolumeName};
 /// A change to the catalog, decided and made durable as one.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// Records a volume that is not visible yet. Refused when the name is taken.
+    /// Records a volume that is not visible yet and that nobody mounts. Refused when the name is taken.
     Insert(Volume),
-    /// Makes an inserted volume visible, once its directory stands under its name.
+    /// Makes an inserted volume visible, once its directory stands under its name. Nothing of this is recorded: what
+    /// a catalog held when it was opened is visible.
     Publish(VolumeName, VolumeId),
-    /// Takes back an insertion that never became visible.
+    /// Takes back an insertion that never became visible. Refused as `Exists` once it did.
     Withdraw(VolumeName, VolumeId),
     /// Deletes a visible volume; refused while any host has a mount. `keep` says whether its directory went to the
     /// trash and can be restored; an adopted volume is only forgotten.
@@ -49,13 +58,22 @@ pub enum Change {
     },
     /// Brings a removed volume back, not visible until it is published. Refused when the name is taken.
     Restore(VolumeId),
-    /// Takes back a restoration that never became visible: the volume is in the trash as before.
-    Unrestore(VolumeName, VolumeId),
+    /// Takes back a restoration that never became visible: the volume is in the trash again, as if it had never left
+    /// it. Refused as `Exists` once it was visible.
+    Unrestore {
+        /// The volume's name.
+        name: VolumeName,
+        /// The volume that was restored.
+        id: VolumeId,
+        /// When it had been removed: what the [`Restore`](Change::Restore) told in its [`Outcome::trashed`].
+        at: time::OffsetDateTime,
+    },
     /// Has a removed volume deleted now rather than when its time is over.
     Expire(VolumeId),
     /// Forgets a removed volume whose directory is gone for good.
     Forget(VolumeId),
-    /// Counts one Mount under the host's present activation, and remembers that the host knows the volume.
+    /// Counts one Mount of a visible volume under the host's present activation, and remembers that the host knows
+    /// the volume.
     Mount {
         /// The volume's name.
         name: VolumeName,
@@ -110,12 +128,14 @@ pub struct Outcome {
     pub after: Option<Arc<Volume>>,
     /// The mounts that an `Unmount` or a `Release` took out or counted down, as they were before.
     pub released: Vec<Mount>,
+    /// The entry of the trash that the change put in (`Remove`, `Unrestore`) or took out (`Restore`, `Forget`).
+    pub trashed: Option<Arc<Removed>>,
 }
 
 /// Why a change was refused by the rules. Nothing was changed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
-    /// The name belongs to a volume already, visible or being made.
+    /// The name belongs to a volume already, visible or being made; or what should be taken back is visible.
     #[error("volume {} exists already", .0.name)]
     Exists(Arc<Volume>),
     /// No such volume, or another one of that name.
@@ -168,4 +188,20 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// Waits until everything queued is durable and closes the files. Later changes are refused as `Closed`.
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// Why a catalog was not opened. Its files are as they were.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The embedded engine's reasons.
+    #[error(transparent)]
+    Sqlite(#[from] sqlite::OpenError),
+}
+
+/// Opens a catalog, making an empty one where there is none. Blocks until everything in it was read: to be called
+/// before anything is served.
+pub fn open(location: &Location) -> Result<Arc<dyn Catalog>, OpenError> {
+    match location {
+        Location::Sqlite(path) => Ok(Arc::new(sqlite::open(path)?)),
+    }
 }

@@ -1,14 +1,15 @@
-//! What a catalog holds in memory, and the rules by which a change makes one view from another.
+//! What a catalog holds in memory, and what can be asked of it. How it changes is told in [`rules`](super::rules).
 //!
 //! Pure: no I/O, no clock, no engine. Views share structure, so that a copy costs nothing and a change a few nodes.
 
-use imbl::OrdMap;
 use std::sync::Arc;
+
+use imbl::OrdMap;
 use time::OffsetDateTime;
 
 use crate::backend::name::{BackendId, BackendName};
 use crate::host::name::HostName;
-use crate::volume::mounts::{Activation, Ledger};
+use crate::volume::mounts::{Activation, Ledger, Mount};
 use crate::volume::name::{VolumeId, VolumeName};
 use crate::volume::options::Options;
 
@@ -31,7 +32,8 @@ pub struct Volume {
     pub known_to: Vec<HostName>,
     /// Who uses it.
     pub mounts: Ledger,
-    /// Whether its directory stands under its name: not recorded, known from the directory after a restart.
+    /// Whether its directory stands under its name: not recorded. What a catalog held when it was opened is visible,
+    /// because a volume that exists must be told of even while its backend is offline.
     pub visible: bool,
 }
 
@@ -103,12 +105,49 @@ pub struct View {
     pub hosts: OrdMap<HostName, Arc<Host>>,
     /// The backends.
     pub backends: OrdMap<BackendName, Arc<BackendRecord>>,
+    /// How many ledger entries a host has under its present activation; hosts without one are not in it. Derived from
+    /// the others and not recorded: it answers cheaply whether an Activate matters.
+    pub(super) live: OrdMap<HostName, u32>,
 }
 
 impl View {
-    /// Whether a mount is of an earlier activation of its host than the present one.
+    /// The volume of that name, visible or still being made: who answers engines looks at its `visible` first.
     #[must_use]
-    pub fn stale(&self, mount: &crate::volume::mounts::Mount) -> bool {
-        self.hosts.get(&mount.host).is_some_and(|host| mount.activation < host.activation)
+    pub fn volume(&self, name: &str) -> Option<&Arc<Volume>> {
+        self.volumes.get(name)
+    }
+
+    /// A host's present activation; a host that was never recorded is in its first.
+    #[must_use]
+    pub fn activation(&self, host: &HostName) -> Activation {
+        self.hosts.get(host).map(|host| host.activation).unwrap_or_default()
+    }
+
+    /// Whether a mount is of an earlier activation of its host: the engine that made it was started again since.
+    #[must_use]
+    pub fn stale(&self, mount: &Mount) -> bool {
+        mount.activation < self.activation(&mount.host)
+    }
+
+    /// Whether a host's certificate is to be refused: when its serial number (in the spelling of
+    /// [`Certificate::serial`]) was revoked, or when the host was revoked once and this is not a certificate that was
+    /// issued to it here since. So a revocation also meets certificates of which the catalog has lost, or never had,
+    /// a record.
+    #[must_use]
+    pub fn is_revoked(&self, host: &HostName, serial: &str) -> bool {
+        let Some(host) = self.hosts.get(host) else { return false };
+        match host.certificates.iter().find(|certificate| certificate.serial == serial) {
+            Some(certificate) => certificate.revoked,
+            None => host.revoked_at.is_some(),
+        }
+    }
+
+    /// The newest removed volume of that name: what a restore by name means.
+    #[must_use]
+    pub fn removed(&self, name: &str) -> Option<&Arc<Removed>> {
+        self.trash
+            .values()
+            .filter(|removed| removed.volume.name.as_str() == name)
+            .max_by_key(|removed| removed.at)
     }
 }

@@ -64,7 +64,7 @@ impl Service {
             id: VolumeId::random(),
             backend: backend.name().clone(),
             options,
-            created_at: now(),
+            created_at: OffsetDateTime::now_utc(),
             adopted: adopt,
             known_to: vec![caller.host.clone()],
             mounts: Ledger::default(),
@@ -220,10 +220,4 @@ fn taken(error: CatalogError) -> Error {
         CatalogError::Refused(Refusal::Exists(volume)) => Error::Exists(volume.name.clone()),
         other => other.into(),
     }
-}
-
-/// The present moment, as precisely as a catalog keeps it.
-pub(super) fn now() -> OffsetDateTime {
-    let now = OffsetDateTime::now_utc();
-    now.replace_nanosecond(now.nanosecond() / 1_000_000 * 1_000_000).unwrap_or(now)
 }

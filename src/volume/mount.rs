@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::create::now;
+use time::OffsetDateTime;
+
 use super::error::Error;
 use super::name::{MountId, VolumeName};
 use super::operation::{self, Claim};
@@ -68,7 +69,7 @@ impl Service {
             volume: volume.id,
             host: caller.host.clone(),
             id: id.clone(),
-            at: now(),
+            at: OffsetDateTime::now_utc(),
         };
         let outcome = match self.catalog.submit(mount).await {
             Ok(outcome) => outcome,

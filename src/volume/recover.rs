@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use super::Service;
+use time::OffsetDateTime;
+
 use super::error::Error;
 use super::name::{VolumeId, VolumeName};
 use crate::backend::name::BackendName;
@@ -243,5 +245,16 @@ impl Service {
             }
         }
         Ok(())
+    }
+}
+
+/// Takes back the record of a volume whose create was never answered: also one that a catalog opened after a crash
+/// shows as visible.
+fn take_back(volume: &Volume) -> Change {
+    let (name, id) = (volume.name.clone(), volume.id);
+    if volume.visible {
+        Change::Remove { name, id, at: OffsetDateTime::now_utc(), keep: false }
+    } else {
+        Change::Withdraw(name, id)
     }
 }

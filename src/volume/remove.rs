@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use super::create::now;
+use time::OffsetDateTime;
+
 use super::error::Error;
 use super::name::{VolumeId, VolumeName};
 use super::operation::{self, Claim};
@@ -102,7 +103,7 @@ impl Service {
         if !claim.decide() {
             return Err(Error::Abandoned);
         }
-        let remove = Change::Remove { name: volume.name.clone(), id: volume.id, at: now(), keep };
+        let remove = Change::Remove { name: volume.name.clone(), id: volume.id, at: OffsetDateTime::now_utc(), keep };
         match self.catalog.submit(remove).await {
             Ok(_) => Ok(()),
             // It was mounted after our look: the catalog decides.
@@ -141,20 +142,20 @@ impl Service {
         let backend = self.backend_of(volume)?;
         let expect = self.ready(&backend).await?;
         let Some(_moving) = self.moving(id) else { return Err(Error::NotMended(name)) };
-        match self.catalog.submit(Change::Restore(id)).await {
-            Ok(_) => {}
+        let removed = match self.catalog.submit(Change::Restore(id)).await {
+            Ok(outcome) => outcome.trashed.map_or_else(OffsetDateTime::now_utc, |removed| removed.at),
             Err(CatalogError::Refused(Refusal::Exists(_))) => return Err(Error::Exists(name)),
             Err(CatalogError::Refused(Refusal::NotInTrash)) => {
                 return Err(Error::NotInTrash(name.to_string()));
             }
             Err(error) => return Err(error.into()),
-        }
+        };
         step("restore:recorded");
         let directory = name.clone();
         if let Err(error) = backend.run(expect, move |root| root.untrash(id, &directory)).await {
             if error.effect_unknown() {
                 self.leave_to_recovery(&backend, &name, &error);
-            } else if let Err(failed) = self.catalog.submit(Change::Unrestore(name.clone(), id)).await {
+            } else if let Err(failed) = self.catalog.submit(Change::Unrestore { name: name.clone(), id, at: removed }).await {
                 log::error!(
                     "volume {name} was not restored, but its record stays: {}",
                     crate::error::chain(&failed)
@@ -173,12 +174,6 @@ impl Service {
     pub(super) fn find_removed(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
         let view = self.catalog.view();
         let by_id = wanted.parse::<VolumeId>().ok().and_then(|id| view.trash.get(&id));
-        let latest = || {
-            view.trash
-                .values()
-                .filter(|removed| removed.volume.name.as_str() == wanted)
-                .max_by_key(|removed| removed.at)
-        };
-        by_id.or_else(latest).cloned().ok_or_else(|| Error::NotInTrash(wanted.into()))
+        by_id.or_else(|| view.removed(wanted)).cloned().ok_or_else(|| Error::NotInTrash(wanted.into()))
     }
 }

@@ -1,0 +1,198 @@
+//! The JSON of each record, version 1.
+//!
+//! Forms are texts and numbers; what they mean is read in [`load`](super::load).
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::catalog::rules::moment;
+use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, Volume};
+use crate::volume::mounts::Mount;
+
+/// The one version of today's records.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub(super) struct V1;
+
+impl TryFrom<u64> for V1 {
+    type Error = String;
+
+    fn try_from(found: u64) -> Result<Self, String> {
+        if found == 1 { Ok(Self) } else { Err(format!("the version {found} is not known")) }
+    }
+}
+
+impl From<V1> for u64 {
+    fn from(V1: V1) -> Self {
+        1
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VolumeForm<'a> {
+    pub(super) v: V1,
+    #[serde(borrow)]
+    pub(super) id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) backend: Cow<'a, str>,
+    #[serde(borrow, default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) options: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(super) created_at: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) adopted: bool,
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) known_to: Vec<Cow<'a, str>>,
+}
+
+impl<'a> VolumeForm<'a> {
+    pub(super) fn of(volume: &'a Volume) -> Self {
+        let Volume { id, name: _, backend, options, created_at, adopted, known_to, mounts: _, visible: _ } =
+            volume;
+        Self {
+            v: V1,
+            id: id.to_string().into(),
+            backend: backend.as_str().into(),
+            options: options.given().map(|(name, value)| (name.into(), value.into())).collect(),
+            created_at: written(*created_at),
+            adopted: *adopted,
+            known_to: known_to.iter().map(|host| host.as_str().into()).collect(),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MountForm<'a> {
+    pub(super) v: V1,
+    pub(super) count: u32,
+    #[serde(borrow)]
+    pub(super) since: Cow<'a, str>,
+}
+
+impl MountForm<'_> {
+    pub(super) fn of(mount: &Mount) -> Self {
+        // The key says the rest.
+        let Mount { host: _, id: _, activation: _, count, since } = mount;
+        Self { v: V1, count: *count, since: written(*since) }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RemovedForm<'a> {
+    pub(super) v: V1,
+    #[serde(borrow)]
+    pub(super) name: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) at: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) expired: bool,
+    #[serde(borrow)]
+    pub(super) volume: VolumeForm<'a>,
+}
+
+impl<'a> RemovedForm<'a> {
+    pub(super) fn of(removed: &'a Removed) -> Self {
+        let Removed { volume, at, expired } = removed;
+        Self {
+            v: V1,
+            name: volume.name.as_str().into(),
+            at: written(*at),
+            expired: *expired,
+            volume: VolumeForm::of(volume),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HostForm<'a> {
+    pub(super) v: V1,
+    pub(super) activation: u64,
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) certificates: Vec<CertificateForm<'a>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(super) revoked_at: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(super) last_seen: Option<Cow<'a, str>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CertificateForm<'a> {
+    #[serde(borrow)]
+    pub(super) serial: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) issued_at: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) not_after: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) revoked: bool,
+}
+
+impl<'a> HostForm<'a> {
+    pub(super) fn of(host: &'a Host) -> Self {
+        let Host { activation, certificates, revoked_at, last_seen } = host;
+        Self {
+            v: V1,
+            activation: activation.0,
+            certificates: certificates
+                .iter()
+                .map(|Certificate { serial, issued_at, not_after, revoked }| CertificateForm {
+                    serial: serial.as_str().into(),
+                    issued_at: written(*issued_at),
+                    not_after: written(*not_after),
+                    revoked: *revoked,
+                })
+                .collect(),
+            revoked_at: revoked_at.map(written),
+            last_seen: last_seen.map(written),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BackendForm<'a> {
+    pub(super) v: V1,
+    #[serde(borrow)]
+    pub(super) id: Cow<'a, str>,
+    pub(super) state: StateForm,
+    pub(super) mountpoint: Cow<'a, Path>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum StateForm {
+    Initialising,
+    Established,
+}
+
+impl<'a> BackendForm<'a> {
+    pub(super) fn of(backend: &'a BackendRecord) -> Self {
+        let BackendRecord { id, state, mountpoint } = backend;
+        Self {
+            v: V1,
+            id: id.to_string().into(),
+            state: match state {
+                BackendState::Initialising => StateForm::Initialising,
+                BackendState::Established => StateForm::Established,
+            },
+            mountpoint: Cow::Borrowed(mountpoint),
+        }
+    }
+}
+/// RFC 3339 in UTC with milliseconds.
+fn written(at: OffsetDateTime) -> Cow<'static, str> {
+    let at = moment(at);
+    let (date, time) = (at.date(), at.time());
+    let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
+    let (hour, minute, second, milli) = time.as_hms_milli();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z").into()
+}

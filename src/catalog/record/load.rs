@@ -1,0 +1,299 @@
+//! Reading stored rows back into a view.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::form::{
+    BackendForm, CertificateForm, HostForm, MountForm, RemovedForm, StateForm, V1, VolumeForm,
+};
+use super::{Table, place};
+use crate::backend::name::{BackendId, BackendName};
+use crate::catalog::rules::moment;
+use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
+use crate::host::name::{ANONYMOUS, HostName};
+use crate::volume::mounts::{Activation, Ledger, Mount};
+use crate::volume::name::{MountId, VolumeId, VolumeName};
+use crate::volume::options::Options;
+
+/// Why a stored row cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidRow {
+    /// A later volhost wrote it.
+    #[error(
+        "row {row} has the version {found}, and this volhost knows 1: it was written by a newer volhost; run that one"
+    )]
+    Newer {
+        /// The row, as `table/key`.
+        row: String,
+        /// Its version.
+        found: u64,
+    },
+    /// It is not the JSON that this volhost writes.
+    #[error("row {row} is not understood")]
+    Malformed {
+        /// The row, as `table/key`.
+        row: String,
+        /// What was found.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// One text of it does not mean what it should.
+    #[error("row {row} has a {field} that is not understood")]
+    Value {
+        /// The row, as `table/key`.
+        row: String,
+        /// The field, or the part of the key.
+        field: &'static str,
+        /// What was found.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The key has not the right parts.
+    #[error("row {row} has a key of {parts} parts")]
+    Key {
+        /// The row, as `table/key`.
+        row: String,
+        /// How many parts it has.
+        parts: usize,
+    },
+    /// A mount of a volume that does not exist.
+    #[error("row {row} is a mount of a volume that is not there")]
+    Orphan {
+        /// The row, as `table/key`.
+        row: String,
+    },
+}
+
+/// Makes a view from stored rows, whatever their order.
+#[derive(Debug, Default)]
+pub struct Loader {
+    volumes: BTreeMap<VolumeName, Volume>,
+    mounts: BTreeMap<VolumeName, Vec<Mount>>,
+    view: View,
+    hosts: HashMap<String, HostName>,
+    backends: HashMap<String, BackendName>,
+}
+
+impl Loader {
+    /// Takes one row in.
+    pub fn take(&mut self, table: Table, key: &[&str], record: &str) -> Result<(), InvalidRow> {
+        let at = At { table, key };
+        match (table, key) {
+            (Table::Volumes, [name]) => {
+                let name: VolumeName = at.read("name", name, VolumeName::parse)?;
+                let volume = self.volume(&at, name.clone(), at.json(record)?)?;
+                self.volumes.insert(name, Volume { visible: true, ..volume });
+            }
+            (Table::Mounts, [volume, host, id, activation]) => {
+                let MountForm { v: V1, count, since } = at.json(record)?;
+                let mount = Mount {
+                    host: self.host(&at, "host", host)?,
+                    id: at.read("id", id, MountId::parse)?,
+                    activation: Activation(at.exactly("activation", activation, u64::from_str)?),
+                    count: at.read("count", "", |_| if count > 0 { Ok(count) } else { Err("it is 0") })?,
+                    since: at.time("since", &since)?,
+                };
+                let volume = at.read("volume", volume, VolumeName::parse)?;
+                self.mounts.entry(volume).or_default().push(mount);
+            }
+            (Table::Removed, [id]) => {
+                let RemovedForm { v: V1, name, at: removed_at, expired, volume } = at.json(record)?;
+                let id: VolumeId = at.exactly("id", id, VolumeId::from_str)?;
+                let name = at.read("name", &name, VolumeName::parse)?;
+                let volume = self.volume(&at, name, volume)?;
+                if volume.id != id {
+                    let source = format!("{} is not the key's", volume.id).into();
+                    return Err(InvalidRow::Value { row: at.to_string(), field: "volume.id", source });
+                }
+                let removed = Removed { at: at.time("at", &removed_at)?, expired, volume: Arc::new(volume) };
+                self.view.trash.insert(id, Arc::new(removed));
+            }
+            (Table::Hosts, [name]) => {
+                let name = self.host(&at, "name", name)?;
+                let host = host(&at, at.json(record)?)?;
+                self.view.hosts.insert(name, Arc::new(host));
+            }
+            (Table::Backends, [name]) => {
+                let name = self.backend(&at, "name", name)?;
+                let BackendForm { v: V1, id, state, mountpoint } = at.json(record)?;
+                let state = match state {
+                    StateForm::Initialising => BackendState::Initialising,
+                    StateForm::Established => BackendState::Established,
+                };
+                let id = at.read("id", &id, BackendId::from_str)?;
+                let record = BackendRecord { id, state, mountpoint: mountpoint.into_owned() };
+                self.view.backends.insert(name, Arc::new(record));
+            }
+            (_, key) => return Err(InvalidRow::Key { row: at.to_string(), parts: key.len() }),
+        }
+        Ok(())
+    }
+
+    /// The view of all rows that were taken in. Every volume is visible.
+    pub fn finish(self) -> Result<View, InvalidRow> {
+        let Self { mut volumes, mounts, mut view, hosts: _, backends: _ } = self;
+        for (name, mut mounts) in mounts {
+            let Some(volume) = volumes.get_mut(&name) else {
+                return Err(InvalidRow::Orphan { row: format!("mounts/{name}") });
+            };
+            mounts.sort_by(|a, b| {
+                (a.since, &a.host, &a.id, a.activation).cmp(&(b.since, &b.host, &b.id, b.activation))
+            });
+            volume.mounts = Ledger::from_records(mounts);
+        }
+        view.volumes = volumes.into_iter().map(|(name, volume)| (name, Arc::new(volume))).collect();
+        view.count_live();
+        Ok(view)
+    }
+
+    fn volume(
+        &mut self,
+        at: &At<'_>,
+        name: VolumeName,
+        record: VolumeForm<'_>,
+    ) -> Result<Volume, InvalidRow> {
+        let VolumeForm { v: V1, id, backend, options, created_at, adopted, known_to } = record;
+        let pairs = options.iter().map(|(name, value)| (&**name, &**value));
+        let mut options = at.read("options", "", |_| Options::parse(pairs))?;
+        if let Some(backend) = &mut options.backend {
+            *backend = self.backend(at, "options", backend.as_str())?;
+        }
+        let mut known_to =
+            known_to.iter().map(|host| self.host(at, "known_to", host)).collect::<Result<Vec<_>, _>>()?;
+        known_to.sort_unstable();
+        known_to.dedup();
+        known_to.shrink_to_fit();
+        Ok(Volume {
+            id: at.read("id", &id, VolumeId::from_str)?,
+            name,
+            backend: self.backend(at, "backend", &backend)?,
+            options,
+            created_at: at.time("created_at", &created_at)?,
+            adopted,
+            known_to,
+            mounts: Ledger::default(),
+            visible: false,
+        })
+    }
+
+    /// A host's name; equal ones share their text.
+    fn host(&mut self, at: &At<'_>, field: &'static str, text: &str) -> Result<HostName, InvalidRow> {
+        if let Some(name) = self.hosts.get(text) {
+            return Ok(name.clone());
+        }
+        let name =
+            if text == ANONYMOUS { HostName::anonymous() } else { at.exactly(field, text, HostName::parse)? };
+        self.hosts.insert(text.into(), name.clone());
+        Ok(name)
+    }
+
+    /// A backend's name; equal ones share their text.
+    fn backend(&mut self, at: &At<'_>, field: &'static str, text: &str) -> Result<BackendName, InvalidRow> {
+        if let Some(name) = self.backends.get(text) {
+            return Ok(name.clone());
+        }
+        let name = at.read(field, text, BackendName::parse)?;
+        self.backends.insert(text.into(), name.clone());
+        Ok(name)
+    }
+}
+
+/// The row that is being read, for what is said of it.
+struct At<'a> {
+    table: Table,
+    key: &'a [&'a str],
+}
+
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&place(self.table, self.key))
+    }
+}
+
+impl At<'_> {
+    fn json<'a, T: Deserialize<'a>>(&self, record: &'a str) -> Result<T, InvalidRow> {
+        serde_json::from_str(record).map_err(|source| {
+            // A newer record has fields that are not known here; its version explains more than the first of them.
+            match serde_json::from_str(record) {
+                Ok(VersionAlone { v: found }) if found > 1 => {
+                    InvalidRow::Newer { row: self.to_string(), found }
+                }
+                _ => InvalidRow::Malformed { row: self.to_string(), source },
+            }
+        })
+    }
+
+    fn read<T, E>(
+        &self,
+        field: &'static str,
+        text: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<T, InvalidRow>
+    where
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        parse(text).map_err(|source| InvalidRow::Value {
+            row: self.to_string(),
+            field,
+            source: source.into(),
+        })
+    }
+
+    /// Reads a text that must be spelled as it would be written: a part of a key that is spelled otherwise would
+    /// never be overwritten or deleted.
+    fn exactly<T: fmt::Display, E>(
+        &self,
+        field: &'static str,
+        text: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<T, InvalidRow>
+    where
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let value = self.read(field, text, parse)?;
+        let spelling = value.to_string();
+        let same =
+            |_: &str| if spelling == text { Ok(()) } else { Err(format!("{text:?} would be {spelling:?}")) };
+        self.read(field, text, same)?;
+        Ok(value)
+    }
+
+    fn time(&self, field: &'static str, text: &str) -> Result<OffsetDateTime, InvalidRow> {
+        self.read(field, text, |text| OffsetDateTime::parse(text, &Rfc3339)).map(moment)
+    }
+}
+
+fn host(at: &At<'_>, record: HostForm<'_>) -> Result<Host, InvalidRow> {
+    let HostForm { v: V1, activation, certificates, revoked_at, last_seen } = record;
+    let time = |field, text: Option<Cow<'_, str>>| text.map(|text| at.time(field, &text)).transpose();
+    Ok(Host {
+        activation: Activation(activation),
+        certificates: certificates
+            .into_iter()
+            .map(|CertificateForm { serial, issued_at, not_after, revoked }| {
+                Ok(Certificate {
+                    serial: serial.into_owned(),
+                    issued_at: at.time("issued_at", &issued_at)?,
+                    not_after: at.time("not_after", &not_after)?,
+                    revoked,
+                })
+            })
+            .collect::<Result<_, _>>()?,
+        revoked_at: time("revoked_at", revoked_at)?,
+        last_seen: time("last_seen", last_seen)?,
+    })
+}
+
+/// The version of a record of which nothing else may be known.
+#[derive(Deserialize)]
+struct VersionAlone {
+    v: u64,
+}
