@@ -1,5 +1,6 @@
 //! What can go wrong with the directory of certificates, and what to do then.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
@@ -131,7 +132,7 @@ pub enum PkiError {
 }
 
 impl PkiError {
-    pub(super) fn signing(subject: impl ToString, source: SigningError) -> Self {
+    pub(super) fn signing(subject: &(impl fmt::Display + ?Sized), source: SigningError) -> Self {
         Self::Signing { subject: subject.to_string(), source }
     }
 }

@@ -1,0 +1,359 @@
+//! Writing spec files: whole or not at all, only when something changed, and only over what volhost itself wrote.
+//!
+//! What was written is remembered, path and content, in a file of our own beside the catalog. The content is noted
+//! before the file is put in place and the older content forgotten after, so that a process that ends in between
+//! leaves nothing it would later take for a stranger's.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::spec::{Format, PluginName, Rendering, Spec};
+
+/// A directory in which engines look, and the memory of what was written there.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: PathBuf,
+    memory: PathBuf,
+}
+
+/// What a write did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// There was no such file.
+    Created,
+    /// There was one with another content.
+    Updated,
+    /// There was one with this content; it was not touched.
+    Unchanged,
+}
+
+/// What stands in the place of a spec file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Nothing.
+    Missing,
+    /// What would be written.
+    Current,
+    /// What volhost wrote earlier; a write replaces it.
+    Outdated,
+    /// What volhost did not write, or what was changed since; a write refuses.
+    Stranger,
+}
+
+/// A spec file as it would be, and what is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Where it goes.
+    pub path: PathBuf,
+    /// What would be written.
+    pub content: String,
+    /// What is there now.
+    pub presence: Presence,
+}
+
+/// Why a spec file was not written or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// There is no such file.
+    #[error("there is no .{} file for the plugin {name}", format.extension())]
+    Render {
+        /// The plugin.
+        name: PluginName,
+        /// The form that was asked for.
+        format: Format,
+        /// Why not.
+        #[source]
+        source: Rendering,
+    },
+    /// Somebody else's file.
+    #[error(
+        "{} exists and is not what volhost wrote there: look at it, and if it may go, `volhost spec write --force` replaces it and `volhost spec remove --force` removes it",
+        path.display()
+    )]
+    Stranger {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The memory cannot be read, so that nothing is known to be ours.
+    #[error(
+        "{} cannot be read as the record of the spec files that volhost wrote: move it away, then `volhost spec write --force`",
+        path.display()
+    )]
+    Memory {
+        /// The memory's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The file system refused.
+    #[error("could not {did} {}", path.display())]
+    Io {
+        /// What was tried.
+        did: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What volhost wrote: for each path the content that is there, or the two of which one is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Memory {
+    files: BTreeMap<PathBuf, Vec<String>>,
+}
+
+/// What stands at a path.
+enum Found {
+    Nothing,
+    File(Vec<u8>),
+    /// A symlink, a directory or the like, which volhost never writes.
+    Other,
+}
+
+impl Store {
+    /// `dir` is where engines look; `memory` is a file in a directory of our own. Neither need exist.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>, memory: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), memory: memory.into() }
+    }
+
+    /// Where a plugin's spec file goes.
+    #[must_use]
+    pub fn path(&self, name: &PluginName, format: Format) -> PathBuf {
+        self.dir.join(name.file(format))
+    }
+
+    /// Writes a spec file, and then removes those that volhost wrote under other names, formats or directories.
+    ///
+    /// A file that volhost did not write, a symlink among them, is left and is an error, unless `force`d. One that
+    /// holds just what would be written counts as ours.
+    pub fn write(&self, spec: &Spec, format: Format, force: bool) -> Result<Written, SpecError> {
+        let Shown { path, content, .. } = self.rendered(spec, format)?;
+        let _held = self.lock()?;
+        let mut memory = self.remembered()?;
+        let found = look(&path)?;
+        let known = memory.files.get(&path).cloned().unwrap_or_default();
+        let (done, before) = match presence(&found, &known, &content) {
+            Presence::Current => (Written::Unchanged, None),
+            Presence::Missing => (Written::Created, None),
+            Presence::Stranger if !force => return Err(SpecError::Stranger { path }),
+            Presence::Outdated | Presence::Stranger => (Written::Updated, text_of(&found)),
+        };
+        if done != Written::Unchanged {
+            let either = before.into_iter().chain([content.clone()]).collect();
+            memory.files.insert(path.clone(), either);
+            self.remember(&memory)?;
+            make_dir(&self.dir, 0o755)?;
+            replace(&path, content.as_bytes(), 0o644)?;
+        }
+        let mut after = Memory::default();
+        after.files.insert(path.clone(), vec![content]);
+        for (old, known) in memory.files.iter().filter(|(old, _)| **old != path) {
+            remove_ours(old, known)?;
+        }
+        if after != self.remembered()? {
+            self.remember(&after)?;
+        }
+        Ok(done)
+    }
+
+    /// What would be written, and what is there. Changes nothing.
+    pub fn show(&self, spec: &Spec, format: Format) -> Result<Shown, SpecError> {
+        let mut shown = self.rendered(spec, format)?;
+        let memory = self.remembered()?;
+        let known = memory.files.get(&shown.path).cloned().unwrap_or_default();
+        shown.presence = presence(&look(&shown.path)?, &known, &shown.content);
+        Ok(shown)
+    }
+
+    /// Removes every spec file that volhost wrote, and says which were there.
+    ///
+    /// One that was changed since, or a stranger's under the plugin's name in this directory, is left and is an error,
+    /// unless `force`d.
+    pub fn remove(&self, name: &PluginName, force: bool) -> Result<Vec<PathBuf>, SpecError> {
+        // Where nothing was ever written there need not be a directory to lock in.
+        let own = Format::ALL.map(|format| self.path(name, format));
+        let memory = self.remembered()?;
+        let mut present = Vec::new();
+        for path in &own {
+            present.extend((!matches!(look(path)?, Found::Nothing)).then_some(path));
+        }
+        if memory.files.is_empty() && present.is_empty() {
+            return Ok(Vec::new());
+        }
+        let _held = self.lock()?;
+        let memory = self.remembered()?;
+        let mut removed = Vec::new();
+        for (path, known) in &memory.files {
+            if remove_ours(path, known)? {
+                removed.push(path.clone());
+            }
+        }
+        self.remember(&Memory::default())?;
+        for path in own {
+            match (look(&path)?, force) {
+                (Found::Nothing, _) => {}
+                (_, false) => return Err(SpecError::Stranger { path }),
+                (_, true) => {
+                    delete(&path)?;
+                    removed.push(path);
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    fn rendered(&self, spec: &Spec, format: Format) -> Result<Shown, SpecError> {
+        let content = spec.render(format).map_err(|source| SpecError::Render {
+            name: spec.name.clone(),
+            format,
+            source,
+        })?;
+        Ok(Shown { path: self.path(&spec.name, format), content, presence: Presence::Missing })
+    }
+
+    fn remembered(&self) -> Result<Memory, SpecError> {
+        match std::fs::read(&self.memory) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|source| SpecError::Memory { path: self.memory.clone(), source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Memory::default()),
+            Err(source) => Err(SpecError::Io { did: "read", path: self.memory.clone(), source }),
+        }
+    }
+
+    fn remember(&self, memory: &Memory) -> Result<(), SpecError> {
+        let text = serde_json::to_vec_pretty(memory)
+            .map_err(|error| failed("write", &self.memory)(io::Error::other(error)))?;
+        replace(&self.memory, &text, 0o600)
+    }
+
+    /// Keeps other processes from writing with the same memory while it is held.
+    fn lock(&self) -> Result<File, SpecError> {
+        if let Some(dir) = self.memory.parent() {
+            make_dir(dir, 0o755)?;
+        }
+        let mut path = self.memory.clone().into_os_string();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed("lock", &path)(errno.into())),
+                Ok(()) => return Ok(file),
+            }
+        }
+    }
+}
+
+fn presence(found: &Found, known: &[String], wanted: &str) -> Presence {
+    match found {
+        Found::Nothing => Presence::Missing,
+        Found::Other => Presence::Stranger,
+        Found::File(content) if content == wanted.as_bytes() => Presence::Current,
+        Found::File(content) if is_known(content, known) => Presence::Outdated,
+        Found::File(_) => Presence::Stranger,
+    }
+}
+
+fn is_known(content: &[u8], known: &[String]) -> bool {
+    known.iter().any(|known| known.as_bytes() == content)
+}
+
+/// The text that is about to be replaced; what is none was never ours, and need not be known again.
+fn text_of(found: &Found) -> Option<String> {
+    match found {
+        Found::File(content) => String::from_utf8(content.clone()).ok(),
+        Found::Nothing | Found::Other => None,
+    }
+}
+
+fn look(path: &Path) -> Result<Found, SpecError> {
+    let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match std::fs::symlink_metadata(path) {
+        Err(error) if missing(&error) => Ok(Found::Nothing),
+        Err(error) => Err(failed("look at", path)(error)),
+        Ok(metadata) if !metadata.is_file() => Ok(Found::Other),
+        Ok(_) => match std::fs::read(path) {
+            Err(error) if missing(&error) => Ok(Found::Nothing),
+            read => read.map(Found::File).map_err(failed("read", path)),
+        },
+    }
+}
+
+/// Removes a file if it still is what volhost wrote, and says whether it was.
+fn remove_ours(path: &Path, known: &[String]) -> Result<bool, SpecError> {
+    match look(path)? {
+        Found::File(content) if is_known(&content, known) => delete(path).map(|()| true),
+        Found::Nothing => Ok(false),
+        Found::File(_) | Found::Other => {
+            log::warn!("{} is left as it is: it was changed since volhost wrote it", path.display());
+            Ok(false)
+        }
+    }
+}
+
+fn delete(path: &Path) -> Result<(), SpecError> {
+    std::fs::remove_file(path).map_err(failed("remove", path))?;
+    sync_dir(path)
+}
+
+/// Puts a file in place, whole and durable. Its temporary name begins with a dot and ends in nothing an engine reads.
+fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), SpecError> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".new");
+    let temporary = path.with_file_name(name);
+    // What a crash left there; the lock keeps other writers out.
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("remove", &temporary)(error));
+        }
+        _ => {}
+    }
+    let done = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        // The umask may have narrowed the mode.
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    })();
+    if let Err(error) = done {
+        // The first error is the one to tell; a leftover is swept away by the next attempt.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(failed("write", path)(error));
+    }
+    sync_dir(path)
+}
+
+fn sync_dir(path: &Path) -> Result<(), SpecError> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", dir))
+}
+
+fn make_dir(dir: &Path, mode: u32) -> Result<(), SpecError> {
+    DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(failed("make", dir))
+}
+
+fn failed(did: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpecError + use<> {
+    let path = path.to_owned();
+    move |source| SpecError::Io { did, path, source }
+}

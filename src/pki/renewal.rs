@@ -1,0 +1,234 @@
+//! What is made where it is missing, and made anew in time.
+//!
+//! Everything here is written under the directory's lock: a key first and its certificate after it, so that a process
+//! that ends in between leaves a key whose certificate the next one makes.
+
+use std::path::Path;
+
+use rcgen::KeyPair;
+use time::OffsetDateTime;
+
+use super::authority::{self, Authority};
+use super::certificate::{CertInfo, ServerName};
+use super::files::{self, Lock};
+use super::pair::{Leaf, Pair, Trust, leaf, read, read_key};
+use super::{Ensured, Issued, Pki, PkiError, issued, sign_host};
+use crate::host::name::HostName;
+
+impl Pki {
+    /// [`Pki::ensure`], at a moment that tests can choose.
+    pub(super) fn ensure_at(
+        &self,
+        node: &HostName,
+        server_names: &[ServerName],
+        now: OffsetDateTime,
+    ) -> Result<Ensured, PkiError> {
+        let lock = self.lock()?;
+        let (trust, ca_made) = self.make_trust(&lock, now)?;
+
+        let mut names = server_names.to_vec();
+        names.extend([
+            ServerName::Dns("localhost".to_owned()),
+            ServerName::Ip(std::net::Ipv4Addr::LOCALHOST.into()),
+            ServerName::Ip(std::net::Ipv6Addr::LOCALHOST.into()),
+        ]);
+        let pair = self.server();
+        let server_renewed = match leaf(&pair, &trust)? {
+            Some(leaf) => self.renew_server(&lock, &trust, &leaf, &names, now)?,
+            None => {
+                let authority = trust.authority(|| "the server's certificate".to_owned())?;
+                let key = key_for(&lock, &pair)?;
+                sign_server(&lock, authority, &pair, &key, &union(Vec::new(), &names), now)?;
+                true
+            }
+        };
+
+        let pair = self.client();
+        let (earlier, issued) = match leaf(&pair, &trust)? {
+            Some(leaf) => {
+                let issued = renew_client(&lock, &trust, &pair, &leaf, node, now)?;
+                (present(&leaf.info), issued)
+            }
+            None => {
+                let authority = trust.authority(|| format!("the certificate of {node}"))?;
+                let key = key_for(&lock, &pair)?;
+                (None, Some(sign_client(&lock, authority, &pair, &key, node, now)?))
+            }
+        };
+        Ok(Ensured {
+            ca_made,
+            server_renewed,
+            client: issued.clone().or(earlier),
+            issued: issued.into_iter().collect(),
+        })
+    }
+
+    /// Makes the server's certificate anew if it lacks a name or nears its end.
+    pub(super) fn renew_server(
+        &self,
+        lock: &Lock,
+        trust: &Trust,
+        leaf: &Leaf,
+        wanted: &[ServerName],
+        now: OffsetDateTime,
+    ) -> Result<bool, PkiError> {
+        let pair = self.server();
+        let missing = wanted.iter().find(|name| !leaf.info.names.contains(name));
+        if missing.is_some() || !leaf.info.is_valid_at(now) {
+            let authority = trust.authority(|| match missing {
+                Some(name) => format!("a server's certificate that names {name}"),
+                None => format!(
+                    "a server's certificate in place of {}, which is not valid now",
+                    pair.cert.display()
+                ),
+            })?;
+            let names = union(leaf.info.names.clone(), wanted);
+            sign_server(lock, authority, &pair, &leaf.key, &names, now)?;
+            return Ok(true);
+        }
+        if !renewable(trust, &pair, &leaf.info, now) {
+            return Ok(false);
+        }
+        let authority = trust.authority(|| "the server's certificate".to_owned())?;
+        sign_server(lock, authority, &pair, &leaf.key, &leaf.info.names, now)?;
+        Ok(true)
+    }
+
+    /// The authorities, made where there are none. A key without a certificate is what a crash in here leaves.
+    fn make_trust(&self, lock: &Lock, now: OffsetDateTime) -> Result<(Trust, bool), PkiError> {
+        let ca = self.ca();
+        if read(&ca.cert)?.is_some() {
+            return Ok((self.trust()?, false));
+        }
+        for leaf in [self.server().cert, self.client().cert] {
+            if read(&leaf)?.is_some() {
+                return Err(PkiError::CaLost { ca: ca.cert, leaf });
+            }
+        }
+        let key = key_for(lock, &ca)?;
+        let signed = authority::self_sign(&key, now).map_err(|source| PkiError::signing("the CA", source))?;
+        write_certificate(lock, &ca.cert, &signed.pem)?;
+        Ok((self.trust()?, true))
+    }
+}
+
+/// Makes this machine's client certificate anew if its name has changed or it nears its end. What cannot be signed
+/// is left as it is: the server serves other hosts all the same.
+fn renew_client(
+    lock: &Lock,
+    trust: &Trust,
+    pair: &Pair,
+    leaf: &Leaf,
+    node: &HostName,
+    now: OffsetDateTime,
+) -> Result<Option<Issued>, PkiError> {
+    let renamed = host_of(&leaf.info).as_ref() != Some(node);
+    if !renamed && !renewable(trust, pair, &leaf.info, now) {
+        return Ok(None);
+    }
+    let Some(authority) = &trust.authority else {
+        log::warn!(
+            "{} does not name this machine, {node}, and there is no CA key to make another one with",
+            pair.cert.display()
+        );
+        return Ok(None);
+    };
+    log::info!(
+        "{} is made anew for {node}; a running engine reads it when it is restarted",
+        pair.cert.display()
+    );
+    sign_client(lock, authority, pair, &leaf.key, node, now).map(Some)
+}
+
+/// Whether a certificate nears its end and a later one can be made.
+fn renewable(trust: &Trust, pair: &Pair, info: &CertInfo, now: OffsetDateTime) -> bool {
+    if !info.renewal_due(now) {
+        return false;
+    }
+    let path = pair.cert.display();
+    match &trust.authority {
+        None => {
+            log::warn!(
+                "{path} expires on {}, and there is no CA key to make another one with",
+                info.not_after
+            );
+            false
+        }
+        Some(authority) if authority.not_after() <= info.not_after => {
+            log::warn!("{path} expires on {} together with its CA: it is time for a new CA", info.not_after);
+            false
+        }
+        Some(_) => true,
+    }
+}
+
+fn sign_server(
+    lock: &Lock,
+    authority: &Authority,
+    pair: &Pair,
+    key: &KeyPair,
+    names: &[ServerName],
+    now: OffsetDateTime,
+) -> Result<(), PkiError> {
+    let signed =
+        authority.sign_server(key, names, now).map_err(|source| PkiError::signing("the server", source))?;
+    write_certificate(lock, &pair.cert, &signed.pem)
+}
+
+fn sign_client(
+    lock: &Lock,
+    authority: &Authority,
+    pair: &Pair,
+    key: &KeyPair,
+    node: &HostName,
+    now: OffsetDateTime,
+) -> Result<Issued, PkiError> {
+    let signed = sign_host(authority, key, node, now)?;
+    write_certificate(lock, &pair.cert, &signed.pem)?;
+    Ok(issued(node, &signed))
+}
+
+/// A host's certificate that was issued earlier.
+fn present(info: &CertInfo) -> Option<Issued> {
+    Some(Issued {
+        host: host_of(info)?,
+        serial: info.serial.clone(),
+        issued_at: info.not_before + authority::BACKDATED,
+        not_after: info.not_after,
+    })
+}
+
+fn host_of(info: &CertInfo) -> Option<HostName> {
+    HostName::parse(info.dns_names.first()?).ok()
+}
+
+fn union(mut names: Vec<ServerName>, more: &[ServerName]) -> Vec<ServerName> {
+    for name in more {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+/// The key of a pair whose certificate is to be made: the one that a crash left, or a new one.
+fn key_for(lock: &Lock, pair: &Pair) -> Result<KeyPair, PkiError> {
+    if let Some(key) = read_key(&pair.key)? {
+        return Ok(key);
+    }
+    let key = authority::new_key().map_err(|source| PkiError::signing("a new key", source))?;
+    files::write_key(lock, &pair.key, key.serialize_pem().as_bytes()).map_err(|source| PkiError::Io {
+        did: "write",
+        path: pair.key.clone(),
+        source,
+    })?;
+    Ok(key)
+}
+
+fn write_certificate(lock: &Lock, path: &Path, pem: &str) -> Result<(), PkiError> {
+    files::write_certificate(lock, path, pem.as_bytes()).map_err(|source| PkiError::Io {
+        did: "write",
+        path: path.to_owned(),
+        source,
+    })
+}
