@@ -1,1 +1,445 @@
-//! (to be written)
+//! From a configuration to a running service: build → bind → run, reload and drain.
+//!
+//! The only file that names every room, with its own parts for TLS, spec files and reloads. What is wrong with the
+//! configuration ends the program before any socket is bound; what is found on the backends after a crash is mended
+//! before any request is taken.
+
+mod reload;
+pub mod spec;
+mod tls;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use time::OffsetDateTime;
+
+use self::reload::Reloader;
+use self::tls::Tls;
+use crate::admin::{Admin, Board, Desk, Issuing};
+use crate::backend;
+use crate::catalog::{self, Catalog, CatalogError, Change, Location};
+use crate::config::watch::{Unit, Watcher};
+use crate::config::{self, Config, Faults, Loaded, Paths};
+use crate::error::chain;
+use crate::host::access::{Access, Hosts};
+use crate::host::name::HostName;
+use crate::host::{Caller, Via};
+use crate::pki::PkiError;
+use crate::process::Drain;
+use crate::process::signal::{self, Event};
+use crate::protocol::{self, Protocols};
+use crate::transport::{self, BindError, Bound, Limits, Listen, Revocation, Server, TlsError};
+use crate::volume::{InForce, Service};
+
+/// How long requests in flight have to finish when the service ends.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// How long the start waits for backends before it serves without those that do not answer.
+const BRING_UP: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the server's certificate is to be made anew.
+const RENEWAL: Duration = Duration::from_secs(6 * 3600);
+
+/// Why the service did not start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration is wrong.
+    #[error("the configuration has {} fault{}", .0.iter().count(), if .0.iter().count() == 1 { "" } else { "s" })]
+    Configuration(Faults),
+    /// Certificates that the configuration names cannot be served with.
+    #[error("{path} cannot be served with", path = .path.display())]
+    Tls {
+        /// The file that is at fault.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: TlsError,
+    },
+    /// A file cannot be read.
+    #[error("{path} cannot be read", path = .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Our own certificates cannot be made or used.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// The catalog cannot be opened.
+    #[error(transparent)]
+    Open(#[from] catalog::OpenError),
+    /// The catalog cannot be written.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// A directory that volhost keeps by itself cannot be made.
+    #[error("{path} cannot be made", path = .path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An address cannot be served.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The operating system refuses what every service needs.
+    #[error("the service cannot be started: {what}")]
+    System {
+        /// What was refused.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl ServeError {
+    /// Whether the configuration is to blame.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Configuration(_) | Self::Tls { .. } => true,
+            Self::Read { .. }
+            | Self::Pki(_)
+            | Self::Open(_)
+            | Self::Catalog(_)
+            | Self::Directory { .. }
+            | Self::Bind(_)
+            | Self::System { .. } => false,
+        }
+    }
+}
+
+/// Serves until a signal ends it. Prints one `listening on ADDRESS` line for each listener, then `ready`.
+pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
+    let loaded = load(paths, file)?;
+    let tls = Tls::prepare(&loaded.config)?;
+    make_default_backend(paths, &loaded.config)?;
+    let location = Location::Sqlite(loaded.config.catalog.clone());
+    let catalog = catalog::open(&location)?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("volhost")
+        .max_blocking_threads(backend::BLOCKING_THREADS)
+        .build()
+        .map_err(|source| ServeError::System { what: "no threads", source })?;
+    let result = runtime.block_on(async {
+        let service = App::build(paths, file, loaded, tls, Arc::clone(&catalog)).await;
+        let result = match service {
+            Ok(app) => app.run().await,
+            Err(error) => Err(error),
+        };
+        catalog.close().await;
+        result
+    });
+    // Threads that hang in the storage of a backend are not waited for: what they did is looked at by the next start.
+    runtime.shutdown_background();
+    result
+}
+
+/// Reads and checks the configuration, with the one check that needs our certificates.
+pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, ServeError> {
+    let loaded = config::load(paths, file).map_err(ServeError::Configuration)?;
+    match tls::fault_of_client_ca(&loaded) {
+        Some(fault) => Err(ServeError::Configuration(Faults::from(fault))),
+        None => Ok(loaded),
+    }
+}
+
+/// The backend that exists without any map is a directory of ours, made where it is missing.
+fn make_default_backend(paths: &Paths, config: &Config) -> Result<(), ServeError> {
+    let own = paths.volumes();
+    let needed = !config.map.exists() && config.backends.values().any(|backend| backend.path == own);
+    if needed {
+        std::fs::create_dir_all(&own).map_err(|source| ServeError::Directory { path: own, source })?;
+    }
+    Ok(())
+}
+
+/// A service that is bound to its addresses and not serving yet.
+struct App {
+    server: Arc<Server>,
+    bound: Vec<Bound>,
+    protocols: Arc<Protocols>,
+    admin: Arc<Admin>,
+    service: Arc<Service>,
+    board: Arc<Board>,
+    drain: Drain,
+    reloader: Reloader,
+    events: tokio::sync::mpsc::UnboundedReceiver<Event>,
+}
+
+impl App {
+    async fn build(
+        paths: &Paths,
+        file: Option<&Path>,
+        loaded: Loaded,
+        tls: Tls,
+        catalog: Arc<dyn Catalog>,
+    ) -> Result<Self, ServeError> {
+        let (sender, events) =
+            signal::listen().map_err(|source| ServeError::System { what: "no signals", source })?;
+        let config = &loaded.config;
+        tls.record(&*catalog).await?;
+
+        let service =
+            Arc::new(Service::new(Arc::clone(&catalog), in_force(config, &backend::Map::default())));
+        service.bring_up(BRING_UP).await;
+
+        let mut listen: Vec<_> =
+            config.listen.iter().map(|listen| to_transport(listen, config.insecure)).collect();
+        listen.push(Listen::Admin(config.admin.clone()));
+        let bound = transport::bind(&listen).await?;
+
+        let drain = Drain::new();
+        let limits = Arc::new(ArcSwap::from_pointee(to_limits(config)));
+        let seen = Arc::clone(&service);
+        let server = Server::new(transport::Setup {
+            node: config.node.clone(),
+            limits: Arc::clone(&limits),
+            tls: tls.state(),
+            revocation: Arc::new(Recorded(Arc::clone(&catalog))),
+            on_seen: Arc::new(move |host| seen.note_seen(host)),
+            drain: drain.clone(),
+        });
+
+        let board = Arc::new(Board::default());
+        let global = config.scope == config::Scope::Global;
+        let request_limits = Arc::clone(&limits);
+        let protocols = Protocols::new(Arc::clone(&service), move || {
+            let limits = request_limits.load();
+            protocol::Settings { body_bytes: limits.body_bytes, request: limits.request, global }
+        });
+        let issuing = Arc::new(ArcSwap::from_pointee(issuing(config, &bound, &tls)));
+        let desk = desk(&catalog, &tls, &issuing, &server, &sender);
+        let operator = Caller { host: config.node.clone(), via: Via::Admin };
+        let counted = Arc::clone(&server);
+        let connections = move || counted.connections().values().sum();
+        let admin = Admin::new(Arc::clone(&service), Arc::clone(&board), desk, operator, connections);
+        board.update(|facts| {
+            facts.name.clone_from(&config.name);
+            facts.node = config.node.to_string();
+            facts.listening = addresses(&bound).collect();
+            facts.catalog = catalog.location().into();
+            facts.server_certificate_expires = tls.expires();
+        });
+
+        let watcher = Watcher::start(reload::followed(&loaded, &tls), move |unit| {
+            // Nobody listens any more only while the process ends.
+            let _ = sender.send(Event::Changed(unit));
+        })
+        .map_err(|source| ServeError::System { what: "files cannot be followed", source })?;
+        let reloader = Reloader {
+            paths: paths.clone(),
+            file: file.map(Into::into),
+            booted: loaded.config.clone(),
+            config: loaded.config,
+            tls,
+            service: Arc::clone(&service),
+            limits,
+            issuing,
+            server: Arc::clone(&server),
+            board: Arc::clone(&board),
+            watcher,
+            listening: addresses(&bound).collect(),
+        };
+        Ok(Self { server, bound, protocols, admin, service, board, drain, reloader, events })
+    }
+
+    async fn run(self) -> Result<(), ServeError> {
+        let Self { server, bound, protocols, admin, service, board, drain, mut reloader, mut events } = self;
+        let addresses: Vec<_> = addresses(&bound).collect();
+        for bound in bound {
+            let server = Arc::clone(&server);
+            if matches!(bound.listen(), Listen::Admin(_)) {
+                tokio::spawn(server.run(bound, warp::service(Arc::clone(&admin).filter())));
+            } else {
+                tokio::spawn(server.run(bound, warp::service(Arc::clone(&protocols).filter())));
+            }
+        }
+        reloader.write_spec();
+        tokio::spawn(Arc::clone(&service).keep_up());
+        tokio::spawn(Arc::clone(&service).keep_trash());
+        board.update(|facts| facts.since = Some(OffsetDateTime::now_utc()));
+        announce(&addresses)?;
+
+        let mut renewal = tokio::time::interval(RENEWAL);
+        renewal.tick().await;
+        let (reloads, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(units) = asked.recv().await {
+                reloader.reload(units).await;
+            }
+        });
+        loop {
+            let units: &[Unit] = tokio::select! {
+                event = events.recv() => match event {
+                    Some(Event::Reload) => &[Unit::Config, Unit::Tls, Unit::Crl],
+                    Some(Event::Changed(Unit::Config)) => &[Unit::Config],
+                    Some(Event::Changed(Unit::Tls)) => &[Unit::Tls],
+                    Some(Event::Changed(Unit::Crl)) => &[Unit::Crl],
+                    Some(Event::Terminate) | None => break,
+                },
+                // Making our own certificates anew, where it is time, is part of reading them.
+                _ = renewal.tick() => &[Unit::Tls],
+            };
+            // The receiver ends only by a panic, which was logged.
+            let _ = reloads.send(units);
+        }
+        log::info!("draining: requests in flight have {} s", DRAIN.as_secs());
+        drain.start(DRAIN);
+        let unfinished = drain.drained().await;
+        if unfinished > 0 {
+            log::warn!("{unfinished} connections did not finish in time");
+        }
+        service.write_seen().await;
+        Ok(())
+    }
+}
+
+/// Revocations as the catalog records them.
+struct Recorded(Arc<dyn Catalog>);
+
+impl Revocation for Recorded {
+    fn refused(&self, host: &HostName, serial: &str) -> bool {
+        self.0.view().is_revoked(host, serial)
+    }
+}
+
+impl Tls {
+    /// The certificates that our authority issued to this machine are recorded like every other host's.
+    async fn record(&self, catalog: &dyn Catalog) -> Result<(), ServeError> {
+        if let Some(client) = self.client() {
+            let known = catalog.view().hosts.get(&client.host).is_some_and(|host| {
+                host.certificates.iter().any(|certificate| certificate.serial == client.serial)
+            });
+            if !known {
+                let certificate = catalog::Certificate {
+                    serial: client.serial.clone(),
+                    issued_at: client.issued_at,
+                    not_after: client.not_after,
+                    revoked: false,
+                };
+                catalog.submit(Change::Issue(client.host.clone(), certificate)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the configuration says of volumes.
+fn in_force(config: &Config, before: &backend::Map) -> InForce {
+    let settings = config.backends.iter().map(|(name, backend)| (name.clone(), to_backend(backend)));
+    let open_to = config
+        .backends
+        .iter()
+        .filter_map(|(name, backend)| Some((name.clone(), Hosts::new(patterns(backend.hosts.as_ref()?)))));
+    let listed = config.hosts.as_ref().map(|hosts| Hosts::new(patterns(hosts)));
+    InForce {
+        map: backend::Map::build(before, settings.collect()),
+        access: Access::new(listed, open_to.collect()),
+        request: config.limits.request,
+    }
+}
+
+fn patterns<'a>(hosts: impl IntoIterator<Item = &'a config::HostPattern>) -> impl Iterator<Item = &'a str> {
+    hosts.into_iter().map(config::HostPattern::as_str)
+}
+
+fn to_backend(settings: &config::BackendSettings) -> backend::Settings {
+    let config::BackendSettings {
+        path,
+        mountpoint,
+        draining,
+        require_mount,
+        trash,
+        uid,
+        gid,
+        mode,
+        hosts: _, // The rules of access know it.
+    } = settings;
+    backend::Settings {
+        path: path.clone(),
+        mountpoint: mountpoint.clone(),
+        draining: *draining,
+        require_mount: *require_mount,
+        trash: *trash,
+        uid: *uid,
+        gid: *gid,
+        mode: *mode,
+    }
+}
+
+fn to_limits(config: &Config) -> Limits {
+    let config::Limits { connections, connections_per_host, body_bytes, handshake, request } = &config.limits;
+    Limits {
+        connections: *connections,
+        connections_per_host: *connections_per_host,
+        handshake: *handshake,
+        request: *request,
+        body_bytes: *body_bytes as u64,
+    }
+}
+
+fn to_transport(listen: &config::Listen, insecure: bool) -> Listen {
+    match listen {
+        config::Listen::Https(at) => Listen::Https { host: at.ip().to_string(), port: at.port() },
+        config::Listen::Http(at) => Listen::Http { host: at.ip().to_string(), port: at.port(), insecure },
+        config::Listen::Unix(path) => Listen::Unix(path.clone()),
+    }
+}
+
+/// The addresses that engines are served at, with their real ports.
+fn addresses(bound: &[Bound]) -> impl Iterator<Item = String> + '_ {
+    bound.iter().filter(|bound| !matches!(bound.listen(), Listen::Admin(_))).map(Bound::address)
+}
+
+fn issuing(config: &Config, bound: &[Bound], tls: &Tls) -> Issuing {
+    let listening: Vec<_> = addresses(bound).collect();
+    Issuing {
+        plugin: config.name.clone(),
+        advertise: spec::advertised(config, &listening),
+        ours: tls.is_ours(),
+    }
+}
+
+fn desk(
+    catalog: &Arc<dyn Catalog>,
+    tls: &Tls,
+    issuing: &Arc<ArcSwap<Issuing>>,
+    server: &Arc<Server>,
+    events: &tokio::sync::mpsc::UnboundedSender<Event>,
+) -> Desk {
+    let (issuing, server, events) = (Arc::clone(issuing), Arc::clone(server), events.clone());
+    Desk {
+        catalog: Arc::clone(catalog),
+        pki: tls.pki().clone(),
+        issuing: Arc::new(move || Issuing::clone(&issuing.load())),
+        changed: Arc::new(move || {
+            server.recheck();
+            let _ = events.send(Event::Changed(Unit::Tls));
+        }),
+    }
+}
+
+/// Tells who started the service where it listens, and that it is ready.
+fn announce(addresses: &[String]) -> Result<(), ServeError> {
+    let mut out = std::io::stdout().lock();
+    let lines = addresses.iter().map(|address| format!("listening on {address}\n")).collect::<String>();
+    let told = out.write_all(format!("{lines}ready\n").as_bytes()).and_then(|()| out.flush());
+    match told {
+        // Whoever read the lines may have closed the pipe and live on well.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            log::debug!("nobody reads the standard output: {}", chain(&error));
+            Ok(())
+        }
+        told => told.map_err(|source| ServeError::System { what: "the standard output is closed", source }),
+    }
+}

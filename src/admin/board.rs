@@ -29,8 +29,6 @@ pub struct Facts {
     pub spec: Option<String>,
     /// When the server's certificate expires.
     pub server_certificate_expires: Option<OffsetDateTime>,
-    /// How many connections are open.
-    pub connections: usize,
 }
 
 /// What became of a reload.

@@ -10,9 +10,12 @@ use time::OffsetDateTime;
 
 use super::wire;
 use crate::catalog::{Catalog, CatalogError, Certificate, Change};
-use crate::discovery::{Address, Format, InvalidPluginName, PluginName, Spec, SpecError, TlsFiles};
+use crate::config::Advertise;
+use crate::config::address::Authority;
+use crate::discovery::{Address, Format, InvalidPluginName, PluginName, Rendering, Spec, TlsFiles};
 use crate::host::name::{HostName, InvalidHostName};
-use crate::pki::{self, Bundle, BundleError, Pki, PkiError, ServerName};
+use crate::pki::bundle::{self, Bundle, BundleError};
+use crate::pki::{InvalidServerName, Pki, PkiError, ServerName};
 use crate::volume::error::rfc3339;
 
 /// What the configuration says of new hosts.
@@ -20,8 +23,8 @@ use crate::volume::error::rfc3339;
 pub struct Issuing {
     /// The plugin's name on hosts.
     pub plugin: String,
-    /// The address of an `https` listener as other hosts reach it, where the configuration says it.
-    pub advertise: Option<String>,
+    /// The address that hosts are told to call.
+    pub advertise: Option<Advertise>,
     /// Whether hosts are certified by volhost's own authority, and the server by it too.
     pub ours: bool,
 }
@@ -51,18 +54,24 @@ pub(super) enum DeskError {
          and give it a spec file with that certificate's paths"
     )]
     NotOurs,
-    #[error("no address is known under which {0} reaches this service: say --advertise https://HOST:PORT, or set `advertise`")]
+    #[error(
+        "no address is known under which {0} reaches this service: say --advertise https://HOST:PORT, or set `advertise`"
+    )]
     NoAddress(HostName),
-    #[error("{url} is this machine's loopback address, which {host} cannot reach: say --advertise https://HOST:PORT")]
+    #[error(
+        "{url} is this machine's loopback address, which {host} cannot reach: say --advertise https://HOST:PORT"
+    )]
     Loopback { url: String, host: HostName },
     #[error("{0:?} is no address that hosts reach over TLS: it takes https://HOST:PORT")]
     Address(String),
+    #[error(transparent)]
+    Server(#[from] InvalidServerName),
     #[error("host {0} is not known: it has no certificate, no mount and was never seen")]
     Unknown(HostName),
     #[error(transparent)]
     Pki(#[from] PkiError),
-    #[error(transparent)]
-    Spec(#[from] SpecError),
+    #[error("the host's spec file cannot be made")]
+    Spec(#[from] Rendering),
     #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error(transparent)]
@@ -96,18 +105,16 @@ impl Desk {
         if renewed {
             (self.changed)();
         }
-        let spec = Spec::new(
-            plugin.clone(),
-            Address::parse(&advertise)?,
-            Some(TlsFiles {
-                ca: pki::CA_FILE.into(),
-                cert: pki::CERT_FILE.into(),
-                key: pki::KEY_FILE.into(),
-            }),
-        );
-        let bundle = pki::bundle(&Bundle {
+        let Authority { host: called, port } = advertise.clone();
+        let tls = TlsFiles {
+            ca: bundle::CA_FILE.into(),
+            cert: bundle::CERT_FILE.into(),
+            key: bundle::KEY_FILE.into(),
+        };
+        let spec = Spec { name: plugin.clone(), address: Address::Https { host: called, port, tls } };
+        let bundle = bundle::bundle(&Bundle {
             plugin: plugin.as_str(),
-            spec_json: &spec.render(Format::Json)?,
+            spec_json: spec.render(Format::Json)?.as_bytes(),
             ca_pem: &made.ca_pem,
             cert_pem: &made.cert_pem,
             key_pem: made.key_pem.as_deref(),
@@ -125,7 +132,7 @@ impl Desk {
             name: host.to_string(),
             serial: made.issued.serial,
             expires: rfc3339(made.issued.not_after),
-            advertise,
+            advertise: Advertise::Https(advertise).to_string(),
             plugin_name: plugin.as_str().into(),
             bundle: STANDARD.encode(bundle),
         })
@@ -134,12 +141,14 @@ impl Desk {
     pub(super) async fn revoke(&self, request: &wire::HostName) -> Result<wire::HostRevoked, DeskError> {
         let host = HostName::parse(&request.name)?;
         let view = self.catalog.view();
-        let mounts = view.volumes.values().flat_map(|volume| volume.mounts.iter()).filter(|m| m.host == host).count();
+        let mounts =
+            view.volumes.values().flat_map(|volume| volume.mounts.iter()).filter(|m| m.host == host).count();
         let known = view.hosts.get(&host);
         if known.is_none() && mounts == 0 {
             return Err(DeskError::Unknown(host));
         }
-        let certificates = known.map_or(0, |host| host.certificates.iter().filter(|one| !one.revoked).count());
+        let certificates =
+            known.map_or(0, |host| host.certificates.iter().filter(|one| !one.revoked).count());
         self.catalog.submit(Change::Revoke(host.clone(), OffsetDateTime::now_utc())).await?;
         (self.changed)();
         log::warn!("revoked host {host}: {certificates} certificates were in force");
@@ -147,30 +156,30 @@ impl Desk {
     }
 }
 
-/// The URL that a host's spec file names, and the name that the server's certificate must hold for it.
+/// What a host's spec file is to call, and the name that the server's certificate must hold for it.
 fn address(
     host: &HostName,
     asked: Option<String>,
-    configured: Option<String>,
-) -> Result<(String, ServerName), DeskError> {
+    configured: Option<Advertise>,
+) -> Result<(Authority, ServerName), DeskError> {
     let explicit = asked.is_some();
-    let url = asked.or(configured).ok_or_else(|| DeskError::NoAddress(host.clone()))?;
-    let no_address = || DeskError::Address(url.clone());
-    let authority: http::uri::Authority = url
-        .strip_prefix("https://")
-        .and_then(|rest| rest.trim_end_matches('/').parse().ok())
-        .filter(|authority: &http::uri::Authority| authority.port_u16().is_some_and(|port| port > 0))
-        .ok_or_else(no_address)?;
-    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let server = ServerName::parse(name).map_err(|_| no_address())?;
+    let advertise = match asked {
+        Some(text) => Advertise::parse(&text).map_err(|_| DeskError::Address(text))?,
+        None => configured.ok_or_else(|| DeskError::NoAddress(host.clone()))?,
+    };
+    let Advertise::Https(authority) = advertise else {
+        return Err(DeskError::Address(advertise.to_string()));
+    };
+    let server = ServerName::parse(&authority.host)?;
     let loopback = match &server {
         ServerName::Ip(ip) => ip.is_loopback(),
         ServerName::Dns(name) => name == "localhost",
     };
     if loopback && !explicit {
+        let url = Advertise::Https(authority).to_string();
         return Err(DeskError::Loopback { url, host: host.clone() });
     }
-    Ok((url.trim_end_matches('/').to_owned(), server))
+    Ok((authority, server))
 }
 
 #[cfg(test)]
@@ -179,8 +188,8 @@ mod tests {
 
     fn text(asked: Option<&str>, configured: Option<&str>) -> String {
         let host = HostName::parse("web1").unwrap();
-        match address(&host, asked.map(Into::into), configured.map(Into::into)) {
-            Ok((url, server)) => format!("{url} {server:?}"),
+        match address(&host, asked.map(Into::into), configured.map(|url| Advertise::parse(url).unwrap())) {
+            Ok((called, server)) => format!("https://{called} {server:?}"),
             Err(error) => error.to_string(),
         }
     }
@@ -188,12 +197,26 @@ mod tests {
     #[test]
     fn a_bundle_names_an_address_that_its_host_can_reach() {
         assert!(text(None, Some("https://store1:7443")).starts_with("https://store1:7443 "));
-        assert!(text(Some("https://[2001:db8::1]:7443/"), None).starts_with("https://[2001:db8::1]:7443 "));
+        assert!(text(Some("https://[2001:db8::1]:7443"), None).starts_with("https://[2001:db8::1]:7443 "));
         assert!(text(None, Some("https://127.0.0.1:7443")).contains("loopback"));
-        assert!(text(Some("https://127.0.0.1:7443"), None).starts_with("https://127.0.0.1:7443 "), "it was said so");
+        assert!(
+            text(Some("https://127.0.0.1:7443"), None).starts_with("https://127.0.0.1:7443 "),
+            "it was said so"
+        );
         assert!(text(None, None).contains("--advertise"));
-        for bad in ["http://store1:7443", "store1:7443", "https://store1", "https://store1:0", "https://a b:1", "https://:1"] {
-            assert!(text(Some(bad), None).contains("it takes https://HOST:PORT"), "{bad}: {}", text(Some(bad), None));
+        for bad in [
+            "http://store1:7443",
+            "store1:7443",
+            "https://store1",
+            "https://store1:0",
+            "https://a b:1",
+            "https://:1",
+        ] {
+            assert!(
+                text(Some(bad), None).contains("it takes https://HOST:PORT"),
+                "{bad}: {}",
+                text(Some(bad), None)
+            );
         }
     }
 }

@@ -38,6 +38,7 @@ pub struct Admin {
     board: Arc<Board>,
     desk: Desk,
     operator: Caller,
+    connections: Arc<dyn Fn() -> usize + Send + Sync>,
 }
 
 /// Why a request was not done.
@@ -50,10 +51,15 @@ struct Refusal {
 type Answer = Result<Bytes, Refusal>;
 
 impl Admin {
-    /// Answers for `operator`, who is this machine's.
-    #[must_use]
-    pub fn new(service: Arc<Service>, board: Arc<Board>, desk: Desk, operator: Caller) -> Arc<Self> {
-        Arc::new(Self { service, board, desk, operator })
+    /// Answers for `operator`, who is this machine's; `connections` tells how many are open.
+    pub fn new(
+        service: Arc<Service>,
+        board: Arc<Board>,
+        desk: Desk,
+        operator: Caller,
+        connections: impl Fn() -> usize + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { service, board, desk, operator, connections: Arc::new(connections) })
     }
 
     /// The one filter that takes every request and answers it.
@@ -75,7 +81,7 @@ impl Admin {
             return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "the admin socket takes POST only"));
         }
         match path {
-            verb::STATUS => json(&views::status(&self.service, &self.board)),
+            verb::STATUS => json(&views::status(&self.service, &self.board, (self.connections)())),
             verb::VOLUME_LS => json(&views::volumes(&self.service)),
             verb::VOLUME_TRASH => json(&views::trash(&self.service)),
             verb::VOLUME_CREATE => self.volume_create(decode(body)?).await,
@@ -108,7 +114,8 @@ impl Admin {
 
     async fn volume_rm(&self, request: wire::VolumeRemove) -> Answer {
         let wire::VolumeRemove { name, now } = request;
-        let known = VolumeName::parse(&name).ok().filter(|name| self.service.view().volumes.contains_key(name));
+        let known =
+            VolumeName::parse(&name).ok().filter(|name| self.service.view().volumes.contains_key(name));
         let trashed = match known {
             Some(volume) => {
                 let id = self.service.remove(&self.operator, volume).await?;
@@ -206,14 +213,18 @@ impl From<crate::volume::Error> for Refusal {
 }
 
 /// An error of the request's own making.
-#[expect(clippy::needless_pass_by_value, reason = "it stands where a function of an owned error is mapped over a result")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it stands where a function of an owned error is mapped over a result"
+)]
 fn refuse(error: impl std::error::Error + 'static) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, chain(&error))
 }
 
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(body)
-        .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the request is not understood: {error}")))
+    serde_json::from_slice(body).map_err(|error| {
+        Refusal::new(StatusCode::BAD_REQUEST, format!("the request is not understood: {error}"))
+    })
 }
 
 fn done(done: String) -> Answer {
@@ -222,13 +233,18 @@ fn done(done: String) -> Answer {
 
 fn json(value: &impl Serialize) -> Answer {
     serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the answer cannot be written as JSON: {error}"))
+        Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the answer cannot be written as JSON: {error}"),
+        )
     })
 }
 
 fn respond(answer: Answer) -> Response {
     match answer {
-        Ok(bytes) => warp::reply::with_header(bytes.to_vec(), "Content-Type", "application/json").into_response(),
+        Ok(bytes) => {
+            warp::reply::with_header(bytes.to_vec(), "Content-Type", "application/json").into_response()
+        }
         Err(Refusal { status, error }) => {
             warp::reply::with_status(warp::reply::json(&Failure { error }), status).into_response()
         }

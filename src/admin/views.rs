@@ -13,7 +13,7 @@ use crate::volume::mounts::Mount;
 use crate::volume::name::VolumeName;
 use crate::volume::{BackendInfo, Seen, Service, TrashedInfo};
 
-pub(super) fn status(service: &Service, board: &Board) -> wire::Status {
+pub(super) fn status(service: &Service, board: &Board, connections: usize) -> wire::Status {
     let (view, facts) = (service.view(), board.read());
     let reload = facts.last_reload().map(|Reloaded { at, unit, faults }| wire::Reload {
         at: rfc3339(*at),
@@ -30,7 +30,7 @@ pub(super) fn status(service: &Service, board: &Board) -> wire::Status {
         volumes: view.volumes.len(),
         mounts: view.volumes.values().map(|volume| volume.mounts.len()).sum(),
         backends: backends(service),
-        connections: facts.connections,
+        connections,
         since: facts.since.map(rfc3339).unwrap_or_default(),
         last_reload: reload,
         needs_restart: facts.needs_restart,
@@ -40,7 +40,11 @@ pub(super) fn status(service: &Service, board: &Board) -> wire::Status {
 }
 
 pub(super) fn volumes(service: &Service) -> Vec<wire::Volume> {
-    let states = service.backends().into_iter().map(|backend| (backend.name, backend.state)).collect::<BTreeMap<_, _>>();
+    let states = service
+        .backends()
+        .into_iter()
+        .map(|backend| (backend.name, backend.state))
+        .collect::<BTreeMap<_, _>>();
     let view = service.view();
     let state = |volume: &catalog::Volume| states.get(&volume.backend).copied().unwrap_or("unmapped");
     view.volumes.values().map(|volume| wire_volume(service, volume, state(volume))).collect()
@@ -48,7 +52,10 @@ pub(super) fn volumes(service: &Service) -> Vec<wire::Volume> {
 
 pub(super) fn volume(service: &Service, volume: &catalog::Volume) -> wire::Volume {
     let states = service.backends();
-    let state = states.iter().find(|backend| backend.name == volume.backend).map_or("unmapped", |backend| backend.state);
+    let state = states
+        .iter()
+        .find(|backend| backend.name == volume.backend)
+        .map_or("unmapped", |backend| backend.state);
     wire_volume(service, volume, state)
 }
 
@@ -107,16 +114,17 @@ pub(super) fn mount(view: &catalog::View, volume: &VolumeName, entry: &Mount) ->
 }
 
 pub(super) fn backends(service: &Service) -> Vec<wire::Backend> {
-    let wire = |BackendInfo { name, path, state, draining, reason, volumes, bytes }: BackendInfo| wire::Backend {
-        name: name.to_string(),
-        path: path.display().to_string(),
-        state: state.into(),
-        draining,
-        reason,
-        volumes,
-        total_bytes: bytes.map(|(total, _)| total),
-        free_bytes: bytes.map(|(_, free)| free),
-    };
+    let wire =
+        |BackendInfo { name, path, state, draining, reason, volumes, bytes }: BackendInfo| wire::Backend {
+            name: name.to_string(),
+            path: path.display().to_string(),
+            state: state.into(),
+            draining,
+            reason,
+            volumes,
+            total_bytes: bytes.map(|(total, _)| total),
+            free_bytes: bytes.map(|(_, free)| free),
+        };
     service.backends().into_iter().map(wire).collect()
 }
 

@@ -34,7 +34,6 @@ pub use self::identity::{Expect, Identity};
 use self::name::BackendName;
 pub use self::purge::Progress;
 pub use self::volumes::{Listing, VolumeState};
-use crate::host::name::HostName;
 use crate::volume::options::Mode;
 
 /// The most threads that one backend can hold when its storage hangs: its operations and one probe.
@@ -54,10 +53,6 @@ pub struct Settings {
     pub path: PathBuf,
     /// Where engines' hosts see it.
     pub mountpoint: PathBuf,
-    /// Where single hosts see it otherwise.
-    pub mountpoint_by_host: BTreeMap<HostName, PathBuf>,
-    /// The names or globs of the hosts that may use it; all when `None`.
-    pub hosts: Option<Vec<String>>,
     /// Whether no new volume goes there.
     pub draining: bool,
     /// Whether it must lie on a mounted file system other than that of `/`.

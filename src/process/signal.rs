@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
+use crate::config::watch::Unit;
 use crate::error::exit;
 
 /// Something that the running service must act on.
@@ -18,8 +19,10 @@ use crate::error::exit;
 pub enum Event {
     /// Finish what is under way and end (SIGTERM, SIGINT).
     Terminate,
-    /// Read the configuration and everything it names again (SIGHUP, or a watched file).
+    /// Read the configuration and everything it names again (SIGHUP).
     Reload,
+    /// Read this again: a watched file changed.
+    Changed(Unit),
 }
 
 /// Begins to listen for signals: SIGTERM and SIGINT become [`Event::Terminate`], SIGHUP becomes [`Event::Reload`].

@@ -212,7 +212,8 @@ mod tests {
         let claim = Claim::default();
         let first = locks.hold(&name("a"), &claim).await.unwrap();
         let _other = locks.hold(&name("b"), &claim).await.unwrap();
-        let again = locks.hold(&name("a"), &claim);
+        let a = name("a");
+        let again = locks.hold(&a, &claim);
         tokio::pin!(again);
         assert!(tokio::time::timeout(Duration::from_millis(10), &mut again).await.is_err());
         drop(first);

@@ -103,7 +103,8 @@ impl Service {
         if !claim.decide() {
             return Err(Error::Abandoned);
         }
-        let remove = Change::Remove { name: volume.name.clone(), id: volume.id, at: OffsetDateTime::now_utc(), keep };
+        let remove =
+            Change::Remove { name: volume.name.clone(), id: volume.id, at: OffsetDateTime::now_utc(), keep };
         match self.catalog.submit(remove).await {
             Ok(_) => Ok(()),
             // It was mounted after our look: the catalog decides.
@@ -155,7 +156,9 @@ impl Service {
         if let Err(error) = backend.run(expect, move |root| root.untrash(id, &directory)).await {
             if error.effect_unknown() {
                 self.leave_to_recovery(&backend, &name, &error);
-            } else if let Err(failed) = self.catalog.submit(Change::Unrestore { name: name.clone(), id, at: removed }).await {
+            } else if let Err(failed) =
+                self.catalog.submit(Change::Unrestore { name: name.clone(), id, at: removed }).await
+            {
                 log::error!(
                     "volume {name} was not restored, but its record stays: {}",
                     crate::error::chain(&failed)

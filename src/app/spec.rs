@@ -1,0 +1,146 @@
+//! The spec file of this machine's own engine: what it says, and writing it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use crate::config::address::Authority;
+use crate::config::{Advertise, Config, Listen, Paths, SpecFormat, SpecSettings};
+use crate::discovery::{Address, Format, InvalidPluginName, PluginName, Spec, SpecError, Store, TlsFiles};
+use crate::pki::{Pki, ServerName};
+
+/// Why there is no spec file to speak of.
+#[derive(Debug, thiserror::Error)]
+pub enum NoSpec {
+    /// `"spec": null`.
+    #[error("the configuration's `spec` is null: no spec file is wanted")]
+    Off,
+    /// The name is not one that an engine takes for a file.
+    #[error(transparent)]
+    Name(#[from] InvalidPluginName),
+    /// The port is any that is free.
+    #[error("the service listens on any free port (port 0): only the running service knows its spec file")]
+    AnyPort,
+    /// This machine's engine has no certificate that the service takes.
+    #[error(
+        "`tls` names certificates that are not volhost's own, so that no certificate for this machine's engine is known: write its spec file yourself, or add a `unix:` address to `listen`"
+    )]
+    NoCertificate,
+    /// The store refused.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+}
+
+/// A spec file's place, form and content.
+pub struct Planned {
+    /// What it says.
+    pub spec: Spec,
+    /// In which form.
+    pub format: Format,
+    /// Where it goes.
+    pub store: Store,
+}
+
+/// The spec file that the configuration asks for. `listening` are the real addresses of a running service; without
+/// them, the configured ones hold.
+pub fn plan(config: &Config, paths: &Paths, listening: Option<&[String]>) -> Result<Planned, NoSpec> {
+    let SpecSettings { dir, format } = config.spec.as_ref().ok_or(NoSpec::Off)?;
+    let configured: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
+    let address = address(config, listening.unwrap_or(&configured))?;
+    let format = match (format, &address) {
+        (Some(SpecFormat::Json), _) | (None, Address::Https { .. }) => Format::Json,
+        (Some(SpecFormat::Spec), _) | (None, Address::Http { .. } | Address::Unix(_)) => Format::Spec,
+    };
+    let spec = Spec { name: PluginName::parse(&config.name)?, address };
+    Ok(Planned { spec, format, store: store(dir.clone(), paths) })
+}
+
+/// Where spec files are written, and the memory of those that were.
+pub fn store(dir: PathBuf, paths: &Paths) -> Store {
+    Store::new(dir, paths.state.join("spec.json"))
+}
+
+/// What engines are told to call: what the configuration says, else the first `https` address served.
+#[must_use]
+pub fn advertised(config: &Config, listening: &[String]) -> Option<Advertise> {
+    config.advertise.clone().or_else(|| {
+        listening
+            .iter()
+            .filter_map(|address| Advertise::parse(&reachable(address)).ok())
+            .find(|address| matches!(address, Advertise::Https(_)))
+    })
+}
+
+/// The names by which engines call the server: what its certificate must hold.
+#[must_use]
+pub fn server_names(config: &Config) -> Vec<ServerName> {
+    let listening = config.listen.iter().filter_map(|listen| match listen {
+        Listen::Https(address) => ServerName::of_address(address.ip()),
+        Listen::Http(_) | Listen::Unix(_) => None,
+    });
+    let advertised = config.advertise.iter().filter_map(|advertise| match advertise {
+        Advertise::Https(Authority { host, .. }) => ServerName::parse(host).ok(),
+        Advertise::Http(_) | Advertise::Unix(_) => None,
+    });
+    let node = ServerName::parse(config.node.as_str()).ok();
+    listening.chain(advertised).chain(node).collect()
+}
+
+fn address(config: &Config, listening: &[String]) -> Result<Address, NoSpec> {
+    let mut known: Vec<_> = config.advertise.iter().cloned().collect();
+    if config.advertise.is_none() {
+        known.extend(listening.iter().filter_map(|address| Advertise::parse(&reachable(address)).ok()));
+        // The order in which an engine is served best.
+        known.sort_by_key(|address| match address {
+            Advertise::Https(_) => 0,
+            Advertise::Unix(_) => 1,
+            Advertise::Http(_) => 2,
+        });
+    }
+    let pki = Pki::new(&config.pki);
+    // An engine verifies the server by the same authorities that its own certificate comes from.
+    let ours = config.tls.server.is_none()
+        && config
+            .tls
+            .client_ca
+            .as_ref()
+            .is_none_or(|path| std::fs::read(path).is_ok_and(|pem| pki.is_ours(&pem)));
+    let usable = known.iter().find_map(|address| match address {
+        Advertise::Https(_) if !ours => None,
+        Advertise::Https(Authority { host, port }) => {
+            let client = pki.client();
+            let tls = TlsFiles { ca: pki.ca().cert, cert: client.cert, key: client.key };
+            Some(Address::Https { host: host.clone(), port: *port, tls })
+        }
+        Advertise::Http(Authority { host, port }) => Some(Address::Http { host: host.clone(), port: *port }),
+        Advertise::Unix(path) => Some(Address::Unix(path.clone())),
+    });
+    usable.ok_or(if known.is_empty() { NoSpec::AnyPort } else { NoSpec::NoCertificate })
+}
+
+/// The address by which this machine reaches a socket: one that is bound to every address is reached by loopback.
+fn reachable(address: &str) -> String {
+    let Some((scheme, rest)) = address.split_once("://") else { return address.into() };
+    match rest.parse::<SocketAddr>() {
+        Ok(socket) if socket.ip().is_unspecified() => {
+            let loopback: IpAddr = match socket.ip() {
+                IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            };
+            format!("{scheme}://{}", SocketAddr::new(loopback, socket.port()))
+        }
+        _ => address.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_on_every_address_is_reached_by_loopback() {
+        assert_eq!(reachable("https://0.0.0.0:7443"), "https://127.0.0.1:7443");
+        assert_eq!(reachable("http://[::]:80"), "http://[::1]:80");
+        assert_eq!(reachable("https://10.1.2.3:7443"), "https://10.1.2.3:7443");
+        assert_eq!(reachable("unix:/run/volhost.sock"), "unix:/run/volhost.sock");
+    }
+}

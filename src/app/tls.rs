@@ -1,0 +1,210 @@
+//! What TLS is served with: our own certificates, or the administrator's, and revocation lists.
+//!
+//! Two units are reloaded on their own, the certificates and the list: the last good one of each stays in force, so
+//! that a broken list does not keep out a new certificate, nor the reverse.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use time::OffsetDateTime;
+
+use super::ServeError;
+use super::spec::server_names;
+use crate::config::watch::Seen;
+use crate::config::{Config, Fault, KeyPair, Listen, Loaded, TlsFiles};
+use crate::error::chain;
+use crate::pki::{self, Issued, Pki, PkiError};
+use crate::transport::tls::{Source, State};
+
+/// The certificates in force, and where they come from.
+pub(super) struct Tls {
+    pki: Pki,
+    files: Option<Files>,
+    /// What the four files held when they were last good together.
+    good: Contents,
+    state: Option<Arc<ArcSwap<State>>>,
+    client: Option<Issued>,
+    /// Whether our authority signs both the server's certificate and those of the hosts.
+    ours: bool,
+}
+
+/// The files that are read, resolved: the administrator's or ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Files {
+    cert: PathBuf,
+    key: PathBuf,
+    client_ca: PathBuf,
+    crl: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Contents {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Vec<u8>,
+    crl: Option<Vec<u8>>,
+}
+
+impl Tls {
+    /// Makes our own certificates where they are needed and missing, and reads what is to be served with. Blocks.
+    pub(super) fn prepare(config: &Config) -> Result<Self, ServeError> {
+        let pki = Pki::new(&config.pki);
+        if !config.listen.iter().any(|listen| matches!(listen, Listen::Https(_))) {
+            let good = Contents::default();
+            return Ok(Self { pki, files: None, good, state: None, client: None, ours: false });
+        }
+        let client = ensure(&pki, config)?;
+        let files = Files::of(config, &pki);
+        let good = files.read()?;
+        let state = files.state(&good)?;
+        let ours = is_ours(config, &pki, &good);
+        let state = Some(Arc::new(ArcSwap::from_pointee(state)));
+        Ok(Self { pki, files: Some(files), good, state, client, ours })
+    }
+
+    /// What a server is to serve with; nothing, where no address is `https`.
+    pub(super) fn state(&self) -> Option<Arc<ArcSwap<State>>> {
+        self.state.clone()
+    }
+
+    pub(super) fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// This machine's own certificate, where our authority issued one.
+    pub(super) fn client(&self) -> Option<&Issued> {
+        self.client.as_ref()
+    }
+
+    pub(super) fn is_ours(&self) -> bool {
+        self.ours
+    }
+
+    /// When the server's certificate expires.
+    pub(super) fn expires(&self) -> Option<OffsetDateTime> {
+        self.files.as_ref().and_then(|_| pki::describe(&self.good.cert).ok()).map(|info| info.not_after)
+    }
+
+    /// The files that make up the certificates and the list, as they are now: what is to be followed.
+    pub(super) fn followed(&self) -> (Vec<Seen>, Vec<Seen>) {
+        let Some(Files { cert, key, client_ca, crl }) = &self.files else { return (Vec::new(), Vec::new()) };
+        let certificates = [cert, key, client_ca].map(|path| Seen::now(path)).into();
+        (certificates, crl.iter().map(|path| Seen::now(path)).collect())
+    }
+
+    /// Reads certificates, keys and the client CA again, and puts them in force if they are good. Ours are made anew
+    /// first where it is time. Blocks.
+    pub(super) fn reload(&mut self, config: &Config) -> Result<(), ServeError> {
+        let Some(state) = self.state.clone() else { return Ok(()) };
+        let client = ensure(&self.pki, config)?;
+        let files = Files::of(config, &self.pki);
+        let same_list = self.files.as_ref().is_some_and(|before| before.crl == files.crl);
+        let mut new = files.read_certificates()?;
+        new.crl = if same_list { self.good.crl.clone() } else { files.read_list()? };
+        let loaded = match files.state(&new) {
+            // The list in force belongs to the authorities before; the one in the file may belong to the new ones.
+            Err(ServeError::Tls { source, .. }) if source.source_file() == Source::Crl => {
+                new.crl = files.read_list()?;
+                files.state(&new)?
+            }
+            loaded => loaded?,
+        };
+        self.ours = is_ours(config, &self.pki, &new);
+        self.client = client;
+        self.good = new;
+        self.files = Some(files);
+        state.store(Arc::new(loaded));
+        Ok(())
+    }
+
+    /// Reads the revocation list again, and puts it in force if it is good. Blocks.
+    pub(super) fn reload_list(&mut self) -> Result<(), ServeError> {
+        let (Some(state), Some(files)) = (&self.state, &self.files) else { return Ok(()) };
+        let new = Contents { crl: files.read_list()?, ..self.good.clone() };
+        state.store(Arc::new(files.state(&new)?));
+        self.good = new;
+        Ok(())
+    }
+}
+
+impl Files {
+    fn of(config: &Config, pki: &Pki) -> Self {
+        let TlsFiles { server, client_ca, crl } = &config.tls;
+        let own = pki.server();
+        let (cert, key) = match server {
+            Some(KeyPair { cert, key }) => (cert.clone(), key.clone()),
+            None => (own.cert, own.key),
+        };
+        let client_ca = client_ca.clone().unwrap_or_else(|| pki.ca().cert);
+        Self { cert, key, client_ca, crl: crl.clone() }
+    }
+
+    fn read(&self) -> Result<Contents, ServeError> {
+        Ok(Contents { crl: self.read_list()?, ..self.read_certificates()? })
+    }
+
+    fn read_certificates(&self) -> Result<Contents, ServeError> {
+        Ok(Contents {
+            cert: read(&self.cert)?,
+            key: read(&self.key)?,
+            client_ca: read(&self.client_ca)?,
+            crl: None,
+        })
+    }
+
+    fn read_list(&self) -> Result<Option<Vec<u8>>, ServeError> {
+        self.crl.as_deref().map(read).transpose()
+    }
+
+    fn state(&self, contents: &Contents) -> Result<State, ServeError> {
+        let Contents { cert, key, client_ca, crl } = contents;
+        let state = State::load(cert, key, client_ca, crl.as_deref()).map_err(|source| {
+            let path = match source.source_file() {
+                Source::Certificate => &self.cert,
+                Source::Key => &self.key,
+                Source::ClientCa => &self.client_ca,
+                Source::Crl => self.crl.as_ref().unwrap_or(&self.client_ca),
+            };
+            ServeError::Tls { path: path.clone(), source }
+        })?;
+        for warning in state.warnings() {
+            log::warn!("{warning}");
+        }
+        Ok(state)
+    }
+}
+
+/// Makes our own certificates where they are missing or old, unless the administrator's take the place of all.
+fn ensure(pki: &Pki, config: &Config) -> Result<Option<Issued>, PkiError> {
+    if config.tls.server.is_some() && config.tls.client_ca.is_some() {
+        return Ok(None);
+    }
+    let ensured = pki.ensure(&config.node, &server_names(config))?;
+    if ensured.ca_made {
+        log::info!("made an authority and certificates in {}", pki.dir().display());
+    } else if ensured.server_renewed {
+        log::info!("made the server's certificate in {} anew", pki.dir().display());
+    }
+    Ok(ensured.client)
+}
+
+fn is_ours(config: &Config, pki: &Pki, contents: &Contents) -> bool {
+    config.tls.server.is_none() && pki.is_ours(&contents.client_ca)
+}
+
+/// The fault of a configuration that lets in the clients of somebody else's authority and does not say which.
+pub(super) fn fault_of_client_ca(loaded: &Loaded) -> Option<Fault> {
+    let pki = Pki::new(&loaded.config.pki);
+    loaded.check_client_ca(|path| std::fs::read(path).is_ok_and(|pem| pki.is_ours(&pem)))
+}
+
+fn read(path: impl AsRef<Path>) -> Result<Vec<u8>, ServeError> {
+    let path = path.as_ref();
+    std::fs::read(path).map_err(|source| ServeError::Read { path: path.into(), source })
+}
+
+/// An error in one line for the board.
+pub(super) fn worded(error: &ServeError) -> String {
+    chain(error)
+}
