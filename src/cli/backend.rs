@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::table::{Listing, or_dash, size};
+use super::table::{Listing, printable, size};
 use super::{Error, Shell};
 use crate::admin::wire::{Backend as Row, BackendInit, BackendName, Done, Nothing, verb};
 
@@ -48,7 +48,7 @@ pub(super) fn run(command: Backend, shell: &mut Shell<'_>) -> Result<(), Error> 
     match command {
         Backend::Ls => {
             let rows: Vec<Row> = shell.client()?.ask(verb::BACKEND_LS, &Nothing {})?;
-            if shell.global.json { shell.json(&rows) } else { shell.table(listing(&rows)) }
+            if shell.global.json { shell.json(&rows) } else { show(&rows, shell) }
         }
         Backend::Init(Init { name, force }) => {
             let done = shell.client()?.ask(verb::BACKEND_INIT, &BackendInit { name, force })?;
@@ -65,11 +65,22 @@ fn told(done: &Done, shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json { shell.json(done) } else { shell.line(&done.done) }
 }
 
-/// The backends as a table, which `status` shows too.
-pub(super) fn listing(rows: &[Row]) -> Listing {
-    let header = ["NAME", "STATE", "VOLUMES", "SIZE", "FREE", "PATH", "REASON"];
+/// The backends as a table, with what keeps each from being online below it. `status` shows them too.
+pub(super) fn show(rows: &[Row], shell: &mut Shell<'_>) -> Result<(), Error> {
+    shell.table(listing(rows))?;
+    // Reasons are sentences: in a column they would squeeze the others on a terminal.
+    reasons(rows).iter().try_for_each(|reason| shell.line(reason))
+}
+
+fn reasons(rows: &[Row]) -> Vec<String> {
+    let told = rows.iter().filter_map(|row| row.reason.as_ref().map(|reason| (row, reason)));
+    told.map(|(row, reason)| printable(&format!("{} is {}: {reason}", row.name, row.state))).collect()
+}
+
+fn listing(rows: &[Row]) -> Listing {
+    let header = ["NAME", "STATE", "VOLUMES", "SIZE", "FREE", "PATH"];
     let mut listing = Listing::new(header).right(2).right(3).right(4);
-    for Row { name, path, state, draining, reason, volumes, total_bytes, free_bytes } in rows {
+    for Row { name, path, state, draining, reason: _, volumes, total_bytes, free_bytes } in rows {
         listing.row([
             name.clone(),
             if *draining { format!("{state}, draining") } else { state.clone() },
@@ -77,7 +88,6 @@ pub(super) fn listing(rows: &[Row]) -> Listing {
             size(*total_bytes),
             size(*free_bytes),
             path.clone(),
-            or_dash(reason.as_deref()),
         ]);
     }
     listing
@@ -108,11 +118,13 @@ mod tests {
             free_bytes: None,
             ..online.clone()
         };
+        let rows = [online, offline];
         assert_eq!(
-            listing(&[online, offline]).render(None),
-            "NAME  STATE             VOLUMES   SIZE     FREE  PATH       REASON\n\
-             fast  online, draining        3  4 TiB  1.5 GiB  /mnt/fast  -\n\
-             slow  offline                 3      -        -  /mnt/fast  no .volhost/backend.json\n"
+            listing(&rows).render(None),
+            "NAME  STATE             VOLUMES   SIZE     FREE  PATH\n\
+             fast  online, draining        3  4 TiB  1.5 GiB  /mnt/fast\n\
+             slow  offline                 3      -        -  /mnt/fast\n"
         );
+        assert_eq!(reasons(&rows), ["slow is offline: no .volhost/backend.json"]);
     }
 }

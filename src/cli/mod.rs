@@ -290,17 +290,18 @@ impl Shell<'_> {
     }
 }
 
-/// Does one thing after another, none of them left out because an earlier one failed.
+/// Does one thing after another, none of them left out because the service refused an earlier one.
 fn each<T>(items: &[T], mut act: impl FnMut(&T) -> Result<(), Error>) -> Result<(), Error> {
     let mut errors = Vec::new();
     for item in items {
         match act(item) {
             Ok(()) => {}
-            // What cannot be printed once cannot be printed again; a service that is gone is gone for all of them.
-            Err(error @ (Error::Output(_) | Error::Client(ClientError::Missing { .. }))) => {
-                return Err(error);
+            Err(refused @ Error::Client(ClientError::Failed(_))) => errors.push(refused),
+            // A service that cannot be asked about one cannot be asked about the next, and so with printing.
+            Err(error) => {
+                errors.push(error);
+                break;
             }
-            Err(error) => errors.push(error),
         }
     }
     match errors.len() {

@@ -26,7 +26,7 @@ pub(super) fn run(args: &Status, shell: &mut Shell<'_>) -> Result<(), Error> {
         shell.line(&line)?;
     }
     shell.line("")?;
-    shell.table(backend::listing(&status.backends))
+    backend::show(&status.backends, shell)
 }
 
 /// The readable block; the exhaustive destructuring keeps a new field from being forgotten here.

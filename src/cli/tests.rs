@@ -154,6 +154,14 @@ fn force_excuses_what_is_missing_and_nothing_else() {
 }
 
 #[test]
+fn a_service_that_is_gone_is_told_once() {
+    let service = service();
+    std::fs::remove_file(service.socket()).unwrap();
+    let ran = run(&service, &["volume", "rm", "db", "web"], None);
+    assert_eq!((ran.code, ran.err.lines().count()), (1, 1), "{}", ran.err);
+}
+
+#[test]
 fn data_is_deleted_at_once_only_after_a_yes() {
     let service = service();
     let ran = run(&service, &["volume", "rm", "--now", "web"], None);
@@ -219,7 +227,7 @@ fn a_bundle_is_written_and_an_existing_file_refused_before_the_service_is_asked(
     assert_eq!(service.asked().len(), 1);
     let ran = run(&service, &["host", "add", "web1", "-o", path, "--force", "--json"], None);
     let json: Value = serde_json::from_str(&ran.out).unwrap();
-    assert_eq!((&json["file"], json.get("bundle")), (&json!(path), None), "no key goes to a log of ours");
+    assert_eq!((&json["file"], json.get("bundle")), (&json!(path), None), "the key is in the file alone");
     assert_eq!(run(&service, &["host", "add", "web1", "-o", "-"], None).out, "archive");
     assert_eq!(run(&service, &["host", "add", "web1", "-o", "-", "--json"], None).code, 2);
 }
@@ -244,7 +252,7 @@ fn a_host_is_revoked_after_a_yes_and_its_mounts_are_told() {
 }
 
 #[test]
-fn an_unknown_version_of_an_error_is_one_line() {
+fn an_error_is_one_line_that_commands_no_terminal() {
     let service = Service::answering(|_, _| (500, json!({"error": "first\nsecond\u{1b}[2J"}).to_string()));
     let ran = run(&service, &["status"], None);
     assert_eq!(ran.err, "volhost: first; second [2J\n");
