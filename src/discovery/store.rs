@@ -357,3 +357,246 @@ fn failed(did: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpecError
     let path = path.to_owned();
     move |source| SpecError::Io { did, path, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::super::spec::{Address, TlsFiles};
+    use super::*;
+    use crate::error::chain;
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+        store: Store,
+    }
+
+    fn fixture() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store_in(&dir, "docker/plugins");
+        Fixture { dir, store }
+    }
+
+    fn store_in(dir: &tempfile::TempDir, plugins: &str) -> Store {
+        Store::new(dir.path().join(plugins), dir.path().join("lib/specs.json"))
+    }
+
+    fn name(text: &str) -> PluginName {
+        PluginName::parse(text).unwrap()
+    }
+
+    fn socket(plugin: &str, path: &str) -> Spec {
+        Spec { name: name(plugin), address: Address::Unix(path.into()) }
+    }
+
+    impl Fixture {
+        fn path(&self, file: &str) -> PathBuf {
+            self.store.dir.join(file)
+        }
+
+        fn content(&self, file: &str) -> Option<String> {
+            std::fs::read_to_string(self.path(file)).ok()
+        }
+
+        fn plant(&self, file: &str, content: &str) {
+            std::fs::create_dir_all(&self.store.dir).unwrap();
+            std::fs::write(self.path(file), content).unwrap();
+        }
+
+        fn files(&self) -> Vec<String> {
+            let entries = std::fs::read_dir(&self.store.dir).unwrap();
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    #[test]
+    fn a_file_is_written_once_and_left_alone_while_nothing_changes() {
+        let f = fixture();
+        let spec = socket("volhost", "/run/a.sock");
+        assert_eq!(f.store.write(&spec, Format::Spec, false).unwrap(), Written::Created);
+        assert_eq!(f.content("volhost.spec").unwrap(), "unix:///run/a.sock\n");
+        let before = f.path("volhost.spec").metadata().unwrap();
+        assert_eq!(before.mode() & 0o777, 0o644);
+        assert_eq!(f.store.memory.metadata().unwrap().mode() & 0o777, 0o600);
+        let memory = f.store.memory.metadata().unwrap().ino();
+
+        assert_eq!(f.store.write(&spec, Format::Spec, false).unwrap(), Written::Unchanged);
+        let after = f.path("volhost.spec").metadata().unwrap();
+        assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
+        assert_eq!(f.store.memory.metadata().unwrap().ino(), memory, "the memory was written for nothing");
+
+        let spec = socket("volhost", "/run/b.sock");
+        assert_eq!(f.store.write(&spec, Format::Spec, false).unwrap(), Written::Updated);
+        assert_eq!(f.content("volhost.spec").unwrap(), "unix:///run/b.sock\n");
+        assert_eq!(f.files(), ["volhost.spec"]);
+    }
+
+    #[test]
+    fn a_strangers_file_is_left_until_it_is_forced() {
+        let f = fixture();
+        f.plant("volhost.spec", "unix:///run/theirs.sock\n");
+        let spec = socket("volhost", "/run/a.sock");
+        let error = f.store.write(&spec, Format::Spec, false).unwrap_err();
+        assert!(matches!(error, SpecError::Stranger { .. }), "{}", chain(&error));
+        assert!(error.to_string().contains("`volhost spec write --force` replaces it"), "{error}");
+        assert_eq!(f.content("volhost.spec").unwrap(), "unix:///run/theirs.sock\n");
+        assert!(f.store.remove(&spec.name, false).is_err());
+        assert_eq!(f.content("volhost.spec").unwrap(), "unix:///run/theirs.sock\n");
+
+        assert_eq!(f.store.write(&spec, Format::Spec, true).unwrap(), Written::Updated);
+        assert_eq!(f.content("volhost.spec").unwrap(), "unix:///run/a.sock\n");
+    }
+
+    #[test]
+    fn a_file_that_was_edited_is_a_strangers() {
+        let f = fixture();
+        f.store.write(&socket("volhost", "/run/a.sock"), Format::Spec, false).unwrap();
+        f.plant("volhost.spec", "unix:///run/edited.sock\n");
+        let other = socket("volhost", "/run/b.sock");
+        assert!(matches!(f.store.write(&other, Format::Spec, false), Err(SpecError::Stranger { .. })));
+        assert!(matches!(f.store.remove(&other.name, false), Err(SpecError::Stranger { .. })));
+        assert_eq!(f.content("volhost.spec").unwrap(), "unix:///run/edited.sock\n");
+    }
+
+    #[test]
+    fn a_file_that_says_the_same_counts_as_ours() {
+        let f = fixture();
+        f.plant("volhost.spec", "unix:///run/a.sock\n");
+        let spec = socket("volhost", "/run/a.sock");
+        assert_eq!(f.store.write(&spec, Format::Spec, false).unwrap(), Written::Unchanged);
+        let spec = socket("volhost", "/run/b.sock");
+        assert_eq!(f.store.write(&spec, Format::Spec, false).unwrap(), Written::Updated);
+    }
+
+    #[test]
+    fn a_symlink_is_a_strangers_and_what_it_leads_to_is_never_written() {
+        let f = fixture();
+        f.plant("target", "unix:///run/a.sock\n");
+        std::os::unix::fs::symlink("target", f.path("volhost.spec")).unwrap();
+        let spec = socket("volhost", "/run/a.sock");
+        assert!(matches!(f.store.write(&spec, Format::Spec, false), Err(SpecError::Stranger { .. })));
+        let other = socket("volhost", "/run/b.sock");
+        f.store.write(&other, Format::Spec, true).unwrap();
+        assert_eq!(f.content("target").unwrap(), "unix:///run/a.sock\n");
+        assert!(f.path("volhost.spec").symlink_metadata().unwrap().is_file());
+    }
+
+    #[test]
+    fn a_new_form_name_or_directory_takes_the_old_file_away() {
+        let f = fixture();
+        f.store.write(&socket("volhost", "/run/a.sock"), Format::Spec, false).unwrap();
+        let json = socket("volhost", "/run/a.sock");
+        assert_eq!(f.store.write(&json, Format::Json, false).unwrap(), Written::Created);
+        assert_eq!(f.files(), ["volhost.json"]);
+        f.store.write(&socket("netshare", "/run/a.sock"), Format::Json, false).unwrap();
+        assert_eq!(f.files(), ["netshare.json"]);
+
+        let elsewhere = store_in(&f.dir, "elsewhere");
+        elsewhere.write(&socket("netshare", "/run/a.sock"), Format::Json, false).unwrap();
+        assert!(f.files().is_empty());
+        assert!(elsewhere.path(&name("netshare"), Format::Json).exists());
+    }
+
+    #[test]
+    fn an_old_file_that_was_edited_stays() {
+        let f = fixture();
+        f.store.write(&socket("volhost", "/run/a.sock"), Format::Spec, false).unwrap();
+        f.plant("volhost.spec", "edited");
+        f.store.write(&socket("netshare", "/run/a.sock"), Format::Spec, false).unwrap();
+        assert_eq!(f.files(), ["netshare.spec", "volhost.spec"]);
+    }
+
+    #[test]
+    fn a_refused_write_takes_no_old_file_away() {
+        let f = fixture();
+        f.store.write(&socket("volhost", "/run/a.sock"), Format::Spec, false).unwrap();
+        f.plant("netshare.spec", "theirs");
+        assert!(f.store.write(&socket("netshare", "/run/a.sock"), Format::Spec, false).is_err());
+        assert_eq!(f.files(), ["netshare.spec", "volhost.spec"]);
+    }
+
+    #[test]
+    fn whatever_a_crash_leaves_is_still_ours() {
+        let (old, new, newer) = ("/run/a.sock", "/run/b.sock", "/run/c.sock");
+        for (in_place, written) in [(old, Written::Updated), (new, Written::Updated)] {
+            let f = fixture();
+            f.store.write(&socket("volhost", old), Format::Spec, false).unwrap();
+            // The intent is noted; the file is the old one or the new one.
+            let either = [old, new].map(|path| format!("unix://{path}\n")).to_vec();
+            let files = BTreeMap::from([(f.path("volhost.spec"), either)]);
+            f.store.remember(&Memory { files }).unwrap();
+            f.plant("volhost.spec", &format!("unix://{in_place}\n"));
+            f.plant(".volhost.spec.new", "half");
+            assert_eq!(f.store.write(&socket("volhost", newer), Format::Spec, false).unwrap(), written);
+            assert_eq!(f.files(), ["volhost.spec"]);
+        }
+    }
+
+    #[test]
+    fn the_intent_is_noted_before_the_file_is_in_place() {
+        let f = fixture();
+        // A directory where the temporary file would be stops the write halfway.
+        std::fs::create_dir_all(f.path(".volhost.spec.new")).unwrap();
+        assert!(f.store.write(&socket("volhost", "/run/a.sock"), Format::Spec, false).is_err());
+        let memory = f.store.remembered().unwrap();
+        assert_eq!(memory.files[&f.path("volhost.spec")], ["unix:///run/a.sock\n"]);
+    }
+
+    #[test]
+    fn remove_takes_all_that_is_ours() {
+        let f = fixture();
+        let spec = socket("volhost", "/run/a.sock");
+        assert!(f.store.remove(&spec.name, false).unwrap().is_empty());
+        assert!(!f.store.dir.exists() && !f.store.memory.exists(), "removing nothing made something");
+        f.store.write(&spec, Format::Spec, false).unwrap();
+        f.plant("other.spec", "theirs");
+        assert_eq!(f.store.remove(&spec.name, false).unwrap(), [f.path("volhost.spec")]);
+        assert!(f.store.remove(&spec.name, false).unwrap().is_empty());
+        f.plant("volhost.json", "theirs");
+        assert_eq!(f.store.remove(&spec.name, true).unwrap(), [f.path("volhost.json")]);
+        assert_eq!(f.files(), ["other.spec"]);
+    }
+
+    #[test]
+    fn show_tells_what_is_there() {
+        let f = fixture();
+        let spec = socket("volhost", "/run/a.sock");
+        let presence = |spec: &Spec| f.store.show(spec, Format::Spec).unwrap().presence;
+        assert_eq!(presence(&spec), Presence::Missing);
+        f.store.write(&spec, Format::Spec, false).unwrap();
+        let shown = f.store.show(&spec, Format::Spec).unwrap();
+        assert_eq!(shown.presence, Presence::Current);
+        assert_eq!((shown.path, shown.content.as_str()), (f.path("volhost.spec"), "unix:///run/a.sock\n"));
+        assert_eq!(presence(&socket("volhost", "/run/b.sock")), Presence::Outdated);
+        f.plant("volhost.spec", "edited");
+        assert_eq!(presence(&spec), Presence::Stranger);
+    }
+
+    #[test]
+    fn a_broken_memory_is_no_empty_one() {
+        let f = fixture();
+        f.store.write(&socket("volhost", "/run/a.sock"), Format::Spec, false).unwrap();
+        std::fs::write(&f.store.memory, "{").unwrap();
+        let error = f.store.write(&socket("volhost", "/run/b.sock"), Format::Spec, true).unwrap_err();
+        assert!(matches!(error, SpecError::Memory { .. }), "{}", chain(&error));
+        assert_eq!(f.content("volhost.spec").unwrap(), "unix:///run/a.sock\n");
+    }
+
+    #[test]
+    fn what_cannot_be_said_in_a_form_is_an_error_that_writes_nothing() {
+        let f = fixture();
+        let tls = TlsFiles { ca: "/ca".into(), cert: "/cert".into(), key: "/key".into() };
+        let address = Address::Https { host: "h".to_owned(), port: 1, tls };
+        let spec = Spec { name: name("volhost"), address };
+        let error = f.store.write(&spec, Format::Spec, false).unwrap_err();
+        let text = chain(&error);
+        assert!(
+            text.starts_with("there is no .spec file for the plugin volhost: https://h:1 cannot"),
+            "{text}"
+        );
+        assert!(!f.store.dir.exists());
+    }
+}

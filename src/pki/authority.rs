@@ -236,3 +236,26 @@ fn dns(name: &str) -> Result<SanType, SigningError> {
 fn whole_seconds(at: OffsetDateTime) -> OffsetDateTime {
     at.replace_nanosecond(0).unwrap_or(at)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serial_numbers_are_positive_of_one_length_and_never_the_same() {
+        let all: std::collections::BTreeSet<_> =
+            std::iter::repeat_with(|| Serial::random().unwrap().to_string()).take(500).collect();
+        assert_eq!(all.len(), 500);
+        assert!(
+            all.iter()
+                .all(|serial| serial.len() == 32 && ('4'..'8').contains(&serial.chars().next().unwrap()))
+        );
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_refused() {
+        assert!(matches!(parse_key(b"junk"), Err(KeyError::Pem(_))));
+        let broken = b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        assert!(matches!(parse_key(broken), Err(KeyError::Key(_))));
+    }
+}

@@ -70,3 +70,79 @@ pub fn bundle(content: &Bundle<'_>) -> Result<Vec<u8>, BundleError> {
     }
     archive.into_inner().map_err(BundleError::Archive)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+
+    const WHOLE: Bundle<'_> = Bundle {
+        plugin: "volhost",
+        spec_json: b"{}\n",
+        ca_pem: "the CA\n",
+        cert_pem: "the certificate\n",
+        key_pem: Some("the key\n"),
+    };
+
+    #[test]
+    fn tar_installs_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = dir.path().join("web1.tar");
+        std::fs::write(&archive, bundle(&WHOLE).unwrap()).unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        let tar = |arguments: &[&str]| {
+            let output = Command::new("tar")
+                .args(["-C", root.to_str().unwrap()])
+                .args(arguments)
+                .arg(&archive)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        tar(&["-xf"]);
+        for (path, content, mode) in [
+            (CA_FILE, "the CA\n", 0o644),
+            (CERT_FILE, "the certificate\n", 0o644),
+            (KEY_FILE, "the key\n", 0o600),
+            ("/etc/docker/plugins/volhost.json", "{}\n", 0o644),
+        ] {
+            let path = root.join(Path::new(path).strip_prefix("/").unwrap());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, mode, "{}", path.display());
+        }
+
+        let listing = tar(&["--numeric-owner", "-tvf"]);
+        let lines: Vec<_> = listing.lines().collect();
+        assert_eq!(lines.len(), 4, "{listing}");
+        let order = ["ca.crt", "host.crt", "host.key", "etc/docker/plugins/volhost.json"];
+        for (line, end) in lines.into_iter().zip(order) {
+            assert!(line.ends_with(end) && line.contains(" 0/0 "), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_made_its_own_key_gets_none() {
+        let bytes = bundle(&Bundle { key_pem: None, plugin: "netshare", ..WHOLE }).unwrap();
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let paths: Vec<_> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        let expected =
+            ["etc/docker/volhost/ca.crt", "etc/docker/volhost/host.crt", "etc/docker/plugins/netshare.json"];
+        assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn a_plugins_name_cannot_lead_elsewhere() {
+        for plugin in ["", "../../cron.d/x", "a/b", ".hidden", ".."] {
+            assert!(matches!(bundle(&Bundle { plugin, ..WHOLE }), Err(BundleError::Name(_))), "{plugin:?}");
+        }
+    }
+}

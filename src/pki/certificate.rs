@@ -219,3 +219,37 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
     }
     <[u8; 16]>::try_from(octets).ok().map(IpAddr::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_a_url_holds() {
+        for (text, name) in [
+            ("Store1.Example.org.", ServerName::Dns("store1.example.org".to_owned())),
+            ("my_service", ServerName::Dns("my_service".to_owned())),
+            ("10.0.0.7", ServerName::Ip([10, 0, 0, 7].into())),
+            ("[::1]", ServerName::Ip(std::net::Ipv6Addr::LOCALHOST.into())),
+            ("::1", ServerName::Ip(std::net::Ipv6Addr::LOCALHOST.into())),
+            ("::ffff:10.0.0.7", ServerName::Ip([10, 0, 0, 7].into())),
+        ] {
+            assert_eq!(ServerName::parse(text), Ok(name));
+        }
+        for text in
+            ["", "0.0.0.0", "[::]", "fe80::1%eth0", "*.example.org", "a..b", "-a", "10.0.0", "a b", "é"]
+        {
+            assert!(ServerName::parse(text).is_err(), "{text:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_told_apart() {
+        assert!(matches!(describe(""), Err(CertificateError::None)));
+        assert!(matches!(describe("-----BEGIN CERTIFICATE-----\n!\n"), Err(CertificateError::Pem(_))));
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(matches!(describe(broken), Err(CertificateError::Der(_))));
+        let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        assert!(matches!(describe(key), Err(CertificateError::None)));
+    }
+}

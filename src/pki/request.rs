@@ -94,3 +94,119 @@ pub fn verify(pem: &str, host: &HostName) -> Result<SubjectPublicKeyInfo, Reques
     let algorithm = rcgen::PublicKeyData::algorithm(&key);
     if known.into_iter().any(|known| known == algorithm) { Ok(key) } else { Err(RequestError::Unsupported) }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData as _};
+
+    use super::*;
+
+    /// Made by openssl with an RSA key of 1024 bits, which was thrown away.
+    const SHORT_RSA: &str = "-----BEGIN CERTIFICATE REQUEST-----\n\
+MIIBTjCBuAIBADAPMQ0wCwYDVQQDDAR3ZWIxMIGfMA0GCSqGSIb3DQEBAQUAA4GN\n\
+ADCBiQKBgQDHvGlufilUyzLZ/tPrtsXGFdiU5vJvoYJD3xIwSEU+UEcYy6EQ5XG0\n\
+gB5rc20XWqtfzxLaBNUsyb0eYr4KoeN3Von9oUQGUItuyv7Vd9tQq6yC6AZ25AaD\n\
+labnctBb888FRJrr4mTpqBx8ndh2NlKbOCYKpeDMamIcTSoyVJFhywIDAQABoAAw\n\
+DQYJKoZIhvcNAQELBQADgYEAQmCjgWlM/W8GD4c1WmsRVWkibqgUQ2QptZyQbBar\n\
+FlxJQ3mK941R6QARzwLdxZuqYcPXoTVufec8tm/8ZaGRfMyWjq3KabPrwqJQ0Y+Z\n\
+DEUMcBIsW6AWKbG/yPvL87CGyhTPXdWqpHgRuskCew6orBZgs+bvd8tVuwePlqpi\n\
+Rt8=\n\
+-----END CERTIFICATE REQUEST-----\n";
+
+    fn request(key: &KeyPair, common_name: Option<&str>, names: &[&str]) -> String {
+        let names: Vec<String> = names.iter().copied().map(str::to_owned).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        if let Some(name) = common_name {
+            params.distinguished_name.push(DnType::CommonName, name);
+        }
+        params.serialize_request(key).unwrap().pem().unwrap()
+    }
+
+    fn web1() -> HostName {
+        HostName::parse("web1").unwrap()
+    }
+
+    #[test]
+    fn keys_that_engines_and_we_know_are_taken() {
+        for algorithm in [
+            &rcgen::PKCS_ECDSA_P256_SHA256,
+            &rcgen::PKCS_ECDSA_P384_SHA384,
+            &rcgen::PKCS_ED25519,
+            &rcgen::PKCS_RSA_SHA256,
+        ] {
+            let key = KeyPair::generate_for(algorithm).unwrap();
+            let taken = verify(&request(&key, Some("Web1"), &["web1"]), &web1()).unwrap();
+            assert_eq!(taken.subject_public_key_info(), key.subject_public_key_info());
+        }
+    }
+
+    #[test]
+    fn requests_without_a_name_and_of_older_tools_are_taken() {
+        let key = KeyPair::generate().unwrap();
+        let nameless = request(&key, None, &[]);
+        verify(&nameless, &web1()).unwrap();
+        verify(&nameless.replace("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"), &web1()).unwrap();
+        // Addresses are not granted, and are no sign of a mix-up.
+        verify(&request(&key, None, &["10.0.0.1"]), &web1()).unwrap();
+    }
+
+    #[test]
+    fn keys_that_are_weak_or_unknown_are_refused() {
+        assert!(matches!(verify(SHORT_RSA, &web1()), Err(RequestError::Weak(1024))));
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512).unwrap();
+        assert!(matches!(verify(&request(&key, None, &[]), &web1()), Err(RequestError::Unsupported)));
+    }
+
+    #[test]
+    fn other_names_are_refused() {
+        let key = KeyPair::generate().unwrap();
+        for (common_name, names) in
+            [(Some("web2"), &[][..]), (Some("web1"), &["web1", "web2"]), (None, &["*.example.org"])]
+        {
+            let error = verify(&request(&key, common_name, names), &web1());
+            assert!(matches!(error, Err(RequestError::OtherName { .. })), "{common_name:?} {names:?}");
+        }
+    }
+
+    #[test]
+    fn an_altered_request_is_refused() {
+        let key = KeyPair::generate().unwrap();
+        let pem = request(&key, Some("web1"), &[]);
+        let mut der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec();
+        let place = der.windows(4).position(|window| window == b"web1").unwrap();
+        der[place + 3] = b'2';
+        let request = X509CertificationRequest::from_der(&der).unwrap().1;
+        assert_eq!(certificate::common_name(&request.certification_request_info.subject).unwrap(), "web2");
+        let pem = format!(
+            "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
+            base64(&der)
+        );
+        let web2 = HostName::parse("web2").unwrap();
+        assert!(matches!(verify(&pem, &web2), Err(RequestError::Signature)));
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        let key = KeyPair::generate().unwrap().serialize_pem();
+        for text in ["", "junk", key.as_str()] {
+            assert!(matches!(verify(text, &web1()), Err(RequestError::Pem(_))), "{text:?}");
+        }
+        let broken = "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n";
+        assert!(matches!(verify(broken, &web1()), Err(RequestError::Decode)));
+    }
+
+    fn base64(bytes: &[u8]) -> String {
+        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let mut text = String::new();
+        for chunk in bytes.chunks(3) {
+            let bits = chunk.iter().fold(0_usize, |bits, byte| bits << 8 | usize::from(*byte))
+                << (8 * (3 - chunk.len()));
+            for digit in 0..4 {
+                let one = DIGITS[bits >> (18 - 6 * digit) & 63];
+                text.push(if digit <= chunk.len() { char::from(one) } else { '=' });
+            }
+        }
+        text
+    }
+}
