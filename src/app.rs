@@ -118,7 +118,7 @@ impl ServeError {
 
 /// Serves until a signal ends it. Prints one `listening on ADDRESS` line for each listener, then `ready`.
 pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
-    let loaded = load(paths, file)?;
+    let loaded = load(paths, file).map_err(ServeError::Configuration)?;
     let tls = Tls::prepare(&loaded.config)?;
     make_default_backend(paths, &loaded.config)?;
     let location = Location::Sqlite(loaded.config.catalog.clone());
@@ -145,10 +145,10 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
 }
 
 /// Reads and checks the configuration, with the one check that needs our certificates.
-pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, ServeError> {
-    let loaded = config::load(paths, file).map_err(ServeError::Configuration)?;
+pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
+    let loaded = config::load(paths, file)?;
     match tls::fault_of_client_ca(&loaded) {
-        Some(fault) => Err(ServeError::Configuration(Faults::from(fault))),
+        Some(fault) => Err(Faults::from(fault)),
         None => Ok(loaded),
     }
 }

@@ -213,10 +213,6 @@ impl From<crate::volume::Error> for Refusal {
 }
 
 /// An error of the request's own making.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "it stands where a function of an owned error is mapped over a result"
-)]
 fn refuse(error: impl std::error::Error + 'static) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, chain(&error))
 }

@@ -1,7 +1,6 @@
 //! The spec file of this machine's own engine: what it says, and writing it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 
 use crate::config::address::Authority;
 use crate::config::{Advertise, Config, Listen, Paths, SpecFormat, SpecSettings};
@@ -43,7 +42,7 @@ pub struct Planned {
 /// The spec file that the configuration asks for. `listening` are the real addresses of a running service; without
 /// them, the configured ones hold.
 pub fn plan(config: &Config, paths: &Paths, listening: Option<&[String]>) -> Result<Planned, NoSpec> {
-    let SpecSettings { dir, format } = config.spec.as_ref().ok_or(NoSpec::Off)?;
+    let SpecSettings { dir: _, format } = config.spec.as_ref().ok_or(NoSpec::Off)?;
     let configured: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
     let address = address(config, listening.unwrap_or(&configured))?;
     let format = match (format, &address) {
@@ -51,12 +50,14 @@ pub fn plan(config: &Config, paths: &Paths, listening: Option<&[String]>) -> Res
         (Some(SpecFormat::Spec), _) | (None, Address::Http { .. } | Address::Unix(_)) => Format::Spec,
     };
     let spec = Spec { name: PluginName::parse(&config.name)?, address };
-    Ok(Planned { spec, format, store: store(dir.clone(), paths) })
+    Ok(Planned { spec, format, store: store_of(config, paths) })
 }
 
-/// Where spec files are written, and the memory of those that were.
-pub fn store(dir: PathBuf, paths: &Paths) -> Store {
-    Store::new(dir, paths.state.join("spec.json"))
+/// Where spec files are written, and the memory of those that were; the default place, where none is wanted.
+#[must_use]
+pub fn store_of(config: &Config, paths: &Paths) -> Store {
+    let dir = config.spec.as_ref().map_or(&paths.spec, |spec| &spec.dir);
+    Store::new(dir, paths.state.join("specs.json"))
 }
 
 /// What engines are told to call: what the configuration says, else the first `https` address served.

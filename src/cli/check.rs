@@ -1,8 +1,13 @@
 //! `check`: reads the configuration as `serve` would, and prints every fault in it.
 
 use clap::Args;
+use serde_json::json;
 
+use super::table::{counted, printable};
 use super::{Error, Shell};
+use crate::app;
+use crate::backend::name::BackendName;
+use crate::config::{Config, Fault, Paths};
 
 /// Read the configuration and the backend map, and print every fault in them
 ///
@@ -18,8 +23,82 @@ Examples:
 Exit codes: 0 no faults, 78 faults.")]
 pub(super) struct Check {}
 
-pub(super) fn run(args: &Check, _shell: &mut Shell<'_>) -> Result<(), Error> {
+pub(super) fn run(args: &Check, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Check {} = args;
-    // NOT WIRED: config::load.
-    Err(Error::NotWired("config::load"))
+    let paths = Paths::of_this_process(shell.global.root.as_deref())?;
+    match app::load(&paths, shell.global.config.as_deref()) {
+        Err(faults) => tell(&faults.into_vec(), shell),
+        Ok(_) if shell.global.json => shell.json(&json!([])),
+        Ok(loaded) => shell.line(&praise(&loaded.config)),
+    }
+}
+
+/// Prints the faults: for programs as a result, for people as the errors that they are.
+fn tell(faults: &[Fault], shell: &mut Shell<'_>) -> Result<(), Error> {
+    if shell.global.json {
+        let list: Vec<_> = faults
+            .iter()
+            .map(|Fault { file, line, column, field, what, hint }| {
+                json!({ "file": file.to_string_lossy(), "line": line, "column": column, "field": field,
+                        "what": what, "hint": hint })
+            })
+            .collect();
+        shell.json(&list)?;
+    } else {
+        for fault in faults {
+            shell.note(&printable(&fault.to_string()));
+        }
+    }
+    Err(Error::Configuration(format!("the configuration has {}", counted(faults.len(), "fault"))))
+}
+
+fn praise(config: &Config) -> String {
+    let backends: Vec<&str> = config.backends.keys().map(BackendName::as_str).collect();
+    let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    let backends = match &*backends {
+        [] => "no backends".into(),
+        names => format!("{} ({})", counted(names.len(), "backend"), names.join(", ")),
+    };
+    format!("configuration is good: {backends}, served at {}", listen.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::tests::offline;
+
+    fn write(root: &Path, name: &str, text: &str) {
+        std::fs::create_dir_all(root.join("etc/volhost")).unwrap();
+        std::fs::write(root.join("etc/volhost").join(name), text).unwrap();
+    }
+
+    #[test]
+    fn a_good_configuration_is_told_in_one_line() {
+        let root = tempfile::tempdir().unwrap();
+        let ran = offline(&["check", "--root", root.path().to_str().unwrap()]);
+        assert_eq!((ran.code, &*ran.err), (0, ""));
+        assert_eq!(ran.out, "configuration is good: 1 backend (default), served at https://127.0.0.1:7443\n");
+        let ran = offline(&["check", "--json", "--root", root.path().to_str().unwrap()]);
+        assert_eq!((ran.code, &*ran.out), (0, "[]\n"));
+    }
+
+    #[test]
+    fn every_fault_has_its_line_and_the_exit_code_is_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "volhost.json", "{\n  \"listne\": [],\n  \"scope\": \"galactic\"\n}");
+        write(root.path(), "backends.json", "{ \"fast\": \"relative\" }");
+        let path = root.path().to_str().unwrap();
+        let ran = offline(&["check", "--root", path]);
+        assert_eq!((ran.code, &*ran.out), (78, ""));
+        assert!(ran.err.contains("volhost.json:2:3: listne:"), "{}", ran.err);
+        assert!(ran.err.contains("backends.json:1:"), "{}", ran.err);
+        assert!(ran.err.ends_with("\nvolhost: the configuration has 3 faults\n"), "{}", ran.err);
+        let ran = offline(&["check", "--root", path, "--json"]);
+        assert_eq!(ran.code, 78);
+        let faults: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        assert_eq!(faults.as_array().unwrap().len(), 3);
+        let lines: Vec<_> = faults.as_array().unwrap().iter().map(|fault| &fault["line"]).collect();
+        assert!(lines.iter().all(|line| line.is_u64()), "{lines:?}");
+    }
 }

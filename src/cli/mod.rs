@@ -15,6 +15,11 @@ use serde::Serialize;
 use self::prompt::{Prompt, PromptError};
 use self::table::Listing;
 use crate::admin::client::{Client, ClientError};
+use crate::app::ServeError;
+use crate::app::spec::NoSpec;
+use crate::config::paths::PathsError;
+use crate::config::{self, Paths};
+use crate::discovery::SpecError;
 use crate::error::{chain, exit};
 
 mod backend;
@@ -103,10 +108,15 @@ enum Error {
     /// Arguments that each are right but do not go together.
     #[error("{0}")]
     Usage(String),
-    /// The configuration is wrong.
+    /// The configuration is wrong: one fault a line.
     #[error("{0}")]
-    #[expect(dead_code, reason = "NOT WIRED: config::load")]
     Configuration(String),
+    /// The default paths cannot be told.
+    #[error(transparent)]
+    Paths(#[from] PathsError),
+    /// The spec file was not written or removed.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// A bundle cannot be written.
     #[error(transparent)]
     Bundle(#[from] host::BundleError),
@@ -116,9 +126,12 @@ enum Error {
     /// Several things were asked for, and these failed.
     #[error("{} of the things asked for failed", .0.len())]
     Several(Vec<Error>),
-    /// A command whose room is not there yet.
-    #[error("not wired: {0}")]
-    NotWired(&'static str),
+    /// The service did not start, or ended badly.
+    #[error(transparent)]
+    Serve(ServeError),
+    /// There is no spec file to speak of.
+    #[error(transparent)]
+    NoSpec(#[from] NoSpec),
 }
 
 impl Error {
@@ -130,10 +143,13 @@ impl Error {
             | Self::Prompt(_)
             | Self::Output(_)
             | Self::Json(_)
+            | Self::Paths(_)
+            | Self::Spec(_)
             | Self::Bundle(_)
             | Self::Refused(_)
             | Self::Several(_)
-            | Self::NotWired(_) => exit::FAILED,
+            | Self::Serve(_)
+            | Self::NoSpec(_) => exit::FAILED,
         }
     }
 
@@ -226,13 +242,21 @@ impl Shell<'_> {
 
     /// Where the service is asked: `--socket`, else what the configuration says, else the default.
     fn admin_socket(&mut self) -> Result<PathBuf, Error> {
-        let Global { root, config: _, socket, json: _ } = &self.global;
+        let Global { root, config, socket, json: _ } = &self.global;
         if let Some(socket) = socket {
             return Ok(socket.clone());
         }
-        // NOT WIRED: config::Paths and config::reload.
-        let root = root.as_deref().unwrap_or(Path::new("/"));
-        Ok(root.join("run/volhost/admin.sock"))
+        let paths = Paths::of_this_process(root.as_deref())?;
+        // As a service reads it while it serves: files that only the service needs may be missing.
+        match config::reload(&paths, config.as_deref()) {
+            Ok(loaded) => Ok(loaded.config.admin),
+            // Whoever names a configuration means the service that it configures, not the default one.
+            Err(faults) if config.is_some() => Err(Error::Configuration(faults.to_string())),
+            Err(_) => {
+                self.note("volhost: the configuration has faults (`volhost check` tells them): the default admin socket is asked");
+                Ok(paths.admin())
+            }
+        }
     }
 
     /// Prints a result as JSON, for programs.
@@ -268,11 +292,16 @@ impl Shell<'_> {
 
     /// Tells why the command failed: one line for each error.
     fn complain(&mut self, error: &Error) {
-        if let Error::Several(errors) = error {
-            errors.iter().for_each(|error| self.complain(error));
-        } else {
-            let text = chain(error).lines().map(str::trim).collect::<Vec<_>>().join("; ");
-            self.note(&format!("volhost: {}", table::printable(&text)));
+        match error {
+            Error::Several(errors) => errors.iter().for_each(|error| self.complain(error)),
+            // Each fault is an error of its own.
+            Error::Configuration(faults) => {
+                faults.lines().for_each(|fault| self.note(&format!("volhost: {}", table::printable(fault))));
+            }
+            error => {
+                let text = chain(error).lines().map(str::trim).collect::<Vec<_>>().join("; ");
+                self.note(&format!("volhost: {}", table::printable(&text)));
+            }
         }
     }
 

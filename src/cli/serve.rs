@@ -3,6 +3,9 @@
 use clap::Args;
 
 use super::{Error, Shell};
+use crate::app::{self, ServeError};
+use crate::config::Paths;
+use crate::error::chain;
 
 /// Serve volumes to engines until a signal ends it
 ///
@@ -18,11 +21,15 @@ Examples:
   RUST_LOG=debug volhost serve       Log more: error, warn, info, debug or trace")]
 pub(super) struct Serve {}
 
-pub(super) fn run(args: &Serve, _shell: &mut Shell<'_>) -> Result<(), Error> {
+pub(super) fn run(args: &Serve, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Serve {} = args;
     start_log();
-    // NOT WIRED: app::serve.
-    Err(Error::NotWired("app::serve"))
+    let paths = Paths::of_this_process(shell.global.root.as_deref())?;
+    app::serve(&paths, shell.global.config.as_deref()).map_err(|error| match error {
+        ServeError::Configuration(faults) => Error::Configuration(faults.to_string()),
+        error if error.is_configuration() => Error::Configuration(chain(&error)),
+        error => Error::Serve(error),
+    })
 }
 
 /// Logs to the standard error: level `info` unless `RUST_LOG` says otherwise, without times where the journal of

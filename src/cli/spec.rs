@@ -1,8 +1,12 @@
 //! `spec show|write|remove`: the file by which an engine finds this plugin.
 
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::{Error, Shell};
+use crate::app::spec::{self, NoSpec, Planned};
+use crate::config::{self, Paths};
+use crate::discovery::{PluginName, Presence, Shown, Written};
 
 /// See, write and remove the file by which an engine finds this plugin
 #[derive(Debug, Subcommand)]
@@ -35,11 +39,61 @@ pub(super) struct Remove {
     force: bool,
 }
 
-pub(super) fn run(command: &Spec, _shell: &mut Shell<'_>) -> Result<(), Error> {
-    // NOT WIRED: discovery.
+pub(super) fn run(command: &Spec, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let paths = Paths::of_this_process(shell.global.root.as_deref())?;
+    let loaded = config::load(&paths, shell.global.config.as_deref())
+        .map_err(|faults| Error::Configuration(faults.to_string()))?;
+    let config = &loaded.config;
     match command {
-        Spec::Show => Err(Error::NotWired("discovery")),
-        Spec::Write(Write { force: _ }) => Err(Error::NotWired("discovery")),
-        Spec::Remove(Remove { force: _ }) => Err(Error::NotWired("discovery")),
+        Spec::Show => {
+            let Planned { spec, format, store } = spec::plan(config, &paths, None)?;
+            show(&store.show(&spec, format)?, shell)
+        }
+        Spec::Write(Write { force }) => {
+            let Planned { spec, format, store } = spec::plan(config, &paths, None)?;
+            let written = store.write(&spec, format, *force)?;
+            let path = store.path(&spec.name, format);
+            let result = match written {
+                Written::Created => "created",
+                Written::Updated => "updated",
+                Written::Unchanged => "unchanged",
+            };
+            if shell.global.json {
+                return shell.json(&json!({ "path": path.to_string_lossy(), "result": result }));
+            }
+            shell.line(&format!("{}: {result}", path.display()))
+        }
+        Spec::Remove(Remove { force }) => {
+            let name = PluginName::parse(&config.name).map_err(NoSpec::from)?;
+            let removed = spec::store_of(config, &paths).remove(&name, *force)?;
+            if shell.global.json {
+                let paths: Vec<_> = removed.iter().map(|path| path.to_string_lossy()).collect();
+                return shell.json(&paths);
+            }
+            if removed.is_empty() {
+                shell.note("there is no spec file of this plugin");
+            }
+            removed.iter().try_for_each(|path| shell.line(&format!("{}: removed", path.display())))
+        }
     }
+}
+
+fn show(shown: &Shown, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Shown { path, content, presence } = shown;
+    let (word, remark) = match presence {
+        Presence::Missing => ("missing", "it is not there; `volhost spec write` writes it"),
+        Presence::Current => ("current", "it is there, with this content"),
+        Presence::Outdated => {
+            ("outdated", "it is there, with an older content; `volhost spec write` writes this")
+        }
+        Presence::Stranger => {
+            ("stranger", "a file that volhost did not write is there, and stays unless --force is given")
+        }
+    };
+    if shell.global.json {
+        return shell.json(&json!({ "path": path.to_string_lossy(), "presence": word, "content": content }));
+    }
+    shell.line(&format!("{}: {remark}", path.display()))?;
+    shell.line("")?;
+    shell.line(content.trim_end())
 }

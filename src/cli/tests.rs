@@ -7,14 +7,25 @@ use super::*;
 use crate::admin::client::testing::Service;
 
 /// What a command line did.
-struct Ran {
-    code: u8,
-    out: String,
-    err: String,
+pub(super) struct Ran {
+    pub(super) code: u8,
+    pub(super) out: String,
+    pub(super) err: String,
 }
 
 /// Runs a command line against `service`, with `typed` at the standard input, if somebody sits there.
 fn run(service: &Service, line: &[&str], typed: Option<&str>) -> Ran {
+    let socket = service.socket();
+    let line: Vec<&str> = line.iter().copied().chain(["--socket", socket.to_str().unwrap()]).collect();
+    run_line(&line, typed)
+}
+
+/// Runs a command line that needs no service, or finds its own.
+pub(super) fn offline(line: &[&str]) -> Ran {
+    run_line(line, None)
+}
+
+fn run_line(line: &[&str], typed: Option<&str>) -> Ran {
     let (mut out, mut err, mut input) = (Vec::new(), Vec::new(), typed.unwrap_or_default().as_bytes());
     let mut shell = Shell {
         global: Global::default(),
@@ -26,9 +37,7 @@ fn run(service: &Service, line: &[&str], typed: Option<&str>) -> Ran {
         colour: false,
         binary_welcome: true,
     };
-    let socket = service.socket();
-    let line = ["volhost"].iter().chain(line).map(OsString::from);
-    let code = main(line.chain(["--socket".into(), socket.into()]), &mut shell);
+    let code = main(["volhost"].iter().chain(line).map(OsString::from), &mut shell);
     Ran { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
 }
 
@@ -317,6 +326,34 @@ fn wrong_usage_is_told_with_what_is_near() {
     let text = error(&["volume", "ls", "--filter", "bakend=x"]);
     assert!(text.contains("did you mean \"backend\"?"), "{text}");
     assert!(error(&["volume", "rm"]).contains("<NAME>"));
+}
+
+#[test]
+fn the_service_is_asked_where_the_configuration_says() {
+    let service = service();
+    let root = tempfile::tempdir().unwrap();
+    let etc = root.path().join("etc/volhost");
+    std::fs::create_dir_all(&etc).unwrap();
+    let path = root.path().to_str().unwrap();
+    let default = offline(&["--root", path, "volume", "ls", "-q"]);
+    assert!(
+        default.err.contains(&format!("no admin socket at {path}/run/volhost/admin.sock")),
+        "{}",
+        default.err
+    );
+    let configured = json!({"admin": service.socket()}).to_string();
+    std::fs::write(etc.join("volhost.json"), &configured).unwrap();
+    assert_eq!(offline(&["--root", path, "volume", "ls", "-q"]).out, "db\nweb\n");
+    let other = root.path().join("other.json");
+    std::fs::write(&other, &configured).unwrap();
+    std::fs::write(etc.join("volhost.json"), "{").unwrap();
+    let other = other.to_str().unwrap();
+    assert_eq!(offline(&["--root", path, "--config", other, "volume", "ls", "-q"]).out, "db\nweb\n");
+    let fallen_back = offline(&["--root", path, "volume", "ls"]);
+    assert!(fallen_back.err.starts_with("volhost: the configuration has faults"), "{}", fallen_back.err);
+    std::fs::write(other, "{").unwrap();
+    let named = offline(&["--root", path, "--config", other, "volume", "ls"]);
+    assert_eq!(named.code, exit::CONFIG, "another service than the named one is never asked");
 }
 
 /// The help of a command and of those below it, with the names of their files.

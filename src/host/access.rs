@@ -68,7 +68,8 @@ mod tests {
     #[test]
     fn a_backend_is_open_to_listed_hosts_that_its_own_list_names() {
         let web1 = HostName::parse("web1").unwrap();
-        let cases: &[(Option<&[&str]>, Option<&[&str]>, bool)] = &[
+        type Case<'a> = (Option<&'a [&'a str]>, Option<&'a [&'a str]>, bool);
+        let cases: &[Case<'_>] = &[
             (None, None, true),
             (None, Some(&["web*"]), true),
             (None, Some(&["WEB1"]), true),

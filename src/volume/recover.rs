@@ -183,7 +183,7 @@ impl Service {
             Err(BackendError::Occupied { path, .. }) => {
                 // Never answered, and its name is somebody's: the create is undone.
                 backend.run(expect, move |root| root.unstage(id)).await?;
-                self.catalog.submit(Change::Withdraw(volume.name.clone(), id)).await?;
+                self.catalog.submit(take_back(&volume)).await?;
                 log::warn!(
                     "undid the create of volume {}, which was cut off: {} is taken",
                     volume.name,
