@@ -32,6 +32,10 @@ pub mod listen;
 mod quiet;
 mod registry;
 pub mod tcp;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod unix;
 
