@@ -6,6 +6,8 @@ use std::sync::{Mutex, OnceLock};
 
 use rustls::ClientConfig;
 use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use warp::Filter;
 
@@ -22,10 +24,31 @@ struct Fixture {
     revoked: Arc<Serials>,
     seen: Arc<Mutex<Vec<String>>>,
     running: JoinHandle<()>,
-    /// Whether a slow request has begun.
-    slow: Arc<AtomicBool>,
+    slow: Arc<Slow>,
     authority: Authority,
     own: Identity,
+}
+
+/// Requests that end when the test says so.
+struct Slow {
+    began: watch::Sender<usize>,
+    gate: Semaphore,
+}
+
+impl Slow {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { began: watch::Sender::new(0), gate: Semaphore::new(0) })
+    }
+
+    /// Waits until this many have begun.
+    async fn began(&self, count: usize) {
+        let mut began = self.began.subscribe();
+        tokio::time::timeout(LONG, began.wait_for(|began| *began == count)).await.unwrap().unwrap();
+    }
+
+    fn release(&self) {
+        self.gate.add_permits(100);
+    }
 }
 
 #[derive(Default)]
@@ -38,7 +61,7 @@ impl Revocation for Serials {
 }
 
 fn limits() -> Limits {
-    Limits { handshake: Duration::from_millis(300), ..Limits::default() }
+    Limits { handshake: Duration::from_secs(1), ..Limits::default() }
 }
 
 impl Fixture {
@@ -56,7 +79,7 @@ impl Fixture {
         let revoked = Arc::new(Serials::default());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let revocation: Arc<dyn Revocation> = Arc::<Serials>::clone(&revoked);
-        let slow = Arc::new(AtomicBool::new(false));
+        let slow = Slow::new();
         let setup = Setup {
             node: HostName::parse("store1").unwrap(),
             limits: Arc::clone(&limits),
@@ -92,15 +115,6 @@ impl Fixture {
         }
     }
 
-    async fn slow_began(&self) {
-        let began = async {
-            while !self.slow.load(Ordering::SeqCst) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(LONG, began).await.unwrap();
-    }
-
     fn swap(&self, client_ca: &str, crl: Option<&str>) {
         self.tls.store(Arc::new(state(&self.own, client_ca, crl)));
     }
@@ -113,7 +127,7 @@ fn state(own: &Identity, client_ca: &str, crl: Option<&str>) -> tls::State {
 }
 
 fn service(
-    slow: &Arc<AtomicBool>,
+    slow: &Arc<Slow>,
 ) -> impl Service<
     Request<Incoming>,
     Response = warp::reply::Response,
@@ -127,11 +141,12 @@ fn service(
     let who = warp::path("who")
         .and(warp::ext::get::<Caller>())
         .map(|caller: Caller| format!("{} {:?}", caller.host, caller.via));
-    let began = Arc::clone(slow);
+    let slow = Arc::clone(slow);
     let slow = warp::path("slow").then(move || {
-        began.store(true, Ordering::SeqCst);
-        async {
-            tokio::time::sleep(Duration::from_millis(1500)).await;
+        let slow = Arc::clone(&slow);
+        async move {
+            slow.began.send_modify(|began| *began += 1);
+            slow.gate.acquire().await.unwrap().forget();
             "slow"
         }
     });
@@ -259,9 +274,11 @@ async fn a_request_in_flight_is_finished_when_its_host_is_revoked() {
     let fixture = Fixture::https().await;
     let mut client = fixture.client("web1", 3).await;
     client.send("POST /slow HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-    fixture.slow_began().await;
+    fixture.slow.began(1).await;
     fixture.revoked.0.lock().unwrap().insert("3".into());
     fixture.server.recheck();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    fixture.slow.release();
     assert!(client.answer().await.unwrap().ends_with("slow"));
     assert!(client.rest().await.is_empty());
 }
@@ -269,7 +286,7 @@ async fn a_request_in_flight_is_finished_when_its_host_is_revoked() {
 #[tokio::test]
 async fn a_certificate_that_ends_meanwhile_ends_its_connection() {
     let fixture = Fixture::https().await;
-    let soon = time::OffsetDateTime::now_utc() + time::Duration::seconds(2);
+    let soon = time::OffsetDateTime::now_utc() + time::Duration::seconds(3);
     let identity = fixture.authority.issue("web1", |params| params.not_after = soon);
     let config = Arc::new(fixture.authority.client_config(Some(&identity)));
     let mut client = Client::tls(fixture.port, &config).await.unwrap();
@@ -340,10 +357,10 @@ async fn an_idle_connection_ends_only_after_very_long() {
         on_seen: Arc::new(|_| {}),
         drain,
     };
-    let server = Arc::new(Server::with_idle(setup, Duration::from_millis(200)));
+    let server = Arc::new(Server::with_idle(setup, Duration::from_secs(1)));
     let bound = bind(&[Listen::parse("http://127.0.0.1:0", false).unwrap()]).await.unwrap().pop().unwrap();
     let port = bound.address().rsplit_once(':').unwrap().1.parse().unwrap();
-    tokio::spawn(server.run(bound, service(&Arc::default())));
+    tokio::spawn(server.run(bound, service(&Slow::new())));
     let mut client = Client::tcp(port).await;
     client.call("/who").await.unwrap();
     assert!(client.rest().await.is_empty());
@@ -399,10 +416,10 @@ async fn at_a_hosts_limit_its_longest_idle_connection_makes_room() {
     for client in [&mut first, &mut third] {
         client.send("POST /slow HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     }
-    fixture.slow_began().await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    fixture.slow.began(2).await;
     let mut fourth = fixture.client("web1", 1).await;
     assert!(fourth.call("/who").await.is_err());
+    fixture.slow.release();
     assert!(first.answer().await.unwrap().ends_with("slow"));
     assert!(third.answer().await.unwrap().ends_with("slow"));
 }
@@ -428,7 +445,8 @@ async fn the_total_counts_the_network_and_not_the_unix_sockets() {
     third.call("/who").await.unwrap();
     assert!(first.rest().await.is_empty());
     second.call("/who").await.unwrap();
-    assert!(!fixture.seen.lock().unwrap().is_empty());
+    let seen = fixture.seen.lock().unwrap();
+    assert_eq!(seen.iter().filter(|host| *host == "store1").count(), 1, "the operator is not an engine");
 }
 
 #[tokio::test]
@@ -469,12 +487,13 @@ async fn a_drain_finishes_what_is_under_way_and_takes_nothing_new() {
     idle.call("/who").await.unwrap();
     let mut busy = fixture.client("web1", 1).await;
     busy.send("POST /slow HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-    fixture.slow_began().await;
+    fixture.slow.began(1).await;
     fixture.drain.start(LONG);
     assert!(idle.rest().await.is_empty());
     assert!(unused.rest().await.is_empty());
     fixture.running.await.unwrap();
     assert!(TcpStream::connect(("127.0.0.1", fixture.port)).await.is_err());
+    fixture.slow.release();
     assert!(busy.answer().await.unwrap().ends_with("slow"));
     assert!(busy.rest().await.is_empty());
     assert_eq!(fixture.drain.drained().await, 0);
@@ -485,7 +504,7 @@ async fn a_drain_drops_what_is_left_at_its_deadline() {
     let fixture = Fixture::of(Listen::parse("http://127.0.0.1:0", false).unwrap(), limits()).await;
     let mut busy = Client::tcp(fixture.port).await;
     busy.send("POST /slow HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-    fixture.slow_began().await;
+    fixture.slow.began(1).await;
     fixture.drain.start(Duration::from_millis(50));
     assert!(busy.rest().await.is_empty());
     assert_eq!(fixture.drain.drained().await, 0);

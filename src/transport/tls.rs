@@ -265,56 +265,6 @@ fn warn_of_time(what: &str, certificate: &X509Certificate<'_>, warnings: &mut Ve
     }
 }
 
-/// What a failed handshake means, in words for whoever reads the log; `None` when the peer merely went away, as health
-/// checks and port scans do.
-pub(super) fn meaning(error: &std::io::Error) -> Option<String> {
-    use rustls::{AlertDescription, CertificateError, Error};
-
-    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
-        return match error.kind() {
-            std::io::ErrorKind::UnexpectedEof
-            | std::io::ErrorKind::ConnectionReset
-            | std::io::ErrorKind::BrokenPipe
-            | std::io::ErrorKind::ConnectionAborted => None,
-            _ => Some(error.to_string()),
-        };
-    };
-    Some(match tls {
-        Error::NoCertificatesPresented => {
-            "it sent no client certificate: its spec file needs TLSConfig with CertFile and KeyFile".into()
-        }
-        Error::InvalidCertificate(reason) => match reason {
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "its certificate is not from a CA in tls.client_ca".into()
-            }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "its certificate has expired".into()
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "its certificate is not valid yet: compare the two machines' clocks".into()
-            }
-            CertificateError::Revoked => "its certificate is revoked (tls.crl)".into(),
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-                "its certificate is not meant for clients (extended key usage clientAuth)".into()
-            }
-            reason => format!("its certificate is not accepted: {reason}"),
-        },
-        Error::AlertReceived(
-            alert @ (AlertDescription::UnknownCA
-            | AlertDescription::BadCertificate
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::CertificateExpired),
-        ) => format!(
-            "it does not trust our server certificate ({alert:?}): compare its CAFile, and the address it calls with the certificate's names"
-        ),
-        Error::InvalidMessage(_) => "it does not speak TLS".into(),
-        Error::PeerIncompatible(reason) => {
-            format!("it has no TLS version or cipher in common with us: {reason:?}")
-        }
-        error => error.to_string(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
