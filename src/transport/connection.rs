@@ -36,10 +36,8 @@ use crate::host::identity::{self, IdentityError};
 use crate::host::name::HostName;
 use crate::host::{Caller, Via};
 
-/// The largest head of a request, in bytes; engines send a few hundred.
+/// The largest head of a request, in bytes; engines send a few hundred. Of header lines hyper takes 100 at most.
 const HEAD_BYTES: usize = 64 * 1024;
-/// The most header lines of a request.
-const HEADERS: usize = 100;
 /// What every answer of the plugin protocol is, errors included.
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/vnd.docker.plugins.v1.2+json");
 
@@ -203,10 +201,13 @@ where
         // The watchdog does this better: hyper's own limit would also close idle connections.
         .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES)
-        .max_headers(HEADERS)
+        // The buffer alone bounds only heads that are not complete yet when it is full.
+        .max_header_size(HEAD_BYTES)
         .serve_connection(io, handler);
     let mut http = pin!(http);
     let mut orders = connection.order.subscribe();
+    // What was ordered since the connection got its place counts, too.
+    orders.mark_changed();
     let mut drained = pin!(async {
         server.drain.started().await;
         connection.finish();

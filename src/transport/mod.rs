@@ -28,17 +28,21 @@ mod activity;
 pub mod bind;
 mod connection;
 mod crl;
+mod handshake;
 pub mod listen;
 mod quiet;
 mod registry;
 pub mod tcp;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod unix;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -48,20 +52,19 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tower_service::Service;
 
 use self::activity::Bounds;
 use self::bind::{Accepted, canonical};
 pub use self::bind::{BindError, Bound, bind};
-use self::connection::{Connection, Credential, Refused, Verdicts};
+use self::connection::{Connection, Refused, Verdicts};
 pub use self::crl::CrlError;
+use self::handshake::Handshakes;
 pub use self::listen::{InvalidListen, Listen};
 use self::quiet::Quiet;
-use self::registry::{Handshakes, Key, Registry};
+use self::registry::{Key, Registry};
 pub use self::tls::{NobodyRevoked, Revocation, TlsError};
 use crate::error::chain;
 use crate::host::name::HostName;
@@ -287,64 +290,6 @@ impl Server {
         }
     }
 
-    /// Does the TLS handshake and finds out who it is; a peer that is not let in is logged and given up.
-    async fn handshake(
-        &self,
-        stream: TcpStream,
-        peer: SocketAddr,
-    ) -> Option<(Arc<Connection>, TlsStream<TcpStream>)> {
-        let Some(tls) = &self.tls else {
-            self.quiet.warn("no tls", None, || "an https address is served without certificates".into());
-            return None;
-        };
-        let state = tls.load_full();
-        let limits = self.limits.load_full();
-        let address = canonical(peer);
-        let refuse = |why: &str| {
-            self.quiet.warn(why, Some(address), || format!("a connection from {peer} was refused: {why}"));
-        };
-        let place = self.handshakes.enter(address, (limits.connections / 4).max(16));
-        let stream = tokio::select! {
-            result = tokio::time::timeout(limits.handshake, shake(&state, stream)) => match result {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(Failed::Gone)) => {
-                    log::debug!("{peer} went away during the handshake");
-                    return None;
-                }
-                Ok(Err(Failed::Refused(why))) => {
-                    refuse(&why);
-                    return None;
-                }
-                Err(_) => {
-                    refuse("it did not finish the TLS handshake in time (limits.handshake)");
-                    return None;
-                }
-            },
-            () = place.given_up() => {
-                refuse("it did not finish the TLS handshake before too many others began one");
-                return None;
-            }
-            () = self.drain.started() => return None,
-        };
-        drop(place);
-        let chain_of_peer = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let (host, credential) = match Credential::of(chain_of_peer, &state) {
-            Ok(known) => known,
-            Err(error) => {
-                refuse(&chain(&error));
-                return None;
-            }
-        };
-        let caller = Caller { host: host.clone(), via: Via::Tls };
-        let connection = Connection::new(caller, Key::Host(host), peer.to_string(), Some(credential));
-        // A reload during the handshake counts, too.
-        if let Err(refused) = self.check(&connection, &mut Verdicts::new()) {
-            refuse(&chain(&refused));
-            return None;
-        }
-        Some((connection, stream))
-    }
-
     /// Whether the connection's caller is still let in.
     fn check(&self, connection: &Connection, verdicts: &mut Verdicts) -> Result<(), Refused> {
         let state = self.tls.as_ref().map(|tls| tls.load());
@@ -380,33 +325,6 @@ impl Server {
             }
         }
     }
-}
-
-/// Why a handshake came to nothing.
-enum Failed {
-    /// The peer closed the connection, as health checks do.
-    Gone,
-    /// In words for the log.
-    Refused(String),
-}
-
-async fn shake(state: &tls::State, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failed> {
-    let mut first = [0];
-    match stream.peek(&mut first).await {
-        Ok(0) | Err(_) => return Err(Failed::Gone),
-        // The one kind of record that a TLS connection begins with.
-        Ok(_) if first == [22] => {}
-        Ok(_) if first.iter().all(u8::is_ascii_uppercase) => {
-            // No answer, though one would be readable: a Get that is answered with an error makes dockerd forget what it
-            // knows of the volume.
-            return Err(Failed::Refused(
-                "it speaks plain HTTP to a TLS address: its spec file needs an https:// address and TLSConfig".into(),
-            ));
-        }
-        Ok(_) => return Err(Failed::Refused("it does not speak TLS".into())),
-    }
-    let acceptor = TlsAcceptor::from(Arc::clone(&state.config));
-    acceptor.accept(stream).await.map_err(|error| tls::meaning(&error).map_or(Failed::Gone, Failed::Refused))
 }
 
 /// Whether accepting failed for one connection only, so that the next can be accepted at once.

@@ -1,13 +1,11 @@
 //! The connections there are: counted, bounded, and the longest idle given up when there is no room for a new one.
 //!
 //! Unix sockets are counted apart from the network: however many connections come from there, this machine's engine
-//! and its operator still get in. Handshakes are counted apart from both, because whoever is in one has proved nothing.
+//! and its operator still get in. Handshakes are not counted here: whoever is in one has proved nothing yet.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::Notify;
 
 use super::Limits;
 use super::connection::Connection;
@@ -164,92 +162,5 @@ impl Drop for Admitted {
         {
             table.uncount(&entry.connection.key);
         }
-    }
-}
-
-/// The handshakes under way. A handshake takes milliseconds, so that of too many the oldest are those that stall.
-#[derive(Debug, Default)]
-pub(super) struct Handshakes(Mutex<BTreeMap<u64, (IpAddr, Arc<Notify>)>>);
-
-/// A handshake's place, given back on drop.
-#[derive(Debug)]
-pub(super) struct Handshake<'a> {
-    all: &'a Handshakes,
-    id: u64,
-    given_up: Arc<Notify>,
-}
-
-impl Handshakes {
-    /// Enters a handshake. Of more than `limit`, the oldest is given up; of more than half of it by one peer, its oldest.
-    pub(super) fn enter(&self, peer: IpAddr, limit: usize) -> Handshake<'_> {
-        let mut table = self.table();
-        let by_peer = table.values().filter(|(other, _)| *other == peer).count();
-        let oldest = if by_peer >= (limit / 2).max(1) {
-            table.iter().find(|(_, (other, _))| *other == peer).map(|(id, _)| *id)
-        } else if table.len() >= limit {
-            table.keys().next().copied()
-        } else {
-            None
-        };
-        if let Some((_, given_up)) = oldest.and_then(|id| table.remove(&id)) {
-            given_up.notify_one();
-        }
-        let id = table.keys().next_back().map_or(0, |last| last + 1);
-        let given_up = Arc::new(Notify::new());
-        table.insert(id, (peer, Arc::clone(&given_up)));
-        drop(table);
-        Handshake { all: self, id, given_up }
-    }
-
-    fn table(&self) -> MutexGuard<'_, BTreeMap<u64, (IpAddr, Arc<Notify>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Handshake<'_> {
-    /// Waits until this handshake is given up for a newer one.
-    pub(super) async fn given_up(&self) {
-        self.given_up.notified().await;
-    }
-}
-
-impl Drop for Handshake<'_> {
-    fn drop(&mut self) {
-        let mut table = self.all.table();
-        // A number may have been given again after this handshake was given up.
-        if table.get(&self.id).is_some_and(|(_, given_up)| Arc::ptr_eq(given_up, &self.given_up)) {
-            table.remove(&self.id);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    async fn is_given_up(handshake: &Handshake<'_>) -> bool {
-        tokio::time::timeout(Duration::from_millis(1), handshake.given_up()).await.is_ok()
-    }
-
-    #[tokio::test]
-    async fn the_oldest_handshakes_make_room() {
-        let peer = |last| IpAddr::from([10, 0, 0, last]);
-        let all = Handshakes::default();
-        let greedy = [all.enter(peer(1), 4), all.enter(peer(1), 4)];
-        let other = all.enter(peer(2), 4);
-        let third = all.enter(peer(1), 4);
-        assert!(is_given_up(&greedy[0]).await, "a peer has half of the places at most");
-        assert!(!is_given_up(&greedy[1]).await);
-        let fourth = all.enter(peer(3), 4);
-        let fifth = all.enter(peer(4), 4);
-        assert!(is_given_up(&greedy[1]).await, "beyond the limit the oldest goes");
-        drop(greedy);
-        for handshake in [&other, &third, &fourth, &fifth] {
-            assert!(!is_given_up(handshake).await);
-        }
-        drop((other, third, fourth, fifth));
-        assert!(all.table().is_empty());
     }
 }

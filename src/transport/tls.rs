@@ -265,52 +265,122 @@ fn warn_of_time(what: &str, certificate: &X509Certificate<'_>, warnings: &mut Ve
     }
 }
 
-/// What a failed handshake means, in words for whoever reads the log; `None` when the peer merely went away, as health
-/// checks and port scans do.
-pub(super) fn meaning(error: &std::io::Error) -> Option<String> {
-    use rustls::{AlertDescription, CertificateError, Error};
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::chain;
+    use crate::transport::testing::{Authority, Identity, days};
 
-    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
-        return match error.kind() {
-            std::io::ErrorKind::UnexpectedEof
-            | std::io::ErrorKind::ConnectionReset
-            | std::io::ErrorKind::BrokenPipe
-            | std::io::ErrorKind::ConnectionAborted => None,
-            _ => Some(error.to_string()),
+    fn load(own: &Identity, ca: &str, crl: Option<&str>) -> Result<State, TlsError> {
+        State::load(own.certificate.as_bytes(), own.key.as_bytes(), ca.as_bytes(), crl.map(str::as_bytes))
+    }
+
+    /// The client's chain as a handshake would hand it over.
+    fn chain_of(identity: &Identity) -> Vec<CertificateDer<'static>> {
+        certificates(identity.certificate.as_bytes(), CERTIFICATE).unwrap()
+    }
+
+    #[test]
+    fn each_fault_of_the_files_is_named() {
+        let (ca, other) = (Authority::new("one CA"), Authority::new("another CA"));
+        let (own, ca_pem) = (ca.server(), ca.pem());
+        let with =
+            |certificate: &str, key: &str| Identity { certificate: certificate.into(), key: key.into() };
+        let encrypted = own.key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+        let leaf = ca.client("web1", 1).certificate;
+        let cases = [
+            (
+                load(&with("", &own.key), &ca_pem, None),
+                "server certificate's file holds no certificate",
+                Source::Certificate,
+            ),
+            (load(&with(&own.certificate, ""), &ca_pem, None), "holds no private key", Source::Key),
+            (load(&with(&own.certificate, &encrypted), &ca_pem, None), "is encrypted", Source::Key),
+            (
+                load(&with(&own.certificate, &ca.server().key), &ca_pem, None),
+                "does not belong to",
+                Source::Key,
+            ),
+            (load(&own, "", None), "client CA's file holds no certificate", Source::ClientCa),
+            (load(&own, &leaf, None), "is no CA certificate", Source::ClientCa),
+            (load(&own, &ca_pem, Some("")), "holds no revocation list", Source::Crl),
+            (load(&own, &ca_pem, Some("\x30nonsense")), "its file is damaged", Source::Crl),
+            (load(&own, &ca_pem, Some(&other.crl(&[]))), "comes from no CA in tls.client_ca", Source::Crl),
+            (
+                load(&own, &ca_pem, Some(&Authority::new("one CA").crl(&[]))),
+                "is not signed by that CA's key",
+                Source::Crl,
+            ),
+        ];
+        let may_not = load(&own, &ca.without_lists("one CA").pem(), Some(&ca.crl(&[])));
+        let cases = cases.into_iter().chain([(may_not, "may not sign revocation lists", Source::Crl)]);
+        for (result, expected, source) in cases {
+            let error = result.expect_err(expected);
+            let text = chain(&error);
+            assert!(text.contains(expected), "{text}");
+            assert_eq!(error.source_file(), source, "{text}");
+        }
+    }
+
+    #[test]
+    fn damaged_pem_names_its_file() {
+        let ca = Authority::new("one CA");
+        let own = ca.server();
+        let cut = |pem: &str| pem.replacen("MII", "MI!", 1);
+        let bad = Identity { certificate: cut(&own.certificate), key: own.key.clone() };
+        assert_eq!(load(&bad, &ca.pem(), None).unwrap_err().source_file(), Source::Certificate);
+        assert_eq!(load(&own, &cut(&ca.pem()), None).unwrap_err().source_file(), Source::ClientCa);
+    }
+
+    #[test]
+    fn what_has_expired_is_warned_of_and_used() {
+        let ca = Authority::new("one CA");
+        let own = ca.issue("localhost", |params| params.not_after = days(-1));
+        let crl = ca.crl_of(&[7], days(-30), days(-1));
+        let state = load(&own, &ca.pem(), Some(&crl)).unwrap();
+        let [certificate, list] = state.warnings() else {
+            panic!("{:?}", state.warnings());
         };
-    };
-    Some(match tls {
-        Error::NoCertificatesPresented => {
-            "it sent no client certificate: its spec file needs TLSConfig with CertFile and KeyFile".into()
-        }
-        Error::InvalidCertificate(reason) => match reason {
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "its certificate is not from a CA in tls.client_ca".into()
-            }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "its certificate has expired".into()
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "its certificate is not valid yet: compare the two machines' clocks".into()
-            }
-            CertificateError::Revoked => "its certificate is revoked (tls.crl)".into(),
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-                "its certificate is not meant for clients (extended key usage clientAuth)".into()
-            }
-            reason => format!("its certificate is not accepted: {reason}"),
-        },
-        Error::AlertReceived(
-            alert @ (AlertDescription::UnknownCA
-            | AlertDescription::BadCertificate
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::CertificateExpired),
-        ) => format!(
-            "it does not trust our server certificate ({alert:?}): compare its CAFile, and the address it calls with the certificate's names"
-        ),
-        Error::InvalidMessage(_) => "it does not speak TLS".into(),
-        Error::PeerIncompatible(reason) => {
-            format!("it has no TLS version or cipher in common with us: {reason:?}")
-        }
-        error => error.to_string(),
-    })
+        assert!(certificate.contains("server certificate expired"), "{certificate}");
+        assert!(list.contains("should have been renewed"), "{list}");
+        assert!(state.verify(&chain_of(&ca.client("web1", 7))).is_err(), "an old list still counts");
+        assert!(state.verify(&chain_of(&ca.client("web1", 8))).is_ok());
+    }
+
+    #[test]
+    fn a_list_of_one_ca_leaves_the_clients_of_others_alone() {
+        let (one, two) = (Authority::new("one CA"), Authority::new("another CA"));
+        let state = load(&one.server(), &(one.pem() + &two.pem()), Some(&one.crl(&[7]))).unwrap();
+        assert!(state.warnings().is_empty(), "{:?}", state.warnings());
+        assert!(state.verify(&chain_of(&one.client("web1", 7))).is_err());
+        assert!(state.verify(&chain_of(&one.client("web1", 8))).is_ok());
+        assert!(state.verify(&chain_of(&two.client("web1", 7))).is_ok());
+    }
+
+    #[test]
+    fn the_newest_list_of_a_ca_counts_and_der_is_read() {
+        let ca = Authority::new("one CA");
+        let (old, new) = (ca.crl_of(&[], days(-9), days(30)), ca.crl_of(&[7], days(-1), days(30)));
+        let state = load(&ca.server(), &ca.pem(), Some(&(old + &new))).unwrap();
+        assert!(state.verify(&chain_of(&ca.client("web1", 7))).is_err());
+        let der = CertificateRevocationListDer::from_pem_slice(new.as_bytes()).unwrap();
+        let own = ca.server();
+        let (certificate, key) = (own.certificate.as_bytes(), own.key.as_bytes());
+        let state = State::load(certificate, key, ca.pem().as_bytes(), Some(&der)).unwrap();
+        assert!(state.verify(&chain_of(&ca.client("web1", 7))).is_err());
+    }
+
+    #[test]
+    fn two_cas_of_one_name_with_a_list_are_warned_of() {
+        let (one, two) = (Authority::new("one CA"), Authority::new("one CA"));
+        let state = load(&one.server(), &(one.pem() + &two.pem()), Some(&one.crl(&[]))).unwrap();
+        assert!(state.warnings().iter().any(|warning| warning.contains("several CAs")));
+    }
+
+    #[test]
+    fn each_state_has_a_generation_of_its_own() {
+        let ca = Authority::new("one CA");
+        let (one, two) = (load(&ca.server(), &ca.pem(), None), load(&ca.server(), &ca.pem(), None));
+        assert_ne!(one.unwrap().generation, two.unwrap().generation);
+    }
 }

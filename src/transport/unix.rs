@@ -65,10 +65,10 @@ pub(super) struct SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            if let Err(error) = fs::remove_file(&self.path) {
-                log::warn!("the socket {} could not be removed: {error}", self.path.display());
-            }
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            log::warn!("the socket {} could not be removed: {error}", self.path.display());
         }
     }
 }

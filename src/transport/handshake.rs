@@ -1,0 +1,305 @@
+//! The TLS handshake: in the connection's own task, bounded in time and number, and explained when it fails.
+//!
+//! Who is in a handshake has proved nothing yet, so nobody here can take a place from those who have: handshakes are
+//! counted apart, and of too many the oldest goes. Nothing is ever answered to a peer that is not let in.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustls::{AlertDescription, CertificateError, Error};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::bind::canonical;
+use super::connection::{Connection, Credential, Verdicts};
+use super::registry::Key;
+use super::{Server, tls};
+use crate::error::chain;
+use crate::host::{Caller, Via};
+
+impl Server {
+    /// Does the TLS handshake and finds out who it is; a peer that is not let in is logged and given up.
+    pub(super) async fn handshake(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) -> Option<(Arc<Connection>, TlsStream<TcpStream>)> {
+        let Some(tls) = &self.tls else {
+            self.quiet.warn("no tls", None, || "an https address is served without certificates".into());
+            return None;
+        };
+        let state = tls.load_full();
+        let limits = self.limits.load_full();
+        let address = canonical(peer);
+        let refuse = |why: &str| {
+            self.quiet.warn(why, Some(address), || format!("a connection from {peer} was refused: {why}"));
+        };
+        let place = self.handshakes.enter(address, (limits.connections / 4).max(16));
+        let stream = tokio::select! {
+            result = tokio::time::timeout(limits.handshake, shake(&state, stream)) => match result {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(Failed::Gone)) => {
+                    log::debug!("{peer} went away during the handshake");
+                    return None;
+                }
+                Ok(Err(Failed::Refused(why))) => {
+                    refuse(&why);
+                    return None;
+                }
+                Err(_) => {
+                    refuse("it did not finish the TLS handshake in time (limits.handshake)");
+                    return None;
+                }
+            },
+            () = place.given_up() => {
+                refuse("it did not finish the TLS handshake before too many others began one");
+                return None;
+            }
+            () = self.drain.started() => return None,
+        };
+        drop(place);
+        let chain_of_peer = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let (host, credential) = match Credential::of(chain_of_peer, &state) {
+            Ok(known) => known,
+            Err(error) => {
+                refuse(&chain(&error));
+                return None;
+            }
+        };
+        let caller = Caller { host: host.clone(), via: Via::Tls };
+        let connection = Connection::new(caller, Key::Host(host), peer.to_string(), Some(credential));
+        // A reload during the handshake counts, too.
+        if let Err(refused) = self.check(&connection, &mut Verdicts::new()) {
+            refuse(&chain(&refused));
+            return None;
+        }
+        Some((connection, stream))
+    }
+}
+
+/// Why a handshake came to nothing.
+enum Failed {
+    /// The peer closed the connection, as health checks do.
+    Gone,
+    /// In words for the log.
+    Refused(String),
+}
+
+async fn shake(state: &tls::State, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failed> {
+    let mut first = [0];
+    match stream.peek(&mut first).await {
+        Ok(0) | Err(_) => return Err(Failed::Gone),
+        // The one kind of record that a TLS connection begins with.
+        Ok(_) if first == [22] => {}
+        Ok(_) if first.iter().all(u8::is_ascii_uppercase) => {
+            // No answer, though one would be readable: a Get that is answered with an error makes dockerd forget what it
+            // knows of the volume.
+            return Err(Failed::Refused(
+                "it speaks plain HTTP to a TLS address: its spec file needs an https:// address and TLSConfig".into(),
+            ));
+        }
+        Ok(_) => return Err(Failed::Refused("it does not speak TLS".into())),
+    }
+    let acceptor = TlsAcceptor::from(Arc::clone(&state.config));
+    acceptor.accept(stream).await.map_err(|error| meaning(&error).map_or(Failed::Gone, Failed::Refused))
+}
+
+/// What a failed handshake means, in words for whoever reads the log; `None` when the peer merely went away, as health
+/// checks and port scans do.
+fn meaning(error: &io::Error) -> Option<String> {
+    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
+        return match error.kind() {
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionAborted => None,
+            _ => Some(error.to_string()),
+        };
+    };
+    Some(match tls {
+        Error::NoCertificatesPresented => {
+            "it sent no client certificate: its spec file needs TLSConfig with CertFile and KeyFile".into()
+        }
+        Error::InvalidCertificate(reason) => match reason {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "its certificate is not from a CA in tls.client_ca".into()
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "its certificate has expired".into()
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "its certificate is not valid yet: compare the two machines' clocks".into()
+            }
+            CertificateError::Revoked => "its certificate is revoked (tls.crl)".into(),
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                "its certificate is not meant for clients (extended key usage clientAuth)".into()
+            }
+            reason => format!("its certificate is not accepted: {reason}"),
+        },
+        Error::AlertReceived(
+            alert @ (AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired),
+        ) => format!(
+            "it does not trust our server certificate ({alert:?}): compare its CAFile, and the address it calls with the certificate's names"
+        ),
+        Error::InvalidMessage(_) => "it does not speak TLS".into(),
+        Error::PeerIncompatible(reason) => {
+            format!("it has no TLS version or cipher in common with us: {reason:?}")
+        }
+        error => error.to_string(),
+    })
+}
+
+/// The handshakes under way. A handshake takes milliseconds, so that of too many the oldest are those that stall.
+#[derive(Debug, Default)]
+pub(super) struct Handshakes(Mutex<BTreeMap<u64, (IpAddr, Arc<Notify>)>>);
+
+/// A handshake's place, given back on drop.
+#[derive(Debug)]
+pub(super) struct Handshake<'a> {
+    all: &'a Handshakes,
+    id: u64,
+    given_up: Arc<Notify>,
+}
+
+impl Handshakes {
+    /// Enters a handshake. Of more than `limit`, the oldest is given up; of more than half of it by one peer, its oldest.
+    pub(super) fn enter(&self, peer: IpAddr, limit: usize) -> Handshake<'_> {
+        let mut table = self.table();
+        let by_peer = table.values().filter(|(other, _)| *other == peer).count();
+        let oldest = if by_peer >= (limit / 2).max(1) {
+            table.iter().find(|(_, (other, _))| *other == peer).map(|(id, _)| *id)
+        } else if table.len() >= limit {
+            table.keys().next().copied()
+        } else {
+            None
+        };
+        if let Some((_, given_up)) = oldest.and_then(|id| table.remove(&id)) {
+            given_up.notify_one();
+        }
+        let id = table.keys().next_back().map_or(0, |last| last + 1);
+        let given_up = Arc::new(Notify::new());
+        table.insert(id, (peer, Arc::clone(&given_up)));
+        drop(table);
+        Handshake { all: self, id, given_up }
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<u64, (IpAddr, Arc<Notify>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Handshake<'_> {
+    /// Waits until this handshake is given up for a newer one.
+    pub(super) async fn given_up(&self) {
+        self.given_up.notified().await;
+    }
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        let mut table = self.all.table();
+        // A number may have been given again after this handshake was given up.
+        if table.get(&self.id).is_some_and(|(_, given_up)| Arc::ptr_eq(given_up, &self.given_up)) {
+            table.remove(&self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::transport::testing::{Authority, Client, LONG, days};
+
+    /// What the log would say of a client.
+    async fn said_of(
+        state: &tls::State,
+        client: impl AsyncFnOnce(u16) -> Option<Client> + Send + 'static,
+    ) -> Option<String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let accepting = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            match shake(state, stream).await {
+                Ok(_) => panic!("the handshake went well"),
+                Err(Failed::Gone) => None,
+                Err(Failed::Refused(why)) => Some(why),
+            }
+        };
+        let both = async { tokio::join!(accepting, client(port)).0 };
+        tokio::time::timeout(LONG, both).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_failed_handshake_is_explained() {
+        let (ca, other) = (Authority::new("one CA"), Authority::new("another CA"));
+        let own = ca.server();
+        let (certificate, key, ca_pem) = (own.certificate, own.key, ca.pem());
+        let crl = ca.crl(&[7]);
+        let state =
+            tls::State::load(certificate.as_bytes(), key.as_bytes(), ca_pem.as_bytes(), Some(crl.as_bytes()))
+                .unwrap();
+        let expired = ca.issue("web1", |params| params.not_after = days(-1));
+        let cases = [
+            (ca.client_config(None), "no client certificate"),
+            (ca.client_config(Some(&other.client("web1", 1))), "not from a CA in tls.client_ca"),
+            (ca.client_config(Some(&expired)), "has expired"),
+            (ca.client_config(Some(&ca.client("web1", 7))), "is revoked"),
+            (ca.client_config(Some(&ca.server())), "not meant for clients"),
+            (other.client_config(Some(&ca.client("web1", 1))), "does not trust our server certificate"),
+        ];
+        for (config, expected) in cases {
+            let config = Arc::new(config);
+            let why = said_of(&state, async move |port| Client::tls(port, &config).await.ok()).await;
+            assert!(why.as_deref().is_some_and(|why| why.contains(expected)), "{expected}: {why:?}");
+        }
+        for (bytes, expected) in [("POST / HTTP/1.1\r\n\r\n", "plain HTTP"), ("\x00", "does not speak TLS")] {
+            let plain = async move |port| {
+                let mut client = Client::tcp(port).await;
+                client.send(bytes).await.unwrap();
+                Some(client)
+            };
+            let why = said_of(&state, plain).await;
+            assert!(why.as_deref().is_some_and(|why| why.contains(expected)), "{expected}: {why:?}");
+        }
+        let gone = said_of(&state, async |port| {
+            drop(Client::tcp(port).await);
+            None
+        });
+        assert_eq!(gone.await, None);
+    }
+
+    async fn is_given_up(handshake: &Handshake<'_>) -> bool {
+        tokio::time::timeout(Duration::from_millis(1), handshake.given_up()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn the_oldest_handshakes_make_room() {
+        let peer = |last| IpAddr::from([10, 0, 0, last]);
+        let all = Handshakes::default();
+        let greedy = [all.enter(peer(1), 4), all.enter(peer(1), 4)];
+        let other = all.enter(peer(2), 4);
+        let third = all.enter(peer(1), 4);
+        assert!(is_given_up(&greedy[0]).await, "a peer has half of the places at most");
+        assert!(!is_given_up(&greedy[1]).await);
+        let fourth = all.enter(peer(3), 4);
+        let fifth = all.enter(peer(4), 4);
+        assert!(is_given_up(&greedy[1]).await, "beyond the limit the oldest goes");
+        drop(greedy);
+        for handshake in [&other, &third, &fourth, &fifth] {
+            assert!(!is_given_up(handshake).await);
+        }
+        drop((other, third, fourth, fifth));
+        assert!(all.table().is_empty());
+    }
+}
