@@ -212,7 +212,7 @@ fn labels_and_options_outlive_a_crash_an_offline_backend_and_a_stopped_service()
     // A service that is down keeps the engine from answering, but not from remembering.
     assert_eq!(daemon.terminate().code(), Some(0));
     assert_eq!(engine.ok(&["volume", "ls", "-q"]), "db");
-    engine.docker(&["volume", "inspect", "db"]);
+    assert!(engine.fails(&["volume", "inspect", "db"]).contains("connection refused"));
 
     if here.exists() {
         fs::remove_dir_all(&here).unwrap();
@@ -239,8 +239,12 @@ fn odd_names_are_refused_and_touch_nothing() {
     {
         let refusal = engine.fails(&["volume", "create", "-d", "volhost", name]);
         assert!(refusal.contains("volume name"), "{name}: {refusal}");
-        engine.fails(&["volume", "rm", name]);
-        engine.fails(&["volume", "inspect", name]);
+        // With a slash in it a name of a command line becomes another path of the engine's own API: that is between
+        // the client and the engine, and `volume rm "a b/../c"` removes `c`.
+        if !name.contains('/') && name != ".." {
+            engine.fails(&["volume", "inspect", name]);
+            engine.fails(&["volume", "rm", name]);
+        }
     }
     assert_eq!((files(&backend), files(&daemon.path("var/lib/volhost"))), before);
     assert_eq!(volumes(&daemon), ["c"]);
@@ -358,7 +362,7 @@ fn a_crashed_engine_leaves_mounts_that_only_the_operator_releases() {
 }
 
 #[test]
-fn an_engine_that_is_killed_and_started_again_goes_on() {
+fn an_engine_that_is_killed_goes_on_and_its_old_mounts_wait_for_the_operator() {
     let web1 = Host::new("web1");
     let daemon = serve(&web1);
     let mut engine = Engine::start(&web1);
@@ -366,15 +370,16 @@ fn an_engine_that_is_killed_and_started_again_goes_on() {
     engine.sleeper("c1", &["-v", "db:/x"]);
     engine.kill9();
     engine.start_again();
-    // Without live-restore the engine ends what ran before. Whether it says so to us is its affair: what it does not
-    // take back is stale from its next activation on, and never counts as alive.
+    // The engine ended what ran before, and never told us: that mount is stale from its next activation on.
     assert_eq!(engine.run(&["-v", "db:/x"], "echo hello > /x/file && cat /x/file"), "hello");
     engine.ok(&["start", "c1"]);
-    let alive = || mounts(&daemon).into_iter().filter(|(_, _, _, stale)| !stale).collect::<Vec<_>>();
-    assert_eq!(alive(), [mount("db", "web1")]);
+    let (dead, alive) = (stale(mount("db", "web1")), mount("db", "web1"));
+    let both = mounts(&daemon);
+    assert!(both.len() == 2 && both.contains(&dead) && both.contains(&alive), "{both:?}");
     engine.ok(&["rm", "--force", "c1"]);
-    assert_eq!(alive(), []);
-    daemon.cli(&["mount", "release", "db", "web1", "--yes"]);
+    assert_eq!(mounts(&daemon), [dead]);
+    engine.fails(&["volume", "rm", "db"]);
+    daemon.cli(&["mount", "release", "db", "web1", "--yes"]).ok();
     assert_eq!(mounts(&daemon), []);
     engine.ok(&["volume", "rm", "db"]);
 }
@@ -400,8 +405,9 @@ fn a_revoked_host_is_shut_out_at_once_and_forgets_nothing() {
     assert!(took < Duration::from_secs(3), "the revocation took {took:?}");
     let again = connect().and_then(|mut client| client.call("/VolumeDriver.Get", &json!({ "Name": "db" })));
     assert!(again.is_err(), "a revoked host was answered: {again:?}");
-    engine.fails(&["volume", "create", "-d", "volhost", "other"]);
-    engine.docker(&["volume", "inspect", "db"]);
+    // To the engine this is a broken connection, never an answer: an answer would cost it the labels.
+    let failure = engine.fails(&["volume", "inspect", "db"]);
+    assert!(failure.contains("error while checking"), "{failure}");
     assert_eq!(volumes(&daemon), ["db"]);
 
     // The host that is let in again, with a certificate of a later date, finds everything as it was.

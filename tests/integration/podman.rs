@@ -17,7 +17,7 @@ impl<'a> Podman<'a> {
     fn new(host: &'a Host, daemon: &Daemon<'_>) -> Self {
         let socket = daemon.socket();
         let settings = format!(
-            "[containers]\ncgroups = \"disabled\"\nlog_driver = \"k8s-file\"\n\
+            "[containers]\nlog_driver = \"k8s-file\"\n\
              [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"runc\"\n\
              [engine.volume_plugins]\nvolhost = \"{}\"\n",
             socket.display()
@@ -44,10 +44,18 @@ impl<'a> Podman<'a> {
         self.podman(words).ok()
     }
 
+    /// Starts a container of the image.
+    #[track_caller]
+    fn start(&self, options: &[&str], command: &[&str]) -> String {
+        let group = self.host.control_group();
+        let head = ["run", "--network", "none", "--cgroup-parent", &group];
+        self.ok(&[&head, options, &[engine::IMAGE], command].concat())
+    }
+
+    /// Runs a script in a container to its end.
     #[track_caller]
     fn run(&self, options: &[&str], script: &str) -> String {
-        let head = ["run", "--rm", "--network", "none", "--cgroups", "disabled"];
-        self.ok(&[&head, options, &[engine::IMAGE, "sh", "-c", script]].concat())
+        self.start(&[&["--rm"], options].concat(), &["sh", "-c", script])
     }
 }
 
@@ -67,19 +75,7 @@ fn podman_creates_uses_lists_and_removes_volumes() {
     assert_eq!(listed("volume").len(), 1);
     assert!(listed("mount").is_empty());
 
-    podman.ok(&[
-        "run",
-        "-d",
-        "--name",
-        "c1",
-        "--network=none",
-        "--cgroups=disabled",
-        "-v",
-        "db:/x",
-        "box",
-        "sleep",
-        "9999",
-    ]);
+    podman.start(&["--detach", "--name", "c1", "-v", "db:/x"], &["sleep", "100000"]);
     let mounts = listed("mount");
     assert_eq!(mounts.len(), 1);
     assert_eq!((&mounts[0]["host"], &mounts[0]["stale"]), (&"web1".into(), &false.into()));
