@@ -3,8 +3,6 @@
 
 use std::process::Command;
 
-use serde_json::Value;
-
 use crate::harness::wait::{self, Said};
 use crate::harness::{Daemon, Host, engine};
 
@@ -64,27 +62,22 @@ fn podman_creates_uses_lists_and_removes_volumes() {
     let web1 = Host::new("web1");
     let daemon = Daemon::setup().on(&web1).start();
     let podman = Podman::new(&web1, &daemon);
-    let listed = |command: &str| -> Vec<Value> {
-        daemon.cli(&[command, "ls", "--json"]).json().as_array().unwrap().clone()
-    };
 
     assert_eq!(podman.ok(&["volume", "create", "--driver", "volhost", "--opt", "mode=0770", "db"]), "db");
     podman.run(&["-v", "db:/x"], "echo hello > /x/file");
     assert_eq!(podman.run(&["-v", "db:/x"], "cat /x/file"), "hello");
     assert!(podman.ok(&["volume", "ls"]).contains("volhost"));
-    assert_eq!(listed("volume").len(), 1);
-    assert!(listed("mount").is_empty());
+    assert_eq!(daemon.volumes(), ["db"]);
+    daemon.has_mounts(&[]);
 
     podman.start(&["--detach", "--name", "c1", "-v", "db:/x"], &["sleep", "100000"]);
-    let mounts = listed("mount");
-    assert_eq!(mounts.len(), 1);
-    assert_eq!((&mounts[0]["host"], &mounts[0]["stale"]), (&"web1".into(), &false.into()));
+    daemon.has_mounts(&[("db", "web1", false)]);
     podman.ok(&["rm", "--force", "--time", "0", "c1"]);
-    assert!(listed("mount").is_empty());
+    daemon.has_mounts(&[]);
 
     // What is answered with an error must reach podman as one.
     podman.podman(&["volume", "create", "--driver", "volhost", "--opt", "sizze=1", "other"]).fails();
     podman.ok(&["volume", "rm", "db"]);
     podman.podman(&["volume", "rm", "db"]).fails();
-    assert!(listed("volume").is_empty());
+    assert_eq!(daemon.volumes(), [""; 0]);
 }

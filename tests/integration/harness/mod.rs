@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod engine;
 pub mod host;
 pub mod http;
+pub mod state;
 pub mod wait;
 
 use std::ffi::OsStr;
