@@ -16,6 +16,7 @@
 
 mod engine;
 mod harness;
+mod hosts;
 mod layout;
 mod podman;
 mod serve;

@@ -3,8 +3,6 @@
 
 use std::process::Command;
 
-use serde_json::Value;
-
 use crate::harness::wait::{self, Said};
 use crate::harness::{Daemon, Host, engine};
 
@@ -17,7 +15,7 @@ impl<'a> Podman<'a> {
     fn new(host: &'a Host, daemon: &Daemon<'_>) -> Self {
         let socket = daemon.socket();
         let settings = format!(
-            "[containers]\ncgroups = \"disabled\"\nlog_driver = \"k8s-file\"\n\
+            "[containers]\nlog_driver = \"k8s-file\"\n\
              [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"runc\"\n\
              [engine.volume_plugins]\nvolhost = \"{}\"\n",
             socket.display()
@@ -44,10 +42,18 @@ impl<'a> Podman<'a> {
         self.podman(words).ok()
     }
 
+    /// Starts a container of the image.
+    #[track_caller]
+    fn start(&self, options: &[&str], command: &[&str]) -> String {
+        let group = self.host.control_group();
+        let head = ["run", "--network", "none", "--cgroup-parent", &group];
+        self.ok(&[&head, options, &[engine::IMAGE], command].concat())
+    }
+
+    /// Runs a script in a container to its end.
     #[track_caller]
     fn run(&self, options: &[&str], script: &str) -> String {
-        let head = ["run", "--rm", "--network", "none", "--cgroups", "disabled"];
-        self.ok(&[&head, options, &[engine::IMAGE, "sh", "-c", script]].concat())
+        self.start(&[&["--rm"], options].concat(), &["sh", "-c", script])
     }
 }
 
@@ -56,39 +62,22 @@ fn podman_creates_uses_lists_and_removes_volumes() {
     let web1 = Host::new("web1");
     let daemon = Daemon::setup().on(&web1).start();
     let podman = Podman::new(&web1, &daemon);
-    let listed = |command: &str| -> Vec<Value> {
-        daemon.cli(&[command, "ls", "--json"]).json().as_array().unwrap().clone()
-    };
 
     assert_eq!(podman.ok(&["volume", "create", "--driver", "volhost", "--opt", "mode=0770", "db"]), "db");
     podman.run(&["-v", "db:/x"], "echo hello > /x/file");
     assert_eq!(podman.run(&["-v", "db:/x"], "cat /x/file"), "hello");
     assert!(podman.ok(&["volume", "ls"]).contains("volhost"));
-    assert_eq!(listed("volume").len(), 1);
-    assert!(listed("mount").is_empty());
+    assert_eq!(daemon.volumes(), ["db"]);
+    daemon.has_mounts(&[]);
 
-    podman.ok(&[
-        "run",
-        "-d",
-        "--name",
-        "c1",
-        "--network=none",
-        "--cgroups=disabled",
-        "-v",
-        "db:/x",
-        "box",
-        "sleep",
-        "9999",
-    ]);
-    let mounts = listed("mount");
-    assert_eq!(mounts.len(), 1);
-    assert_eq!((&mounts[0]["host"], &mounts[0]["stale"]), (&"web1".into(), &false.into()));
+    podman.start(&["--detach", "--name", "c1", "-v", "db:/x"], &["sleep", "100000"]);
+    daemon.has_mounts(&[("db", "web1", false)]);
     podman.ok(&["rm", "--force", "--time", "0", "c1"]);
-    assert!(listed("mount").is_empty());
+    daemon.has_mounts(&[]);
 
     // What is answered with an error must reach podman as one.
     podman.podman(&["volume", "create", "--driver", "volhost", "--opt", "sizze=1", "other"]).fails();
     podman.ok(&["volume", "rm", "db"]);
     podman.podman(&["volume", "rm", "db"]).fails();
-    assert!(listed("volume").is_empty());
+    assert_eq!(daemon.volumes(), [""; 0]);
 }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::harness::Daemon;
 use crate::harness::http::{Answer, Client};
+use crate::harness::state::Mount;
 
 /// Options that engines were recorded with and that volhost does not know.
 const UNKNOWN_OPTIONS: [&str; 1] = ["size"];
@@ -214,13 +215,9 @@ fn note(recorded: &Recorded, counts: &mut BTreeMap<(String, String), u64>) {
 }
 
 fn listed_mounts(daemon: &Daemon<'_>) -> BTreeMap<(String, String), u64> {
-    let listed = daemon.cli(&["mount", "ls", "--json"]).json();
-    let mut counts = BTreeMap::new();
-    for mount in listed.as_array().expect("mount ls prints an array") {
-        let text = |field: &str| mount[field].as_str().expect("mount ls says who").to_owned();
-        assert_eq!(mount["stale"], false, "{mount}");
-        assert_eq!(mount["host"], "node1", "{mount}");
-        counts.insert((text("volume"), text("id")), mount["count"].as_u64().expect("a count"));
-    }
-    counts
+    let count = |mount: Mount| {
+        assert_eq!((&*mount.host, mount.stale), ("node1", false), "{mount:?}");
+        ((mount.volume, mount.id), mount.count)
+    };
+    daemon.mounts().into_iter().map(count).collect()
 }

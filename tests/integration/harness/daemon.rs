@@ -52,11 +52,6 @@ impl<'a> Daemon<'a> {
         Self::setup().start()
     }
 
-    /// The directory given as `--root`.
-    pub fn root(&self) -> PathBuf {
-        self.setup.root()
-    }
-
     /// A path below the root, as the tests see it: `daemon.path("etc/volhost/backends.json")`.
     pub fn path(&self, relative: &str) -> PathBuf {
         self.setup.path(relative)

@@ -61,11 +61,14 @@ impl<'a> Engine<'a> {
         self.ok(&words)
     }
 
-    /// Starts a container of that name that sleeps until it is killed.
+    /// Starts a container of that name that sleeps until it is stopped, at once because by SIGKILL.
     #[track_caller]
     pub fn sleeper(&self, name: &str, options: &[&str]) {
-        let words =
-            [&["run", "--detach", "--name", name, "--network", "none"], options, &[IMAGE, "sleep", "100000"]];
+        let words = [
+            &["run", "--detach", "--name", name, "--network", "none", "--stop-signal", "KILL"],
+            options,
+            &[IMAGE, "sleep", "100000"],
+        ];
         self.ok(&words.concat());
     }
 
@@ -97,6 +100,7 @@ impl<'a> Engine<'a> {
         let log = File::options().create(true).append(true).open(self.log()).expect("the log can be made");
         let mut command = self.host.command(DOCKERD);
         command.args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
+        command.arg("--cgroup-parent").arg(self.host.control_group());
         command.arg("--data-root").arg(self.dir.path().join("data"));
         command.arg("--exec-root").arg(self.dir.path().join("exec"));
         command.arg("--pidfile").arg(self.pid_file());

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::wait::{self, SOON, Said};
-use super::{children, mortal, scratch};
+use super::{children, mortal, print_log, remove_control_group, scratch, signal};
 
 /// What the first process does: it sets the machine up, says so, and then waits for orphans, as an init must.
 ///
@@ -51,19 +52,26 @@ impl Host {
     /// Starts a machine of that host name, connected to nothing.
     pub fn new(name: &str) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test needs root: run tests/run as root");
+        let dir = scratch();
+        let log = dir.path().join("boot.log");
         let mut unshare = mortal("unshare")
             .args(["--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"])
             .args(["sh", "-c", BOOT, "init", name])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(File::create(&log).expect("the log can be made"))
             .spawn()
             .expect("unshare can be started");
         let mut said = String::new();
         let stdout = unshare.stdout.take().expect("it was asked for a pipe");
         BufReader::new(stdout).read_line(&mut said).expect("the machine's first line can be read");
-        assert_eq!(said, "up\n", "the machine {name} could not be set up: see above");
+        if said != "up\n" {
+            let _ = unshare.kill();
+            print_log("the machine's boot", &log);
+            panic!("the machine {name} could not be set up");
+        }
         let init = children(unshare.id())[0];
-        Self { name: name.to_owned(), unshare, init, members: Cell::new(0), dir: scratch() }
+        Self { name: name.to_owned(), unshare, init, members: Cell::new(0), dir }
     }
 
     /// Its host name.
@@ -74,6 +82,13 @@ impl Host {
     /// A directory of its own that every machine of the test sees under the same path.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The control group that engines are told to put the machine's containers below: `/NAME`.
+    ///
+    /// Control groups are the one thing that a machine does not have for itself, and that outlives its processes.
+    pub fn control_group(&self) -> String {
+        format!("/{}", self.dir.path().file_name().and_then(OsStr::to_str).expect("scratch names are UTF-8"))
     }
 
     /// Where a path of the machine is found from outside.
@@ -144,7 +159,7 @@ impl Host {
 
     /// Connects as a program on this machine would.
     pub fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let network = std::fs::File::open(format!("/proc/{}/ns/net", self.init))?;
+        let network = File::open(format!("/proc/{}/ns/net", self.init))?;
         // A socket belongs to the network it was made in, whichever thread uses it later: so a thread goes there.
         let there = move || {
             move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))?;
@@ -158,7 +173,9 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let _ = self.unshare.kill();
+        // The kernel lets the first process go last, so that nothing of the machine runs when this returns.
+        signal("KILL", self.init);
         let _ = self.unshare.wait();
+        remove_control_group(&self.control_group());
     }
 }

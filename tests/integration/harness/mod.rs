@@ -2,12 +2,13 @@
 //!
 //! Everything here dies with the test, also with one that is killed: each process is started so that the kernel ends
 //! it with its parent, and whatever a machine mounted or linked lies in namespaces that end with its first process.
-//! Only a directory below the temporary directory can be left over, and the next run sweeps it.
+//! Only a directory below the temporary directory and a control group can be left over, and the next run sweeps them.
 
 pub mod daemon;
 pub mod engine;
 pub mod host;
 pub mod http;
+pub mod state;
 pub mod wait;
 
 use std::ffi::OsStr;
@@ -44,8 +45,32 @@ fn sweep() {
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             // Another test process may be sweeping the same one.
             let _ = std::fs::remove_dir_all(entry.path());
+            if let Some(name) = name.to_str() {
+                remove_control_group(name);
+            }
         }
     }
+}
+
+/// Removes the control group of a machine that is gone, in each hierarchy that there is.
+pub fn remove_control_group(name: &str) {
+    let name = name.trim_start_matches('/');
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    for hierarchy in hierarchies.chain([root.to_path_buf()]) {
+        remove_empty(&hierarchy.join(name));
+    }
+}
+
+/// Removes a tree of control groups, whose files go with their directory.
+fn remove_empty(group: &Path) {
+    for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_empty(&entry.path());
+        }
+    }
+    // What is left by a kernel that is slow to forget a process is swept by the next run.
+    let _ = std::fs::remove_dir(group);
 }
 
 /// A command that the kernel kills with the thread that starts it. So nothing that is to outlive a helper thread may

@@ -1,5 +1,6 @@
 //! Waiting with a bound: every wait of a test ends, and says what it waited for.
 
+use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -73,10 +74,12 @@ pub fn run(command: &Command) -> Said {
 }
 
 /// Puts a command's end into words.
-pub fn said(command: &Command, output: &Output) -> Said {
+fn said(command: &Command, output: &Output) -> Said {
+    let words: Vec<_> =
+        [command.get_program()].into_iter().chain(command.get_args()).map(OsStr::to_string_lossy).collect();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
     Said {
-        command: format!("{command:?}"),
+        command: words.join(" "),
         code: output.status.code(),
         stdout: text(&output.stdout),
         stderr: text(&output.stderr),

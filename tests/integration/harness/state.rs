@@ -1,0 +1,72 @@
+//! What volhost says exists, as its command line lists it.
+
+use serde_json::Value;
+
+use super::daemon::Daemon;
+
+/// One row of `mount ls`, without its time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mount {
+    /// The volume's name.
+    pub volume: String,
+    /// Whose engine mounted it.
+    pub host: String,
+    /// The engine's ID for it.
+    pub id: String,
+    /// How often.
+    pub count: u64,
+    /// Whether it belongs to an earlier activation of the host.
+    pub stale: bool,
+}
+
+impl Mount {
+    /// What tells a mount apart where the engine chose its ID: volume, host, count and whether it is stale.
+    pub fn essence(&self) -> (&str, &str, u64, bool) {
+        (&self.volume, &self.host, self.count, self.stale)
+    }
+}
+
+impl Daemon<'_> {
+    /// The volumes' names.
+    pub fn volumes(&self) -> Vec<String> {
+        self.rows("volume").iter().map(|row| text(row, "name")).collect()
+    }
+
+    /// The mounts, in the order of volume, host and ID.
+    pub fn mounts(&self) -> Vec<Mount> {
+        let mount = |row: &Value| Mount {
+            volume: text(row, "volume"),
+            host: text(row, "host"),
+            id: text(row, "id"),
+            count: row["count"].as_u64().unwrap_or_else(|| panic!("no count in {row}")),
+            stale: row["stale"].as_bool().unwrap_or_else(|| panic!("no stale in {row}")),
+        };
+        let mut mounts: Vec<_> = self.rows("mount").iter().map(mount).collect();
+        mounts.sort();
+        mounts
+    }
+
+    /// Fails unless the mounts are these, each of them counted once, in any order: volume, host, and whether it is
+    /// stale.
+    #[track_caller]
+    pub fn has_mounts(&self, expected: &[(&str, &str, bool)]) {
+        let mounts = self.mounts();
+        let mut listed: Vec<_> = mounts.iter().map(Mount::essence).collect();
+        let mut expected: Vec<_> =
+            expected.iter().map(|(volume, host, stale)| (*volume, *host, 1, *stale)).collect();
+        listed.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(listed, expected, "mounts: volume, host, count, stale");
+    }
+
+    fn rows(&self, group: &str) -> Vec<Value> {
+        match self.cli(&[group, "ls", "--json"]).json() {
+            Value::Array(rows) => rows,
+            other => panic!("{group} ls --json printed no array: {other}"),
+        }
+    }
+}
+
+fn text(row: &Value, field: &str) -> String {
+    row[field].as_str().unwrap_or_else(|| panic!("no {field} in {row}")).to_owned()
+}

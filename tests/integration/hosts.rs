@@ -1,0 +1,187 @@
+//! Hosts that join, share, crash, come back and are shut out: several machines, one volhost.
+//!
+//! volhost runs on `web1`, and the engines of other machines reach it over the network between them, each by the
+//! bundle that an administrator made for it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::engine::{create, directory, show_spec};
+use crate::harness::http::{Client, Target};
+use crate::harness::wait::{SOON, until};
+use crate::harness::{Daemon, Engine, Host};
+
+/// volhost on `web1` for other machines too: reached at the machine's address on the network that `web2` has joined.
+fn serve_both<'a>(web1: &'a Host, web2: &Host) -> Daemon<'a> {
+    web2.join(web1);
+    let advertised = advertised();
+    let daemon = Daemon::setup()
+        .on(web1)
+        .config(&json!({ "node": "web1", "listen": ["https://127.0.0.1:7443", advertised] }))
+        .start();
+    show_spec(web1, &daemon);
+    daemon
+}
+
+fn advertised() -> String {
+    format!("https://{}:7443", Host::GATEWAY)
+}
+
+/// Makes a bundle for a machine and unpacks it there as the README says.
+fn join(daemon: &Daemon<'_>, host: &Host) {
+    let bundle = host.dir().join("bundle.tar");
+    let bundle = bundle.to_str().unwrap();
+    daemon.cli(&["host", "add", host.name(), "--advertise", &advertised(), "-o", bundle]).ok();
+    host.run(["tar", "-C", "/", "-xf", bundle]).ok();
+}
+
+#[test]
+fn a_second_host_joins_by_a_bundle_and_shares_the_volumes() {
+    let (web1, web2) = (Host::new("web1"), Host::new("web2"));
+    let daemon = serve_both(&web1, &web2);
+    join(&daemon, &web2);
+    let (first, second) = (Engine::start(&web1), Engine::start(&web2));
+
+    create(&first, "db");
+    first.run(&["-v", "db:/x"], "echo from web1 > /x/file");
+    // No driver is named here: the engine asks its plugins for a name it does not know.
+    assert_eq!(second.run(&["-v", "db:/x"], "cat /x/file && echo from web2 > /x/file"), "from web1");
+    assert_eq!(first.run(&["-v", "db:/x"], "cat /x/file"), "from web2");
+
+    second.sleeper("keeper", &["-v", "db:/x"]);
+    daemon.has_mounts(&[("db", "web2", false)]);
+    let refusal = first.fails(&["volume", "rm", "db"]);
+    assert!(refusal.contains("web2"), "the holder is not named: {refusal}");
+    assert_eq!(fs::read_to_string(directory(&daemon, "db").join("file")).unwrap(), "from web2\n");
+
+    second.ok(&["rm", "--force", "keeper"]);
+    daemon.has_mounts(&[]);
+    first.ok(&["volume", "rm", "db"]);
+    assert_eq!(second.ok(&["volume", "ls", "-q"]), "");
+}
+
+#[test]
+fn a_bundle_holds_four_files_and_the_spec_comes_last() {
+    let daemon = Daemon::start();
+    let bundle = daemon.path("web2.tar");
+    let bundle = bundle.to_str().unwrap();
+    daemon.cli(&["host", "add", "web2", "--advertise", "https://store1.example:7443", "-o", bundle]).ok();
+    let mut archive = tar::Archive::new(fs::File::open(bundle).unwrap());
+    let entries: Vec<_> = archive
+        .entries()
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let header = entry.header();
+            assert!(header.entry_type().is_file(), "{:?} is no file", entry.path());
+            (entry.path().unwrap().to_str().unwrap().to_owned(), header.mode().unwrap() & 0o7777)
+        })
+        .collect();
+    let names: Vec<_> = entries.iter().map(|(name, _)| &**name).collect();
+    let mut sorted = names.clone();
+    sorted.sort_unstable();
+    let below = |name: &str| format!("etc/docker/{name}");
+    assert_eq!(
+        sorted,
+        ["plugins/volhost.json", "volhost/ca.crt", "volhost/host.crt", "volhost/host.key"].map(below)
+    );
+    assert_eq!(names.last(), Some(&"etc/docker/plugins/volhost.json"));
+    let key = entries.iter().find(|(name, _)| name.ends_with("host.key")).unwrap();
+    assert_eq!(key.1, 0o600);
+}
+
+#[test]
+fn a_crashed_engine_leaves_mounts_that_only_the_operator_releases() {
+    let (web1, web2) = (Host::new("web1"), Host::new("web2"));
+    let daemon = serve_both(&web1, &web2);
+    join(&daemon, &web2);
+    let first = Engine::start(&web1);
+    create(&first, "db");
+    let second = Engine::start(&web2);
+    second.sleeper("c1", &["-v", "db:/x"]);
+    daemon.has_mounts(&[("db", "web2", false)]);
+
+    // What may be alive is not released by the word for what is dead.
+    daemon.cli(&["mount", "release", "db", "web2", "--yes"]);
+    daemon.has_mounts(&[("db", "web2", false)]);
+
+    // The machine loses power and comes back under the same name, with the same bundle.
+    drop(second);
+    drop(web2);
+    let web2 = Host::new("web2");
+    web2.join(&web1);
+    join(&daemon, &web2);
+    let second = Engine::start(&web2);
+    assert_eq!(second.ok(&["volume", "ls", "-q"]), "db");
+    let is_stale = || daemon.mounts().iter().all(|mount| mount.stale).then_some(());
+    until("the new activation", SOON, is_stale);
+    daemon.has_mounts(&[("db", "web2", true)]);
+    second.sleeper("c2", &["-v", "db:/x"]);
+    second.ok(&["rm", "--force", "c2"]);
+    // A new engine's unmount does not take an old engine's mount.
+    daemon.has_mounts(&[("db", "web2", true)]);
+    for engine in [&first, &second] {
+        let refusal = engine.fails(&["volume", "rm", "db"]);
+        assert!(refusal.contains("web2"), "{refusal}");
+    }
+
+    daemon.cli(&["mount", "release", "db", "web2", "--yes"]).ok();
+    daemon.has_mounts(&[]);
+    first.ok(&["volume", "rm", "db"]);
+}
+
+#[test]
+fn a_revoked_host_is_shut_out_at_once_and_forgets_nothing() {
+    let (web1, web2) = (Host::new("web1"), Host::new("web2"));
+    let daemon = serve_both(&web1, &web2);
+    join(&daemon, &web2);
+    let mut engine = Engine::start(&web2);
+    engine.ok(&["volume", "create", "-d", "volhost", "--label", "tier=gold", "db"]);
+    // The host's name is in the certificate, so a second bundle for it proves the same host.
+    let identity = daemon.add_host("web2", &["--advertise", &advertised()], &web2.dir().join("bundle"));
+    let address = advertised().strip_prefix("https://").unwrap().parse().unwrap();
+    let connect = || Client::tls(web2.dial(address).unwrap(), &identity.ca, Some(&identity));
+    let mut open = connect().unwrap();
+    assert_eq!(open.call("/VolumeDriver.Get", &json!({ "Name": "db" })).unwrap().status, 200);
+
+    daemon.cli(&["host", "revoke", "web2"]).ok();
+    let revoked = Instant::now();
+    assert!(open.is_closed(), "an open connection outlived the revocation");
+    let took = revoked.elapsed();
+    assert!(took < Duration::from_secs(3), "the revocation took {took:?}");
+    let again = connect().and_then(|mut client| client.call("/VolumeDriver.Get", &json!({ "Name": "db" })));
+    assert!(again.is_err(), "a revoked host was answered: {again:?}");
+    // To the engine this is a broken connection, never an answer: an answer would cost it the labels.
+    let failure = engine.fails(&["volume", "inspect", "db"]);
+    assert!(failure.contains("error while checking"), "{failure}");
+    assert_eq!(daemon.volumes(), ["db"]);
+
+    // The host that is let in again, with a certificate of a later date, finds everything as it was.
+    join(&daemon, &web2);
+    engine.stop();
+    engine.start_again();
+    assert_eq!(engine.inspect("db")["Labels"], json!({ "tier": "gold" }));
+    // The other host was never concerned.
+    let mut own =
+        Client::tls(web1.dial(daemon.tcp("https")).unwrap(), &daemon.identity().ca, Some(&daemon.identity()));
+    assert_eq!(own.as_mut().unwrap().call("/VolumeDriver.List", &json!({})).unwrap().status, 200);
+}
+
+#[test]
+fn an_engine_without_a_certificate_gets_nowhere() {
+    let daemon = Daemon::start();
+    let ca = daemon.identity().ca;
+    let stream = std::net::TcpStream::connect(daemon.tcp("https")).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let answer =
+        Client::tls(stream, &ca, None).and_then(|mut client| client.call("/Plugin.Activate", &json!({})));
+    assert!(answer.is_err(), "a stranger was answered: {answer:?}");
+    let plain =
+        Client::connect(&Target::Tcp(daemon.tcp("https"))).unwrap().call("/Plugin.Activate", &json!({}));
+    assert!(
+        plain.is_err() || plain.as_ref().is_ok_and(|a| a.status >= 400),
+        "plain text was answered: {plain:?}"
+    );
+}
