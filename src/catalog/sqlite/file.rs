@@ -1,0 +1,357 @@
+//! Opening a catalog's file: making an empty one, or making sure that what is there is a whole catalog.
+//!
+//! Until the last row was understood nothing is written: a file that is refused is, with its log, byte for byte as it
+//! was. SQLite's locks belong to the process, so that no one here may open the file beside SQLite once that has it.
+
+use std::error::Error;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use super::place::{Lock, beside, make_directory, refuse_shared, sync_directory};
+use super::schema::{self, APPLICATION_ID, APPLICATION_ID_AT, HEADER, MAGIC, MIGRATIONS};
+use crate::catalog::View;
+use crate::catalog::record::{InvalidRow, Loader, Table};
+
+/// Why a catalog's file was not opened. The file, and the log beside it, are as they were.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its directory is missing and cannot be made.
+    #[error("the directory {} of the catalog cannot be made; make it, or name another place as \"catalog\"",
+        .path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It lies where SQLite does not work.
+    #[error("the catalog {} would lie on {kind}, where file locks cannot be relied on; \
+        name a place on a local file system as \"catalog\"", .path.display())]
+    Shared {
+        /// The file, or its directory.
+        path: PathBuf,
+        /// What its file system is called.
+        kind: &'static str,
+    },
+    /// Another process has it.
+    #[error("the catalog {} is in use by {holder}; stop that, or give this volhost a catalog of its own",
+        .path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// Who holds it, for a message.
+        holder: String,
+    },
+    /// The system refused.
+    #[error("the catalog {} cannot be {doing}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried, after "cannot be".
+        doing: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It may be read, but not written.
+    #[error("the catalog {} cannot be written; give its file and directory to the user volhost runs as, and look \
+        whether the file system is mounted read-only", .path.display())]
+    ReadOnly {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Something else than a file has its name.
+    #[error("the catalog {} is not a regular file; move it away, or name another place as \"catalog\"",
+        .path.display())]
+    NotAFile {
+        /// What has its name.
+        path: PathBuf,
+    },
+    /// A file of no bytes, which volhost never makes: what was in it is lost.
+    #[error("the catalog {} is an empty file, which is what a failed copy or a full disk leaves; put a backup in its \
+        place, or remove it and run `volhost catalog rebuild`", .path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its log is there, and it is not.
+    #[error("the catalog {} is missing, but {} is there: it was moved or removed without its log; bring it back, or \
+        move the log away and run `volhost catalog rebuild`", .path.display(), .log.display())]
+    Headless {
+        /// The file that is missing.
+        path: PathBuf,
+        /// What lies beside it.
+        log: PathBuf,
+    },
+    /// Another program's file.
+    #[error("{} is not a catalog of volhost: {why}; name another place as \"catalog\"", .path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        why: &'static str,
+    },
+    /// A later volhost's file.
+    #[error("the catalog {} has schema {found}, and this volhost knows up to {known}: it was used by a newer volhost; \
+        run that one", .path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// The latest schema known here.
+        known: usize,
+    },
+    /// A damaged file.
+    #[error("the catalog {} is damaged; put a backup in its place, or move it away and run `volhost catalog rebuild`",
+        .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A record that is not understood.
+    #[error("the catalog {} holds a record that is not understood; nothing was changed", .path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Which, and why.
+        #[source]
+        source: InvalidRow,
+    },
+    /// SQLite failed for another reason.
+    #[error("the catalog {} cannot be opened", .path.display())]
+    Engine {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
+}
+
+/// A file that was found to be a catalog.
+pub(super) struct Opened {
+    /// What it holds.
+    pub view: View,
+    /// The connection that writes.
+    pub writer: Connection,
+    /// The connection that moves the log into the file.
+    pub checkpointer: Connection,
+    /// The log beside it.
+    pub log: PathBuf,
+    /// That no other process has it.
+    pub lock: Lock,
+}
+
+/// Opens the file, or makes it.
+pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
+    let path = real(path)?;
+    let lock = Lock::take(&path)?;
+    let tell = |doing| {
+        let path = path.clone();
+        move |source| OpenError::Io { path, doing, source }
+    };
+    match fs::symlink_metadata(&path) {
+        Ok(found) => examine(&path, &found)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(&path)?,
+        Err(error) => return Err(tell("looked at")(error)),
+    }
+    refuse_shared(&path)?;
+    let mut writer = connect(&path)?;
+    let view = read(&path, &mut writer)?;
+    let prepared = prepare(&writer).and_then(|()| {
+        let checkpointer = Connection::open_with_flags(&path, FLAGS)?;
+        prepare(&checkpointer)?;
+        // From here on the last connection may tidy up when it is closed.
+        writer.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        Ok(checkpointer)
+    });
+    let log = beside(&path, "-wal");
+    let checkpointer = prepared.map_err(|source| OpenError::Engine { path, source })?;
+    Ok(Opened { view, writer, checkpointer, log, lock })
+}
+
+const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
+
+/// The file's path without symbolic links, so that it has one lock and one log whatever it is called. Makes its
+/// directory.
+fn real(path: &Path) -> Result<PathBuf, OpenError> {
+    let tell = |source| OpenError::Io { path: path.into(), doing: "found", source };
+    let no_file = || tell(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
+    if path.is_symlink() {
+        return fs::canonicalize(path).map_err(tell);
+    }
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Err(no_file()) };
+    make_directory(directory).map_err(|source| OpenError::Directory { path: directory.into(), source })?;
+    let directory = fs::canonicalize(directory).map_err(tell)?;
+    refuse_shared(&directory)?;
+    Ok(directory.join(name))
+}
+
+/// Looks at a file before SQLite does, which would take an empty file for a new catalog and another program's for its
+/// own.
+fn examine(path: &Path, found: &fs::Metadata) -> Result<(), OpenError> {
+    let path = || path.to_path_buf();
+    if !found.is_file() {
+        return Err(OpenError::NotAFile { path: path() });
+    }
+    if found.len() == 0 {
+        return Err(OpenError::Empty { path: path() });
+    }
+    let mut header = Vec::with_capacity(HEADER);
+    File::open(path())
+        .and_then(|file| file.take(HEADER as u64).read_to_end(&mut header))
+        .map_err(|source| OpenError::Io { path: path(), doing: "read", source })?;
+    if !header.starts_with(MAGIC) {
+        return Err(OpenError::Foreign {
+            path: path(),
+            why: "it is no SQLite file, or its beginning is lost",
+        });
+    }
+    let Some(id) = header.get(APPLICATION_ID_AT).filter(|_| header.len() == HEADER) else {
+        return Err(OpenError::Damaged { path: path(), source: "it ends within its header".into() });
+    };
+    if id != APPLICATION_ID.to_be_bytes() {
+        return Err(OpenError::Foreign { path: path(), why: "it is another program's SQLite file" });
+    }
+    Ok(())
+}
+
+/// Makes an empty catalog: under another name, so that no half-made file ever has this one.
+fn make(path: &Path) -> Result<(), OpenError> {
+    for log in ["-wal", "-journal"].map(|suffix| beside(path, suffix)) {
+        if fs::symlink_metadata(&log).is_ok() {
+            return Err(OpenError::Headless { path: path.into(), log });
+        }
+    }
+    let new = beside(path, ".new");
+    let tell = |source| OpenError::Io { path: path.into(), doing: "made", source };
+    // What an earlier start left half-made; the lock keeps it from being anyone's work.
+    for left in [beside(&new, "-journal"), new.clone()] {
+        match fs::remove_file(left) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(tell(error)),
+            _ => {}
+        }
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(tell)?;
+    fill(&new).map_err(|source| OpenError::Engine { path: path.into(), source })?;
+    File::open(&new).and_then(|file| file.sync_all()).map_err(tell)?;
+    fs::rename(&new, path).map_err(tell)?;
+    path.parent().map_or(Ok(()), sync_directory).map_err(tell)
+}
+
+fn fill(new: &Path) -> rusqlite::Result<()> {
+    let mut connection = Connection::open_with_flags(new, FLAGS)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let transaction = connection.transaction()?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    schema::migrate(&transaction, MIGRATIONS, 0)?;
+    transaction.commit()?;
+    connection.close().map_err(|(_, error)| error)
+}
+
+/// Lets SQLite open a file, so that it writes nothing by itself.
+fn connect(path: &Path) -> Result<Connection, OpenError> {
+    let connection = Connection::open_with_flags(path, FLAGS).and_then(|connection| {
+        // Closing the last connection would move the log into the file, also into one that is refused.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.busy_timeout(BUSY)?;
+        connection.is_readonly("main").map(|read_only| (connection, read_only))
+    });
+    match connection {
+        Ok((connection, false)) => Ok(connection),
+        Ok((_, true)) => Err(OpenError::ReadOnly { path: path.into() }),
+        Err(source) => Err(tell(path, source)),
+    }
+}
+
+/// How long a connection waits for another one: the two here for each other, or for an operator's `sqlite3`.
+const BUSY: Duration = Duration::from_secs(30);
+
+/// Reads everything, and brings an older schema up to date once all of it was understood.
+fn read(path: &Path, connection: &mut Connection) -> Result<View, OpenError> {
+    let engine = |source| tell(path, source);
+    let found = schema::version(connection).map_err(engine)?;
+    let known = MIGRATIONS.len();
+    let from = match usize::try_from(found) {
+        Ok(0) | Err(_) => {
+            let source = format!("it says schema {found}, which no catalog has").into();
+            return Err(OpenError::Damaged { path: path.into(), source });
+        }
+        Ok(from) if from > known => return Err(OpenError::Newer { path: path.into(), found, known }),
+        Ok(from) => from,
+    };
+    let check: String =
+        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(engine)?;
+    if check != "ok" {
+        return Err(OpenError::Damaged { path: path.into(), source: check.into() });
+    }
+    let migrates = from < known;
+    let behavior = if migrates { TransactionBehavior::Immediate } else { TransactionBehavior::Deferred };
+    let transaction = connection.transaction_with_behavior(behavior).map_err(engine)?;
+    if migrates {
+        schema::migrate(&transaction, MIGRATIONS, from).map_err(engine)?;
+    }
+    let view = load(path, &transaction)?;
+    transaction.commit().map_err(engine)?;
+    if migrates {
+        log::info!("the catalog {} was brought from schema {from} to {known}", path.display());
+    }
+    Ok(view)
+}
+
+/// Reads every row.
+fn load(path: &Path, connection: &Connection) -> Result<View, OpenError> {
+    let engine = |source| tell(path, source);
+    let row_error = |source| OpenError::Row { path: path.into(), source };
+    let text_error =
+        |error: rusqlite::types::FromSqlError| OpenError::Damaged { path: path.into(), source: error.into() };
+    let mut loader = Loader::default();
+    for table in Table::ALL {
+        let mut statement = connection.prepare(schema::select(table)).map_err(engine)?;
+        let parts = table.key().len();
+        let mut rows = statement.query([]).map_err(engine)?;
+        while let Some(row) = rows.next().map_err(engine)? {
+            let text = |index| row.get_ref(index).map_err(engine)?.as_str().map_err(text_error);
+            let key = (0..parts).map(text).collect::<Result<Vec<_>, _>>()?;
+            loader.take(table, &key, text(parts)?).map_err(row_error)?;
+        }
+    }
+    loader.finish().map_err(row_error)
+}
+
+/// Sets what a serving connection needs.
+fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY)?;
+    let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(rusqlite::Error::InvalidParameterName(format!("journal_mode stays {mode}")));
+    }
+    // A commit returns when the disk has it, and moves no page of the log by itself.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let _: i64 = connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |row| row.get(0))?;
+    connection.set_prepared_statement_cache_capacity(2 * Table::ALL.len());
+    Ok(())
+}
+
+/// What SQLite's error says of the file.
+fn tell(path: &Path, source: rusqlite::Error) -> OpenError {
+    let path = path.to_path_buf();
+    match source.sqlite_error_code() {
+        // A table or column that is not there, like a page that cannot be.
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => {
+            OpenError::Damaged { path, source: source.into() }
+        }
+        _ => OpenError::Engine { path, source },
+    }
+}

@@ -1,0 +1,200 @@
+//! The thread that decides changes and makes them durable.
+
+use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::oneshot;
+
+use super::checkpoint::{Checkpoints, empty_log};
+use super::place::Lock;
+use super::schema;
+use crate::catalog::record::{Row, encode};
+use crate::catalog::{CatalogError, Change, Outcome, View, Write};
+use crate::error::chain;
+
+/// How many changes one transaction takes at most, so that the first of them does not wait for too many.
+const BATCH: usize = 1024;
+
+/// How long after a failed commit it is tried again to undo it for good.
+const SETTLE_AFTER: Duration = Duration::from_secs(1);
+
+/// A queued change and who waits for it.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) change: Change,
+    pub(super) answer: oneshot::Sender<Result<Outcome, CatalogError>>,
+}
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// What the thread owns.
+pub(super) struct Writer {
+    connection: Connection,
+    checkpoints: Checkpoints,
+    lock: Lock,
+    view: Arc<ArcSwap<View>>,
+    location: String,
+    /// Whether the log's end may hold a commit that was answered with an error: see [`Writer::settle`].
+    unsettled: bool,
+}
+
+impl Writer {
+    pub(super) fn new(
+        connection: Connection,
+        checkpoints: Checkpoints,
+        lock: Lock,
+        view: Arc<ArcSwap<View>>,
+        location: String,
+    ) -> Self {
+        Self { connection, checkpoints, lock, view, location, unsettled: false }
+    }
+
+    /// Serves the queue until its last sender is gone, then closes the file.
+    pub(super) fn run(mut self, queue: Receiver<Job>) {
+        // Whoever waits for a change that meets a panic, or asks for one later, is told that the catalog is closed:
+        // the answers are dropped, here and with the queue.
+        if catch_unwind(AssertUnwindSafe(|| self.serve(&queue))).is_err() {
+            log::error!(
+                "the catalog {} takes no more changes: its writer panicked; restart volhost",
+                self.location
+            );
+        }
+        drop(queue);
+        self.close();
+    }
+
+    fn serve(&mut self, queue: &Receiver<Job>) {
+        loop {
+            let first = if self.unsettled {
+                match queue.recv_timeout(SETTLE_AFTER) {
+                    Ok(job) => job,
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.settle();
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            } else {
+                let Ok(job) = queue.recv() else { return };
+                job
+            };
+            self.turn(std::iter::once(first).chain(queue.try_iter()).take(BATCH).collect());
+        }
+    }
+
+    /// Decides changes in their order, makes them durable together, shows them together, and answers.
+    fn turn(&mut self, batch: Vec<Job>) {
+        let base = self.view.load_full();
+        let mut draft = View::clone(&base);
+        let mut writes = Vec::new();
+        let mut results = Vec::with_capacity(batch.len());
+        for job in &batch {
+            results.push(draft.apply(job.change.clone()).map_err(CatalogError::from).map(
+                |(outcome, records)| {
+                    writes.extend(records);
+                    outcome
+                },
+            ));
+        }
+        if !writes.is_empty()
+            && let Err(failure) = self.commit(&writes)
+        {
+            log::error!("the catalog {} could not be written: {}", self.location, chain(&*failure));
+            (draft, results) = self.without_disk(&base, &batch, &failure.into());
+        }
+        self.view.store(Arc::new(draft));
+        for (job, result) in batch.into_iter().zip(results) {
+            // Nobody may be waiting any more; the change stands all the same.
+            let _ = job.answer.send(result);
+        }
+    }
+
+    /// Decides the changes of a transaction that failed once more: those that need the disk are answered with the
+    /// failure and leave nothing, and the others are decided as if those had never been submitted.
+    fn without_disk(
+        &self,
+        base: &View,
+        batch: &[Job],
+        failure: &Arc<dyn Error + Send + Sync>,
+    ) -> (View, Vec<Result<Outcome, CatalogError>>) {
+        let mut draft = base.clone();
+        let results = batch.iter().map(|job| {
+            let mut trial = draft.clone();
+            let (outcome, writes) = trial.apply(job.change.clone())?;
+            if writes.is_empty() {
+                draft = trial;
+                return Ok(outcome);
+            }
+            Err(CatalogError::Write { location: self.location.clone(), source: Arc::clone(failure) })
+        });
+        let results = results.collect();
+        (draft, results)
+    }
+
+    /// Makes records durable, all of them or none.
+    fn commit(&mut self, writes: &[Write]) -> Result<(), Failure> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for write in writes {
+            let Row { table, key, record } = encode(write)?;
+            let key = key.iter().map(|part| &**part);
+            match &record {
+                Some(record) => transaction
+                    .prepare_cached(schema::store(table))?
+                    .execute(rusqlite::params_from_iter(key.chain([record.as_str()])))?,
+                None => transaction
+                    .prepare_cached(schema::delete(table))?
+                    .execute(rusqlite::params_from_iter(key))?,
+            };
+        }
+        match transaction.commit() {
+            Ok(()) => {
+                self.unsettled = false;
+                self.checkpoints.wrote(writes.len());
+                Ok(())
+            }
+            Err(error) => {
+                self.unsettled = true;
+                self.settle();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Undoes a failed commit for good.
+    ///
+    /// A commit that failed is rolled back for this connection, and yet all its pages may stand at the log's end:
+    /// when the disk failed to say that it has them, for instance. A process that starts after a crash would find
+    /// them there and take the change for a durable one, although it was answered with an error. Any commit that
+    /// succeeds overwrites the place, so one is made that changes nothing; while none succeeds, it is tried again.
+    fn settle(&mut self) {
+        let settled = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(
+            |transaction| {
+                schema::set_version(&transaction, schema::MIGRATIONS.len())?;
+                transaction.commit()
+            },
+        );
+        match settled {
+            Ok(()) => self.unsettled = false,
+            Err(error) => {
+                log::debug!("the catalog {} cannot be written yet: {}", self.location, chain(&error));
+            }
+        }
+    }
+
+    /// Moves the log into the file and closes it. What fails here loses nothing: the log is read by the next start.
+    fn close(self) {
+        let Self { connection, checkpoints, lock, view: _, location, unsettled: _ } = self;
+        checkpoints.stop();
+        let moved = empty_log(&connection);
+        if let Err(error) = moved.and_then(|_| connection.close().map_err(|(_, error)| error)) {
+            log::warn!("the log of the catalog {location} stays beside it: {}", chain(&error));
+        }
+        // Only now may another process have the file.
+        drop(lock);
+    }
+}
