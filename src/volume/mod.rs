@@ -119,7 +119,10 @@ impl Service {
             Some(volume) if volume.visible && in_sight(&in_force.access, caller, volume) => {
                 Ok(seen(&view, &in_force.map, volume))
             }
-            _ => Err(Error::NoSuchVolume(name.into())),
+            _ => {
+                VolumeName::parse(name)?;
+                Err(Error::NoSuchVolume(name.into()))
+            }
         }
     }
 
