@@ -6,7 +6,7 @@
 //! the runtime.
 
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -207,7 +207,7 @@ impl Handle {
 
 /// Opens one name below a directory handle: it cannot leave the directory, follow a link or cross a mount point.
 pub(super) fn open_beneath(
-    dir: &OwnedFd,
+    dir: impl AsFd,
     name: impl rustix::path::Arg,
     flags: OFlags,
 ) -> Result<OwnedFd, Errno> {
@@ -218,4 +218,58 @@ pub(super) fn open_beneath(
     // O_NONBLOCK, because a FIFO that somebody put there must not hold us; it means nothing for a directory.
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::tests::{Mounted, backend_name, is_root, open};
+
+    fn refused(path: &Path, require_mount: bool) -> String {
+        Root::open(&backend_name("fast"), path, require_mount).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_root_that_cannot_be_used_is_offline_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(
+            refused(&gone, false),
+            format!("backend \"fast\" is offline: {} does not exist; is the share mounted?", gone.display())
+        );
+        assert!(refused(&file, false).ends_with("is not a directory"));
+        assert!(refused(Path::new("/"), true).contains("lies on the root file system"));
+    }
+
+    #[test]
+    fn a_mounted_root_satisfies_require_mount() {
+        if !is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let _mounted = Mounted::tmpfs(dir.path());
+        Root::open(&backend_name("fast"), dir.path(), true).unwrap();
+    }
+
+    #[test]
+    fn the_way_to_a_root_may_lead_through_links() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        let root = open(&dir.path().join("link"));
+        assert!(root.is_empty().unwrap());
+        let usage = root.usage().unwrap();
+        assert!(usage.total_bytes >= usage.free_bytes && usage.total_bytes > 0);
+    }
+
+    #[test]
+    fn no_name_leads_out_of_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        for name in ["..", "../..", "/etc", "a/../../.."] {
+            assert!(open_beneath(&root.dir.fd, name, OFlags::RDONLY).is_err(), "{name}");
+        }
+    }
 }

@@ -16,6 +16,12 @@ pub mod name;
 mod purge;
 mod volumes;
 
+#[cfg(test)]
+#[path = "../../tests/integration/harness/fuse.rs"]
+mod fuse;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

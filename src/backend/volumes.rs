@@ -271,3 +271,183 @@ fn moved(what: &'static str, path: PathBuf, source: Errno) -> BackendError {
     let effect = if refusals.contains(&source) { Effect::None } else { Effect::Unknown };
     BackendError::Io { what, path, effect, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+    use std::path::Path;
+
+    use super::*;
+    use crate::backend::tests::{Mounted, is_root, made, me, mode, open, volume};
+
+    fn read(path: &Path) -> String {
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn a_staged_directory_has_exactly_the_owner_and_mode_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let (uid, gid) = if is_root() { (1234, 4321) } else { me() };
+        for text in ["0755", "0777", "2770", "1777", "0000", "7777"] {
+            let id = VolumeId::random();
+            root.stage(id, uid, gid, mode(text)).unwrap();
+            let name = volume(&format!("v{text}"));
+            root.publish(id, &name).unwrap();
+            let made = std::fs::metadata(dir.path().join(name.as_str())).unwrap();
+            assert_eq!(format!("{:04o}", made.mode() & 0o7777), text);
+            assert_eq!((made.uid(), made.gid()), (uid, gid));
+            // What is inherited from the directory above is not asked for.
+            let above = dir.path().join(".volhost/new");
+            std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o2700)).unwrap();
+        }
+        let own = std::fs::metadata(dir.path().join(".volhost")).unwrap();
+        assert_eq!(own.mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn a_directory_is_staged_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let id = VolumeId::random();
+        let (uid, gid) = me();
+        root.stage(id, uid, gid, mode("0755")).unwrap();
+        let again = root.stage(id, uid, gid, mode("0755"));
+        assert!(matches!(again, Err(BackendError::Occupied { .. })));
+        assert_eq!(root.staged().unwrap().volumes, [id]);
+    }
+
+    #[test]
+    fn publishing_never_replaces_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let id = VolumeId::random();
+        let (uid, gid) = me();
+        root.stage(id, uid, gid, mode("0755")).unwrap();
+        std::fs::create_dir(dir.path().join("directory")).unwrap();
+        std::fs::write(dir.path().join("file"), "kept").unwrap();
+        symlink("/nowhere", dir.path().join("link")).unwrap();
+        for (name, adoptable) in [("directory", true), ("file", false), ("link", false)] {
+            let error = root.publish(id, &volume(name)).unwrap_err();
+            let BackendError::Occupied { path, directory } = error else { panic!("{name}: {error}") };
+            assert_eq!((path, directory), (dir.path().join(name), adoptable));
+        }
+        assert_eq!(read(&dir.path().join("file")), "kept");
+        assert_eq!(root.staged().unwrap().volumes, [id]);
+        let missing = root.publish(VolumeId::random(), &volume("db"));
+        assert!(matches!(missing, Err(BackendError::Missing { .. })));
+    }
+
+    #[test]
+    fn only_an_empty_staged_directory_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let id = VolumeId::random();
+        root.unstage(id).unwrap();
+        let (uid, gid) = me();
+        root.stage(id, uid, gid, mode("0755")).unwrap();
+        let data = dir.path().join(".volhost/new").join(id.to_string()).join("data");
+        std::fs::write(&data, "kept").unwrap();
+        assert!(matches!(root.unstage(id), Err(BackendError::NotEmpty { .. })));
+        assert_eq!(read(&data), "kept");
+        std::fs::remove_file(&data).unwrap();
+        root.unstage(id).unwrap();
+        root.unstage(id).unwrap();
+        assert_eq!(root.staged().unwrap(), Listing::default());
+    }
+
+    #[test]
+    fn the_trash_gives_back_what_it_was_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let id = made(&root, "db");
+        root.trash(&volume("db"), id).unwrap();
+        assert_eq!(root.volume_state(&volume("db")).unwrap(), VolumeState::Missing);
+        assert_eq!(root.trashed().unwrap().volumes, [id]);
+        made(&root, "db");
+        assert!(matches!(
+            root.untrash(id, &volume("db")),
+            Err(BackendError::Occupied { directory: true, .. })
+        ));
+        root.untrash(id, &volume("back")).unwrap();
+        assert_eq!(read(&dir.path().join("back/data")), "db");
+        assert!(matches!(root.untrash(id, &volume("twice")), Err(BackendError::Missing { .. })));
+        assert!(matches!(root.trash(&volume("none"), id), Err(BackendError::Missing { .. })));
+    }
+
+    #[test]
+    fn what_is_no_directory_is_not_trashed() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = open(dir.path());
+        std::fs::write(other.path().join("data"), "kept").unwrap();
+        symlink(other.path(), dir.path().join("link")).unwrap();
+        std::fs::write(dir.path().join("file"), "kept").unwrap();
+        for name in ["link", "file"] {
+            assert_eq!(root.volume_state(&volume(name)).unwrap(), VolumeState::NotADirectory);
+            let refused = root.trash(&volume(name), VolumeId::random());
+            assert!(matches!(refused, Err(BackendError::NotADirectory { .. })), "{name}");
+        }
+        assert_eq!(read(&dir.path().join("link/data")), "kept");
+        assert_eq!(root.trashed().unwrap(), Listing::default());
+    }
+
+    #[test]
+    fn a_mount_point_is_not_trashed() {
+        if !is_root() {
+            return;
+        }
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = open(dir.path());
+        let id = made(&root, "db");
+        for mounted in [Mounted::tmpfs, |at: &Path| Mounted::bind(at, at)] {
+            let _mounted = mounted(&dir.path().join("db"));
+            let refused = root.trash(&volume("db"), id);
+            assert!(matches!(refused, Err(BackendError::MountPoint { .. })), "{refused:?}");
+            assert_eq!(root.volume_state(&volume("db")).unwrap(), VolumeState::Directory);
+        }
+        let _mounted = Mounted::bind(other.path(), &dir.path().join(".volhost"));
+        let refused = root.stage(id, 0, 0, mode("0755"));
+        assert!(matches!(refused, Err(BackendError::MountPoint { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn our_own_directories_may_be_no_links() {
+        for link in [".volhost", ".volhost/new", ".volhost/trash"] {
+            let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let root = open(dir.path());
+            if link != ".volhost" {
+                std::fs::create_dir(dir.path().join(".volhost")).unwrap();
+            }
+            symlink(other.path(), dir.path().join(link)).unwrap();
+            let id = VolumeId::random();
+            let (uid, gid) = me();
+            let staged = root.stage(id, uid, gid, mode("0755"));
+            std::fs::create_dir(dir.path().join("db")).unwrap();
+            let trashed = root.trash(&volume("db"), id);
+            assert_eq!(staged.is_err(), link != ".volhost/trash", "{link}: {staged:?}");
+            assert_eq!(trashed.is_err(), link != ".volhost/new", "{link}: {trashed:?}");
+            for result in [staged, trashed] {
+                assert!(matches!(result, Ok(()) | Err(BackendError::NotADirectory { .. })), "{result:?}");
+            }
+            assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0, "{link} was followed");
+        }
+    }
+
+    #[test]
+    fn strays_are_told_apart_and_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let id = made(&root, "db");
+        root.trash(&volume("db"), id).unwrap();
+        let trash = dir.path().join(".volhost/trash");
+        let file = trash.join(VolumeId::random().to_string());
+        let directory = trash.join("photos");
+        let shouted = trash.join(VolumeId::random().to_string().to_uppercase());
+        std::fs::write(&file, "").unwrap();
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::create_dir(&shouted).unwrap();
+        let mut strays = vec![file, directory, shouted];
+        strays.sort();
+        assert_eq!(root.trashed().unwrap(), Listing { volumes: vec![id], strays });
+    }
+}
