@@ -106,9 +106,9 @@ impl Root {
             Ok(()) => {}
             // Another volhost on the same share was first.
             Err(Errno::EXIST) => {
-                if let Some(found) = self.identity()? {
-                    return self.accept(id, &found);
-                }
+                let _ = rustix::fs::unlinkat(&house.fd, UNFINISHED, AtFlags::empty());
+                let found = self.identity()?.ok_or(BackendError::Missing { path: house.path.join(FILE) })?;
+                return self.accept(id, &found);
             }
             Err(errno) => return Err(BackendError::uncertain("rename", &path, errno)),
         }
@@ -153,6 +153,9 @@ impl Root {
                 "{path} holds a backend that this catalog does not know (id {}): is the right share mounted? \
                  `volhost backend adopt {name}` takes it over",
                 found.id
+            )),
+            (_, None) if self.is_empty().unwrap_or(false) => offline(format!(
+                "{path} is empty and no backend yet: `volhost backend init {name}` makes it one"
             )),
             (_, None) => offline(format!(
                 "{path} is not empty and has no {HOUSE}/{FILE}: is the share mounted? `volhost backend init {name}` \

@@ -182,6 +182,15 @@ async fn work_runs_on_the_expected_backend_only() {
 
     let other = backend.run(Expect::This(BackendId::random()), |_| Ok(())).await.unwrap_err();
     assert!(other.to_string().contains("`volhost backend adopt fast` takes it over"), "{other}");
+    let bare = tempfile::tempdir().unwrap();
+    let init = hasty(bare.path()).run(Expect::Unknown, |_| Ok(())).await.unwrap_err();
+    assert!(
+        init.to_string().ends_with("is empty and no backend yet: `volhost backend init fast` makes it one"),
+        "{init}"
+    );
+    std::fs::write(bare.path().join("data"), "").unwrap();
+    let init = hasty(bare.path()).run(Expect::Unknown, |_| Ok(())).await.unwrap_err();
+    assert!(init.to_string().contains("is not empty and has no .volhost/backend.json"), "{init}");
     let unknown = backend.probe(Expect::Unknown).await;
     assert!(
         matches!(&*unknown, Health::Offline { reason, .. } if reason.contains("this catalog does not know")),

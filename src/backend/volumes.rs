@@ -53,7 +53,11 @@ impl Root {
         match rustix::fs::mkdirat(&new.fd, &*name, rustix::fs::Mode::RWXU) {
             Ok(()) => {}
             Err(Errno::EXIST) => return Err(BackendError::Occupied { path, directory: true }),
-            Err(errno) => return Err(BackendError::io("make", &path, errno)),
+            Err(errno) => {
+                // A server may have made it and lost its answer.
+                let _ = rustix::fs::unlinkat(&new.fd, &*name, AtFlags::REMOVEDIR);
+                return Err(moved("make", path, errno));
+            }
         }
         let made = new.open(&name).and_then(|made| {
             let made = made.ok_or(BackendError::Missing { path })?;
@@ -244,6 +248,8 @@ fn is_mount_point(dir: &Handle, name: &str) -> Result<bool, BackendError> {
                 open_beneath(&dir.fd, name, rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY);
             Ok(opened.is_err_and(|errno| errno == Errno::XDEV))
         }
+        // The call that comes next says the same.
+        Err(Errno::NOENT) => Ok(false),
         Err(errno) => Err(BackendError::io("examine", &dir.path.join(name), errno)),
     }
 }
