@@ -6,7 +6,7 @@
 //! the runtime.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -215,9 +215,49 @@ pub(super) fn open_beneath(
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
-    // O_NONBLOCK, because a FIFO that somebody put there must not hold us; it means nothing for a directory.
-    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)
+    // O_NONBLOCK, because a FIFO that somebody put there must not hold us; it means nothing for a directory, and
+    // openat2 refuses it with O_PATH.
+    let wait = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NONBLOCK };
+    rustix::fs::openat2(dir, name, flags | wait | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// A directory of our own whose owner's rights were widened; they are taken back by [`Widened::restore`].
+///
+/// Only a process without root's rights needs it: the kernel lets such a one move a directory to another parent, or
+/// empty it, only where the directory's own mode lets it write.
+pub(super) struct Widened {
+    fd: OwnedFd,
+    mode: Mode,
+}
+
+impl Widened {
+    /// Gives the owner `rights` on the directory of that name; `None` when it is not ours, or has them already.
+    pub(super) fn open(
+        dir: impl AsFd,
+        name: impl rustix::path::Arg,
+        rights: Mode,
+    ) -> Result<Option<Self>, Errno> {
+        // O_PATH, because the mode may forbid everything else.
+        let fd = open_beneath(dir, name, OFlags::PATH | OFlags::DIRECTORY)?;
+        let stat = rustix::fs::fstat(&fd)?;
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+        if stat.st_uid != rustix::process::geteuid().as_raw() || mode.contains(rights) {
+            return Ok(None);
+        }
+        let widened = Self { fd, mode };
+        widened.set(mode | rights)?;
+        Ok(Some(widened))
+    }
+
+    /// Gives the directory the mode back that it had.
+    pub(super) fn restore(self) -> Result<(), Errno> {
+        self.set(self.mode)
+    }
+
+    fn set(&self, mode: Mode) -> Result<(), Errno> {
+        // The one way to change a mode by a handle that cannot read: the link leads to the handle's own directory.
+        rustix::fs::chmod(format!("/proc/self/fd/{}", self.fd.as_raw_fd()), mode)
+    }
 }
 
 #[cfg(test)]

@@ -5,14 +5,15 @@
 //! relative to the handle of the directory it was listed in, and no handle ever leads upwards.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, DirEntry, FileType, OFlags};
+use rustix::fs::{AtFlags, Dir, DirEntry, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
-use crate::backend::directory::{Root, TRASH, open_beneath};
+use crate::backend::directory::{Root, TRASH, Widened, open_beneath};
 use crate::backend::error::BackendError;
 use crate::volume::name::VolumeId;
 
@@ -44,7 +45,7 @@ impl Root {
     pub fn purge(&self, id: VolumeId, budget: usize) -> Result<Progress, BackendError> {
         let Some(trash) = self.house(TRASH)? else { return Ok(Progress::Done) };
         let name = id.to_string();
-        let fd = match open_beneath(&trash.fd, &*name, OFlags::RDONLY | OFlags::DIRECTORY) {
+        let fd = match open_to_empty(&trash.fd, &*name) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(Progress::Done),
             Err(errno) => return blocked(trash.path.join(name), errno),
@@ -146,7 +147,7 @@ impl Walk<'_> {
             return Ok(());
         }
         // Refuses a mount point, also one of the same file system.
-        let child = open_beneath(parent, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let child = open_to_empty(parent, name)?;
         if self.levels.len() < DEPTH {
             self.levels.push(Level::new(child, name.into())?);
             return Ok(());
@@ -174,7 +175,7 @@ impl Walk<'_> {
         let Some(mut level) = self.levels.pop() else { return Ok(()) };
         let parent = match self.levels.last() {
             Some(above) => above.fd(),
-            None => Ok(std::os::fd::AsFd::as_fd(self.trash)),
+            None => Ok(self.trash.as_fd()),
         };
         let removed =
             parent.and_then(|parent| rustix::fs::unlinkat(parent, &*level.name, AtFlags::REMOVEDIR));
@@ -227,6 +228,14 @@ impl Walk<'_> {
         path.extend(names.map(|name| OsStr::from_bytes(name.to_bytes())));
         path
     }
+}
+
+/// Opens a directory of the tree, and gives a process without root's rights those it needs to empty it.
+fn open_to_empty(parent: impl AsFd, name: impl Arg + Copy) -> Result<OwnedFd, Errno> {
+    if !rustix::process::geteuid().is_root() {
+        Widened::open(&parent, name, Mode::RWXU)?;
+    }
+    open_beneath(parent, name, OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
 /// Tells what cannot be removed, and is skipped, from storage that fails.
@@ -293,8 +302,8 @@ mod tests {
         let (id, top) = trashed(&root);
         let mut handle: OwnedFd = std::fs::File::open(&top).unwrap().into();
         for _ in 0..3000 {
-            rustix::fs::mkdirat(&handle, "d", rustix::fs::Mode::RWXU).unwrap();
-            rustix::fs::mkdirat(&handle, "e", rustix::fs::Mode::RWXU).unwrap();
+            rustix::fs::mkdirat(&handle, "d", Mode::RWXU).unwrap();
+            rustix::fs::mkdirat(&handle, "e", Mode::RWXU).unwrap();
             handle = open_beneath(&handle, "d", OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
         }
         let mut calls = 0;
@@ -314,7 +323,7 @@ mod tests {
         symlink(other.path(), top.join("link")).unwrap();
         symlink("/nowhere", top.join("dangling")).unwrap();
         std::fs::hard_link(other.path().join("precious"), top.join("hard")).unwrap();
-        rustix::fs::mkfifoat(rustix::fs::CWD, top.join("fifo"), rustix::fs::Mode::RUSR).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, top.join("fifo"), Mode::RUSR).unwrap();
         std::fs::write(top.join(OsStr::from_bytes(b"\xff\n..")), "").unwrap();
         assert_eq!(root.purge(id, 100).unwrap(), Progress::Done);
         assert_eq!(std::fs::read_to_string(other.path().join("precious")).unwrap(), "kept");
@@ -363,6 +372,23 @@ mod tests {
         drop(mounted);
         assert_eq!(root.purge(id, 100).unwrap(), Progress::Done);
         assert_eq!(std::fs::read_to_string(other.path().join("precious")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn directories_without_rights_are_purged_all_the_same() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let (id, top) = trashed(&root);
+        for closed in ["a/b", "a", ""] {
+            let directory = top.join(closed);
+            std::fs::create_dir_all(top.join("a/b")).unwrap();
+            std::fs::write(directory.join("file"), "").unwrap();
+            let mode = if closed.is_empty() { 0 } else { 0o555 };
+            std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        assert_eq!(root.purge(id, 100).unwrap(), Progress::Done);
+        assert!(!top.exists());
     }
 
     #[test]

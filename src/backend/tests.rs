@@ -95,7 +95,7 @@ fn hasty(path: &Path) -> Arc<Backend> {
     Arc::new(Backend {
         name: backend_name("fast"),
         settings: settings(path),
-        state: Arc::new(State::new(Duration::from_millis(100), Duration::from_millis(100))),
+        state: Arc::new(State::new(Duration::from_millis(500), Duration::from_secs(1))),
     })
 }
 
@@ -257,7 +257,7 @@ async fn probes_of_a_backend_that_hangs_do_not_pile_up() {
     let expect = Expect::This(id);
     assert!(matches!(*backend.probe(expect).await, Health::Online { .. }));
     shaky.fs.control().hang(true);
-    for _ in 0..5 {
+    for _ in 0..3 {
         let health = backend.probe(expect).await;
         let Health::Offline { reason, .. } = &*health else { panic!("{health:?}") };
         assert!(reason.contains(" does not answer since "), "{reason}");

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, FileType, Gid, RenameFlags, Stat, StatxAttributes, StatxFlags, Uid};
 use rustix::io::Errno;
 
-use crate::backend::directory::{Handle, NEW, Root, TRASH, open_beneath};
+use crate::backend::directory::{Handle, NEW, Root, TRASH, Widened, open_beneath};
 use crate::backend::error::{BackendError, Effect};
 use crate::volume::name::{VolumeId, VolumeName};
 use crate::volume::options::Mode;
@@ -194,7 +194,11 @@ fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Backen
     if is_mount_point(from, old)? {
         return Err(BackendError::MountPoint { path: source });
     }
-    if let Err(errno) = rename_onto_nothing(from, old, to, new) {
+    let renamed = match rename_onto_nothing(from, old, to, new) {
+        Err(Errno::ACCESS) => rename_read_only(from, old, to, new),
+        result => result,
+    };
+    if let Err(errno) = renamed {
         // A server may have done it and lost its answer, and then refuse the repetition: what tells is whether the
         // very directory stands under its new name.
         let done = to.stat(new).is_ok_and(|now| now.is_some_and(|now| same(&now, &before)));
@@ -225,6 +229,16 @@ fn rename_onto_nothing(from: &Handle, old: &str, to: &Handle, new: &str) -> Resu
         }
         result => result,
     }
+}
+
+/// Renames a directory whose mode does not let its owner write, which the kernel demands of all but root.
+fn rename_read_only(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
+    let Some(widened) = Widened::open(&from.fd, old, rustix::fs::Mode::WUSR)? else {
+        return Err(Errno::ACCESS);
+    };
+    let renamed = rename_onto_nothing(from, old, to, new);
+    widened.restore()?;
+    renamed
 }
 
 fn same(one: &Stat, other: &Stat) -> bool {
@@ -300,6 +314,8 @@ mod tests {
             root.stage(id, uid, gid, mode(text)).unwrap();
             let name = volume(&format!("v{text}"));
             root.publish(id, &name).unwrap();
+            root.trash(&name, id).unwrap();
+            root.untrash(id, &name).unwrap();
             let made = std::fs::metadata(dir.path().join(name.as_str())).unwrap();
             assert_eq!(format!("{:04o}", made.mode() & 0o7777), text);
             assert_eq!((made.uid(), made.gid()), (uid, gid));
