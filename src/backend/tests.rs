@@ -103,7 +103,7 @@ fn hasty(path: &Path) -> Arc<Backend> {
 struct Shaky {
     fs: FuseFs,
     at: TempDir,
-    _backing: TempDir,
+    backing: TempDir,
 }
 
 impl Shaky {
@@ -114,8 +114,33 @@ impl Shaky {
         }
         let (backing, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let fs = FuseFs::mount(backing.path(), at.path()).unwrap();
-        Some(Self { fs, at, _backing: backing })
+        Some(Self { fs, at, backing })
     }
+}
+
+#[test]
+fn the_file_system_of_these_tests_passes_everything_else_through() {
+    let Some(shaky) = Shaky::mount() else { return };
+    let (at, behind) = (shaky.fs.path(), shaky.backing.path());
+    std::fs::create_dir(at.join("d")).unwrap();
+    std::fs::write(at.join("d/file"), vec![7; 300_000]).unwrap();
+    assert_eq!(std::fs::read(behind.join("d/file")).unwrap(), vec![7; 300_000]);
+    std::fs::write(at.join("d/file"), "short").unwrap();
+    assert_eq!(std::fs::read_to_string(at.join("d/file")).unwrap(), "short");
+    symlink("d/file", at.join("link")).unwrap();
+    std::fs::hard_link(at.join("d/file"), at.join("hard")).unwrap();
+    assert_eq!(std::fs::read_link(at.join("link")).unwrap(), Path::new("d/file"));
+    assert_eq!(std::fs::metadata(at.join("hard")).unwrap().nlink(), 2);
+    std::os::unix::fs::chown(at.join("d"), Some(7), Some(8)).unwrap();
+    let owner = std::fs::metadata(behind.join("d")).unwrap();
+    assert_eq!((owner.uid(), owner.gid()), (7, 8));
+    std::fs::rename(at.join("d"), at.join("e")).unwrap();
+    for number in 0..2000 {
+        std::fs::write(at.join(format!("e/{number}")), "").unwrap();
+    }
+    assert_eq!(std::fs::read_dir(at.join("e")).unwrap().count(), 2001);
+    std::fs::remove_dir_all(at.join("e")).unwrap();
+    assert_eq!(std::fs::read_dir(behind).unwrap().count(), 2);
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
