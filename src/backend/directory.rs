@@ -6,7 +6,7 @@
 //! the runtime.
 
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -207,7 +207,7 @@ impl Handle {
 
 /// Opens one name below a directory handle: it cannot leave the directory, follow a link or cross a mount point.
 pub(super) fn open_beneath(
-    dir: &OwnedFd,
+    dir: impl AsFd,
     name: impl rustix::path::Arg,
     flags: OFlags,
 ) -> Result<OwnedFd, Errno> {
@@ -215,7 +215,101 @@ pub(super) fn open_beneath(
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
-    // O_NONBLOCK, because a FIFO that somebody put there must not hold us; it means nothing for a directory.
-    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)
+    // O_NONBLOCK, because a FIFO that somebody put there must not hold us; it means nothing for a directory, and
+    // openat2 refuses it with O_PATH.
+    let wait = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NONBLOCK };
+    rustix::fs::openat2(dir, name, flags | wait | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// A directory of our own whose owner's rights were widened; they are taken back by [`Widened::restore`].
+///
+/// Only a process without root's rights needs it: the kernel lets such a one move a directory to another parent, or
+/// empty it, only where the directory's own mode lets it write.
+pub(super) struct Widened {
+    fd: OwnedFd,
+    mode: Mode,
+}
+
+impl Widened {
+    /// Gives the owner `rights` on the directory of that name; `None` when it is not ours, or has them already.
+    pub(super) fn open(
+        dir: impl AsFd,
+        name: impl rustix::path::Arg,
+        rights: Mode,
+    ) -> Result<Option<Self>, Errno> {
+        // O_PATH, because the mode may forbid everything else.
+        let fd = open_beneath(dir, name, OFlags::PATH | OFlags::DIRECTORY)?;
+        let stat = rustix::fs::fstat(&fd)?;
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+        if stat.st_uid != rustix::process::geteuid().as_raw() || mode.contains(rights) {
+            return Ok(None);
+        }
+        let widened = Self { fd, mode };
+        widened.set(mode | rights)?;
+        Ok(Some(widened))
+    }
+
+    /// Gives the directory the mode back that it had.
+    pub(super) fn restore(self) -> Result<(), Errno> {
+        self.set(self.mode)
+    }
+
+    fn set(&self, mode: Mode) -> Result<(), Errno> {
+        // The one way to change a mode by a handle that cannot read: the link leads to the handle's own directory.
+        rustix::fs::chmod(format!("/proc/self/fd/{}", self.fd.as_raw_fd()), mode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::tests::{Mounted, backend_name, is_root, open};
+
+    fn refused(path: &Path, require_mount: bool) -> String {
+        Root::open(&backend_name("fast"), path, require_mount).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_root_that_cannot_be_used_is_offline_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(
+            refused(&gone, false),
+            format!("backend \"fast\" is offline: {} does not exist; is the share mounted?", gone.display())
+        );
+        assert!(refused(&file, false).ends_with("is not a directory"));
+        assert!(refused(Path::new("/"), true).contains("lies on the root file system"));
+    }
+
+    #[test]
+    fn a_mounted_root_satisfies_require_mount() {
+        if !is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let _mounted = Mounted::tmpfs(dir.path());
+        Root::open(&backend_name("fast"), dir.path(), true).unwrap();
+    }
+
+    #[test]
+    fn the_way_to_a_root_may_lead_through_links() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        let root = open(&dir.path().join("link"));
+        assert!(root.is_empty().unwrap());
+        let usage = root.usage().unwrap();
+        assert!(usage.total_bytes >= usage.free_bytes && usage.total_bytes > 0);
+    }
+
+    #[test]
+    fn no_name_leads_out_of_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        for name in ["..", "../..", "/etc", "a/../../.."] {
+            assert!(open_beneath(&root.dir.fd, name, OFlags::RDONLY).is_err(), "{name}");
+        }
+    }
 }

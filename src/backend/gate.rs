@@ -13,8 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// How many operations of one backend run at once.
 pub const SLOTS: usize = 16;
 
-/// How many operations of one backend may wait for a slot.
-pub const QUEUE: usize = 256;
+/// How many operations of one backend may wait for a slot. Waiting takes no thread; the number only bounds memory.
+pub const QUEUE: usize = 4096;
 
 /// When all slots are taken and nothing began or ended for so long, the backend does not answer: no further operation
 /// waits for it.
@@ -41,6 +41,8 @@ struct UnderWay {
 pub(super) struct Full {
     pub(super) waiting: usize,
     pub(super) longest: Duration,
+    /// Whether nothing began or ended for too long; otherwise there are too many at once.
+    pub(super) stalled: bool,
 }
 
 /// The right to run one operation; it goes with the operation and ends with it.
@@ -96,8 +98,7 @@ impl Gate {
     }
 
     fn stalled(&self) -> bool {
-        let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        under_way.began.len() >= SLOTS && under_way.last_event.elapsed() >= self.stall
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).stalled(self.stall)
     }
 
     fn full(&self) -> Full {
@@ -107,7 +108,14 @@ impl Gate {
         Full {
             waiting: under_way.began.len() + queued,
             longest: under_way.began.values().next().map(Instant::elapsed).unwrap_or_default(),
+            stalled: under_way.stalled(self.stall),
         }
+    }
+}
+
+impl UnderWay {
+    fn stalled(&self, limit: Duration) -> bool {
+        self.began.len() >= SLOTS && self.last_event.elapsed() >= limit
     }
 }
 

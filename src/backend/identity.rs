@@ -106,9 +106,9 @@ impl Root {
             Ok(()) => {}
             // Another volhost on the same share was first.
             Err(Errno::EXIST) => {
-                if let Some(found) = self.identity()? {
-                    return self.accept(id, &found);
-                }
+                let _ = rustix::fs::unlinkat(&house.fd, UNFINISHED, AtFlags::empty());
+                let found = self.identity()?.ok_or(BackendError::Missing { path: house.path.join(FILE) })?;
+                return self.accept(id, &found);
             }
             Err(errno) => return Err(BackendError::uncertain("rename", &path, errno)),
         }
@@ -153,6 +153,9 @@ impl Root {
                 "{path} holds a backend that this catalog does not know (id {}): is the right share mounted? \
                  `volhost backend adopt {name}` takes it over",
                 found.id
+            )),
+            (_, None) if self.is_empty().unwrap_or(false) => offline(format!(
+                "{path} is empty and no backend yet: `volhost backend init {name}` makes it one"
             )),
             (_, None) => offline(format!(
                 "{path} is not empty and has no {HOUSE}/{FILE}: is the share mounted? `volhost backend init {name}` \
@@ -208,4 +211,105 @@ fn parse(text: &str) -> Result<Identity, String> {
         name,
         created_at: OffsetDateTime::parse(&created_at, &Rfc3339).map_err(|error| garbled(&error))?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+    use crate::backend::tests::{backend_name, open};
+
+    #[test]
+    fn an_identity_is_written_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        assert_eq!(root.identity().unwrap(), None);
+        let (id, name) = (BackendId::random(), backend_name("fast"));
+        // What a crash left behind.
+        std::fs::create_dir(dir.path().join(HOUSE)).unwrap();
+        std::fs::write(dir.path().join(HOUSE).join(UNFINISHED), "{").unwrap();
+        assert!(root.is_empty().unwrap());
+        root.write_identity(id, &name).unwrap();
+        let written = root.identity().unwrap().unwrap();
+        assert_eq!((written.id, &*written.name), (id, "fast"));
+        assert!(OffsetDateTime::now_utc() - written.created_at < time::Duration::minutes(1));
+        assert!(!root.is_empty().unwrap());
+        root.write_identity(id, &name).unwrap();
+        let refused = root.write_identity(BackendId::random(), &name).unwrap_err();
+        assert!(matches!(refused, BackendError::Identified { found, .. } if found == id), "{refused}");
+        assert_eq!(root.identity().unwrap().unwrap(), written);
+        let file = dir.path().join(HOUSE).join(FILE);
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        assert_eq!(json["version"], 1);
+        assert_eq!(json["id"], id.to_string());
+        assert_eq!(std::fs::read_dir(dir.path().join(HOUSE)).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_new_file_system_holds_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        assert!(root.is_empty().unwrap());
+        std::fs::create_dir(dir.path().join("lost+found")).unwrap();
+        assert!(root.is_empty().unwrap());
+        std::fs::create_dir(dir.path().join(".Trash-0")).unwrap();
+        assert!(!root.is_empty().unwrap());
+    }
+
+    #[test]
+    fn an_identity_that_cannot_be_read_is_never_none() {
+        let (id, name) = (BackendId::random(), backend_name("fast"));
+        let valid = compose(id, &name);
+        let cases = [
+            ("", "is not understood"),
+            ("{}", "is not understood"),
+            (&*valid.replace(&id.to_string(), "x"), "is not understood"),
+            (&*valid.replace("\"version\":1", "\"version\":2"), "is of version 2: a newer volhost wrote it"),
+            (&*"9".repeat(100_000), "is not understood"),
+        ];
+        for (text, expected) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let root = open(dir.path());
+            std::fs::create_dir(dir.path().join(HOUSE)).unwrap();
+            std::fs::write(dir.path().join(HOUSE).join(FILE), text).unwrap();
+            for error in [
+                root.identity().unwrap_err(),
+                root.check(Expect::This(id)).unwrap_err(),
+                root.write_identity(id, &name).unwrap_err(),
+            ] {
+                assert!(matches!(error, BackendError::Offline { .. }), "{error}");
+                assert!(error.to_string().contains(expected), "{error}");
+            }
+            assert_eq!(std::fs::read_to_string(dir.path().join(HOUSE).join(FILE)).unwrap(), text);
+        }
+        assert_eq!(parse(&valid).unwrap().id, id);
+    }
+
+    #[test]
+    fn an_identity_is_read_from_a_plain_file_only() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let id = BackendId::random();
+        let elsewhere = open(other.path());
+        elsewhere.write_identity(id, &backend_name("fast")).unwrap();
+        let root = open(dir.path());
+        let refused = || {
+            let error = root.check(Expect::This(id)).unwrap_err();
+            assert!(matches!(error, BackendError::Offline { .. }), "{error}");
+        };
+        symlink(other.path().join(HOUSE), dir.path().join(HOUSE)).unwrap();
+        refused();
+        std::fs::remove_file(dir.path().join(HOUSE)).unwrap();
+        std::fs::create_dir(dir.path().join(HOUSE)).unwrap();
+        let file = dir.path().join(HOUSE).join(FILE);
+        symlink(other.path().join(HOUSE).join(FILE), &file).unwrap();
+        refused();
+        std::fs::remove_file(&file).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &file, Mode::RUSR).unwrap();
+        refused();
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        refused();
+    }
 }

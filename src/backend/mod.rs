@@ -16,6 +16,12 @@ pub mod name;
 mod purge;
 mod volumes;
 
+#[cfg(test)]
+#[path = "../../tests/integration/harness/fuse.rs"]
+mod fuse;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -149,6 +155,10 @@ impl State {
             patience,
         }
     }
+
+    fn set_probe_since(&self, since: Option<(Instant, OffsetDateTime)>) {
+        *self.probe_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
 }
 
 impl Backend {
@@ -184,10 +194,14 @@ impl Backend {
             return Err(BackendError::Offline { backend: self.name.clone(), reason });
         }
         let slot = self.state.gate.enter().await.map_err(|full| {
-            let gate::Full { waiting, longest } = full;
-            let busy = BackendError::Busy { backend: self.name.clone(), waiting, longest };
-            self.state.health.offline(&format!("it does not answer: {waiting} operations wait for it"));
-            busy
+            let gate::Full { waiting, longest, stalled } = full;
+            if stalled {
+                let path = self.settings.path.display();
+                self.state
+                    .health
+                    .offline(&format!("{path} does not answer: {waiting} operations wait for it"));
+            }
+            BackendError::Busy { backend: self.name.clone(), waiting, longest }
         })?;
         let visit = self.visit(expect);
         let work = move || {
@@ -210,12 +224,13 @@ impl Backend {
     pub async fn probe(&self, expect: Expect) -> Arc<Health> {
         if let Ok(permit) = self.state.probe.clone().try_acquire_owned() {
             let visit = self.visit(expect);
-            self.set_probe_since(Some((Instant::now(), OffsetDateTime::now_utc())));
-            let state = Arc::clone(&self.state);
+            self.state.set_probe_since(Some((Instant::now(), OffsetDateTime::now_utc())));
+            let ended = ProbeEnded { state: Arc::clone(&self.state), _permit: permit };
             let probe = tokio::task::spawn_blocking(move || {
-                let _ended = ProbeEnded { state, _permit: permit };
-                // What it found is in the health now.
-                let _ = visit.open().and_then(|root| visit.refresh(&root));
+                let seen = visit.look().and_then(|root| root.usage());
+                // Before the health tells of it, so that whoever reads the health finds operations let through.
+                ended.state.set_probe_since(None);
+                visit.note(&seen);
             });
             let _ = tokio::time::timeout(self.state.patience, probe).await;
         }
@@ -231,10 +246,6 @@ impl Backend {
         let (_, at) = since.filter(|(began, _)| began.elapsed() >= self.state.patience)?;
         let at = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
         Some(format!("{} does not answer since {at}", self.settings.path.display()))
-    }
-
-    fn set_probe_since(&self, since: Option<(Instant, OffsetDateTime)>) {
-        *self.state.probe_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
     fn visit(&self, expect: Expect) -> Visit {
@@ -261,7 +272,7 @@ struct ProbeEnded {
 
 impl Drop for ProbeEnded {
     fn drop(&mut self) {
-        *self.state.probe_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.state.set_probe_since(None);
     }
 }
 
@@ -275,30 +286,31 @@ struct Visit {
 }
 
 impl Visit {
-    /// Opens and checks the root, and notes what that says about the backend's health.
+    /// Opens and checks the root for an operation, and notes what that says about the backend's health.
     fn open(&self) -> Result<Root, BackendError> {
-        let opened = Root::open(&self.name, &self.path, self.require_mount)
-            .and_then(|root| root.check(self.expect).map(|()| root));
-        match &opened {
-            Ok(root) if self.expect != Expect::Nothing => {
-                if !matches!(*self.state.health.load(), Health::Online { .. }) {
-                    self.refresh(root)?;
-                }
-            }
-            Ok(_) => {}
+        let root = self.look().inspect_err(|error| self.note(&Err(error.clone())))?;
+        // The free space is the probe's to keep fresh; one more call for each operation would buy nothing.
+        if !matches!(*self.state.health.load(), Health::Online { .. }) {
+            self.note(&root.usage());
+        }
+        Ok(root)
+    }
+
+    /// Opens and checks the root.
+    fn look(&self) -> Result<Root, BackendError> {
+        let root = Root::open(&self.name, &self.path, self.require_mount)?;
+        root.check(self.expect)?;
+        Ok(root)
+    }
+
+    fn note(&self, seen: &Result<Usage, BackendError>) {
+        match seen {
+            // Where nothing is expected, being there says nothing about being the right one.
+            Ok(_) if self.expect == Expect::Nothing => {}
+            Ok(Usage { total_bytes, free_bytes }) => self.state.health.online(*total_bytes, *free_bytes),
             Err(BackendError::Offline { reason, .. }) => self.state.health.offline(reason),
             Err(error) => self.state.health.offline(&crate::error::chain(error)),
         }
-        opened
-    }
-
-    /// Asks for the free space.
-    fn refresh(&self, root: &Root) -> Result<(), BackendError> {
-        let usage = root.usage().inspect_err(|error| self.failed(error))?;
-        if self.expect != Expect::Nothing {
-            self.state.health.online(usage.total_bytes, usage.free_bytes);
-        }
-        Ok(())
     }
 
     /// Notes an error that says that the storage went away under the work.

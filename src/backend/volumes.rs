@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, FileType, Gid, RenameFlags, Stat, StatxAttributes, StatxFlags, Uid};
 use rustix::io::Errno;
 
-use crate::backend::directory::{Handle, NEW, Root, TRASH, open_beneath};
+use crate::backend::directory::{Handle, NEW, Root, TRASH, Widened, open_beneath};
 use crate::backend::error::{BackendError, Effect};
 use crate::volume::name::{VolumeId, VolumeName};
 use crate::volume::options::Mode;
@@ -53,7 +53,11 @@ impl Root {
         match rustix::fs::mkdirat(&new.fd, &*name, rustix::fs::Mode::RWXU) {
             Ok(()) => {}
             Err(Errno::EXIST) => return Err(BackendError::Occupied { path, directory: true }),
-            Err(errno) => return Err(BackendError::io("make", &path, errno)),
+            Err(errno) => {
+                // A server may have made it and lost its answer.
+                let _ = rustix::fs::unlinkat(&new.fd, &*name, AtFlags::REMOVEDIR);
+                return Err(moved("make", path, errno));
+            }
         }
         let made = new.open(&name).and_then(|made| {
             let made = made.ok_or(BackendError::Missing { path })?;
@@ -190,7 +194,11 @@ fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Backen
     if is_mount_point(from, old)? {
         return Err(BackendError::MountPoint { path: source });
     }
-    if let Err(errno) = rename_onto_nothing(from, old, to, new) {
+    let renamed = match rename_onto_nothing(from, old, to, new) {
+        Err(Errno::ACCESS) => rename_read_only(from, old, to, new),
+        result => result,
+    };
+    if let Err(errno) = renamed {
         // A server may have done it and lost its answer, and then refuse the repetition: what tells is whether the
         // very directory stands under its new name.
         let done = to.stat(new).is_ok_and(|now| now.is_some_and(|now| same(&now, &before)));
@@ -223,6 +231,16 @@ fn rename_onto_nothing(from: &Handle, old: &str, to: &Handle, new: &str) -> Resu
     }
 }
 
+/// Renames a directory whose mode does not let its owner write, which the kernel demands of all but root.
+fn rename_read_only(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
+    let Some(widened) = Widened::open(&from.fd, old, rustix::fs::Mode::WUSR)? else {
+        return Err(Errno::ACCESS);
+    };
+    let renamed = rename_onto_nothing(from, old, to, new);
+    widened.restore()?;
+    renamed
+}
+
 fn same(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
@@ -244,6 +262,8 @@ fn is_mount_point(dir: &Handle, name: &str) -> Result<bool, BackendError> {
                 open_beneath(&dir.fd, name, rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY);
             Ok(opened.is_err_and(|errno| errno == Errno::XDEV))
         }
+        // The call that comes next says the same.
+        Err(Errno::NOENT) => Ok(false),
         Err(errno) => Err(BackendError::io("examine", &dir.path.join(name), errno)),
     }
 }
@@ -270,4 +290,186 @@ fn moved(what: &'static str, path: PathBuf, source: Errno) -> BackendError {
     ];
     let effect = if refusals.contains(&source) { Effect::None } else { Effect::Unknown };
     BackendError::Io { what, path, effect, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+    use std::path::Path;
+
+    use super::*;
+    use crate::backend::tests::{Mounted, is_root, made, me, mode, open, volume};
+
+    fn read(path: &Path) -> String {
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn a_staged_directory_has_exactly_the_owner_and_mode_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let (uid, gid) = if is_root() { (1234, 4321) } else { me() };
+        for text in ["0755", "0777", "2770", "1777", "0000", "7777"] {
+            let id = VolumeId::random();
+            root.stage(id, uid, gid, mode(text)).unwrap();
+            let name = volume(&format!("v{text}"));
+            root.publish(id, &name).unwrap();
+            root.trash(&name, id).unwrap();
+            root.untrash(id, &name).unwrap();
+            let made = std::fs::metadata(dir.path().join(name.as_str())).unwrap();
+            assert_eq!(format!("{:04o}", made.mode() & 0o7777), text);
+            assert_eq!((made.uid(), made.gid()), (uid, gid));
+            // What is inherited from the directory above is not asked for.
+            let above = dir.path().join(".volhost/new");
+            std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o2700)).unwrap();
+        }
+        let own = std::fs::metadata(dir.path().join(".volhost")).unwrap();
+        assert_eq!(own.mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn a_directory_is_staged_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let id = VolumeId::random();
+        let (uid, gid) = me();
+        root.stage(id, uid, gid, mode("0755")).unwrap();
+        let again = root.stage(id, uid, gid, mode("0755"));
+        assert!(matches!(again, Err(BackendError::Occupied { .. })));
+        assert_eq!(root.staged().unwrap().volumes, [id]);
+    }
+
+    #[test]
+    fn publishing_never_replaces_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let id = VolumeId::random();
+        let (uid, gid) = me();
+        root.stage(id, uid, gid, mode("0755")).unwrap();
+        std::fs::create_dir(dir.path().join("directory")).unwrap();
+        std::fs::write(dir.path().join("file"), "kept").unwrap();
+        symlink("/nowhere", dir.path().join("link")).unwrap();
+        for (name, adoptable) in [("directory", true), ("file", false), ("link", false)] {
+            let error = root.publish(id, &volume(name)).unwrap_err();
+            let BackendError::Occupied { path, directory } = error else { panic!("{name}: {error}") };
+            assert_eq!((path, directory), (dir.path().join(name), adoptable));
+        }
+        assert_eq!(read(&dir.path().join("file")), "kept");
+        assert_eq!(root.staged().unwrap().volumes, [id]);
+        let missing = root.publish(VolumeId::random(), &volume("db"));
+        assert!(matches!(missing, Err(BackendError::Missing { .. })));
+    }
+
+    #[test]
+    fn only_an_empty_staged_directory_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let id = VolumeId::random();
+        root.unstage(id).unwrap();
+        let (uid, gid) = me();
+        root.stage(id, uid, gid, mode("0755")).unwrap();
+        let data = dir.path().join(".volhost/new").join(id.to_string()).join("data");
+        std::fs::write(&data, "kept").unwrap();
+        assert!(matches!(root.unstage(id), Err(BackendError::NotEmpty { .. })));
+        assert_eq!(read(&data), "kept");
+        std::fs::remove_file(&data).unwrap();
+        root.unstage(id).unwrap();
+        root.unstage(id).unwrap();
+        assert_eq!(root.staged().unwrap(), Listing::default());
+    }
+
+    #[test]
+    fn the_trash_gives_back_what_it_was_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let id = made(&root, "db");
+        root.trash(&volume("db"), id).unwrap();
+        assert_eq!(root.volume_state(&volume("db")).unwrap(), VolumeState::Missing);
+        assert_eq!(root.trashed().unwrap().volumes, [id]);
+        made(&root, "db");
+        assert!(matches!(
+            root.untrash(id, &volume("db")),
+            Err(BackendError::Occupied { directory: true, .. })
+        ));
+        root.untrash(id, &volume("back")).unwrap();
+        assert_eq!(read(&dir.path().join("back/data")), "db");
+        assert!(matches!(root.untrash(id, &volume("twice")), Err(BackendError::Missing { .. })));
+        assert!(matches!(root.trash(&volume("none"), id), Err(BackendError::Missing { .. })));
+    }
+
+    #[test]
+    fn what_is_no_directory_is_not_trashed() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = open(dir.path());
+        std::fs::write(other.path().join("data"), "kept").unwrap();
+        symlink(other.path(), dir.path().join("link")).unwrap();
+        std::fs::write(dir.path().join("file"), "kept").unwrap();
+        for name in ["link", "file"] {
+            assert_eq!(root.volume_state(&volume(name)).unwrap(), VolumeState::NotADirectory);
+            let refused = root.trash(&volume(name), VolumeId::random());
+            assert!(matches!(refused, Err(BackendError::NotADirectory { .. })), "{name}");
+        }
+        assert_eq!(read(&dir.path().join("link/data")), "kept");
+        assert_eq!(root.trashed().unwrap(), Listing::default());
+    }
+
+    #[test]
+    fn a_mount_point_is_not_trashed() {
+        if !is_root() {
+            return;
+        }
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = open(dir.path());
+        let id = made(&root, "db");
+        for mounted in [Mounted::tmpfs, |at: &Path| Mounted::bind(at, at)] {
+            let _mounted = mounted(&dir.path().join("db"));
+            let refused = root.trash(&volume("db"), id);
+            assert!(matches!(refused, Err(BackendError::MountPoint { .. })), "{refused:?}");
+            assert_eq!(root.volume_state(&volume("db")).unwrap(), VolumeState::Directory);
+        }
+        let _mounted = Mounted::bind(other.path(), &dir.path().join(".volhost"));
+        let refused = root.stage(id, 0, 0, mode("0755"));
+        assert!(matches!(refused, Err(BackendError::MountPoint { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn our_own_directories_may_be_no_links() {
+        for link in [".volhost", ".volhost/new", ".volhost/trash"] {
+            let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let root = open(dir.path());
+            if link != ".volhost" {
+                std::fs::create_dir(dir.path().join(".volhost")).unwrap();
+            }
+            symlink(other.path(), dir.path().join(link)).unwrap();
+            let id = VolumeId::random();
+            let (uid, gid) = me();
+            let staged = root.stage(id, uid, gid, mode("0755"));
+            std::fs::create_dir(dir.path().join("db")).unwrap();
+            let trashed = root.trash(&volume("db"), id);
+            assert_eq!(staged.is_err(), link != ".volhost/trash", "{link}: {staged:?}");
+            assert_eq!(trashed.is_err(), link != ".volhost/new", "{link}: {trashed:?}");
+            for result in [staged, trashed] {
+                assert!(matches!(result, Ok(()) | Err(BackendError::NotADirectory { .. })), "{result:?}");
+            }
+            assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0, "{link} was followed");
+        }
+    }
+
+    #[test]
+    fn strays_are_told_apart_and_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let id = made(&root, "db");
+        root.trash(&volume("db"), id).unwrap();
+        let trash = dir.path().join(".volhost/trash");
+        let file = trash.join(VolumeId::random().to_string());
+        let directory = trash.join("photos");
+        let shouted = trash.join(VolumeId::random().to_string().to_uppercase());
+        std::fs::write(&file, "").unwrap();
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::create_dir(&shouted).unwrap();
+        let mut strays = vec![file, directory, shouted];
+        strays.sort();
+        assert_eq!(root.trashed().unwrap(), Listing { volumes: vec![id], strays });
+    }
 }
