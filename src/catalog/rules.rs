@@ -221,6 +221,7 @@ impl View {
         };
         let mount = volume.mounts.mount(&host, id, activation, moment(at)).clone();
         if mount.count == 1 {
+            volume.mounts = ordered(volume.mounts);
             *self.live.entry(host).or_default() += 1;
         }
         let key = MountKey::of(name, &mount);
@@ -402,7 +403,458 @@ impl View {
     }
 }
 
+/// The ledger in the order in which it will be read back: by the time of the first Mount, and by name where that is the
+/// same or a clock went back.
+pub(super) fn ordered(ledger: Ledger) -> Ledger {
+    fn place(mount: &Mount) -> impl Ord + '_ {
+        (mount.since, &mount.host, &mount.id, mount.activation)
+    }
+    if ledger.iter().is_sorted_by_key(place) {
+        return ledger;
+    }
+    let mut mounts: Vec<_> = ledger.iter().cloned().collect();
+    mounts.sort_by(|a, b| place(a).cmp(&place(b)));
+    Ledger::from_records(mounts)
+}
+
 /// The name as `map` holds it already, so that equal names share their text.
 fn known<K: Ord + Clone, V: Clone>(map: &OrdMap<K, V>, name: K) -> K {
     map.get_key_value(&name).map_or(name, |(known, _)| known.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::backend::name::BackendId;
+    use crate::catalog::contract::{at, backend, host, kept, mount_id, name, volume};
+    use crate::catalog::record::{Loader, Table, encode};
+    use crate::catalog::view::BackendState;
+
+    /// A change in small numbers, so that random ones meet.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Insert { name: u8, id: u8, adopted: bool, by: u8 },
+        Publish { name: u8, id: u8 },
+        Withdraw { name: u8, id: u8 },
+        Remove { name: u8, id: u8, at: i64, keep: bool },
+        Restore { id: u8 },
+        Unrestore { name: u8, id: u8, at: i64 },
+        Forget { id: u8 },
+        Mount { name: u8, id: u8, host: u8, mount: u8, at: i64 },
+        Unmount { name: u8, host: u8, mount: u8 },
+        Release { name: u8, host: u8, mount: Option<u8>, alive_too: bool },
+        Activate { host: u8 },
+        Issue { host: u8, serial: u8 },
+        Revoke { host: u8, at: i64 },
+        Seen { hosts: Vec<(u8, i64)> },
+        Backend { name: u8, id: Option<u8> },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (n, h, t) = (0u8..2, 0u8..3, 0i64..4);
+        prop_oneof![
+            4 => (n.clone(), n.clone(), any::<bool>(), h.clone())
+                .prop_map(|(name, id, adopted, by)| Step::Insert { name, id, adopted, by }),
+            4 => (n.clone(), n.clone()).prop_map(|(name, id)| Step::Publish { name, id }),
+            1 => (n.clone(), n.clone()).prop_map(|(name, id)| Step::Withdraw { name, id }),
+            2 => (n.clone(), n.clone(), t.clone(), any::<bool>())
+                .prop_map(|(name, id, at, keep)| Step::Remove { name, id, at, keep }),
+            2 => n.clone().prop_map(|id| Step::Restore { id }),
+            1 => (n.clone(), n.clone(), t.clone()).prop_map(|(name, id, at)| Step::Unrestore { name, id, at }),
+            1 => n.clone().prop_map(|id| Step::Forget { id }),
+            8 => (n.clone(), n.clone(), h.clone(), n.clone(), t.clone())
+                .prop_map(|(name, id, host, mount, at)| Step::Mount { name, id, host, mount, at }),
+            6 => (n.clone(), h.clone(), n.clone())
+                .prop_map(|(name, host, mount)| Step::Unmount { name, host, mount }),
+            2 => (n.clone(), h.clone(), proptest::option::of(n.clone()), any::<bool>())
+                .prop_map(|(name, host, mount, alive_too)| Step::Release { name, host, mount, alive_too }),
+            2 => h.clone().prop_map(|host| Step::Activate { host }),
+            2 => (h.clone(), 0u8..4).prop_map(|(host, serial)| Step::Issue { host, serial }),
+            1 => (h.clone(), t.clone()).prop_map(|(host, at)| Step::Revoke { host, at }),
+            1 => proptest::collection::vec((h, t), 0..3).prop_map(|hosts| Step::Seen { hosts }),
+            1 => (n.clone(), proptest::option::of(n)).prop_map(|(name, id)| Step::Backend { name, id }),
+        ]
+    }
+
+    fn volume_name(n: u8) -> VolumeName {
+        name(&format!("v{n}"))
+    }
+
+    fn volume_id(n: u8) -> VolumeId {
+        format!("00000000-0000-4000-8000-00000000000{n}").parse().unwrap()
+    }
+
+    fn backend_id(n: u8) -> BackendId {
+        format!("00000000-0000-4000-9000-00000000000{n}").parse().unwrap()
+    }
+
+    fn host_name(n: u8) -> HostName {
+        if n == 0 { HostName::anonymous() } else { host(&format!("h{n}")) }
+    }
+
+    fn id(n: u8) -> MountId {
+        mount_id(&format!("i{n}"))
+    }
+
+    impl Step {
+        fn change(&self) -> Change {
+            match *self {
+                Self::Insert { name, id, adopted, by } => Change::Insert(Volume {
+                    id: volume_id(id),
+                    adopted,
+                    known_to: vec![host_name(by)],
+                    ..volume(volume_name(name).as_str())
+                }),
+                Self::Publish { name, id } => Change::Publish(volume_name(name), volume_id(id)),
+                Self::Withdraw { name, id } => Change::Withdraw(volume_name(name), volume_id(id)),
+                Self::Remove { name, id, at: then, keep } => {
+                    Change::Remove { name: volume_name(name), id: volume_id(id), at: at(then), keep }
+                }
+                Self::Restore { id } => Change::Restore(volume_id(id)),
+                Self::Unrestore { name, id, at: then } => {
+                    Change::Unrestore { name: volume_name(name), id: volume_id(id), at: at(then) }
+                }
+                Self::Forget { id } => Change::Forget(volume_id(id)),
+                Self::Mount { name, id: volume, host, mount, at: then } => Change::Mount {
+                    name: volume_name(name),
+                    volume: volume_id(volume),
+                    host: host_name(host),
+                    id: id(mount),
+                    at: at(then),
+                },
+                Self::Unmount { name, host, mount } => {
+                    Change::Unmount { name: volume_name(name), host: host_name(host), id: id(mount) }
+                }
+                Self::Release { name, host, mount, alive_too } => Change::Release {
+                    name: volume_name(name),
+                    host: host_name(host),
+                    id: mount.map(id),
+                    alive_too,
+                },
+                Self::Activate { host } => Change::Activate(host_name(host)),
+                Self::Issue { host, serial } => Change::Issue(
+                    host_name(host),
+                    Certificate {
+                        serial: format!("{serial}"),
+                        issued_at: at(0),
+                        not_after: at(9),
+                        revoked: false,
+                    },
+                ),
+                Self::Revoke { host, at: then } => Change::Revoke(host_name(host), at(then)),
+                Self::Seen { ref hosts } => {
+                    Change::Seen(hosts.iter().map(|(host, then)| (host_name(*host), at(*then))).collect())
+                }
+                Self::Backend { name, id } => Change::Backend(
+                    backend(&format!("b{name}")),
+                    id.map(|id| BackendRecord {
+                        id: backend_id(id),
+                        state: BackendState::Established,
+                        mountpoint: "/mnt".into(),
+                    }),
+                ),
+            }
+        }
+    }
+
+    /// What the rules are about, told as simply as it can be.
+    #[derive(Debug, Clone, PartialEq, Eq, Default)]
+    struct Model {
+        volumes: BTreeMap<u8, Simple>,
+        trash: BTreeMap<u8, (u8, i64, Simple)>,
+        activations: BTreeMap<u8, u64>,
+        certificates: BTreeMap<u8, Vec<(u8, bool)>>,
+        revoked: BTreeMap<u8, i64>,
+        seen: BTreeMap<u8, i64>,
+        backends: BTreeMap<u8, u8>,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Eq, Default)]
+    struct Simple {
+        id: u8,
+        visible: bool,
+        adopted: bool,
+        known_to: BTreeSet<u8>,
+        /// (host, ID, activation) to count.
+        mounts: BTreeMap<(u8, u8, u64), u32>,
+    }
+
+    impl Model {
+        fn apply(&mut self, step: &Step) -> Result<(), &'static str> {
+            let meant = |model: &Self, name: u8, id: u8, visible: bool| match model.volumes.get(&name) {
+                Some(volume) if volume.id == id && volume.visible == visible => Ok(()),
+                Some(volume) if volume.id == id && !visible => Err("exists"),
+                _ => Err("no such volume"),
+            };
+            match *step {
+                Step::Insert { name, id, adopted, by } => {
+                    if self.volumes.contains_key(&name) {
+                        return Err("exists");
+                    }
+                    let known_to = BTreeSet::from([by]);
+                    let simple = Simple { id, visible: false, adopted, known_to, mounts: BTreeMap::new() };
+                    self.volumes.insert(name, simple);
+                }
+                Step::Publish { name, id } => match self.volumes.get_mut(&name) {
+                    Some(volume) if volume.id == id => volume.visible = true,
+                    _ => return Err("no such volume"),
+                },
+                Step::Withdraw { name, id } => {
+                    meant(self, name, id, false)?;
+                    self.volumes.remove(&name);
+                }
+                Step::Remove { name, id, at, keep } => {
+                    meant(self, name, id, true)?;
+                    if !self.volumes[&name].mounts.is_empty() {
+                        return Err("mounted");
+                    }
+                    let volume = self.volumes.remove(&name).unwrap();
+                    if keep && !volume.adopted {
+                        self.trash.insert(id, (name, at, Simple { visible: false, ..volume }));
+                    }
+                }
+                Step::Restore { id } => {
+                    let (name, _, volume) = self.trash.get(&id).cloned().ok_or("not in trash")?;
+                    if self.volumes.contains_key(&name) {
+                        return Err("exists");
+                    }
+                    self.trash.remove(&id);
+                    self.volumes.insert(name, volume);
+                }
+                Step::Unrestore { name, id, at } => {
+                    meant(self, name, id, false)?;
+                    let volume = self.volumes.remove(&name).unwrap();
+                    self.trash.insert(id, (name, at, volume));
+                }
+                Step::Forget { id } => {
+                    self.trash.remove(&id).ok_or("not in trash")?;
+                }
+                Step::Mount { name, id, host, mount, at: _ } => {
+                    meant(self, name, id, true)?;
+                    let activation = self.activation(host);
+                    let volume = self.volumes.get_mut(&name).unwrap();
+                    volume.known_to.insert(host);
+                    *volume.mounts.entry((host, mount, activation)).or_default() += 1;
+                }
+                Step::Unmount { name, host, mount } => {
+                    let Some(volume) = self.volumes.get_mut(&name) else { return Ok(()) };
+                    let range = (host, mount, 0)..=(host, mount, u64::MAX);
+                    if let Some((key, count)) = volume.mounts.range_mut(range).next_back() {
+                        *count -= 1;
+                        let (key, count) = (*key, *count);
+                        if count == 0 {
+                            volume.mounts.remove(&key);
+                        }
+                    }
+                }
+                Step::Release { name, host, mount, alive_too } => {
+                    let present = self.activation(host);
+                    let volume = self.volumes.get_mut(&name).ok_or("no such volume")?;
+                    volume.mounts.retain(|(by, id, activation), _| {
+                        let chosen = *by == host
+                            && mount.is_none_or(|m| *id == m)
+                            && (alive_too || *activation < present);
+                        !chosen
+                    });
+                }
+                Step::Activate { host } => {
+                    let present = self.activation(host);
+                    let live = |volume: &Simple| volume.mounts.keys().any(|k| (k.0, k.2) == (host, present));
+                    if self.volumes.values().any(live) {
+                        self.activations.insert(host, present + 1);
+                    }
+                }
+                Step::Issue { host, serial } => {
+                    let certificates = self.certificates.entry(host).or_default();
+                    if !certificates.iter().any(|(known, _)| *known == serial) {
+                        certificates.push((serial, false));
+                    }
+                }
+                Step::Revoke { host, at } => {
+                    for (_, revoked) in self.certificates.entry(host).or_default() {
+                        *revoked = true;
+                    }
+                    self.revoked.insert(host, at);
+                }
+                Step::Seen { ref hosts } => {
+                    for (host, at) in hosts {
+                        let seen = self.seen.entry(*host).or_insert(*at);
+                        *seen = (*seen).max(*at);
+                    }
+                }
+                Step::Backend { name, id: None } => {
+                    self.backends.remove(&name);
+                }
+                Step::Backend { name, id: Some(id) } => {
+                    if self.backends.iter().any(|(other, known)| *other != name && *known == id) {
+                        return Err("identity taken");
+                    }
+                    self.backends.insert(name, id);
+                }
+            }
+            Ok(())
+        }
+
+        fn activation(&self, host: u8) -> u64 {
+            self.activations.get(&host).copied().unwrap_or_default()
+        }
+
+        /// Fails where the view tells anything else.
+        fn assert_told_by(&self, view: &View) {
+            let simple = |volume: &Volume| Simple {
+                id: (0..9).find(|n| volume_id(*n) == volume.id).unwrap(),
+                visible: volume.visible,
+                adopted: volume.adopted,
+                known_to: (0..9).filter(|n| volume.known_to.contains(&host_name(*n))).collect(),
+                mounts: volume
+                    .mounts
+                    .iter()
+                    .map(|m| {
+                        let by = (0..9).find(|n| host_name(*n) == m.host).unwrap();
+                        let mount = (0..9).find(|n| id(*n) == m.id).unwrap();
+                        assert_eq!(view.stale(m), m.activation.0 < self.activation(by));
+                        ((by, mount, m.activation.0), m.count)
+                    })
+                    .collect(),
+            };
+            let mut told = Self::default();
+            for n in 0..9 {
+                if let Some(volume) = view.volume(volume_name(n).as_str()) {
+                    told.volumes.insert(n, simple(volume));
+                }
+                if let Some(removed) = view.trash.get(&volume_id(n)) {
+                    let name = (0..9).find(|n| volume_name(*n) == removed.volume.name).unwrap();
+                    let then = (0..9).find(|second| kept(*second) == removed.at).unwrap();
+                    told.trash.insert(n, (name, then, simple(&removed.volume)));
+                }
+                if let Some(record) = view.backends.get(&backend(&format!("b{n}"))) {
+                    told.backends.insert(n, (0..9).find(|n| backend_id(*n) == record.id).unwrap());
+                }
+                let name = host_name(n);
+                assert_eq!(view.activation(&name).0, self.activation(n));
+                let recorded = self.certificates.get(&n).cloned().unwrap_or_default();
+                for serial in 0u8..6 {
+                    let certificate = recorded.iter().find(|(known, _)| *known == serial);
+                    let expected = certificate.map_or(self.revoked.contains_key(&n), |(_, revoked)| *revoked);
+                    assert_eq!(view.is_revoked(&name, &serial.to_string()), expected);
+                }
+                let seen = view.hosts.get(&name).and_then(|host| host.last_seen);
+                assert_eq!(seen, self.seen.get(&n).map(|second| kept(*second)));
+            }
+            assert_eq!(told.volumes, self.volumes);
+            assert_eq!(told.trash, self.trash);
+            assert_eq!(told.backends, self.backends);
+            assert_eq!(view.volumes.len() + view.trash.len(), self.volumes.len() + self.trash.len());
+        }
+    }
+
+    fn kind(refusal: &Refusal) -> &'static str {
+        match refusal {
+            Refusal::Exists(_) => "exists",
+            Refusal::NoSuchVolume => "no such volume",
+            Refusal::NotInTrash => "not in trash",
+            Refusal::Mounted(_) => "mounted",
+            Refusal::IdentityTaken(_) => "identity taken",
+        }
+    }
+
+    /// A store of the simplest kind.
+    type Store = BTreeMap<(&'static str, Vec<String>), String>;
+
+    fn write(store: &mut Store, write: &Write) {
+        let row = encode(write).unwrap();
+        let key = (row.table.name(), row.key.iter().map(|part| part.to_string()).collect());
+        match row.record {
+            Some(record) => drop(store.insert(key, record)),
+            None => assert!(store.remove(&key).is_some(), "a row that is not there was to be deleted"),
+        }
+    }
+
+    fn load(store: &Store) -> View {
+        let mut loader = Loader::default();
+        for ((table, key), record) in store.iter().rev() {
+            let table = Table::ALL.into_iter().find(|known| known.name() == *table).unwrap();
+            let key: Vec<&str> = key.iter().map(String::as_str).collect();
+            loader.take(table, &key, record).unwrap();
+        }
+        loader.finish().unwrap()
+    }
+
+    /// The view as a restart would show it.
+    fn restarted(view: &View) -> View {
+        let mut view = view.clone();
+        view.volumes = view
+            .volumes
+            .into_iter()
+            .map(|(name, volume)| (name, Arc::new(Volume { visible: true, ..Volume::clone(&volume) })))
+            .collect();
+        view
+    }
+
+    proptest! {
+        #[test]
+        fn the_rules_are_the_models_and_the_records_are_the_view(
+            steps in proptest::collection::vec(step(), 0..120)
+        ) {
+            let (mut view, mut model, mut store) = (View::default(), Model::default(), Store::new());
+            for step in &steps {
+                let before = view.clone();
+                let expected = model.apply(step);
+                match view.apply(step.change()) {
+                    Ok((_, writes)) => {
+                        prop_assert_eq!(expected, Ok(()), "{:?} was not refused", step);
+                        writes.iter().for_each(|record| write(&mut store, record));
+                    }
+                    Err(refusal) => {
+                        prop_assert_eq!(expected, Err(kind(&refusal)), "{:?}", step);
+                        prop_assert_eq!(&view, &before, "a refusal changed something");
+                    }
+                }
+                model.assert_told_by(&view);
+                prop_assert_eq!(load(&store), restarted(&view), "after {:?}", step);
+            }
+            let mut whole = Store::new();
+            view.records().for_each(|record| write(&mut whole, &record));
+            prop_assert_eq!(whole, store);
+        }
+    }
+
+    #[test]
+    fn what_need_not_be_durable_asks_for_no_write() {
+        let mut view = View::default();
+        let made = volume("db");
+        let unknown = Change::Unmount { name: name("db"), host: host("web1"), id: mount_id("x") };
+        for (change, writes) in [
+            (unknown.clone(), 0),
+            (Change::Activate(host("web1")), 0),
+            (Change::Insert(made.clone()), 1),
+            (Change::Publish(made.name.clone(), made.id), 0),
+            (unknown.clone(), 0),
+            // The host that made it is known already; another one is not.
+            (crate::catalog::contract::mount(&made, "web1", "x"), 1),
+            (crate::catalog::contract::mount(&made, "web2", "x"), 2),
+            (crate::catalog::contract::mount(&made, "web2", "x"), 1),
+            (unknown, 1),
+            (Change::Activate(host("web1")), 0),
+            (Change::Activate(host("web2")), 1),
+            (Change::Seen(vec![(host("web1"), at(1)), (host("web2"), at(1))]), 2),
+            (Change::Seen(vec![(host("web1"), at(1)), (host("web2"), at(0))]), 0),
+        ] {
+            assert_eq!(view.apply(change.clone()).unwrap().1.len(), writes, "{change:?}");
+        }
+    }
+
+    #[test]
+    fn times_outside_the_record_are_brought_within() {
+        let before_christ = time::Date::MIN.midnight().assume_utc();
+        assert_eq!(moment(before_christ).year(), 0);
+        let last = time::Date::MAX.with_hms_nano(23, 59, 59, 999_999_999).unwrap().assume_utc();
+        assert_eq!(moment(last).year(), 9999);
+        let east = at(0).to_offset(UtcOffset::from_hms(2, 0, 0).unwrap());
+        assert_eq!((moment(east), moment(east).offset()), (kept(0), UtcOffset::UTC));
+    }
 }

@@ -95,7 +95,7 @@ pub enum BackendState {
 }
 
 /// Everything a catalog holds, at one moment.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct View {
     /// The volumes by name, those that are not visible yet among them.
     pub volumes: OrdMap<VolumeName, Arc<Volume>>,

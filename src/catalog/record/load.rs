@@ -16,7 +16,7 @@ use super::form::{
 };
 use super::{Table, place};
 use crate::backend::name::{BackendId, BackendName};
-use crate::catalog::rules::moment;
+use crate::catalog::rules::{moment, ordered};
 use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
 use crate::host::name::{ANONYMOUS, HostName};
 use crate::volume::mounts::{Activation, Ledger, Mount};
@@ -140,14 +140,11 @@ impl Loader {
     /// The view of all rows that were taken in. Every volume is visible.
     pub fn finish(self) -> Result<View, InvalidRow> {
         let Self { mut volumes, mounts, mut view, hosts: _, backends: _ } = self;
-        for (name, mut mounts) in mounts {
+        for (name, mounts) in mounts {
             let Some(volume) = volumes.get_mut(&name) else {
                 return Err(InvalidRow::Orphan { row: format!("mounts/{name}") });
             };
-            mounts.sort_by(|a, b| {
-                (a.since, &a.host, &a.id, a.activation).cmp(&(b.since, &b.host, &b.id, b.activation))
-            });
-            volume.mounts = Ledger::from_records(mounts);
+            volume.mounts = ordered(Ledger::from_records(mounts));
         }
         view.volumes = volumes.into_iter().map(|(name, volume)| (name, Arc::new(volume))).collect();
         view.count_live();

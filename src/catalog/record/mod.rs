@@ -120,3 +120,144 @@ fn place(table: Table, key: &[impl AsRef<str>]) -> String {
 fn json(record: &impl Serialize) -> Result<String, serde_json::Error> {
     serde_json::to_string(record)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The keys and records of version 1, as they were first written: they must be understood for good.
+    const VERSION_1: &[(Table, &[&str], &str)] = &[
+        (
+            Table::Volumes,
+            &["db"],
+            r#"{"v":1,"id":"0b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e","backend":"fast","options":{"backend":"fast","mode":"0750","uid":"70"},"created_at":"2026-01-02T03:04:05.678Z","adopted":true,"known_to":["anonymous","web1"]}"#,
+        ),
+        (
+            Table::Volumes,
+            &["plain"],
+            r#"{"v":1,"id":"1b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e","backend":"default","created_at":"2026-01-02T03:04:05.000Z"}"#,
+        ),
+        (
+            Table::Mounts,
+            &["db", "web1", "fc63179f", "3"],
+            r#"{"v":1,"count":2,"since":"2026-01-02T03:04:05.678Z"}"#,
+        ),
+        (
+            Table::Removed,
+            &["2b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e"],
+            r#"{"v":1,"name":"db","at":"2026-01-02T03:04:05.678Z","volume":{"v":1,"id":"2b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e","backend":"fast","created_at":"2026-01-02T03:04:05.678Z"}}"#,
+        ),
+        (
+            Table::Hosts,
+            &["web1"],
+            r#"{"v":1,"activation":3,"certificates":[{"serial":"a1","issued_at":"2026-01-02T03:04:05.678Z","not_after":"2036-01-02T03:04:05.678Z","revoked":true}],"revoked_at":"2026-01-02T03:04:05.678Z","last_seen":"2026-01-02T03:04:05.678Z"}"#,
+        ),
+        (Table::Hosts, &["anonymous"], r#"{"v":1,"activation":0}"#),
+        (
+            Table::Backends,
+            &["fast"],
+            r#"{"v":1,"id":"3b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e","state":"established","mountpoint":"/mnt/fast"}"#,
+        ),
+    ];
+
+    #[test]
+    fn version_1_is_read_and_written_to_the_letter() {
+        let mut loader = Loader::default();
+        for (table, key, record) in VERSION_1 {
+            loader.take(*table, key, record).unwrap();
+        }
+        let view = loader.finish().unwrap();
+        let writes: Vec<_> = view.records().collect();
+        assert_eq!(writes.len(), VERSION_1.len());
+        for write in &writes {
+            let row = encode(write).unwrap();
+            let (_, _, record) = VERSION_1
+                .iter()
+                .find(|(table, key, _)| *table == row.table && row.key.iter().eq(key.iter()))
+                .unwrap_or_else(|| panic!("{row:?} was not there"));
+            assert_eq!(row.record.as_deref(), Some(*record));
+        }
+    }
+
+    #[test]
+    fn equal_names_share_their_text() {
+        let mut loader = Loader::default();
+        for (table, key, record) in VERSION_1 {
+            loader.take(*table, key, record).unwrap();
+        }
+        let view = loader.finish().unwrap();
+        let volume = view.volume("db").unwrap();
+        let removed = view.removed("db").unwrap();
+        assert_eq!(volume.backend.as_str().as_ptr(), removed.volume.backend.as_str().as_ptr());
+        assert_eq!(
+            volume.backend.as_str().as_ptr(),
+            volume.options.backend.as_ref().unwrap().as_str().as_ptr()
+        );
+        let mount = volume.mounts.iter().next().unwrap();
+        assert_eq!(volume.known_to[1].as_str().as_ptr(), mount.host.as_str().as_ptr());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_and_named() {
+        let id = "2b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e";
+        let volume = |rest: &str| {
+            format!(r#"{{"v":1,"id":"{id}","backend":"fast","created_at":"2026-01-02T03:04:05.678Z"{rest}}}"#)
+        };
+        let mount = r#"{"v":1,"count":1,"since":"2026-01-02T03:04:05.678Z"}"#;
+        let cases: &[(Table, &[&str], String, &str)] = &[
+            (Table::Volumes, &["db"], r#"{"v":2,"tags":[]}"#.into(), "row volumes/db has the version 2"),
+            (Table::Volumes, &["db"], volume(r#","tags":[]"#), "unknown field `tags`"),
+            (Table::Volumes, &["db"], volume("").replace(r#""v":1,"#, ""), "missing field `v`"),
+            (
+                Table::Volumes,
+                &["db"],
+                volume("").replace("fast", "../fast"),
+                "volumes/db has a backend that is not",
+            ),
+            (
+                Table::Volumes,
+                &["db"],
+                volume("").replace("2026", "x"),
+                "volumes/db has a created_at that is not",
+            ),
+            (Table::Volumes, &["db"], volume(r#","options":{"size":"1"}"#), "unknown option \"size\""),
+            (Table::Volumes, &["../db"], volume(""), "row volumes/../db has a name that is not"),
+            (Table::Volumes, &["db"], String::new(), "row volumes/db is not understood"),
+            (Table::Volumes, &[], volume(""), "row volumes has a key of 0 parts"),
+            (Table::Mounts, &["db"], mount.into(), "row mounts/db has a key of 1 parts"),
+            (Table::Mounts, &["db", "web1", "x", "03"], mount.into(), "\"03\" would be \"3\""),
+            (Table::Mounts, &["db", "WEB1", "x", "3"], mount.into(), "\"WEB1\" would be \"web1\""),
+            (
+                Table::Mounts,
+                &["db", "web1", "x", "3"],
+                mount.replace(":1,\"s", ":0,\"s"),
+                "a count that is not",
+            ),
+            (
+                Table::Mounts,
+                &["db", "web1", "x", "3"],
+                mount.into(),
+                "mounts/db is a mount of a volume that is not",
+            ),
+            (
+                Table::Removed,
+                &["3b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e"],
+                format!(r#"{{"v":1,"name":"db","at":"2026-01-02T03:04:05.678Z","volume":{}}}"#, volume("")),
+                "is not the key's",
+            ),
+            (
+                Table::Backends,
+                &["fast"],
+                r#"{"v":18446744073709551615}"#.into(),
+                "backends/fast has the version",
+            ),
+        ];
+        for (table, key, record, expected) in cases {
+            let mut loader = Loader::default();
+            let error =
+                loader.take(*table, key, record).and_then(|()| loader.finish().map(drop)).unwrap_err();
+            let text = crate::error::chain(&error);
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+}

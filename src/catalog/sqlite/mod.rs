@@ -109,3 +109,20 @@ impl Drop for Sqlite {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::contract;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_embedded_engine_passes_the_battery() {
+        let directory = tempfile::tempdir().unwrap();
+        contract::battery(async |store| {
+            let path = directory.path().join(store).join("catalog.db");
+            let catalog: Arc<dyn Catalog> = Arc::new(open(&path).unwrap());
+            catalog
+        })
+        .await;
+    }
+}
