@@ -4,6 +4,7 @@
 //! configuration ends the program before any socket is bound; what is found on the backends after a crash is mended
 //! before any request is taken.
 
+mod convert;
 mod reload;
 pub mod spec;
 mod tls;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 
+use self::convert::{in_force, to_limits, to_transport};
 use self::reload::Reloader;
 use self::tls::Tls;
 use crate::admin::{Admin, Board, Desk, Issuing};
@@ -24,15 +26,14 @@ use crate::catalog::{self, Catalog, CatalogError, Change, Location};
 use crate::config::watch::{Unit, Watcher};
 use crate::config::{self, Config, Faults, Loaded, Paths};
 use crate::error::chain;
-use crate::host::access::{Access, Hosts};
 use crate::host::name::HostName;
 use crate::host::{Caller, Via};
 use crate::pki::PkiError;
 use crate::process::Drain;
 use crate::process::signal::{self, Event};
 use crate::protocol::{self, Protocols};
-use crate::transport::{self, BindError, Bound, Limits, Listen, Revocation, Server, TlsError};
-use crate::volume::{InForce, Service};
+use crate::transport::{self, BindError, Bound, Listen, Revocation, Server, TlsError};
+use crate::volume::Service;
 
 /// How long requests in flight have to finish when the service ends.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -331,68 +332,6 @@ impl Tls {
             }
         }
         Ok(())
-    }
-}
-
-/// What the configuration says of volumes.
-fn in_force(config: &Config, before: &backend::Map) -> InForce {
-    let settings = config.backends.iter().map(|(name, backend)| (name.clone(), to_backend(backend)));
-    let open_to = config
-        .backends
-        .iter()
-        .filter_map(|(name, backend)| Some((name.clone(), Hosts::new(patterns(backend.hosts.as_ref()?)))));
-    let listed = config.hosts.as_ref().map(|hosts| Hosts::new(patterns(hosts)));
-    InForce {
-        map: backend::Map::build(before, settings.collect()),
-        access: Access::new(listed, open_to.collect()),
-        request: config.limits.request,
-    }
-}
-
-fn patterns<'a>(hosts: impl IntoIterator<Item = &'a config::HostPattern>) -> impl Iterator<Item = &'a str> {
-    hosts.into_iter().map(config::HostPattern::as_str)
-}
-
-fn to_backend(settings: &config::BackendSettings) -> backend::Settings {
-    let config::BackendSettings {
-        path,
-        mountpoint,
-        draining,
-        require_mount,
-        trash,
-        uid,
-        gid,
-        mode,
-        hosts: _, // The rules of access know it.
-    } = settings;
-    backend::Settings {
-        path: path.clone(),
-        mountpoint: mountpoint.clone(),
-        draining: *draining,
-        require_mount: *require_mount,
-        trash: *trash,
-        uid: *uid,
-        gid: *gid,
-        mode: *mode,
-    }
-}
-
-fn to_limits(config: &Config) -> Limits {
-    let config::Limits { connections, connections_per_host, body_bytes, handshake, request } = &config.limits;
-    Limits {
-        connections: *connections,
-        connections_per_host: *connections_per_host,
-        handshake: *handshake,
-        request: *request,
-        body_bytes: *body_bytes as u64,
-    }
-}
-
-fn to_transport(listen: &config::Listen, insecure: bool) -> Listen {
-    match listen {
-        config::Listen::Https(at) => Listen::Https { host: at.ip().to_string(), port: at.port() },
-        config::Listen::Http(at) => Listen::Http { host: at.ip().to_string(), port: at.port(), insecure },
-        config::Listen::Unix(path) => Listen::Unix(path.clone()),
     }
 }
 

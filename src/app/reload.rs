@@ -10,8 +10,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 
+use super::convert::{in_force, to_limits};
 use super::tls::{Tls, worded};
-use super::{ServeError, in_force, spec, tls, to_limits};
+use super::{ServeError, spec, tls};
 use crate::admin::board::Reloaded;
 use crate::admin::{Board, Issuing};
 use crate::config::watch::{Seen, Unit, Watcher};

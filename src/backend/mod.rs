@@ -77,11 +77,6 @@ pub struct Settings {
 #[derive(Debug, Clone, Default)]
 pub struct Map(BTreeMap<BackendName, Arc<Backend>>);
 
-/// A Create named no backend and the map has none for that case.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", no_default(.0))]
-pub struct NoDefault(pub Vec<BackendName>);
-
 impl Map {
     /// The map of these settings. Backends whose name and path are as in `previous` keep what is known of their
     /// health, and their operations under way count on.
@@ -108,23 +103,16 @@ impl Map {
         self.0.values()
     }
 
-    /// The backend for a volume whose Create names none: `default`, else the only one.
-    pub fn default_for_create(&self) -> Result<&Arc<Backend>, NoDefault> {
+    /// The backend for a volume whose Create names none: `default`, else the only one; nothing, where one must be said.
+    #[must_use]
+    pub fn default_for_create(&self) -> Option<&Arc<Backend>> {
         let mut all = self.0.values();
         let named = self.0.values().find(|backend| backend.name.as_str() == BackendName::DEFAULT);
         match (named, all.next(), all.next()) {
-            (Some(backend), _, _) | (None, Some(backend), None) => Ok(backend),
-            _ => Err(NoDefault(self.0.keys().cloned().collect())),
+            (Some(backend), _, _) | (None, Some(backend), None) => Some(backend),
+            _ => None,
         }
     }
-}
-
-fn no_default(names: &[BackendName]) -> String {
-    if names.is_empty() {
-        return "the backend map is empty: name a directory in it".into();
-    }
-    let names: Vec<_> = names.iter().map(BackendName::as_str).collect();
-    format!("there is no backend `default`: say `-o backend=` with one of {}", names.join(", "))
 }
 
 /// One backend: its settings, and what survives a reload that leaves its path alone.

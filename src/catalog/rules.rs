@@ -767,7 +767,7 @@ mod tests {
 
     fn write(store: &mut Store, write: &Write) {
         let row = encode(write).unwrap();
-        let key = (row.table.name(), row.key.iter().map(|part| part.to_string()).collect());
+        let key = (row.table.name(), row.key.iter().map(ToString::to_string).collect());
         match row.record {
             Some(record) => drop(store.insert(key, record)),
             None => assert!(store.remove(&key).is_some(), "a row that is not there was to be deleted"),

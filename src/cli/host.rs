@@ -67,15 +67,12 @@ pub(super) struct Add {
 
 /// Revoke every certificate of a host
 ///
-/// It is refused from now on, on open connections too. Its mounts stay counted, for its containers may still write:
+/// It is refused from now on, on open connections too; another `host add` lets it in again. Nothing is asked. Its mounts stay counted, for its containers may still write:
 /// `volhost mount release` takes them out.
 #[derive(Debug, Args)]
 pub(super) struct Revoke {
     /// The host's name
     name: String,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
 }
 
 pub(super) fn run(command: Host, shell: &mut Shell<'_>) -> Result<(), Error> {
@@ -85,7 +82,7 @@ pub(super) fn run(command: Host, shell: &mut Shell<'_>) -> Result<(), Error> {
             if shell.global.json { shell.json(&rows) } else { shell.table(listing(&rows)) }
         }
         Host::Add(args) => add(args, shell),
-        Host::Revoke(Revoke { name, yes }) => revoke(name, yes, shell),
+        Host::Revoke(Revoke { name }) => revoke(name, shell),
     }
 }
 
@@ -182,11 +179,8 @@ fn reaches_this_machine_only(url: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn revoke(name: String, yes: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
-    if !yes {
-        let question = format!("Refuse {name} from now on? Its containers lose no mount, but start none.");
-        shell.prompt().confirm(&question)?;
-    }
+/// Asks nothing: who revokes is in a hurry, and another `host add` lets the host in again.
+fn revoke(name: String, shell: &mut Shell<'_>) -> Result<(), Error> {
     let revoked: HostRevoked = shell.client()?.ask(verb::HOST_REVOKE, &HostName { name })?;
     if shell.global.json {
         return shell.json(&revoked);

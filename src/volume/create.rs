@@ -14,7 +14,6 @@ use super::operation::{self, Claim};
 use super::options::Options;
 use super::step::step;
 use super::{InForce, Service, in_sight, log_done, permit};
-use crate::backend::name::BackendName;
 use crate::backend::{Backend, BackendError, Expect, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
@@ -175,16 +174,9 @@ impl Service {
                 Some(backend) => backend,
                 None => return Err(Error::NoSuchBackend { name: name.clone(), known: known() }),
             },
-            None => match in_force.map.iter().find(|backend| backend.name().as_str() == BackendName::DEFAULT)
-            {
+            None => match in_force.map.default_for_create() {
                 Some(backend) => backend,
-                None => {
-                    let mut all = in_force.map.iter();
-                    match (all.next(), all.next()) {
-                        (Some(only), None) => only,
-                        _ => return Err(Error::BackendNotSaid { known: known() }),
-                    }
-                }
+                None => return Err(Error::BackendNotSaid { known: known() }),
             },
         };
         permit(in_force, caller, backend.name())?;

@@ -57,7 +57,7 @@ pub enum Error {
         known: Vec<BackendName>,
     },
     /// Nothing says where the volume shall lie.
-    #[error("no backend is called `default`, so say which: -o backend=NAME{}", choices(.known))]
+    #[error("no backend is called `default`: say which one by -o backend=NAME{}", choices(.known))]
     BackendNotSaid {
         /// Those that the host may use.
         known: Vec<BackendName>,
@@ -266,7 +266,7 @@ mod tests {
         let known = ["fast", "slow"].map(|name| BackendName::parse(name).unwrap()).to_vec();
         assert_eq!(
             Error::BackendNotSaid { known }.to_string(),
-            "no backend is called `default`, so say which: -o backend=NAME; there are fast, slow"
+            "no backend is called `default`: say which one by -o backend=NAME; there are fast, slow"
         );
         assert_eq!(
             Error::NoSuchBackend { name: BackendName::parse("x").unwrap(), known: Vec::new() }.to_string(),

@@ -16,10 +16,10 @@ pub struct VolumeName(Arc<str>);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidVolumeName {
     /// The request named no volume.
-    #[error("the volume's name is missing: a name has 1 to 255 characters")]
+    #[error("the volume name is missing: a name has 1 to 255 characters")]
     Empty,
     /// Longer than a directory's name can be.
-    #[error("the volume's name is {0} bytes long: a name has at most 255")]
+    #[error("the volume name is {0} bytes long: a name has at most 255")]
     TooLong(usize),
     /// A character outside the pattern.
     #[error(

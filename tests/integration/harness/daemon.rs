@@ -327,13 +327,17 @@ impl<'a> Setup<'a> {
 
 /// Kills a daemon that may have ended by itself.
 fn kill(process: &mut Process) {
-    if process.child.id() != process.pid {
-        let _ = Command::new("kill")
+    let inner = process.child.id() != process.pid;
+    let killed = inner
+        && Command::new("kill")
             .args(["-s", "KILL", &process.pid.to_string()])
             .stderr(Stdio::null())
-            .status();
+            .status()
+            .is_ok_and(|status| status.success());
+    // The way into the machine ends when what it led to has ended, its files closed; not before.
+    if !killed {
+        let _ = process.child.kill();
     }
-    let _ = process.child.kill();
     let _ = process.child.wait();
 }
 

@@ -1,0 +1,69 @@
+//! From the configuration's types to those of the rooms. Every field is named, so that none is forgotten.
+
+use crate::backend;
+use crate::config::{self, Config};
+use crate::host::access::{Access, Hosts};
+use crate::transport::{Limits, Listen};
+use crate::volume::InForce;
+
+/// What the configuration says of volumes.
+pub(super) fn in_force(config: &Config, before: &backend::Map) -> InForce {
+    let settings = config.backends.iter().map(|(name, backend)| (name.clone(), to_backend(backend)));
+    let open_to = config
+        .backends
+        .iter()
+        .filter_map(|(name, backend)| Some((name.clone(), Hosts::new(patterns(backend.hosts.as_ref()?)))));
+    let listed = config.hosts.as_ref().map(|hosts| Hosts::new(patterns(hosts)));
+    InForce {
+        map: backend::Map::build(before, settings.collect()),
+        access: Access::new(listed, open_to.collect()),
+        request: config.limits.request,
+    }
+}
+
+fn patterns<'a>(hosts: impl IntoIterator<Item = &'a config::HostPattern>) -> impl Iterator<Item = &'a str> {
+    hosts.into_iter().map(config::HostPattern::as_str)
+}
+
+fn to_backend(settings: &config::BackendSettings) -> backend::Settings {
+    let config::BackendSettings {
+        path,
+        mountpoint,
+        draining,
+        require_mount,
+        trash,
+        uid,
+        gid,
+        mode,
+        hosts: _, // The rules of access know it.
+    } = settings;
+    backend::Settings {
+        path: path.clone(),
+        mountpoint: mountpoint.clone(),
+        draining: *draining,
+        require_mount: *require_mount,
+        trash: *trash,
+        uid: *uid,
+        gid: *gid,
+        mode: *mode,
+    }
+}
+
+pub(super) fn to_limits(config: &Config) -> Limits {
+    let config::Limits { connections, connections_per_host, body_bytes, handshake, request } = &config.limits;
+    Limits {
+        connections: *connections,
+        connections_per_host: *connections_per_host,
+        handshake: *handshake,
+        request: *request,
+        body_bytes: *body_bytes as u64,
+    }
+}
+
+pub(super) fn to_transport(listen: &config::Listen, insecure: bool) -> Listen {
+    match listen {
+        config::Listen::Https(at) => Listen::Https { host: at.ip().to_string(), port: at.port() },
+        config::Listen::Http(at) => Listen::Http { host: at.ip().to_string(), port: at.port(), insecure },
+        config::Listen::Unix(path) => Listen::Unix(path.clone()),
+    }
+}
