@@ -14,7 +14,7 @@
 //! swap`. The command line is a client of [`admin`] and knows nothing of the inside.
 //!
 //! The modules `volume::{name, mounts, options}`, `backend::name` and `host::name` are vocabulary: types without
-//! behaviour beyond their own rules, which every room may use. `tests/integration/layout.rs` checks each
+//! behaviour beyond their own rules, which every room may use, like the words of `error` and the care of `files`. `tests/integration/layout.rs` checks each
 //! `use crate::` against this page.
 //!
 //! # The promises
@@ -45,6 +45,7 @@ pub mod cli;
 pub mod config;
 pub mod discovery;
 pub mod error;
+pub mod files;
 pub mod host;
 pub mod pki;
 pub mod process;

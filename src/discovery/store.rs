@@ -5,16 +5,13 @@
 //! leaves nothing it would later take for a stranger's.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::spec::{Format, PluginName, Rendering, Spec};
+use crate::files::{self, Lock};
 
 /// A directory in which engines look, and the memory of what was written there.
 #[derive(Debug, Clone)]
@@ -154,7 +151,7 @@ impl Store {
             let either = before.into_iter().chain([content.clone()]).collect();
             memory.files.insert(path.clone(), either);
             self.remember(&memory)?;
-            make_dir(&self.dir, 0o755)?;
+            files::make_dir(&self.dir).map_err(failed("make", &self.dir))?;
             replace(&path, content.as_bytes(), 0o644)?;
         }
         let mut after = Memory::default();
@@ -224,11 +221,10 @@ impl Store {
     }
 
     fn remembered(&self) -> Result<Memory, SpecError> {
-        match std::fs::read(&self.memory) {
-            Ok(text) => serde_json::from_slice(&text)
+        match files::read(&self.memory).map_err(failed("read", &self.memory))? {
+            Some(text) => serde_json::from_slice(&text)
                 .map_err(|source| SpecError::Memory { path: self.memory.clone(), source }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Memory::default()),
-            Err(source) => Err(SpecError::Io { did: "read", path: self.memory.clone(), source }),
+            None => Ok(Memory::default()),
         }
     }
 
@@ -239,27 +235,11 @@ impl Store {
     }
 
     /// Keeps other processes from writing with the same memory while it is held.
-    fn lock(&self) -> Result<File, SpecError> {
-        if let Some(dir) = self.memory.parent() {
-            make_dir(dir, 0o755)?;
-        }
+    fn lock(&self) -> Result<Lock, SpecError> {
         let mut path = self.memory.clone().into_os_string();
         path.push(".lock");
         let path = PathBuf::from(path);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("open", &path))?;
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(failed("lock", &path)(errno.into())),
-                Ok(()) => return Ok(file),
-            }
-        }
+        Lock::acquire(&path).map_err(failed("lock", &path))
     }
 }
 
@@ -311,46 +291,11 @@ fn remove_ours(path: &Path, known: &[String]) -> Result<bool, SpecError> {
 }
 
 fn delete(path: &Path) -> Result<(), SpecError> {
-    std::fs::remove_file(path).map_err(failed("remove", path))?;
-    sync_dir(path)
+    files::remove(path).map_err(failed("remove", path))
 }
 
-/// Puts a file in place, whole and durable. Its temporary name begins with a dot and ends in nothing an engine reads.
 fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), SpecError> {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".new");
-    let temporary = path.with_file_name(name);
-    // What a crash left there; the lock keeps other writers out.
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(failed("remove", &temporary)(error));
-        }
-        _ => {}
-    }
-    let done = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        // The umask may have narrowed the mode.
-        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    })();
-    if let Err(error) = done {
-        // The first error is the one to tell; a leftover is swept away by the next attempt.
-        let _ = std::fs::remove_file(&temporary);
-        return Err(failed("write", path)(error));
-    }
-    sync_dir(path)
-}
-
-fn sync_dir(path: &Path) -> Result<(), SpecError> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", dir))
-}
-
-fn make_dir(dir: &Path, mode: u32) -> Result<(), SpecError> {
-    DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(failed("make", dir))
+    files::replace(path, content, mode).map_err(failed("write", path))
 }
 
 fn failed(did: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpecError + use<> {

@@ -12,7 +12,6 @@ pub mod authority;
 pub mod bundle;
 pub mod certificate;
 mod error;
-mod files;
 mod pair;
 mod renewal;
 mod request;
@@ -27,10 +26,10 @@ pub use self::certificate::{
     CertInfo, CertificateError, InvalidServerName, ServerName, describe, describe_der,
 };
 pub use self::error::PkiError;
-use self::files::Lock;
 pub use self::pair::Pair;
 use self::pair::{Trust, authorities, leaf, read};
 pub use self::request::RequestError;
+use crate::files::Lock;
 use crate::host::name::HostName;
 
 /// A directory of keys and certificates, `/etc/volhost/pki` by default.
@@ -201,7 +200,7 @@ impl Pki {
     }
 
     fn lock(&self) -> Result<Lock, PkiError> {
-        Lock::acquire(&self.dir).map_err(|source| PkiError::Io {
+        Lock::acquire(&self.dir.join(".lock")).map_err(|source| PkiError::Io {
             did: "lock",
             path: self.dir.clone(),
             source,

@@ -2,14 +2,16 @@
 //!
 //! Nothing here writes.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rcgen::{KeyPair, PublicKeyData as _};
 use rustls::pki_types::CertificateDer;
 
+use super::PkiError;
 use super::authority::{self, Authority};
 use super::certificate::{self, CertInfo, CertificateError, describe_der};
-use super::{PkiError, files};
+use crate::files;
 
 /// The two files of a pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +97,7 @@ pub(super) fn leaf(pair: &Pair, trust: &Trust) -> Result<Option<Leaf>, PkiError>
 
 pub(super) fn read_key(path: &Path) -> Result<Option<KeyPair>, PkiError> {
     let Some(pem) = read(path)? else { return Ok(None) };
-    if files::is_exposed(path) {
+    if is_exposed(path) {
         log::warn!("{} can be read by others than its owner: `chmod 600` it", path.display());
     }
     authority::parse_key(&pem).map(Some).map_err(|source| PkiError::Key { path: path.to_owned(), source })
@@ -103,4 +105,9 @@ pub(super) fn read_key(path: &Path) -> Result<Option<KeyPair>, PkiError> {
 
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, PkiError> {
     files::read(path).map_err(|source| PkiError::Io { did: "read", path: path.to_owned(), source })
+}
+
+/// Whether users other than the owner can read a file.
+fn is_exposed(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
 }

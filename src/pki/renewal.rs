@@ -10,9 +10,9 @@ use time::OffsetDateTime;
 
 use super::authority::{self, Authority};
 use super::certificate::{CertInfo, ServerName};
-use super::files::{self, Lock};
 use super::pair::{Leaf, Pair, Trust, leaf, read, read_key};
 use super::{Ensured, Issued, Pki, PkiError, issued, sign_host};
+use crate::files::{self, Lock};
 use crate::host::name::HostName;
 
 impl Pki {
@@ -212,12 +212,12 @@ fn union(mut names: Vec<ServerName>, more: &[ServerName]) -> Vec<ServerName> {
 }
 
 /// The key of a pair whose certificate is to be made: the one that a crash left, or a new one.
-fn key_for(lock: &Lock, pair: &Pair) -> Result<KeyPair, PkiError> {
+fn key_for(_held: &Lock, pair: &Pair) -> Result<KeyPair, PkiError> {
     if let Some(key) = read_key(&pair.key)? {
         return Ok(key);
     }
     let key = authority::new_key().map_err(|source| PkiError::signing("a new key", source))?;
-    files::write_key(lock, &pair.key, key.serialize_pem().as_bytes()).map_err(|source| PkiError::Io {
+    files::create(&pair.key, key.serialize_pem().as_bytes(), 0o600).map_err(|source| PkiError::Io {
         did: "write",
         path: pair.key.clone(),
         source,
@@ -225,8 +225,8 @@ fn key_for(lock: &Lock, pair: &Pair) -> Result<KeyPair, PkiError> {
     Ok(key)
 }
 
-fn write_certificate(lock: &Lock, path: &Path, pem: &str) -> Result<(), PkiError> {
-    files::write_certificate(lock, path, pem.as_bytes()).map_err(|source| PkiError::Io {
+fn write_certificate(_held: &Lock, path: &Path, pem: &str) -> Result<(), PkiError> {
+    files::replace(path, pem.as_bytes(), 0o644).map_err(|source| PkiError::Io {
         did: "write",
         path: path.to_owned(),
         source,

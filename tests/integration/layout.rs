@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms whose types every room may use: they are words, not behaviour.
-const VOCABULARY: [&str; 6] =
-    ["volume::name", "volume::mounts", "volume::options", "backend::name", "host::name", "error"];
+const VOCABULARY: [&str; 7] =
+    ["volume::name", "volume::mounts", "volume::options", "backend::name", "host::name", "error", "files"];
 
 /// Which room may use which, beside itself and the vocabulary. `*` is every room; `room::part` only that part of it.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pki", &[]),
     ("process", &["config::watch"]),
     ("error", &[]),
+    ("files", &[]),
 ];
 
 /// How long a file may be before its tests.
