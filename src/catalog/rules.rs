@@ -424,6 +424,7 @@ fn known<K: Ord + Clone, V: Clone>(map: &OrdMap<K, V>, name: K) -> K {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
     use std::collections::{BTreeMap, BTreeSet};
 
     use proptest::prelude::*;
@@ -767,7 +768,7 @@ mod tests {
 
     fn write(store: &mut Store, write: &Write) {
         let row = encode(write).unwrap();
-        let key = (row.table.name(), row.key.iter().map(ToString::to_string).collect());
+        let key = (row.table.name(), row.key.into_iter().map(Cow::into_owned).collect());
         match row.record {
             Some(record) => drop(store.insert(key, record)),
             None => assert!(store.remove(&key).is_some(), "a row that is not there was to be deleted"),
@@ -796,6 +797,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
         #[test]
         fn the_rules_are_the_models_and_the_records_are_the_view(
             steps in proptest::collection::vec(step(), 0..120)

@@ -167,18 +167,35 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
         Err(error) => return Err(tell("looked at")(error)),
     }
     refuse_shared(&path)?;
-    let mut writer = connect(&path)?;
-    let view = read(&path, &mut writer)?;
+    let (log, index) = (beside(&path, "-wal"), beside(&path, "-shm"));
+    let (had_log, had_index) = (log.exists(), index.exists());
+    let opened = understand(&path, lock);
+    // Opening alone makes these two; a file that is refused must not lie beside a log that was not there. A log with
+    // something in it, after a migration, is part of the file.
+    if opened.is_err() && !had_log && fs::metadata(&log).is_ok_and(|found| found.len() == 0) {
+        let _ = fs::remove_file(log);
+        if !had_index {
+            let _ = fs::remove_file(index);
+        }
+    }
+    opened
+}
+
+/// Lets SQLite at the file, and prepares the connections once all of it was understood.
+fn understand(path: &Path, lock: Lock) -> Result<Opened, OpenError> {
+    let mut writer = connect(path)?;
+    let view = read(path, &mut writer)?;
     let prepared = prepare(&writer).and_then(|()| {
-        let checkpointer = Connection::open_with_flags(&path, FLAGS)?;
+        let checkpointer = Connection::open_with_flags(path, FLAGS)?;
         prepare(&checkpointer)?;
         // From here on the last connection may tidy up when it is closed.
         writer.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         Ok(checkpointer)
     });
-    let log = beside(&path, "-wal");
-    let checkpointer = prepared.map_err(|source| OpenError::Engine { path, source })?;
-    Ok(Opened { view, writer, checkpointer, log, lock })
+    match prepared {
+        Ok(checkpointer) => Ok(Opened { view, writer, checkpointer, log: beside(path, "-wal"), lock }),
+        Err(source) => Err(OpenError::Engine { path: path.into(), source }),
+    }
 }
 
 const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
@@ -230,7 +247,8 @@ fn examine(path: &Path, found: &fs::Metadata) -> Result<(), OpenError> {
 /// Makes an empty catalog: under another name, so that no half-made file ever has this one.
 fn make(path: &Path) -> Result<(), OpenError> {
     for log in ["-wal", "-journal"].map(|suffix| beside(path, suffix)) {
-        if fs::symlink_metadata(&log).is_ok() {
+        // An empty one holds nothing: it is what a refused file may leave.
+        if fs::symlink_metadata(&log).is_ok_and(|found| found.len() > 0) {
             return Err(OpenError::Headless { path: path.into(), log });
         }
     }

@@ -48,8 +48,12 @@ pub struct Sqlite {
 /// Opens the catalog in the file at `path`, which is made where there is none, with the directories above it. Blocks
 /// until every record was read.
 pub fn open(path: &Path) -> Result<Sqlite, OpenError> {
+    serve(path, file::open(path)?)
+}
+
+/// Starts the threads of an opened file.
+fn serve(path: &Path, opened: file::Opened) -> Result<Sqlite, OpenError> {
     let location = Location::Sqlite(path.to_path_buf()).to_string();
-    let opened = file::open(path)?;
     let view = Arc::new(ArcSwap::from_pointee(opened.view));
     let (queue, jobs) = mpsc::channel();
     let (ends, ended) = watch::channel(());
@@ -111,18 +115,4 @@ impl Drop for Sqlite {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::catalog::contract;
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn the_embedded_engine_passes_the_battery() {
-        let directory = tempfile::tempdir().unwrap();
-        contract::battery(async |store| {
-            let path = directory.path().join(store).join("catalog.db");
-            let catalog: Arc<dyn Catalog> = Arc::new(open(&path).unwrap());
-            catalog
-        })
-        .await;
-    }
-}
+mod tests;
