@@ -56,7 +56,7 @@ pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
 
 /// Reads the configuration and the backend map again, while serving.
 ///
-/// As [`load`], but TLS files that are not there are left to the unit of the reload that reads them: a certificate
+/// As [`load()`], but TLS files that are not there are left to the unit of the reload that reads them: a certificate
 /// that is just being replaced must not hold up a change of the map.
 ///
 /// # Errors

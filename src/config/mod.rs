@@ -1,6 +1,6 @@
 //! The configuration and the backend map: read, checked and typed, or refused with everything that is wrong.
 //!
-//! [`load`] reads both files at once, so that one run names the faults of both. What comes out needs no further
+//! [`load()`] reads both files at once, so that one run names the faults of both. What comes out needs no further
 //! check: names are names, paths are absolute, durations are durations and every default is filled in. [`changes`]
 //! tells what a reload may apply; [`watch`] tells when to reload.
 //!

@@ -1,7 +1,7 @@
 //! Reading the configuration: the file's text to a typed [`Config`], or every fault of it.
 //!
 //! Each field has its default where it is read, so that a fault in one field never hides a fault in the next. A
-//! field's fault yields its default for the time being; [`super::load`] lets no configuration with a fault out.
+//! field's fault yields its default for the time being; [`super::load()`] lets no configuration with a fault out.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

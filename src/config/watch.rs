@@ -1,7 +1,7 @@
 //! Following files, so that a change is in force within a second however it was made.
 //!
 //! The kernel tells of changes in directories, never reliably of changes of one file: a file that is renamed over
-//! another is a new one. So [`super::directories`] watches every directory on the way to each file, and whatever
+//! another is a new one. So `directories` watches every directory on the way to each file, and whatever
 //! happens there makes us look at the files themselves: only what stands in them decides. A look every few seconds
 //! beside it covers file systems that tell nothing.
 //!
