@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::json::{Entry, Members, Node, Source};
+use super::json::Source;
+use super::node::{Entry, Members, Node, quoted};
 use super::parse::NOT_SUPPORTED;
 use super::{BackendSettings, Fault, HostPattern, walk};
 use crate::backend::name::BackendName;
@@ -158,7 +159,7 @@ fn mode(node: &Node<'_>) -> Option<Mode> {
     let text = node.string(&format!("{takes}, in quotes"))?;
     let mode = Mode::parse(text);
     if mode.is_none() {
-        node.fault(format!("{} is no mode: it takes {takes}", super::json::quoted(text)));
+        node.fault(format!("{} is no mode: it takes {takes}", quoted(text)));
     }
     mode
 }
@@ -186,25 +187,31 @@ fn overlaps(places: &[Place]) -> Vec<Fault> {
     }
     let mut faults = Vec::new();
     for (index, path) in resolved.iter().enumerate() {
-        let found =
+        let other =
             path.ancestors().find_map(|ancestor| first.get(ancestor).filter(|other| **other != index));
-        let Some((outer, inner)) = found.and_then(|other| places.get(*other).zip(places.get(index))) else {
-            continue;
+        let Some(other) = other.copied() else { continue };
+        let same = resolved.get(other) == Some(path);
+        let (later, earlier, relation) = match (same, other > index) {
+            (true, _) => (index, other, "is the directory of"),
+            (false, false) => (index, other, "lies inside"),
+            (false, true) => (other, index, "holds"),
         };
-        let outer_is_later = found.is_some_and(|other| *other > index);
-        let same = found.and_then(|other| resolved.get(*other)) == Some(path);
-        let (later, earlier, relation) = match (same, outer_is_later) {
-            (true, _) => (inner, outer, "is the directory of"),
-            (false, false) => (inner, outer, "lies inside"),
-            (false, true) => (outer, inner, "holds"),
-        };
-        let what = format!(
-            "{} {relation} backend {:?}, {}: backends must not overlap",
-            later.path.display(),
-            earlier.name,
-            earlier.path.display()
-        );
-        faults.push(Fault { what, ..later.fault.clone() });
+        let (Some(place), Some(told)) = (places.get(later), places.get(earlier)) else { continue };
+        let leads = [later, earlier].into_iter().filter_map(|index| {
+            let (text, real) = (&places.get(index)?.path, resolved.get(index)?);
+            (text != real).then(|| format!("{} leads to {}", text.display(), real.display()))
+        });
+        let leads = leads.collect::<Vec<_>>().join(", ");
+        faults.push(Fault {
+            what: format!(
+                "{} {relation} backend {:?}, {}: backends must not overlap",
+                place.path.display(),
+                told.name,
+                told.path.display()
+            ),
+            hint: (!leads.is_empty()).then_some(leads),
+            ..place.fault.clone()
+        });
     }
     faults
 }

@@ -75,6 +75,12 @@ impl Directories {
         Self { kernel: kernel.ok(), watched: BTreeMap::new(), unwatched: BTreeSet::new() }
     }
 
+    /// As where the kernel can watch nothing.
+    #[cfg(test)]
+    pub(super) fn blind_ones() -> Self {
+        Self { kernel: None, watched: BTreeMap::new(), unwatched: BTreeSet::new() }
+    }
+
     /// Whether there is a file of which the kernel will tell nothing.
     pub(super) fn blind(&self) -> bool {
         self.kernel.is_none() || !self.unwatched.is_empty()

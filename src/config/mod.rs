@@ -1,6 +1,6 @@
 //! The configuration and the backend map: read, checked and typed, or refused with everything that is wrong.
 //!
-//! [`load`] reads both files at once, so that one run names the faults of both. What comes out needs no further
+//! [`load()`] reads both files at once, so that one run names the faults of both. What comes out needs no further
 //! check: names are names, paths are absolute, durations are durations and every default is filled in. [`changes`]
 //! tells what a reload may apply; [`watch`] tells when to reload.
 //!
@@ -12,6 +12,8 @@ mod backends;
 mod directories;
 pub mod fault;
 mod json;
+mod load;
+mod node;
 mod parse;
 pub mod paths;
 pub mod pattern;
@@ -24,7 +26,7 @@ use std::time::Duration;
 
 pub use self::address::{Advertise, Listen};
 pub use self::fault::{Fault, Faults};
-pub use self::parse::{load, reload};
+pub use self::load::{load, reload};
 pub use self::paths::Paths;
 pub use self::pattern::HostPattern;
 use self::watch::Seen;
@@ -270,3 +272,6 @@ pub fn changes(old: &Config, new: &Config) -> Changes {
     };
     Changes { hot: differing(&hot), needs_restart: differing(&needs_restart) }
 }
+
+#[cfg(test)]
+mod tests;

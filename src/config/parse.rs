@@ -1,21 +1,17 @@
 //! Reading the configuration: the file's text to a typed [`Config`], or every fault of it.
 //!
 //! Each field has its default where it is read, so that a fault in one field never hides a fault in the next. A
-//! field's fault yields its default for the time being; a configuration with a fault never leaves this file.
+//! field's fault yields its default for the time being; [`super::load()`] lets no configuration with a fault out.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::address::{self, Advertise, Listen};
-use super::backends::{self, Owner};
-use super::json::{MAX_BYTES, Members, Node, Source, quoted};
-use super::watch::Seen;
-use super::{
-    Config, Fault, Faults, HostPattern, KeyPair, Limits, Loaded, Paths, Scope, SpecFormat, SpecSettings,
-    TlsFiles,
-};
+use super::json::Source;
+use super::load::{Surroundings, TlsFilesMust};
+use super::node::{Members, Node, quoted};
+use super::{Config, Fault, HostPattern, KeyPair, Limits, Scope, SpecFormat, SpecSettings, TlsFiles};
 use crate::host::name::HostName;
 
 /// The fields of the configuration; those of [`UNSERVED`] are known, but refused.
@@ -44,120 +40,19 @@ const UNSERVED: [&str; 3] = ["metrics", "audit", "etcd"];
 /// What a field that is specified and not served yet is refused with.
 pub(super) const NOT_SUPPORTED: &str = "is not supported by this version: take it out";
 
-/// What the defaults depend on.
-#[derive(Debug, Clone)]
-pub(super) struct Surroundings {
-    /// The default paths.
-    pub(super) paths: Paths,
-    /// What the machine calls itself.
-    pub(super) hostname: String,
-    /// Who owns new volumes when the map does not say.
-    pub(super) owner: Owner,
-}
-
-impl Surroundings {
-    fn here(paths: &Paths) -> Self {
-        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-        let owner = match uid.is_root() {
-            true => Owner { uid: 0, gid: 0 },
-            false => Owner { uid: uid.as_raw(), gid: gid.as_raw() },
-        };
-        Self { paths: paths.clone(), hostname, owner }
-    }
-}
-
-/// Whether a TLS file that the configuration names must be there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TlsFilesMust {
-    /// A missing one is a fault.
-    Exist,
-    /// Whoever reads them will see.
-    Nothing,
-}
-
-/// Reads the configuration and the backend map, for the start and for `volhost check`.
-///
-/// `file` is `--config`, which must exist; without it the default file is read, and where there is none, defaults
-/// hold. Files that the configuration names must exist. A backend's path need not.
-///
-/// # Errors
-/// All faults of both files.
-pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
-    read(&Surroundings::here(paths), file, TlsFilesMust::Exist)
-}
-
-/// Reads the configuration and the backend map again, while serving.
-///
-/// As [`load`], but TLS files that are not there are left to the unit of the reload that reads them: a certificate
-/// that is just being replaced must not hold up a change of the map.
-///
-/// # Errors
-/// All faults of both files.
-pub fn reload(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
-    read(&Surroundings::here(paths), file, TlsFilesMust::Nothing)
-}
-
-pub(super) fn read(
-    around: &Surroundings,
-    named: Option<&Path>,
-    tls_files: TlsFilesMust,
-) -> Result<Loaded, Faults> {
-    let named = named.map(|file| std::path::absolute(file).unwrap_or_else(|_| file.into()));
-    let file = named.clone().unwrap_or_else(|| around.paths.config());
-    let (bytes, seen) = Seen::read(&file, MAX_BYTES);
-    let mut files = vec![seen];
-    let mut faults = Vec::new();
-    // What is not there says as little as an empty object.
-    let bytes = bytes.unwrap_or_else(|error| {
-        if named.is_some() || error.kind() != io::ErrorKind::NotFound {
-            faults.push(whole_file(&file, format!("cannot be read: {error}")));
-        }
-        b"{}".to_vec()
-    });
-    let source = Source::new(&file, bytes);
-    let Draft { mut config, map, client_ca } = Draft::read(&source, around, tls_files);
-    faults.extend(source.into_faults());
-
-    let (bytes, seen) = Seen::read(&config.map, MAX_BYTES);
-    files.push(seen);
-    match (bytes, map) {
-        (Ok(bytes), _) => {
-            let source = Source::new(&config.map, bytes);
-            config.backends = backends::read(&source, around.owner);
-            faults.extend(source.into_faults());
-        }
-        (Err(error), None) if error.kind() == io::ErrorKind::NotFound => {
-            config.backends = backends::without_map(around.paths.volumes(), around.owner);
-        }
-        // The fault is the configuration's, which names a file that is not there.
-        (Err(error), Some(place)) => {
-            faults.push(Fault { what: format!("{} cannot be read: {error}", config.map.display()), ..place });
-        }
-        (Err(error), None) => faults.push(whole_file(&config.map, format!("cannot be read: {error}"))),
-    }
-
-    match Faults::collect(faults) {
-        None => Ok(Loaded { config, files, client_ca }),
-        Some(faults) => Err(faults),
-    }
-}
-
-fn whole_file(file: &Path, what: String) -> Fault {
-    Fault { file: file.into(), line: 0, column: 0, field: String::new(), what, hint: None }
-}
-
 /// The configuration while faults are still being looked for, and places that later checks need.
-struct Draft {
-    config: Config,
+pub(super) struct Draft {
+    /// The configuration, without the backend map.
+    pub(super) config: Config,
     /// Where the configuration names the map, if it does.
-    map: Option<Fault>,
+    pub(super) map: Option<Fault>,
     /// Where the configuration names the clients' CA, if it does.
-    client_ca: Option<Fault>,
+    pub(super) client_ca: Option<Fault>,
 }
 
 impl Draft {
-    fn read(source: &Source, around: &Surroundings, tls_files: TlsFilesMust) -> Self {
+    /// Reads the configuration. Its faults are left in `source`.
+    pub(super) fn read(source: &Source, around: &Surroundings, tls_files: TlsFilesMust) -> Self {
         let value = source.value();
         let root = value.as_ref().map(|value| source.root(value));
         let takes = "an object such as {\"listen\": [\"https://127.0.0.1:7443\"]}";

@@ -1,7 +1,7 @@
 //! Following files, so that a change is in force within a second however it was made.
 //!
 //! The kernel tells of changes in directories, never reliably of changes of one file: a file that is renamed over
-//! another is a new one. So [`super::directories`] watches every directory on the way to each file, and whatever
+//! another is a new one. So `directories` watches every directory on the way to each file, and whatever
 //! happens there makes us look at the files themselves: only what stands in them decides. A look every few seconds
 //! beside it covers file systems that tell nothing.
 //!
@@ -71,21 +71,20 @@ impl Seen {
 
     /// Reads a file's bytes, one more than `most` if there are as many, and what is thereby seen.
     pub(super) fn read(path: &Path, most: usize) -> (io::Result<Vec<u8>>, Self) {
-        let read = || -> io::Result<(Vec<u8>, State)> {
+        let mut is_file = true;
+        let mut read = || {
             let file = File::open(path)?;
-            let is_file = file.metadata()?.is_file();
+            is_file = file.metadata()?.is_file();
             let mut bytes = Vec::new();
             let most = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
             file.take(most).read_to_end(&mut bytes)?;
-            let state = if is_file { state_of(&mut bytes.as_slice())? } else { State::NoFile };
-            Ok((bytes, state))
+            Ok(bytes)
         };
-        let (bytes, state) = match read() {
-            Ok((bytes, state)) => (Ok(bytes), state),
-            Err(error) => {
-                let state = State::Unreadable(error.kind());
-                (Err(error), state)
-            }
+        let bytes: io::Result<Vec<u8>> = read();
+        let state = match &bytes {
+            _ if !is_file => State::NoFile,
+            Ok(bytes) => state_of(&mut bytes.as_slice()).unwrap_or(State::NoFile),
+            Err(error) => State::Unreadable(error.kind()),
         };
         (bytes, Self { path: path.into(), state })
     }
@@ -240,5 +239,233 @@ fn state_of(reader: &mut impl io::Read) -> io::Result<State> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A watcher of files below a directory of its own, and what it told.
+    struct Following {
+        dir: TempDir,
+        watcher: Watcher,
+        told: Receiver<Unit>,
+    }
+
+    /// Far more than the second that is promised: the machine may be busy.
+    const LONG: Duration = Duration::from_secs(8);
+
+    fn files(dir: &Path, named: &[(Unit, &str)]) -> BTreeMap<Unit, Vec<Seen>> {
+        let mut files: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (unit, name) in named {
+            files.entry(*unit).or_default().push(Seen::now(&dir.join(name)));
+        }
+        files
+    }
+
+    impl Following {
+        fn new(dir: TempDir, named: &[(Unit, &str)]) -> Self {
+            let (sender, told) = mpsc::channel();
+            let files = files(dir.path(), named);
+            let watcher = Watcher::start(files, move |unit| sender.send(unit).unwrap_or_default()).unwrap();
+            let following = Self { dir, watcher, told };
+            following.settled();
+            following
+        }
+
+        /// Waits until the watcher has done everything that it was told.
+        fn settled(&self) {
+            while self.told.recv_timeout(Duration::from_millis(700)).is_ok() {}
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        /// The unit that is told after something was done: no other one is, though on a busy machine this one may be
+        /// told in the middle of it, too.
+        fn after(&self, done: impl FnOnce()) -> Option<Unit> {
+            done();
+            let told = self.told.recv_timeout(LONG).ok();
+            while let Ok(again) = self.told.recv_timeout(Duration::from_millis(700)) {
+                assert_eq!(Some(again), told);
+            }
+            told
+        }
+    }
+
+    fn dir() -> TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    #[test]
+    fn a_file_that_is_renamed_over_is_noticed_each_time() {
+        let dir = dir();
+        fs::write(dir.path().join("a"), "0").unwrap();
+        let following = Following::new(dir, &[(Unit::Config, "a")]);
+        for round in 1..4 {
+            let told = following.after(|| {
+                fs::write(following.path("a.new"), round.to_string()).unwrap();
+                fs::rename(following.path("a.new"), following.path("a")).unwrap();
+            });
+            assert_eq!(told, Some(Unit::Config), "round {round}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_written_in_place_is_noticed_again_when_it_is_complete() {
+        let dir = dir();
+        fs::write(dir.path().join("a"), "0").unwrap();
+        let following = Following::new(dir, &[(Unit::Tls, "a")]);
+        assert_eq!(following.after(|| fs::write(following.path("a"), "hal").unwrap()), Some(Unit::Tls));
+        assert_eq!(following.after(|| fs::write(following.path("a"), "whole").unwrap()), Some(Unit::Tls));
+    }
+
+    #[test]
+    fn a_swapped_symlink_is_noticed_and_so_is_a_write_behind_it() {
+        let dir = dir();
+        for version in ["..v1", "..v2"] {
+            fs::create_dir(dir.path().join(version)).unwrap();
+            fs::write(dir.path().join(version).join("crl.pem"), version).unwrap();
+        }
+        symlink("..v1", dir.path().join("..data")).unwrap();
+        symlink("..data/crl.pem", dir.path().join("crl.pem")).unwrap();
+        let following = Following::new(dir, &[(Unit::Crl, "crl.pem")]);
+        let told = following.after(|| {
+            symlink("..v2", following.path("..data_tmp")).unwrap();
+            fs::rename(following.path("..data_tmp"), following.path("..data")).unwrap();
+            fs::remove_dir_all(following.path("..v1")).unwrap();
+        });
+        assert_eq!(told, Some(Unit::Crl));
+        let told = following.after(|| fs::write(following.path("..v2/crl.pem"), "in place").unwrap());
+        assert_eq!(told, Some(Unit::Crl));
+    }
+
+    #[test]
+    fn a_symlink_further_up_is_followed_too() {
+        let (dir, elsewhere) = (dir(), dir());
+        for version in ["one", "two"] {
+            fs::create_dir_all(elsewhere.path().join(version).join("etc")).unwrap();
+            fs::write(elsewhere.path().join(version).join("etc/a"), version).unwrap();
+        }
+        symlink(elsewhere.path().join("one"), dir.path().join("current")).unwrap();
+        let following = Following::new(dir, &[(Unit::Config, "current/etc/a")]);
+        let told = following.after(|| {
+            symlink(elsewhere.path().join("two"), following.path("new")).unwrap();
+            fs::rename(following.path("new"), following.path("current")).unwrap();
+        });
+        assert_eq!(told, Some(Unit::Config));
+        let told = following.after(|| fs::write(elsewhere.path().join("two/etc/a"), "three").unwrap());
+        assert_eq!(told, Some(Unit::Config));
+    }
+
+    #[test]
+    fn a_directory_that_is_removed_and_made_again_is_followed_on() {
+        let dir = dir();
+        fs::create_dir_all(dir.path().join("etc/pki")).unwrap();
+        fs::write(dir.path().join("etc/pki/a"), "0").unwrap();
+        let following = Following::new(dir, &[(Unit::Tls, "etc/pki/a")]);
+        let make = |text: &str| {
+            fs::create_dir_all(following.path("etc/pki")).unwrap();
+            fs::write(following.path("etc/pki/a"), text).unwrap();
+        };
+        let remove = || fs::remove_dir_all(following.path("etc")).unwrap();
+        for round in ["1", "2"] {
+            assert_eq!(following.after(remove), Some(Unit::Tls), "removed, round {round}");
+            assert_eq!(following.after(|| make(round)), Some(Unit::Tls), "made, round {round}");
+            let at_once = following.after(|| {
+                remove();
+                make("at once");
+            });
+            assert_eq!(at_once, Some(Unit::Tls), "at once, round {round}");
+            let in_place = following.after(|| fs::write(following.path("etc/pki/a"), "in place").unwrap());
+            assert_eq!(in_place, Some(Unit::Tls), "in place, round {round}");
+        }
+        let moved = following.after(|| {
+            fs::create_dir_all(following.path("next/pki")).unwrap();
+            fs::write(following.path("next/pki/a"), "moved in").unwrap();
+            fs::rename(following.path("etc"), following.path("before")).unwrap();
+            fs::rename(following.path("next"), following.path("etc")).unwrap();
+        });
+        assert_eq!(moved, Some(Unit::Tls));
+        let in_place = following.after(|| fs::write(following.path("etc/pki/a"), "after the move").unwrap());
+        assert_eq!(in_place, Some(Unit::Tls));
+    }
+
+    #[test]
+    fn a_unit_is_told_alone_and_only_when_its_content_is_another() {
+        let dir = dir();
+        fs::write(dir.path().join("a"), "0").unwrap();
+        let following =
+            Following::new(dir, &[(Unit::Config, "a"), (Unit::Config, "map"), (Unit::Crl, "crl")]);
+        fs::write(following.path("a"), "0").unwrap();
+        fs::write(following.path("beside"), "0").unwrap();
+        assert_eq!(following.after(|| fs::write(following.path("map"), "").unwrap()), Some(Unit::Config));
+        assert_eq!(following.after(|| fs::write(following.path("crl"), "").unwrap()), Some(Unit::Crl));
+        assert_eq!(following.after(|| fs::remove_file(following.path("a")).unwrap()), Some(Unit::Config));
+    }
+
+    #[test]
+    fn what_changed_between_reading_and_following_is_noticed() {
+        let dir = dir();
+        let path = dir.path().join("a");
+        let seen = BTreeMap::from([(Unit::Config, vec![Seen::now(&path)])]);
+        fs::write(&path, "early").unwrap();
+        let (sender, told) = mpsc::channel();
+        let watcher = Watcher::start(seen, move |unit| sender.send(unit).unwrap_or_default()).unwrap();
+        assert_eq!(told.recv_timeout(LONG), Ok(Unit::Config));
+        let other = dir.path().join("b");
+        let seen = BTreeMap::from([(Unit::Tls, vec![Seen::now(&other)])]);
+        fs::write(&other, "early").unwrap();
+        watcher.set_files(seen);
+        assert_eq!(told.recv_timeout(LONG), Ok(Unit::Tls));
+    }
+
+    #[test]
+    fn other_files_are_followed_instead_when_told() {
+        let dir = dir();
+        let following = Following::new(dir, &[(Unit::Config, "a")]);
+        following.watcher.set_files(files(following.dir.path(), &[(Unit::Tls, "deep/er/b")]));
+        following.watcher.poke();
+        following.settled();
+        fs::write(following.path("a"), "1").unwrap();
+        let told = following.after(|| {
+            fs::create_dir_all(following.path("deep/er")).unwrap();
+            fs::write(following.path("deep/er/b"), "1").unwrap();
+        });
+        assert_eq!(told, Some(Unit::Tls));
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_tell_is_looked_for() {
+        let dir = dir();
+        let (messages, receiver) = mpsc::channel();
+        let (sender, told) = mpsc::channel();
+        let files = files(dir.path(), &[(Unit::Crl, "a")]);
+        let notify = move |unit| sender.send(unit).unwrap_or_default();
+        let follower = Follower { files, notify, directories: Directories::blind_ones(), receiver };
+        let thread = std::thread::spawn(move || follower.run());
+        fs::write(dir.path().join("a"), "1").unwrap();
+        assert_eq!(told.recv_timeout(LONG), Ok(Unit::Crl));
+        messages.send(Message::Stop).unwrap();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn reading_and_looking_see_the_same() {
+        let dir = dir();
+        fs::write(dir.path().join("a"), "content").unwrap();
+        for name in ["a", "absent", "."] {
+            let path = dir.path().join(name);
+            assert_eq!(Seen::read(&path, 1000).1, Seen::now(&path), "{name}");
+        }
+        let (bytes, _) = Seen::read(&dir.path().join("a"), 3);
+        assert_eq!(bytes.unwrap(), b"cont", "one byte more tells that there are more");
     }
 }

@@ -1,0 +1,310 @@
+//! One value of a file with its place: read as what it should be, or noted as a fault.
+//!
+//! A [`Node`] never fails at once: what it cannot read becomes a fault of its [`Source`] and `None`, so that one run
+//! finds everything. Nothing here knows what a configuration is.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jsonc_parser::ast::{ObjectProp, Value};
+use jsonc_parser::common::Ranged as _;
+
+use super::fault::Fault;
+use super::json::Source;
+
+/// The length from which on Linux takes no path.
+const MAX_PATH_BYTES: usize = 4096;
+
+/// What a word is cut to before it is shown or compared.
+const SHOWN_CHARS: usize = 64;
+
+/// A value, where it stands and what it is called.
+#[derive(Clone)]
+pub(super) struct Node<'a> {
+    source: &'a Source,
+    value: &'a Value<'a>,
+    field: String,
+}
+
+impl<'a> Node<'a> {
+    /// The outermost value of a file, which has no name.
+    pub(super) fn new(source: &'a Source, value: &'a Value<'a>) -> Self {
+        Self { source, value, field: String::new() }
+    }
+
+    /// Notes that this value is wrong.
+    pub(super) fn fault(&self, what: impl Into<String>) {
+        self.fault_with(what, None);
+    }
+
+    /// Notes that this value is wrong, and what was probably meant.
+    pub(super) fn fault_with(&self, what: impl Into<String>, hint: Option<String>) {
+        let place = self.source.place(self.value.start());
+        self.source.push(place, &self.field, what.into(), hint);
+    }
+
+    /// Notes the fault of something that belongs below this value and is not there.
+    pub(super) fn missing(&self, name: &str, what: impl Into<String>) {
+        let place = self.source.place(self.value.start());
+        self.source.push(place, &join(&self.field, name), what.into(), None);
+    }
+
+    /// A fault of this value, to be noted later or not at all.
+    pub(super) fn possible_fault(&self) -> Fault {
+        let (line, column) = self.source.place(self.value.start());
+        let (file, field) = (self.source.file().to_path_buf(), self.field.clone());
+        Fault { file, line, column, field, what: String::new(), hint: None }
+    }
+
+    /// Whether the value is `null`.
+    pub(super) fn is_null(&self) -> bool {
+        matches!(self.value, Value::NullKeyword(_))
+    }
+
+    /// Whether the value is a string.
+    pub(super) fn is_string(&self) -> bool {
+        matches!(self.value, Value::StringLit(_))
+    }
+
+    /// Notes that the value is of a wrong type; `takes` is what it should be.
+    pub(super) fn wrong_type(&self, takes: &str) {
+        self.fault(format!("this is {}: it takes {takes}", self.kind()));
+    }
+
+    /// A string.
+    pub(super) fn string(&self, takes: &str) -> Option<&'a str> {
+        match self.value {
+            Value::StringLit(text) => Some(&text.value),
+            _ => {
+                self.wrong_type(takes);
+                None
+            }
+        }
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&self) -> Option<bool> {
+        match self.value {
+            Value::BooleanLit(literal) => Some(literal.value),
+            _ => {
+                self.wrong_type("true or false");
+                None
+            }
+        }
+    }
+
+    /// A whole number without fraction or exponent.
+    pub(super) fn integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        let (least, most) = (range.start(), range.end());
+        let takes = format!("a whole number from {least} to {most}");
+        let Value::NumberLit(literal) = self.value else {
+            self.wrong_type(&takes);
+            return None;
+        };
+        let number = literal.value.parse().ok().filter(|number| range.contains(number));
+        if number.is_none() {
+            self.fault(format!("{} is out of range: it takes {takes}", cut(literal.value)));
+        }
+        number
+    }
+
+    /// Whether the value is `0` or `"0"`.
+    pub(super) fn is_zero(&self) -> bool {
+        match self.value {
+            Value::NumberLit(literal) => literal.value == "0",
+            Value::StringLit(text) => text.value == "0",
+            _ => false,
+        }
+    }
+
+    /// A duration with its unit.
+    pub(super) fn duration(&self, example: &str) -> Option<Duration> {
+        let takes = format!("a duration with its unit, such as {example:?}");
+        if let Value::NumberLit(literal) = self.value {
+            let number = cut(literal.value);
+            self.fault_with(
+                format!("{number} has no unit: it takes {takes}"),
+                Some(format!("did you mean \"{number}s\"?")),
+            );
+            return None;
+        }
+        let text = self.string(&takes)?;
+        if !text.is_empty() && text.trim().bytes().all(|b| b.is_ascii_digit()) {
+            let hint = Some(format!("did you mean \"{}s\"?", cut(text.trim())));
+            self.fault_with(format!("{} has no unit: it takes {takes}", quoted(text)), hint);
+            return None;
+        }
+        let duration = humantime::parse_duration(text).ok();
+        if duration.is_none() {
+            self.fault(format!("{} is no duration: it takes {takes}", quoted(text)));
+        }
+        duration
+    }
+
+    /// An absolute path.
+    pub(super) fn path(&self, takes: &str) -> Option<PathBuf> {
+        self.absolute(self.string(takes)?)
+    }
+
+    /// A path that is a part of this value's text, if it is absolute.
+    pub(super) fn absolute(&self, text: &str) -> Option<PathBuf> {
+        let what = if !text.starts_with('/') {
+            "is a relative path: it takes an absolute one, which begins with a slash"
+        } else if text.contains('\0') {
+            "holds a zero byte: no path does"
+        } else if text.len() >= MAX_PATH_BYTES {
+            "is longer than a path can be"
+        } else {
+            return Some(text.into());
+        };
+        self.fault(format!("{} {what}", quoted(text)));
+        None
+    }
+
+    /// One of a few words.
+    pub(super) fn word<T: Copy>(&self, what: &str, words: &[(&'static str, T)]) -> Option<T> {
+        let known = words.iter().map(|(word, _)| *word);
+        let takes = known.clone().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" or ");
+        let text = self.string(&takes)?;
+        let meant = words.iter().find(|(word, _)| *word == text);
+        if meant.is_none() {
+            let hint = near(text, known);
+            self.fault_with(format!("{} is no {what}: it takes {takes}", quoted(text)), hint);
+        }
+        meant.map(|(_, value)| *value)
+    }
+
+    /// What was read from this value; an error becomes its fault.
+    pub(super) fn noted<T, E: std::fmt::Display>(&self, read: Result<T, E>) -> Option<T> {
+        read.map_err(|error| self.fault(error.to_string())).ok()
+    }
+
+    /// The elements of an array.
+    pub(super) fn elements(&self, takes: &str) -> Option<Vec<Node<'a>>> {
+        let Value::Array(array) = self.value else {
+            self.wrong_type(takes);
+            return None;
+        };
+        let node = |(index, value)| {
+            let field = format!("{}[{index}]", self.field);
+            Node { source: self.source, value, field }
+        };
+        Some(array.elements.iter().enumerate().map(node).collect())
+    }
+
+    /// The members of an object whose keys are names that the operator chose. A key given twice is a fault.
+    pub(super) fn entries(&self, takes: &str) -> Option<Vec<Entry<'a>>> {
+        let Value::Object(object) = self.value else {
+            self.wrong_type(takes);
+            return None;
+        };
+        let mut seen = BTreeMap::new();
+        let mut entries = Vec::new();
+        for property in &object.properties {
+            let entry = self.entry(property);
+            if let Some(first) = seen.get(entry.key) {
+                let (first, _) = self.source.place(*first);
+                entry.fault(format!("is given twice, first in line {first}: one of the two must go"), None);
+            } else {
+                seen.insert(entry.key, entry.at);
+                entries.push(entry);
+            }
+        }
+        Some(entries)
+    }
+
+    /// The members of an object whose keys are `known`. Others, and one given twice, are faults.
+    pub(super) fn members(&self, known: &[&'static str], takes: &str) -> Option<Members<'a>> {
+        let mut members = BTreeMap::new();
+        for entry in self.entries(takes)? {
+            if known.contains(&entry.key) {
+                members.insert(entry.key, entry.node);
+            } else {
+                let what = if known.is_empty() {
+                    "unknown field: nothing is set here".to_owned()
+                } else {
+                    format!("unknown field: the known ones are {}", known.join(", "))
+                };
+                entry.fault(what, near(entry.key, known.iter().copied()));
+            }
+        }
+        Some(Members { members })
+    }
+
+    fn entry(&self, property: &'a ObjectProp<'a>) -> Entry<'a> {
+        let key = property.name.as_str();
+        let field = join(&self.field, key);
+        let node = Node { source: self.source, value: &property.value, field };
+        Entry { key, at: property.name.start(), node }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.value {
+            Value::StringLit(_) => "a string",
+            Value::NumberLit(_) => "a number",
+            Value::BooleanLit(_) => "true or false",
+            Value::Object(_) => "an object",
+            Value::Array(_) => "a list",
+            Value::NullKeyword(_) => "null",
+        }
+    }
+}
+
+/// A member of an object: its key, where that stands, and its value.
+pub(super) struct Entry<'a> {
+    /// The key, without quotes and escapes.
+    pub(super) key: &'a str,
+    at: usize,
+    /// The value.
+    pub(super) node: Node<'a>,
+}
+
+impl Entry<'_> {
+    /// Notes that the key is wrong.
+    pub(super) fn fault(&self, what: impl Into<String>, hint: Option<String>) {
+        let place = self.node.source.place(self.at);
+        self.node.source.push(place, &self.node.field, what.into(), hint);
+    }
+}
+
+/// The known members of an object.
+#[derive(Default)]
+pub(super) struct Members<'a> {
+    members: BTreeMap<&'a str, Node<'a>>,
+}
+
+impl<'a> Members<'a> {
+    /// The value of a key, if it was given.
+    pub(super) fn take(&mut self, key: &str) -> Option<Node<'a>> {
+        self.members.remove(key)
+    }
+}
+
+/// A word of a file as a message shows it: in quotes, and not too long.
+pub(super) fn quoted(text: &str) -> String {
+    format!("{:?}", cut(text))
+}
+
+/// The hint on a mistyped word. A long one is no slip, and comparing it would cost time.
+fn near(word: &str, known: impl IntoIterator<Item = &'static str>) -> Option<String> {
+    let near = if word.len() <= SHOWN_CHARS { crate::error::nearest(word, known) } else { None };
+    near.map(|near| format!("did you mean {near:?}?"))
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+    }
+}
+
+/// The path of a field below another; what is not a plain word is shown in quotes.
+fn join(field: &str, key: &str) -> String {
+    let plain = !key.is_empty()
+        && key.len() <= SHOWN_CHARS
+        && key.chars().all(|c| c.is_ascii_alphanumeric() || "_-.*?".contains(c));
+    let key = if plain { key.to_owned() } else { quoted(key) };
+    if field.is_empty() { key } else { format!("{field}.{key}") }
+}

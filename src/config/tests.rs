@@ -1,0 +1,620 @@
+//! What the two files may say, what is said about their faults, and what a reload may apply.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::backends::Owner;
+use super::load::{self, Surroundings, TlsFilesMust};
+use super::*;
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/config");
+
+/// A `--root` of its own for each test.
+struct Place {
+    dir: TempDir,
+    around: Surroundings,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(Some(dir.path()), true, |_| None).unwrap();
+        fs::create_dir_all(&paths.etc).unwrap();
+        let owner = Owner { uid: 12, gid: 34 };
+        Self { dir, around: Surroundings { paths, hostname: "here".into(), owner } }
+    }
+
+    fn with(config: &str, map: &str) -> Self {
+        let place = Self::new();
+        fs::write(place.around.paths.config(), config).unwrap();
+        fs::write(place.around.paths.map(), map).unwrap();
+        place
+    }
+
+    fn read(&self) -> Result<Loaded, Faults> {
+        load::read(&self.around, None, TlsFilesMust::Nothing)
+    }
+
+    /// The faults, with the directory of the test cut off.
+    fn faults(&self) -> Vec<String> {
+        let etc = format!("{}/", self.around.paths.etc.display());
+        match self.read() {
+            Ok(_) => Vec::new(),
+            Err(faults) => faults.to_string().replace(&etc, "").lines().map(str::to_owned).collect(),
+        }
+    }
+}
+
+fn backend_name(name: &str) -> BackendName {
+    BackendName::parse(name).unwrap()
+}
+
+fn sample(name: &str) -> String {
+    fs::read_to_string(format!("{DATA}/{name}")).unwrap()
+}
+
+fn config_faults(config: &str) -> Vec<String> {
+    Place::with(config, "{}").faults()
+}
+
+fn map_faults(map: &str) -> Vec<String> {
+    Place::with("{}", map).faults()
+}
+
+#[test]
+fn nothing_configured_is_complete() {
+    let place = Place::new();
+    let loaded = place.read().unwrap();
+    let paths = &place.around.paths;
+    let volumes = paths.volumes();
+    let backend = BackendSettings {
+        path: volumes.clone(),
+        mountpoint: volumes,
+        draining: false,
+        require_mount: false,
+        trash: Duration::from_secs(86400),
+        uid: 12,
+        gid: 34,
+        mode: Mode::parse("0755").unwrap(),
+        hosts: None,
+    };
+    let expected = Config {
+        name: "volhost".into(),
+        node: HostName::parse("here").unwrap(),
+        scope: Scope::Global,
+        listen: vec![Listen::parse("https://127.0.0.1:7443").unwrap()],
+        insecure: false,
+        advertise: None,
+        tls: TlsFiles { server: None, client_ca: None, crl: None },
+        pki: paths.pki(),
+        spec: Some(SpecSettings { dir: paths.spec.clone(), format: None }),
+        catalog: paths.catalog(),
+        map: paths.map(),
+        backends: BTreeMap::from([(BackendName::parse("default").unwrap(), backend)]),
+        hosts: None,
+        admin: paths.admin(),
+        limits: Limits {
+            connections: 4096,
+            connections_per_host: 256,
+            body_bytes: 1048576,
+            handshake: Duration::from_secs(5),
+            request: Duration::from_secs(20),
+        },
+    };
+    assert_eq!(loaded.config, expected);
+    let followed: Vec<_> = loaded.files.iter().map(Seen::path).collect();
+    assert_eq!(followed, [paths.config(), paths.map()]);
+    assert_eq!(Place::with("{}", "{}").read().unwrap().config.backends, BTreeMap::new());
+}
+
+#[test]
+fn the_full_sample_is_read() {
+    let place = Place::with(&sample("full/volhost.json"), &sample("full/backends.json"));
+    let config = place.read().unwrap().config;
+    assert_eq!(config.scope, Scope::Local);
+    assert_eq!(config.listen.len(), 3);
+    assert_eq!(config.tls.server.unwrap().key, Path::new("/etc/volhost/tls/server.key"));
+    assert_eq!(config.tls.crl.as_deref(), Some(Path::new("/etc/volhost/tls/crl.pem")));
+    assert_eq!(config.spec.unwrap().format, Some(SpecFormat::Json));
+    assert_eq!(config.catalog, Path::new("/var/lib/volhost/catalog.db"));
+    assert_eq!(config.limits.request, Duration::from_secs(90));
+    assert_eq!(config.hosts.unwrap().len(), 3);
+    let fast = &config.backends[&backend_name("fast")];
+    assert_eq!(fast.mountpoint, Path::new("/data/fast"));
+    assert_eq!((fast.uid, fast.gid, fast.mode.bits()), (70, 0, 0o2770));
+    assert_eq!(fast.trash, Duration::from_secs(36 * 3600));
+    assert!(fast.draining && fast.require_mount);
+    assert_eq!(fast.hosts.as_ref().unwrap().len(), 2);
+    assert_eq!(config.backends[&backend_name("default")].path, Path::new("/srv/volumes"));
+}
+
+#[test]
+fn all_faults_of_both_files_are_told_at_once() {
+    let place = Place::with(&sample("faulty/volhost.json"), &sample("faulty/backends.json"));
+    let told = place.faults().join("\n") + "\n";
+    let golden = format!("{DATA}/faulty/faults.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&golden, &told).unwrap();
+    }
+    assert_eq!(told, fs::read_to_string(golden).unwrap());
+}
+
+/// Every way to put one more member into one object of a value.
+fn with_a_spurious_key(value: &Value) -> Vec<Value> {
+    let mut all = Vec::new();
+    match value {
+        Value::Object(members) => {
+            let mut with = members.clone();
+            with.insert("spurious".into(), json!(1));
+            all.push(Value::Object(with));
+            for (key, member) in members {
+                for changed in with_a_spurious_key(member) {
+                    let mut with = members.clone();
+                    with.insert(key.clone(), changed);
+                    all.push(Value::Object(with));
+                }
+            }
+        }
+        Value::Array(elements) => {
+            for (index, element) in elements.iter().enumerate() {
+                for changed in with_a_spurious_key(element) {
+                    let mut with = elements.clone();
+                    with[index] = changed;
+                    all.push(Value::Array(with));
+                }
+            }
+        }
+        _ => {}
+    }
+    all
+}
+
+#[test]
+fn a_spurious_key_is_refused_in_every_object() {
+    let (config, map) = (sample("full/volhost.json"), sample("full/backends.json"));
+    let parsed = [&config, &map].map(|text| serde_json::from_str::<Value>(text).unwrap());
+    let configs = with_a_spurious_key(&parsed[0]);
+    assert_eq!(configs.len(), 8, "the sample has fewer objects than the configuration");
+    for changed in configs {
+        let faults = Place::with(&changed.to_string(), &map).faults();
+        assert!(faults.len() == 1 && faults[0].contains("spurious:"), "{changed}: {faults:?}");
+    }
+    for changed in with_a_spurious_key(&parsed[1]) {
+        let faults = Place::with(&config, &changed.to_string()).faults();
+        assert!(faults.len() == 1 && faults[0].contains("spurious:"), "{changed}: {faults:?}");
+    }
+}
+
+#[test]
+fn every_key_is_hinted_at_when_it_is_mistyped() {
+    let map = sample("full/backends.json").replace("\"draining\"", "\"drainig\"");
+    assert_eq!(
+        map_faults(&map),
+        [
+            "backends.json:7:5: fast.drainig: unknown field: the known ones are path, mountpoint, mountpoint_by_host, \
+          hosts, draining, require_mount, trash, uid, gid, mode (did you mean \"draining\"?)"
+        ]
+    );
+}
+
+#[test]
+fn syntax_errors_have_a_place() {
+    for (text, expected) in [
+        ("", "volhost.json:1:1: the file is empty"),
+        (" \n ", "volhost.json:1:1: the file is empty"),
+        ("\u{feff}{}", "volhost.json:1:1: the file begins with a byte order mark"),
+        ("{\n  \"name\": \"x\",\n}", "volhost.json:2:14: this is no JSON: trailing commas are not allowed"),
+        ("{\n // no\n}", "volhost.json:2:2: this is no JSON: comments are not allowed"),
+        ("{\"é\" 1}", "volhost.json:1:6: this is no JSON: expected colon"),
+        ("{\"name\": \"x\" \"node\": \"y\"}", "volhost.json:1:13: this is no JSON: expected comma"),
+        ("{name: 1}", "volhost.json:1:2: this is no JSON: expected string for object property"),
+        ("{'name': 1}", "volhost.json:1:2: this is no JSON: single-quoted strings are not allowed"),
+        ("{\"name\": 0x1}", "volhost.json:1:10: this is no JSON: hexadecimal numbers are not allowed"),
+        ("{\"name\": 01}", "volhost.json:1:11: this is no JSON: expected comma"),
+        ("{\"name\": +1}", "volhost.json:1:10: this is no JSON: unary plus on numbers is not allowed"),
+        ("{\"name\": .5}", "volhost.json:1:10: this is no JSON: leading or trailing decimal points"),
+        ("{\"name\": NaN}", "volhost.json:1:10: this is no JSON: unexpected"),
+        ("{\"name\": \"\\x41\"}", "volhost.json:1:11: this is no JSON: invalid escape"),
+        ("{\"name\": \"\\ud800\"}", "volhost.json:1:11: this is no JSON: invalid unicode escape sequence"),
+        ("{\"name\": \"a\tb\"}", "volhost.json:1:11: this is no JSON: control character"),
+        ("{\u{a0}}", "volhost.json:1:2: this is no JSON: key must be a string"),
+        ("{\u{b}}", "volhost.json:1:2: this is no JSON: key must be a string"),
+        ("{\"name\":\n\"x", "volhost.json:2:1: this is no JSON: unterminated string literal"),
+        ("{} {}", "volhost.json:1:4: this is no JSON: text cannot contain more than one JSON value"),
+        ("{", "volhost.json:1:1: this is no JSON: unterminated object"),
+        ("[]", "volhost.json:1:1: this is a list: it takes an object such as"),
+    ] {
+        let faults = config_faults(text);
+        assert!(faults.len() == 1 && faults[0].starts_with(expected), "{text:?}: {faults:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_text_is_told_where() {
+    let place = Place::new();
+    fs::write(place.around.paths.config(), b"{\n \"n\": \"\xff\"}").unwrap();
+    assert_eq!(place.faults(), ["volhost.json:2:8: the file is not UTF-8 text from here on"]);
+}
+
+#[test]
+fn depth_and_size_cost_nothing() {
+    let deep = "[".repeat(4_000_000);
+    assert_eq!(config_faults(&deep).len(), 1);
+    for depth in [33, 600, 1_000_000] {
+        let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(
+            config_faults(&nested),
+            ["volhost.json:1:33: nested deeper than 32 levels: no configuration is"]
+        );
+        let nested = format!("{{\"hosts\": {nested}}}");
+        assert_eq!(config_faults(&nested).len(), 1);
+    }
+    assert_eq!(
+        config_faults(&"[".repeat(4 * 1024 * 1024 + 1)),
+        ["volhost.json: the file is larger than 4 MiB: it is no configuration"]
+    );
+    // Faults without number in a single line.
+    let many = format!("{{{}}}", ["\"a\":1"; 100_000].join(","));
+    let faults = map_faults(&many);
+    assert_eq!(faults.len(), 1001);
+    assert_eq!(faults[0], "backends.json: more than 1000 faults: the first 1000 are told");
+}
+
+#[test]
+fn fields_that_are_not_served_yet_are_refused() {
+    let text = r#"{"metrics": "http://127.0.0.1:1", "audit": "/a", "etcd": {"endpoints": []}, "hosts": {"a": {"rights": [], "backends": []}}}"#;
+    let faults = config_faults(text);
+    assert_eq!(faults.len(), 5, "{faults:?}");
+    assert!(faults.iter().all(|fault| fault.contains("is not supported by this version")), "{faults:?}");
+    assert!(
+        config_faults(r#"{"metrics": null, "audit": null, "hosts": null, "advertise": null}"#).is_empty()
+    );
+    let faults = map_faults(r#"{"a": {"path": "/a", "mountpoint_by_host": {"web2": "/b"}}}"#);
+    assert_eq!(
+        faults,
+        ["backends.json:1:44: a.mountpoint_by_host: is not supported by this version: take it out"]
+    );
+}
+
+#[test]
+fn plain_http_is_for_this_machine_unless_said_otherwise() {
+    assert!(config_faults(r#"{"listen": ["http://127.0.0.1:1", "http://[::1]:1"]}"#).is_empty());
+    assert!(config_faults(r#"{"listen": ["http://0.0.0.0:1"], "insecure": true}"#).is_empty());
+    let faults = config_faults(r#"{"listen": ["http://10.1.2.3:1"]}"#);
+    assert!(
+        faults[0].contains("listen[0]: http://10.1.2.3:1 serves other machines without TLS"),
+        "{faults:?}"
+    );
+}
+
+#[test]
+fn what_would_go_wrong_together_is_a_fault() {
+    for (text, expected) in [
+        (r#"{"listen": []}"#, "listen: names no address"),
+        (r#"{"listen": ["unix:/a"], "admin": "/a"}"#, "admin: is the same socket as one of \"listen\""),
+        (
+            r#"{"listen": ["https://1.2.3.4:5", "http://1.2.3.4:5"], "insecure": true}"#,
+            "listen[1]: is given twice",
+        ),
+        (r#"{"tls": {"cert": "/a"}}"#, "tls.key: is missing"),
+        (r#"{"tls": {"key": "/a"}}"#, "tls.cert: is missing"),
+        (r#"{"spec": {"format": "spec"}}"#, "spec.format: a .spec file cannot say which CA"),
+        (r#"{"node": "anonymous"}"#, "node: \"anonymous\" is no host name"),
+        (r#"{"hosts": {"web1": {}, "WEB1": {}}}"#, "hosts.WEB1: is given twice"),
+        (r#"{"catalog": "/var/x.db"}"#, "(did you mean \"sqlite:/var/x.db\"?)"),
+        (r#"{"catalog": "sqlite:x.db"}"#, "catalog: \"x.db\" is no absolute path"),
+        (
+            r#"{"limits": {"request": "500ms"}}"#,
+            "limits.request: 500ms is out of range: it takes from 1s to 10min",
+        ),
+        (r#"{"limits": {"body_bytes": 4095}}"#, "limits.body_bytes: 4095 is out of range"),
+        (r#"{"limits": {"connections": 1e3}}"#, "limits.connections: 1e3 is out of range"),
+    ] {
+        let faults = config_faults(text);
+        assert!(faults.len() == 1 && faults[0].contains(expected), "{text}: {faults:?}");
+    }
+    assert!(config_faults(r#"{"listen": ["https://127.0.0.1:0", "https://127.0.0.1:0"]}"#).is_empty());
+    assert!(config_faults(r#"{"spec": {"format": "spec"}, "listen": ["unix:/a"]}"#).is_empty());
+    assert!(config_faults(r#"{"spec": null}"#).is_empty());
+}
+
+#[test]
+fn a_hostname_that_is_no_name_is_only_a_fault_without_node() {
+    let mut place = Place::new();
+    place.around.hostname = "my_box".into();
+    let faults = place.faults();
+    assert_eq!(
+        faults,
+        ["volhost.json: node: this machine's hostname \"my_box\" is no host name: set \"node\" to one"]
+    );
+    fs::write(place.around.paths.config(), r#"{"node": "box"}"#).unwrap();
+    assert_eq!(place.read().unwrap().config.node.as_str(), "box");
+}
+
+#[test]
+fn files_that_are_named_must_be_there() {
+    let place = Place::new();
+    let absent = place.dir.path().join("absent.json");
+    let faults = load::read(&place.around, Some(&absent), TlsFilesMust::Exist).unwrap_err().to_string();
+    assert!(faults.starts_with(&format!("{}: cannot be read: No such file", absent.display())), "{faults}");
+
+    let map = place.around.paths.map();
+    fs::write(place.around.paths.config(), json!({"backends": map}).to_string()).unwrap();
+    let faults = place.faults();
+    assert!(faults.len() == 1 && faults[0].starts_with("volhost.json:1:13: backends: "), "{faults:?}");
+    fs::write(&map, "{}").unwrap();
+    assert_eq!(place.faults(), [""; 0]);
+
+    let tls = json!({"tls": {"client_ca": absent, "crl": place.dir.path()}}).to_string();
+    fs::write(place.around.paths.config(), tls).unwrap();
+    assert_eq!(place.faults(), [""; 0], "a reload leaves these to whoever reads them");
+    let faults = load::read(&place.around, None, TlsFilesMust::Exist).unwrap_err();
+    let told: Vec<_> = faults.iter().map(|fault| (&*fault.field, &*fault.what)).collect();
+    assert!(told[0].0 == "tls.client_ca" && told[0].1.contains("cannot be read: No such file"), "{told:?}");
+    assert!(told[1].0 == "tls.crl" && told[1].1.ends_with("is no file"), "{told:?}");
+}
+
+#[test]
+fn a_default_file_that_cannot_be_read_is_not_a_missing_one() {
+    let place = Place::new();
+    fs::create_dir(place.around.paths.map()).unwrap();
+    let faults = place.faults();
+    assert!(faults.len() == 1 && faults[0].starts_with("backends.json: cannot be read:"), "{faults:?}");
+}
+
+#[test]
+fn a_strange_client_ca_makes_hosts_mandatory() {
+    let tls = r#""tls": {"client_ca": "/x/ca.crt"}"#;
+    let loaded = Place::with(&format!("{{{tls}}}"), "{}").read().unwrap();
+    assert_eq!(loaded.check_client_ca(|_| true), None);
+    let fault = loaded.check_client_ca(|file| file != Path::new("/x/ca.crt")).unwrap();
+    assert_eq!((fault.line, fault.column, &*fault.field), (1, 23, "tls.client_ca"));
+    let with_hosts = Place::with(&format!("{{{tls}, \"hosts\": {{\"*\": {{}}}}}}"), "{}").read().unwrap();
+    assert_eq!(with_hosts.check_client_ca(|_| false), None);
+    assert_eq!(Place::new().read().unwrap().check_client_ca(|_| false), None);
+}
+
+#[test]
+fn a_backend_is_a_path_or_an_object_with_one() {
+    let place =
+        Place::with("{}", r#"{"a": "/x//a/", "b": {"path": "/x/b"}, "c": {"path": "/x/c", "trash": 0}}"#);
+    let backends = place.read().unwrap().config.backends;
+    let a = &backends[&backend_name("a")];
+    assert_eq!((&*a.path, &*a.mountpoint), (Path::new("/x/a"), Path::new("/x/a")));
+    assert_eq!(a.path.as_os_str(), "/x/a", "there is one spelling of each path");
+    assert_eq!(
+        backends[&backend_name("b")],
+        BackendSettings { path: "/x/b".into(), mountpoint: "/x/b".into(), ..a.clone() }
+    );
+    assert_eq!(backends[&backend_name("c")].trash, Duration::ZERO);
+    for (trash, accepted) in [
+        ("\"0\"", true),
+        ("\"0s\"", true),
+        ("\"90min\"", true),
+        ("\"5\"", false),
+        ("5", false),
+        ("\"\"", false),
+    ] {
+        let faults = map_faults(&format!(r#"{{"a": {{"path": "/a", "trash": {trash}}}}}"#));
+        assert_eq!(faults.is_empty(), accepted, "{trash}: {faults:?}");
+    }
+}
+
+#[test]
+fn backends_must_not_overlap_behind_symlinks_either() {
+    let place = Place::new();
+    let top = place.dir.path().canonicalize().unwrap();
+    fs::create_dir_all(top.join("disk/a")).unwrap();
+    symlink(top.join("disk"), top.join("link")).unwrap();
+    symlink(top.join("gone/b"), top.join("dangling")).unwrap();
+    let faults = |paths: &[&str]| {
+        let map: BTreeMap<_, _> =
+            paths.iter().enumerate().map(|(i, path)| (format!("b{i}"), top.join(path))).collect();
+        fs::write(place.around.paths.map(), json!(map).to_string()).unwrap();
+        place.faults()
+    };
+    assert_eq!(faults(&["disk/a", "link/b", "disk/ab", "gone"]), [""; 0]);
+    for (one, other, relation) in [
+        ("disk/a", "link/a", "is the directory of"),
+        ("disk", "link/not/there", "lies inside"),
+        ("link/not/there", "disk", "holds"),
+        ("dangling", "gone", "holds"),
+        ("gone/b/c", "dangling", "holds"),
+        ("x", "x", "is the directory of"),
+    ] {
+        let faults = faults(&[one, other]);
+        assert_eq!(faults.len(), 1, "{one} {other}: {faults:?}");
+        assert!(faults[0].contains(relation) && faults[0].contains(" b1: "), "{one} {other}: {faults:?}");
+        assert_eq!(faults[0].contains("leads to"), one != other, "{one} {other}: {faults:?}");
+    }
+}
+
+#[test]
+fn changes_are_told_by_what_they_need() {
+    let place = Place::with(&sample("full/volhost.json"), &sample("full/backends.json"));
+    let full = place.read().unwrap().config;
+    assert!(changes(&full, &full.clone()).is_empty());
+    let plain = Place::with("{}", "{}").read().unwrap().config;
+    let all = changes(&full, &Config { name: "other".into(), ..plain });
+    assert_eq!(all.hot, ["insecure", "advertise", "tls", "spec", "backends", "hosts", "limits"]);
+    assert_eq!(all.needs_restart, ["name", "node", "scope", "listen", "pki", "catalog", "admin"]);
+    let limits = Limits { connections: 7, ..full.limits.clone() };
+    let one = changes(&full, &Config { limits, ..full.clone() });
+    assert_eq!(one, Changes { hot: vec!["limits"], needs_restart: vec![] });
+}
+
+/// The files that say all of a configuration.
+fn render(config: &Config) -> (Value, Value) {
+    let Config {
+        name,
+        node,
+        scope,
+        listen,
+        insecure,
+        advertise,
+        tls,
+        pki: _,
+        spec,
+        catalog,
+        map,
+        backends,
+        hosts,
+        admin,
+        limits,
+    } = config;
+    let duration = |duration: Duration| humantime::format_duration(duration).to_string();
+    let texts = |list: &[HostPattern]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let mut tls_members = serde_json::Map::new();
+    if let Some(KeyPair { cert, key }) = &tls.server {
+        tls_members.insert("cert".into(), json!(cert));
+        tls_members.insert("key".into(), json!(key));
+    }
+    tls_members.insert("crl".into(), json!(tls.crl));
+    if let Some(client_ca) = &tls.client_ca {
+        tls_members.insert("client_ca".into(), json!(client_ca));
+    }
+    let spec = spec.as_ref().map(|SpecSettings { dir, format }| match format {
+        Some(format) => {
+            json!({"dir": dir, "format": if *format == SpecFormat::Json { "json" } else { "spec" }})
+        }
+        None => json!({"dir": dir}),
+    });
+    let hosts = hosts.as_ref().map(|hosts| {
+        hosts.iter().map(|host| (host.to_string(), json!({}))).collect::<serde_json::Map<_, _>>()
+    });
+    let Limits { connections, connections_per_host, body_bytes, handshake, request } = limits;
+    let file = json!({
+        "name": name, "node": node.as_str(), "scope": scope.as_str(),
+        "listen": listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "insecure": insecure, "advertise": advertise.as_ref().map(ToString::to_string),
+        "tls": tls_members, "spec": spec, "catalog": format!("sqlite:{}", catalog.display()),
+        "backends": map, "hosts": hosts, "admin": admin,
+        "limits": {
+            "connections": connections, "connections_per_host": connections_per_host, "body_bytes": body_bytes,
+            "handshake": duration(*handshake), "request": duration(*request),
+        },
+    });
+    let backends = backends.iter().map(|(name, backend)| {
+        let BackendSettings { path, mountpoint, draining, require_mount, trash, uid, gid, mode, hosts } =
+            backend;
+        let value = json!({
+            "path": path, "mountpoint": mountpoint, "draining": draining, "require_mount": require_mount,
+            "trash": duration(*trash), "uid": uid, "gid": gid, "mode": mode.to_string(),
+            "hosts": hosts.as_deref().map(texts),
+        });
+        (name.to_string(), value)
+    });
+    (file, Value::Object(backends.collect()))
+}
+
+fn path() -> impl Strategy<Value = PathBuf> {
+    "(/[a-z\"\\\\é ]{1,6}){1,4}".prop_map(PathBuf::from)
+}
+
+fn host() -> impl Strategy<Value = HostPattern> {
+    "[a-z0-9]{1,8}(\\.[a-z]{1,5})?".prop_map(|text| HostPattern::parse(&text).unwrap())
+}
+
+prop_compose! {
+    fn backend()(mountpoint in path(), flags in any::<(bool, bool)>(), trash in 0_u64..100_000_000,
+                 uid in 0..u32::MAX, gid in 0..u32::MAX, mode in 0_u32..=0o7777,
+                 hosts in proptest::option::of(vec(host(), 0..3))) -> BackendSettings {
+        BackendSettings {
+            path: PathBuf::new(), mountpoint, draining: flags.0, require_mount: flags.1,
+            trash: Duration::from_millis(trash), uid, gid, mode: Mode::parse(&format!("{mode:o}")).unwrap(), hosts,
+        }
+    }
+}
+
+prop_compose! {
+    fn listeners()(ports in btree_set(1_u16.., 1..4), v6 in any::<bool>(), socket in any::<bool>()) -> Vec<Listen> {
+        let ip: std::net::IpAddr = if v6 { [0; 16].into() } else { [127, 0, 0, 1].into() };
+        let ports = ports.into_iter().map(|port| match port % 2 {
+            0 => Listen::Https((ip, port).into()),
+            _ => Listen::Http((ip, port).into()),
+        });
+        ports.chain(socket.then(|| Listen::Unix("/run/engine.sock".into()))).collect()
+    }
+}
+
+prop_compose! {
+    fn config()(name in "[a-zA-Z0-9][a-zA-Z0-9_.-]{0,20}", node in "[a-z0-9]{1,9}", global in any::<bool>(),
+                listen in listeners(), advertise in proptest::option::of(1_u16..), paths in vec(path(), 8),
+                some in any::<[bool; 5]>(), hosts in proptest::option::of(btree_set(host(), 0..4)),
+                backends in btree_map("[a-z0-9]{1,9}", backend(), 0..5),
+                sizes in (1_usize..=1_000_000, 1_usize..=1_000_000, 4096_usize..1 << 30),
+                times in (1000_u64..=600_000, 1000_u64..=600_000)) -> Config {
+        let host = || "engine.example.org".to_owned();
+        let at = |index: usize| paths[index].clone();
+        let backends = backends.into_iter().map(|(name, backend)| {
+            let path = PathBuf::from(format!("/nonexistent/{name}"));
+            (BackendName::parse(&name).unwrap(), BackendSettings { path, ..backend })
+        });
+        Config {
+            name,
+            node: HostName::parse(&node).unwrap(),
+            scope: if global { Scope::Global } else { Scope::Local },
+            listen,
+            insecure: true,
+            advertise: advertise.map(|port| Advertise::Https(address::Authority { host: host(), port })),
+            tls: TlsFiles {
+                server: some[0].then(|| KeyPair { cert: at(0), key: at(1) }),
+                client_ca: some[1].then(|| at(2)),
+                crl: some[2].then(|| at(3)),
+            },
+            pki: PathBuf::new(),
+            spec: some[3].then(|| SpecSettings { dir: at(4), format: some[4].then_some(SpecFormat::Json) }),
+            catalog: at(5),
+            map: PathBuf::new(),
+            backends: backends.collect(),
+            hosts,
+            admin: at(6),
+            limits: Limits {
+                connections: sizes.0,
+                connections_per_host: sizes.1,
+                body_bytes: sizes.2,
+                handshake: Duration::from_millis(times.0),
+                request: Duration::from_millis(times.1),
+            },
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_valid_configuration_is_read_as_it_was_meant(config in config()) {
+        let place = Place::new();
+        let paths = &place.around.paths;
+        let config = Config { pki: paths.pki(), map: paths.map(), ..config };
+        let (file, map) = render(&config);
+        fs::write(paths.config(), file.to_string()).unwrap();
+        fs::write(paths.map(), map.to_string()).unwrap();
+        let read = place.read().map(|loaded| loaded.config).map_err(|faults| TestCaseError::fail(faults.to_string()))?;
+        prop_assert_eq!(read, config);
+    }
+
+    #[test]
+    fn no_text_panics(text in "([\\[\\]{}:,\"\\\\ud8cfn0-9.eE+-]|\\PC|[a-z]{1,8}|\\s){0,60}") {
+        let _ = config_faults(&text);
+        let _ = map_faults(&text);
+    }
+
+    #[test]
+    fn no_slip_in_a_sample_panics(at in any::<proptest::sample::Index>(), cut in 0_usize..8, put in "\\PC{0,4}") {
+        for (file, of_map) in [("full/volhost.json", false), ("full/backends.json", true)] {
+            let mut text: Vec<char> = sample(file).chars().collect();
+            let from = at.index(text.len());
+            let to = (from + cut).min(text.len());
+            text.splice(from..to, put.chars());
+            let text: String = text.into_iter().collect();
+            let faults = if of_map { map_faults(&text) } else { config_faults(&text) };
+            // Whatever was refused was told with a place in the file.
+            prop_assert!(faults.iter().all(|fault| fault.contains(".json:")), "{:?}", faults);
+        }
+    }
+}
