@@ -1,0 +1,88 @@
+//! The rules of hosts and backends: activations, certificates, revocations and identities.
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use super::{Decision, Write, moment};
+use crate::backend::name::BackendName;
+use crate::catalog::view::{BackendRecord, Certificate, Host, View};
+use crate::catalog::{Outcome, Refusal};
+use crate::host::name::HostName;
+use crate::volume::mounts::Activation;
+
+impl View {
+    pub(super) fn activate(&mut self, name: HostName) -> (Outcome, Vec<Write>) {
+        if self.live.remove(&name).is_none() {
+            return Default::default();
+        }
+        let mut host = self.host(&name);
+        host.activation = Activation(host.activation.0.saturating_add(1));
+        (Outcome::default(), vec![self.store_host(name, host)])
+    }
+
+    pub(super) fn issue(&mut self, name: HostName, certificate: Certificate) -> (Outcome, Vec<Write>) {
+        let mut host = self.host(&name);
+        if host.certificates.iter().any(|known| known.serial == certificate.serial) {
+            return Default::default();
+        }
+        host.certificates.reserve_exact(1);
+        host.certificates.push(Certificate {
+            issued_at: moment(certificate.issued_at),
+            not_after: moment(certificate.not_after),
+            ..certificate
+        });
+        (Outcome::default(), vec![self.store_host(name, host)])
+    }
+
+    pub(super) fn revoke(&mut self, name: HostName, at: OffsetDateTime) -> (Outcome, Vec<Write>) {
+        let mut host = self.host(&name);
+        for certificate in &mut host.certificates {
+            certificate.revoked = true;
+        }
+        host.revoked_at = Some(moment(at));
+        (Outcome::default(), vec![self.store_host(name, host)])
+    }
+
+    pub(super) fn seen(&mut self, hosts: Vec<(HostName, OffsetDateTime)>) -> (Outcome, Vec<Write>) {
+        let mut writes = Vec::new();
+        for (name, at) in hosts {
+            let mut host = self.host(&name);
+            let at = Some(moment(at));
+            // Reports may overtake each other: a host's time never goes back.
+            if at > host.last_seen {
+                host.last_seen = at;
+                writes.push(self.store_host(name, host));
+            }
+        }
+        (Outcome::default(), writes)
+    }
+
+    pub(super) fn backend(&mut self, name: BackendName, record: Option<BackendRecord>) -> Decision {
+        let Some(record) = record else {
+            let known = self.backends.remove(&name).is_some();
+            let writes = known.then_some(Write::Backend(name, None)).into_iter().collect();
+            return Ok((Outcome::default(), writes));
+        };
+        let holder = self.backends.iter().find(|(other, known)| **other != name && known.id == record.id);
+        if let Some((holder, _)) = holder {
+            return Err(Refusal::IdentityTaken(holder.clone()));
+        }
+        if self.backends.get(&name).is_some_and(|known| **known == record) {
+            return Ok(Default::default());
+        }
+        let record = Arc::new(record);
+        self.backends.insert(name.clone(), Arc::clone(&record));
+        Ok((Outcome::default(), vec![Write::Backend(name, Some(record))]))
+    }
+
+    fn host(&self, name: &HostName) -> Host {
+        self.hosts.get(name).map(|host| Host::clone(host)).unwrap_or_default()
+    }
+
+    fn store_host(&mut self, name: HostName, host: Host) -> Write {
+        let host = Arc::new(host);
+        self.hosts.insert(name.clone(), Arc::clone(&host));
+        Write::Host(name, host)
+    }
+}
