@@ -363,6 +363,7 @@ mod tests {
     use crate::catalog::contract::{at, backend, host, kept, mount_id, name, volume};
     use crate::catalog::record::{Loader, Table, encode};
     use crate::catalog::view::BackendState;
+    use crate::catalog::view::Certificate;
 
     /// A change in small numbers, so that random ones meet.
     #[derive(Debug, Clone)]
