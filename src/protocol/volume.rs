@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::envelope::{Answer, decode};
 use super::{Empty, Protocol, Verb};
@@ -99,7 +99,22 @@ struct Volume<'a> {
     #[serde(rename = "CreatedAt")]
     created_at: String,
     #[serde(rename = "Status", skip_serializing_if = "Option::is_none")]
-    status: Option<Map<String, Value>>,
+    status: Option<Status<'a>>,
+}
+
+/// What `docker volume inspect` shows of a volume beside its place.
+#[derive(Serialize)]
+struct Status<'a> {
+    backend: &'a str,
+    backend_state: &'a str,
+    mounts: usize,
+    mounted_by: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    #[serde(rename = "Volumes")]
+    volumes: Vec<Volume<'a>>,
 }
 
 #[derive(Serialize)]
@@ -164,8 +179,7 @@ fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
 fn list(service: &Service, caller: &Caller) -> Answer {
     let mut seen = Vec::new();
     service.list(caller, |volume| seen.push(volume));
-    let volumes: Vec<_> = seen.iter().map(|seen| wire(seen, None)).collect();
-    Answer::json(&json!({ "Volumes": volumes }))
+    Answer::json(&Listed { volumes: seen.iter().map(|seen| wire(seen, None)).collect() })
 }
 
 fn path(service: &Service, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
@@ -200,7 +214,7 @@ fn mounting(body: &[u8]) -> Result<(VolumeName, MountId), Answer> {
     Ok((name, id))
 }
 
-fn wire(seen: &Seen, status: Option<Map<String, Value>>) -> Volume<'_> {
+fn wire<'a>(seen: &'a Seen, status: Option<Status<'a>>) -> Volume<'a> {
     Volume {
         name: seen.volume.name.as_str(),
         mountpoint: &seen.mountpoint,
@@ -209,15 +223,15 @@ fn wire(seen: &Seen, status: Option<Map<String, Value>>) -> Volume<'_> {
     }
 }
 
-/// What `docker volume inspect` shows of a volume beside its place.
-fn status(seen: &Seen) -> Map<String, Value> {
-    let mut hosts: Vec<_> = seen.volume.mounts.iter().map(|mount| mount.host.as_str()).collect();
-    hosts.sort_unstable();
-    hosts.dedup();
-    let mut status = Map::new();
-    status.insert("backend".into(), seen.volume.backend.as_str().into());
-    status.insert("backend_state".into(), seen.backend_state.into());
-    status.insert("mounts".into(), seen.volume.mounts.len().into());
-    status.insert("mounted_by".into(), hosts.into());
-    status
+fn status(seen: &Seen) -> Status<'_> {
+    let volume = &seen.volume;
+    let mut mounted_by: Vec<_> = volume.mounts.iter().map(|mount| mount.host.as_str()).collect();
+    mounted_by.sort_unstable();
+    mounted_by.dedup();
+    Status {
+        backend: volume.backend.as_str(),
+        backend_state: seen.backend_state,
+        mounts: volume.mounts.len(),
+        mounted_by,
+    }
 }
