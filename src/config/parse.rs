@@ -18,7 +18,7 @@ use super::{
 };
 use crate::host::name::HostName;
 
-/// The fields of the configuration; those of [`UNSERVED`] are known, but refused.
+/// The fields of the configuration; those of `UNSERVED` are known, but refused.
 pub const FIELDS: &[&str] = &[
     "name",
     "node",

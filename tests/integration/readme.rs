@@ -140,11 +140,18 @@ fn the_program_understands_every_command_that_is_quoted() {
         .filter(|command| !NOT_THERE.contains(&&**command) && command != "volhost help COMMAND")
         .collect();
     assert!(commands.len() > 30, "{commands:?}");
+    let mut names = Vec::new();
+    leaves(&mut Vec::new(), &mut names);
     let dir = scratch();
     for command in commands {
-        let words = command.split(" | ").next().unwrap().split(" #").next().unwrap().split_whitespace();
+        let words = command.split(" | ").next().unwrap().split(" #").next().unwrap();
+        let words: Vec<_> = words.split_whitespace().skip(1).collect();
+        // A sentence may name a command without its arguments.
+        if names.iter().any(|(name, _)| *name == words) {
+            continue;
+        }
         let mut volhost = Command::new(env!("CARGO_BIN_EXE_volhost"));
-        volhost.current_dir(dir.path()).args(words.skip(1)).arg("--root").arg(dir.path());
+        volhost.current_dir(dir.path()).args(words).arg("--root").arg(dir.path());
         let status = volhost.output().unwrap().status;
         assert_ne!(status.code(), Some(2), "`{command}` is not understood");
     }
@@ -175,6 +182,7 @@ fn the_tour_of_one_host_shows_what_the_program_prints() {
     call("Create", json!({ "Name": "db" }));
     let volume = call("Get", json!({ "Name": "db" }));
     let told = readme();
+    // As `docker volume inspect` shows it.
     for field in volume["Volume"]["Status"].as_object().unwrap().keys() {
         assert!(told.contains(&format!("            \"{field}\":")), "Status has {field}");
     }
@@ -190,11 +198,6 @@ fn the_tour_of_one_host_shows_what_the_program_prints() {
         let label = line.get(..16).unwrap();
         assert!(told.contains(&format!("\n{label}")), "`status` tells {label:?}");
     }
-    assert!(
-        told.contains(
-            status.lines().find(|line| line.starts_with("NAME")).unwrap().split("  ").next().unwrap()
-        )
-    );
 }
 
 /// The header that a command prints is the one that the README shows for it.
