@@ -18,7 +18,7 @@ use crate::backend::name::BackendName;
 use crate::volume::options::Mode;
 
 /// The fields of a backend; `mountpoint_by_host` is known, but refused.
-const FIELDS: &[&str] = &[
+pub const FIELDS: &[&str] = &[
     "path",
     "mountpoint",
     "mountpoint_by_host",

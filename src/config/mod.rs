@@ -11,6 +11,7 @@ pub mod address;
 mod backends;
 mod directories;
 pub mod fault;
+pub mod fields;
 mod json;
 mod load;
 mod node;

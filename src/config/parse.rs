@@ -14,8 +14,8 @@ use super::node::{Members, Node, quoted};
 use super::{Config, Fault, HostPattern, KeyPair, Limits, Scope, SpecFormat, SpecSettings, TlsFiles};
 use crate::host::name::HostName;
 
-/// The fields of the configuration; those of [`UNSERVED`] are known, but refused.
-const FIELDS: &[&str] = &[
+/// The fields of the configuration; those of `UNSERVED` are known, but refused.
+pub const FIELDS: &[&str] = &[
     "name",
     "node",
     "scope",
@@ -211,7 +211,7 @@ fn advertise(node: &Node<'_>) -> Option<Advertise> {
 
 fn tls(node: &Node<'_>, files: TlsFilesMust, client_ca_place: &mut Option<Fault>) -> TlsFiles {
     let takes = "an object with \"cert\", \"key\", \"client_ca\" and \"crl\"";
-    let mut members = node.members(&["cert", "key", "client_ca", "crl"], takes).unwrap_or_default();
+    let mut members = node.members(super::fields::TLS, takes).unwrap_or_default();
     let mut file = |name: &str| {
         let node = members.take(name).filter(|node| !node.is_null())?;
         let path = node.path("a path");
@@ -255,7 +255,7 @@ fn spec(
         return None;
     }
     let takes = "an object with \"dir\" and \"format\", or null for no spec file";
-    let mut members = node.members(&["dir", "format"], takes).unwrap_or_default();
+    let mut members = node.members(super::fields::SPEC, takes).unwrap_or_default();
     let dir = members.take("dir").and_then(|node| node.path("a directory's path")).unwrap_or(otherwise.dir);
     let format = members.take("format").and_then(|node| {
         let format = node.word("format", &[("json", SpecFormat::Json), ("spec", SpecFormat::Spec)])?;
@@ -316,7 +316,7 @@ fn hosts(node: &Node<'_>) -> BTreeSet<HostPattern> {
             Err(error) => entry.fault(error.to_string(), None),
         }
         let takes = "an empty object, {}: nothing can be set for a host yet";
-        let mut members: Members<'_> = entry.node.members(&["rights", "backends"], takes).unwrap_or_default();
+        let mut members: Members<'_> = entry.node.members(super::fields::HOST, takes).unwrap_or_default();
         for name in ["rights", "backends"] {
             if let Some(node) = members.take(name) {
                 node.fault(NOT_SUPPORTED);
@@ -332,8 +332,7 @@ fn socket_path(node: &Node<'_>) -> Option<PathBuf> {
 }
 
 fn limits(node: &Node<'_>) -> Limits {
-    let known = ["connections", "connections_per_host", "body_bytes", "handshake", "request"];
-    let mut members = node.members(&known, "an object of limits").unwrap_or_default();
+    let mut members = node.members(super::fields::LIMITS, "an object of limits").unwrap_or_default();
     let mut limits = Limits::default();
     let Limits { connections, connections_per_host, body_bytes, handshake, request } = &mut limits;
     for (name, limit, range) in [

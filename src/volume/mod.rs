@@ -1,12 +1,12 @@
 //! What volumes do: the service that every protocol and the admin socket ask.
 //!
 //! It alone knows both the catalog (what exists) and the backends (where it lies), and it alone orders their effects,
-//! so that a crash at any step leaves something that [`recover`] can finish or undo:
+//! so that a crash at any step leaves something that `recover` can finish or undo:
 //!
 //! - Create: make and fsync `.volhost/new/UUID` → record the volume → rename the directory to its name → visible.
 //! - Remove: rename the directory to `.volhost/trash/UUID` → record the removal → answer.
 //! - Mount: look at the directory → record the mount → answer.
-//! - Undoing uses rmdir and rename, never a recursive delete; only [`trash`] deletes, and only what was removed.
+//! - Undoing uses rmdir and rename, never a recursive delete; only `trash` deletes, and only what was removed.
 //!
 //! Get, List, Path and Unmount never wait for a backend: they are answered from the catalog.
 

@@ -1,0 +1,261 @@
+//! The README says what the program does: its tables are compared with the program's own, and its commands are run.
+//!
+//! What an engine does with volhost is told by `engine` and `hosts`; here is looked at what a reader types and compares.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use volhost::config::fields;
+use volhost::volume::options::TABLE;
+
+use crate::harness::wait::run;
+use crate::harness::{Daemon, scratch};
+
+/// Commands that the README names to say that they are not there.
+const NOT_THERE: [&str; 1] = ["volhost catalog rebuild"];
+
+fn readme() -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
+}
+
+/// The rows of the table after a marker such as `<!-- options -->`, without its header.
+fn table(marker: &str) -> Vec<Vec<String>> {
+    let text = readme();
+    let (_, after) = text.split_once(&format!("<!-- {marker} -->\n")).unwrap();
+    let rows: Vec<_> = after.lines().take_while(|line| line.starts_with('|')).skip(2).map(cells).collect();
+    assert!(!rows.is_empty(), "no table after {marker}");
+    rows
+}
+
+fn cells(row: &str) -> Vec<String> {
+    // A bar within a cell is escaped.
+    let row = row.trim().trim_start_matches('|').trim_end_matches('|').replace("\\|", "\u{0}");
+    row.split('|').map(|cell| cell.trim().replace('\u{0}', "|")).collect()
+}
+
+/// What stands between backquotes.
+fn quoted(text: &str) -> Vec<String> {
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    flat.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// Whether a row's first cell is this word, quoted.
+fn named<'a>(rows: &'a [Vec<String>], word: &str) -> Option<&'a Vec<String>> {
+    rows.iter().find(|row| row[0] == format!("`{word}`"))
+}
+
+#[test]
+fn the_options_are_those_of_the_program() {
+    let expected: Vec<Vec<String>> = TABLE
+        .iter()
+        .map(|row| vec![format!("`{}`", row.name), row.value.into(), row.default.into(), row.doc.into()])
+        .collect();
+    assert_eq!(table("options"), expected);
+}
+
+#[test]
+fn every_field_of_both_files_is_told_and_no_other() {
+    let below = |name: &str, fields: &[&str]| -> Vec<String> {
+        fields.iter().map(|field| format!("`{name}.{field}`")).collect()
+    };
+    let expected: BTreeSet<String> = fields::CONFIG
+        .iter()
+        .map(|field| format!("`{field}`"))
+        .chain(below("tls", fields::TLS))
+        .chain(below("spec", fields::SPEC))
+        .chain(below("hosts.NAME", fields::HOST))
+        .chain(below("limits", fields::LIMITS))
+        .collect();
+    let told = |marker: &str| table(marker).into_iter().map(|row| row[0].clone()).collect::<BTreeSet<_>>();
+    assert_eq!(told("configuration"), expected);
+    assert_eq!(told("map"), fields::BACKEND.iter().map(|field| format!("`{field}`")).collect());
+}
+
+#[test]
+fn every_command_and_each_of_its_flags_is_told() {
+    let rows = table("commands");
+    let mut commands = Vec::new();
+    leaves(&mut Vec::new(), &mut commands);
+    assert!(commands.len() > 10, "{commands:?}");
+    let mut missing = Vec::new();
+    for (command, flags) in &commands {
+        let row = rows.iter().find(|row| {
+            let words: Vec<_> = row[0].trim_matches('`').split(' ').skip(1).collect();
+            words.starts_with(&command.iter().map(String::as_str).collect::<Vec<_>>())
+        });
+        match row {
+            None => missing.push(command.join(" ")),
+            Some(row) => missing.extend(
+                flags.iter().filter(|flag| !row[1].contains(*flag)).map(|flag| format!("{command:?} {flag}")),
+            ),
+        }
+    }
+    assert!(missing.is_empty(), "the README's table of commands lacks {missing:?}");
+    assert_eq!(rows.len(), commands.len(), "the README's table has commands that the program has not");
+}
+
+/// Every command without further commands below it, with its own long flags, as its help tells them.
+fn leaves(words: &mut Vec<String>, found: &mut Vec<(Vec<String>, Vec<String>)>) {
+    let help = run(Command::new(env!("CARGO_BIN_EXE_volhost")).args(&*words).arg("--help")).ok();
+    let below: Vec<String> = section(&help, "Commands:")
+        .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect();
+    if below.is_empty() {
+        let flags = section(&help, "Options:").filter_map(|line| {
+            let (_, flag) = line.split_once("--").filter(|_| line.trim_start().starts_with('-'))?;
+            flag.split([' ', '\n']).next().map(|name| format!("--{name}"))
+        });
+        found.push((words.clone(), flags.filter(|flag| flag != "--help").collect()));
+        return;
+    }
+    for name in below {
+        words.push(name);
+        leaves(words, found);
+        words.pop();
+    }
+}
+
+/// The lines of a section of a help text.
+fn section<'a>(help: &'a str, title: &'a str) -> impl Iterator<Item = &'a str> {
+    let from = help.lines().skip_while(move |line| *line != title).skip(1);
+    from.take_while(|line| line.is_empty() || line.starts_with(' '))
+}
+
+#[test]
+fn the_program_understands_every_command_that_is_quoted() {
+    let text = readme();
+    let prompted = text.lines().filter_map(|line| {
+        let (prompt, command) = line.split_once("# ")?;
+        (prompt.is_empty() || prompt.bytes().all(|b| b.is_ascii_alphanumeric()))
+            .then(|| command.trim().to_owned())
+    });
+    let spans = quoted(&text.replace("```", "")).into_iter();
+    let commands: BTreeSet<String> = prompted
+        .chain(spans)
+        .filter(|command| command.starts_with("volhost ") && !command.starts_with("volhost serve"))
+        .filter(|command| !NOT_THERE.contains(&&**command) && command != "volhost help COMMAND")
+        .collect();
+    assert!(commands.len() > 30, "{commands:?}");
+    let mut names = Vec::new();
+    leaves(&mut Vec::new(), &mut names);
+    let dir = scratch();
+    for command in commands {
+        let words = command.split(" | ").next().unwrap().split(" #").next().unwrap();
+        let words: Vec<_> = words.split_whitespace().skip(1).collect();
+        // A sentence may name a command without its arguments.
+        if names.iter().any(|(name, _)| *name == words) {
+            continue;
+        }
+        let mut volhost = Command::new(env!("CARGO_BIN_EXE_volhost"));
+        volhost.current_dir(dir.path()).args(words).arg("--root").arg(dir.path());
+        let status = volhost.output().unwrap().status;
+        assert_ne!(status.code(), Some(2), "`{command}` is not understood");
+    }
+}
+
+#[test]
+fn the_tests_that_are_named_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files: BTreeSet<_> = quoted(&readme())
+        .into_iter()
+        .filter(|word| ["tests/", "src/", "systemd/", ".ci/"].iter().any(|start| word.starts_with(start)))
+        .map(|word| word.split(' ').next().unwrap().to_owned())
+        .collect();
+    let missing: Vec<_> = files.iter().filter(|file| !root.join(file).exists()).collect();
+    assert!(files.len() > 10 && missing.is_empty(), "the README names files that are not there: {missing:?}");
+}
+
+#[test]
+fn the_tour_of_one_host_shows_what_the_program_prints() {
+    let daemon = Daemon::start();
+    let mut engine = daemon.tls();
+    let mut call = |rpc: &str, body: Value| {
+        let answer = engine.call(&format!("/VolumeDriver.{rpc}"), &body).unwrap();
+        assert_eq!(answer.status, 200, "{rpc}: {}", answer.err());
+        answer.json()
+    };
+    // What `docker volume create`, `docker run` and `docker volume inspect` ask.
+    call("Create", json!({ "Name": "db" }));
+    let volume = call("Get", json!({ "Name": "db" }));
+    let told = readme();
+    // As `docker volume inspect` shows it.
+    for field in volume["Volume"]["Status"].as_object().unwrap().keys() {
+        assert!(told.contains(&format!("            \"{field}\":")), "Status has {field}");
+    }
+    call("Mount", json!({ "Name": "db", "ID": "46de83de098f" }));
+    shown(&daemon, &["mount", "ls"]);
+    shown(&daemon, &["host", "ls"]);
+    call("Unmount", json!({ "Name": "db", "ID": "46de83de098f" }));
+    call("Remove", json!({ "Name": "db" }));
+    shown(&daemon, &["volume", "ls", "--trash"]);
+    assert_eq!(daemon.cli(&["volume", "restore", "db"]).ok(), "db");
+    let status = daemon.cli(&["status"]).ok();
+    for line in status.lines().filter(|line| line.starts_with("  ")) {
+        let label = line.get(..16).unwrap();
+        assert!(told.contains(&format!("\n{label}")), "`status` tells {label:?}");
+    }
+}
+
+/// The header that a command prints is the one that the README shows for it.
+fn shown(daemon: &Daemon<'_>, words: &[&str]) {
+    let printed = daemon.cli(words).ok();
+    let header: Vec<_> = printed.lines().next().unwrap().split_whitespace().map(str::to_owned).collect();
+    let text = readme();
+    let command = format!("# volhost {}", words.join(" "));
+    let mut lines = text.lines().skip_while(|line| !line.ends_with(&command)).skip(1);
+    let told: Vec<_> = lines.next().unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+    assert_eq!(told, header, "{command}");
+}
+
+#[test]
+fn the_json_fields_are_those_that_are_told() {
+    let daemon = Daemon::start();
+    let text = readme();
+    let (_, after) = text.split_once("### JSON").unwrap();
+    let rows: Vec<_> = after
+        .lines()
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .map(cells)
+        .collect();
+    let mut answers: BTreeMap<&str, Value> = BTreeMap::new();
+    let mut ask = |name: &'static str, words: &[&str]| {
+        let value = daemon.cli(&[words, &["--json"]].concat()).json();
+        let one = value.as_array().map_or(value.clone(), |list| list.last().cloned().unwrap());
+        answers.insert(name, one);
+    };
+    ask("volume create", &["volume", "create", "a"]);
+    ask("volume ls", &["volume", "ls"]);
+    let mount = daemon.tls().call("/VolumeDriver.Mount", &json!({ "Name": "a", "ID": "one" })).unwrap();
+    assert_eq!(mount.status, 200);
+    ask("mount ls", &["mount", "ls"]);
+    ask("mount release", &["mount", "release", "a", "node1", "--all", "--yes"]);
+    ask("volume rm", &["volume", "rm", "a"]);
+    ask("volume ls --trash", &["volume", "ls", "--trash"]);
+    ask("backend ls", &["backend", "ls"]);
+    ask("host ls", &["host", "ls"]);
+    ask("status", &["status"]);
+    let bundle = daemon.path("web1.tar");
+    let bundle = bundle.to_str().unwrap();
+    ask("host add", &["host", "add", "web1", "--advertise", "https://store1:7443", "-o", bundle]);
+    ask("host revoke", &["host", "revoke", "web1"]);
+    for (command, answer) in answers {
+        let row = rows.iter().find(|row| quoted(&row[0]).iter().any(|name| name == command));
+        let row = row.unwrap_or_else(|| panic!("no row for {command}"));
+        let fields: BTreeSet<String> = answer.as_object().unwrap().keys().cloned().collect();
+        let (told, row) = match row[1].as_str() {
+            "one of those" => (quoted(&named_row(&rows, "volume ls")[1]), "volume ls"),
+            text => (quoted(text), command),
+        };
+        let told: BTreeSet<_> = told.into_iter().filter(|name| *name != "mount ls").collect();
+        assert_eq!(told, fields, "{row}");
+    }
+}
+
+fn named_row<'a>(rows: &'a [Vec<String>], word: &str) -> &'a Vec<String> {
+    named(rows, word).unwrap()
+}
