@@ -19,5 +19,6 @@ mod harness;
 mod hosts;
 mod layout;
 mod podman;
+mod reload;
 mod serve;
 mod traces;

@@ -129,6 +129,30 @@ impl<'a> Daemon<'a> {
         Client::connect(&Target::Unix(self.socket())).expect("the socket is open")
     }
 
+    /// Calls it as another host does.
+    pub fn connect(&self, identity: &Identity) -> std::io::Result<Client> {
+        Client::connect(&Target::Tls(self.tcp("https"), identity.clone()))
+    }
+
+    /// Writes a file of its anew, by a rename over the one before.
+    pub fn put(&self, relative: &str, text: &str) {
+        let path = self.path(relative);
+        std::fs::create_dir_all(path.parent().expect("a file has a directory")).expect("it can be made");
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).expect("a file can be written");
+        std::fs::rename(&new, &path).expect("it can be renamed");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        signal(name, self.pid());
+    }
+
+    /// What `volhost status --json` tells.
+    pub fn status(&self) -> Value {
+        self.cli(&["status", "--json"]).json()
+    }
+
     /// Runs the command line against it.
     pub fn cli(&self, words: &[&str]) -> Said {
         let mut command = self.setup.command();
@@ -150,10 +174,15 @@ impl<'a> Daemon<'a> {
 
     /// Asks it to stop, and says how it ended.
     pub fn terminate(&mut self) -> ExitStatus {
-        let mut process = self.process.take().expect("the daemon runs");
-        signal("TERM", process.pid);
+        self.signal("TERM");
+        self.ended()
+    }
+
+    /// Waits for its end, which something else brought about, and says how it ended.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the daemon ran");
         let ended = || process.child.try_wait().expect("the daemon is our child");
-        wait::until("volhost's end after SIGTERM", START, ended)
+        wait::until("volhost's end", START, ended)
     }
 
     /// Starts it on the same files again, with or without having killed it before.
