@@ -9,6 +9,7 @@ mod reload;
 pub mod spec;
 mod tls;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,6 +60,15 @@ pub enum ServeError {
         #[source]
         source: TlsError,
     },
+    /// The clients of somebody else's authority would be let in, all of them.
+    #[error(
+        "{path} holds an authority that is not volhost's own, which makes the field \"hosts\" mandatory: name the hosts that may call, such as \"hosts\": {{\"web1\": {{}}}}, or all that it ever signs by \"hosts\": {{\"*\": {{}}}}",
+        path = .path.display()
+    )]
+    Authority {
+        /// The file that holds it.
+        path: PathBuf,
+    },
     /// A file cannot be read.
     #[error("{path} cannot be read", path = .path.display())]
     Read {
@@ -105,7 +115,7 @@ impl ServeError {
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Configuration(_) | Self::Tls { .. } => true,
+            Self::Configuration(_) | Self::Tls { .. } | Self::Authority { .. } => true,
             Self::Read { .. }
             | Self::Pki(_)
             | Self::Open(_)
@@ -232,7 +242,7 @@ impl App {
             facts.server_certificate_expires = tls.expires();
         });
 
-        let watcher = Watcher::start(reload::followed(&loaded, &tls), move |unit| {
+        let watcher = Watcher::start(reload::followed(&loaded.files, &tls), move |unit| {
             // Nobody listens any more only while the process ends.
             let _ = sender.send(Event::Changed(unit));
         })
@@ -242,6 +252,8 @@ impl App {
             file: file.map(Into::into),
             booted: loaded.config.clone(),
             config: loaded.config,
+            files: loaded.files,
+            rejected: BTreeSet::new(),
             tls,
             service: Arc::clone(&service),
             limits,

@@ -13,8 +13,8 @@ use super::backends::{self, Owner};
 use super::json::{MAX_BYTES, Members, Node, Source, quoted};
 use super::watch::Seen;
 use super::{
-    Config, Fault, Faults, HostPattern, KeyPair, Limits, Loaded, Paths, Scope, SpecFormat, SpecSettings,
-    TlsFiles,
+    Config, Fault, Faults, HostPattern, KeyPair, Limits, Loaded, Paths, Rejected, Scope, SpecFormat,
+    SpecSettings, TlsFiles,
 };
 use crate::host::name::HostName;
 
@@ -84,7 +84,7 @@ pub(super) enum TlsFilesMust {
 /// # Errors
 /// All faults of both files.
 pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
-    read(&Surroundings::here(paths), file, TlsFilesMust::Exist)
+    read(&Surroundings::here(paths), file, TlsFilesMust::Exist).map_err(|rejected| rejected.faults)
 }
 
 /// Reads the configuration and the backend map again, while serving.
@@ -93,8 +93,8 @@ pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
 /// that is just being replaced must not hold up a change of the map.
 ///
 /// # Errors
-/// All faults of both files.
-pub fn reload(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
+/// All faults of both files, and what to follow until they are mended.
+pub fn reload(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Rejected> {
     read(&Surroundings::here(paths), file, TlsFilesMust::Nothing)
 }
 
@@ -102,7 +102,7 @@ pub(super) fn read(
     around: &Surroundings,
     named: Option<&Path>,
     tls_files: TlsFilesMust,
-) -> Result<Loaded, Faults> {
+) -> Result<Loaded, Rejected> {
     let named = named.map(|file| std::path::absolute(file).unwrap_or_else(|_| file.into()));
     let file = named.clone().unwrap_or_else(|| around.paths.config());
     let (bytes, seen) = Seen::read(&file, MAX_BYTES);
@@ -139,7 +139,7 @@ pub(super) fn read(
 
     match Faults::collect(faults) {
         None => Ok(Loaded { config, files, client_ca }),
-        Some(faults) => Err(faults),
+        Some(faults) => Err(Rejected { faults, files }),
     }
 }
 
