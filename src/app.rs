@@ -30,8 +30,8 @@ use crate::error::chain;
 use crate::host::name::HostName;
 use crate::host::{Caller, Via};
 use crate::pki::PkiError;
-use crate::process::Drain;
 use crate::process::signal::{self, Event};
+use crate::process::{Drain, files};
 use crate::protocol::{self, Protocols};
 use crate::transport::{self, BindError, Bound, Listen, Revocation, Server, TlsError};
 use crate::volume::Service;
@@ -41,6 +41,9 @@ const DRAIN: Duration = Duration::from_secs(20);
 
 /// How long the start waits for backends before it serves without those that do not answer.
 const BRING_UP: Duration = Duration::from_secs(5);
+
+/// How many files may be open beside connections over the network: the catalog, backends, Unix sockets.
+const FILES_BESIDE: u64 = 1024;
 
 /// How often it is looked whether the server's certificate is to be made anew.
 const RENEWAL: Duration = Duration::from_secs(6 * 3600);
@@ -130,6 +133,12 @@ impl ServeError {
 /// Serves until a signal ends it. Prints one `listening on ADDRESS` line for each listener, then `ready`.
 pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     let loaded = load(paths, file).map_err(ServeError::Configuration)?;
+    let needed = loaded.config.limits.connections as u64 + FILES_BESIDE;
+    if let Some(files) = files::raise_limit().filter(|files| *files < needed) {
+        log::warn!(
+            "{files} files may be open at most (LimitNOFILE), too few for limits.connections and the rest: {needed}"
+        );
+    }
     let tls = Tls::prepare(&loaded.config)?;
     make_default_backend(paths, &loaded.config)?;
     let location = Location::Sqlite(loaded.config.catalog.clone());

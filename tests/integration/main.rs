@@ -16,9 +16,11 @@
 
 mod engine;
 mod harness;
+mod hostile;
 mod hosts;
 mod layout;
 mod podman;
 mod reload;
 mod serve;
 mod traces;
+mod transports;

@@ -26,6 +26,7 @@ pub struct Setup<'a> {
     rooted: bool,
     configured: bool,
     files: Vec<(String, String)>,
+    open_files: Option<String>,
 }
 
 /// A running (or killed) volhost with its files.
@@ -44,7 +45,14 @@ struct Process {
 impl<'a> Daemon<'a> {
     /// A daemon of which nothing is configured but its name and where it listens: see [`Setup::standard`].
     pub fn setup() -> Setup<'a> {
-        Setup { dir: scratch(), host: None, rooted: true, configured: true, files: Vec::new() }
+        Setup {
+            dir: scratch(),
+            host: None,
+            rooted: true,
+            configured: true,
+            files: Vec::new(),
+            open_files: None,
+        }
     }
 
     /// Starts that daemon.
@@ -273,6 +281,12 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Limits how many files it may have open: `SOFT:HARD`.
+    pub fn open_files(mut self, limits: &str) -> Self {
+        self.open_files = Some(limits.to_owned());
+        self
+    }
+
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Daemon<'a> {
         self.write_files();
@@ -313,7 +327,15 @@ impl<'a> Setup<'a> {
 
     fn command(&self) -> Command {
         let program = env!("CARGO_BIN_EXE_volhost");
-        self.host.map_or_else(|| mortal(program), |host| host.command(program))
+        match (self.host, &self.open_files) {
+            (Some(host), _) => host.command(program),
+            (None, None) => mortal(program),
+            (None, Some(limits)) => {
+                let mut command = mortal("prlimit");
+                command.arg(format!("--nofile={limits}")).arg(program);
+                command
+            }
+        }
     }
 
     fn add_root(&self, command: &mut Command) {
