@@ -86,6 +86,10 @@ pub async fn collect(mut body: BodyStream, most: u64, patience: Duration) -> Res
 
 /// Reads a body's JSON.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    // An array would be taken too, for the fields in their order.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "the request's body is no JSON object"));
+    }
     serde_json::from_slice(body).map_err(|error| {
         Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body is not understood: {error}"))
     })

@@ -121,7 +121,6 @@ fn bodies_that_are_no_request_are_refused_by_every_rpc() {
         ("a byte order mark", b"\xef\xbb\xbf{\"Name\": \"db\", \"ID\": \"m\"}"),
         ("a form", b"Name=db&ID=m"),
         ("deep nesting", &deep),
-        ("deep options", &deep_opts),
         ("a name twice", b"{\"Name\": \"db\", \"Name\": \"evil\", \"ID\": \"m\"}"),
         ("a name that is null", b"{\"Name\": null, \"ID\": \"m\"}"),
         ("a name that is a number", b"{\"Name\": 12345678901234567890123456789, \"ID\": \"m\"}"),
@@ -147,6 +146,7 @@ fn bodies_that_are_no_request_are_refused_by_every_rpc() {
             }
         }
     }
+    refuses("deep options", post(daemon, "/VolumeDriver.Create", &deep_opts), 400, &[]);
     served.is_unchanged();
 }
 
@@ -294,7 +294,8 @@ fn paths_methods_and_sizes_that_are_wrong_are_named() {
     let claimed =
         "POST /VolumeDriver.Create HTTP/1.1\r\nHost: x\r\nContent-Length: 18446744073709551615\r\n\r\n";
     client.send(claimed.as_bytes()).unwrap();
-    assert!(client.answer().is_ok_and(|answer| matches!(answer.status, 400 | 413)));
+    let answer = client.answer().unwrap();
+    assert!(matches!(answer.status, 400 | 413 | 431), "{answer:?}");
     // Chunks are counted, too, and none of a body that is too large is kept.
     let mut client = daemon.unix();
     client
