@@ -18,6 +18,7 @@ mod engine;
 mod harness;
 mod hostile;
 mod hosts;
+mod hosts_join;
 mod layout;
 mod podman;
 mod reload;

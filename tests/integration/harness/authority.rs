@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
     SerialNumber,
 };
 use time::OffsetDateTime;
@@ -84,6 +84,17 @@ impl Authority {
         };
         params.signed_by(&self.0).expect("it can be signed").pem().expect("it can be written")
     }
+}
+
+/// The certificate (PEM) of a server whose year ends in a week, signed by the authority of these files.
+pub fn server_near_its_end(ca: &str, ca_key: &str, key: &str, names: &[&str]) -> String {
+    let key_of = |pem| KeyPair::from_pem(pem).expect("the file holds a key");
+    let issuer = Issuer::from_ca_cert_pem(ca, key_of(ca_key)).expect("the file holds a CA");
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).expect("the names are valid");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    (params.not_before, params.not_after) = (from_now(-358), from_now(7));
+    params.signed_by(&key_of(key), &issuer).expect("it can be signed").pem()
 }
 
 impl Pair {
