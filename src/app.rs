@@ -9,6 +9,7 @@ mod reload;
 pub mod spec;
 mod tls;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,8 +30,8 @@ use crate::error::chain;
 use crate::host::name::HostName;
 use crate::host::{Caller, Via};
 use crate::pki::PkiError;
-use crate::process::Drain;
 use crate::process::signal::{self, Event};
+use crate::process::{Drain, files};
 use crate::protocol::{self, Protocols};
 use crate::transport::{self, BindError, Bound, Listen, Revocation, Server, TlsError};
 use crate::volume::Service;
@@ -40,6 +41,9 @@ const DRAIN: Duration = Duration::from_secs(20);
 
 /// How long the start waits for backends before it serves without those that do not answer.
 const BRING_UP: Duration = Duration::from_secs(5);
+
+/// How many files may be open beside connections over the network: the catalog, backends, Unix sockets.
+const FILES_BESIDE: u64 = 1024;
 
 /// How often it is looked whether the server's certificate is to be made anew.
 const RENEWAL: Duration = Duration::from_secs(6 * 3600);
@@ -58,6 +62,15 @@ pub enum ServeError {
         /// What is wrong with it.
         #[source]
         source: TlsError,
+    },
+    /// The clients of somebody else's authority would be let in, all of them.
+    #[error(
+        "{path} holds an authority that is not volhost's own, which makes the field \"hosts\" mandatory: name the hosts that may call, such as \"hosts\": {{\"web1\": {{}}}}, or all that it ever signs by \"hosts\": {{\"*\": {{}}}}",
+        path = .path.display()
+    )]
+    Authority {
+        /// The file that holds it.
+        path: PathBuf,
     },
     /// A file cannot be read.
     #[error("{path} cannot be read", path = .path.display())]
@@ -105,7 +118,7 @@ impl ServeError {
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Configuration(_) | Self::Tls { .. } => true,
+            Self::Configuration(_) | Self::Tls { .. } | Self::Authority { .. } => true,
             Self::Read { .. }
             | Self::Pki(_)
             | Self::Open(_)
@@ -120,6 +133,12 @@ impl ServeError {
 /// Serves until a signal ends it. Prints one `listening on ADDRESS` line for each listener, then `ready`.
 pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     let loaded = load(paths, file).map_err(ServeError::Configuration)?;
+    let needed = loaded.config.limits.connections as u64 + FILES_BESIDE;
+    if let Some(files) = files::raise_limit().filter(|files| *files < needed) {
+        log::warn!(
+            "{files} files may be open at most (LimitNOFILE), too few for limits.connections and the rest: {needed}"
+        );
+    }
     let tls = Tls::prepare(&loaded.config)?;
     make_default_backend(paths, &loaded.config)?;
     let location = Location::Sqlite(loaded.config.catalog.clone());
@@ -232,7 +251,7 @@ impl App {
             facts.server_certificate_expires = tls.expires();
         });
 
-        let watcher = Watcher::start(reload::followed(&loaded, &tls), move |unit| {
+        let watcher = Watcher::start(reload::followed(&loaded.files, &tls), move |unit| {
             // Nobody listens any more only while the process ends.
             let _ = sender.send(Event::Changed(unit));
         })
@@ -242,6 +261,8 @@ impl App {
             file: file.map(Into::into),
             booted: loaded.config.clone(),
             config: loaded.config,
+            files: loaded.files,
+            rejected: BTreeSet::new(),
             tls,
             service: Arc::clone(&service),
             limits,

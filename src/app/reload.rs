@@ -3,7 +3,7 @@
 //! A reload reads and checks first and swaps last. One that is rejected changes nothing, is logged with every fault,
 //! and stays on the board until that unit is good again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::{ServeError, spec, tls};
 use crate::admin::board::Reloaded;
 use crate::admin::{Board, Issuing};
 use crate::config::watch::{Seen, Unit, Watcher};
-use crate::config::{self, Config, Loaded, Paths};
+use crate::config::{self, Config, Paths};
 use crate::discovery::Written;
 use crate::error::chain;
 use crate::transport::{Limits, Server};
@@ -37,42 +37,29 @@ pub(super) struct Reloader {
     pub(super) server: Arc<Server>,
     pub(super) board: Arc<Board>,
     pub(super) watcher: Watcher,
+    /// The files that the configuration was last read from, good or not, as they were then.
+    pub(super) files: Vec<Seen>,
+    /// The units whose files are not in force as they stand.
+    pub(super) rejected: BTreeSet<Unit>,
     /// The real addresses served.
     pub(super) listening: Vec<String>,
 }
 
-/// What became of one unit.
-enum Outcome {
-    Applied,
-    Rejected(Vec<String>),
-}
-
-/// The files to follow, as they were when they were read.
-pub(super) fn followed(loaded: &Loaded, tls: &Tls) -> BTreeMap<Unit, Vec<Seen>> {
+/// What is to be followed, as it was when it was last read.
+pub(super) fn followed(files: &[Seen], tls: &Tls) -> BTreeMap<Unit, Vec<Seen>> {
     let (certificates, list) = tls.followed();
-    BTreeMap::from([(Unit::Config, loaded.files.clone()), (Unit::Tls, certificates), (Unit::Crl, list)])
+    BTreeMap::from([(Unit::Config, files.to_vec()), (Unit::Tls, certificates), (Unit::Crl, list)])
 }
 
 impl Reloader {
     /// Reads these units again. Blocking work is done where it delays no request.
     pub(super) async fn reload(&mut self, units: &[Unit]) {
         for unit in units {
-            let (word, outcome) = match unit {
-                Unit::Config => ("configuration", tokio::task::block_in_place(|| self.reload_config())),
-                Unit::Tls => ("certificates", tokio::task::block_in_place(|| self.reload_tls())),
-                Unit::Crl => ("crl", tokio::task::block_in_place(|| self.reload_list())),
-            };
-            let faults = match outcome {
-                Outcome::Applied => Vec::new(),
-                Outcome::Rejected(faults) => faults,
-            };
-            if faults.is_empty() {
-                log::info!("reload: {word} applied");
-            } else {
-                log::error!("reload: {word} rejected, what was in force stays so");
-                faults.iter().for_each(|fault| log::error!("{fault}"));
-            }
-            self.board.reloaded(Reloaded { at: OffsetDateTime::now_utc(), unit: word, faults });
+            tokio::task::block_in_place(|| match unit {
+                Unit::Config => self.reload_config(),
+                Unit::Tls => self.reload_tls(),
+                Unit::Crl => self.reload_list(),
+            });
             if *unit == Unit::Config {
                 // New backends come into force before anybody asks for them.
                 self.service.bring_up(std::time::Duration::from_millis(200)).await;
@@ -80,25 +67,54 @@ impl Reloader {
         }
     }
 
-    fn reload_config(&mut self) -> Outcome {
-        let loaded = match config::reload(&self.paths, self.file.as_deref()) {
-            Ok(loaded) => loaded,
-            Err(faults) => return Outcome::Rejected(faults.iter().map(ToString::to_string).collect()),
+    /// Tells what became of a unit, in the log and on the board.
+    fn tell(&mut self, unit: Unit, faults: Vec<String>) {
+        let word = match unit {
+            Unit::Config => "configuration",
+            Unit::Tls => "certificates",
+            Unit::Crl => "crl",
         };
+        if faults.is_empty() {
+            log::info!("reload: {word} applied");
+            self.rejected.remove(&unit);
+        } else {
+            log::error!("reload: {word} rejected, what was in force stays so");
+            faults.iter().for_each(|fault| log::error!("{fault}"));
+            self.rejected.insert(unit);
+        }
+        self.board.reloaded(Reloaded { at: OffsetDateTime::now_utc(), unit: word, faults });
+    }
+
+    fn reload_config(&mut self) {
+        match self.put_config_in_force() {
+            Ok(certificates_too) => {
+                self.tell(Unit::Config, Vec::new());
+                if certificates_too {
+                    self.reload_tls();
+                }
+                self.write_spec();
+            }
+            Err(faults) => self.tell(Unit::Config, faults),
+        }
+        self.watcher.set_files(followed(&self.files, &self.tls));
+    }
+
+    /// Reads, checks and swaps; answers whether the certificates are to be read anew for it.
+    fn put_config_in_force(&mut self) -> Result<bool, Vec<String>> {
+        let loaded = config::reload(&self.paths, self.file.as_deref()).map_err(|rejected| {
+            let config::Rejected { faults, files } = rejected;
+            self.files = files;
+            faults.iter().map(ToString::to_string).collect::<Vec<_>>()
+        })?;
+        self.files.clone_from(&loaded.files);
         if let Some(fault) = tls::fault_of_client_ca(&loaded) {
-            return Outcome::Rejected(vec![fault.to_string()]);
+            return Err(vec![fault.to_string()]);
         }
-        let changed = config::changes(&self.config, &loaded.config);
-        let needs_restart = config::changes(&self.booted, &loaded.config).needs_restart;
-        if !needs_restart.is_empty() {
-            log::warn!("a restart is needed for what changed in {}", needs_restart.join(", "));
-        }
-        self.limits.store(Arc::new(to_limits(&loaded.config)));
-        let before = self.service.in_force();
-        self.service.put_in_force(in_force(&loaded.config, &before.map));
-        let certificates_too = ["tls", "advertise"].iter().any(|field| changed.hot.contains(field));
+        let new = loaded.config;
+        let changed = config::changes(&self.config, &new);
+        let needs_restart = config::changes(&self.booted, &new).needs_restart;
         // What only a restart can change stays as the service was started with.
-        self.config = Config {
+        let new = Config {
             name: self.booted.name.clone(),
             node: self.booted.node.clone(),
             scope: self.booted.scope,
@@ -106,38 +122,52 @@ impl Reloader {
             pki: self.booted.pki.clone(),
             catalog: self.booted.catalog.clone(),
             admin: self.booted.admin.clone(),
-            ..loaded.config.clone()
+            ..new
         };
+        if new.hosts.is_none() && !self.tls.trusts_ours_only() {
+            // The list of hosts must not go before somebody else's authority is gone.
+            self.tls.reload(&new).map_err(|error| vec![worded(&error)])?;
+        }
+        if !needs_restart.is_empty() {
+            log::warn!("a restart is needed for what changed in {}", needs_restart.join(", "));
+        }
+        self.limits.store(Arc::new(to_limits(&new)));
+        let before = self.service.in_force();
+        self.service.put_in_force(in_force(&new, &before.map));
+        self.config = new;
         self.board.update(|facts| {
             facts.needs_restart = needs_restart.iter().map(ToString::to_string).collect();
         });
-        if certificates_too {
-            let outcome = match self.reload_tls() {
-                Outcome::Applied => Vec::new(),
-                Outcome::Rejected(faults) => faults,
-            };
-            self.board.reloaded(Reloaded {
-                at: OffsetDateTime::now_utc(),
-                unit: "certificates",
-                faults: outcome,
-            });
-        }
-        self.watcher.set_files(followed(&loaded, &self.tls));
-        self.write_spec();
-        Outcome::Applied
+        // A list of hosts may be what the certificates were waiting for.
+        Ok(["tls", "advertise"].iter().any(|field| changed.hot.contains(field))
+            || self.rejected.contains(&Unit::Tls))
     }
 
-    fn reload_tls(&mut self) -> Outcome {
+    fn reload_tls(&mut self) {
         let outcome = self.tls.reload(&self.config);
-        self.after_certificates(outcome)
+        let good = outcome.is_ok();
+        self.after_certificates(Unit::Tls, outcome);
+        // A list that came before its authority is good with it.
+        if good && self.rejected.contains(&Unit::Crl) {
+            let outcome = self.tls.reload_list(&self.config);
+            self.after_certificates(Unit::Crl, outcome);
+        }
     }
 
-    fn reload_list(&mut self) -> Outcome {
-        let outcome = self.tls.reload_list();
-        self.after_certificates(outcome)
+    fn reload_list(&mut self) {
+        let mut outcome = self.tls.reload_list(&self.config);
+        // An authority that came before its list is good with it.
+        if self.rejected.contains(&Unit::Tls) {
+            let certificates = self.tls.reload(&self.config);
+            if certificates.is_ok() && outcome.is_err() {
+                outcome = self.tls.reload_list(&self.config);
+            }
+            self.after_certificates(Unit::Tls, certificates);
+        }
+        self.after_certificates(Unit::Crl, outcome);
     }
 
-    fn after_certificates(&self, outcome: Result<(), ServeError>) -> Outcome {
+    fn after_certificates(&mut self, unit: Unit, outcome: Result<(), ServeError>) {
         self.server.recheck();
         self.issuing.store(Arc::new(Issuing {
             plugin: self.config.name.clone(),
@@ -145,10 +175,7 @@ impl Reloader {
             ours: self.tls.is_ours(),
         }));
         self.board.update(|facts| facts.server_certificate_expires = self.tls.expires());
-        match outcome {
-            Ok(()) => Outcome::Applied,
-            Err(error) => Outcome::Rejected(vec![worded(&error)]),
-        }
+        self.tell(unit, outcome.err().iter().map(worded).collect());
     }
 
     /// Writes the spec file if one is wanted and its content would change. What keeps it from being written is no

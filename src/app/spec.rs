@@ -44,7 +44,7 @@ pub struct Planned {
 pub fn plan(config: &Config, paths: &Paths, listening: Option<&[String]>) -> Result<Planned, NoSpec> {
     let SpecSettings { dir: _, format } = config.spec.as_ref().ok_or(NoSpec::Off)?;
     let configured: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
-    let address = address(config, listening.unwrap_or(&configured))?;
+    let address = address(config, listening.unwrap_or(&configured), *format)?;
     let format = match (format, &address) {
         (Some(SpecFormat::Json), _) | (None, Address::Https { .. }) => Format::Json,
         (Some(SpecFormat::Spec), _) | (None, Address::Http { .. } | Address::Unix(_)) => Format::Spec,
@@ -86,10 +86,14 @@ pub fn server_names(config: &Config) -> Vec<ServerName> {
     listening.chain(advertised).chain(node).collect()
 }
 
-fn address(config: &Config, listening: &[String]) -> Result<Address, NoSpec> {
+/// The address for a spec file, in the format asked for if one is: a `.spec` file cannot hold what `https` needs.
+fn address(config: &Config, listening: &[String], format: Option<SpecFormat>) -> Result<Address, NoSpec> {
     let mut known: Vec<_> = config.advertise.iter().cloned().collect();
     if config.advertise.is_none() {
         known.extend(listening.iter().filter_map(|address| Advertise::parse(&reachable(address)).ok()));
+        if format == Some(SpecFormat::Spec) {
+            known.retain(|address| !matches!(address, Advertise::Https(_)));
+        }
         // The order in which an engine is served best.
         known.sort_by_key(|address| match address {
             Advertise::Https(_) => 0,

@@ -23,6 +23,8 @@ pub(super) struct Tls {
     files: Option<Files>,
     /// What the four files held when they were last good together.
     good: Contents,
+    /// The files that were last asked for, good or not, as they were before they were read.
+    asked: Asked,
     state: Option<Arc<ArcSwap<State>>>,
     client: Option<Issued>,
     /// Whether our authority signs both the server's certificate and those of the hosts.
@@ -39,6 +41,13 @@ struct Files {
 }
 
 #[derive(Debug, Clone, Default)]
+struct Asked {
+    files: Option<Files>,
+    certificates: Vec<Seen>,
+    list: Vec<Seen>,
+}
+
+#[derive(Debug, Clone, Default)]
 struct Contents {
     cert: Vec<u8>,
     key: Vec<u8>,
@@ -51,16 +60,18 @@ impl Tls {
     pub(super) fn prepare(config: &Config) -> Result<Self, ServeError> {
         let pki = Pki::new(&config.pki);
         if !config.listen.iter().any(|listen| matches!(listen, Listen::Https(_))) {
-            let good = Contents::default();
-            return Ok(Self { pki, files: None, good, state: None, client: None, ours: false });
+            let (good, asked) = Default::default();
+            return Ok(Self { pki, files: None, good, asked, state: None, client: None, ours: false });
         }
         let client = ensure(&pki, config)?;
         let files = Files::of(config, &pki);
+        let asked = Asked::now(&files);
         let good = files.read()?;
+        check_authority(config, &pki, &files, &good)?;
         let state = files.state(&good)?;
         let ours = is_ours(config, &pki, &good);
         let state = Some(Arc::new(ArcSwap::from_pointee(state)));
-        Ok(Self { pki, files: Some(files), good, state, client, ours })
+        Ok(Self { pki, files: Some(files), good, asked, state, client, ours })
     }
 
     /// What a server is to serve with; nothing, where no address is `https`.
@@ -86,21 +97,28 @@ impl Tls {
         self.files.as_ref().and_then(|_| pki::describe(&self.good.cert).ok()).map(|info| info.not_after)
     }
 
-    /// The files that make up the certificates and the list, as they are now: what is to be followed.
+    /// Whether nobody is let in but clients of our own authority.
+    pub(super) fn trusts_ours_only(&self) -> bool {
+        self.state.is_none() || self.pki.is_ours(&self.good.client_ca)
+    }
+
+    /// The files that make up the certificates and the list, as they were when they were last read: what is to be
+    /// followed. Those that were no good are among them, for they will be mended.
     pub(super) fn followed(&self) -> (Vec<Seen>, Vec<Seen>) {
-        let Some(Files { cert, key, client_ca, crl }) = &self.files else { return (Vec::new(), Vec::new()) };
-        let certificates = [cert, key, client_ca].map(|path| Seen::now(path)).into();
-        (certificates, crl.iter().map(|path| Seen::now(path)).collect())
+        (self.asked.certificates.clone(), self.asked.list.clone())
     }
 
     /// Reads certificates, keys and the client CA again, and puts them in force if they are good. Ours are made anew
     /// first where it is time. Blocks.
     pub(super) fn reload(&mut self, config: &Config) -> Result<(), ServeError> {
         let Some(state) = self.state.clone() else { return Ok(()) };
-        let client = ensure(&self.pki, config)?;
         let files = Files::of(config, &self.pki);
+        self.asked = Asked::now(&files);
+        let client = ensure(&self.pki, config)?;
+        self.asked = Asked::now(&files);
         let same_list = self.files.as_ref().is_some_and(|before| before.crl == files.crl);
         let mut new = files.read_certificates()?;
+        check_authority(config, &self.pki, &files, &new)?;
         new.crl = if same_list { self.good.crl.clone() } else { files.read_list()? };
         let loaded = match files.state(&new) {
             // The list in force belongs to the authorities before; the one in the file may belong to the new ones.
@@ -119,12 +137,29 @@ impl Tls {
     }
 
     /// Reads the revocation list again, and puts it in force if it is good. Blocks.
-    pub(super) fn reload_list(&mut self) -> Result<(), ServeError> {
+    pub(super) fn reload_list(&mut self, config: &Config) -> Result<(), ServeError> {
+        if self.asked.files != self.files {
+            // The list is one of several files that came with the configuration and are not in force yet.
+            return self.reload(config);
+        }
         let (Some(state), Some(files)) = (&self.state, &self.files) else { return Ok(()) };
+        self.asked.list = Asked::now(files).list;
         let new = Contents { crl: files.read_list()?, ..self.good.clone() };
         state.store(Arc::new(files.state(&new)?));
         self.good = new;
         Ok(())
+    }
+}
+
+impl Asked {
+    /// To be called before the files are read, so that no change is missed.
+    fn now(files: &Files) -> Self {
+        let Files { cert, key, client_ca, crl } = files;
+        Self {
+            files: Some(files.clone()),
+            certificates: [cert, key, client_ca].map(|path| Seen::now(path)).into(),
+            list: crl.iter().map(|path| Seen::now(path)).collect(),
+        }
     }
 }
 
@@ -191,6 +226,14 @@ fn ensure(pki: &Pki, config: &Config) -> Result<Option<Issued>, PkiError> {
 
 fn is_ours(config: &Config, pki: &Pki, contents: &Contents) -> bool {
     config.tls.server.is_none() && pki.is_ours(&contents.client_ca)
+}
+
+/// Whoever lets in the clients of somebody else's authority must say which: that authority signs for others, too.
+fn check_authority(config: &Config, pki: &Pki, files: &Files, contents: &Contents) -> Result<(), ServeError> {
+    if config.hosts.is_some() || pki.is_ours(&contents.client_ca) {
+        return Ok(());
+    }
+    Err(ServeError::Authority { path: files.client_ca.clone() })
 }
 
 /// The fault of a configuration that lets in the clients of somebody else's authority and does not say which.

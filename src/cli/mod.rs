@@ -251,7 +251,9 @@ impl Shell<'_> {
         match config::reload(&paths, config.as_deref()) {
             Ok(loaded) => Ok(loaded.config.admin),
             // Whoever names a configuration means the service that it configures, not the default one.
-            Err(faults) if config.is_some() => Err(Error::Configuration(faults.to_string())),
+            Err(config::Rejected { faults, .. }) if config.is_some() => {
+                Err(Error::Configuration(faults.to_string()))
+            }
             Err(_) => {
                 self.note("volhost: the configuration has faults (`volhost check` tells them): the default admin socket is asked");
                 Ok(paths.admin())

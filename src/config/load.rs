@@ -9,7 +9,7 @@ use super::backends::{self, Owner};
 use super::json::{MAX_BYTES, Source};
 use super::parse::Draft;
 use super::watch::Seen;
-use super::{Fault, Faults, Loaded, Paths};
+use super::{Fault, Faults, Loaded, Paths, Rejected};
 
 /// What the defaults depend on.
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ pub(super) enum TlsFilesMust {
 /// # Errors
 /// All faults of both files.
 pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
-    read(&Surroundings::here(paths), file, TlsFilesMust::Exist)
+    read(&Surroundings::here(paths), file, TlsFilesMust::Exist).map_err(|rejected| rejected.faults)
 }
 
 /// Reads the configuration and the backend map again, while serving.
@@ -60,8 +60,8 @@ pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
 /// that is just being replaced must not hold up a change of the map.
 ///
 /// # Errors
-/// All faults of both files.
-pub fn reload(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
+/// All faults of both files, and what to follow until they are mended.
+pub fn reload(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Rejected> {
     read(&Surroundings::here(paths), file, TlsFilesMust::Nothing)
 }
 
@@ -69,7 +69,7 @@ pub(super) fn read(
     around: &Surroundings,
     named: Option<&Path>,
     tls_files: TlsFilesMust,
-) -> Result<Loaded, Faults> {
+) -> Result<Loaded, Rejected> {
     let named = named.map(|file| std::path::absolute(file).unwrap_or_else(|_| file.into()));
     let file = named.clone().unwrap_or_else(|| around.paths.config());
     let (bytes, seen) = Seen::read(&file, MAX_BYTES);
@@ -106,7 +106,7 @@ pub(super) fn read(
 
     match Faults::collect(faults) {
         None => Ok(Loaded { config, files, client_ca }),
-        Some(faults) => Err(faults),
+        Some(faults) => Err(Rejected { faults, files }),
     }
 }
 

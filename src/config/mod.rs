@@ -190,6 +190,16 @@ pub struct Loaded {
     client_ca: Option<Fault>,
 }
 
+/// A configuration that was read and has faults.
+#[derive(Debug)]
+pub struct Rejected {
+    /// All that is wrong.
+    pub faults: Faults,
+    /// The files that were read, as in [`Loaded::files`]. They may be others than before: a map that the configuration
+    /// names anew and that is still to come, for one.
+    pub files: Vec<Seen>,
+}
+
 impl Loaded {
     /// The fault of a configuration that lets the clients of somebody else's CA in and does not say which.
     ///

@@ -37,7 +37,7 @@ impl Place {
     }
 
     fn read(&self) -> Result<Loaded, Faults> {
-        load::read(&self.around, None, TlsFilesMust::Nothing)
+        load::read(&self.around, None, TlsFilesMust::Nothing).map_err(|rejected| rejected.faults)
     }
 
     /// The faults, with the directory of the test cut off.
@@ -340,7 +340,8 @@ fn a_hostname_that_is_no_name_is_only_a_fault_without_node() {
 fn files_that_are_named_must_be_there() {
     let place = Place::new();
     let absent = place.dir.path().join("absent.json");
-    let faults = load::read(&place.around, Some(&absent), TlsFilesMust::Exist).unwrap_err().to_string();
+    let faults =
+        load::read(&place.around, Some(&absent), TlsFilesMust::Exist).unwrap_err().faults.to_string();
     assert!(faults.starts_with(&format!("{}: cannot be read: No such file", absent.display())), "{faults}");
 
     let map = place.around.paths.map();
@@ -353,8 +354,8 @@ fn files_that_are_named_must_be_there() {
     let tls = json!({"tls": {"client_ca": absent, "crl": place.dir.path()}}).to_string();
     fs::write(place.around.paths.config(), tls).unwrap();
     assert_eq!(place.faults(), [""; 0], "a reload leaves these to whoever reads them");
-    let faults = load::read(&place.around, None, TlsFilesMust::Exist).unwrap_err();
-    let told: Vec<_> = faults.iter().map(|fault| (&*fault.field, &*fault.what)).collect();
+    let rejected = load::read(&place.around, None, TlsFilesMust::Exist).unwrap_err();
+    let told: Vec<_> = rejected.faults.iter().map(|fault| (&*fault.field, &*fault.what)).collect();
     assert!(told[0].0 == "tls.client_ca" && told[0].1.contains("cannot be read: No such file"), "{told:?}");
     assert!(told[1].0 == "tls.crl" && told[1].1.ends_with("is no file"), "{told:?}");
 }

@@ -132,8 +132,8 @@ impl Watcher {
         Ok(Self { messages })
     }
 
-    /// Follows other files from now on: after a reload that was applied, with what that reload saw. Never after one
-    /// that was rejected, or the same change would be found again and again.
+    /// Follows other files from now on: after a reload, with what that reload saw, whether it was applied or rejected.
+    /// Never with what an earlier one saw, or the same change would be found again and again.
     pub fn set_files(&self, files: BTreeMap<Unit, Vec<Seen>>) {
         self.send(Message::Files(files));
     }

@@ -68,6 +68,9 @@ pub enum Body {
     Broken,
 }
 
+/// How long the rest of a body that is too large is taken from the wire.
+const LINGER: Duration = Duration::from_secs(2);
+
 /// Takes a body in.
 pub async fn collect(mut body: BodyStream, most: u64, patience: Duration) -> Result<Bytes, Body> {
     let whole = async {
@@ -81,11 +84,21 @@ pub async fn collect(mut body: BodyStream, most: u64, patience: Duration) -> Res
         }
         Ok(bytes.freeze())
     };
-    tokio::time::timeout(patience, whole).await.unwrap_or(Err(Body::Stalled))
+    let taken = tokio::time::timeout(patience, whole).await.unwrap_or(Err(Body::Stalled));
+    if taken == Err(Body::TooLarge) {
+        // While bytes still come, an answer is lost: a socket closed over them is reset.
+        let rest = async { while let Some(Ok(_)) = body.next().await {} };
+        let _ = tokio::time::timeout(LINGER.min(patience), rest).await;
+    }
+    taken
 }
 
 /// Reads a body's JSON.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    // An array would be taken too, for the fields in their order.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "the request's body is no JSON object"));
+    }
     serde_json::from_slice(body).map_err(|error| {
         Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body is not understood: {error}"))
     })

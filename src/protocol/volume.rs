@@ -4,11 +4,14 @@
 //! and no list holds a null: both break dockerd's decoding.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
 use super::envelope::{Answer, decode};
@@ -64,7 +67,42 @@ struct Create {
     #[serde(rename = "Name", default)]
     name: String,
     #[serde(rename = "Opts", default)]
-    options: Option<BTreeMap<String, String>>,
+    options: Option<Pairs>,
+}
+
+/// Options as they came, each at most once: JSON would let a later one silently win over an earlier one.
+struct Pairs(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+
+        impl<'de> Visitor<'de> for Each {
+            type Value = Pairs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of options, whose values are texts")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+                let mut pairs = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<String, String>()? {
+                    match pairs.entry(name) {
+                        Entry::Vacant(place) => {
+                            place.insert(value);
+                        }
+                        Entry::Occupied(place) => {
+                            let name: String = place.key().chars().take(100).collect();
+                            return Err(A::Error::custom(format_args!("the option {name:?} is given twice")));
+                        }
+                    }
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+
+        deserializer.deserialize_map(Each)
+    }
 }
 
 #[derive(Deserialize)]
@@ -154,7 +192,7 @@ fn capabilities(global: bool) -> Answer {
 async fn create(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
     let Create { name, options } = decode(body)?;
     let name = VolumeName::parse(&name).map_err(Error::from)?;
-    let pairs = options.iter().flatten().map(|(name, value)| (&**name, &**value));
+    let pairs = options.iter().flat_map(|Pairs(pairs)| pairs).map(|(name, value)| (&**name, &**value));
     let options = Options::parse(pairs).map_err(Error::from)?;
     service.create(caller, name, options).await?;
     Ok(Answer::json(&Done {}))

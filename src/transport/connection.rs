@@ -16,7 +16,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
@@ -259,6 +259,10 @@ where
     }
     request.extensions_mut().insert(connection.caller.clone());
     let (method, uri) = (request.method().clone(), request.uri().clone());
+    if request.uri().path_and_query().is_none() {
+        // CONNECT names a host and no path, which is more than warp can bear.
+        *request.uri_mut() = Uri::from_static("/");
+    }
     let call = async move {
         poll_fn(|context| service.poll_ready(context)).await?;
         service.call(request).await

@@ -16,9 +16,13 @@
 
 mod engine;
 mod harness;
+mod hostile;
 mod hosts;
+mod hosts_join;
 mod layout;
 mod podman;
 mod readme;
+mod reload;
 mod serve;
 mod traces;
+mod transports;

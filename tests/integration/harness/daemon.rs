@@ -26,6 +26,7 @@ pub struct Setup<'a> {
     rooted: bool,
     configured: bool,
     files: Vec<(String, String)>,
+    open_files: Option<String>,
 }
 
 /// A running (or killed) volhost with its files.
@@ -44,7 +45,14 @@ struct Process {
 impl<'a> Daemon<'a> {
     /// A daemon of which nothing is configured but its name and where it listens: see [`Setup::standard`].
     pub fn setup() -> Setup<'a> {
-        Setup { dir: scratch(), host: None, rooted: true, configured: true, files: Vec::new() }
+        Setup {
+            dir: scratch(),
+            host: None,
+            rooted: true,
+            configured: true,
+            files: Vec::new(),
+            open_files: None,
+        }
     }
 
     /// Starts that daemon.
@@ -129,6 +137,30 @@ impl<'a> Daemon<'a> {
         Client::connect(&Target::Unix(self.socket())).expect("the socket is open")
     }
 
+    /// Calls it as another host does.
+    pub fn connect(&self, identity: &Identity) -> std::io::Result<Client> {
+        Client::connect(&Target::Tls(self.tcp("https"), identity.clone()))
+    }
+
+    /// Writes a file of its anew, by a rename over the one before.
+    pub fn put(&self, relative: &str, text: &str) {
+        let path = self.path(relative);
+        std::fs::create_dir_all(path.parent().expect("a file has a directory")).expect("it can be made");
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).expect("a file can be written");
+        std::fs::rename(&new, &path).expect("it can be renamed");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        signal(name, self.pid());
+    }
+
+    /// What `volhost status --json` tells.
+    pub fn status(&self) -> Value {
+        self.cli(&["status", "--json"]).json()
+    }
+
     /// Runs the command line against it.
     pub fn cli(&self, words: &[&str]) -> Said {
         let mut command = self.setup.command();
@@ -150,10 +182,15 @@ impl<'a> Daemon<'a> {
 
     /// Asks it to stop, and says how it ended.
     pub fn terminate(&mut self) -> ExitStatus {
-        let mut process = self.process.take().expect("the daemon runs");
-        signal("TERM", process.pid);
+        self.signal("TERM");
+        self.ended()
+    }
+
+    /// Waits for its end, which something else brought about, and says how it ended.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the daemon ran");
         let ended = || process.child.try_wait().expect("the daemon is our child");
-        wait::until("volhost's end after SIGTERM", START, ended)
+        wait::until("volhost's end", START, ended)
     }
 
     /// Starts it on the same files again, with or without having killed it before.
@@ -244,6 +281,12 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Limits how many files it may have open: `SOFT:HARD`.
+    pub fn open_files(mut self, limits: &str) -> Self {
+        self.open_files = Some(limits.to_owned());
+        self
+    }
+
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Daemon<'a> {
         self.write_files();
@@ -284,7 +327,15 @@ impl<'a> Setup<'a> {
 
     fn command(&self) -> Command {
         let program = env!("CARGO_BIN_EXE_volhost");
-        self.host.map_or_else(|| mortal(program), |host| host.command(program))
+        match (self.host, &self.open_files) {
+            (Some(host), _) => host.command(program),
+            (None, None) => mortal(program),
+            (None, Some(limits)) => {
+                let mut command = mortal("prlimit");
+                command.arg(format!("--nofile={limits}")).arg(program);
+                command
+            }
+        }
     }
 
     fn add_root(&self, command: &mut Command) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use serde_json::Value;
 
 use super::wait::SOON;
@@ -72,6 +72,7 @@ impl<T: Read + Write + Send> Stream for T {}
 pub struct Client {
     stream: Box<dyn Stream>,
     unread: Vec<u8>,
+    server: Vec<u8>,
 }
 
 impl Client {
@@ -90,19 +91,36 @@ impl Client {
     }
 
     /// Makes a TLS connection out of one that stands, with a certificate or without any.
-    pub fn tls(mut stream: TcpStream, ca: &Path, identity: Option<&Identity>) -> io::Result<Self> {
+    pub fn tls(stream: TcpStream, ca: &Path, identity: Option<&Identity>) -> io::Result<Self> {
+        Self::tls_of(rustls::ALL_VERSIONS, stream, ca, identity)
+    }
+
+    /// As [`Client::tls`], of these versions of TLS only.
+    pub fn tls_of(
+        versions: &[&'static SupportedProtocolVersion],
+        mut stream: TcpStream,
+        ca: &Path,
+        identity: Option<&Identity>,
+    ) -> io::Result<Self> {
         let name = ServerName::from(stream.peer_addr()?.ip());
-        let config = Arc::new(client_config(ca, identity)?);
+        let config = Arc::new(client_config(versions, ca, identity)?);
         let mut session = ClientConnection::new(config, name).map_err(io::Error::other)?;
         while session.is_handshaking() {
             session.complete_io(&mut stream)?;
         }
-        Ok(Self::over(StreamOwned::new(session, stream)))
+        let server = session.peer_certificates().and_then(|chain| chain.first()).map(|own| own.to_vec());
+        let client = Self::over(StreamOwned::new(session, stream));
+        Ok(Self { server: server.unwrap_or_default(), ..client })
+    }
+
+    /// The certificate (DER) that the server proved itself with; empty without TLS.
+    pub fn server(&self) -> &[u8] {
+        &self.server
     }
 
     /// Speaks over a stream that stands already.
     pub fn over(stream: impl Read + Write + Send + 'static) -> Self {
-        Self { stream: Box::new(stream), unread: Vec::new() }
+        Self { stream: Box::new(stream), unread: Vec::new(), server: Vec::new() }
     }
 
     /// Calls an RPC as an engine does, with a JSON body.
@@ -209,14 +227,19 @@ impl Client {
     }
 }
 
-fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+/// Connects over TCP; a read ends after [`SOON`].
+pub fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, SOON)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(SOON))?;
     Ok(stream)
 }
 
-fn client_config(ca: &Path, identity: Option<&Identity>) -> io::Result<ClientConfig> {
+fn client_config(
+    versions: &[&'static SupportedProtocolVersion],
+    ca: &Path,
+    identity: Option<&Identity>,
+) -> io::Result<ClientConfig> {
     let certificates = |path: &Path| -> io::Result<Vec<CertificateDer<'static>>> {
         let pem =
             std::fs::read(path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
@@ -228,7 +251,7 @@ fn client_config(ca: &Path, identity: Option<&Identity>) -> io::Result<ClientCon
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .map_err(io::Error::other)?
         .with_root_certificates(roots);
     match identity {

@@ -4,6 +4,7 @@
 //! it with its parent, and whatever a machine mounted or linked lies in namespaces that end with its first process.
 //! Only a directory below the temporary directory and a control group can be left over, and the next run sweeps them.
 
+pub mod authority;
 pub mod daemon;
 pub mod engine;
 pub mod host;

@@ -1,0 +1,21 @@
+//! How many files, sockets among them, the process may have open.
+//!
+//! The soft limit of 1024 that services are started with is for programs that use select(2), which takes no more. This
+//! one does not, and thousands of connections are allowed to it.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Raises the limit to what is allowed, and answers how many files that is; none, when there is no limit.
+pub fn raise_limit() -> Option<u64> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return current;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => maximum,
+        Err(error) => {
+            log::warn!("the limit of open files cannot be raised to what is allowed: {error}");
+            current
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Somebody else's certificate authority, as an administrator who has one brings it along: its certificates, keys and
+//! revocation lists.
+
+use std::path::Path;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber,
+};
+use time::OffsetDateTime;
+
+use super::http::Identity;
+
+/// An authority.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key, in PEM.
+pub struct Pair {
+    /// The certificate.
+    pub cert: String,
+    /// The key.
+    pub key: String,
+}
+
+impl Authority {
+    /// A new one of that name.
+    pub fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().expect("a key can be made");
+        Self(CertifiedIssuer::self_signed(params, key).expect("it can be signed"))
+    }
+
+    /// Its own certificate.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A certificate for a server on this machine.
+    pub fn server(&self) -> Pair {
+        self.issue("localhost", |params| {
+            params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        })
+    }
+
+    /// A client's certificate with that serial number.
+    pub fn client(&self, name: &str, serial: u8) -> Pair {
+        self.issue(name, |params| params.serial_number = Some(SerialNumber::from_slice(&[serial])))
+    }
+
+    /// A client's certificate that ended a number of days ago.
+    pub fn expired(&self, name: &str, days: i64) -> Pair {
+        self.issue(name, |params| params.not_after = from_now(-days))
+    }
+
+    fn issue(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Pair {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("the name is valid");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
+        let key = KeyPair::generate().expect("a key can be made");
+        let certificate = params.signed_by(&key, &self.0).expect("it can be signed");
+        Pair { cert: certificate.pem(), key: key.serialize_pem() }
+    }
+
+    /// The list of the serial numbers that were taken back.
+    pub fn crl(&self, serials: &[u8]) -> String {
+        let revoked = |serial: &u8| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&[*serial]),
+            revocation_time: from_now(-1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: from_now(-1),
+            next_update: from_now(30),
+            crl_number: SerialNumber::from_slice(&[1]),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.0).expect("it can be signed").pem().expect("it can be written")
+    }
+}
+
+/// The certificate (PEM) of a server whose year ends in a week, signed by the authority of these files.
+pub fn server_near_its_end(ca: &str, ca_key: &str, key: &str, names: &[&str]) -> String {
+    let key_of = |pem| KeyPair::from_pem(pem).expect("the file holds a key");
+    let issuer = Issuer::from_ca_cert_pem(ca, key_of(ca_key)).expect("the file holds a CA");
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).expect("the names are valid");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    (params.not_before, params.not_after) = (from_now(-358), from_now(7));
+    params.signed_by(&key_of(key), &issuer).expect("it can be signed").pem()
+}
+
+impl Pair {
+    /// Writes the pair into a directory, beside the authority that the server's certificate comes from.
+    pub fn keep(&self, directory: &Path, name: &str, server_ca: &str) -> Identity {
+        std::fs::create_dir_all(directory).expect("the directory can be made");
+        let keep = |ending: &str, text: &str| {
+            let path = directory.join(format!("{name}.{ending}"));
+            std::fs::write(&path, text).expect("a file can be written");
+            path
+        };
+        Identity { ca: keep("ca", server_ca), cert: keep("crt", &self.cert), key: keep("key", &self.key) }
+    }
+}
+
+fn from_now(days: i64) -> OffsetDateTime {
+    OffsetDateTime::now_utc() + time::Duration::days(days)
+}
