@@ -1,7 +1,7 @@
 //! volhost as its users meet it: the real program, real sockets, real certificates, real engines.
 //!
 //! One binary, one file per subject; `harness` holds the processes they start. Nothing here looks inside the
-//! library, except `layout`, which reads its sources as text. Run it all with `tests/run`, which installs what the
+//! library, except `layout`, which reads its sources as text, and `crash`, which takes the names of its steps. Run it all with `tests/run`, which installs what the
 //! tests need; most of them need root.
 
 #![allow(
@@ -14,6 +14,7 @@
     reason = "a failed expectation is a failed test, in the harness as well as in a test function"
 )]
 
+mod crash;
 mod engine;
 mod harness;
 mod hosts;
