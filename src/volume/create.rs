@@ -13,7 +13,7 @@ use super::name::{VolumeId, VolumeName};
 use super::operation::{self, Claim};
 use super::options::Options;
 use super::step::step;
-use super::{InForce, Service, in_sight, log_done, permit};
+use super::{InForce, Moving, Service, in_sight, log_done, permit};
 use crate::backend::{Backend, BackendError, Expect, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
@@ -74,11 +74,11 @@ impl Service {
             return Err(Error::Abandoned);
         }
         step("create:begun");
-        let Some(_moving) = self.moving(volume.id) else { return Err(Error::NotMended(volume.name.clone())) };
+        let Some(moving) = self.moving(backend.name(), volume.id) else { return Err(Error::NotMended(volume.name.clone())) };
         if adopt {
             self.adopt(&backend, expect, &volume).await?;
         } else {
-            self.make(&backend, expect, &volume).await?;
+            self.make(&moving, &backend, expect, &volume).await?;
         }
         let outcome = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await?;
         step("create:done");
@@ -103,7 +103,13 @@ impl Service {
         Ok(())
     }
 
-    async fn make(self: &Arc<Self>, backend: &Backend, expect: Expect, volume: &Volume) -> Result<(), Error> {
+    async fn make(
+        &self,
+        moving: &Moving,
+        backend: &Backend,
+        expect: Expect,
+        volume: &Volume,
+    ) -> Result<(), Error> {
         let settings = backend.settings();
         let (id, name) = (volume.id, volume.name.clone());
         let uid = volume.options.uid.unwrap_or(settings.uid);
@@ -120,23 +126,23 @@ impl Service {
         };
         if let Err(error) = backend.run(expect, stage).await {
             if error.effect_unknown() {
-                self.undo_stage(backend, expect, volume).await;
+                self.undo_stage(moving, backend, expect, volume).await;
             }
             return Err(error.into());
         }
         step("create:staged");
         if let Err(error) = self.catalog.submit(Change::Insert(volume.clone())).await {
-            self.undo_stage(backend, expect, volume).await;
+            self.undo_stage(moving, backend, expect, volume).await;
             return Err(taken(error));
         }
         step("create:recorded");
         let name = volume.name.clone();
         if let Err(error) = backend.run(expect, move |root| root.publish(id, &name)).await {
             if error.effect_unknown() {
-                self.leave_to_recovery(backend, &volume.name, &error);
+                self.leave_to_recovery(moving, &volume.name, &error);
             } else {
-                self.undo_record(volume).await;
-                self.undo_stage(backend, expect, volume).await;
+                self.undo_record(moving, volume).await;
+                self.undo_stage(moving, backend, expect, volume).await;
             }
             return Err(error.into());
         }
@@ -144,18 +150,18 @@ impl Service {
         Ok(())
     }
 
-    async fn undo_record(&self, volume: &Volume) {
+    async fn undo_record(&self, moving: &Moving, volume: &Volume) {
         let withdraw = Change::Withdraw(volume.name.clone(), volume.id);
         if let Err(error) = self.catalog.submit(withdraw).await {
             log::error!("volume {} was not made, but its record stays: {}", volume.name, chain(&error));
-            self.mark_unmended(&volume.backend);
+            moving.leave_half_done();
         }
     }
 
-    async fn undo_stage(&self, backend: &Backend, expect: Expect, volume: &Volume) {
+    async fn undo_stage(&self, moving: &Moving, backend: &Backend, expect: Expect, volume: &Volume) {
         let id = volume.id;
         if let Err(error) = backend.run(expect, move |root| root.unstage(id)).await {
-            self.leave_to_recovery(backend, &volume.name, &error);
+            self.leave_to_recovery(moving, &volume.name, &error);
         }
     }
 

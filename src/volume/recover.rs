@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
-use super::Service;
 use time::OffsetDateTime;
 
 use super::error::Error;
 use super::name::{VolumeId, VolumeName};
+use super::{Moving, Service};
 use crate::backend::name::BackendName;
 use crate::backend::{Backend, BackendError, Expect, VolumeState};
 use crate::catalog::{Change, Volume};
@@ -90,13 +90,13 @@ impl Service {
     }
 
     /// An operation whose outcome is not known, or could not be undone, is decided when the backend answers again.
-    pub(super) fn leave_to_recovery(&self, backend: &Backend, name: &VolumeName, error: &BackendError) {
+    pub(super) fn leave_to_recovery(&self, moving: &Moving, name: &VolumeName, error: &BackendError) {
         log::error!(
             "an operation on volume {name} was cut off and will be finished or undone when backend {} answers: {}",
-            backend.name(),
+            moving.backend,
             chain(error)
         );
-        self.mark_unmended(backend.name());
+        moving.leave_half_done();
     }
 
     fn mending(&self, backend: &BackendName) -> Arc<Mending> {
@@ -115,12 +115,12 @@ impl Service {
         let names = self.names_by_id(backend.name());
         for id in staged.volumes {
             // Whoever moves it now knows what becomes of it; once it is ours, a fresh look tells the truth.
-            if let Some(_moving) = self.moving(id) {
+            if let Some(_moving) = self.moving(backend.name(), id) {
                 self.mend_staged(backend, expect, id, self.still(&names, id)).await?;
             }
         }
         for id in trashed.volumes {
-            let Some(_moving) = self.moving(id) else { continue };
+            let Some(_moving) = self.moving(backend.name(), id) else { continue };
             match self.still(&names, id) {
                 Some(volume) => self.mend_trashed(backend, expect, &volume).await?,
                 None if self.catalog.view().trash.contains_key(&id) => {}
@@ -133,7 +133,7 @@ impl Service {
         for (id, name) in &names {
             let hidden = || self.still(&names, *id).filter(|volume| !volume.visible);
             if hidden().is_some()
-                && let Some(_moving) = self.moving(*id)
+                && let Some(_moving) = self.moving(backend.name(), *id)
                 && let Some(volume) = hidden()
             {
                 log::debug!("volume {name} is recorded, and its directory was being moved");
