@@ -157,7 +157,7 @@ impl Service {
     }
 
     /// A staged directory: its volume is recorded, and gets it; or it never was, and the directory goes.
-    async fn mend_staged(
+    pub(super) async fn mend_staged(
         self: &Arc<Self>,
         backend: &Arc<Backend>,
         expect: Expect,
@@ -196,7 +196,7 @@ impl Service {
     }
 
     /// A trashed directory whose volume still stands: its removal was never recorded, or its restoration was.
-    async fn mend_trashed(
+    pub(super) async fn mend_trashed(
         self: &Arc<Self>,
         backend: &Arc<Backend>,
         expect: Expect,
