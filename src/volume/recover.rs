@@ -165,12 +165,8 @@ impl Service {
         volume: Option<Arc<Volume>>,
     ) -> Result<(), Error> {
         let Some(volume) = volume else {
-            match backend.run(expect, move |root| root.unstage(id)).await {
-                Ok(()) => log::info!("undid a create that was cut off before it was recorded ({id})"),
-                Err(BackendError::NotEmpty { path }) => {
-                    log::warn!("{} belongs to no volume and is not empty: it is left", path.display());
-                }
-                Err(error) => return Err(error.into()),
+            if self.drop_staged(backend, expect, id).await? {
+                log::info!("undid a create that was cut off before it was recorded ({id})");
             }
             return Ok(());
         };
@@ -181,18 +177,33 @@ impl Service {
                 log::info!("finished the create of volume {}, which was cut off", volume.name);
             }
             Err(BackendError::Occupied { path, .. }) => {
-                // Never answered, and its name is somebody's: the create is undone.
-                backend.run(expect, move |root| root.unstage(id)).await?;
+                // Never answered, and its name is somebody's: the create is undone. First the record goes: one without
+                // a staged directory would be taken for a volume whose directory is the stranger's.
                 self.catalog.submit(take_back(&volume)).await?;
                 log::warn!(
                     "undid the create of volume {}, which was cut off: {} is taken",
                     volume.name,
                     path.display()
                 );
+                self.drop_staged(backend, expect, id).await?;
             }
+            // Its create was finished since we looked.
+            Err(BackendError::Missing { .. }) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// Removes a staged directory that belongs to no volume, if it is empty; whether it did.
+    async fn drop_staged(&self, backend: &Backend, expect: Expect, id: VolumeId) -> Result<bool, Error> {
+        match backend.run(expect, move |root| root.unstage(id)).await {
+            Ok(()) => Ok(true),
+            Err(BackendError::NotEmpty { path }) => {
+                log::warn!("{} belongs to no volume and is not empty: it is left", path.display());
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A trashed directory whose volume still stands: its removal was never recorded, or its restoration was.
