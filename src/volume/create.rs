@@ -140,8 +140,7 @@ impl Service {
         if let Err(error) = backend.run(expect, move |root| root.publish(id, &name)).await {
             if error.effect_unknown() {
                 self.leave_to_recovery(moving, &volume.name, &error);
-            } else {
-                self.undo_record(moving, volume).await;
+            } else if self.undo_record(moving, volume).await {
                 self.undo_stage(moving, backend, expect, volume).await;
             }
             return Err(error.into());
@@ -150,12 +149,21 @@ impl Service {
         Ok(())
     }
 
-    async fn undo_record(&self, moving: &Moving, volume: &Volume) {
+    /// Takes the record back. Where that fails, the staged directory must stay with it: a record without one would be
+    /// taken for a volume whose directory is whatever stands under its name.
+    async fn undo_record(&self, moving: &Moving, volume: &Volume) -> bool {
         let withdraw = Change::Withdraw(volume.name.clone(), volume.id);
-        if let Err(error) = self.catalog.submit(withdraw).await {
-            log::error!("volume {} was not made, but its record stays: {}", volume.name, chain(&error));
+        let undone = self.catalog.submit(withdraw).await;
+        if let Err(error) = &undone {
+            log::error!(
+                "the create of volume {} failed, and its record cannot be taken back: it will be finished or undone \
+                 later: {}",
+                volume.name,
+                chain(error)
+            );
             moving.leave_half_done();
         }
+        undone.is_ok()
     }
 
     async fn undo_stage(&self, moving: &Moving, backend: &Backend, expect: Expect, volume: &Volume) {
