@@ -78,7 +78,7 @@ impl Service {
         if adopt {
             self.adopt(&backend, expect, &volume).await?;
         } else {
-            self.make(&moving, &backend, expect, &volume).await?;
+            self.make(claim, &moving, &backend, expect, &volume).await?;
         }
         let outcome = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await?;
         step("create:done");
@@ -105,6 +105,7 @@ impl Service {
 
     async fn make(
         &self,
+        claim: &Claim,
         moving: &Moving,
         backend: &Backend,
         expect: Expect,
@@ -124,13 +125,22 @@ impl Service {
                 Err(BackendError::Occupied { path: root.path().join(name.as_str()), directory: false })
             }
         };
-        if let Err(error) = backend.run(expect, stage).await {
-            if error.effect_unknown() {
-                self.undo_stage(moving, backend, expect, volume).await;
+        match backend.run(expect, stage).await {
+            Ok(()) => {}
+            Err(error @ (BackendError::Occupied { .. } | BackendError::Offline { .. } | BackendError::Busy { .. })) => {
+                return Err(error.into());
             }
-            return Err(error.into());
+            Err(error) => {
+                // Staging takes back what it began, but storage that fails once may have failed at that too.
+                self.undo_stage(moving, backend, expect, volume).await;
+                return Err(error.into());
+            }
         }
         step("create:staged");
+        if !claim.wanted() {
+            self.undo_stage(moving, backend, expect, volume).await;
+            return Err(Error::Abandoned);
+        }
         if let Err(error) = self.catalog.submit(Change::Insert(volume.clone())).await {
             self.undo_stage(moving, backend, expect, volume).await;
             return Err(taken(error));
