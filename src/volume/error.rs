@@ -119,7 +119,7 @@ pub enum Error {
     },
     /// An earlier operation on the volume is not finished and cannot be now.
     #[error(
-        "an earlier operation on volume {0} was cut off and is not mended yet: `volhost backend ls` shows why"
+        "an earlier operation on volume {0} was cut off and is not mended yet: volhost's log or `volhost backend ls` says why"
     )]
     NotMended(VolumeName),
     /// The backend has no identity, or not the one that the catalog knows.

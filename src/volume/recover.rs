@@ -4,9 +4,9 @@
 //! Nothing is deleted but empty staging directories of volumes that were never recorded. What belongs to nothing known
 //! is reported and left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use time::OffsetDateTime;
 
@@ -27,17 +27,33 @@ pub(super) struct Mending {
     mended: AtomicU64,
     /// One task mends at a time.
     turn: tokio::sync::Mutex<()>,
+    /// Volumes whose directories lie in the trash and cannot come back, because something else took their names.
+    displaced: Mutex<HashSet<VolumeId>>,
 }
 
 impl Default for Mending {
     fn default() -> Self {
-        Self { damage: AtomicU64::new(1), mended: AtomicU64::new(0), turn: tokio::sync::Mutex::default() }
+        Self {
+            damage: AtomicU64::new(1),
+            mended: AtomicU64::new(0),
+            turn: tokio::sync::Mutex::default(),
+            displaced: Mutex::default(),
+        }
     }
 }
 
 impl Mending {
     fn is_done(&self) -> bool {
         self.mended.load(Ordering::Acquire) == self.damage.load(Ordering::Acquire)
+    }
+
+    /// Whether what stands under the volume's name is not its directory.
+    fn is_displaced(&self, id: VolumeId) -> bool {
+        self.displaced.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+
+    fn set_displaced(&self, displaced: HashSet<VolumeId>) {
+        *self.displaced.lock().unwrap_or_else(PoisonError::into_inner) = displaced;
     }
 }
 
@@ -58,7 +74,8 @@ impl Service {
         let expect = self.identify(backend).await?;
         let damage = mending.damage.load(Ordering::Acquire);
         if mending.mended.load(Ordering::Acquire) != damage {
-            self.mend(backend, expect).await?;
+            let displaced = self.mend(backend, expect).await?;
+            mending.set_displaced(displaced);
             mending.mended.store(damage, Ordering::Release);
         }
         Ok(expect)
@@ -67,10 +84,11 @@ impl Service {
     /// The volume of that name once nothing about it is half-done: nothing, when there is none.
     pub(super) async fn settled(self: &Arc<Self>, name: &VolumeName) -> Result<Option<Arc<Volume>>, Error> {
         let Some(volume) = self.catalog.view().volumes.get(name).cloned() else { return Ok(None) };
-        if !volume.visible {
+        let mending = self.mending(&volume.backend);
+        if !volume.visible || mending.is_displaced(volume.id) {
             self.mark_unmended(&volume.backend);
         }
-        if self.mending(&volume.backend).is_done() {
+        if mending.is_done() {
             return Ok(Some(volume));
         }
         let Ok(backend) = self.backend_of(&volume) else {
@@ -79,7 +97,9 @@ impl Service {
         };
         self.ready(&backend).await?;
         match self.catalog.view().volumes.get(name) {
-            Some(volume) if !volume.visible => Err(Error::NotMended(name.clone())),
+            Some(volume) if !volume.visible || mending.is_displaced(volume.id) => {
+                Err(Error::NotMended(name.clone()))
+            }
             settled => Ok(settled.cloned()),
         }
     }
@@ -107,7 +127,13 @@ impl Service {
         }
     }
 
-    async fn mend(self: &Arc<Self>, backend: &Arc<Backend>, expect: Expect) -> Result<(), Error> {
+    /// Looks through the backend once; returns the volumes whose directories stay in the trash because something else
+    /// stands under their names.
+    async fn mend(
+        self: &Arc<Self>,
+        backend: &Arc<Backend>,
+        expect: Expect,
+    ) -> Result<HashSet<VolumeId>, Error> {
         let (staged, trashed) = backend.run(expect, |root| Ok((root.staged()?, root.trashed()?))).await?;
         for stray in staged.strays.iter().chain(&trashed.strays) {
             log::warn!("backend {}: {} is not volhost's and is left alone", backend.name(), stray.display());
@@ -119,10 +145,15 @@ impl Service {
                 self.mend_staged(backend, expect, id, self.still(&names, id)).await?;
             }
         }
+        let mut displaced = HashSet::new();
         for id in trashed.volumes {
             let Some(_moving) = self.moving(backend.name(), id) else { continue };
             match self.still(&names, id) {
-                Some(volume) => self.mend_trashed(backend, expect, &volume).await?,
+                Some(volume) => {
+                    if !self.mend_trashed(backend, expect, &volume).await? {
+                        displaced.insert(id);
+                    }
+                }
                 None if self.catalog.view().trash.contains_key(&id) => {}
                 None => log::warn!(
                     "backend {}: .volhost/trash/{id} belongs to no volume that the catalog knows, and is left",
@@ -140,7 +171,7 @@ impl Service {
                 self.mend_hidden(backend, expect, &volume).await?;
             }
         }
-        Ok(())
+        Ok(displaced)
     }
 
     /// The names of a backend's volumes by their identities, as a first look gives them.
@@ -206,13 +237,14 @@ impl Service {
         }
     }
 
-    /// A trashed directory whose volume still stands: its removal was never recorded, or its restoration was.
+    /// A trashed directory whose volume still stands: its removal was never recorded, or its restoration was. Returns
+    /// whether it is back; it is not while something else stands under its name.
     pub(super) async fn mend_trashed(
         self: &Arc<Self>,
         backend: &Arc<Backend>,
         expect: Expect,
         volume: &Arc<Volume>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let (id, name) = (volume.id, volume.name.clone());
         match backend.run(expect, move |root| root.untrash(id, &name)).await {
             Ok(()) => {
@@ -225,10 +257,13 @@ impl Service {
                     volume.name,
                     path.display()
                 );
+                return Ok(false);
             }
+            // It was put back or restored since we looked.
+            Err(BackendError::Missing { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// A volume that is recorded but not visible, with nothing staged or trashed any more: a rename whose outcome was
