@@ -274,8 +274,13 @@ impl Service {
         expect: Expect,
         volume: &Volume,
     ) -> Result<(), Error> {
-        let name = volume.name.clone();
-        let state = backend.run(expect, move |root| root.volume_state(&name)).await?;
+        let (id, name) = (volume.id, volume.name.clone());
+        let look = move |root: &crate::backend::Root| {
+            let elsewhere = root.staged()?.volumes.contains(&id) || root.trashed()?.volumes.contains(&id);
+            Ok((!elsewhere).then_some(root.volume_state(&name)?))
+        };
+        // Left half-done since the first look: the next one decides.
+        let Some(state) = backend.run(expect, look).await? else { return Ok(()) };
         let name = volume.name.clone();
         match state {
             VolumeState::Directory => {
