@@ -77,6 +77,8 @@ impl Service {
             let displaced = self.mend(backend, expect).await?;
             mending.set_displaced(displaced);
             mending.mended.store(damage, Ordering::Release);
+            // What came back may have removed volumes that are due.
+            self.purge.notify_one();
         }
         Ok(expect)
     }
