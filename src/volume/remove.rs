@@ -122,27 +122,37 @@ impl Service {
     }
 
     /// Brings a removed volume back under its name: the latest one removed of that name, or the one with that
-    /// identity.
+    /// identity. Not one whose data is being deleted: what came back would not be whole.
     pub async fn restore(self: &Arc<Self>, caller: &Caller, wanted: &str) -> Result<Arc<Volume>, Error> {
         let removed = self.find_removed(wanted)?;
         let (service, caller) = (Arc::clone(self), caller.clone());
         let limit = self.in_force.load().request;
         operation::run(limit, |claim| async move {
             let _held = service.locks.hold(&removed.volume.name, &claim).await?;
-            service.restore_held(&caller, &removed.volume).await
+            service.restore_held(&claim, &caller, &removed.volume).await
         })
         .await
     }
 
     async fn restore_held(
         self: &Arc<Self>,
+        claim: &Claim,
         caller: &Caller,
         volume: &Arc<Volume>,
     ) -> Result<Arc<Volume>, Error> {
         let (id, name) = (volume.id, volume.name.clone());
         let backend = self.backend_of(volume)?;
         let expect = self.ready(&backend).await?;
-        let Some(moving) = self.moving(backend.name(), id) else { return Err(Error::NotMended(name)) };
+        if !claim.wanted() {
+            return Err(Error::Abandoned);
+        }
+        let deleted = || self.catalog.view().trash.get(&id).is_some_and(|removed| removed.expired);
+        let Some(moving) = self.moving(backend.name(), id) else {
+            return Err(if deleted() { Error::BeingDeleted(name) } else { Error::NotMended(name) });
+        };
+        if deleted() {
+            return Err(Error::BeingDeleted(name));
+        }
         let removed = match self.catalog.submit(Change::Restore(id)).await {
             Ok(outcome) => outcome.trashed.map_or_else(OffsetDateTime::now_utc, |removed| removed.at),
             Err(CatalogError::Refused(Refusal::Exists(_))) => return Err(Error::Exists(name)),

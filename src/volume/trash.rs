@@ -100,10 +100,12 @@ impl Service {
         let (id, name) = (removed.volume.id, &removed.volume.name);
         // A volume that is being restored is not deleted, and one that is being deleted is not restored.
         let Some(_moving) = self.moving(backend.name(), id) else { return Err(Error::NotMended(name.clone())) };
-        if !self.catalog.view().trash.contains_key(&id) {
-            return Ok(());
-        }
+        let Some(now) = self.catalog.view().trash.get(&id).cloned() else { return Ok(()) };
         let expect = self.ready(backend).await?;
+        if !now.expired {
+            // Durable before the first entry goes, so that what is half-deleted is never restored.
+            self.catalog.submit(Change::Expire(id)).await?;
+        }
         loop {
             match backend.run(expect, move |root| root.purge(id, SLICE)).await? {
                 Progress::Done => break,
