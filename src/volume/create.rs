@@ -74,7 +74,9 @@ impl Service {
             return Err(Error::Abandoned);
         }
         step("create:begun");
-        let Some(moving) = self.moving(backend.name(), volume.id) else { return Err(Error::NotMended(volume.name.clone())) };
+        let Some(moving) = self.moving(backend.name(), volume.id) else {
+            return Err(Error::NotMended(volume.name.clone()));
+        };
         if adopt {
             self.adopt(&backend, expect, &volume).await?;
         } else {
@@ -127,7 +129,11 @@ impl Service {
         };
         match backend.run(expect, stage).await {
             Ok(()) => {}
-            Err(error @ (BackendError::Occupied { .. } | BackendError::Offline { .. } | BackendError::Busy { .. })) => {
+            Err(
+                error @ (BackendError::Occupied { .. }
+                | BackendError::Offline { .. }
+                | BackendError::Busy { .. }),
+            ) => {
                 return Err(error.into());
             }
             Err(error) => {

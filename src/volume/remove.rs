@@ -66,7 +66,9 @@ impl Service {
             return Err(Error::Abandoned);
         }
         step("remove:begun");
-        let Some(moving) = self.moving(backend.name(), volume.id) else { return Err(Error::NotMended(volume.name.clone())) };
+        let Some(moving) = self.moving(backend.name(), volume.id) else {
+            return Err(Error::NotMended(volume.name.clone()));
+        };
         let id = volume.id;
         let directory = name.clone();
         let keep = match backend.run(expect, move |root| root.trash(&directory, id)).await {

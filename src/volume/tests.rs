@@ -164,7 +164,11 @@ impl World {
         directories.remove(".volhost");
         assert_eq!(directories, volumes, "{when}: directories and volumes");
         assert_eq!(names(&self.root.join(".volhost/new")), BTreeSet::new(), "{when}: half-made");
-        assert_eq!(names(&self.root.join(".volhost/trash")), trash, "{when}: the trash on disk and as recorded");
+        assert_eq!(
+            names(&self.root.join(".volhost/trash")),
+            trash,
+            "{when}: the trash on disk and as recorded"
+        );
     }
 }
 
@@ -462,7 +466,8 @@ async fn a_catalog_that_cannot_be_written_leaves_everything_as_it_was() {
     let removed = world.filled("removed").await;
     world.remove("removed").await.unwrap();
     world.catalog.refuse(|change| !matches!(change, Change::Publish(..)));
-    let failed = |error: Error| assert!(matches!(error, Error::Catalog(CatalogError::Write { .. })), "{error}");
+    let failed =
+        |error: Error| assert!(matches!(error, Error::Catalog(CatalogError::Write { .. })), "{error}");
     for _ in 0..2 {
         failed(world.create("new").await.unwrap_err());
         failed(world.remove("db").await.unwrap_err());

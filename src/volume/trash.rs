@@ -96,10 +96,16 @@ impl Service {
             .cloned()
     }
 
-    pub(super) async fn purge_volume(self: &Arc<Self>, backend: &Arc<Backend>, removed: &Removed) -> Result<(), Error> {
+    pub(super) async fn purge_volume(
+        self: &Arc<Self>,
+        backend: &Arc<Backend>,
+        removed: &Removed,
+    ) -> Result<(), Error> {
         let (id, name) = (removed.volume.id, &removed.volume.name);
         // A volume that is being restored is not deleted, and one that is being deleted is not restored.
-        let Some(_moving) = self.moving(backend.name(), id) else { return Err(Error::NotMended(name.clone())) };
+        let Some(_moving) = self.moving(backend.name(), id) else {
+            return Err(Error::NotMended(name.clone()));
+        };
         let Some(now) = self.catalog.view().trash.get(&id).cloned() else { return Ok(()) };
         let expect = self.ready(backend).await?;
         if !now.expired {

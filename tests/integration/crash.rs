@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use volhost::volume::STEPS;
 
 use crate::harness::Daemon;
-use crate::harness::disk::{Tree, names, tree};
+use crate::harness::disk::{Tree, names, tree, without_top};
 use crate::harness::http::Answer;
 use crate::harness::wait::{SOON, until};
 
@@ -190,9 +190,10 @@ impl Scene {
         let held = directory.exists().then(|| tree(&directory));
         let empty = held.as_ref().is_some_and(|held| held.len() == 1);
         let whole = held.as_ref().is_some_and(|held| self.is_whole(held));
-        let kept = trashed
-            .first()
-            .is_some_and(|id| self.is_whole(&tree(&self.root.join(".volhost/trash").join(id))));
+        let kept = trashed.first().is_some_and(|id| {
+            let kept = self.root.join(".volhost/trash").join(id);
+            kept.exists() && self.is_whole(&tree(&kept))
+        });
         let one_mount = mounts.len() == 1 && mounts[0].id == "one" && mounts[0].count == 1;
         let right = match state {
             State::Nothing => volumes.is_empty() && held.is_none() && trashed.is_empty(),
@@ -269,10 +270,6 @@ impl Scene {
             assert!(self.is_whole(&tree(&self.root.join("db"))), "{}", self.step);
         }
     }
-}
-
-fn without_top(held: &Tree) -> Tree {
-    held.iter().filter(|(path, _)| !path.as_os_str().is_empty()).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
 /// Data of all kinds.

@@ -1,8 +1,8 @@
 //! volhost as its users meet it: the real program, real sockets, real certificates, real engines.
 //!
 //! One binary, one file per subject; `harness` holds the processes they start. Nothing here looks inside the
-//! library, except `layout`, which reads its sources as text, and `crash`, which takes the names of its steps. Run it all with `tests/run`, which installs what the
-//! tests need; most of them need root.
+//! library, except `layout`, which reads its sources as text, and `crash` and `storm`, which take the names of
+//! its durable steps. Run it all with `tests/run`, which installs what the tests need; most of them need root.
 
 #![allow(
     clippy::expect_used,
@@ -21,4 +21,5 @@ mod hosts;
 mod layout;
 mod podman;
 mod serve;
+mod storm;
 mod traces;

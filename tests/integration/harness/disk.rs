@@ -30,6 +30,14 @@ pub fn tree(top: &Path) -> Tree {
     tree
 }
 
+/// The same without the directory itself: a volume's own times and place change, what it holds does not.
+pub fn without_top(tree: &Tree) -> Tree {
+    tree.iter()
+        .filter(|(path, _)| !path.as_os_str().is_empty())
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect()
+}
+
 /// The names in a directory; none where it is not there.
 pub fn names(directory: &Path) -> BTreeSet<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten();
@@ -37,11 +45,6 @@ pub fn names(directory: &Path) -> BTreeSet<String> {
 }
 
 impl Daemon<'_> {
-    /// The directory of the backend that a daemon without a map has.
-    pub fn volumes_dir(&self) -> PathBuf {
-        self.path("var/lib/volhost/volumes")
-    }
-
     /// The removed volumes: identity and name.
     pub fn trash(&self) -> BTreeMap<String, String> {
         let rows = self.cli(&["volume", "ls", "--trash", "--json"]).json();
