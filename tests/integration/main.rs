@@ -16,6 +16,7 @@
 
 mod crash;
 mod engine;
+mod faults;
 mod harness;
 mod hosts;
 mod layout;
