@@ -196,10 +196,9 @@ fn a_full_disk_under_the_catalog_changes_nothing_that_was_answered() {
         }
         if round == 1 {
             // Nor does a kill bring back what was refused.
-            daemon.kill9();
-            disk.empty();
-            daemon.start_again();
+            daemon.restart();
             client = daemon.tls();
+            disk.empty();
             assert_eq!(daemon.volumes(), made);
             daemon.has_mounts(&[("mounted", "node1", false)]);
         } else {
