@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use time::OffsetDateTime;
+use tokio::sync::MutexGuard;
 
 use super::error::Error;
 use super::name::{VolumeId, VolumeName};
@@ -67,10 +68,7 @@ impl Service {
         {
             return Ok(expect);
         }
-        let limit = self.in_force.load().request;
-        let Ok(_turn) = tokio::time::timeout(limit, mending.turn.lock()).await else {
-            return Err(Error::TooLong { limit });
-        };
+        let _turn = self.turn(&mending).await?;
         let expect = self.identify(backend).await?;
         let damage = mending.damage.load(Ordering::Acquire);
         if mending.mended.load(Ordering::Acquire) != damage {
@@ -81,6 +79,13 @@ impl Service {
             self.purge.notify_one();
         }
         Ok(expect)
+    }
+
+    /// Waits until nobody else gives the backend an identity or mends it.
+    pub(super) async fn turn<'a>(&self, mending: &'a Mending) -> Result<MutexGuard<'a, ()>, Error> {
+        let limit = self.in_force.load().request;
+        let turn = tokio::time::timeout(limit, mending.turn.lock()).await;
+        turn.map_err(|_| Error::TooLong { limit })
     }
 
     /// The volume of that name once nothing about it is half-done: nothing, when there is none.
@@ -121,7 +126,7 @@ impl Service {
         moving.leave_half_done();
     }
 
-    fn mending(&self, backend: &BackendName) -> Arc<Mending> {
+    pub(super) fn mending(&self, backend: &BackendName) -> Arc<Mending> {
         let mut mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
         match mending.get(backend) {
             Some(known) => Arc::clone(known),

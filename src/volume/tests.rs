@@ -444,6 +444,20 @@ async fn a_late_mount_is_taken_back_also_while_the_catalog_cannot_be_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_operator_is_answered_about_a_hung_backend_too() {
+    let Some(world) = World::shaky().await else { return };
+    world.fs().hang(true);
+    let patience = 2 * LIMIT;
+    let adopted = tokio::time::timeout(patience, world.service.adopt_backend(&backend_name())).await;
+    assert!(matches!(adopted.expect("no answer"), Err(Error::TooLong { .. })));
+    let begun = tokio::time::timeout(patience, world.service.init_backend(&backend_name(), true)).await;
+    assert!(matches!(begun.expect("no answer"), Err(Error::TooLong { .. })));
+    world.fs().hang(false);
+    world.create("db").await.unwrap();
+    world.agrees("afterwards");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unmount_waits_neither_for_a_backend_nor_for_an_operation_that_does() {
     let Some(world) = World::shaky().await else { return };
     world.filled("db").await;

@@ -216,9 +216,9 @@ impl Worker {
         drop(knowledge);
         let mut counts = self.counts.lock().unwrap();
         if answered {
-            counts.0 += 1
+            counts.0 += 1;
         } else {
-            counts.1 += 1
+            counts.1 += 1;
         }
         answered
     }
