@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use super::error::Error;
 use super::mounts::Mount;
 use super::name::{MountId, VolumeName};
+use super::operation::{self, Claim};
 use super::trash::expires_at;
 use super::{Service, state_word};
 use crate::backend::name::{BackendId, BackendName};
@@ -109,7 +110,27 @@ impl Service {
     /// Gives a backend's directory an identity. With `force` also where the catalog remembers another one, whose
     /// volumes then have no directory any more.
     pub async fn init_backend(self: &Arc<Self>, name: &BackendName, force: bool) -> Result<BackendId, Error> {
-        let backend = self.mapped(name)?;
+        let (service, name) = (Arc::clone(self), name.clone());
+        let limit = self.in_force.load().request;
+        operation::run(limit, |claim| async move {
+            let backend = service.mapped(&name)?;
+            let mending = service.mending(&name);
+            let turn = service.turn(&mending).await?;
+            let id = service.init_in_turn(&claim, &backend, force).await?;
+            drop(turn);
+            service.take_up(&backend).await;
+            Ok(id)
+        })
+        .await
+    }
+
+    async fn init_in_turn(
+        &self,
+        claim: &Claim,
+        backend: &Arc<Backend>,
+        force: bool,
+    ) -> Result<BackendId, Error> {
+        let name = backend.name();
         let remembered = self.catalog.view().backends.get(name).cloned();
         if let Some(record) = remembered.filter(|record| record.state == BackendState::Established && !force)
         {
@@ -134,17 +155,34 @@ impl Service {
                 }),
             })
             .await?;
-        self.record_backend(&backend, id, BackendState::Initialising).await?;
+        if !claim.wanted() {
+            return Err(Error::Abandoned);
+        }
+        self.record_backend(backend, id, BackendState::Initialising).await?;
         let named = name.clone();
         backend.run(Expect::Nothing, move |root| root.write_identity(id, &named)).await?;
-        self.record_backend(&backend, id, BackendState::Established).await?;
-        self.take_up(&backend).await;
+        self.record_backend(backend, id, BackendState::Established).await?;
         Ok(id)
     }
 
     /// Takes a directory that is a backend already for the one of that name.
     pub async fn adopt_backend(self: &Arc<Self>, name: &BackendName) -> Result<BackendId, Error> {
-        let backend = self.mapped(name)?;
+        let (service, name) = (Arc::clone(self), name.clone());
+        let limit = self.in_force.load().request;
+        operation::run(limit, |claim| async move {
+            let backend = service.mapped(&name)?;
+            let mending = service.mending(&name);
+            let turn = service.turn(&mending).await?;
+            let id = service.adopt_in_turn(&claim, &backend).await?;
+            drop(turn);
+            service.take_up(&backend).await;
+            Ok(id)
+        })
+        .await
+    }
+
+    async fn adopt_in_turn(&self, claim: &Claim, backend: &Arc<Backend>) -> Result<BackendId, Error> {
+        let name = backend.name();
         let Some(found) = backend.run(Expect::Nothing, crate::backend::Root::identity).await? else {
             return Err(Error::Identity {
                 backend: name.clone(),
@@ -155,8 +193,10 @@ impl Service {
                 ),
             });
         };
-        self.record_backend(&backend, found.id, BackendState::Established).await?;
-        self.take_up(&backend).await;
+        if !claim.wanted() {
+            return Err(Error::Abandoned);
+        }
+        self.record_backend(backend, found.id, BackendState::Established).await?;
         Ok(found.id)
     }
 

@@ -16,7 +16,7 @@ use super::error::Error;
 use super::name::VolumeId;
 use super::step::step;
 use crate::backend::name::BackendName;
-use crate::backend::{Backend, Health, Progress};
+use crate::backend::{Backend, BackendError, Health, Progress};
 use crate::catalog::{Change, Removed};
 use crate::error::chain;
 
@@ -65,8 +65,19 @@ impl Service {
     /// Deletes what is due on one backend, one volume after the other.
     async fn purge_due(self: &Arc<Self>, backend: &Arc<Backend>) {
         while let Some(removed) = self.next_due(backend) {
-            if let Err(error) = self.purge_volume(backend, &removed).await {
-                self.block(&removed, chain(&error));
+            match self.purge_volume(backend, &removed).await {
+                Ok(()) => {}
+                // Nothing is wrong with this volume: the backend is away, or somebody is looking after the directory.
+                Err(
+                    error @ (Error::NotMended(_)
+                    | Error::TooLong { .. }
+                    | Error::Catalog(_)
+                    | Error::Backend(BackendError::Offline { .. } | BackendError::Busy { .. })),
+                ) => {
+                    log::debug!("the trash of backend {} has to wait: {}", backend.name(), chain(&error));
+                    break;
+                }
+                Err(error) => self.block(&removed, chain(&error)),
             }
         }
     }
@@ -85,14 +96,22 @@ impl Service {
             .cloned()
     }
 
-    async fn purge_volume(self: &Arc<Self>, backend: &Arc<Backend>, removed: &Removed) -> Result<(), Error> {
+    pub(super) async fn purge_volume(
+        self: &Arc<Self>,
+        backend: &Arc<Backend>,
+        removed: &Removed,
+    ) -> Result<(), Error> {
         let (id, name) = (removed.volume.id, &removed.volume.name);
         // A volume that is being restored is not deleted, and one that is being deleted is not restored.
-        let Some(_moving) = self.moving(id) else { return Err(Error::NotMended(name.clone())) };
-        if !self.catalog.view().trash.contains_key(&id) {
-            return Ok(());
-        }
+        let Some(_moving) = self.moving(backend.name(), id) else {
+            return Err(Error::NotMended(name.clone()));
+        };
+        let Some(now) = self.catalog.view().trash.get(&id).cloned() else { return Ok(()) };
         let expect = self.ready(backend).await?;
+        if !now.expired {
+            // Durable before the first entry goes, so that what is half-deleted is never restored.
+            self.catalog.submit(Change::Expire(id)).await?;
+        }
         loop {
             match backend.run(expect, move |root| root.purge(id, SLICE)).await? {
                 Progress::Done => break,

@@ -3,6 +3,8 @@
 //! One binary, one file per subject; `harness` holds the processes they start. Nothing here looks inside the
 //! library, except `layout`, which reads its sources as text, and `readme`, which compares the README with its tables.
 //! Run it all with `tests/run`, which installs what the tests need; most of them need root.
+//! library, except `layout`, which reads its sources as text, and `crash` and `storm`, which take the names of
+//! its durable steps. Run it all with `tests/run`, which installs what the tests need; most of them need root.
 
 #![allow(
     clippy::expect_used,
@@ -14,7 +16,9 @@
     reason = "a failed expectation is a failed test, in the harness as well as in a test function"
 )]
 
+mod crash;
 mod engine;
+mod faults;
 mod harness;
 mod hostile;
 mod hosts;
@@ -24,5 +28,6 @@ mod podman;
 mod readme;
 mod reload;
 mod serve;
+mod storm;
 mod traces;
 mod transports;

@@ -6,7 +6,9 @@
 
 pub mod authority;
 pub mod daemon;
+pub mod disk;
 pub mod engine;
+pub mod fuse;
 pub mod host;
 pub mod http;
 pub mod state;
