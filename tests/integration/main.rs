@@ -14,10 +14,13 @@
     reason = "a failed expectation is a failed test, in the harness as well as in a test function"
 )]
 
+mod backends;
 mod engine;
 mod harness;
 mod hosts;
 mod layout;
 mod podman;
 mod serve;
+mod shaky;
 mod traces;
+mod trash;

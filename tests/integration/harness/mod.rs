@@ -6,9 +6,11 @@
 
 pub mod daemon;
 pub mod engine;
+pub mod fuse;
 pub mod host;
 pub mod http;
 pub mod state;
+pub mod storage;
 pub mod wait;
 
 use std::ffi::OsStr;
