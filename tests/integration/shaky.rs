@@ -353,7 +353,7 @@ fn a_catalog_on_a_network_file_system_is_refused() {
         assert!(names(shaky.behind()).is_empty(), "{:?}", names(shaky.behind()));
     });
     assert_eq!(status.code(), Some(1), "{log}");
-    says(&log, &[path.to_str().unwrap(), "FUSE"]);
+    says(&log, &["the catalog", shaky.path().to_str().unwrap(), "FUSE", "a local file system"]);
     create_elsewhere(&storage);
 }
 
