@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::error::Error;
 use super::step::step;
+use super::trash::is_scarce;
 use super::{InForce, Service};
 use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{Backend, Expect, Health};
@@ -84,6 +85,10 @@ impl Service {
         let expect = self.established(backend.name()).unwrap_or(Expect::Unknown);
         let now = backend.probe(expect).await;
         log_change(backend.name(), &before, &now);
+        let came = !matches!(*before, Health::Online { .. }) && matches!(*now, Health::Online { .. });
+        if came || is_scarce(&now) {
+            self.purge.notify_one();
+        }
         self.remember_mountpoint(backend).await;
     }
 

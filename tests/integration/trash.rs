@@ -221,9 +221,19 @@ fn a_mount_point_inside_a_removed_volume_is_never_crossed() {
         until("the other volume to be gone", SOON, || (trash(&daemon).len() == 1).then_some(()));
     }
     unmount(&below.join("a/bound"));
-    unmount(&below.join("b/memory"));
+    // Tried again for one who asks, and still not crossed.
     daemon.cli(&["volume", "rm", "--now", "--yes", row["id"].as_str().unwrap()]).ok();
-    until_gone(&daemon, &root, SOON);
+    until("the other mount point to be named", SOON, || {
+        let row = trash(&daemon).pop()?;
+        row["blocked"].as_str()?.contains("b/memory").then_some(())
+    });
+    assert!(!below.join("a").exists());
+    // Restored and removed again it is tried at once: what stood in the way then says nothing now.
+    daemon.cli(&["volume", "restore", "db"]).ok();
+    assert_eq!(fs::read_to_string(memory.join("data")).unwrap(), "kept");
+    unmount(&memory);
+    done(&daemon, "Remove", &named("db"));
+    until_gone(&daemon, &root, Duration::from_secs(12));
     assert_eq!(fs::read_to_string(precious.join("data")).unwrap(), "kept");
 
     // The volume's own directory as a mount point is not moved at all.

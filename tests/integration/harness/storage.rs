@@ -27,13 +27,11 @@ impl Storage {
     /// An empty one.
     pub fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test needs root: run tests/run as root");
-        // SAFETY: only file descriptors' and memory's sharing can make unshare unsound; this unshares mounts alone,
-        // and with them the working directory and root of this thread, which no memory depends on.
-        #[expect(
-            unsafe_code,
-            reason = "mount namespaces have no safe interface that can be used from a thread"
-        )]
-        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.expect("root may have mounts of its own");
+        #[expect(unsafe_code, reason = "a thread gets mounts of its own in no other way")]
+        // SAFETY: what makes unshare unsound is file descriptors or memory that are no longer shared; this unshares
+        // mounts, and with them the thread's working directory and root, on which no memory depends.
+        let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWNS) };
+        unshared.expect("root may have mounts of its own");
         let dir = scratch();
         run(Command::new("mount").args(["--make-rprivate", "/"])).ok();
         // A mount point itself, so that what is mounted below it can be unmounted in one go.
