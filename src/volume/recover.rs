@@ -108,7 +108,11 @@ impl Service {
     }
 
     async fn mend(self: &Arc<Self>, backend: &Arc<Backend>, expect: Expect) -> Result<(), Error> {
-        let (staged, trashed) = backend.run(expect, |root| Ok((root.staged()?, root.trashed()?))).await?;
+        let look = |root: &crate::backend::Root| {
+            root.furnish();
+            Ok((root.staged()?, root.trashed()?))
+        };
+        let (staged, trashed) = backend.run(expect, look).await?;
         for stray in staged.strays.iter().chain(&trashed.strays) {
             log::warn!("backend {}: {} is not volhost's and is left alone", backend.name(), stray.display());
         }

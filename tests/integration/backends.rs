@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::harness::Daemon;
 use crate::harness::storage::{
     Storage, backend, create, done, names, refused, remap, rpc, says, unmount, until_backend,
 };
-use crate::harness::wait::{SOON, until};
+use crate::harness::wait::{SOON, run, until};
 
 fn named(name: &str) -> Value {
     json!({ "Name": name })
@@ -25,7 +25,10 @@ fn mounting(name: &str) -> Value {
     json!({ "Name": name, "ID": "one" })
 }
 
-fn identity(root: &Path) -> std::path::PathBuf {
+/// A way to spoil an identity file: its name, how, and what the refusals then say.
+type Spoilt<'a> = (&'a str, &'a dyn Fn(), &'a [&'a str]);
+
+fn identity(root: &Path) -> PathBuf {
     root.join(".volhost/backend.json")
 }
 
@@ -155,7 +158,7 @@ fn a_missing_anothers_or_unknown_identity_is_offline_with_the_reason() {
     create(&daemon, "db", &json!({ "backend": "a" }));
     create(&daemon, "other", &json!({ "backend": "b" }));
     let own = fs::read(identity(&a)).unwrap();
-    let cases: [(&str, &dyn Fn(), &[&str]); 4] = [
+    let cases: [Spoilt<'_>; 4] = [
         (
             "missing",
             &|| fs::remove_file(identity(&a)).unwrap(),
@@ -196,7 +199,8 @@ fn a_missing_anothers_or_unknown_identity_is_offline_with_the_reason() {
     fs::create_dir(c.join(".volhost")).unwrap();
     let foreign = String::from_utf8(own).unwrap();
     let id = serde_json::from_str::<Value>(&foreign).unwrap()["id"].as_str().unwrap().to_owned();
-    let flipped = if id.starts_with('0') { format!("1{}", &id[1..]) } else { format!("0{}", &id[1..]) };
+    let other = if id.starts_with('0') { "1" } else { "0" };
+    let flipped = format!("{other}{}", &id[1..]);
     fs::write(identity(&c), foreign.replace(&id, &flipped)).unwrap();
     remap(&daemon, &json!({ "a": a, "b": b, "c": c }));
     let err = refused(&daemon, "Create", &json!({ "Name": "new", "Opts": { "backend": "c" } }), 500);
@@ -323,6 +327,58 @@ fn a_backend_that_leaves_the_map_keeps_its_volumes_and_returns_as_it_was() {
     assert_eq!(done(&daemon, "Mount", &mounting("db"))["Mountpoint"], "/data/fast/db");
     done(&daemon, "Unmount", &mounting("db"));
     done(&daemon, "Remove", &named("db"));
+}
+
+#[test]
+fn a_full_disk_refuses_new_volumes_keeps_nothing_of_them_and_lets_others_go() {
+    let storage = Storage::new();
+    let root = storage.dir("b");
+    storage.disk("b", "ext4", 16).mount(&root);
+    let map = json!({ "default": { "path": root, "trash": "0" } });
+    let mut daemon = Daemon::setup().backends(&map).start();
+    create(&daemon, "db", &json!({}));
+    // To the last block, those for root too.
+    let mut filler = fs::File::create(root.join("db/data")).unwrap();
+    for size in [1 << 20, 1024] {
+        while std::io::Write::write_all(&mut filler, &vec![1; size]).and_then(|()| filler.sync_all()).is_ok()
+        {
+        }
+    }
+    drop(filler);
+    says(&refused(&daemon, "Create", &named("new"), 500), &["No space left on device"]);
+    refused(&daemon, "Get", &named("new"), 400);
+    done(&daemon, "Mount", &mounting("db"));
+    done(&daemon, "Unmount", &mounting("db"));
+    daemon.restart();
+    assert_eq!(daemon.volumes(), ["db"]);
+    // What frees the space must not need any.
+    done(&daemon, "Remove", &named("db"));
+    until("there to be space again", SOON, || {
+        (rpc(&daemon, "Create", &named("new")).status == 200).then_some(())
+    });
+    assert!(names(&root.join(".volhost/new")).is_empty());
+}
+
+#[test]
+fn a_disk_that_turned_read_only_says_so_and_is_believed_when_it_is_well() {
+    let storage = Storage::new();
+    let root = storage.dir("b");
+    storage.disk("b", "ext4", 16).mount(&root);
+    let daemon = Daemon::setup().backends(&json!({ "default": root })).start();
+    create(&daemon, "db", &json!({}));
+    let remount = |how: &str| {
+        run(std::process::Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&root)).ok();
+    };
+    remount("ro");
+    for (verb, name) in [("Create", "new"), ("Remove", "db")] {
+        says(&refused(&daemon, verb, &named(name), 500), &["Read-only file system"]);
+    }
+    done(&daemon, "Mount", &mounting("db"));
+    done(&daemon, "Unmount", &mounting("db"));
+    remount("rw");
+    create(&daemon, "new", &json!({}));
+    done(&daemon, "Remove", &named("db"));
+    assert_eq!(names(&root), [".volhost", "lost+found", "new"]);
 }
 
 #[test]
