@@ -330,6 +330,61 @@ fn a_backend_that_leaves_the_map_keeps_its_volumes_and_returns_as_it_was() {
 }
 
 #[test]
+fn an_empty_disk_in_the_place_of_a_known_one_is_taken_by_force_only() {
+    let storage = Storage::new();
+    let share = storage.dir("share");
+    storage.disk("old", "ext4", 16).mount(&share);
+    let daemon = Daemon::setup().backends(&json!({ "default": share })).start();
+    create(&daemon, "db", &json!({}));
+    create(&daemon, "lost", &json!({}));
+    unmount(&share);
+    storage.disk("new", "ext4", 16).mount(&share);
+    says(&refused(&daemon, "Mount", &mounting("db"), 500), &["offline", "is the share mounted?"]);
+    until_backend(&daemon, "default", "offline");
+    says(&daemon.cli(&["backend", "init", "default"]).fails(), &["remembers", "--force"]);
+    assert_eq!(names(&share), ["lost+found"]);
+    daemon.cli(&["backend", "init", "--force", "default"]).ok();
+    assert_eq!(backend(&daemon, "default")["state"], "online");
+    // The volumes that lay on the other disk are still known, and can be removed.
+    says(&refused(&daemon, "Mount", &mounting("db"), 500), &["no directory", "db"]);
+    assert_eq!(done(&daemon, "Get", &named("db"))["Volume"]["Name"], "db");
+    done(&daemon, "Remove", &named("db"));
+    refused(&daemon, "Get", &named("db"), 400);
+    assert_eq!(daemon.volumes(), ["lost"]);
+    create(&daemon, "db", &json!({}));
+    done(&daemon, "Mount", &mounting("db"));
+}
+
+#[test]
+fn a_directory_that_was_taken_away_by_hand_is_told_and_its_volume_can_go() {
+    let storage = Storage::new();
+    let root = storage.dir("b");
+    let daemon = Daemon::setup().backends(&json!({ "default": root })).start();
+    for name in ["db", "trashed"] {
+        create(&daemon, name, &json!({}));
+    }
+    done(&daemon, "Remove", &named("trashed"));
+    fs::rename(root.join("db"), storage.path("away")).unwrap();
+    fs::remove_dir_all(root.join(".volhost/trash")).unwrap();
+    says(&refused(&daemon, "Mount", &mounting("db"), 500), &["no directory", "moved by hand"]);
+    daemon.has_mounts(&[]);
+    says(&daemon.cli(&["volume", "restore", "trashed"]).fails(), &["does not exist"]);
+    assert_eq!(daemon.volumes(), ["db"]);
+    assert_eq!(daemon.cli(&["volume", "ls", "--trash", "-q"]).ok().lines().count(), 1);
+    daemon.cli(&["volume", "rm", "--now", "--yes", "trashed"]).ok();
+    until("the removed volume to be forgotten", SOON, || {
+        daemon.cli(&["volume", "ls", "--trash", "-q"]).ok().is_empty().then_some(())
+    });
+    fs::rename(storage.path("away"), root.join("db")).unwrap();
+    done(&daemon, "Mount", &mounting("db"));
+    done(&daemon, "Unmount", &mounting("db"));
+    fs::remove_dir(root.join("db")).unwrap();
+    done(&daemon, "Remove", &named("db"));
+    assert_eq!(daemon.cli(&["volume", "ls", "--trash", "--json"]).json(), json!([]));
+    create(&daemon, "db", &json!({}));
+}
+
+#[test]
 fn a_full_disk_refuses_new_volumes_keeps_nothing_of_them_and_lets_others_go() {
     let storage = Storage::new();
     let root = storage.dir("b");
