@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use super::error::Error;
 use super::mounts::Mount;
 use super::name::{MountId, VolumeName};
+use super::operation::{self, Claim};
 use super::trash::expires_at;
 use super::{Service, state_word};
 use crate::backend::name::{BackendId, BackendName};
@@ -109,6 +110,17 @@ impl Service {
     /// Gives a backend's directory an identity. With `force` also where the catalog remembers another one, whose
     /// volumes then have no directory any more.
     pub async fn init_backend(self: &Arc<Self>, name: &BackendName, force: bool) -> Result<BackendId, Error> {
+        let (service, name) = (Arc::clone(self), name.clone());
+        let limit = self.in_force.load().request;
+        operation::run(limit, |claim| async move { service.init_claimed(&claim, &name, force).await }).await
+    }
+
+    async fn init_claimed(
+        self: &Arc<Self>,
+        claim: &Claim,
+        name: &BackendName,
+        force: bool,
+    ) -> Result<BackendId, Error> {
         let backend = self.mapped(name)?;
         let remembered = self.catalog.view().backends.get(name).cloned();
         if let Some(record) = remembered.filter(|record| record.state == BackendState::Established && !force)
@@ -134,6 +146,9 @@ impl Service {
                 }),
             })
             .await?;
+        if !claim.decide() {
+            return Err(Error::Abandoned);
+        }
         self.record_backend(&backend, id, BackendState::Initialising).await?;
         let named = name.clone();
         backend.run(Expect::Nothing, move |root| root.write_identity(id, &named)).await?;
@@ -144,6 +159,12 @@ impl Service {
 
     /// Takes a directory that is a backend already for the one of that name.
     pub async fn adopt_backend(self: &Arc<Self>, name: &BackendName) -> Result<BackendId, Error> {
+        let (service, name) = (Arc::clone(self), name.clone());
+        let limit = self.in_force.load().request;
+        operation::run(limit, |claim| async move { service.adopt_claimed(&claim, &name).await }).await
+    }
+
+    async fn adopt_claimed(self: &Arc<Self>, claim: &Claim, name: &BackendName) -> Result<BackendId, Error> {
         let backend = self.mapped(name)?;
         let Some(found) = backend.run(Expect::Nothing, crate::backend::Root::identity).await? else {
             return Err(Error::Identity {
@@ -155,6 +176,9 @@ impl Service {
                 ),
             });
         };
+        if !claim.decide() {
+            return Err(Error::Abandoned);
+        }
         self.record_backend(&backend, found.id, BackendState::Established).await?;
         self.take_up(&backend).await;
         Ok(found.id)

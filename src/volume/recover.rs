@@ -51,6 +51,8 @@ impl Service {
         {
             return Ok(expect);
         }
+        // Whose turn it is may hang in it.
+        backend.answers()?;
         let limit = self.in_force.load().request;
         let Ok(_turn) = tokio::time::timeout(limit, mending.turn.lock()).await else {
             return Err(Error::TooLong { limit });

@@ -3,6 +3,7 @@
 //! The storage is a file system of the test's own, which misbehaves on command.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -11,14 +12,15 @@ use crate::harness::fuse::Op;
 use crate::harness::storage::{
     Shaky, Storage, backend, create, done, names, refused, remap, rpc, says, until_backend,
 };
-use crate::harness::wait::{SOON, until};
+use crate::harness::wait::{SOON, run, until};
 use crate::harness::{Daemon, signal};
 
 /// `limits.request` of these tests.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// What needs nothing from a backend that hangs is answered well within this, also on a busy machine.
-const QUICKLY: Duration = Duration::from_secs(1);
+/// What needs nothing from a backend that hangs is answered well within this, also on a busy machine; what waits for
+/// it is not.
+const QUICKLY: Duration = Duration::from_secs(2);
 
 /// volhost with a backend `good` and a backend `shaky`, and a limit of 3 s for each request.
 fn serve(storage: &Storage, shaky: &Shaky, trash: &str) -> Daemon<'static> {
@@ -154,6 +156,88 @@ fn a_backend_that_hangs_holds_up_nothing_else_and_nothing_refused_is_done_later(
 }
 
 #[test]
+fn what_the_operator_asks_of_a_backend_that_hangs_ends_in_time_too() {
+    let storage = Storage::new();
+    let shaky = storage.shaky("shaky");
+    let daemon = serve(&storage, &shaky, "24h");
+    done(&daemon, "Create", &on("shaky", "db"));
+    done(&daemon, "Remove", &named("db"));
+    done(&daemon, "Create", &on("shaky", "live"));
+    let hanging = shaky.hang();
+    let commands: [&[&str]; 5] = [
+        &["backend", "adopt", "shaky"],
+        &["backend", "init", "--force", "shaky"],
+        &["volume", "restore", "db"],
+        &["volume", "rm", "live"],
+        &["volume", "create", "-o", "backend=shaky", "new"],
+    ];
+    std::thread::scope(|scope| {
+        let asked = commands.map(|words| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_volhost"));
+            command.arg("--root").arg(daemon.path("")).args(words);
+            scope.spawn(move || {
+                let start = Instant::now();
+                let err = run(&command).fails();
+                (err, start.elapsed())
+            })
+        });
+        for (words, asked) in commands.iter().zip(asked) {
+            let (err, took) = asked.join().unwrap();
+            assert!(took < LIMIT + QUICKLY, "{words:?} took {took:?}: {err}");
+            says(&err, &["backend"]);
+        }
+    });
+    drop(hanging);
+    until_backend(&daemon, "shaky", "online");
+    assert_eq!(
+        done(&daemon, "Mount", &mounting("live", "one"))["Mountpoint"],
+        json!(shaky.path().join("live"))
+    );
+}
+
+#[test]
+fn a_backend_of_which_a_part_hangs_answers_in_time() {
+    let storage = Storage::new();
+    let shaky = storage.shaky("shaky");
+    let daemon = serve(&storage, &shaky, "24h");
+    done(&daemon, "Create", &on("shaky", "db"));
+    let hanging = shaky.hang_on(Op::Mkdir);
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..40)
+            .map(|at| {
+                let mut client = daemon.unix();
+                scope.spawn(move || {
+                    let start = Instant::now();
+                    let body = on("shaky", &format!("v{at}"));
+                    (client.call("/VolumeDriver.Create", &body).unwrap().status, start.elapsed())
+                })
+            })
+            .collect();
+        for asked in asked {
+            let (status, took) = asked.join().unwrap();
+            assert!(status == 500 && took < LIMIT + QUICKLY, "{status} after {took:?}");
+        }
+    });
+    // Every slot is taken by a call that hangs.
+    for _ in 0..3 {
+        let start = Instant::now();
+        let err = refused(&daemon, "Mount", &mounting("db", "one"), 500);
+        says(&err, &["backend"]);
+        assert!(start.elapsed() < LIMIT + QUICKLY, "{:?}", start.elapsed());
+        done(&daemon, "Create", &on("good", "good"));
+    }
+    drop(hanging);
+    until("a mount to succeed", SOON, || {
+        (rpc(&daemon, "Mount", &mounting("db", "one")).status == 200).then_some(())
+    });
+    daemon.has_mounts(&[("db", "node1", false)]);
+    for at in 0..40 {
+        done(&daemon, "Create", &on("shaky", &format!("v{at}")));
+    }
+    assert!(names(&shaky.behind().join(".volhost/new")).is_empty());
+}
+
+#[test]
 fn the_service_ends_in_time_although_a_backend_hangs() {
     let storage = Storage::new();
     let shaky = storage.shaky("shaky");
@@ -203,6 +287,11 @@ fn a_service_starts_although_a_backend_hangs_and_takes_it_up_later() {
     }
     assert!(start.elapsed() < 2 * LIMIT + QUICKLY, "{:?}", start.elapsed());
     the_rest_works(&daemon, 1);
+    // It is soon known to hang, although it was never seen to answer.
+    until("the backend's state to be told", SOON, || {
+        backend(&daemon, "shaky")["reason"].as_str()?.contains("does not answer").then_some(())
+    });
+    quick("Mount there", || refused(&daemon, "Mount", &mounting("kept", "two"), 500));
     // A map in which the hanging backend stays is put in force all the same.
     let (good, late) = (storage.dir("good"), storage.dir("late"));
     remap(&daemon, &json!({ "good": good, "late": late, "shaky": shaky.path() }));

@@ -178,7 +178,7 @@ fn a_deletion_is_bounded_disturbs_nobody_and_is_resumed_after_kill_9() {
     for at in 0..20 {
         let began = Instant::now();
         create(&daemon, &format!("v{at}"), &json!({}));
-        assert!(began.elapsed() < Duration::from_secs(1), "a create took {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(2), "a create took {:?}", began.elapsed());
     }
     until("some of it to be gone", SOON, || (left() < FILES / 100).then_some(()));
     daemon.kill9();

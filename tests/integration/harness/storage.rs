@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::Daemon;
-use super::fuse::{Control, FuseFs};
+use super::fuse::{Control, FuseFs, Op};
 use super::http::Answer;
 use super::scratch;
 use super::wait::{SOON, run, until};
@@ -127,6 +127,12 @@ impl Shaky {
     /// it hangs.
     pub fn hang(&self) -> Hanging<'_> {
         self.control().hang(true);
+        Hanging(self.control())
+    }
+
+    /// The same for requests of one kind.
+    pub fn hang_on(&self, op: Op) -> Hanging<'_> {
+        self.control().hang_on(op, true);
         Hanging(self.control())
     }
 }
