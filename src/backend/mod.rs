@@ -178,9 +178,7 @@ impl Backend {
         expect: Expect,
         work: impl FnOnce(&Root) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
-        if let Some(reason) = self.hung_probe() {
-            return Err(BackendError::Offline { backend: self.name.clone(), reason });
-        }
+        self.answers()?;
         let slot = self.state.gate.enter().await.map_err(|full| {
             let gate::Full { waiting, longest, stalled } = full;
             if stalled {
@@ -204,6 +202,14 @@ impl Backend {
             })
         };
         tokio::task::spawn_blocking(work).await.map_err(|error| self.interrupted(&error))?
+    }
+
+    /// Refuses, without asking the storage, while it is known to hang.
+    pub fn answers(&self) -> Result<(), BackendError> {
+        match self.hung_probe() {
+            Some(reason) => Err(BackendError::Offline { backend: self.name.clone(), reason }),
+            None => Ok(()),
+        }
     }
 
     /// Looks whether the backend is there and refreshes its health, which is returned. One probe at a time: while

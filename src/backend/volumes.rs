@@ -35,6 +35,16 @@ pub struct Listing {
 }
 
 impl Root {
+    /// Makes volhost's own directories while there is space for them: a removal that is to free space must not need
+    /// any. What cannot be made now is made, or refused with the reason, when it is needed.
+    pub fn furnish(&self) {
+        for name in [NEW, TRASH] {
+            if let Err(error) = self.house_made(name) {
+                log::debug!("backend {}: {}", self.backend, crate::error::chain(&error));
+            }
+        }
+    }
+
     /// What stands under a volume's name.
     pub fn volume_state(&self, name: &VolumeName) -> Result<VolumeState, BackendError> {
         Ok(match self.dir.stat(name.as_str())? {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::error::Error;
 use super::step::step;
+use super::trash::is_scarce;
 use super::{InForce, Service};
 use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{Backend, Expect, Health};
@@ -78,13 +79,30 @@ impl Service {
 
     async fn look_after(self: &Arc<Self>, backend: &Arc<Backend>) {
         let before = backend.health();
+        // One that may hang is probed first: what it was left with can wait, whether it answers cannot.
+        let known = self.established(backend.name());
+        let now = match known {
+            Some(expect) => backend.probe(expect).await,
+            None => {
+                self.make_ready(backend).await;
+                backend.probe(self.established(backend.name()).unwrap_or(Expect::Unknown)).await
+            }
+        };
+        log_change(backend.name(), &before, &now);
+        let came = !matches!(*before, Health::Online { .. }) && matches!(*now, Health::Online { .. });
+        if came || is_scarce(&now) {
+            self.purge.notify_one();
+        }
+        if known.is_some() {
+            self.make_ready(backend).await;
+        }
+        self.remember_mountpoint(backend).await;
+    }
+
+    async fn make_ready(self: &Arc<Self>, backend: &Arc<Backend>) {
         if let Err(error) = self.ready(backend).await {
             log::debug!("backend {}: {}", backend.name(), chain(&error));
         }
-        let expect = self.established(backend.name()).unwrap_or(Expect::Unknown);
-        let now = backend.probe(expect).await;
-        log_change(backend.name(), &before, &now);
-        self.remember_mountpoint(backend).await;
     }
 
     /// The identity of a backend whose file is known to have been written.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 
@@ -155,7 +155,7 @@ impl Service {
                 }),
             })
             .await?;
-        if !claim.wanted() {
+        if !claim.decide() {
             return Err(Error::Abandoned);
         }
         self.record_backend(backend, id, BackendState::Initialising).await?;
@@ -193,7 +193,7 @@ impl Service {
                 ),
             });
         };
-        if !claim.wanted() {
+        if !claim.decide() {
             return Err(Error::Abandoned);
         }
         self.record_backend(backend, found.id, BackendState::Established).await?;
@@ -204,7 +204,6 @@ impl Service {
     #[must_use]
     pub fn trash(&self) -> Vec<TrashedInfo> {
         let (view, in_force) = (self.catalog.view(), self.in_force.load());
-        let blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut all: Vec<_> = view
             .trash
             .values()
@@ -214,7 +213,7 @@ impl Service {
                     .map
                     .get(&removed.volume.backend)
                     .and_then(|backend| expires_at(removed, backend)),
-                blocked: blocked.get(&removed.volume.id).map(|blocked| blocked.reason.clone()),
+                blocked: self.blocked(removed).map(|blocked| blocked.reason),
             })
             .collect();
         all.sort_by_key(|trashed| trashed.removed.at);
@@ -225,7 +224,7 @@ impl Service {
     pub async fn expire(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
         let removed = self.find_removed(wanted)?;
         self.catalog.submit(Change::Expire(removed.volume.id)).await?;
-        self.blocked.lock().unwrap_or_else(PoisonError::into_inner).remove(&removed.volume.id);
+        self.unblock(removed.volume.id);
         self.purge.notify_one();
         Ok(removed)
     }

@@ -68,6 +68,8 @@ impl Service {
         {
             return Ok(expect);
         }
+        // Whose turn it is may hang in it.
+        backend.answers()?;
         let _turn = self.turn(&mending).await?;
         let expect = self.identify(backend).await?;
         let damage = mending.damage.load(Ordering::Acquire);
@@ -141,7 +143,11 @@ impl Service {
         backend: &Arc<Backend>,
         expect: Expect,
     ) -> Result<HashSet<VolumeId>, Error> {
-        let (staged, trashed) = backend.run(expect, |root| Ok((root.staged()?, root.trashed()?))).await?;
+        let look = |root: &crate::backend::Root| {
+            root.furnish();
+            Ok((root.staged()?, root.trashed()?))
+        };
+        let (staged, trashed) = backend.run(expect, look).await?;
         for stray in staged.strays.iter().chain(&trashed.strays) {
             log::warn!("backend {}: {} is not volhost's and is left alone", backend.name(), stray.display());
         }

@@ -20,7 +20,7 @@ use crate::backend::{Backend, BackendError, Health, Progress};
 use crate::catalog::{Change, Removed};
 use crate::error::chain;
 
-/// How often the trash is looked through when nothing was removed meanwhile.
+/// How often the trash is looked through when nothing was removed and nothing expired meanwhile.
 const ROUND: Duration = Duration::from_secs(30);
 
 /// How many entries go before a pause.
@@ -30,7 +30,7 @@ const SLICE: usize = 256;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a volume that could not be deleted is left alone.
-const RETRY: Duration = Duration::from_secs(600);
+const RETRY: Duration = Duration::from_secs(60);
 
 /// Below one part in this many, space runs out.
 const SCARCE: u64 = 10;
@@ -42,6 +42,8 @@ pub(super) struct Blocked {
     pub(super) reason: String,
     /// When that was found.
     at: Instant,
+    /// Which removal it was of: a volume can be restored and removed again.
+    removed_at: OffsetDateTime,
 }
 
 impl Service {
@@ -58,8 +60,20 @@ impl Service {
                 }
             }
             // A notification that comes while nobody waits is kept, so that no removal is overlooked.
-            let _ = tokio::time::timeout(ROUND, self.purge.notified()).await;
+            let _ = tokio::time::timeout(self.pause(), self.purge.notified()).await;
         }
+    }
+
+    /// How long nothing is to be done unless something happens: until the next volume expires.
+    fn pause(&self) -> Duration {
+        let (now, in_force, view) = (OffsetDateTime::now_utc(), self.in_force.load(), self.catalog.view());
+        let expiries = view
+            .trash
+            .values()
+            .filter_map(|removed| expires_at(removed, in_force.map.get(&removed.volume.backend)?));
+        // What is due already and still there waits for something else.
+        let next = expiries.filter(|at| *at > now).min();
+        next.and_then(|at| (at - now).try_into().ok()).map_or(ROUND, |left: Duration| left.min(ROUND))
     }
 
     /// Deletes what is due on one backend, one volume after the other.
@@ -84,13 +98,16 @@ impl Service {
 
     /// The next removed volume to delete: the oldest that is due, or the oldest at all while space is scarce.
     fn next_due(&self, backend: &Backend) -> Option<Arc<Removed>> {
-        let now = OffsetDateTime::now_utc();
-        let scarce = is_scarce(&backend.health());
+        let (now, health) = (OffsetDateTime::now_utc(), backend.health());
+        if matches!(*health, Health::Offline { .. }) {
+            return None;
+        }
+        let scarce = is_scarce(&health);
         let view = self.catalog.view();
         view.trash
             .values()
             .filter(|removed| removed.volume.backend == *backend.name())
-            .filter(|removed| !self.is_blocked(removed.volume.id))
+            .filter(|removed| self.blocked(removed).is_none_or(|blocked| blocked.at.elapsed() >= RETRY))
             .filter(|removed| scarce || expires_at(removed, backend).is_some_and(|at| at <= now))
             .min_by_key(|removed| removed.at)
             .cloned()
@@ -125,6 +142,7 @@ impl Service {
         step("purge:deleted");
         self.catalog.submit(Change::Forget(id)).await?;
         step("purge:forgotten");
+        self.unblock(id);
         log::info!("deleted volume {name}, removed at {}, for good", super::error::rfc3339(removed.at));
         // Whether space is still scarce is a matter of what is free now.
         backend.probe(expect).await;
@@ -132,14 +150,27 @@ impl Service {
     }
 
     fn block(&self, removed: &Removed, reason: String) {
-        log::warn!("removed volume {} cannot be deleted yet: {reason}", removed.volume.name);
-        let blocked = Blocked { reason, at: Instant::now() };
-        self.blocked.lock().unwrap_or_else(PoisonError::into_inner).insert(removed.volume.id, blocked);
+        if self.blocked(removed).is_none_or(|known| known.reason != reason) {
+            log::warn!("removed volume {} cannot be deleted yet: {reason}", removed.volume.name);
+        }
+        let blocked = Blocked { reason, at: Instant::now(), removed_at: removed.at };
+        self.blocked_map().insert(removed.volume.id, blocked);
     }
 
-    fn is_blocked(&self, id: VolumeId) -> bool {
-        let blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
-        blocked.get(&id).is_some_and(|blocked| blocked.at.elapsed() < RETRY)
+    /// Why this removed volume could not be deleted when it was last tried.
+    pub(super) fn blocked(&self, removed: &Removed) -> Option<Blocked> {
+        let blocked = self.blocked_map().get(&removed.volume.id).cloned();
+        blocked.filter(|blocked| blocked.removed_at == removed.at)
+    }
+
+    /// Has a volume tried again at once, or forgets one that is gone.
+    pub(super) fn unblock(&self, id: VolumeId) {
+        self.blocked_map().remove(&id);
+    }
+
+    fn blocked_map(&self) -> std::sync::MutexGuard<'_, HashMap<VolumeId, Blocked>> {
+        // The map is whole after every statement under this lock.
+        self.blocked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -151,7 +182,7 @@ pub(super) fn expires_at(removed: &Removed, backend: &Backend) -> Option<OffsetD
     removed.at.checked_add(backend.settings().trash.try_into().ok()?)
 }
 
-fn is_scarce(health: &Health) -> bool {
+pub(super) fn is_scarce(health: &Health) -> bool {
     match health {
         Health::Online { total_bytes, free_bytes } => free_bytes.saturating_mul(SCARCE) < *total_bytes,
         Health::Offline { .. } | Health::Unknown => false,

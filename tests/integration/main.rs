@@ -16,6 +16,7 @@
     reason = "a failed expectation is a failed test, in the harness as well as in a test function"
 )]
 
+mod backends;
 mod crash;
 mod engine;
 mod faults;
@@ -28,6 +29,8 @@ mod podman;
 mod readme;
 mod reload;
 mod serve;
+mod shaky;
 mod storm;
 mod traces;
 mod transports;
+mod trash;

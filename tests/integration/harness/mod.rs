@@ -12,6 +12,7 @@ pub mod fuse;
 pub mod host;
 pub mod http;
 pub mod state;
+pub mod storage;
 pub mod wait;
 
 use std::ffi::OsStr;
