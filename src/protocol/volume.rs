@@ -23,19 +23,23 @@ use crate::volume::{Error, Seen, Service};
 pub const PROTOCOL: Protocol = Protocol {
     name: "VolumeDriver",
     verbs: &[
-        verb("Capabilities", Call::Capabilities, Empty::Arguments),
-        verb("Create", Call::Create, Empty::Mistake),
-        verb("Get", Call::Get, Empty::Lost),
-        verb("List", Call::List, Empty::Arguments),
-        verb("Path", Call::Path, Empty::Mistake),
-        verb("Mount", Call::Mount, Empty::Mistake),
-        verb("Unmount", Call::Unmount, Empty::Mistake),
-        verb("Remove", Call::Remove, Empty::Mistake),
+        asking("Capabilities", Call::Capabilities, Empty::Arguments),
+        changing("Create", Call::Create, Empty::Mistake),
+        asking("Get", Call::Get, Empty::Lost),
+        asking("List", Call::List, Empty::Arguments),
+        asking("Path", Call::Path, Empty::Mistake),
+        changing("Mount", Call::Mount, Empty::Mistake),
+        changing("Unmount", Call::Unmount, Empty::Mistake),
+        changing("Remove", Call::Remove, Empty::Mistake),
     ],
 };
 
-const fn verb(name: &'static str, call: Call, empty: Empty) -> Verb {
-    Verb { name, call: super::Call::Volume(call), empty }
+const fn asking(name: &'static str, call: Call, empty: Empty) -> Verb {
+    Verb { name, call: super::Call::Volume(call), empty, lasting: false }
+}
+
+const fn changing(name: &'static str, call: Call, empty: Empty) -> Verb {
+    Verb { name, call: super::Call::Volume(call), empty, lasting: true }
 }
 
 /// The verbs.

@@ -17,7 +17,8 @@ use crate::host::Caller;
 impl Service {
     /// Counts one Mount and tells where the volume lies (`/VolumeDriver.Mount`).
     ///
-    /// The backend must be online and the directory there. A Mount whose caller has given up is taken back.
+    /// The backend must be online and the directory there. A Mount whose caller has given up or gone away is
+    /// taken back: nobody would unmount it.
     pub async fn mount(
         self: &Arc<Self>,
         caller: &Caller,
@@ -61,7 +62,7 @@ impl Service {
             }
         }
         step("mount:checked");
-        if !claim.wanted() {
+        if !claim.wanted() || claim.deserted() {
             return Err(Error::Abandoned);
         }
         let mount = Change::Mount {
@@ -77,8 +78,11 @@ impl Service {
             Err(error) => return Err(error.into()),
         };
         step("mount:recorded");
-        if !claim.decide() {
-            log::warn!("a mount of volume {name} by host {} came too late and is taken back", caller.host);
+        if !claim.decide() || claim.deserted() {
+            log::warn!(
+                "a mount of volume {name} by host {} has nobody to answer and is taken back",
+                caller.host
+            );
             self.unmount(caller, name, id).await?;
             return Err(Error::Abandoned);
         }

@@ -21,3 +21,4 @@ mod layout;
 mod podman;
 mod serve;
 mod traces;
+mod wire;
