@@ -180,8 +180,12 @@ fn path(service: &Service, caller: &Caller, body: &[u8]) -> Result<Answer, Answe
 
 async fn mount(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
     let (name, id) = mounting(body)?;
-    let seen = service.mount(caller, name, id).await?;
-    Ok(Answer::json(&Mountpoint { mountpoint: &seen.mountpoint }))
+    let counted = service.mount(caller, name, id).await?;
+    Ok(match Answer::json(&Mountpoint { mountpoint: &counted.seen().mountpoint }) {
+        Answer::Json(bytes) => Answer::Mounted(bytes, Box::new(counted)),
+        // A path that cannot be told is no mount, either.
+        other => other,
+    })
 }
 
 async fn unmount(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {

@@ -14,6 +14,46 @@ use crate::catalog::{CatalogError, Change, Refusal};
 use crate::error::chain;
 use crate::host::Caller;
 
+/// A counted Mount whose answer has not been handed over. Dropped before it is, as it is when the client has gone, the
+/// Mount is taken back: nobody would ever unmount it.
+pub struct Counted {
+    service: Arc<Service>,
+    caller: Caller,
+    id: MountId,
+    seen: Seen,
+    handed_over: bool,
+}
+
+impl Counted {
+    /// The volume as it was mounted.
+    #[must_use]
+    pub fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
+    /// The answer is on its way: whoever gets it unmounts.
+    pub fn hand_over(mut self) {
+        self.handed_over = true;
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.handed_over {
+            return;
+        }
+        let (service, caller, id) = (Arc::clone(&self.service), self.caller.clone(), self.id.clone());
+        let name = self.seen.volume.name.clone();
+        log::warn!("a mount of volume {name} by host {} has nobody to answer and is taken back", caller.host);
+        runtime.spawn(async move {
+            if let Err(error) = service.unmount(&caller, &name, &id).await {
+                log::error!("a mount of volume {name} by nobody stays counted: {}", chain(&error));
+            }
+        });
+    }
+}
+
 impl Service {
     /// Counts one Mount and tells where the volume lies (`/VolumeDriver.Mount`).
     ///
@@ -24,7 +64,7 @@ impl Service {
         caller: &Caller,
         name: VolumeName,
         id: MountId,
-    ) -> Result<Seen, Error> {
+    ) -> Result<Counted, Error> {
         let (service, caller) = (Arc::clone(self), caller.clone());
         let limit = self.in_force.load().request;
         operation::run(limit, |claim| async move {
@@ -40,7 +80,7 @@ impl Service {
         caller: &Caller,
         name: &VolumeName,
         id: &MountId,
-    ) -> Result<Seen, Error> {
+    ) -> Result<Counted, Error> {
         let in_force = self.in_force.load_full();
         let missing = || Error::NoSuchVolume(name.to_string());
         let volume = self.settled(name).await?.ok_or_else(missing)?;
@@ -78,16 +118,16 @@ impl Service {
             Err(error) => return Err(error.into()),
         };
         step("mount:recorded");
-        if !claim.decide() || claim.deserted() {
-            log::warn!(
-                "a mount of volume {name} by host {} has nobody to answer and is taken back",
-                caller.host
-            );
-            self.unmount(caller, name, id).await?;
-            return Err(Error::Abandoned);
-        }
         let mounted = outcome.after.unwrap_or(volume);
-        Ok(seen(&self.catalog.view(), &in_force.map, &mounted))
+        let seen = seen(&self.catalog.view(), &in_force.map, &mounted);
+        let counted = Counted {
+            service: Arc::clone(self),
+            caller: caller.clone(),
+            id: id.clone(),
+            seen,
+            handed_over: false,
+        };
+        if claim.decide() { Ok(counted) } else { Err(Error::Abandoned) }
     }
 
     /// Counts one Unmount (`/VolumeDriver.Unmount`). A volume or ID that is not known succeeds and is logged. Never
