@@ -14,6 +14,7 @@
     reason = "a failed expectation is a failed test, in the harness as well as in a test function"
 )]
 
+mod commands;
 mod engine;
 mod harness;
 mod hosts;
