@@ -98,7 +98,7 @@ pub enum ClientError {
     },
     /// The service does not know the verb.
     #[error(
-        "the service at {} does not know {verb}: is it of another version than this command ({})?", .socket.display(), env!("CARGO_PKG_VERSION")
+        "what listens on {} does not know {verb}: is that the admin socket, and of a service of this command's version ({})?", .socket.display(), env!("CARGO_PKG_VERSION")
     )]
     Unknown {
         /// The socket that was asked.

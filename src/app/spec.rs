@@ -17,7 +17,9 @@ pub enum NoSpec {
     #[error(transparent)]
     Name(#[from] InvalidPluginName),
     /// The port is any that is free.
-    #[error("the service listens on any free port (port 0): only the running service knows its spec file")]
+    #[error(
+        "`listen` asks for any free port (port 0), so that only the running service knows its address: it writes its spec file itself, and `volhost status` tells where"
+    )]
     AnyPort,
     /// This machine's engine has no certificate that the service takes.
     #[error(
@@ -109,6 +111,11 @@ fn address(config: &Config, listening: &[String], format: Option<SpecFormat>) ->
             .client_ca
             .as_ref()
             .is_none_or(|path| std::fs::read(path).is_ok_and(|pem| pki.is_ours(&pem)));
+    // Another address would take the place of the one that the running service tells its engine.
+    let first = listening.iter().find(|address| address.starts_with("https://"));
+    if config.advertise.is_none() && ours && first.is_some_and(|address| address.ends_with(":0")) {
+        return Err(NoSpec::AnyPort);
+    }
     let usable = known.iter().find_map(|address| match address {
         Advertise::Https(_) if !ours => None,
         Advertise::Https(Authority { host, port }) => {

@@ -17,7 +17,7 @@ use super::paths;
 use crate::error::{chain, nearest};
 use crate::host::Caller;
 use crate::transport::CloseWithoutAnswer;
-use crate::volume::{Blame, Error};
+use crate::volume::{Blame, Counted, Error};
 
 /// The media type of every answer.
 pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
@@ -105,10 +105,11 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
 }
 
 /// What a request is answered with.
-#[derive(Debug)]
 pub enum Answer {
     /// This JSON, with status 200.
     Json(Bytes),
+    /// This JSON of a Mount, which is taken back unless it goes out.
+    Mounted(Bytes, Box<Counted>),
     /// An error.
     Refused(Refusal),
     /// Nothing: the connection is closed.
@@ -189,6 +190,10 @@ impl Answer {
     pub(super) fn into_response(self) -> Response {
         match self {
             Self::Json(bytes) => response(StatusCode::OK, bytes),
+            Self::Mounted(bytes, counted) => {
+                counted.hand_over();
+                response(StatusCode::OK, bytes)
+            }
             Self::Refused(Refusal { status, text }) => {
                 response(status, serde_json::json!({ "Err": text }).to_string().into())
             }

@@ -10,6 +10,7 @@
 pub mod envelope;
 pub mod volume;
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -37,6 +38,8 @@ pub struct Verb {
     pub call: Call,
     /// What an empty body stands for: engines repeat a call with an empty body when the first attempt used it up.
     pub empty: Empty,
+    /// Whether it changes something, and so is carried through although its client has gone.
+    pub lasting: bool,
 }
 
 /// How an empty body is taken.
@@ -109,7 +112,34 @@ impl Protocols {
             Some(_) => return Refusal::method(&method).into(),
             None => return Refusal::path(&path).into(),
         };
-        let settings = (self.settings)();
+        let request = TakenIn { verb, caller, body, settings: (self.settings)() };
+        if verb.lasting {
+            request.carried_through(Arc::clone(&self.service)).await
+        } else {
+            request.answer(&self.service).await
+        }
+    }
+
+    /// Answered from a constant: the activation is recorded behind the answer, which waits for nothing.
+    fn activate(&self, caller: &Caller) -> Answer {
+        if caller.begins_activations() {
+            self.service.activate(&caller.host);
+        }
+        Answer::Json(self.activation.clone())
+    }
+}
+
+/// A request whose verb is known and whose body is still to arrive.
+struct TakenIn {
+    verb: Verb,
+    caller: Caller,
+    body: envelope::BodyStream,
+    settings: Settings,
+}
+
+impl TakenIn {
+    async fn answer(self, service: &Arc<Service>) -> Answer {
+        let Self { verb, caller, body, settings } = self;
         let lost = || if verb.empty == Empty::Lost { Answer::None } else { Refusal::stalled().into() };
         let bytes = match envelope::collect(body, settings.body_bytes, settings.request).await {
             Ok(bytes) => bytes,
@@ -124,16 +154,31 @@ impl Protocols {
             (Empty::Lost, true) => return Answer::None,
         };
         match verb.call {
-            Call::Volume(call) => call.answer(&self.service, &caller, body, settings.global).await,
+            Call::Volume(call) => call.answer(service, &caller, body, settings.global).await,
         }
     }
 
-    /// Answered from a constant: the activation is recorded behind the answer, which waits for nothing.
-    fn activate(&self, caller: &Caller) -> Answer {
-        if caller.begins_activations() {
-            self.service.activate(&caller.host);
+    /// Answers in a task of its own. A request's future is dropped as soon as the client is seen to have gone, which
+    /// may be before anybody looked at the body that had come in whole: the operation begins all the same, and learns
+    /// only then that nobody waits.
+    async fn carried_through(self, service: Arc<Service>) -> Answer {
+        let (waiting, gone) = tokio::sync::oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                // What has come in begins before anything else is looked at.
+                biased;
+                answer = self.answer(&service) => answer,
+                _ = gone => Answer::None,
+            }
+        });
+        let answered = task.await;
+        drop(waiting);
+        match answered.map_err(tokio::task::JoinError::try_into_panic) {
+            Ok(answer) => answer,
+            // The transport logs it and answers.
+            Err(Ok(panic)) => resume_unwind(panic),
+            Err(Err(_stopping)) => Answer::None,
         }
-        Answer::Json(self.activation.clone())
     }
 }
 

@@ -26,19 +26,23 @@ use crate::volume::{Error, Seen, Service};
 pub const PROTOCOL: Protocol = Protocol {
     name: "VolumeDriver",
     verbs: &[
-        verb("Capabilities", Call::Capabilities, Empty::Arguments),
-        verb("Create", Call::Create, Empty::Mistake),
-        verb("Get", Call::Get, Empty::Lost),
-        verb("List", Call::List, Empty::Arguments),
-        verb("Path", Call::Path, Empty::Mistake),
-        verb("Mount", Call::Mount, Empty::Mistake),
-        verb("Unmount", Call::Unmount, Empty::Mistake),
-        verb("Remove", Call::Remove, Empty::Mistake),
+        asking("Capabilities", Call::Capabilities, Empty::Arguments),
+        changing("Create", Call::Create, Empty::Mistake),
+        asking("Get", Call::Get, Empty::Lost),
+        asking("List", Call::List, Empty::Arguments),
+        asking("Path", Call::Path, Empty::Mistake),
+        changing("Mount", Call::Mount, Empty::Mistake),
+        changing("Unmount", Call::Unmount, Empty::Mistake),
+        changing("Remove", Call::Remove, Empty::Mistake),
     ],
 };
 
-const fn verb(name: &'static str, call: Call, empty: Empty) -> Verb {
-    Verb { name, call: super::Call::Volume(call), empty }
+const fn asking(name: &'static str, call: Call, empty: Empty) -> Verb {
+    Verb { name, call: super::Call::Volume(call), empty, lasting: false }
+}
+
+const fn changing(name: &'static str, call: Call, empty: Empty) -> Verb {
+    Verb { name, call: super::Call::Volume(call), empty, lasting: true }
 }
 
 /// The verbs.
@@ -228,8 +232,12 @@ fn path(service: &Service, caller: &Caller, body: &[u8]) -> Result<Answer, Answe
 
 async fn mount(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
     let (name, id) = mounting(body)?;
-    let seen = service.mount(caller, name, id).await?;
-    Ok(Answer::json(&Mountpoint { mountpoint: &seen.mountpoint }))
+    let counted = service.mount(caller, name, id).await?;
+    Ok(match Answer::json(&Mountpoint { mountpoint: &counted.seen().mountpoint }) {
+        Answer::Json(bytes) => Answer::Mounted(bytes, Box::new(counted)),
+        // A path that cannot be told is no mount, either.
+        other => other,
+    })
 }
 
 async fn unmount(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {

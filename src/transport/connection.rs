@@ -11,7 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -194,7 +194,8 @@ where
     let handler = {
         let (server, connection) = (Arc::clone(&server), Arc::clone(&connection));
         service_fn(move |request| {
-            answer(Arc::clone(&server), Arc::clone(&connection), service.clone(), request)
+            let answer = answer(Arc::clone(&server), Arc::clone(&connection), service.clone(), request);
+            TakenIn { answer: Box::pin(answer), begun: false }
         })
     };
     let http = http1::Builder::new()
@@ -229,6 +230,31 @@ where
         }
     };
     log::debug!("{connection}: {end}");
+}
+
+/// A request that has come in. hyper may see that the client has gone before it polls the answer for the first time,
+/// and then drops it; the handler sees the request all the same, once, and can begin what must not be lost.
+struct TakenIn<F: Future> {
+    answer: Pin<Box<F>>,
+    begun: bool,
+}
+
+impl<F: Future> Future for TakenIn<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        self.begun = true;
+        self.answer.as_mut().poll(context)
+    }
+}
+
+impl<F: Future> Drop for TakenIn<F> {
+    fn drop(&mut self) {
+        // When the runtime itself is going away, nothing can begin any more.
+        if !self.begun && tokio::runtime::Handle::try_current().is_ok() {
+            let _ = self.answer.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        }
+    }
 }
 
 /// Nothing is answered, and the connection closed: hyper ends a connection whose service fails without a word.

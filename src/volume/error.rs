@@ -223,7 +223,10 @@ fn choices(known: &[BackendName]) -> String {
         return "; this host may use none".into();
     }
     let names: Vec<_> = known.iter().map(BackendName::as_str).collect();
-    format!("; there are {}", names.join(", "))
+    match &*names {
+        [only] => format!("; there is only {only}"),
+        names => format!("; there are {}", names.join(", ")),
+    }
 }
 
 /// Who holds a volume: each host with its IDs and since when, at most a handful of each.
@@ -275,6 +278,11 @@ mod tests {
         assert_eq!(
             Error::NoSuchBackend { name: BackendName::parse("x").unwrap(), known: Vec::new() }.to_string(),
             "there is no backend x; this host may use none"
+        );
+        let known = vec![BackendName::parse("fast").unwrap()];
+        assert_eq!(
+            Error::NoSuchBackend { name: BackendName::parse("x").unwrap(), known }.to_string(),
+            "there is no backend x; there is only fast"
         );
     }
 }

@@ -36,6 +36,7 @@ use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 
 pub use self::error::{Blame, Error};
+pub use self::mount::Counted;
 use self::name::{VolumeId, VolumeName};
 use self::operation::Locks;
 pub use self::operator::{BackendInfo, Release, TrashedInfo};

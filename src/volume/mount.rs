@@ -18,16 +18,53 @@ use crate::host::Caller;
 /// How long after a failure it is tried again to take a late mount back.
 const TAKE_BACK: Duration = Duration::from_secs(1);
 
+/// A counted Mount whose answer has not been handed over. Dropped before it is, as it is when the client has gone, the
+/// Mount is taken back: nobody would ever unmount it.
+pub struct Counted {
+    service: Arc<Service>,
+    caller: Caller,
+    id: MountId,
+    seen: Seen,
+    handed_over: bool,
+}
+
+impl Counted {
+    /// The volume as it was mounted.
+    #[must_use]
+    pub fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
+    /// The answer is on its way: whoever gets it unmounts.
+    pub fn hand_over(mut self) {
+        self.handed_over = true;
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.handed_over {
+            return;
+        }
+        let (service, caller, id) = (Arc::clone(&self.service), self.caller.clone(), self.id.clone());
+        let name = self.seen.volume.name.clone();
+        log::warn!("a mount of volume {name} by host {} has nobody to answer and is taken back", caller.host);
+        runtime.spawn(async move { service.take_back(&caller, &name, &id).await });
+    }
+}
+
 impl Service {
     /// Counts one Mount and tells where the volume lies (`/VolumeDriver.Mount`).
     ///
-    /// The backend must be online and the directory there. A Mount whose caller has given up is taken back.
+    /// The backend must be online and the directory there. A Mount whose caller has given up or gone away is
+    /// taken back: nobody would unmount it.
     pub async fn mount(
         self: &Arc<Self>,
         caller: &Caller,
         name: VolumeName,
         id: MountId,
-    ) -> Result<Seen, Error> {
+    ) -> Result<Counted, Error> {
         let (service, caller) = (Arc::clone(self), caller.clone());
         let limit = self.in_force.load().request;
         operation::run(limit, |claim| async move {
@@ -43,7 +80,7 @@ impl Service {
         caller: &Caller,
         name: &VolumeName,
         id: &MountId,
-    ) -> Result<Seen, Error> {
+    ) -> Result<Counted, Error> {
         let in_force = self.in_force.load_full();
         let missing = || Error::NoSuchVolume(name.to_string());
         let volume = self.settled(name).await?.ok_or_else(missing)?;
@@ -65,7 +102,7 @@ impl Service {
             }
         }
         step("mount:checked");
-        if !claim.wanted() {
+        if !claim.wanted() || claim.deserted() {
             return Err(Error::Abandoned);
         }
         let mount = Change::Mount {
@@ -81,13 +118,22 @@ impl Service {
             Err(error) => return Err(error.into()),
         };
         step("mount:recorded");
-        if !claim.decide() {
-            log::warn!("a mount of volume {name} by host {} came too late and is taken back", caller.host);
-            self.take_back(caller, name, id).await;
-            return Err(Error::Abandoned);
-        }
         let mounted = outcome.after.unwrap_or(volume);
-        Ok(seen(&self.catalog.view(), &in_force.map, &mounted))
+        let seen = seen(&self.catalog.view(), &in_force.map, &mounted);
+        let counted = Counted {
+            service: Arc::clone(self),
+            caller: caller.clone(),
+            id: id.clone(),
+            seen,
+            handed_over: false,
+        };
+        if claim.decide() {
+            return Ok(counted);
+        }
+        log::warn!("a mount of volume {name} by host {} came too late and is taken back", caller.host);
+        counted.hand_over();
+        self.take_back(caller, name, id).await;
+        Err(Error::Abandoned)
     }
 
     /// Takes a mount back of which nobody was told, however often it must be tried: no engine will ever end it. The

@@ -1,14 +1,15 @@
 //! How an operation runs: in a task of its own, one at a time for each volume, with a limit on how long its caller
 //! waits.
 //!
-//! An operation is never cut off half-way: when its caller has gone, or was answered that it took too long, the task
-//! goes on and finds out by its [`Claim`] that nobody waits. It is never decided twice what a caller was told: either
-//! the caller gives up first, or the operation reaches its point of no return first.
+//! An operation is never cut off half-way: when its caller was answered that it took too long, the task goes on and
+//! finds out by its [`Claim`] that nothing must come of it. It is never decided twice what a caller was told: either
+//! the caller gives up first, or the operation reaches its point of no return first. A caller whose connection broke
+//! was told nothing: the operation is carried through as if the caller still waited, and as long.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,11 +28,17 @@ const ABANDONED: u8 = 2;
 #[derive(Debug, Default)]
 pub(super) struct Claim {
     state: AtomicU8,
+    deserted: AtomicBool,
     given_up: Notify,
 }
 
 impl Claim {
-    /// Whether the caller still waits, or nothing hangs on it any more.
+    /// Whether the caller's connection broke, so that nobody will ever read the answer.
+    pub(super) fn deserted(&self) -> bool {
+        self.deserted.load(Ordering::Acquire)
+    }
+
+    /// Whether the caller was not told yet that nothing was done.
     pub(super) fn wanted(&self) -> bool {
         self.state.load(Ordering::Acquire) != ABANDONED
     }
@@ -76,11 +83,14 @@ where
 {
     let started = Instant::now();
     let claim = Arc::new(Claim::default());
-    let waiting = Waiting(Arc::clone(&claim));
-    let mut task = tokio::spawn(work(claim));
-    let joined = match timeout_at(started + limit.mul_f64(0.9), &mut task).await {
+    let patience = started + limit.mul_f64(0.9);
+    let mut task = tokio::spawn(work(Arc::clone(&claim)));
+    let mut waiting = Waiting { claim: Arc::clone(&claim), patience, over: false };
+    let in_time = timeout_at(patience, &mut task).await;
+    waiting.over = true;
+    let joined = match in_time {
         Ok(joined) => joined,
-        Err(_) if waiting.0.abandon() => return Err(Error::TooLong { limit }),
+        Err(_) if claim.abandon() => return Err(Error::TooLong { limit }),
         Err(_) => match timeout_at(started + limit, &mut task).await {
             Ok(joined) => joined,
             Err(_) => return Err(Error::Unknown),
@@ -96,12 +106,28 @@ where
     }
 }
 
-/// Abandons the claim when the caller's future is dropped, as it is when the client disconnects.
-struct Waiting(Arc<Claim>);
+/// That a caller waits. Dropped before that is over, as it is when the client disconnects, it leaves the operation
+/// the time that it would have had.
+struct Waiting {
+    claim: Arc<Claim>,
+    patience: Instant,
+    over: bool,
+}
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.abandon();
+        if self.over {
+            return;
+        }
+        self.claim.deserted.store(true, Ordering::Release);
+        let (claim, patience) = (Arc::clone(&self.claim), self.patience);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move {
+                tokio::time::sleep_until(patience).await;
+                claim.abandon();
+            })),
+            Err(_) => drop(claim.abandon()),
+        }
     }
 }
 
@@ -194,16 +220,24 @@ mod tests {
         assert!(matches!(run(limit, decided(21)).await, Err(Error::Unknown)));
     }
 
-    #[tokio::test]
-    async fn a_client_that_disconnects_abandons_its_operation() {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let operation = run(Duration::from_secs(60), |claim| async move {
+    #[tokio::test(start_paused = true)]
+    async fn an_operation_whose_client_disconnects_goes_on_as_long_as_if_it_waited() {
+        let (early, mut at_once) = tokio::sync::oneshot::channel();
+        let (late, mut in_the_end) = tokio::sync::oneshot::channel();
+        let operation = run(Duration::from_secs(20), |claim| async move {
+            while !claim.deserted() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            early.send(claim.wanted()).unwrap();
             claim.abandoned().await;
-            sender.send(claim.wanted()).unwrap();
+            late.send(claim.decide()).unwrap();
             Ok(())
         });
-        assert!(tokio::time::timeout(Duration::from_millis(10), operation).await.is_err());
-        assert!(!receiver.await.unwrap());
+        assert!(tokio::time::timeout(Duration::from_secs(1), operation).await.is_err());
+        assert!((&mut at_once).await.unwrap(), "the operation is to be carried through");
+        tokio::time::sleep(Duration::from_secs(16)).await;
+        assert!(in_the_end.try_recv().is_err(), "it was given up before its time");
+        assert!(!(&mut in_the_end).await.unwrap(), "nobody waits for ever");
     }
 
     #[tokio::test]

@@ -125,7 +125,10 @@ impl World {
     }
 
     async fn mount(&self, text: &str) -> Result<Seen, Error> {
-        self.service.mount(&engine(), name(text), mount_id()).await
+        let counted = self.service.mount(&engine(), name(text), mount_id()).await?;
+        let seen = counted.seen().clone();
+        counted.hand_over();
+        Ok(seen)
     }
 
     /// A volume with a file in it.

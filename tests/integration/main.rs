@@ -17,6 +17,7 @@
 )]
 
 mod backends;
+mod commands;
 mod crash;
 mod engine;
 mod faults;
@@ -34,3 +35,4 @@ mod storm;
 mod traces;
 mod transports;
 mod trash;
+mod wire;

@@ -59,6 +59,11 @@ impl Daemon<'_> {
         assert_eq!(listed, expected, "mounts: volume, host, count, stale");
     }
 
+    /// A backend's state, by its name, if there is such a backend.
+    pub fn backend_state(&self, name: &str) -> Option<String> {
+        self.rows("backend").iter().find(|row| row["name"] == name).map(|row| text(row, "state"))
+    }
+
     fn rows(&self, group: &str) -> Vec<Value> {
         match self.cli(&[group, "ls", "--json"]).json() {
             Value::Array(rows) => rows,
