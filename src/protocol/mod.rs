@@ -99,7 +99,7 @@ impl Protocols {
     }
 
     async fn answer(&self, request: envelope::Request) -> Answer {
-        let envelope::Request { method, path, caller, body } = request;
+        let envelope::Request { method, path, caller, let_in, body } = request;
         let Some(caller) = caller else {
             return Refusal::ours("this connection has no caller").into();
         };
@@ -111,7 +111,7 @@ impl Protocols {
         };
         let settings = (self.settings)();
         let lost = || if verb.empty == Empty::Lost { Answer::None } else { Refusal::stalled().into() };
-        let bytes = match envelope::collect(body, settings.body_bytes, settings.request).await {
+        let bytes = match envelope::collect(body, settings.body_bytes, settings.request, let_in).await {
             Ok(bytes) => bytes,
             Err(envelope::Body::TooLarge) => return Refusal::too_large(settings.body_bytes).into(),
             Err(envelope::Body::Stalled) => return lost(),
