@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -548,6 +549,43 @@ fn an_authority_that_becomes_somebody_elses_is_not_let_in_without_a_list() {
     in_force("the list of hosts", || daemon.connect(&stranger).is_ok_and(|mut client| works(&mut client)));
     assert_eq!(last_reload(&daemon)["result"], "applied");
     assert!(works(&mut client));
+}
+
+#[test]
+fn an_authority_that_was_put_in_the_place_of_ours_needs_the_list_of_hosts_too() {
+    let first = Daemon::start();
+    // Any CA that volhost did not make itself, laid where its own would be.
+    let (cert, key) = (first.path("company.crt"), first.path("company.key"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "30",
+        ])
+        .args(["-subj", "/CN=the company's CA", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&cert)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (cert, key) = (fs::read_to_string(cert).unwrap(), fs::read_to_string(key).unwrap());
+    let setup = || Daemon::setup().file("etc/volhost/pki/ca.crt", &cert).file("etc/volhost/pki/ca.key", &key);
+    let (status, log) = setup().refused(|| ());
+    assert_eq!(status.code(), Some(78), "{log}");
+    assert!(log.contains("pki/ca.crt") && log.contains("\"hosts\" mandatory"), "{log}");
+    let config = json!({ "node": "node1", "listen": ["https://127.0.0.1:0"], "hosts": { "node1": {} } });
+    let daemon = setup().config(&config).start();
+    assert!(works(&mut daemon.tls()));
+    daemon.put(CONFIG, &json!({ "node": "node1", "listen": ["https://127.0.0.1:0"] }).to_string());
+    in_force("hosts taken out", || last_reload(&daemon)["result"] == "rejected");
+    assert_eq!(daemon.cli(&["check"]).code, Some(78));
 }
 
 #[test]
