@@ -614,14 +614,14 @@ fn a_revocation_is_not_lost_beside_a_change_of_the_configuration() {
     let own = Own::start(json!({ "*": {} }));
     let root = own.daemon.path("");
     let mut config = Own::config(&root, Some(json!({ "*": {} })));
-    for round in 0..12_u8 {
+    for round in 0..24_u8 {
         let host = own.identity(&own.ca, "web1", round + 1);
         let mut client = own.connect(&host);
         assert!(works(&mut client));
         config["limits"] = json!({ "body_bytes": 4096 + usize::from(round) });
         own.daemon.put(CONFIG, &config.to_string());
         // While the configuration is noticed, waited for, read, or put in force.
-        thread::sleep(Duration::from_millis(85 + u64::from(round) * 5));
+        thread::sleep(Duration::from_micros(100_000 + u64::from(round) * 500));
         own.daemon.put("tls/crl.pem", &own.ca.crl(&[round + 1]));
         closes("a revocation beside another change", &mut client);
     }
