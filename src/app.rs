@@ -5,13 +5,14 @@
 //! before any request is taken.
 
 mod convert;
+mod error;
 mod reload;
 pub mod spec;
 mod tls;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,21 +20,21 @@ use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 
 use self::convert::{in_force, to_limits, to_transport};
+pub use self::error::ServeError;
 use self::reload::Reloader;
 use self::tls::Tls;
 use crate::admin::{Admin, Board, Desk, Issuing};
 use crate::backend;
-use crate::catalog::{self, Catalog, CatalogError, Change, Location};
+use crate::catalog::{self, Catalog, Change, Location};
 use crate::config::watch::{Unit, Watcher};
 use crate::config::{self, Config, Faults, Loaded, Paths};
 use crate::error::chain;
 use crate::host::name::HostName;
 use crate::host::{Caller, Via};
-use crate::pki::PkiError;
 use crate::process::signal::{self, Event};
 use crate::process::{Drain, files};
 use crate::protocol::{self, Protocols};
-use crate::transport::{self, BindError, Bound, Listen, Revocation, Server, TlsError};
+use crate::transport::{self, Bound, Listen, Revocation, Server};
 use crate::volume::Service;
 
 /// How long requests in flight have to finish when the service ends.
@@ -47,88 +48,6 @@ const FILES_BESIDE: u64 = 1024;
 
 /// How often it is looked whether the server's certificate is to be made anew.
 const RENEWAL: Duration = Duration::from_secs(6 * 3600);
-
-/// Why the service did not start, or ended badly.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The configuration is wrong.
-    #[error("the configuration has {} fault{}", .0.iter().count(), if .0.iter().count() == 1 { "" } else { "s" })]
-    Configuration(Faults),
-    /// Certificates that the configuration names cannot be served with.
-    #[error("{path} cannot be served with", path = .path.display())]
-    Tls {
-        /// The file that is at fault.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: TlsError,
-    },
-    /// The clients of somebody else's authority would be let in, all of them.
-    #[error(
-        "{path} holds an authority that is not volhost's own, which makes the field \"hosts\" mandatory: name the hosts that may call, such as \"hosts\": {{\"web1\": {{}}}}, or all that it ever signs by \"hosts\": {{\"*\": {{}}}}",
-        path = .path.display()
-    )]
-    Authority {
-        /// The file that holds it.
-        path: PathBuf,
-    },
-    /// A file cannot be read.
-    #[error("{path} cannot be read", path = .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Our own certificates cannot be made or used.
-    #[error(transparent)]
-    Pki(#[from] PkiError),
-    /// The catalog cannot be opened.
-    #[error(transparent)]
-    Open(#[from] catalog::OpenError),
-    /// The catalog cannot be written.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-    /// A directory that volhost keeps by itself cannot be made.
-    #[error("{path} cannot be made", path = .path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
-    },
-    /// An address cannot be served.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// The operating system refuses what every service needs.
-    #[error("the service cannot be started: {what}")]
-    System {
-        /// What was refused.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl ServeError {
-    /// Whether the configuration is to blame.
-    #[must_use]
-    pub fn is_configuration(&self) -> bool {
-        match self {
-            Self::Configuration(_) | Self::Tls { .. } | Self::Authority { .. } => true,
-            Self::Read { .. }
-            | Self::Pki(_)
-            | Self::Open(_)
-            | Self::Catalog(_)
-            | Self::Directory { .. }
-            | Self::Bind(_)
-            | Self::System { .. } => false,
-        }
-    }
-}
 
 /// Serves until a signal ends it. Prints one `listening on ADDRESS` line for each listener, then `ready`.
 pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {

@@ -238,8 +238,21 @@ fn check_authority(config: &Config, pki: &Pki, files: &Files, contents: &Content
 
 /// The fault of a configuration that lets in the clients of somebody else's authority and does not say which.
 pub(super) fn fault_of_client_ca(loaded: &Loaded) -> Option<Fault> {
-    let pki = Pki::new(&loaded.config.pki);
-    loaded.check_client_ca(|path| std::fs::read(path).is_ok_and(|pem| pki.is_ours(&pem)))
+    let config = &loaded.config;
+    let pki = Pki::new(&config.pki);
+    let is_ours = |path: &Path| std::fs::read(path).is_ok_and(|pem| pki.is_ours(&pem));
+    if config.tls.client_ca.is_some() {
+        return loaded.check_client_ca(is_ours);
+    }
+    // An authority that somebody put in the place of ours is not ours either.
+    let own = pki.ca().cert;
+    let served = config.listen.iter().any(|listen| matches!(listen, Listen::Https(_)));
+    if config.hosts.is_some() || !served || !own.exists() || is_ours(&own) {
+        return None;
+    }
+    let file = loaded.files.first().map(|seen| seen.path().to_owned()).unwrap_or_default();
+    let what = ServeError::Authority { path: own }.to_string();
+    Some(Fault { file, line: 0, column: 0, field: "hosts".into(), what, hint: None })
 }
 
 fn read(path: impl AsRef<Path>) -> Result<Vec<u8>, ServeError> {

@@ -16,7 +16,7 @@ use warp::{Filter, Rejection};
 use super::paths;
 use crate::error::{chain, nearest};
 use crate::host::Caller;
-use crate::transport::CloseWithoutAnswer;
+use crate::transport::{CloseWithoutAnswer, LetIn};
 use crate::volume::{Blame, Counted, Error};
 
 /// The media type of every answer.
@@ -30,6 +30,8 @@ pub struct Request {
     pub path: String,
     /// Who calls; every transport says so.
     pub caller: Option<Caller>,
+    /// Whether the caller still is let in.
+    pub let_in: Option<LetIn>,
     /// The body.
     pub body: BodyStream,
 }
@@ -40,11 +42,13 @@ pub type BodyStream = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, warp::Er
 /// Takes any request apart.
 pub fn parts() -> impl Filter<Extract = (Request,), Error = Rejection> + Clone + Send + Sync + 'static {
     let body = warp::body::stream().map(boxed);
-    warp::method().and(warp::path::full()).and(warp::ext::optional::<Caller>()).and(body).map(
-        |method, path: warp::path::FullPath, caller, body| Request {
+    let of_connection = warp::ext::optional::<Caller>().and(warp::ext::optional::<LetIn>());
+    warp::method().and(warp::path::full()).and(of_connection).and(body).map(
+        |method, path: warp::path::FullPath, caller, let_in, body| Request {
             method,
             path: path.as_str().to_owned(),
             caller,
+            let_in,
             body,
         },
     )
@@ -64,15 +68,34 @@ pub enum Body {
     TooLarge,
     /// It did not arrive in time.
     Stalled,
-    /// The connection broke.
+    /// The connection broke, or its caller was shut out.
     Broken,
 }
 
 /// How long the rest of a body that is too large is taken from the wire.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Takes a body in.
-pub async fn collect(mut body: BodyStream, most: u64, patience: Duration) -> Result<Bytes, Body> {
+/// Takes a body in, as long as its sender is let in.
+pub async fn collect(
+    body: BodyStream,
+    most: u64,
+    patience: Duration,
+    let_in: Option<LetIn>,
+) -> Result<Bytes, Body> {
+    let lost = async {
+        match &let_in {
+            Some(let_in) => let_in.lost().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        taken = take(body, most, patience) => taken,
+        () = lost => Err(Body::Broken),
+    }
+}
+
+async fn take(mut body: BodyStream, most: u64, patience: Duration) -> Result<Bytes, Body> {
     let whole = async {
         let mut bytes = BytesMut::new();
         while let Some(part) = body.next().await {

@@ -19,6 +19,7 @@ use warp::reply::Response;
 
 use self::envelope::{Answer, Refusal};
 use crate::host::Caller;
+use crate::transport::LetIn;
 use crate::volume::Service;
 
 /// A protocol: the name that engines know it by, and what answers its verbs.
@@ -102,7 +103,7 @@ impl Protocols {
     }
 
     async fn answer(&self, request: envelope::Request) -> Answer {
-        let envelope::Request { method, path, caller, body } = request;
+        let envelope::Request { method, path, caller, let_in, body } = request;
         let Some(caller) = caller else {
             return Refusal::ours("this connection has no caller").into();
         };
@@ -112,7 +113,7 @@ impl Protocols {
             Some(_) => return Refusal::method(&method).into(),
             None => return Refusal::path(&path).into(),
         };
-        let request = TakenIn { verb, caller, body, settings: (self.settings)() };
+        let request = TakenIn { verb, caller, let_in, body, settings: (self.settings)() };
         if verb.lasting {
             request.carried_through(Arc::clone(&self.service)).await
         } else {
@@ -133,15 +134,16 @@ impl Protocols {
 struct TakenIn {
     verb: Verb,
     caller: Caller,
+    let_in: Option<LetIn>,
     body: envelope::BodyStream,
     settings: Settings,
 }
 
 impl TakenIn {
     async fn answer(self, service: &Arc<Service>) -> Answer {
-        let Self { verb, caller, body, settings } = self;
+        let Self { verb, caller, let_in, body, settings } = self;
         let lost = || if verb.empty == Empty::Lost { Answer::None } else { Refusal::stalled().into() };
-        let bytes = match envelope::collect(body, settings.body_bytes, settings.request).await {
+        let bytes = match envelope::collect(body, settings.body_bytes, settings.request, let_in).await {
             Ok(bytes) => bytes,
             Err(envelope::Body::TooLarge) => return Refusal::too_large(settings.body_bytes).into(),
             Err(envelope::Body::Stalled) => return lost(),

@@ -59,7 +59,22 @@ pub(super) struct Connection {
 enum Order {
     Serve,
     Finish,
+    Refuse,
     Abort,
+}
+
+/// The word that a request's caller is still let in, found in the request's extensions. A body may take long to
+/// arrive: whoever reads it stops when the caller is shut out meanwhile.
+#[derive(Debug, Clone)]
+pub struct LetIn(Arc<Connection>);
+
+impl LetIn {
+    /// Waits until the caller is no longer let in, which may be for ever.
+    pub async fn lost(&self) {
+        let mut orders = self.0.order.subscribe();
+        // The sender lives in the connection, and that in `self`: this cannot fail.
+        let _ = orders.wait_for(|order| *order == Order::Refuse).await;
+    }
 }
 
 /// A certificate that was good when it was looked at.
@@ -118,6 +133,13 @@ impl Connection {
     pub(super) fn finish(&self) -> bool {
         self.activity.end();
         self.tell(Order::Finish)
+    }
+
+    /// As [`finish`](Self::finish), because its caller is no longer let in: a request that has not arrived in full is
+    /// not waited for.
+    pub(super) fn refuse(&self) -> bool {
+        self.activity.end();
+        self.tell(Order::Refuse)
     }
 
     /// Has the connection end at once. Whether that was news to it.
@@ -224,7 +246,7 @@ where
             // The sender lives in `connection`: this cannot fail before the loop ends.
             Ok(()) = orders.changed() => match *orders.borrow_and_update() {
                 Order::Serve => {}
-                Order::Finish => http.as_mut().graceful_shutdown(),
+                Order::Finish | Order::Refuse => http.as_mut().graceful_shutdown(),
                 Order::Abort => break "dropped".to_owned(),
             },
         }
@@ -275,7 +297,7 @@ where
 {
     let busy = Busy::begin(&connection);
     if let Err(refused) = server.check(&connection, &mut Verdicts::new()) {
-        if connection.finish() {
+        if connection.refuse() {
             log::warn!("{connection}: closed with a request unanswered: {}", chain(&refused));
         }
         return Err(Closed);
@@ -284,6 +306,7 @@ where
         (server.on_seen)(&connection.caller.host);
     }
     request.extensions_mut().insert(connection.caller.clone());
+    request.extensions_mut().insert(LetIn(Arc::clone(&connection)));
     let (method, uri) = (request.method().clone(), request.uri().clone());
     if request.uri().path_and_query().is_none() {
         // CONNECT names a host and no path, which is more than warp can bear.

@@ -22,7 +22,8 @@
 //!
 //! A certificate is verified in the handshake, and its revocation by name, its end and (after a reload) the whole
 //! chain again before each request. A watchdog looks at all connections every half second, and at once after
-//! [`Server::recheck`]: those whose caller is no longer let in end after the request they have.
+//! [`Server::recheck`]: those whose caller is no longer let in end after the request they have, if that has arrived in
+//! full, and else at once.
 
 mod activity;
 pub mod bind;
@@ -59,6 +60,7 @@ use tower_service::Service;
 use self::activity::Bounds;
 use self::bind::{Accepted, canonical};
 pub use self::bind::{BindError, Bound, bind};
+pub use self::connection::LetIn;
 use self::connection::{Connection, Refused, Verdicts};
 pub use self::crl::CrlError;
 use self::handshake::Handshakes;
@@ -314,7 +316,7 @@ impl Server {
                         log::debug!("{connection}: closed: {why}");
                     }
                 } else if let Err(refused) = self.check(&connection, &mut verdicts)
-                    && connection.finish()
+                    && connection.refuse()
                 {
                     log::warn!("{connection}: closed: {}", chain(&refused));
                 }

@@ -33,7 +33,8 @@ fn advertised() -> String {
 fn join(daemon: &Daemon<'_>, host: &Host) {
     let bundle = host.dir().join("bundle.tar");
     let bundle = bundle.to_str().unwrap();
-    daemon.cli(&["host", "add", host.name(), "--advertise", &advertised(), "-o", bundle]).ok();
+    // A host that joins again gets another bundle in the place of its first.
+    daemon.cli(&["host", "add", host.name(), "--advertise", &advertised(), "--force", "-o", bundle]).ok();
     host.run(["tar", "-C", "/", "-xf", bundle]).ok();
 }
 

@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -551,6 +552,43 @@ fn an_authority_that_becomes_somebody_elses_is_not_let_in_without_a_list() {
 }
 
 #[test]
+fn an_authority_that_was_put_in_the_place_of_ours_needs_the_list_of_hosts_too() {
+    let first = Daemon::start();
+    // Any CA that volhost did not make itself, laid where its own would be.
+    let (cert, key) = (first.path("company.crt"), first.path("company.key"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "30",
+        ])
+        .args(["-subj", "/CN=the company's CA", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&cert)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (cert, key) = (fs::read_to_string(cert).unwrap(), fs::read_to_string(key).unwrap());
+    let setup = || Daemon::setup().file("etc/volhost/pki/ca.crt", &cert).file("etc/volhost/pki/ca.key", &key);
+    let (status, log) = setup().refused(|| ());
+    assert_eq!(status.code(), Some(78), "{log}");
+    assert!(log.contains("pki/ca.crt") && log.contains("\"hosts\" mandatory"), "{log}");
+    let config = json!({ "node": "node1", "listen": ["https://127.0.0.1:0"], "hosts": { "node1": {} } });
+    let daemon = setup().config(&config).start();
+    assert!(works(&mut daemon.tls()));
+    daemon.put(CONFIG, &json!({ "node": "node1", "listen": ["https://127.0.0.1:0"] }).to_string());
+    in_force("hosts taken out", || last_reload(&daemon)["result"] == "rejected");
+    assert_eq!(daemon.cli(&["check"]).code, Some(78));
+}
+
+#[test]
 fn certificates_named_anew_are_followed_even_while_they_are_broken() {
     let own = Own::start(json!({ "*": {} }));
     let web1 = own.identity(&own.ca, "web1", 1);
@@ -576,14 +614,14 @@ fn a_revocation_is_not_lost_beside_a_change_of_the_configuration() {
     let own = Own::start(json!({ "*": {} }));
     let root = own.daemon.path("");
     let mut config = Own::config(&root, Some(json!({ "*": {} })));
-    for round in 0..12_u8 {
+    for round in 0..24_u8 {
         let host = own.identity(&own.ca, "web1", round + 1);
         let mut client = own.connect(&host);
         assert!(works(&mut client));
         config["limits"] = json!({ "body_bytes": 4096 + usize::from(round) });
         own.daemon.put(CONFIG, &config.to_string());
         // While the configuration is noticed, waited for, read, or put in force.
-        thread::sleep(Duration::from_millis(85 + u64::from(round) * 5));
+        thread::sleep(Duration::from_micros(100_000 + u64::from(round) * 500));
         own.daemon.put("tls/crl.pem", &own.ca.crl(&[round + 1]));
         closes("a revocation beside another change", &mut client);
     }
