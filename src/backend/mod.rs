@@ -18,7 +18,7 @@ mod volumes;
 
 #[cfg(test)]
 #[path = "../../tests/integration/harness/fuse.rs"]
-mod fuse;
+pub(crate) mod fuse;
 #[cfg(test)]
 mod tests;
 

@@ -13,7 +13,7 @@ use super::name::{VolumeId, VolumeName};
 use super::operation::{self, Claim};
 use super::options::Options;
 use super::step::step;
-use super::{InForce, Service, in_sight, log_done, permit};
+use super::{InForce, Moving, Service, in_sight, log_done, permit};
 use crate::backend::{Backend, BackendError, Expect, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
@@ -74,11 +74,13 @@ impl Service {
             return Err(Error::Abandoned);
         }
         step("create:begun");
-        let Some(_moving) = self.moving(volume.id) else { return Err(Error::NotMended(volume.name.clone())) };
+        let Some(moving) = self.moving(backend.name(), volume.id) else {
+            return Err(Error::NotMended(volume.name.clone()));
+        };
         if adopt {
             self.adopt(&backend, expect, &volume).await?;
         } else {
-            self.make(&backend, expect, &volume).await?;
+            self.make(claim, &moving, &backend, expect, &volume).await?;
         }
         let outcome = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await?;
         step("create:done");
@@ -103,7 +105,14 @@ impl Service {
         Ok(())
     }
 
-    async fn make(self: &Arc<Self>, backend: &Backend, expect: Expect, volume: &Volume) -> Result<(), Error> {
+    async fn make(
+        &self,
+        claim: &Claim,
+        moving: &Moving,
+        backend: &Backend,
+        expect: Expect,
+        volume: &Volume,
+    ) -> Result<(), Error> {
         let settings = backend.settings();
         let (id, name) = (volume.id, volume.name.clone());
         let uid = volume.options.uid.unwrap_or(settings.uid);
@@ -118,25 +127,37 @@ impl Service {
                 Err(BackendError::Occupied { path: root.path().join(name.as_str()), directory: false })
             }
         };
-        if let Err(error) = backend.run(expect, stage).await {
-            if error.effect_unknown() {
-                self.undo_stage(backend, expect, volume).await;
+        match backend.run(expect, stage).await {
+            Ok(()) => {}
+            Err(
+                error @ (BackendError::Occupied { .. }
+                | BackendError::Offline { .. }
+                | BackendError::Busy { .. }),
+            ) => {
+                return Err(error.into());
             }
-            return Err(error.into());
+            Err(error) => {
+                // Staging takes back what it began, but storage that fails once may have failed at that too.
+                self.undo_stage(moving, backend, expect, volume).await;
+                return Err(error.into());
+            }
         }
         step("create:staged");
+        if !claim.wanted() {
+            self.undo_stage(moving, backend, expect, volume).await;
+            return Err(Error::Abandoned);
+        }
         if let Err(error) = self.catalog.submit(Change::Insert(volume.clone())).await {
-            self.undo_stage(backend, expect, volume).await;
+            self.undo_stage(moving, backend, expect, volume).await;
             return Err(taken(error));
         }
         step("create:recorded");
         let name = volume.name.clone();
         if let Err(error) = backend.run(expect, move |root| root.publish(id, &name)).await {
             if error.effect_unknown() {
-                self.leave_to_recovery(backend, &volume.name, &error);
-            } else {
-                self.undo_record(volume).await;
-                self.undo_stage(backend, expect, volume).await;
+                self.leave_to_recovery(moving, &volume.name, &error);
+            } else if self.undo_record(moving, volume).await {
+                self.undo_stage(moving, backend, expect, volume).await;
             }
             return Err(error.into());
         }
@@ -144,18 +165,27 @@ impl Service {
         Ok(())
     }
 
-    async fn undo_record(&self, volume: &Volume) {
+    /// Takes the record back. Where that fails, the staged directory must stay with it: a record without one would be
+    /// taken for a volume whose directory is whatever stands under its name.
+    async fn undo_record(&self, moving: &Moving, volume: &Volume) -> bool {
         let withdraw = Change::Withdraw(volume.name.clone(), volume.id);
-        if let Err(error) = self.catalog.submit(withdraw).await {
-            log::error!("volume {} was not made, but its record stays: {}", volume.name, chain(&error));
-            self.mark_unmended(&volume.backend);
+        let undone = self.catalog.submit(withdraw).await;
+        if let Err(error) = &undone {
+            log::error!(
+                "the create of volume {} failed, and its record cannot be taken back: it will be finished or undone \
+                 later: {}",
+                volume.name,
+                chain(error)
+            );
+            moving.leave_half_done();
         }
+        undone.is_ok()
     }
 
-    async fn undo_stage(&self, backend: &Backend, expect: Expect, volume: &Volume) {
+    async fn undo_stage(&self, moving: &Moving, backend: &Backend, expect: Expect, volume: &Volume) {
         let id = volume.id;
         if let Err(error) = backend.run(expect, move |root| root.unstage(id)).await {
-            self.leave_to_recovery(backend, &volume.name, &error);
+            self.leave_to_recovery(moving, &volume.name, &error);
         }
     }
 

@@ -34,6 +34,9 @@ pub enum Error {
     /// Nothing of that name or identity is in the trash.
     #[error("no removed volume {0:?}: `volhost volume ls --trash` lists them")]
     NotInTrash(String),
+    /// Deleting the removed volume's data has begun, or is due now.
+    #[error("removed volume {0} is being deleted: its data may be gone in part")]
+    BeingDeleted(VolumeName),
     /// The name is taken by a volume out of the host's sight.
     #[error("the name {0} is taken by a volume that this host may not use")]
     NameTaken(VolumeName),
@@ -116,7 +119,7 @@ pub enum Error {
     },
     /// An earlier operation on the volume is not finished and cannot be now.
     #[error(
-        "an earlier operation on volume {0} was cut off and is not mended yet: `volhost backend ls` shows why"
+        "an earlier operation on volume {0} was cut off and is not mended yet: volhost's log or `volhost backend ls` says why"
     )]
     NotMended(VolumeName),
     /// The backend has no identity, or not the one that the catalog knows.
@@ -173,6 +176,7 @@ impl Error {
             | Self::Options(_)
             | Self::NoSuchVolume(_)
             | Self::NotInTrash(_)
+            | Self::BeingDeleted(_)
             | Self::Different { .. }
             | Self::Exists(_)
             | Self::NoSuchBackend { .. }

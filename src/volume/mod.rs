@@ -22,10 +22,13 @@ pub mod options;
 mod recover;
 mod remove;
 mod step;
+#[cfg(test)]
+mod tests;
 mod trash;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -192,8 +195,13 @@ impl Service {
     }
 
     /// Claims the moving of a volume's directory until the guard is dropped; nothing, while somebody else moves it.
-    fn moving(self: &Arc<Self>, id: VolumeId) -> Option<Moving> {
-        self.moving_set().insert(id).then(|| Moving { service: Arc::clone(self), id })
+    fn moving(self: &Arc<Self>, backend: &BackendName, id: VolumeId) -> Option<Moving> {
+        self.moving_set().insert(id).then(|| Moving {
+            service: Arc::clone(self),
+            backend: backend.clone(),
+            id,
+            half_done: AtomicBool::new(false),
+        })
     }
 
     fn moving_set(&self) -> std::sync::MutexGuard<'_, HashSet<VolumeId>> {
@@ -205,12 +213,25 @@ impl Service {
 /// That an operation is moving a volume's directory.
 struct Moving {
     service: Arc<Service>,
+    backend: BackendName,
     id: VolumeId,
+    half_done: AtomicBool,
+}
+
+impl Moving {
+    /// What was begun can neither be finished nor undone now: recovery decides it.
+    fn leave_half_done(&self) {
+        self.half_done.store(true, Ordering::Release);
+    }
 }
 
 impl Drop for Moving {
     fn drop(&mut self) {
         self.service.moving_set().remove(&self.id);
+        // Only now: recovery passes over what is being moved, and would take it for looked at.
+        if self.half_done.load(Ordering::Acquire) || std::thread::panicking() {
+            self.service.mark_unmended(&self.backend);
+        }
     }
 }
 

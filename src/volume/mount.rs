@@ -1,6 +1,7 @@
 //! Mount and Unmount: who uses a volume, counted durably before the engine is told where it lies.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use time::OffsetDateTime;
 
@@ -13,6 +14,9 @@ use crate::backend::VolumeState;
 use crate::catalog::{CatalogError, Change, Refusal};
 use crate::error::chain;
 use crate::host::Caller;
+
+/// How long after a failure it is tried again to take a late mount back.
+const TAKE_BACK: Duration = Duration::from_secs(1);
 
 impl Service {
     /// Counts one Mount and tells where the volume lies (`/VolumeDriver.Mount`).
@@ -79,11 +83,36 @@ impl Service {
         step("mount:recorded");
         if !claim.decide() {
             log::warn!("a mount of volume {name} by host {} came too late and is taken back", caller.host);
-            self.unmount(caller, name, id).await?;
+            self.take_back(caller, name, id).await;
             return Err(Error::Abandoned);
         }
         let mounted = outcome.after.unwrap_or(volume);
         Ok(seen(&self.catalog.view(), &in_force.map, &mounted))
+    }
+
+    /// Takes a mount back of which nobody was told, however often it must be tried: no engine will ever end it. The
+    /// volume is held meanwhile.
+    async fn take_back(&self, caller: &Caller, name: &VolumeName, id: &MountId) {
+        loop {
+            match self.unmount(caller, name, id).await {
+                Ok(()) => return,
+                // The next start knows nothing of it: the operator's word is needed then.
+                Err(Error::Catalog(CatalogError::Closed)) => {
+                    log::error!("mount {id} of volume {name} by host {} stays: nobody uses it", caller.host);
+                    return;
+                }
+                // It is queued, and done as soon as the catalog answers.
+                Err(Error::Unknown) => return,
+                Err(error) => {
+                    log::warn!(
+                        "mount {id} of volume {name} by host {} cannot be taken back yet: {}",
+                        caller.host,
+                        chain(&error)
+                    );
+                    tokio::time::sleep(TAKE_BACK).await;
+                }
+            }
+        }
     }
 
     /// Counts one Unmount (`/VolumeDriver.Unmount`). A volume or ID that is not known succeeds and is logged. Never

@@ -112,16 +112,25 @@ impl Service {
     pub async fn init_backend(self: &Arc<Self>, name: &BackendName, force: bool) -> Result<BackendId, Error> {
         let (service, name) = (Arc::clone(self), name.clone());
         let limit = self.in_force.load().request;
-        operation::run(limit, |claim| async move { service.init_claimed(&claim, &name, force).await }).await
+        operation::run(limit, |claim| async move {
+            let backend = service.mapped(&name)?;
+            let mending = service.mending(&name);
+            let turn = service.turn(&backend, &mending).await?;
+            let id = service.init_in_turn(&claim, &backend, force).await?;
+            drop(turn);
+            service.take_up(&backend).await;
+            Ok(id)
+        })
+        .await
     }
 
-    async fn init_claimed(
-        self: &Arc<Self>,
+    async fn init_in_turn(
+        &self,
         claim: &Claim,
-        name: &BackendName,
+        backend: &Arc<Backend>,
         force: bool,
     ) -> Result<BackendId, Error> {
-        let backend = self.mapped(name)?;
+        let name = backend.name();
         let remembered = self.catalog.view().backends.get(name).cloned();
         if let Some(record) = remembered.filter(|record| record.state == BackendState::Established && !force)
         {
@@ -146,14 +155,13 @@ impl Service {
                 }),
             })
             .await?;
-        if !claim.decide() {
+        if !claim.wanted() {
             return Err(Error::Abandoned);
         }
-        self.record_backend(&backend, id, BackendState::Initialising).await?;
+        self.record_backend(backend, id, BackendState::Initialising).await?;
         let named = name.clone();
         backend.run(Expect::Nothing, move |root| root.write_identity(id, &named)).await?;
-        self.record_backend(&backend, id, BackendState::Established).await?;
-        self.take_up(&backend).await;
+        self.record_backend(backend, id, BackendState::Established).await?;
         Ok(id)
     }
 
@@ -161,11 +169,20 @@ impl Service {
     pub async fn adopt_backend(self: &Arc<Self>, name: &BackendName) -> Result<BackendId, Error> {
         let (service, name) = (Arc::clone(self), name.clone());
         let limit = self.in_force.load().request;
-        operation::run(limit, |claim| async move { service.adopt_claimed(&claim, &name).await }).await
+        operation::run(limit, |claim| async move {
+            let backend = service.mapped(&name)?;
+            let mending = service.mending(&name);
+            let turn = service.turn(&backend, &mending).await?;
+            let id = service.adopt_in_turn(&claim, &backend).await?;
+            drop(turn);
+            service.take_up(&backend).await;
+            Ok(id)
+        })
+        .await
     }
 
-    async fn adopt_claimed(self: &Arc<Self>, claim: &Claim, name: &BackendName) -> Result<BackendId, Error> {
-        let backend = self.mapped(name)?;
+    async fn adopt_in_turn(&self, claim: &Claim, backend: &Arc<Backend>) -> Result<BackendId, Error> {
+        let name = backend.name();
         let Some(found) = backend.run(Expect::Nothing, crate::backend::Root::identity).await? else {
             return Err(Error::Identity {
                 backend: name.clone(),
@@ -176,11 +193,10 @@ impl Service {
                 ),
             });
         };
-        if !claim.decide() {
+        if !claim.wanted() {
             return Err(Error::Abandoned);
         }
-        self.record_backend(&backend, found.id, BackendState::Established).await?;
-        self.take_up(&backend).await;
+        self.record_backend(backend, found.id, BackendState::Established).await?;
         Ok(found.id)
     }
 

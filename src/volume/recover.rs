@@ -4,15 +4,16 @@
 //! Nothing is deleted but empty staging directories of volumes that were never recorded. What belongs to nothing known
 //! is reported and left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Service;
 use time::OffsetDateTime;
+use tokio::sync::MutexGuard;
 
 use super::error::Error;
 use super::name::{VolumeId, VolumeName};
+use super::{Moving, Service};
 use crate::backend::name::BackendName;
 use crate::backend::{Backend, BackendError, Expect, VolumeState};
 use crate::catalog::{Change, Volume};
@@ -27,17 +28,33 @@ pub(super) struct Mending {
     mended: AtomicU64,
     /// One task mends at a time.
     turn: tokio::sync::Mutex<()>,
+    /// Volumes whose directories lie in the trash and cannot come back, because something else took their names.
+    displaced: Mutex<HashSet<VolumeId>>,
 }
 
 impl Default for Mending {
     fn default() -> Self {
-        Self { damage: AtomicU64::new(1), mended: AtomicU64::new(0), turn: tokio::sync::Mutex::default() }
+        Self {
+            damage: AtomicU64::new(1),
+            mended: AtomicU64::new(0),
+            turn: tokio::sync::Mutex::default(),
+            displaced: Mutex::default(),
+        }
     }
 }
 
 impl Mending {
     fn is_done(&self) -> bool {
         self.mended.load(Ordering::Acquire) == self.damage.load(Ordering::Acquire)
+    }
+
+    /// Whether what stands under the volume's name is not its directory.
+    fn is_displaced(&self, id: VolumeId) -> bool {
+        self.displaced.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+
+    fn set_displaced(&self, displaced: HashSet<VolumeId>) {
+        *self.displaced.lock().unwrap_or_else(PoisonError::into_inner) = displaced;
     }
 }
 
@@ -51,28 +68,40 @@ impl Service {
         {
             return Ok(expect);
         }
-        // Whose turn it is may hang in it.
-        backend.answers()?;
-        let limit = self.in_force.load().request;
-        let Ok(_turn) = tokio::time::timeout(limit, mending.turn.lock()).await else {
-            return Err(Error::TooLong { limit });
-        };
+        let _turn = self.turn(backend, &mending).await?;
         let expect = self.identify(backend).await?;
         let damage = mending.damage.load(Ordering::Acquire);
         if mending.mended.load(Ordering::Acquire) != damage {
-            self.mend(backend, expect).await?;
+            let displaced = self.mend(backend, expect).await?;
+            mending.set_displaced(displaced);
             mending.mended.store(damage, Ordering::Release);
+            // What came back may have removed volumes that are due.
+            self.purge.notify_one();
         }
         Ok(expect)
+    }
+
+    /// Waits until nobody else gives the backend an identity or mends it.
+    pub(super) async fn turn<'a>(
+        &self,
+        backend: &Backend,
+        mending: &'a Mending,
+    ) -> Result<MutexGuard<'a, ()>, Error> {
+        // Whose turn it is may hang in it.
+        backend.answers()?;
+        let limit = self.in_force.load().request;
+        let turn = tokio::time::timeout(limit, mending.turn.lock()).await;
+        turn.map_err(|_| Error::TooLong { limit })
     }
 
     /// The volume of that name once nothing about it is half-done: nothing, when there is none.
     pub(super) async fn settled(self: &Arc<Self>, name: &VolumeName) -> Result<Option<Arc<Volume>>, Error> {
         let Some(volume) = self.catalog.view().volumes.get(name).cloned() else { return Ok(None) };
-        if !volume.visible {
+        let mending = self.mending(&volume.backend);
+        if !volume.visible || mending.is_displaced(volume.id) {
             self.mark_unmended(&volume.backend);
         }
-        if self.mending(&volume.backend).is_done() {
+        if mending.is_done() {
             return Ok(Some(volume));
         }
         let Ok(backend) = self.backend_of(&volume) else {
@@ -81,7 +110,9 @@ impl Service {
         };
         self.ready(&backend).await?;
         match self.catalog.view().volumes.get(name) {
-            Some(volume) if !volume.visible => Err(Error::NotMended(name.clone())),
+            Some(volume) if !volume.visible || mending.is_displaced(volume.id) => {
+                Err(Error::NotMended(name.clone()))
+            }
             settled => Ok(settled.cloned()),
         }
     }
@@ -92,16 +123,16 @@ impl Service {
     }
 
     /// An operation whose outcome is not known, or could not be undone, is decided when the backend answers again.
-    pub(super) fn leave_to_recovery(&self, backend: &Backend, name: &VolumeName, error: &BackendError) {
+    pub(super) fn leave_to_recovery(&self, moving: &Moving, name: &VolumeName, error: &BackendError) {
         log::error!(
             "an operation on volume {name} was cut off and will be finished or undone when backend {} answers: {}",
-            backend.name(),
+            moving.backend,
             chain(error)
         );
-        self.mark_unmended(backend.name());
+        moving.leave_half_done();
     }
 
-    fn mending(&self, backend: &BackendName) -> Arc<Mending> {
+    pub(super) fn mending(&self, backend: &BackendName) -> Arc<Mending> {
         let mut mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
         match mending.get(backend) {
             Some(known) => Arc::clone(known),
@@ -109,7 +140,13 @@ impl Service {
         }
     }
 
-    async fn mend(self: &Arc<Self>, backend: &Arc<Backend>, expect: Expect) -> Result<(), Error> {
+    /// Looks through the backend once; returns the volumes whose directories stay in the trash because something else
+    /// stands under their names.
+    async fn mend(
+        self: &Arc<Self>,
+        backend: &Arc<Backend>,
+        expect: Expect,
+    ) -> Result<HashSet<VolumeId>, Error> {
         let look = |root: &crate::backend::Root| {
             root.furnish();
             Ok((root.staged()?, root.trashed()?))
@@ -121,14 +158,19 @@ impl Service {
         let names = self.names_by_id(backend.name());
         for id in staged.volumes {
             // Whoever moves it now knows what becomes of it; once it is ours, a fresh look tells the truth.
-            if let Some(_moving) = self.moving(id) {
+            if let Some(_moving) = self.moving(backend.name(), id) {
                 self.mend_staged(backend, expect, id, self.still(&names, id)).await?;
             }
         }
+        let mut displaced = HashSet::new();
         for id in trashed.volumes {
-            let Some(_moving) = self.moving(id) else { continue };
+            let Some(_moving) = self.moving(backend.name(), id) else { continue };
             match self.still(&names, id) {
-                Some(volume) => self.mend_trashed(backend, expect, &volume).await?,
+                Some(volume) => {
+                    if !self.mend_trashed(backend, expect, &volume).await? {
+                        displaced.insert(id);
+                    }
+                }
                 None if self.catalog.view().trash.contains_key(&id) => {}
                 None => log::warn!(
                     "backend {}: .volhost/trash/{id} belongs to no volume that the catalog knows, and is left",
@@ -139,14 +181,14 @@ impl Service {
         for (id, name) in &names {
             let hidden = || self.still(&names, *id).filter(|volume| !volume.visible);
             if hidden().is_some()
-                && let Some(_moving) = self.moving(*id)
+                && let Some(_moving) = self.moving(backend.name(), *id)
                 && let Some(volume) = hidden()
             {
                 log::debug!("volume {name} is recorded, and its directory was being moved");
                 self.mend_hidden(backend, expect, &volume).await?;
             }
         }
-        Ok(())
+        Ok(displaced)
     }
 
     /// The names of a backend's volumes by their identities, as a first look gives them.
@@ -163,7 +205,7 @@ impl Service {
     }
 
     /// A staged directory: its volume is recorded, and gets it; or it never was, and the directory goes.
-    async fn mend_staged(
+    pub(super) async fn mend_staged(
         self: &Arc<Self>,
         backend: &Arc<Backend>,
         expect: Expect,
@@ -171,12 +213,8 @@ impl Service {
         volume: Option<Arc<Volume>>,
     ) -> Result<(), Error> {
         let Some(volume) = volume else {
-            match backend.run(expect, move |root| root.unstage(id)).await {
-                Ok(()) => log::info!("undid a create that was cut off before it was recorded ({id})"),
-                Err(BackendError::NotEmpty { path }) => {
-                    log::warn!("{} belongs to no volume and is not empty: it is left", path.display());
-                }
-                Err(error) => return Err(error.into()),
+            if self.drop_staged(backend, expect, id).await? {
+                log::info!("undid a create that was cut off before it was recorded ({id})");
             }
             return Ok(());
         };
@@ -187,27 +225,43 @@ impl Service {
                 log::info!("finished the create of volume {}, which was cut off", volume.name);
             }
             Err(BackendError::Occupied { path, .. }) => {
-                // Never answered, and its name is somebody's: the create is undone.
-                backend.run(expect, move |root| root.unstage(id)).await?;
+                // Never answered, and its name is somebody's: the create is undone. First the record goes: one without
+                // a staged directory would be taken for a volume whose directory is the stranger's.
                 self.catalog.submit(take_back(&volume)).await?;
                 log::warn!(
                     "undid the create of volume {}, which was cut off: {} is taken",
                     volume.name,
                     path.display()
                 );
+                self.drop_staged(backend, expect, id).await?;
             }
+            // Its create was finished since we looked.
+            Err(BackendError::Missing { .. }) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(())
     }
 
-    /// A trashed directory whose volume still stands: its removal was never recorded, or its restoration was.
-    async fn mend_trashed(
+    /// Removes a staged directory that belongs to no volume, if it is empty; whether it did.
+    async fn drop_staged(&self, backend: &Backend, expect: Expect, id: VolumeId) -> Result<bool, Error> {
+        match backend.run(expect, move |root| root.unstage(id)).await {
+            Ok(()) => Ok(true),
+            Err(BackendError::NotEmpty { path }) => {
+                log::warn!("{} belongs to no volume and is not empty: it is left", path.display());
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A trashed directory whose volume still stands: its removal was never recorded, or its restoration was. Returns
+    /// whether it is back; it is not while something else stands under its name.
+    pub(super) async fn mend_trashed(
         self: &Arc<Self>,
         backend: &Arc<Backend>,
         expect: Expect,
         volume: &Arc<Volume>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let (id, name) = (volume.id, volume.name.clone());
         match backend.run(expect, move |root| root.untrash(id, &name)).await {
             Ok(()) => {
@@ -220,10 +274,13 @@ impl Service {
                     volume.name,
                     path.display()
                 );
+                return Ok(false);
             }
+            // It was put back or restored since we looked.
+            Err(BackendError::Missing { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// A volume that is recorded but not visible, with nothing staged or trashed any more: a rename whose outcome was
@@ -234,8 +291,13 @@ impl Service {
         expect: Expect,
         volume: &Volume,
     ) -> Result<(), Error> {
-        let name = volume.name.clone();
-        let state = backend.run(expect, move |root| root.volume_state(&name)).await?;
+        let (id, name) = (volume.id, volume.name.clone());
+        let look = move |root: &crate::backend::Root| {
+            let elsewhere = root.staged()?.volumes.contains(&id) || root.trashed()?.volumes.contains(&id);
+            Ok((!elsewhere).then_some(root.volume_state(&name)?))
+        };
+        // Left half-done since the first look: the next one decides.
+        let Some(state) = backend.run(expect, look).await? else { return Ok(()) };
         let name = volume.name.clone();
         match state {
             VolumeState::Directory => {

@@ -10,7 +10,7 @@ use super::error::Error;
 use super::name::{VolumeId, VolumeName};
 use super::operation::{self, Claim};
 use super::step::step;
-use super::{Service, in_sight, log_done, permit};
+use super::{Moving, Service, in_sight, log_done, permit};
 use crate::backend::{Backend, BackendError, Expect};
 use crate::catalog::{CatalogError, Change, Refusal, Removed, Volume};
 use crate::host::Caller;
@@ -66,7 +66,9 @@ impl Service {
             return Err(Error::Abandoned);
         }
         step("remove:begun");
-        let Some(_moving) = self.moving(volume.id) else { return Err(Error::NotMended(volume.name.clone())) };
+        let Some(moving) = self.moving(backend.name(), volume.id) else {
+            return Err(Error::NotMended(volume.name.clone()));
+        };
         let id = volume.id;
         let directory = name.clone();
         let keep = match backend.run(expect, move |root| root.trash(&directory, id)).await {
@@ -80,7 +82,7 @@ impl Service {
             }
             Err(error) => {
                 if error.effect_unknown() {
-                    self.leave_to_recovery(&backend, name, &error);
+                    self.leave_to_recovery(&moving, name, &error);
                 }
                 return Err(error.into());
             }
@@ -88,7 +90,7 @@ impl Service {
         step("remove:trashed");
         if let Err(error) = self.record_removal(claim, &volume, keep).await {
             if keep {
-                self.put_back(&backend, expect, &volume).await;
+                self.put_back(&moving, &backend, expect, &volume).await;
             }
             return Err(error);
         }
@@ -114,35 +116,45 @@ impl Service {
     }
 
     /// The directory of a volume whose removal was not recorded goes back to its name.
-    async fn put_back(&self, backend: &Backend, expect: Expect, volume: &Volume) {
+    async fn put_back(&self, moving: &Moving, backend: &Backend, expect: Expect, volume: &Volume) {
         let (id, name) = (volume.id, volume.name.clone());
         if let Err(error) = backend.run(expect, move |root| root.untrash(id, &name)).await {
-            self.leave_to_recovery(backend, &volume.name, &error);
+            self.leave_to_recovery(moving, &volume.name, &error);
         }
     }
 
     /// Brings a removed volume back under its name: the latest one removed of that name, or the one with that
-    /// identity.
+    /// identity. Not one whose data is being deleted: what came back would not be whole.
     pub async fn restore(self: &Arc<Self>, caller: &Caller, wanted: &str) -> Result<Arc<Volume>, Error> {
         let removed = self.find_removed(wanted)?;
         let (service, caller) = (Arc::clone(self), caller.clone());
         let limit = self.in_force.load().request;
         operation::run(limit, |claim| async move {
             let _held = service.locks.hold(&removed.volume.name, &claim).await?;
-            service.restore_held(&caller, &removed.volume).await
+            service.restore_held(&claim, &caller, &removed.volume).await
         })
         .await
     }
 
     async fn restore_held(
         self: &Arc<Self>,
+        claim: &Claim,
         caller: &Caller,
         volume: &Arc<Volume>,
     ) -> Result<Arc<Volume>, Error> {
         let (id, name) = (volume.id, volume.name.clone());
         let backend = self.backend_of(volume)?;
         let expect = self.ready(&backend).await?;
-        let Some(_moving) = self.moving(id) else { return Err(Error::NotMended(name)) };
+        if !claim.wanted() {
+            return Err(Error::Abandoned);
+        }
+        let deleted = || self.catalog.view().trash.get(&id).is_some_and(|removed| removed.expired);
+        let Some(moving) = self.moving(backend.name(), id) else {
+            return Err(if deleted() { Error::BeingDeleted(name) } else { Error::NotMended(name) });
+        };
+        if deleted() {
+            return Err(Error::BeingDeleted(name));
+        }
         let removed = match self.catalog.submit(Change::Restore(id)).await {
             Ok(outcome) => outcome.trashed.map_or_else(OffsetDateTime::now_utc, |removed| removed.at),
             Err(CatalogError::Refused(Refusal::Exists(_))) => return Err(Error::Exists(name)),
@@ -155,7 +167,7 @@ impl Service {
         let directory = name.clone();
         if let Err(error) = backend.run(expect, move |root| root.untrash(id, &directory)).await {
             if error.effect_unknown() {
-                self.leave_to_recovery(&backend, &name, &error);
+                self.leave_to_recovery(&moving, &name, &error);
             } else if let Err(failed) =
                 self.catalog.submit(Change::Unrestore { name: name.clone(), id, at: removed }).await
             {
@@ -163,7 +175,7 @@ impl Service {
                     "volume {name} was not restored, but its record stays: {}",
                     crate::error::chain(&failed)
                 );
-                self.mark_unmended(&volume.backend);
+                moving.leave_half_done();
             }
             return Err(error.into());
         }

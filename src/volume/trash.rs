@@ -81,10 +81,15 @@ impl Service {
         while let Some(removed) = self.next_due(backend) {
             match self.purge_volume(backend, &removed).await {
                 Ok(()) => {}
-                // All of its trash waits for the backend, not this one volume.
-                Err(Error::Backend(error @ (BackendError::Offline { .. } | BackendError::Busy { .. }))) => {
-                    log::debug!("the trash of backend {} waits: {error}", backend.name());
-                    return;
+                // Nothing is wrong with this volume: the backend is away, or somebody is looking after the directory.
+                Err(
+                    error @ (Error::NotMended(_)
+                    | Error::TooLong { .. }
+                    | Error::Catalog(_)
+                    | Error::Backend(BackendError::Offline { .. } | BackendError::Busy { .. })),
+                ) => {
+                    log::debug!("the trash of backend {} has to wait: {}", backend.name(), chain(&error));
+                    break;
                 }
                 Err(error) => self.block(&removed, chain(&error)),
             }
@@ -108,14 +113,22 @@ impl Service {
             .cloned()
     }
 
-    async fn purge_volume(self: &Arc<Self>, backend: &Arc<Backend>, removed: &Removed) -> Result<(), Error> {
+    pub(super) async fn purge_volume(
+        self: &Arc<Self>,
+        backend: &Arc<Backend>,
+        removed: &Removed,
+    ) -> Result<(), Error> {
         let (id, name) = (removed.volume.id, &removed.volume.name);
         // A volume that is being restored is not deleted, and one that is being deleted is not restored.
-        let Some(_moving) = self.moving(id) else { return Err(Error::NotMended(name.clone())) };
-        if !self.catalog.view().trash.contains_key(&id) {
-            return Ok(());
-        }
+        let Some(_moving) = self.moving(backend.name(), id) else {
+            return Err(Error::NotMended(name.clone()));
+        };
+        let Some(now) = self.catalog.view().trash.get(&id).cloned() else { return Ok(()) };
         let expect = self.ready(backend).await?;
+        if !now.expired {
+            // Durable before the first entry goes, so that what is half-deleted is never restored.
+            self.catalog.submit(Change::Expire(id)).await?;
+        }
         loop {
             match backend.run(expect, move |root| root.purge(id, SLICE)).await? {
                 Progress::Done => break,

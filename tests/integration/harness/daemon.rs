@@ -164,14 +164,25 @@ impl<'a> Daemon<'a> {
 
     /// Starts it after it was killed or terminated.
     pub fn start_again(&mut self) {
-        assert!(self.process.is_none(), "the daemon runs already");
-        match self.setup.spawn() {
-            Ok((process, addresses)) => {
-                self.process = Some(process);
-                self.addresses = addresses;
-            }
-            Err(status) => panic!("volhost ended before it was ready: {status}"),
+        if let Err(status) = self.start_with(&[]) {
+            panic!("volhost ended before it was ready: {status}");
         }
+    }
+
+    /// Starts it with these environment variables, for this time only; how it ended, when it did before it was ready.
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<(), ExitStatus> {
+        assert!(self.process.is_none(), "the daemon runs already");
+        let (process, addresses) = self.setup.spawn(environment)?;
+        self.process = Some(process);
+        self.addresses = addresses;
+        Ok(())
+    }
+
+    /// Waits until it has ended by itself, and says how.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the daemon runs");
+        let ended = || process.child.try_wait().expect("the daemon is our child");
+        wait::until("volhost's end by itself", START, ended)
     }
 }
 
@@ -246,17 +257,22 @@ impl<'a> Setup<'a> {
 
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Daemon<'a> {
-        self.write_files();
-        let mut daemon = Daemon { setup: self, process: None, addresses: Vec::new() };
+        let mut daemon = self.prepare();
         daemon.start_again();
         daemon
+    }
+
+    /// Writes its files and leaves the start to [`Daemon::start_again`] or [`Daemon::start_with`].
+    pub fn prepare(self) -> Daemon<'a> {
+        self.write_files();
+        Daemon { setup: self, process: None, addresses: Vec::new() }
     }
 
     /// Starts one that is expected to refuse: how it ended, and its log. What it left is looked at by `look`, before
     /// its files go.
     pub fn refused(self, look: impl FnOnce()) -> (ExitStatus, String) {
         self.write_files();
-        match self.spawn() {
+        match self.spawn(&[]) {
             Ok((mut process, addresses)) => {
                 kill(&mut process);
                 panic!("volhost started although it should not, and listens on {addresses:?}")
@@ -293,11 +309,11 @@ impl<'a> Setup<'a> {
         }
     }
 
-    fn spawn(&self) -> Result<(Process, Vec<String>), ExitStatus> {
+    fn spawn(&self, environment: &[(&str, &str)]) -> Result<(Process, Vec<String>), ExitStatus> {
         let log = File::options().create(true).append(true).open(self.log()).expect("the log can be made");
         let mut command = self.command();
         self.add_root(&mut command);
-        command.arg("serve");
+        command.arg("serve").envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().expect("volhost can be started");
         let lines = follow(&mut child);

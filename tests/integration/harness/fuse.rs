@@ -144,9 +144,28 @@ struct Behaviour {
     refuse_rename_flags: bool,
     refuse_chown: bool,
     refuse_fsyncdir: bool,
-    fail_once: BTreeMap<Op, i32>,
-    lose_once: BTreeMap<Op, i32>,
+    fail_once: BTreeMap<Op, Once>,
+    lose_once: BTreeMap<Op, Once>,
     seen: BTreeMap<Op, usize>,
+}
+
+/// A misbehaviour that is shown once, after so many requests that are answered well.
+#[derive(Clone, Copy)]
+struct Once {
+    after: usize,
+    errno: i32,
+}
+
+impl Once {
+    /// Whether it is this request's turn.
+    fn take(waiting: &mut BTreeMap<Op, Self>, op: Op) -> Option<i32> {
+        let once = waiting.get_mut(&op)?;
+        if let Some(fewer) = once.after.checked_sub(1) {
+            once.after = fewer;
+            return None;
+        }
+        waiting.remove(&op).map(|once| once.errno)
+    }
 }
 
 impl Control {
@@ -188,17 +207,34 @@ impl Control {
 
     /// Answers the next request of this kind with `errno` and does nothing.
     pub fn fail_once(&self, op: Op, errno: i32) {
+        self.fail_after(op, 0, errno);
+    }
+
+    /// Answers one request of this kind with `errno` and does nothing, after so many more that are answered well.
+    pub fn fail_after(&self, op: Op, after: usize, errno: i32) {
         self.change(|behaviour| {
-            behaviour.fail_once.insert(op, errno);
+            behaviour.fail_once.insert(op, Once { after, errno });
         });
     }
 
     /// Does what the next request of this kind asks for, and answers `errno` all the same, as when a server's answer
     /// is lost.
     pub fn lose_answer_once(&self, op: Op, errno: i32) {
+        self.lose_answer_after(op, 0, errno);
+    }
+
+    /// Loses one answer to a request of this kind, after so many more that are answered well.
+    pub fn lose_answer_after(&self, op: Op, after: usize, errno: i32) {
         self.change(|behaviour| {
-            behaviour.lose_once.insert(op, errno);
+            behaviour.lose_once.insert(op, Once { after, errno });
         });
+    }
+
+    /// Whether each misbehaviour that was to be shown once has been shown.
+    #[must_use]
+    pub fn was_shown(&self) -> bool {
+        let behaviour = self.lock();
+        behaviour.fail_once.is_empty() && behaviour.lose_once.is_empty()
     }
 
     /// Takes all misbehaviour back and releases what hangs.
@@ -264,11 +300,11 @@ impl Control {
             Asks::RenameWithFlags if behaviour.refuse_rename_flags => Some(libc::EINVAL),
             Asks::Chown if behaviour.refuse_chown => Some(libc::EPERM),
             _ if op == Op::Fsyncdir && behaviour.refuse_fsyncdir => Some(libc::EINVAL),
-            _ => behaviour.fail_once.remove(&op),
+            _ => Once::take(&mut behaviour.fail_once, op),
         };
         match refused {
             Some(errno) => Verdict::Refuse(errno),
-            None => behaviour.lose_once.remove(&op).map_or(Verdict::Do, Verdict::Lose),
+            None => Once::take(&mut behaviour.lose_once, op).map_or(Verdict::Do, Verdict::Lose),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! Only a directory below the temporary directory and a control group can be left over, and the next run sweeps them.
 
 pub mod daemon;
+pub mod disk;
 pub mod engine;
 pub mod fuse;
 pub mod host;

@@ -1,0 +1,664 @@
+//! The service as a whole, on a real catalog and on storage that fails on command: whatever fails, what was answered
+//! holds, and what was not is finished or undone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::backend::fuse::{Control, FuseFs, Op};
+use crate::backend::{Expect, Map, Settings};
+use crate::catalog::{CatalogError, Location, Submitted};
+use crate::host::Via;
+
+/// How long a request may take here: long enough for a slow machine, short enough to be waited for.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// A catalog that can be told to fail.
+struct Unwilling {
+    inner: Arc<dyn Catalog>,
+    refused: Mutex<fn(&Change) -> bool>,
+    late: Mutex<fn(&Change) -> bool>,
+}
+
+impl Unwilling {
+    /// Answers changes of this kind as a full disk does, from now on.
+    fn refuse(&self, which: fn(&Change) -> bool) {
+        *self.refused.lock().unwrap() = which;
+    }
+
+    /// Answers changes of this kind too late, although it makes them at once.
+    fn delay(&self, which: fn(&Change) -> bool) {
+        *self.late.lock().unwrap() = which;
+    }
+}
+
+impl Catalog for Unwilling {
+    fn view(&self) -> Arc<View> {
+        self.inner.view()
+    }
+
+    fn submit(&self, change: Change) -> Submitted {
+        let refused = *self.refused.lock().unwrap();
+        if refused(&change) {
+            let source = Arc::new(std::io::Error::from_raw_os_error(libc::ENOSPC));
+            return Box::pin(async {
+                Err(CatalogError::Write { location: "the test's catalog".into(), source })
+            });
+        }
+        let late = *self.late.lock().unwrap();
+        let late = late(&change);
+        let submitted = self.inner.submit(change);
+        Box::pin(async move {
+            let answer = submitted.await;
+            if late {
+                tokio::time::sleep(LIMIT).await;
+            }
+            answer
+        })
+    }
+
+    fn location(&self) -> &str {
+        self.inner.location()
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        self.inner.close()
+    }
+}
+
+/// A service, its catalog and its one backend.
+struct World {
+    service: Arc<Service>,
+    catalog: Arc<Unwilling>,
+    root: PathBuf,
+    fs: Option<FuseFs>,
+    dir: TempDir,
+}
+
+impl World {
+    /// On a directory.
+    async fn new() -> Self {
+        Self::on(|_| None).await
+    }
+
+    /// On a file system that fails on command; nothing, without the rights to mount one.
+    async fn shaky() -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can mount a file system");
+            return None;
+        }
+        let mount = |dir: &Path| {
+            std::fs::create_dir(dir.join("backing")).unwrap();
+            Some(FuseFs::mount(&dir.join("backing"), &dir.join("root")).unwrap())
+        };
+        Some(Self::on(mount).await)
+    }
+
+    async fn on(mount: impl FnOnce(&Path) -> Option<FuseFs>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        let fs = mount(dir.path());
+        let (catalog, service) = begin(dir.path(), &root).await;
+        Self { service, catalog, root, fs, dir }
+    }
+
+    fn fs(&self) -> &Control {
+        self.fs.as_ref().unwrap().control()
+    }
+
+    /// Ends and starts again, as a program does that is killed: nothing but the files remains.
+    async fn restart(&mut self) {
+        self.catalog.close().await;
+        (self.catalog, self.service) = begin(self.dir.path(), &self.root).await;
+    }
+
+    async fn create(&self, text: &str) -> Result<Arc<Volume>, Error> {
+        self.service.create(&engine(), name(text), options::Options::default()).await
+    }
+
+    async fn remove(&self, text: &str) -> Result<Option<VolumeId>, Error> {
+        self.service.remove(&engine(), name(text)).await
+    }
+
+    async fn mount(&self, text: &str) -> Result<Seen, Error> {
+        self.service.mount(&engine(), name(text), mount_id()).await
+    }
+
+    /// A volume with a file in it.
+    async fn filled(&self, text: &str) -> VolumeId {
+        let volume = self.create(text).await.unwrap();
+        std::fs::write(self.root.join(text).join("data"), text).unwrap();
+        volume.id
+    }
+
+    /// Looks through the backend as its next operation would.
+    async fn settle(&self) {
+        let backend = self.backend();
+        self.service.ready(&backend).await.unwrap();
+    }
+
+    fn backend(&self) -> Arc<Backend> {
+        Arc::clone(self.service.in_force().map.get(&backend_name()).unwrap())
+    }
+
+    fn has_data(&self, text: &str) -> bool {
+        std::fs::read_to_string(self.root.join(text).join("data")).is_ok_and(|data| data == text)
+    }
+
+    fn exists(&self, text: &str) -> bool {
+        self.service.view().volumes.get(text).is_some_and(|volume| volume.visible)
+    }
+
+    /// Fails unless every volume has its directory, every directory its volume, and nothing is half-made.
+    #[track_caller]
+    fn agrees(&self, when: &str) {
+        let view = self.service.view();
+        let volumes: BTreeSet<_> = view.volumes.keys().map(ToString::to_string).collect();
+        let trash: BTreeSet<_> = view.trash.keys().map(ToString::to_string).collect();
+        assert!(view.volumes.values().all(|volume| volume.visible), "{when}: a volume is hidden");
+        let mut directories = names(&self.root);
+        directories.remove(".volhost");
+        assert_eq!(directories, volumes, "{when}: directories and volumes");
+        assert_eq!(names(&self.root.join(".volhost/new")), BTreeSet::new(), "{when}: half-made");
+        assert_eq!(
+            names(&self.root.join(".volhost/trash")),
+            trash,
+            "{when}: the trash on disk and as recorded"
+        );
+    }
+}
+
+async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
+    let inner = crate::catalog::open(&Location::Sqlite(dir.join("catalog/catalog.db"))).unwrap();
+    let catalog = Arc::new(Unwilling { inner, refused: Mutex::new(|_| false), late: Mutex::new(|_| false) });
+    let settings = Settings {
+        path: root.into(),
+        mountpoint: root.into(),
+        draining: false,
+        require_mount: false,
+        trash: Duration::from_secs(3600),
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        mode: options::Mode::parse("0755").unwrap(),
+    };
+    let map = Map::build(&Map::default(), BTreeMap::from([(backend_name(), settings)]));
+    let in_force = InForce { map, access: Access::default(), request: LIMIT };
+    let service = Arc::new(Service::new(Arc::<Unwilling>::clone(&catalog), in_force));
+    service.bring_up(Duration::from_secs(20)).await;
+    (catalog, service)
+}
+
+fn names(directory: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn backend_name() -> BackendName {
+    BackendName::parse("default").unwrap()
+}
+
+fn name(text: &str) -> VolumeName {
+    VolumeName::parse(text).unwrap()
+}
+
+fn mount_id() -> name::MountId {
+    name::MountId::parse("one").unwrap()
+}
+
+fn engine() -> Caller {
+    Caller { host: HostName::parse("web1").unwrap(), via: Via::Tls }
+}
+
+fn operator() -> Caller {
+    Caller { host: HostName::parse("store1").unwrap(), via: Via::Admin }
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(std::time::Instant::now() < end, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_mover_leaves_half_done_is_looked_at_after_it_let_go() {
+    let world = World::new().await;
+    let id = world.filled("db").await;
+    let moving = world.service.moving(&backend_name(), id).unwrap();
+    // A remover's rename was done, and neither recorded nor put back.
+    std::fs::create_dir_all(world.root.join(".volhost/trash")).unwrap();
+    std::fs::rename(world.root.join("db"), world.root.join(".volhost/trash").join(id.to_string())).unwrap();
+    moving.leave_half_done();
+    world.service.mark_unmended(&backend_name());
+    // Another operation comes between, and passes over what is being moved.
+    world.create("other").await.unwrap();
+    assert!(!world.root.join("db").exists());
+    drop(moving);
+    world.mount("db").await.unwrap();
+    assert!(world.has_data("db"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recovery_does_not_mind_what_was_finished_since_it_looked() {
+    let world = World::new().await;
+    let id = world.filled("db").await;
+    let volume = Arc::clone(world.service.view().volume("db").unwrap());
+    let (service, backend) = (&world.service, world.backend());
+    let expect = service.ready(&backend).await.unwrap();
+    service.mend_staged(&backend, expect, id, Some(Arc::clone(&volume))).await.unwrap();
+    service.mend_trashed(&backend, expect, &volume).await.unwrap();
+    assert!(world.has_data("db"));
+    world.agrees("after both");
+}
+
+/// Leaves what a kill after the record of a create leaves, and somebody else's directory under its name.
+async fn cut_off_with_its_name_taken(world: &World) -> VolumeId {
+    let id = world.filled("db").await;
+    let volume = Volume::clone(world.service.view().volume("db").unwrap());
+    world.remove("db").await.unwrap();
+    world.service.expire(&id.to_string()).await.unwrap();
+    std::fs::remove_dir_all(world.root.join(".volhost/trash").join(id.to_string())).unwrap();
+    world.catalog.submit(Change::Forget(id)).await.unwrap();
+    std::fs::create_dir(world.root.join(".volhost/new").join(id.to_string())).unwrap();
+    std::fs::create_dir(world.root.join("db")).unwrap();
+    std::fs::write(world.root.join("db/data"), "db").unwrap();
+    world.catalog.submit(Change::Insert(volume)).await.unwrap();
+    id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_that_is_undone_never_takes_the_directory_of_somebody_else() {
+    for restarted in [false, true] {
+        let mut world = World::new().await;
+        cut_off_with_its_name_taken(&world).await;
+        // Its record cannot be taken back at first.
+        world.catalog.refuse(|change| matches!(change, Change::Remove { .. } | Change::Withdraw(..)));
+        world.service.mark_unmended(&backend_name());
+        assert!(world.service.ready(&world.backend()).await.is_err());
+        world.catalog.refuse(|_| false);
+        if restarted {
+            world.restart().await;
+        }
+        world.settle().await;
+        assert!(world.service.view().volumes.is_empty(), "the stranger's directory became a volume");
+        assert!(world.has_data("db"));
+        assert_eq!(names(&world.root.join(".volhost/new")), BTreeSet::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_whose_record_cannot_be_taken_back_is_finished() {
+    for restarted in [false, true] {
+        let Some(mut world) = World::shaky().await else { return };
+        world.catalog.refuse(|change| matches!(change, Change::Withdraw(..)));
+        world.fs().fail_once(Op::Rename, libc::ENOSPC);
+        world.create("db").await.unwrap_err();
+        world.catalog.refuse(|_| false);
+        if restarted {
+            world.restart().await;
+        }
+        world.settle().await;
+        world.agrees("afterwards");
+        assert!(world.exists("db"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_lies_in_the_trash_is_not_mistaken_for_what_took_its_name() {
+    let mut world = World::new().await;
+    let id = world.filled("db").await;
+    // What a kill in a remove leaves; then somebody makes a directory of that name.
+    std::fs::create_dir_all(world.root.join(".volhost/trash")).unwrap();
+    std::fs::rename(world.root.join("db"), world.root.join(".volhost/trash").join(id.to_string())).unwrap();
+    std::fs::create_dir(world.root.join("db")).unwrap();
+    world.restart().await;
+    for _ in 0..2 {
+        assert!(matches!(world.mount("db").await, Err(Error::NotMended(_))));
+        assert!(matches!(world.remove("db").await, Err(Error::NotMended(_))));
+        assert!(matches!(world.create("db").await, Err(Error::NotMended(_))));
+        world.create("other").await.expect("other volumes are not concerned");
+    }
+    std::fs::remove_dir(world.root.join("db")).unwrap();
+    world.mount("db").await.unwrap();
+    assert!(world.has_data("db"));
+    world.agrees("afterwards");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_that_met_an_absent_backend_is_taken_up_when_it_is_back() {
+    let world = World::new().await;
+    let id = world.filled("db").await;
+    world.remove("db").await.unwrap();
+    let away = world.root.with_extension("away");
+    std::fs::rename(&world.root, &away).unwrap();
+    let keeper = tokio::spawn(Arc::clone(&world.service).keep_trash());
+    world.service.expire(&id.to_string()).await.unwrap();
+    eventually("the purge meets no backend", || state_word(&world.backend().health()) == "offline").await;
+    // The purge that noticed it has ended before it is back.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    std::fs::rename(&away, &world.root).unwrap();
+    world.backend().probe(Expect::Nothing).await;
+    world.service.mark_unmended(&backend_name());
+    world.create("other").await.unwrap();
+    eventually("the purge is not taken up", || world.service.view().trash.is_empty()).await;
+    world.agrees("afterwards");
+    keeper.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_whose_deletion_began_is_not_restored() {
+    let Some(mut world) = World::shaky().await else { return };
+    let id = world.filled("db").await;
+    std::fs::write(world.root.join("db/more"), "more").unwrap();
+    world.remove("db").await.unwrap();
+    let removed = world.service.find_removed("db").unwrap();
+    // Its time is over; one of its two files goes, and then the storage fails.
+    world.fs().fail_after(Op::Unlink, 1, libc::EIO);
+    world.service.purge_volume(&world.backend(), &removed).await.unwrap_err();
+    assert_eq!(names(&world.root.join(".volhost/trash").join(id.to_string())).len(), 1);
+    for _ in 0..2 {
+        let refused = world.service.restore(&operator(), "db").await.unwrap_err();
+        assert!(matches!(refused, Error::BeingDeleted(_)), "{refused}");
+        assert!(world.service.view().volumes.is_empty());
+        world.restart().await;
+    }
+    let removed = world.service.find_removed("db").unwrap();
+    world.service.purge_volume(&world.backend(), &removed).await.unwrap();
+    world.agrees("afterwards");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_remove_that_took_too_long_is_never_carried_out() {
+    for op in [Op::Opendir, Op::Rename, Op::Fsyncdir] {
+        let Some(mut world) = World::shaky().await else { return };
+        let id = world.filled("db").await;
+        world.fs().hang_on(op, true);
+        assert!(matches!(world.remove("db").await, Err(Error::TooLong { .. })), "{op:?}");
+        world.fs().hang_on(op, false);
+        eventually("the operation ends", || world.service.moving(&backend_name(), id).is_some()).await;
+        world.mount("db").await.unwrap();
+        assert!(world.has_data("db"), "{op:?}");
+        world.agrees("afterwards");
+        world.restart().await;
+        assert!(world.has_data("db"), "{op:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_took_too_long_is_never_carried_out() {
+    let Some(world) = World::shaky().await else { return };
+    let id = world.filled("db").await;
+    world.remove("db").await.unwrap();
+    world.service.mark_unmended(&backend_name());
+    world.fs().hang(true);
+    assert!(matches!(world.service.restore(&operator(), "db").await, Err(Error::TooLong { .. })));
+    world.fs().hang(false);
+    // The name is free once the operation has found out.
+    world.create("db").await.unwrap();
+    assert!(world.service.view().trash.contains_key(&id));
+    world.agrees("afterwards");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_that_took_too_long_before_its_record_is_undone() {
+    let Some(world) = World::shaky().await else { return };
+    for op in [Op::Opendir, Op::Mkdir] {
+        world.fs().hang_on(op, true);
+        assert!(matches!(world.create("db").await, Err(Error::TooLong { .. })), "{op:?}");
+        world.fs().hang_on(op, false);
+        // Waits for the name, and then finds it free.
+        world.remove("db").await.unwrap();
+        world.settle().await;
+        assert!(world.service.view().volumes.is_empty() && world.service.view().trash.is_empty(), "{op:?}");
+        world.agrees("afterwards");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_that_ends_after_its_limit_is_taken_back() {
+    let world = World::new().await;
+    world.filled("db").await;
+    world.catalog.delay(|change| matches!(change, Change::Mount { .. }));
+    assert!(matches!(world.mount("db").await, Err(Error::TooLong { .. })));
+    world.catalog.delay(|_| false);
+    assert_eq!(world.service.view().volume("db").unwrap().mounts.len(), 1, "it was recorded, too late");
+    world.remove("db").await.expect("waits for the mount's end, and finds it taken back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_mount_is_taken_back_also_while_the_catalog_cannot_be_written() {
+    let world = World::new().await;
+    world.filled("db").await;
+    world.catalog.delay(|change| matches!(change, Change::Mount { .. }));
+    world.catalog.refuse(|change| matches!(change, Change::Unmount { .. }));
+    assert!(matches!(world.mount("db").await, Err(Error::TooLong { .. })));
+    tokio::time::sleep(LIMIT).await;
+    world.catalog.delay(|_| false);
+    world.catalog.refuse(|_| false);
+    eventually("it is taken back", || world.service.view().volume("db").unwrap().mounts.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_is_answered_about_a_hung_backend_too() {
+    let Some(world) = World::shaky().await else { return };
+    world.fs().hang(true);
+    let patience = 2 * LIMIT;
+    let adopted = tokio::time::timeout(patience, world.service.adopt_backend(&backend_name())).await;
+    assert!(matches!(adopted.expect("no answer"), Err(Error::TooLong { .. })));
+    let begun = tokio::time::timeout(patience, world.service.init_backend(&backend_name(), true)).await;
+    assert!(matches!(begun.expect("no answer"), Err(Error::TooLong { .. })));
+    world.fs().hang(false);
+    world.create("db").await.unwrap();
+    world.agrees("afterwards");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unmount_waits_neither_for_a_backend_nor_for_an_operation_that_does() {
+    let Some(world) = World::shaky().await else { return };
+    world.filled("db").await;
+    world.mount("db").await.unwrap();
+    world.fs().hang(true);
+    let service = Arc::clone(&world.service);
+    let mounting = tokio::spawn(async move { service.mount(&engine(), name("db"), mount_id()).await });
+    assert!(world.fs().wait_for_hanging(1, Duration::from_secs(10)));
+    let (caller, volume, id) = (engine(), name("db"), mount_id());
+    let unmount = world.service.unmount(&caller, &volume, &id);
+    tokio::time::timeout(LIMIT / 2, unmount).await.expect("it waited").unwrap();
+    world.fs().hang(false);
+    let _ = mounting.await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalog_that_cannot_be_written_leaves_everything_as_it_was() {
+    let world = World::new().await;
+    world.filled("db").await;
+    let removed = world.filled("removed").await;
+    world.remove("removed").await.unwrap();
+    world.catalog.refuse(|change| !matches!(change, Change::Publish(..)));
+    let failed =
+        |error: Error| assert!(matches!(error, Error::Catalog(CatalogError::Write { .. })), "{error}");
+    for _ in 0..2 {
+        failed(world.create("new").await.unwrap_err());
+        failed(world.remove("db").await.unwrap_err());
+        failed(world.mount("db").await.unwrap_err());
+        failed(world.service.restore(&operator(), "removed").await.unwrap_err());
+        failed(world.service.expire("removed").await.unwrap_err());
+        world.agrees("while the disk is full");
+        assert!(world.has_data("db") && world.exists("db") && !world.exists("new"));
+        assert!(world.service.view().trash.contains_key(&removed));
+    }
+    world.catalog.refuse(|_| false);
+    world.create("new").await.unwrap();
+    world.service.restore(&operator(), "removed").await.unwrap();
+    assert!(world.has_data("removed"));
+    world.remove("db").await.unwrap();
+    world.agrees("with room again");
+}
+
+/// Each request kind that the operations send, with errors that say nothing of whether it was done, and some that do.
+const FAULTS: &[(Op, bool, i32)] = &[
+    (Op::Lookup, false, libc::EIO),
+    (Op::Getattr, false, libc::ESTALE),
+    (Op::Setattr, false, libc::EIO),
+    (Op::Opendir, false, libc::EIO),
+    (Op::Readdir, false, libc::EIO),
+    (Op::Mkdir, false, libc::ENOSPC),
+    (Op::Mkdir, true, libc::EIO),
+    (Op::Rmdir, false, libc::EIO),
+    (Op::Rmdir, true, libc::EIO),
+    (Op::Rename, false, libc::EIO),
+    (Op::Rename, false, libc::ENOSPC),
+    (Op::Rename, true, libc::EIO),
+    (Op::Rename, true, libc::ENOENT),
+    (Op::Fsyncdir, false, libc::EIO),
+];
+
+/// Runs an operation once for each request that it sends to the storage, which fails; `check` is told whether the
+/// operation was answered well, and looks at what became of it, before and after a restart.
+async fn with_each_fault(
+    before: impl AsyncFn(&World),
+    operation: impl AsyncFn(&World) -> Result<(), Error>,
+    check: impl Fn(&World, bool, &str),
+) {
+    let Some(mut world) = World::shaky().await else { return };
+    before(&world).await;
+    for (op, lost, errno) in FAULTS {
+        for after in 0.. {
+            // Each time as after a failure: the backend is looked through as well.
+            world.service.mark_unmended(&backend_name());
+            if *lost {
+                world.fs().lose_answer_after(*op, after, *errno);
+            } else {
+                world.fs().fail_after(*op, after, *errno);
+            }
+            let answer = operation(&world).await;
+            let shown = world.fs().was_shown();
+            world.fs().behave();
+            let what = format!("{op:?} number {after} {}: {answer:?}", if *lost { "lost" } else { "failed" });
+            world.settle().await;
+            world.agrees(&what);
+            check(&world, answer.is_ok(), &what);
+            world.restart().await;
+            world.agrees(&format!("{what}, restarted"));
+            check(&world, answer.is_ok(), &format!("{what}, restarted"));
+            // Begins anew, with nothing of before.
+            for text in ["db", "kept"] {
+                world.remove(text).await.unwrap();
+            }
+            for removed in world.service.trash() {
+                world.service.purge_volume(&world.backend(), &removed.removed).await.unwrap();
+            }
+            before(&world).await;
+            if !shown {
+                assert!(answer.is_ok(), "{what}");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_is_whole_or_not_at_all_whatever_the_storage_fails_at() {
+    with_each_fault(
+        async |world| {
+            world.filled("kept").await;
+        },
+        async |world| world.create("db").await.map(drop),
+        |world, answered, what| {
+            assert!(world.exists("db") || !answered, "{what}: what was answered is not there");
+            assert!(world.has_data("kept"), "{what}");
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_remove_is_done_or_nothing_is_removed_whatever_the_storage_fails_at() {
+    with_each_fault(
+        async |world| {
+            world.filled("kept").await;
+            world.filled("db").await;
+        },
+        async |world| world.remove("db").await.map(drop),
+        |world, answered, what| {
+            // Never removed after an error: the caller believes that it has its data.
+            assert_eq!(world.exists("db"), !answered, "{what}");
+            assert_eq!(world.has_data("db"), !answered, "{what}");
+            assert!(world.has_data("kept"), "{what}");
+            if answered {
+                let id = world.service.find_removed("db").unwrap().volume.id;
+                let data = world.root.join(".volhost/trash").join(id.to_string()).join("data");
+                assert_eq!(std::fs::read_to_string(data).unwrap(), "db", "{what}");
+            }
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_loses_no_data_whatever_the_storage_fails_at() {
+    with_each_fault(
+        async |world| {
+            world.filled("kept").await;
+            world.filled("db").await;
+            world.remove("db").await.unwrap();
+        },
+        async |world| world.service.restore(&operator(), "db").await.map(drop),
+        |world, answered, what| {
+            assert!(world.exists("db") || !answered, "{what}: what was answered is not there");
+            if world.exists("db") {
+                assert!(world.has_data("db"), "{what}");
+            } else {
+                let id = world.service.find_removed("db").unwrap().volume.id;
+                let data = world.root.join(".volhost/trash").join(id.to_string()).join("data");
+                assert_eq!(std::fs::read_to_string(data).unwrap(), "db", "{what}");
+            }
+            assert!(world.has_data("kept"), "{what}");
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_gets_one_identity_whatever_the_storage_fails_at() {
+    for (op, lost, errno) in FAULTS.iter().copied().chain([
+        (Op::Create, false, libc::EIO),
+        (Op::Create, true, libc::EIO),
+        (Op::Write, false, libc::EIO),
+        (Op::Fsync, false, libc::EIO),
+    ]) {
+        for after in 0.. {
+            if !rustix::process::geteuid().is_root() {
+                return;
+            }
+            let mut world = World::on(|dir| {
+                std::fs::create_dir(dir.join("backing")).unwrap();
+                let fs = FuseFs::mount(&dir.join("backing"), &dir.join("root")).unwrap();
+                if lost {
+                    fs.control().lose_answer_after(op, after, errno);
+                } else {
+                    fs.control().fail_after(op, after, errno);
+                }
+                Some(fs)
+            })
+            .await;
+            let shown = world.fs().was_shown();
+            world.fs().behave();
+            let what = format!("{op:?} number {after} {}", if lost { "lost" } else { "failed" });
+            world.settle().await;
+            world.filled("db").await;
+            world.restart().await;
+            world.settle().await;
+            assert!(world.has_data("db"), "{what}");
+            world.agrees(&what);
+            if !shown {
+                break;
+            }
+        }
+    }
+}
