@@ -115,7 +115,7 @@ impl Service {
         operation::run(limit, |claim| async move {
             let backend = service.mapped(&name)?;
             let mending = service.mending(&name);
-            let turn = service.turn(&backend, &mending).await?;
+            let turn = service.turn(&mending).await?;
             let id = service.init_in_turn(&claim, &backend, force).await?;
             drop(turn);
             service.take_up(&backend).await;
@@ -155,7 +155,7 @@ impl Service {
                 }),
             })
             .await?;
-        if !claim.wanted() {
+        if !claim.decide() {
             return Err(Error::Abandoned);
         }
         self.record_backend(backend, id, BackendState::Initialising).await?;
@@ -172,7 +172,7 @@ impl Service {
         operation::run(limit, |claim| async move {
             let backend = service.mapped(&name)?;
             let mending = service.mending(&name);
-            let turn = service.turn(&backend, &mending).await?;
+            let turn = service.turn(&mending).await?;
             let id = service.adopt_in_turn(&claim, &backend).await?;
             drop(turn);
             service.take_up(&backend).await;
@@ -193,7 +193,7 @@ impl Service {
                 ),
             });
         };
-        if !claim.wanted() {
+        if !claim.decide() {
             return Err(Error::Abandoned);
         }
         self.record_backend(backend, found.id, BackendState::Established).await?;

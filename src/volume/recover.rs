@@ -68,7 +68,9 @@ impl Service {
         {
             return Ok(expect);
         }
-        let _turn = self.turn(backend, &mending).await?;
+        // Whose turn it is may hang in it.
+        backend.answers()?;
+        let _turn = self.turn(&mending).await?;
         let expect = self.identify(backend).await?;
         let damage = mending.damage.load(Ordering::Acquire);
         if mending.mended.load(Ordering::Acquire) != damage {
@@ -82,13 +84,7 @@ impl Service {
     }
 
     /// Waits until nobody else gives the backend an identity or mends it.
-    pub(super) async fn turn<'a>(
-        &self,
-        backend: &Backend,
-        mending: &'a Mending,
-    ) -> Result<MutexGuard<'a, ()>, Error> {
-        // Whose turn it is may hang in it.
-        backend.answers()?;
+    pub(super) async fn turn<'a>(&self, mending: &'a Mending) -> Result<MutexGuard<'a, ()>, Error> {
         let limit = self.in_force.load().request;
         let turn = tokio::time::timeout(limit, mending.turn.lock()).await;
         turn.map_err(|_| Error::TooLong { limit })

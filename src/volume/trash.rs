@@ -94,6 +94,8 @@ impl Service {
                 Err(error) => self.block(&removed, chain(&error)),
             }
         }
+        // What became due just after the last look would else wait for the next round.
+        self.purge.notify_one();
     }
 
     /// The next removed volume to delete: the oldest that is due, or the oldest at all while space is scarce.
