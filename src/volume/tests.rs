@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::AtomicUsize;
 
 use tempfile::TempDir;
 
@@ -350,6 +351,26 @@ async fn a_purge_that_met_an_absent_backend_is_taken_up_when_it_is_back() {
     world.create("other").await.unwrap();
     eventually("the purge is not taken up", || world.service.view().trash.is_empty()).await;
     world.agrees("afterwards");
+    keeper.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_that_cannot_be_recorded_is_not_tried_without_end() {
+    static TRIED: AtomicUsize = AtomicUsize::new(0);
+    let world = World::new().await;
+    let id = world.filled("db").await;
+    world.remove("db").await.unwrap();
+    world.catalog.refuse(|change| {
+        let forget = matches!(change, Change::Forget(_));
+        TRIED.fetch_add(usize::from(forget), Ordering::Relaxed);
+        forget
+    });
+    let keeper = tokio::spawn(Arc::clone(&world.service).keep_trash());
+    world.service.expire(&id.to_string()).await.unwrap();
+    eventually("nothing is purged", || TRIED.load(Ordering::Relaxed) > 0).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let tried = TRIED.load(Ordering::Relaxed);
+    assert!(tried <= 3, "{tried} attempts in half a second");
     keeper.abort();
 }
 

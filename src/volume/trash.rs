@@ -89,7 +89,8 @@ impl Service {
                     | Error::Backend(BackendError::Offline { .. } | BackendError::Busy { .. })),
                 ) => {
                     log::debug!("the trash of backend {} has to wait: {}", backend.name(), chain(&error));
-                    break;
+                    // The next round, or what it waits for: to look again at once would be to look without end.
+                    return;
                 }
                 Err(error) => self.block(&removed, chain(&error)),
             }

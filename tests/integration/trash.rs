@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{RenameFlags, renameat_with, symlinkat};
 use serde_json::{Value, json};
 
 use crate::harness::Daemon;
@@ -188,6 +190,7 @@ fn a_deletion_is_bounded_disturbs_nobody_and_is_resumed_after_kill_9() {
     assert_eq!(left(), half);
     daemon.start_again();
     assert_eq!(trash(&daemon).len(), 1);
+    says(&daemon.cli(&["volume", "restore", "big"]).fails(), &["big", "being deleted"]);
     until_gone(&daemon, &root, Duration::from_secs(60));
     assert_eq!(names(&root).len(), 21, "the volumes and .volhost");
 }
@@ -228,8 +231,8 @@ fn a_mount_point_inside_a_removed_volume_is_never_crossed() {
         row["blocked"].as_str()?.contains("b/memory").then_some(())
     });
     assert!(!below.join("a").exists());
-    // What is gone in part does not come back as if it were whole.
-    says(&daemon.cli(&["volume", "restore", "db"]).fails(), &["being deleted"]);
+    // What is deleted in part is not a volume that can come back.
+    says(&daemon.cli(&["volume", "restore", "db"]).fails(), &["db", "being deleted"]);
     assert_eq!(fs::read_to_string(below.join("b/memory/data")).unwrap(), "kept");
     unmount(&below.join("b/memory"));
     daemon.cli(&["volume", "rm", "--now", "--yes", row["id"].as_str().unwrap()]).ok();
@@ -243,6 +246,56 @@ fn a_mount_point_inside_a_removed_volume_is_never_crossed() {
     assert_eq!(fs::read_to_string(precious.join("data")).unwrap(), "kept");
     unmount(&root.join("db"));
     done(&daemon, "Remove", &named("db"));
+    until_gone(&daemon, &root, SOON);
+}
+
+#[test]
+fn a_deletion_is_never_led_out_of_the_volume_by_swapped_links() {
+    let storage = Storage::new();
+    let (daemon, root) = serve(&storage, "24h");
+    let outside = storage.dir("outside");
+    for at in 0..50 {
+        fs::create_dir(outside.join(at.to_string())).unwrap();
+        fs::write(outside.join(at.to_string()).join("data"), "kept").unwrap();
+    }
+    create(&daemon, "db", &json!({}));
+    let volume = root.join("db");
+    for at in 0..400 {
+        let dir = volume.join(at.to_string());
+        fs::create_dir(&dir).unwrap();
+        for file in 0..20 {
+            fs::File::create(dir.join(file.to_string())).unwrap();
+        }
+    }
+    // A container that goes on using the volume holds its directory, wherever that is renamed to.
+    let held = fs::File::open(&volume).unwrap();
+    std::os::unix::fs::symlink(&outside, volume.join("link")).unwrap();
+    let (over, swaps) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                for at in 0..400 {
+                    if renameat_with(&held, "link", &held, at.to_string(), RenameFlags::EXCHANGE).is_ok() {
+                        swaps.fetch_add(1, Ordering::Relaxed);
+                    }
+                    // What was removed comes again, for as long as there is a directory.
+                    let _ = symlinkat(&outside, &held, "link");
+                }
+            }
+        });
+        daemon.cli(&["volume", "rm", "--now", "--yes", "db"]).ok();
+        std::thread::sleep(Duration::from_secs(4));
+        over.store(true, Ordering::Relaxed);
+    });
+    drop(held);
+    assert!(swaps.load(Ordering::Relaxed) > 100, "{swaps:?} swaps");
+    assert_eq!(names(&outside).len(), 50);
+    for at in 0..50 {
+        assert_eq!(fs::read_to_string(outside.join(at.to_string()).join("data")).unwrap(), "kept");
+    }
+    if let Some(row) = trash(&daemon).first() {
+        daemon.cli(&["volume", "rm", "--now", "--yes", row["id"].as_str().unwrap()]).ok();
+    }
     until_gone(&daemon, &root, SOON);
 }
 
