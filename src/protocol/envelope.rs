@@ -84,8 +84,14 @@ pub async fn collect(mut body: BodyStream, most: u64, patience: Duration) -> Res
     tokio::time::timeout(patience, whole).await.unwrap_or(Err(Body::Stalled))
 }
 
-/// Reads a body's JSON.
+/// Reads a body's JSON object. An array of the right values would do for serde, and is a mistake all the same.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "the request's body is not understood: it takes a JSON object, which begins with {",
+        ));
+    }
     serde_json::from_slice(body).map_err(|error| {
         Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body is not understood: {error}"))
     })

@@ -35,7 +35,7 @@ pub enum Error {
     #[error("no removed volume {0:?}: `volhost volume ls --trash` lists them")]
     NotInTrash(String),
     /// The name is taken by a volume out of the host's sight.
-    #[error("the name {0} is taken by a volume that this host may not use")]
+    #[error("the name {0} is taken by a volume that this host may not use: choose another one")]
     NameTaken(VolumeName),
     /// The volume exists with other options.
     #[error("volume {name} exists with other options: {}", list(.differences))]

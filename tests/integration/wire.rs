@@ -194,6 +194,7 @@ fn envelope() {
     for body in [
         "{",
         "[]",
+        "[\"db\",{}]",
         "\"db\"",
         "null",
         "{\"Name\":7}",
