@@ -116,11 +116,13 @@ async fn take(mut body: BodyStream, most: u64, patience: Duration) -> Result<Byt
     taken
 }
 
-/// Reads a body's JSON.
+/// Reads a body's JSON object. An array of the right values would do for serde, and is a mistake all the same.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    // An array would be taken too, for the fields in their order.
-    if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(Refusal::new(StatusCode::BAD_REQUEST, "the request's body is no JSON object"));
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "the request's body is not understood: it takes a JSON object, which begins with {",
+        ));
     }
     serde_json::from_slice(body).map_err(|error| {
         Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body is not understood: {error}"))

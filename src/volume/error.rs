@@ -38,7 +38,7 @@ pub enum Error {
     #[error("removed volume {0} is being deleted: its data may be gone in part")]
     BeingDeleted(VolumeName),
     /// The name is taken by a volume out of the host's sight.
-    #[error("the name {0} is taken by a volume that this host may not use")]
+    #[error("the name {0} is taken by a volume that this host may not use: choose another one")]
     NameTaken(VolumeName),
     /// The volume exists with other options.
     #[error("volume {name} exists with other options: {}", list(.differences))]
