@@ -132,8 +132,7 @@ impl App {
             Arc::new(Service::new(Arc::clone(&catalog), in_force(config, &backend::Map::default())));
         service.bring_up(BRING_UP).await;
 
-        let mut listen: Vec<_> =
-            config.listen.iter().map(|listen| to_transport(listen, config.insecure)).collect();
+        let mut listen: Vec<_> = config.listen.iter().map(to_transport).collect();
         listen.push(Listen::Admin(config.admin.clone()));
         let bound = transport::bind(&listen).await?;
 

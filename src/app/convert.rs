@@ -60,10 +60,10 @@ pub(super) fn to_limits(config: &Config) -> Limits {
     }
 }
 
-pub(super) fn to_transport(listen: &config::Listen, insecure: bool) -> Listen {
+pub(super) fn to_transport(listen: &config::Listen) -> Listen {
     match listen {
-        config::Listen::Https(at) => Listen::Https { host: at.ip().to_string(), port: at.port() },
-        config::Listen::Http(at) => Listen::Http { host: at.ip().to_string(), port: at.port(), insecure },
+        config::Listen::Https(address) => Listen::Https(*address),
+        config::Listen::Http(address) => Listen::Http(*address),
         config::Listen::Unix(path) => Listen::Unix(path.clone()),
     }
 }

@@ -66,8 +66,8 @@ pub async fn bind(listen: &[Listen]) -> Result<Vec<Bound>, BindError> {
         let tcp_error = |source| BindError::Tcp { address: listen.to_string(), source };
         let unix_error = |source| BindError::Unix { address: listen.to_string(), source };
         let socket = match listen {
-            Listen::Https { host, port } | Listen::Http { host, port, insecure: _ } => {
-                Socket::Tcp(tcp::bind(host, *port).await.map_err(tcp_error)?)
+            Listen::Https(address) | Listen::Http(address) => {
+                Socket::Tcp(tcp::bind(*address).await.map_err(tcp_error)?)
             }
             Listen::Unix(path) => {
                 let (listener, file) = unix::bind(path, Access::Group).await.map_err(unix_error)?;
@@ -89,7 +89,7 @@ impl Bound {
     /// # Errors
     /// When `listen` is no TCP address, or the runtime cannot take the socket.
     pub fn inherited_tcp(listen: Listen, socket: std::net::TcpListener) -> io::Result<Self> {
-        if !matches!(listen, Listen::Https { .. } | Listen::Http { .. }) {
+        if !matches!(listen, Listen::Https(_) | Listen::Http(_)) {
             return Err(wrong_kind(&listen, "TCP"));
         }
         socket.set_nonblocking(true)?;
@@ -118,11 +118,11 @@ impl Bound {
     #[must_use]
     pub fn address(&self) -> String {
         let mut listen = self.listen.clone();
-        if let (Socket::Tcp(listener), Listen::Https { port, .. } | Listen::Http { port, .. }) =
+        if let (Socket::Tcp(listener), Listen::Https(address) | Listen::Http(address)) =
             (&self.socket, &mut listen)
-            && let Ok(address) = listener.local_addr()
+            && let Ok(bound) = listener.local_addr()
         {
-            *port = address.port();
+            *address = bound;
         }
         listen.to_string()
     }
@@ -158,12 +158,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_real_port_is_told() {
-        let listen = [
-            Listen::parse("http://127.0.0.1:0", false).unwrap(),
-            Listen::parse("https://localhost:0", false).unwrap(),
-        ];
+        let listen =
+            [Listen::Http("127.0.0.1:0".parse().unwrap()), Listen::Https("[::1]:0".parse().unwrap())];
         let bound = bind(&listen).await.unwrap();
-        for (bound, start) in bound.iter().zip(["http://127.0.0.1:", "https://localhost:"]) {
+        for (bound, start) in bound.iter().zip(["http://127.0.0.1:", "https://[::1]:"]) {
             let address = bound.address();
             let port: u16 = address.strip_prefix(start).unwrap().parse().unwrap();
             assert_ne!(port, 0);
@@ -176,8 +174,7 @@ mod tests {
         let path = dir.path().join("x.sock");
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let listen =
-            [Listen::Unix(path.clone()), Listen::parse(&format!("https://127.0.0.1:{port}"), false).unwrap()];
+        let listen = [Listen::Unix(path.clone()), Listen::Https(taken.local_addr().unwrap())];
         let error = bind(&listen).await.unwrap_err();
         let text = crate::error::chain(&error);
         assert!(
@@ -196,7 +193,7 @@ mod tests {
         assert!(path.exists());
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("https://{}", socket.local_addr().unwrap());
-        let listen = Listen::parse("https://127.0.0.1:0", false).unwrap();
+        let listen = Listen::Https("127.0.0.1:0".parse().unwrap());
         assert_eq!(Bound::inherited_tcp(listen, socket).unwrap().address(), address);
     }
 }

@@ -64,7 +64,7 @@ pub use self::connection::LetIn;
 use self::connection::{Connection, Refused, Verdicts};
 pub use self::crl::CrlError;
 use self::handshake::Handshakes;
-pub use self::listen::{InvalidListen, Listen};
+pub use self::listen::Listen;
 use self::quiet::Quiet;
 use self::registry::{Key, Registry};
 pub use self::tls::{NobodyRevoked, Revocation, TlsError};
@@ -237,13 +237,13 @@ impl Server {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         match (listen, accepted) {
-            (Listen::Https { .. }, Accepted::Tcp(stream, peer)) => {
+            (Listen::Https(_), Accepted::Tcp(stream, peer)) => {
                 tcp::prepare(&stream);
                 if let Some((connection, stream)) = self.handshake(stream, peer).await {
                     self.serve(connection, stream, service).await;
                 }
             }
-            (Listen::Http { .. }, Accepted::Tcp(stream, peer)) => {
+            (Listen::Http(_), Accepted::Tcp(stream, peer)) => {
                 tcp::prepare(&stream);
                 let caller = Caller { host: HostName::anonymous(), via: Via::Tcp };
                 let key = Key::Peer(canonical(peer));
@@ -260,7 +260,7 @@ impl Server {
                 let connection = Connection::new(caller, Key::Admin, process(&stream), None);
                 self.serve(connection, stream, service).await;
             }
-            (Listen::Https { .. } | Listen::Http { .. }, Accepted::Unix(_))
+            (Listen::Https(_) | Listen::Http(_), Accepted::Unix(_))
             | (Listen::Unix(_) | Listen::Admin(_), Accepted::Tcp(..)) => {
                 // `Bound` is never made of such a pair.
                 log::error!("{listen} is served on a socket of another kind: a connection was closed");

@@ -1,6 +1,7 @@
 //! TCP sockets and the options every connection gets.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -17,14 +18,13 @@ pub enum TcpError {
     /// Ports below 1024 need a privilege.
     #[error("this port needs root or CAP_NET_BIND_SERVICE: choose one from 1024 on")]
     Privileged,
-    /// Anything else, an unknown name among them.
+    /// Anything else.
     #[error("the system refused it")]
     Other(#[source] io::Error),
 }
 
-/// Binds the first address that `host` stands for and that can be bound.
-pub(super) async fn bind(host: &str, port: u16) -> Result<TcpListener, TcpError> {
-    TcpListener::bind((host, port)).await.map_err(|error| match error.kind() {
+pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, TcpError> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => TcpError::InUse,
         io::ErrorKind::AddrNotAvailable => TcpError::NotOurs,
         io::ErrorKind::PermissionDenied => TcpError::Privileged,

@@ -1,6 +1,7 @@
 //! The whole way from a socket to an answer, with real TLS on loopback.
 
 use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 
@@ -60,13 +61,16 @@ impl Revocation for Serials {
     }
 }
 
+/// Any port that is free.
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 fn limits() -> Limits {
     Limits { handshake: Duration::from_secs(1), ..Limits::default() }
 }
 
 impl Fixture {
     async fn https() -> Self {
-        Self::of(Listen::parse("https://127.0.0.1:0", false).unwrap(), limits()).await
+        Self::of(Listen::Https(LOOPBACK), limits()).await
     }
 
     async fn of(listen: Listen, limits: Limits) -> Self {
@@ -358,7 +362,7 @@ async fn an_idle_connection_ends_only_after_very_long() {
         drain,
     };
     let server = Arc::new(Server::with_idle(setup, Duration::from_secs(1)));
-    let bound = bind(&[Listen::parse("http://127.0.0.1:0", false).unwrap()]).await.unwrap().pop().unwrap();
+    let bound = bind(&[Listen::Http(LOOPBACK)]).await.unwrap().pop().unwrap();
     let port = bound.address().rsplit_once(':').unwrap().1.parse().unwrap();
     tokio::spawn(server.run(bound, service(&Slow::new())));
     let mut client = Client::tcp(port).await;
@@ -369,7 +373,7 @@ async fn an_idle_connection_ends_only_after_very_long() {
 #[tokio::test]
 async fn an_answer_that_nobody_reads_is_given_up() {
     let limits = Limits { request: Duration::from_millis(300), ..limits() };
-    let fixture = Fixture::of(Listen::parse("http://127.0.0.1:0", false).unwrap(), limits).await;
+    let fixture = Fixture::of(Listen::Http(LOOPBACK), limits).await;
     let mut client = Client::tcp(fixture.port).await;
     client.send("POST /large HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     let anonymous = HostName::anonymous();
@@ -385,7 +389,7 @@ async fn an_answer_that_nobody_reads_is_given_up() {
 
 #[tokio::test]
 async fn heads_are_bounded() {
-    let fixture = Fixture::of(Listen::parse("http://127.0.0.1:0", false).unwrap(), limits()).await;
+    let fixture = Fixture::of(Listen::Http(LOOPBACK), limits()).await;
     let mut client = Client::tcp(fixture.port).await;
     let line = format!("X: {}\r\n", "x".repeat(1000));
     // The server may close before everything is sent.
@@ -451,14 +455,14 @@ async fn the_total_counts_the_network_and_not_the_unix_sockets() {
 
 #[tokio::test]
 async fn plain_tcp_is_anonymous() {
-    let fixture = Fixture::of(Listen::parse("http://127.0.0.1:0", false).unwrap(), limits()).await;
+    let fixture = Fixture::of(Listen::Http(LOOPBACK), limits()).await;
     let mut client = Client::tcp(fixture.port).await;
     assert!(client.call("/who").await.unwrap().ends_with("anonymous Tcp"));
 }
 
 #[tokio::test]
 async fn what_must_not_be_answered_is_not_answered_by_a_single_byte() {
-    let fixture = Fixture::of(Listen::parse("http://127.0.0.1:0", false).unwrap(), limits()).await;
+    let fixture = Fixture::of(Listen::Http(LOOPBACK), limits()).await;
     let mut client = Client::tcp(fixture.port).await;
     client.call("/who").await.unwrap();
     client.send("POST /close HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
@@ -470,7 +474,7 @@ async fn what_must_not_be_answered_is_not_answered_by_a_single_byte() {
 
 #[tokio::test]
 async fn a_panic_is_answered_and_the_connection_goes_on() {
-    let fixture = Fixture::of(Listen::parse("http://127.0.0.1:0", false).unwrap(), limits()).await;
+    let fixture = Fixture::of(Listen::Http(LOOPBACK), limits()).await;
     let mut client = Client::tcp(fixture.port).await;
     let answer = client.call("/panic").await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
@@ -501,7 +505,7 @@ async fn a_drain_finishes_what_is_under_way_and_takes_nothing_new() {
 
 #[tokio::test]
 async fn a_drain_drops_what_is_left_at_its_deadline() {
-    let fixture = Fixture::of(Listen::parse("http://127.0.0.1:0", false).unwrap(), limits()).await;
+    let fixture = Fixture::of(Listen::Http(LOOPBACK), limits()).await;
     let mut busy = Client::tcp(fixture.port).await;
     busy.send("POST /slow HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     fixture.slow.began(1).await;

@@ -76,14 +76,14 @@ pub enum OpenError {
     },
     /// A file of no bytes, which volhost never makes: what was in it is lost.
     #[error("the catalog {} is an empty file, which is what a failed copy or a full disk leaves; put a backup in its \
-        place, or remove it and run `volhost catalog rebuild`", .path.display())]
+        place, or remove it and begin anew with `volhost backend adopt`", .path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
     /// Its log is there, and it is not.
     #[error("the catalog {} is missing, but {} is there: it was moved or removed without its log; bring it back, or \
-        move the log away and run `volhost catalog rebuild`", .path.display(), .log.display())]
+        move the log away and begin anew with `volhost backend adopt`", .path.display(), .log.display())]
     Headless {
         /// The file that is missing.
         path: PathBuf,
@@ -110,7 +110,7 @@ pub enum OpenError {
         known: usize,
     },
     /// A damaged file.
-    #[error("the catalog {} is damaged; put a backup in its place, or move it away and run `volhost catalog rebuild`",
+    #[error("the catalog {} is damaged; put a backup in its place, or move it away and begin anew with `volhost backend adopt`",
         .path.display())]
     Damaged {
         /// The file.
