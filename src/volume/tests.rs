@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::AtomicUsize;
 
 use tempfile::TempDir;
 
@@ -20,6 +21,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 struct Unwilling {
     inner: Arc<dyn Catalog>,
     refused: Mutex<fn(&Change) -> bool>,
+    /// How many changes were refused.
+    refusals: AtomicUsize,
     late: Mutex<fn(&Change) -> bool>,
 }
 
@@ -43,6 +46,7 @@ impl Catalog for Unwilling {
     fn submit(&self, change: Change) -> Submitted {
         let refused = *self.refused.lock().unwrap();
         if refused(&change) {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
             let source = Arc::new(std::io::Error::from_raw_os_error(libc::ENOSPC));
             return Box::pin(async {
                 Err(CatalogError::Write { location: "the test's catalog".into(), source })
@@ -177,7 +181,12 @@ impl World {
 
 async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
     let inner = crate::catalog::open(&Location::Sqlite(dir.join("catalog/catalog.db"))).unwrap();
-    let catalog = Arc::new(Unwilling { inner, refused: Mutex::new(|_| false), late: Mutex::new(|_| false) });
+    let catalog = Arc::new(Unwilling {
+        inner,
+        refused: Mutex::new(|_| false),
+        refusals: AtomicUsize::new(0),
+        late: Mutex::new(|_| false),
+    });
     let settings = Settings {
         path: root.into(),
         mountpoint: root.into(),
@@ -350,6 +359,25 @@ async fn a_purge_that_met_an_absent_backend_is_taken_up_when_it_is_back() {
     world.create("other").await.unwrap();
     eventually("the purge is not taken up", || world.service.view().trash.is_empty()).await;
     world.agrees("afterwards");
+    keeper.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trash_that_has_to_wait_is_not_tried_without_a_pause() {
+    let world = World::new().await;
+    let id = world.filled("db").await;
+    world.remove("db").await.unwrap();
+    world.service.expire(&id.to_string()).await.unwrap();
+    // The data goes, and that it went cannot be recorded.
+    world.catalog.refuse(|change| matches!(change, Change::Forget(_)));
+    let keeper = tokio::spawn(Arc::clone(&world.service).keep_trash());
+    let tries = || world.catalog.refusals.load(Ordering::Relaxed);
+    eventually("the trash is not looked through", || tries() > 0).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(tries() < 5, "{} tries in a fifth of a second", tries());
+    world.catalog.refuse(|_| false);
+    world.service.purge.notify_one();
+    eventually("the purge is not taken up", || world.service.view().trash.is_empty()).await;
     keeper.abort();
 }
 

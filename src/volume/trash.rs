@@ -89,7 +89,8 @@ impl Service {
                     | Error::Backend(BackendError::Offline { .. } | BackendError::Busy { .. })),
                 ) => {
                     log::debug!("the trash of backend {} has to wait: {}", backend.name(), chain(&error));
-                    break;
+                    // Without a notification: what is still due would be tried again at once, and again.
+                    return;
                 }
                 Err(error) => self.block(&removed, chain(&error)),
             }
