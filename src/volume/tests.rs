@@ -382,6 +382,24 @@ async fn a_trash_that_has_to_wait_is_not_tried_without_a_pause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_due_is_deleted_although_the_catalog_has_no_room_to_say_so() {
+    let Some(world) = World::shaky().await else { return };
+    let id = world.filled("db").await;
+    std::fs::write(world.root.join("db/more"), "more").unwrap();
+    world.remove("db").await.unwrap();
+    let removed = world.service.find_removed("db").unwrap();
+    world.catalog.refuse(|change| matches!(change, Change::Expire(_)));
+    // It fails half-way at first: the volume is not to be had back, although no record says so.
+    world.fs().fail_after(Op::Unlink, 1, libc::EIO);
+    world.service.purge_volume(&world.backend(), &removed).await.unwrap_err();
+    assert_eq!(names(&world.root.join(".volhost/trash").join(id.to_string())).len(), 1);
+    let refused = world.service.restore(&operator(), "db").await.unwrap_err();
+    assert!(matches!(refused, Error::BeingDeleted(_)), "{refused}");
+    world.service.purge_volume(&world.backend(), &removed).await.unwrap();
+    world.agrees("afterwards");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_volume_whose_deletion_began_is_not_restored() {
     let Some(mut world) = World::shaky().await else { return };
     let id = world.filled("db").await;
