@@ -72,6 +72,8 @@ pub struct Service {
     mending: Mutex<HashMap<BackendName, Arc<Mending>>>,
     /// Removed volumes that could not be deleted so far.
     blocked: Mutex<HashMap<VolumeId, Blocked>>,
+    /// Removed volumes whose deletion this process began.
+    begun: Mutex<HashSet<VolumeId>>,
     seen: Mutex<BTreeMap<HostName, OffsetDateTime>>,
     purge: tokio::sync::Notify,
 }
@@ -98,6 +100,7 @@ impl Service {
             moving: Mutex::default(),
             mending: Mutex::default(),
             blocked: Mutex::default(),
+            begun: Mutex::default(),
             seen: Mutex::default(),
             purge: tokio::sync::Notify::new(),
         }

@@ -148,11 +148,14 @@ impl Service {
         if !claim.wanted() {
             return Err(Error::Abandoned);
         }
-        let deleted = || self.catalog.view().trash.get(&id).is_some_and(|removed| removed.expired);
         let Some(moving) = self.moving(backend.name(), id) else {
-            return Err(if deleted() { Error::BeingDeleted(name) } else { Error::NotMended(name) });
+            return Err(if self.is_being_deleted(id) {
+                Error::BeingDeleted(name)
+            } else {
+                Error::NotMended(name)
+            });
         };
-        if deleted() {
+        if self.is_being_deleted(id) {
             return Err(Error::BeingDeleted(name));
         }
         let removed = match self.catalog.submit(Change::Restore(id)).await {

@@ -5,8 +5,8 @@
 //! that live volumes keep their storage's attention; the backend's identity is checked before each; and what was
 //! begun is taken up again after a restart, because the record goes last.
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
@@ -17,7 +17,7 @@ use super::name::VolumeId;
 use super::step::step;
 use crate::backend::name::BackendName;
 use crate::backend::{Backend, BackendError, Health, Progress};
-use crate::catalog::{Change, Removed};
+use crate::catalog::{CatalogError, Change, Removed};
 use crate::error::chain;
 
 /// How often the trash is looked through when nothing was removed and nothing expired meanwhile.
@@ -89,7 +89,7 @@ impl Service {
                     | Error::Backend(BackendError::Offline { .. } | BackendError::Busy { .. })),
                 ) => {
                     log::debug!("the trash of backend {} has to wait: {}", backend.name(), chain(&error));
-                    // The next round, or what it waits for: to look again at once would be to look without end.
+                    // Without a notification: what is still due would be tried again at once, and again.
                     return;
                 }
                 Err(error) => self.block(&removed, chain(&error)),
@@ -128,14 +128,16 @@ impl Service {
         };
         let Some(now) = self.catalog.view().trash.get(&id).cloned() else { return Ok(()) };
         let expect = self.ready(backend).await?;
-        if !now.expired {
-            // Durable before the first entry goes, so that what is half-deleted is never restored.
-            self.catalog.submit(Change::Expire(id)).await?;
-        }
+        // Known before the first entry goes, so that what is half-deleted is never restored.
+        self.begun_set().insert(id);
+        let mut recorded = now.expired || self.record_begun(id).await?;
         loop {
             match backend.run(expect, move |root| root.purge(id, SLICE)).await? {
                 Progress::Done => break,
-                Progress::More { .. } => tokio::time::sleep(PAUSE).await,
+                Progress::More { .. } => {
+                    recorded = recorded || self.record_begun(id).await?;
+                    tokio::time::sleep(PAUSE).await;
+                }
                 Progress::Blocked { path, reason } => {
                     self.block(removed, format!("{}: {reason}", path.display()));
                     return Ok(());
@@ -146,10 +148,32 @@ impl Service {
         self.catalog.submit(Change::Forget(id)).await?;
         step("purge:forgotten");
         self.unblock(id);
+        self.begun_set().remove(&id);
         log::info!("deleted volume {name}, removed at {}, for good", super::error::rfc3339(removed.at));
         // Whether space is still scarce is a matter of what is free now.
         backend.probe(expect).await;
         Ok(())
+    }
+
+    /// Makes it durable that deleting a volume has begun; `false` where the catalog has no room to write that down.
+    /// Deleting goes on all the same: it may be what makes room.
+    async fn record_begun(&self, id: VolumeId) -> Result<bool, Error> {
+        match self.catalog.submit(Change::Expire(id)).await {
+            Ok(_) => Ok(true),
+            Err(CatalogError::Write { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether a removed volume's data may be gone in part, or is to go now.
+    pub(super) fn is_being_deleted(&self, id: VolumeId) -> bool {
+        self.begun_set().contains(&id)
+            || self.catalog.view().trash.get(&id).is_some_and(|removed| removed.expired)
+    }
+
+    fn begun_set(&self) -> MutexGuard<'_, HashSet<VolumeId>> {
+        // The set is whole after every statement under this lock.
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn block(&self, removed: &Removed, reason: String) {
@@ -171,7 +195,7 @@ impl Service {
         self.blocked_map().remove(&id);
     }
 
-    fn blocked_map(&self) -> std::sync::MutexGuard<'_, HashMap<VolumeId, Blocked>> {
+    fn blocked_map(&self) -> MutexGuard<'_, HashMap<VolumeId, Blocked>> {
         // The map is whole after every statement under this lock.
         self.blocked.lock().unwrap_or_else(PoisonError::into_inner)
     }
