@@ -58,10 +58,11 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
             "{files} files may be open at most (LimitNOFILE), too few for limits.connections and the rest: {needed}"
         );
     }
-    let tls = Tls::prepare(&loaded.config)?;
-    make_default_backend(paths, &loaded.config)?;
+    // The catalog's lock comes first: a second service on the same files ends before it has changed any.
     let location = Location::Sqlite(loaded.config.catalog.clone());
     let catalog = catalog::open(&location)?;
+    let tls = Tls::prepare(&loaded.config)?;
+    make_default_backend(paths, &loaded.config)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

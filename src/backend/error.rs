@@ -184,7 +184,7 @@ impl BackendError {
 
 fn occupant(directory: bool) -> &'static str {
     if directory {
-        " and is no volume of this catalog: `-o adopt=true` would make it one"
+        " and is no volume of this catalog: `volhost volume create -o adopt=true` on the storage host makes it one"
     } else {
         " and is not a directory"
     }
@@ -222,7 +222,7 @@ mod tests {
             "backend \"fast\" does not answer: 80 operations wait for it, the longest for 1m 5s"
         );
         let occupied = BackendError::Occupied { path: "/srv/db".into(), directory: true };
-        assert!(occupied.to_string().contains("`-o adopt=true`"), "{occupied}");
+        assert!(occupied.to_string().contains("-o adopt=true"), "{occupied}");
     }
 
     #[test]

@@ -69,7 +69,9 @@ pub enum Error {
     #[error("backend {0} is draining: it takes no new volumes; choose another one by -o backend=NAME")]
     Draining(BackendName),
     /// The backend is closed to the host.
-    #[error("host {host} may not use backend {backend}: the configuration's `hosts` do not allow it")]
+    #[error(
+        "host {host} may not use backend {backend}: the `hosts` of the configuration or of the backend do not name it"
+    )]
     Closed {
         /// The backend.
         backend: BackendName,

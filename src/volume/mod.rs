@@ -159,15 +159,24 @@ impl Service {
         });
     }
 
-    /// Notes that a host sent a request.
+    /// Notes that a host sent a request. A host that the catalog does not know yet is recorded at once, so that it can
+    /// be listed and revoked; the times of the others are written down now and then.
     pub fn note_seen(&self, host: &HostName) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let now = OffsetDateTime::now_utc();
-        match seen.get_mut(host) {
-            Some(at) => *at = now,
-            None => {
-                seen.insert(host.clone(), now);
-            }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = seen.get_mut(host) {
+            *at = now;
+            return;
+        }
+        seen.insert(host.clone(), now);
+        drop(seen);
+        if !self.catalog.view().hosts.contains_key(host) {
+            let recorded = self.catalog.submit(Change::Seen(vec![(host.clone(), now)]));
+            tokio::spawn(async move {
+                if let Err(error) = recorded.await {
+                    log::warn!("that a host was seen could not be written: {}", crate::error::chain(&error));
+                }
+            });
         }
     }
 

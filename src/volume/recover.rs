@@ -151,7 +151,8 @@ impl Service {
         for stray in staged.strays.iter().chain(&trashed.strays) {
             log::warn!("backend {}: {} is not volhost's and is left alone", backend.name(), stray.display());
         }
-        let names = self.names_by_id(backend.name());
+        let found = staged.volumes.iter().chain(&trashed.volumes).copied().collect();
+        let names = self.names_of(backend.name(), &found);
         for id in staged.volumes {
             // Whoever moves it now knows what becomes of it; once it is ours, a fresh look tells the truth.
             if let Some(_moving) = self.moving(backend.name(), id) {
@@ -187,11 +188,13 @@ impl Service {
         Ok(displaced)
     }
 
-    /// The names of a backend's volumes by their identities, as a first look gives them.
-    fn names_by_id(&self, backend: &BackendName) -> HashMap<VolumeId, VolumeName> {
+    /// The names, as a first look gives them, of a backend's volumes that have one of these identities or are hidden.
+    fn names_of(&self, backend: &BackendName, found: &HashSet<VolumeId>) -> HashMap<VolumeId, VolumeName> {
         let view = self.catalog.view();
-        let volumes = view.volumes.values().filter(|volume| volume.backend == *backend);
-        volumes.map(|volume| (volume.id, volume.name.clone())).collect()
+        let concerned = |volume: &&Arc<Volume>| {
+            volume.backend == *backend && (!volume.visible || found.contains(&volume.id))
+        };
+        view.volumes.values().filter(concerned).map(|volume| (volume.id, volume.name.clone())).collect()
     }
 
     /// The volume with that identity as the catalog has it now.
