@@ -1,0 +1,140 @@
+//! The load: a client as an engine is one, HTTP/1.1 over mutual TLS, many at a time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::client::Resumption;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use volhost::pki::Pki;
+
+use crate::floor::{certificates, key};
+
+/// One connection.
+pub type Connection = SendRequest<Full<Bytes>>;
+
+/// Makes connections of one identity.
+#[derive(Clone)]
+pub struct Client(TlsConnector);
+
+impl Client {
+    /// A client with the certificate of this machine's own engine. It resumes no session, so that each connection is
+    /// a whole handshake.
+    pub fn new(pki: &Pki) -> Self {
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(&pki.ca().cert) {
+            roots.add(authority).expect("volhost made it");
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider has them")
+            .with_root_certificates(roots)
+            .with_client_auth_cert(certificates(&pki.client().cert), key(&pki.client().key))
+            .expect("the pair fits");
+        config.resumption = Resumption::disabled();
+        Self(TlsConnector::from(Arc::new(config)))
+    }
+
+    /// Connects.
+    pub async fn connect(&self, address: SocketAddr) -> Connection {
+        let stream = TcpStream::connect(address).await.expect("the server listens");
+        stream.set_nodelay(true).expect("TCP has it");
+        let stream =
+            self.0.connect(ServerName::from(address.ip()), stream).await.expect("the handshake succeeds");
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP begins");
+        tokio::spawn(connection);
+        sender
+    }
+
+    /// Connects many times.
+    pub async fn connect_all(&self, address: SocketAddr, count: usize) -> Vec<Connection> {
+        let mut connections = Vec::with_capacity(count);
+        for _ in 0..count {
+            connections.push(self.connect(address).await);
+        }
+        connections
+    }
+}
+
+/// Calls an RPC and returns the body of its answer, which must be a good one.
+pub async fn call(connection: &mut Connection, rpc: &str, body: String) -> Bytes {
+    let request = Request::post(rpc).header("Host", "volhost").body(Full::from(body)).expect("it is valid");
+    connection.ready().await.expect("the connection stands");
+    let response = connection.send_request(request).await.expect("the server answers");
+    let status = response.status();
+    let body = response.into_body().collect().await.expect("the answer is whole").to_bytes();
+    assert_eq!(status, StatusCode::OK, "{rpc}: {}", String::from_utf8_lossy(&body));
+    body
+}
+
+/// Gets a volume of [`name`].
+pub async fn get(connection: &mut Connection, index: u64) -> Bytes {
+    call(connection, "/VolumeDriver.Get", format!(r#"{{"Name":"{}"}}"#, name(index))).await
+}
+
+/// The name of a volume by its number.
+pub fn name(index: u64) -> String {
+    format!("volume-{index:07}")
+}
+
+/// Gets volumes of `0..volumes` over connections that stand, all at once, for a time; returns how many.
+pub async fn gets(connections: Vec<Connection>, volumes: u64, time: Duration) -> (Vec<Connection>, u64) {
+    let until = Instant::now() + time;
+    let counted = Arc::new(AtomicU64::new(0));
+    let tasks: Vec<_> = connections
+        .into_iter()
+        .zip(1_u64..)
+        .map(|(mut connection, seed)| {
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                // Knuth's multiplier: spreads the calls over all volumes, the same in each run.
+                let mut state = seed;
+                while Instant::now() < until {
+                    state =
+                        state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    get(&mut connection, (state >> 33) % volumes).await;
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+                connection
+            })
+        })
+        .collect();
+    let mut connections = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        connections.push(task.await.expect("no client panics"));
+    }
+    (connections, counted.load(Ordering::Relaxed))
+}
+
+/// Gets volumes for a time, each over a connection of its own; returns how many.
+pub async fn connecting_gets(client: &Client, address: SocketAddr, clients: usize, time: Duration) -> u64 {
+    let until = Instant::now() + time;
+    let tasks: Vec<_> = (0..clients)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let mut calls = 0;
+                while Instant::now() < until {
+                    get(&mut client.connect(address).await, 0).await;
+                    calls += 1;
+                }
+                calls
+            })
+        })
+        .collect();
+    let mut calls = 0;
+    for task in tasks {
+        calls += task.await.expect("no client panics");
+    }
+    calls
+}

@@ -1,0 +1,135 @@
+//! The processes that are measured: volhost and the bare server, started and read from outside.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A server that was started and is ready.
+pub struct Process {
+    child: Child,
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// From before it was started to its line `ready`.
+    pub start: Duration,
+}
+
+/// What a process takes of memory, in bytes.
+pub struct Memory {
+    /// All its pages, those of its program file among them.
+    pub resident: u64,
+    /// Those that no file stands behind.
+    pub anonymous: u64,
+}
+
+impl Process {
+    /// Starts a program that prints `listening on SCHEME://ADDRESS` and then `ready`.
+    pub fn start(command: &mut Command, log: &Path) -> Self {
+        let log = File::options().create(true).append(true).open(log).expect("the log can be made");
+        let began = Instant::now();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("the program starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("it has a pipe")).lines();
+        let mut address = None;
+        loop {
+            let line = lines.next().expect("the server ended; its log says why").expect("a line is text");
+            match line.strip_prefix("listening on https://") {
+                Some(text) => address = text.parse().ok(),
+                None if line == "ready" => break,
+                None => {}
+            }
+        }
+        let start = began.elapsed();
+        Self { child, address: address.expect("it listens for TLS"), start }
+    }
+
+    /// The processor time it has taken so far, in user mode and in the kernel.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(self.proc("stat")).expect("the process runs");
+        // The second field is the program's name, which may hold anything but ends with the last parenthesis.
+        let (_, rest) = stat.rsplit_once(") ").expect("the line has a name");
+        let ticks: u64 =
+            rest.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum();
+        // The kernel tells it in hundredths of a second, on every machine that Linux runs on today.
+        Duration::from_secs(ticks) / 100
+    }
+
+    /// The memory it takes now.
+    pub fn memory(&self) -> Memory {
+        let text = std::fs::read_to_string(self.proc("smaps_rollup")).expect("the process runs");
+        Memory { resident: kib(&text, "Rss:"), anonymous: kib(&text, "Anonymous:") }
+    }
+
+    /// The most memory it has taken at any time.
+    pub fn peak(&self) -> u64 {
+        kib(&std::fs::read_to_string(self.proc("status")).expect("the process runs"), "VmHWM:")
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn terminate(mut self) {
+        let id = i32::try_from(self.child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+            .expect("it has an ID");
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("it is ours");
+        self.child.wait().expect("it is ours");
+    }
+
+    fn proc(&self, file: &str) -> PathBuf {
+        format!("/proc/{}/{file}", self.child.id()).into()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn kib(text: &str, field: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("the kernel tells it");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
+/// The files of one volhost, below a directory of its own.
+pub struct Root(PathBuf);
+
+impl Root {
+    /// Writes the configuration of a volhost that listens for mutual TLS on a port of the kernel's choice.
+    pub fn new(path: PathBuf) -> Self {
+        let etc = path.join("etc/volhost");
+        std::fs::create_dir_all(&etc).expect("the directory can be made");
+        std::fs::write(etc.join("volhost.json"), r#"{ "node": "bench", "listen": ["https://127.0.0.1:0"] }"#)
+            .expect("the configuration can be written");
+        Self(path)
+    }
+
+    /// A path below the root.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.0.join(relative)
+    }
+
+    /// Starts volhost on it.
+    pub fn start(&self) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_volhost"));
+        command.arg("--root").arg(&self.0).arg("serve").env_remove("RUST_LOG");
+        Process::start(&mut command, &self.path("volhost.log"))
+    }
+
+    /// The catalog's file.
+    pub fn catalog(&self) -> PathBuf {
+        self.path("var/lib/volhost/catalog.db")
+    }
+
+    /// volhost's certificates and keys.
+    pub fn pki(&self) -> volhost::pki::Pki {
+        volhost::pki::Pki::new(self.path("etc/volhost/pki"))
+    }
+}

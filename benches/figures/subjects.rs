@@ -1,0 +1,349 @@
+//! What is measured.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use time::OffsetDateTime;
+use tokio::runtime::Runtime;
+use volhost::backend::name::BackendName;
+use volhost::catalog::{self, Change, Location, Volume};
+use volhost::host::name::HostName;
+use volhost::volume::mounts::Ledger;
+use volhost::volume::name::{VolumeId, VolumeName};
+use volhost::volume::options::Options;
+
+use crate::floor::{self, Durable};
+use crate::load::{self, Client};
+use crate::process::{Process, Root};
+
+/// The subjects, in their order.
+pub const NAMES: [&str; 4] = ["get", "create", "many", "process"];
+
+/// How many connections, or clients, are many.
+const CLIENTS: usize = 64;
+
+/// How often two are measured by turns.
+const TURNS: usize = 4;
+
+/// A row of the table.
+pub struct Row(pub [String; 5]);
+
+impl Row {
+    /// What was measured, what volhost took, what it is compared with, how they compare, and what was aimed at.
+    pub fn new(figure: &str, ours: &str, floor: &str, ratio: &str, target: &str) -> Self {
+        Self([figure, ours, floor, ratio, target].map(str::to_owned))
+    }
+
+    fn alone(figure: &str, ours: &str, target: &str) -> Self {
+        Self::new(figure, ours, "", "", target)
+    }
+}
+
+/// Get over mutual TLS: the processor time of a call, against a bare server's.
+pub fn get(runtime: &Runtime, directory: &Path) -> Vec<Row> {
+    let root = Root::new(directory.join("root"));
+    let volhost = root.start();
+    let client = Client::new(&root.pki());
+    let body = runtime.block_on(async {
+        let mut connection = client.connect(volhost.address).await;
+        let create = format!(r#"{{"Name":"{}"}}"#, load::name(0));
+        load::call(&mut connection, "/VolumeDriver.Create", create).await;
+        load::get(&mut connection, 0).await
+    });
+    let bare = floor::start(&root.pki(), &body, directory);
+    let (ours, floor) = by_turns(|turn| {
+        let process = if turn { &volhost } else { &bare };
+        runtime.block_on(kept_alive(&client, process, 1, Duration::from_millis(1500)))
+    });
+    let (ours_new, floor_new) = by_turns(|turn| {
+        let process = if turn { &volhost } else { &bare };
+        let before = process.cpu();
+        let time = Duration::from_millis(1500);
+        let calls = runtime.block_on(load::connecting_gets(&client, process.address, CLIENTS, time));
+        micros(process.cpu() - before) / calls as f64
+    });
+    let row = |figure, ours: f64, floor: f64, target| {
+        let show = |micros| format!("{micros:.1} µs");
+        Row::new(figure, &show(ours), &show(floor), &times(ours / floor), target)
+    };
+    vec![
+        row("CPU of a Get, 64 kept connections; a bare hyper + rustls server", ours, floor, "≤ 1.2"),
+        row("CPU of a Get on a new connection; a bare hyper + rustls server", ours_new, floor_new, "≤ 1.1"),
+    ]
+}
+
+/// Create, durable: the time that one client sees, and how many 64 have done in a second.
+pub fn create(runtime: &Runtime, directory: &Path) -> Vec<Row> {
+    const EACH: u32 = 100;
+    let root = Root::new(directory.join("root"));
+    let volhost = root.start();
+    let client = Client::new(&root.pki());
+    let mut durable = Durable::new(&directory.join("floor"));
+    let mut connection = runtime.block_on(client.connect(volhost.address));
+    let mut number = 0;
+    let (ours, floor) = by_turns(|turn| {
+        let mut times: Vec<_> = (0..EACH)
+            .map(|_| {
+                let began = Instant::now();
+                if turn {
+                    number += 1;
+                    runtime.block_on(create_one(&mut connection, format!("one-{number}")));
+                } else {
+                    durable.create();
+                }
+                micros(began.elapsed())
+            })
+            .collect();
+        median(&mut times)
+    });
+    let rate = |clients: usize, name: &str| {
+        runtime.block_on(async {
+            let connections = client.connect_all(volhost.address, clients).await;
+            let until = Instant::now() + Duration::from_secs(2);
+            let began = Instant::now();
+            let tasks: Vec<_> = connections
+                .into_iter()
+                .enumerate()
+                .map(|(who, mut connection)| {
+                    let name = name.to_owned();
+                    tokio::spawn(async move {
+                        let mut made = 0_u32;
+                        while Instant::now() < until {
+                            create_one(&mut connection, format!("{name}-{who}-{made}")).await;
+                            made += 1;
+                        }
+                        made
+                    })
+                })
+                .collect();
+            let mut made = 0;
+            for task in tasks {
+                made += task.await.expect("no client panics");
+            }
+            f64::from(made) / began.elapsed().as_secs_f64()
+        })
+    };
+    let (mut many, mut one) = (Vec::new(), Vec::new());
+    for turn in 0..2 {
+        one.push(rate(1, &format!("slow{turn}")));
+        many.push(rate(CLIENTS, &format!("fast{turn}")));
+    }
+    let (many, one) = (median(&mut many), median(&mut one));
+    let show = |micros: f64| format!("{:.2} ms", micros / 1000.0);
+    vec![
+        Row::new(
+            "a durable Create, one client; mkdir + fsync + durable SQLite insert",
+            &show(ours),
+            &show(floor),
+            &times(ours / floor),
+            "≤ 1.5",
+        ),
+        Row::new(
+            "durable Creates a second, 64 clients; one client",
+            &format!("{many:.0}/s"),
+            &format!("{one:.0}/s"),
+            &times(many / one),
+            "≥ 5",
+        ),
+    ]
+}
+
+async fn create_one(connection: &mut load::Connection, name: String) {
+    load::call(connection, "/VolumeDriver.Create", format!(r#"{{"Name":"{name}"}}"#)).await;
+}
+
+/// Many volumes against a hundred.
+pub fn many(runtime: &Runtime, directory: &Path, volumes: u64) -> Vec<Row> {
+    const FEW: u64 = 100;
+    let populated = |name: &str, volumes| {
+        let root = Root::new(directory.join(name));
+        root.start().terminate();
+        populate(runtime, &root, volumes);
+        let process = root.start();
+        (root, process)
+    };
+    let (few_root, few) = populated("few", FEW);
+    let (many_root, many) = populated("many", volumes);
+    let settle = || std::thread::sleep(Duration::from_secs(1));
+    settle();
+    let (light, heavy) = (few.memory(), many.memory());
+    let (few_client, many_client) = (Client::new(&few_root.pki()), Client::new(&many_root.pki()));
+    let (ours, floor) = by_turns(|turn| {
+        let time = Duration::from_millis(1500);
+        if turn {
+            runtime.block_on(kept_alive(&many_client, &many, volumes, time))
+        } else {
+            runtime.block_on(kept_alive(&few_client, &few, FEW, time))
+        }
+    });
+    let before = many.memory();
+    let (list, size) = runtime.block_on(async {
+        let mut connection = many_client.connect(many.address).await;
+        let mut taken = Vec::new();
+        let mut list = Bytes::new();
+        for _ in 0..3 {
+            let began = Instant::now();
+            list = load::call(&mut connection, "/VolumeDriver.List", "{}".into()).await;
+            taken.push(micros(began.elapsed()));
+        }
+        (median(&mut taken), list.len())
+    });
+    let peak = many.peak().saturating_sub(before.resident);
+    let a_volume = heavy.anonymous.saturating_sub(light.anonymous) / volumes.max(1);
+    let figure = |what: &str| format!("{volumes} volumes: {what}");
+    vec![
+        Row::new(
+            &figure("start to ready; 100 volumes"),
+            &millis(many.start),
+            &millis(few.start),
+            &times(many.start.as_secs_f64() / few.start.as_secs_f64()),
+            "",
+        ),
+        Row::new(
+            &figure("CPU of a Get; 100 volumes"),
+            &format!("{ours:.1} µs"),
+            &format!("{floor:.1} µs"),
+            &times(ours / floor),
+            "",
+        ),
+        Row::alone(&figure("memory a volume"), &format!("{a_volume} B"), ""),
+        Row::alone(
+            &figure(&format!("a List of {}", mebibytes(size as u64))),
+            &format!("{:.0} ms", list / 1000.0),
+            "",
+        ),
+        Row::alone(&figure("memory for three Lists, at the most"), &mebibytes(peak), ""),
+    ]
+}
+
+/// Writes volumes into the catalog of a volhost that does not run.
+fn populate(runtime: &Runtime, root: &Root, volumes: u64) {
+    let catalog = catalog::open(&Location::Sqlite(root.catalog())).expect("volhost made it");
+    let host = HostName::parse("bench").expect("it is valid");
+    let backend = BackendName::parse("default").expect("it is valid");
+    runtime.block_on(async {
+        let mut queued = Vec::new();
+        for index in 0..volumes {
+            let volume = Volume {
+                id: VolumeId::random(),
+                name: VolumeName::parse(&load::name(index)).expect("it is valid"),
+                backend: backend.clone(),
+                options: Options::default(),
+                created_at: OffsetDateTime::now_utc(),
+                adopted: false,
+                known_to: vec![host.clone()],
+                mounts: Ledger::default(),
+                visible: false,
+            };
+            queued.push(catalog.submit(Change::Insert(volume)));
+            if queued.len() == 1000 || index + 1 == volumes {
+                for inserted in queued.drain(..) {
+                    inserted.await.expect("the catalog takes it");
+                }
+            }
+        }
+        catalog.close().await;
+    });
+}
+
+/// Idle memory, the second start, and how soon a changed backend map is in force.
+pub fn process(runtime: &Runtime, directory: &Path) -> Vec<Row> {
+    const STARTS: usize = 10;
+    const CHANGES: usize = 50;
+    let root = Root::new(directory.join("root"));
+    let map = |mountpoint: &str| {
+        let path = root.path("var/lib/volhost/volumes");
+        let text = serde_json::json!({ "default": { "path": path, "mountpoint": mountpoint } }).to_string();
+        let new = root.path("etc/volhost/backends.new");
+        std::fs::write(&new, text).expect("the map can be written");
+        std::fs::rename(new, root.path("etc/volhost/backends.json")).expect("the map can be renamed");
+    };
+    root.start().terminate();
+    map("/mnt/0");
+    let mut starts: Vec<_> = (0..STARTS)
+        .map(|_| {
+            let process = root.start();
+            let start = micros(process.start);
+            process.terminate();
+            start
+        })
+        .collect();
+    let volhost = root.start();
+    std::thread::sleep(Duration::from_secs(2));
+    let idle = volhost.memory();
+    let client = Client::new(&root.pki());
+    let mut changes = runtime.block_on(async {
+        let mut connection = client.connect(volhost.address).await;
+        create_one(&mut connection, load::name(0)).await;
+        let mut changes = Vec::new();
+        for change in 1..=CHANGES {
+            let began = Instant::now();
+            map(&format!("/mnt/{change}"));
+            let expected = format!(r#""Mountpoint":"/mnt/{change}/"#);
+            while !String::from_utf8_lossy(&load::get(&mut connection, 0).await).contains(&expected) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            changes.push(micros(began.elapsed()));
+        }
+        changes
+    });
+    let start = median(&mut starts);
+    let usual = median(&mut changes);
+    let late = changes.get(CHANGES * 99 / 100).copied().unwrap_or_default();
+    vec![
+        Row::alone("idle memory, resident", &mebibytes(idle.resident), "≤ 12 MiB"),
+        Row::alone("idle memory, without files' pages", &mebibytes(idle.anonymous), ""),
+        Row::alone("a second start, to ready", &format!("{:.1} ms", start / 1000.0), "≤ 50 ms"),
+        Row::alone("a changed backend map in force, p50", &format!("{:.0} ms", usual / 1000.0), ""),
+        Row::alone("a changed backend map in force, p99", &format!("{:.0} ms", late / 1000.0), ""),
+    ]
+}
+
+/// The processor time, in microseconds, of a Get over connections that stand.
+async fn kept_alive(client: &Client, process: &Process, volumes: u64, time: Duration) -> f64 {
+    let connections = client.connect_all(process.address, CLIENTS).await;
+    let (connections, _) = load::gets(connections, volumes, Duration::from_millis(200)).await;
+    let before = process.cpu();
+    let (connections, calls) = load::gets(connections, volumes, time).await;
+    let taken = process.cpu() - before;
+    drop(connections);
+    micros(taken) / calls as f64
+}
+
+/// Measures two by turns: the median of those with `true`, and of those with `false`.
+fn by_turns(mut measure: impl FnMut(bool) -> f64) -> (f64, f64) {
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        ours.push(measure(true));
+        floor.push(measure(false));
+    }
+    (median(&mut ours), median(&mut floor))
+}
+
+/// The middle one; sorts them.
+fn median(figures: &mut [f64]) -> f64 {
+    figures.sort_unstable_by(f64::total_cmp);
+    let half = figures.len() / 2;
+    match (figures.get(half), half.checked_sub(1).and_then(|below| figures.get(below))) {
+        (Some(above), Some(below)) if figures.len().is_multiple_of(2) => f64::midpoint(*above, *below),
+        (Some(middle), _) => *middle,
+        (None, _) => 0.0,
+    }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.0} ms", time.as_secs_f64() * 1e3)
+}
+
+fn times(ratio: f64) -> String {
+    format!("{ratio:.2}")
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
