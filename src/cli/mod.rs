@@ -27,6 +27,7 @@ mod bundle;
 mod check;
 mod filter;
 mod host;
+mod lint;
 mod mount;
 mod prompt;
 mod serve;
@@ -129,6 +130,9 @@ enum Error {
     /// The service did not start, or ended badly.
     #[error(transparent)]
     Serve(ServeError),
+    /// Plugins cannot be called.
+    #[error("plugins cannot be called")]
+    Probe(#[source] io::Error),
     /// There is no spec file to speak of.
     #[error(transparent)]
     NoSpec(#[from] NoSpec),
@@ -149,6 +153,7 @@ impl Error {
             | Self::Refused(_)
             | Self::Several(_)
             | Self::Serve(_)
+            | Self::Probe(_)
             | Self::NoSpec(_) => exit::FAILED,
         }
     }

@@ -1,21 +1,23 @@
-//! `spec show|write|remove`: the file by which an engine finds this plugin.
+//! `spec show|write|remove|lint`: the file by which an engine finds this plugin, and those of all others.
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::lint::{self, Lint};
 use super::{Error, Shell};
 use crate::app::spec::{self, NoSpec, Planned};
-use crate::config::{self, Paths};
+use crate::config::{self, Config, Paths};
 use crate::discovery::{PluginName, Presence, Shown, Written};
 
-/// See, write and remove the file by which an engine finds this plugin
+/// See, write, remove and examine the files by which an engine finds its plugins
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   volhost spec show             What `serve` would write, and where
   volhost spec write            Write it now, for instance from an image's build
   volhost spec write --force    Also over a file that volhost did not write
-  volhost spec remove           Take it away, so that the engine finds the plugin no more")]
+  volhost spec remove           Take it away, so that the engine finds the plugin no more
+  volhost spec lint --probe     What is wrong with what the engine reads")]
 pub(super) enum Spec {
     /// Print the spec file that the configuration asks for, and where it belongs
     Show,
@@ -23,6 +25,7 @@ pub(super) enum Spec {
     Write(Write),
     /// Remove the spec file, if volhost wrote it
     Remove(Remove),
+    Lint(Lint),
 }
 
 #[derive(Debug, Args)]
@@ -40,17 +43,17 @@ pub(super) struct Remove {
 }
 
 pub(super) fn run(command: &Spec, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let paths = Paths::of_this_process(shell.global.root.as_deref())?;
-    let loaded = config::load(&paths, shell.global.config.as_deref())
-        .map_err(|faults| Error::Configuration(faults.to_string()))?;
-    let config = &loaded.config;
     match command {
+        // Engines on machines without a volhost of their own have no configuration of it.
+        Spec::Lint(args) => lint::run(args, shell),
         Spec::Show => {
-            let Planned { spec, format, store } = spec::plan(config, &paths, None)?;
+            let (config, paths) = configured(shell)?;
+            let Planned { spec, format, store } = spec::plan(&config, &paths, None)?;
             show(&store.show(&spec, format)?, shell)
         }
         Spec::Write(Write { force }) => {
-            let Planned { spec, format, store } = spec::plan(config, &paths, None)?;
+            let (config, paths) = configured(shell)?;
+            let Planned { spec, format, store } = spec::plan(&config, &paths, None)?;
             let written = store.write(&spec, format, *force)?;
             let path = store.path(&spec.name, format);
             let result = match written {
@@ -64,8 +67,9 @@ pub(super) fn run(command: &Spec, shell: &mut Shell<'_>) -> Result<(), Error> {
             shell.line(&format!("{}: {result}", path.display()))
         }
         Spec::Remove(Remove { force }) => {
+            let (config, paths) = configured(shell)?;
             let name = PluginName::parse(&config.name).map_err(NoSpec::from)?;
-            let removed = spec::store_of(config, &paths).remove(&name, *force)?;
+            let removed = spec::store_of(&config, &paths).remove(&name, *force)?;
             if shell.global.json {
                 let paths: Vec<_> = removed.iter().map(|path| path.to_string_lossy()).collect();
                 return shell.json(&paths);
@@ -76,6 +80,14 @@ pub(super) fn run(command: &Spec, shell: &mut Shell<'_>) -> Result<(), Error> {
             removed.iter().try_for_each(|path| shell.line(&format!("{}: removed", path.display())))
         }
     }
+}
+
+/// The configuration, and the directories that go with it.
+fn configured(shell: &Shell<'_>) -> Result<(Config, Paths), Error> {
+    let paths = Paths::of_this_process(shell.global.root.as_deref())?;
+    let loaded = config::load(&paths, shell.global.config.as_deref())
+        .map_err(|faults| Error::Configuration(faults.to_string()))?;
+    Ok((loaded.config, paths))
 }
 
 fn show(shown: &Shown, shell: &mut Shell<'_>) -> Result<(), Error> {

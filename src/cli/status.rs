@@ -86,7 +86,7 @@ fn lines(status: &Answer, colour: bool) -> Vec<String> {
     block
 }
 
-fn alarming(text: &str, colour: bool) -> String {
+pub(super) fn alarming(text: &str, colour: bool) -> String {
     use clap::builder::styling::{AnsiColor, Style};
     let text = printable(text);
     if !colour {

@@ -1,8 +1,9 @@
 //! Spec files: by them an engine finds a plugin that has no socket of its own in the engine's directories.
 //!
-//! [`spec`] knows their forms, [`store`] writes them. A file that volhost did not write is another's, and nothing here
+//! [`spec`] knows their forms, [`store`] writes them, [`lint`] finds what is wrong with those that lie there. A file that volhost did not write is another's, and nothing here
 //! replaces or removes it unless an operator says so.
 
+pub mod lint;
 pub mod spec;
 pub mod store;
 

@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("catalog", &[]),
     ("backend", &[]),
     ("host", &[]),
-    ("discovery", &[]),
+    ("discovery", &["pki"]),
     ("pki", &[]),
     ("process", &["config::watch"]),
     ("error", &[]),

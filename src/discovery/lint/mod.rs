@@ -1,0 +1,387 @@
+//! What engines make of what lies in their directories: which file of a plugin they read, and what is wrong with it.
+//!
+//! Reads as dockerd does (moby, `pkg/plugins/discovery.go`): a socket wins over every spec file, an earlier directory
+//! over a later one, and in a directory `N.spec`, `N/N.spec`, `N.json`, `N/N.json` in this order. An engine looks
+//! whether the file exists, and takes none other when it then cannot read it. Nothing here changes anything.
+
+pub mod address;
+mod certificates;
+pub mod fault;
+pub mod probe;
+pub mod reading;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+
+use time::OffsetDateTime;
+
+pub use self::fault::{Fault, Severity};
+pub use self::reading::{Protection, Target};
+
+/// Where an engine looks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// For sockets.
+    pub sockets: Vec<PathBuf>,
+    /// For spec files, in their order.
+    pub specs: Vec<PathBuf>,
+    /// Whether somebody named them, so that each must be there.
+    pub named: bool,
+}
+
+impl Places {
+    /// Where an engine of this user looks: see [`default_dir`](super::default_dir).
+    #[must_use]
+    pub fn of_engine(root: &Path, is_root: bool, home: Option<&Path>) -> Self {
+        let own = super::default_dir(root, is_root, home);
+        let system = root.join("etc/docker/plugins");
+        let specs =
+            if own == system { vec![system, root.join("usr/lib/docker/plugins")] } else { vec![system, own] };
+        Self { sockets: vec![root.join(SOCKETS)], specs, named: false }
+    }
+
+    /// These directories alone. Sockets are looked for where engines do, in one called `…/run/docker/plugins`.
+    #[must_use]
+    pub fn named(dirs: &[PathBuf]) -> Self {
+        let (sockets, specs) = dirs.iter().cloned().partition(|dir| dir.ends_with(SOCKETS));
+        Self { sockets, specs, named: true }
+    }
+}
+
+const SOCKETS: &str = "run/docker/plugins";
+
+/// A plugin that an engine finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plugin {
+    /// Its name.
+    pub name: String,
+    /// The file that is read.
+    pub file: PathBuf,
+    /// What the file says; none where an engine can make nothing of it.
+    pub target: Option<Target>,
+    /// The files that are not read because of it, in the order in which an engine would look.
+    pub shadows: Vec<PathBuf>,
+}
+
+/// A fault and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The plugin that it is about.
+    pub plugin: Option<String>,
+    /// The file, or the directory.
+    pub file: PathBuf,
+    /// What is wrong.
+    pub fault: Fault,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// The plugins, by their names.
+    pub plugins: Vec<Plugin>,
+    /// The faults, in the order of the plugins.
+    pub findings: Vec<Finding>,
+}
+
+/// Reads the directories as an engine would at this moment.
+#[must_use]
+pub fn lint(places: &Places, now: OffsetDateTime) -> Report {
+    let mut report = Report::default();
+    let mut names = BTreeSet::new();
+    for (dir, _) in places.each() {
+        match collect(dir, &mut names) {
+            Err(error) if !places.named && error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => report.add(None, dir, Fault::NoDirectory { why: error.to_string() }),
+            Ok(()) => {}
+        }
+    }
+    for name in names {
+        report.read(&name, places, now);
+    }
+    report
+}
+
+impl Places {
+    /// Each directory with the endings that count there.
+    fn each(&self) -> impl Iterator<Item = (&PathBuf, &'static [&'static str])> {
+        let sockets = self.sockets.iter().map(|dir| (dir, &["sock"][..]));
+        sockets.chain(self.specs.iter().map(|dir| (dir, &["spec", "json"][..])))
+    }
+
+    /// Each path at which an engine looks for a plugin, in its order, and the path's ending.
+    fn candidates(&self, name: &str) -> Vec<(PathBuf, &'static str)> {
+        let mut paths = Vec::new();
+        for (dir, endings) in self.each() {
+            for ending in endings {
+                let file = format!("{name}.{ending}");
+                paths.push((dir.join(&file), *ending));
+                paths.push((dir.join(name).join(file), *ending));
+            }
+        }
+        paths
+    }
+}
+
+/// Adds every name that a file in a directory may be about: of `N.ENDING` and of `N/N.ENDING`.
+fn collect(dir: &Path, names: &mut BTreeSet<String>) -> io::Result<()> {
+    let is_one = |ending: &str| ["sock", "spec", "json"].contains(&ending);
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        // A name that is not UTF-8 is none that a client can ask an engine for.
+        let Some(file) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        match file.rsplit_once('.') {
+            Some((name, ending)) if is_one(ending) => names.extend([name.to_owned()]),
+            // A name may have dots in it.
+            _ if path.is_dir() => names.extend([file.to_owned()]),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty()
+    }
+
+    fn add(&mut self, plugin: Option<&str>, file: &Path, fault: Fault) {
+        self.findings.push(Finding { plugin: plugin.map(str::to_owned), file: file.to_owned(), fault });
+    }
+
+    /// Adds a plugin of that name, if an engine finds one.
+    fn read(&mut self, name: &str, places: &Places, now: OffsetDateTime) {
+        let mut plugin: Option<Plugin> = None;
+        for (path, ending) in places.candidates(name) {
+            let Some(exists) = exists(&path, ending) else { continue };
+            match (exists, &mut plugin) {
+                (Err(fault), _) => self.add(Some(name), &path, fault),
+                (Ok(()), Some(plugin)) => plugin.shadows.push(path),
+                (Ok(()), none) => {
+                    *none =
+                        Some(Plugin { name: name.to_owned(), file: path, target: None, shadows: Vec::new() });
+                }
+            }
+        }
+        for dir in &places.specs {
+            for path in [dir.join(format!("{name}.sock")), dir.join(name).join(format!("{name}.sock"))] {
+                if path.symlink_metadata().is_ok() {
+                    self.add(Some(name), &path, Fault::SocketElsewhere);
+                }
+            }
+        }
+        let Some(mut plugin) = plugin else { return };
+        let mut faults = Vec::new();
+        plugin.target = understand(&plugin, &mut faults);
+        if let Some(target) = &plugin.target {
+            certificates::check(&target.files, now, &mut faults);
+        }
+        for fault in faults {
+            self.add(Some(name), &plugin.file, fault);
+        }
+        for path in &plugin.shadows {
+            self.add(Some(name), path, Fault::Shadowed { by: plugin.file.clone() });
+        }
+        self.plugins.push(plugin);
+    }
+}
+
+/// Whether an engine finds a file there; none where there is nothing at all.
+fn exists(path: &Path, ending: &str) -> Option<Result<(), Fault>> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if ending == "sock" && !metadata.file_type().is_socket() => Some(Err(Fault::NotASocket)),
+        Ok(_) => Some(Ok(())),
+        Err(_) => path.symlink_metadata().is_ok().then_some(Err(Fault::Dangling)),
+    }
+}
+
+fn understand(plugin: &Plugin, faults: &mut Vec<Fault>) -> Option<Target> {
+    let Plugin { name, file, .. } = plugin;
+    let ending = file.extension().and_then(|ending| ending.to_str());
+    if ending == Some("sock") {
+        return Some(reading::socket(file));
+    }
+    match std::fs::read(file) {
+        Err(error) => {
+            faults.push(Fault::Unreadable { why: error.to_string() });
+            None
+        }
+        Ok(content) if ending == Some("json") => reading::json(name, &content, faults),
+        Ok(content) => reading::line(&content, faults),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+    }
+
+    fn fixture() -> Fixture {
+        Fixture { dir: tempfile::tempdir().unwrap() }
+    }
+
+    impl Fixture {
+        fn path(&self, below: &str) -> PathBuf {
+            let path = self.dir.path().join(below);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            path
+        }
+
+        fn put(&self, below: &str, text: &str) {
+            std::fs::write(self.path(below), text).unwrap();
+        }
+
+        fn line(&self, below: &str) {
+            self.put(below, "unix:///run/p.sock\n");
+        }
+
+        fn json(&self, below: &str) {
+            self.put(below, "{\"Addr\": \"unix:///run/p.sock\"}");
+        }
+
+        fn socket(&self, below: &str) {
+            drop(UnixListener::bind(self.path(below)).unwrap());
+        }
+
+        fn lint(&self) -> Report {
+            lint(&Places::of_engine(self.dir.path(), true, None), OffsetDateTime::now_utc())
+        }
+
+        /// Each plugin with its file, and each finding's file and word.
+        fn told(&self) -> (Vec<String>, Vec<String>) {
+            let report = self.lint();
+            let below = |path: &Path| path.strip_prefix(self.dir.path()).unwrap().display().to_string();
+            let findings = report.findings.iter();
+            (
+                report
+                    .plugins
+                    .iter()
+                    .map(|plugin| format!("{} {}", plugin.name, below(&plugin.file)))
+                    .collect(),
+                findings.map(|one| format!("{} {}", below(&one.file), one.fault.word())).collect(),
+            )
+        }
+    }
+
+    #[test]
+    fn where_nothing_is_nothing_is_wrong() {
+        assert_eq!(fixture().lint(), Report::default());
+    }
+
+    #[test]
+    fn the_first_file_of_an_engines_order_wins() {
+        let f = fixture();
+        let order = [
+            "run/docker/plugins/p.sock",
+            "run/docker/plugins/p/p.sock",
+            "etc/docker/plugins/p.spec",
+            "etc/docker/plugins/p/p.spec",
+            "etc/docker/plugins/p.json",
+            "etc/docker/plugins/p/p.json",
+            "usr/lib/docker/plugins/p.spec",
+            "usr/lib/docker/plugins/p/p.spec",
+            "usr/lib/docker/plugins/p.json",
+            "usr/lib/docker/plugins/p/p.json",
+        ];
+        for file in order {
+            match file.rsplit_once('.').unwrap().1 {
+                "sock" => f.socket(file),
+                "spec" => f.line(file),
+                _ => f.json(file),
+            }
+        }
+        for (at, file) in order.iter().enumerate() {
+            let (plugins, findings) = f.told();
+            assert_eq!(plugins, [format!("p {file}")]);
+            let shadowed: Vec<_> = order[at + 1..].iter().map(|file| format!("{file} shadowed")).collect();
+            assert_eq!(findings, shadowed);
+            std::fs::remove_file(f.path(file)).unwrap();
+        }
+        assert_eq!(f.lint(), Report::default());
+    }
+
+    #[test]
+    fn what_engines_pass_over_is_told() {
+        let f = fixture();
+        f.put("run/docker/plugins/a.sock", "");
+        f.socket("etc/docker/plugins/b.sock");
+        symlink("/nowhere", f.path("etc/docker/plugins/c.spec")).unwrap();
+        f.json("etc/docker/plugins/c.json");
+        f.put("etc/docker/plugins/README", "not a plugin's");
+        f.json("etc/docker/plugins/d/e.json");
+        let (plugins, findings) = f.told();
+        assert_eq!(plugins, ["c etc/docker/plugins/c.json"]);
+        assert_eq!(
+            findings,
+            [
+                "run/docker/plugins/a.sock not-a-socket",
+                "etc/docker/plugins/b.sock socket-elsewhere",
+                "etc/docker/plugins/c.spec dangling"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_still_wins() {
+        let f = fixture();
+        std::fs::create_dir_all(f.path("etc/docker/plugins/a.spec")).unwrap();
+        f.json("etc/docker/plugins/a.json");
+        f.put("etc/docker/plugins/b.spec", "nonsense");
+        f.put("etc/docker/plugins/c.json", "{");
+        let (plugins, findings) = f.told();
+        assert_eq!(
+            plugins,
+            ["a etc/docker/plugins/a.spec", "b etc/docker/plugins/b.spec", "c etc/docker/plugins/c.json"]
+        );
+        assert_eq!(
+            findings,
+            [
+                "etc/docker/plugins/a.spec unreadable",
+                "etc/docker/plugins/a.json shadowed",
+                "etc/docker/plugins/b.spec bad-address",
+                "etc/docker/plugins/c.json bad-json"
+            ]
+        );
+    }
+
+    #[test]
+    fn files_that_are_named_are_looked_at() {
+        let f = fixture();
+        let tls = r#"{"CAFile": "/nowhere/a", "CertFile": "/nowhere/c", "KeyFile": "/nowhere/k"}"#;
+        f.put("etc/docker/plugins/p.json", &format!(r#"{{"Addr": "tcp://h:1/x", "TLSConfig": {tls}}}"#));
+        let faults: Vec<_> = f.lint().findings.iter().map(|one| one.fault.word()).collect();
+        assert_eq!(faults, ["ignored", "tls-off", "no-file", "no-file", "no-file"]);
+    }
+
+    #[test]
+    fn directories_that_are_named_must_be_there() {
+        let f = fixture();
+        f.socket("run/docker/plugins/p.sock");
+        f.json("specs/p.json");
+        let dirs = ["run/docker/plugins", "specs", "missing"].map(|dir| f.dir.path().join(dir));
+        let report = lint(&Places::named(&dirs), OffsetDateTime::now_utc());
+        assert_eq!(report.plugins[0].file, dirs[0].join("p.sock"));
+        let words: Vec<_> = report.findings.iter().map(|one| one.fault.word()).collect();
+        assert_eq!(words, ["no-directory", "shadowed"]);
+    }
+
+    #[test]
+    fn every_users_engine_has_its_directories() {
+        let (root, home) = (Path::new("/"), Some(Path::new("/home/u")));
+        let dirs = |is_root| Places::of_engine(root, is_root, home).specs;
+        assert_eq!(dirs(true), ["/etc/docker/plugins", "/usr/lib/docker/plugins"].map(PathBuf::from));
+        assert_eq!(
+            dirs(false),
+            ["/etc/docker/plugins", "/home/u/.local/lib/docker/plugins"].map(PathBuf::from)
+        );
+    }
+}

@@ -1,0 +1,238 @@
+//! A real call to a plugin, as an engine would make it: over the same address, with the same files, verified alike.
+//!
+//! The call is `VolumeDriver.Capabilities`, which changes nothing: an Activate would begin a new activation, and by
+//! that make the host's mounts stale. Proxies are not used, of which only the engine's own environment knows.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+use super::address::Endpoint;
+use super::fault::Fault;
+use super::reading::{Files, Protection, Target};
+use crate::pki::certificate::decode;
+
+/// How long a plugin has for everything, the connection included.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The largest answer that is read; Capabilities takes some 40 bytes.
+const LARGEST: usize = 64 << 10;
+
+/// Where the authorities lie that an engine trusts beside `CAFile`: the first that is there counts.
+const SYSTEM_ROOTS: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// Calls each target, all at the same time, in a runtime of its own on this thread. Never call it in async code.
+///
+/// None where the target answers as a volume plugin does.
+pub fn probe(targets: &[&Target], patience: Duration) -> io::Result<Vec<Option<Fault>>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let calls = targets.iter().map(|target| one(target, patience));
+    let told = runtime.block_on(futures_util::future::join_all(calls));
+    // A name that is still being looked up is not waited for.
+    runtime.shutdown_background();
+    Ok(told)
+}
+
+async fn one(target: &Target, patience: Duration) -> Option<Fault> {
+    let address = target.address.clone();
+    match tokio::time::timeout(patience, call(target)).await {
+        Ok(Ok(())) => None,
+        Ok(Err(fault)) => Some(fault),
+        Err(_) => Some(Fault::Silent { address, seconds: patience.as_secs() }),
+    }
+}
+
+async fn call(target: &Target) -> Result<(), Fault> {
+    let Target { address, endpoint, protection, files } = target;
+    let unreachable =
+        |error: io::Error| Fault::Unreachable { address: address.clone(), why: error.to_string() };
+    let (host, port, https) = match endpoint {
+        Endpoint::Unix(path) => {
+            let stream = UnixStream::connect(path).await.map_err(unreachable)?;
+            return ask(stream, address).await;
+        }
+        Endpoint::Tcp { host, port, https } => (host, *port, *https),
+    };
+    let unresolved = |why: String| Fault::Unresolved { host: host.clone(), why };
+    let found =
+        tokio::net::lookup_host((&**host, port)).await.map_err(|error| unresolved(error.to_string()))?;
+    let found: Vec<_> = found.collect();
+    if found.is_empty() {
+        return Err(unresolved("it has no address".to_owned()));
+    }
+    let stream = TcpStream::connect(&*found).await.map_err(unreachable)?;
+    if !https {
+        return ask(stream, address).await;
+    }
+    let broken = |why: String| Fault::Broken { address: address.clone(), why };
+    let config = tls(files, *protection).map_err(broken)?;
+    let name = ServerName::try_from(host.clone()).map_err(|error| broken(error.to_string()))?;
+    let stream =
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
+            match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                Some(rustls::Error::InvalidCertificate(why)) => {
+                    Fault::NotVerified { address: address.clone(), why: why.to_string() }
+                }
+                _ => broken(error.to_string()),
+            }
+        })?;
+    ask(stream, address).await
+}
+
+/// Asks for the plugin's capabilities, with an engine's headers.
+async fn ask<S>(stream: S, address: &str) -> Result<(), Fault>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let broken =
+        |error: &dyn std::error::Error| Fault::Broken { address: address.to_owned(), why: told(error) };
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/VolumeDriver.Capabilities")
+        .header(header::HOST, "plugin")
+        .header(header::ACCEPT, "application/vnd.docker.plugins.v1.2+json")
+        .header(header::CONTENT_TYPE, "application/vnd.docker.plugins.v1.2+json")
+        .body(Full::new(Bytes::from_static(b"{}")))
+        .map_err(|error| broken(&error))?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+    // The connection is driven by a task of its own; an error of it also ends the request below.
+    let driver = tokio::spawn(connection);
+    let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), LARGEST).collect().await;
+    driver.abort();
+    let body = body.map_err(|error| broken(&*error))?.to_bytes();
+    let answer = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
+    let refusal = answer.get("Err").and_then(|text| text.as_str()).filter(|text| !text.is_empty());
+    if status.is_success() && refusal.is_none() && answer.get("Capabilities").is_some() {
+        return Ok(());
+    }
+    let answer = match refusal {
+        Some(text) => format!("with status {} and {text:?}", status.as_u16()),
+        None => format!("with status {}", status.as_u16()),
+    };
+    Err(Fault::NoPlugin { address: address.to_owned(), answer })
+}
+
+/// An error's causes, each once.
+fn told(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn tls(files: &Files, protection: Protection) -> Result<ClientConfig, String> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let Files { ca, pair } = files;
+    let mut own = Vec::new();
+    let mut roots = RootCertStore::empty();
+    if let Some(ca) = ca {
+        own = decode(&read(ca)?).map_err(|error| crate::error::chain(&error))?;
+        roots.add_parsable_certificates(own.iter().cloned());
+    }
+    if let Some(system) = SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()) {
+        roots.add_parsable_certificates(decode(&system).unwrap_or_default());
+    }
+    let verified = match protection {
+        Protection::Verified => {
+            let built =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+            Some(built.map_err(|error| error.to_string())?)
+        }
+        Protection::Local | Protection::Off | Protection::Unverified => None,
+    };
+    let verifier = AsAnEngine { verified, own, provider: provider.clone() };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    match pair {
+        None => Ok(builder.with_no_client_auth()),
+        Some((cert, key)) => {
+            let chain = decode(&read(cert)?).map_err(|error| crate::error::chain(&error))?;
+            let key = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| error.to_string())?;
+            builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())
+        }
+    }
+}
+
+fn read(path: &std::path::Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Verifies a server as an engine does: not at all where the spec file says so, and else by the authorities, of whom
+/// a server's own certificate, if it stands in `CAFile`, is one.
+#[derive(Debug)]
+struct AsAnEngine {
+    verified: Option<Arc<WebPkiServerVerifier>>,
+    own: Vec<CertificateDer<'static>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AsAnEngine {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(verified) = &self.verified else { return Ok(ServerCertVerified::assertion()) };
+        let result = verified.verify_server_cert(certificate, intermediates, name, ocsp, now);
+        if result.is_err() && self.own.contains(certificate) {
+            let parsed = rustls::server::ParsedCertificate::try_from(certificate)?;
+            rustls::client::verify_server_name(&parsed, name)?;
+            // Its dates are those of CAFile, which are looked at beside the probe.
+            return Ok(ServerCertVerified::assertion());
+        }
+        result
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
