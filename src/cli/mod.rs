@@ -25,8 +25,10 @@ use crate::error::{chain, exit};
 mod backend;
 mod bundle;
 mod check;
+mod completions;
 mod filter;
 mod host;
+mod man;
 mod mount;
 mod prompt;
 mod serve;
@@ -88,6 +90,8 @@ enum Command {
     Host(host::Host),
     #[command(subcommand)]
     Spec(spec::Spec),
+    Completions(completions::Completions),
+    Man(man::Man),
 }
 
 /// Why a command did not do what it was asked.
@@ -120,6 +124,9 @@ enum Error {
     /// A bundle cannot be written.
     #[error(transparent)]
     Bundle(#[from] host::BundleError),
+    /// The manual was not written.
+    #[error(transparent)]
+    Man(#[from] man::ManError),
     /// There is nothing that the command could do as it was asked.
     #[error("{0}")]
     Refused(String),
@@ -146,6 +153,7 @@ impl Error {
             | Self::Paths(_)
             | Self::Spec(_)
             | Self::Bundle(_)
+            | Self::Man(_)
             | Self::Refused(_)
             | Self::Several(_)
             | Self::Serve(_)
@@ -215,6 +223,8 @@ fn dispatch(command: Command, shell: &mut Shell<'_>) -> Result<(), Error> {
         Command::Backend(command) => backend::run(command, shell),
         Command::Host(command) => host::run(command, shell),
         Command::Spec(command) => spec::run(&command, shell),
+        Command::Completions(args) => completions::run(&args, shell),
+        Command::Man(args) => man::run(&args, shell),
     }
 }
 

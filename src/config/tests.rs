@@ -196,8 +196,8 @@ fn every_key_is_hinted_at_when_it_is_mistyped() {
     assert_eq!(
         map_faults(&map),
         [
-            "backends.json:7:5: fast.drainig: unknown field: the known ones are path, mountpoint, mountpoint_by_host, \
-          hosts, draining, require_mount, trash, uid, gid, mode (did you mean \"draining\"?)"
+            "backends.json:7:5: fast.drainig: unknown field: the known ones are path, mountpoint, hosts, draining, \
+             require_mount, trash, uid, gid, mode, mountpoint_by_host (did you mean \"draining\"?)"
         ]
     );
 }
