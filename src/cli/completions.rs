@@ -12,13 +12,12 @@ use super::{Cli, Error, Shell};
 #[command(after_help = "\
 Examples, each for every user of the machine, from the next shell on:
   volhost completions bash > /usr/share/bash-completion/completions/volhost
+                              (read where the package bash-completion is installed)
   volhost completions zsh > /usr/local/share/zsh/site-functions/_volhost
   volhost completions fish > /usr/share/fish/vendor_completions.d/volhost.fish
 
 For oneself:
-  bash        volhost completions bash > ~/.local/share/bash-completion/completions/volhost
-              (needs the package bash-completion), or in ~/.bashrc:
-              source <(volhost completions bash)
+  bash        in ~/.bashrc: source <(volhost completions bash)
   zsh         a file _volhost in a directory of $fpath, named before compinit is called
   fish        volhost completions fish > ~/.config/fish/completions/volhost.fish
   elvish      in ~/.config/elvish/rc.elv: eval (volhost completions elvish | slurp)

@@ -90,7 +90,12 @@ fn page(command: &clap::Command, name: &str) -> io::Result<Vec<u8>> {
         page.render_subcommands_section(&mut text)?;
     }
     if let Some(examples) = command.get_after_help() {
-        verbatim("EXAMPLES", &examples.to_string(), &mut text)?;
+        let examples = examples.to_string();
+        let (examples, codes) = examples.split_once("\n\nExit codes: ").unwrap_or((&examples, ""));
+        verbatim("EXAMPLES", examples, &mut text)?;
+        if !codes.is_empty() {
+            verbatim("EXIT STATUS", codes, &mut text)?;
+        }
     }
     Ok(text)
 }

@@ -12,6 +12,8 @@ use super::backends::Owner;
 use super::load::{self, Surroundings, TlsFilesMust};
 use super::*;
 
+mod schema;
+
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/config");
 
 /// A `--root` of its own for each test.
