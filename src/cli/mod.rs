@@ -25,9 +25,11 @@ use crate::error::{chain, exit};
 mod backend;
 mod bundle;
 mod check;
+mod completions;
 mod filter;
 mod host;
 mod lint;
+mod man;
 mod mount;
 mod prompt;
 mod serve;
@@ -89,6 +91,8 @@ enum Command {
     Host(host::Host),
     #[command(subcommand)]
     Spec(spec::Spec),
+    Completions(completions::Completions),
+    Man(man::Man),
 }
 
 /// Why a command did not do what it was asked.
@@ -121,6 +125,9 @@ enum Error {
     /// A bundle cannot be written.
     #[error(transparent)]
     Bundle(#[from] host::BundleError),
+    /// The manual was not written.
+    #[error(transparent)]
+    Man(#[from] man::ManError),
     /// There is nothing that the command could do as it was asked.
     #[error("{0}")]
     Refused(String),
@@ -150,6 +157,7 @@ impl Error {
             | Self::Paths(_)
             | Self::Spec(_)
             | Self::Bundle(_)
+            | Self::Man(_)
             | Self::Refused(_)
             | Self::Several(_)
             | Self::Serve(_)
@@ -220,6 +228,8 @@ fn dispatch(command: Command, shell: &mut Shell<'_>) -> Result<(), Error> {
         Command::Backend(command) => backend::run(command, shell),
         Command::Host(command) => host::run(command, shell),
         Command::Spec(command) => spec::run(&command, shell),
+        Command::Completions(args) => completions::run(&args, shell),
+        Command::Man(args) => man::run(&args, shell),
     }
 }
 

@@ -12,24 +12,9 @@ use std::time::Duration;
 
 use super::json::Source;
 use super::node::{Entry, Members, Node, quoted};
-use super::parse::NOT_SUPPORTED;
-use super::{BackendSettings, Fault, HostPattern, walk};
+use super::{BackendSettings, Fault, HostPattern, fields, walk};
 use crate::backend::name::BackendName;
 use crate::volume::options::Mode;
-
-/// The fields of a backend; `mountpoint_by_host` is known, but refused.
-pub const FIELDS: &[&str] = &[
-    "path",
-    "mountpoint",
-    "mountpoint_by_host",
-    "hosts",
-    "draining",
-    "require_mount",
-    "trash",
-    "uid",
-    "gid",
-    "mode",
-];
 
 /// How long removed volumes are kept when the map does not say.
 const TRASH: Duration = Duration::from_secs(24 * 60 * 60);
@@ -60,6 +45,10 @@ pub(super) fn read(source: &Source, owner: Owner) -> BTreeMap<BackendName, Backe
     let mut backends = BTreeMap::new();
     let mut places = Vec::new();
     for entry in source.root(&value).entries(takes).unwrap_or_default() {
+        if entry.key == fields::SCHEMA {
+            let _ = entry.node.schema();
+            continue;
+        }
         let name = match BackendName::parse(entry.key) {
             Ok(name) => Some(name),
             Err(error) => {
@@ -102,7 +91,7 @@ fn backend(entry: &Entry<'_>, owner: Owner) -> Option<(BackendSettings, Fault)> 
     if node.is_string() {
         return Some((plain(directory(node)?, owner)?, node.possible_fault()));
     }
-    let mut members = node.members(FIELDS, takes)?;
+    let mut members = node.members(fields::BACKEND, takes)?;
     let path_node = members.take("path");
     if path_node.is_none() {
         node.missing("path", "is missing: a backend needs the directory in which its volumes lie");
@@ -115,18 +104,16 @@ fn backend(entry: &Entry<'_>, owner: Owner) -> Option<(BackendSettings, Fault)> 
 
 fn settings(members: &mut Members<'_>, path: PathBuf, owner: Owner) -> Option<BackendSettings> {
     let mut backend = plain(path, owner)?;
-    if let Some(node) = members.take("mountpoint_by_host") {
-        node.fault(NOT_SUPPORTED);
-    }
-    let id = |node: Node<'_>| node.integer(0..=u64::from(u32::MAX) - 1).and_then(|id| u32::try_from(id).ok());
+    let mut id = |name| members.number(name).and_then(|id| u32::try_from(id).ok());
+    let (given_uid, given_gid) = (id("uid"), id("gid"));
     let BackendSettings { path: _, mountpoint, draining, require_mount, trash, uid, gid, mode, hosts } =
         &mut backend;
     set(mountpoint, members.take("mountpoint").and_then(|node| directory(&node)));
     set(draining, members.take("draining").and_then(|node| node.boolean()));
     set(require_mount, members.take("require_mount").and_then(|node| node.boolean()));
     set(trash, members.take("trash").and_then(|node| trash_time(&node)));
-    set(uid, members.take("uid").and_then(id));
-    set(gid, members.take("gid").and_then(id));
+    set(uid, given_uid);
+    set(gid, given_gid);
     set(mode, members.take("mode").and_then(|node| self::mode(&node)));
     *hosts = members.take("hosts").filter(|node| !node.is_null()).map(|node| self::hosts(&node));
     Some(backend)

@@ -1,18 +1,323 @@
-//! The names of the fields that the parser takes: what a document about the configuration must speak of.
+//! The fields of both files: their names, what they take, their defaults and what they mean, in one table each.
 //!
-//! Words only. The parser takes nothing that is not named here.
+//! The parser takes no name that is not here and has the bounds of numbers from here; the JSON Schemas for editors are
+//! made from it, and the README's tables are compared with it. Words only: nothing here reads anything.
 
-pub use super::backends::FIELDS as BACKEND;
-pub use super::parse::FIELDS as CONFIG;
+use std::ops::RangeInclusive;
+
+/// One field of an object.
+#[derive(Debug, Clone)]
+pub struct Field {
+    /// Its name.
+    pub name: &'static str,
+    /// What it takes.
+    pub takes: Takes,
+    /// Whether it may be `null`: then it is as if it were absent, but for `spec`.
+    pub null: bool,
+    /// Its default, as the README has it: JSON between backquotes, or words.
+    pub default: &'static str,
+    /// What it means, as the README has it.
+    pub doc: &'static str,
+    /// How a change comes into force. Empty where the README has no such column.
+    pub in_force: &'static str,
+}
+
+/// What a field takes.
+#[derive(Debug, Clone)]
+pub enum Takes {
+    /// `true` or `false`.
+    Flag,
+    /// A whole number.
+    Number(RangeInclusive<u64>),
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A string.
+    Text(Text),
+    /// A duration, or zero without a unit.
+    DurationOrZero,
+    /// A list of strings, of at least so many.
+    List(Text, usize),
+    /// An object of these fields.
+    Object(&'static [Field]),
+    /// An object whose keys are hosts, each an object of these fields.
+    Hosts(&'static [Field]),
+    /// Nothing: the field is specified and not served yet, and to pass over it would be to promise what is not kept.
+    Nothing,
+}
+
+/// The kinds of strings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Text {
+    /// Any.
+    Any,
+    /// A plugin's name.
+    PluginName,
+    /// A host's name.
+    HostName,
+    /// A host's name or a pattern of names.
+    HostPattern,
+    /// Where to listen.
+    Listen,
+    /// What engines call.
+    Advertise,
+    /// The catalog's address.
+    Catalog,
+    /// An absolute path.
+    Path,
+    /// An absolute path without `..`.
+    Directory,
+    /// An absolute path that fits into a socket's address.
+    Socket,
+    /// A duration with its unit.
+    Duration,
+    /// Permissions in octal.
+    Mode,
+}
+
+/// Those of `volhost.json`.
+pub const CONFIG: &[Field] = &[
+    field(
+        "name",
+        Takes::Text(Text::PluginName),
+        "`\"volhost\"`",
+        "the plugin's name (`-d NAME`); engines bind their volumes to it for good",
+        "restart",
+    ),
+    field("node", Takes::Text(Text::HostName), "the hostname", "this machine's name as a host", "restart"),
+    field(
+        "scope",
+        Takes::Word(&["local", "global"]),
+        "`\"global\"`",
+        "what engines are told of names: `\"global\"`, one volume everywhere, or `\"local\"`",
+        "restart",
+    ),
+    field(
+        "listen",
+        Takes::List(Text::Listen, 1),
+        "`[\"https://127.0.0.1:7443\"]`",
+        "`https://IP:PORT`, `http://IP:PORT`, `unix:/PATH`; port 0 takes any that is free",
+        "restart",
+    ),
+    field(
+        "insecure",
+        Takes::Flag,
+        "`false`",
+        "allows `http://` on other addresses than loopback: anybody there may read, mount and remove",
+        "reload",
+    ),
+    or_null(field(
+        "advertise",
+        Takes::Text(Text::Advertise),
+        "the first `https` address of `listen`",
+        "what engines call: `https://HOST:PORT`, `http://HOST:PORT` or `unix:/PATH`",
+        "reload",
+    )),
+    field(
+        "tls",
+        Takes::Object(TLS),
+        "volhost's own certificates",
+        "the TLS files that take the place of volhost's own",
+        "reload",
+    ),
+    or_null(field(
+        "spec",
+        Takes::Object(SPEC),
+        "`{}`",
+        "the spec file that is written; `null`: none",
+        "reload",
+    )),
+    field(
+        "catalog",
+        Takes::Text(Text::Catalog),
+        "`\"sqlite:/var/lib/volhost/catalog.db\"`",
+        "the catalog's file, on a local file system",
+        "restart",
+    ),
+    field(
+        "backends",
+        Takes::Text(Text::Path),
+        "`\"/etc/volhost/backends.json\"`",
+        "the backend map's file",
+        "reload",
+    ),
+    or_null(field(
+        "hosts",
+        Takes::Hosts(HOST),
+        "`null`: every host",
+        "who may use volumes: `{\"web1\": {}, \"store1\": {}}`; exact names, `anonymous`, or `*`",
+        "reload",
+    )),
+    field("admin", Takes::Text(Text::Socket), "`\"/run/volhost/admin.sock\"`", "the admin socket", "restart"),
+    field("limits", Takes::Object(LIMITS), "`{}`", "what is too much and what takes too long", "reload"),
+    or_null(field("metrics", Takes::Nothing, "", "refused by this version", "")),
+    or_null(field("audit", Takes::Nothing, "", "refused by this version", "")),
+    or_null(field("etcd", Takes::Nothing, "", "refused by this version", "")),
+    field(
+        "$schema",
+        Takes::Text(Text::Any),
+        "",
+        "the JSON Schema that an editor shall use, such as `\"volhost.schema.json\"`; not looked at",
+        "",
+    ),
+];
 
 /// Those of `tls`.
-pub const TLS: &[&str] = &["cert", "key", "client_ca", "crl"];
+pub const TLS: &[Field] = &[
+    or_null(field(
+        "cert",
+        Takes::Text(Text::Path),
+        "own, in `pki`",
+        "the server's certificate chain (PEM); only together with `key`",
+        "reload",
+    )),
+    or_null(field(
+        "key",
+        Takes::Text(Text::Path),
+        "own, in `pki`",
+        "its private key (PEM, not encrypted)",
+        "reload",
+    )),
+    or_null(field(
+        "client_ca",
+        Takes::Text(Text::Path),
+        "own, in `pki`",
+        "the CAs whose clients are let in (PEM); another one than volhost's makes `hosts` mandatory",
+        "reload",
+    )),
+    or_null(field(
+        "crl",
+        Takes::Text(Text::Path),
+        "none",
+        "the CAs' revocation lists (PEM or DER)",
+        "reload",
+    )),
+];
 
 /// Those of `spec`.
-pub const SPEC: &[&str] = &["dir", "format"];
+pub const SPEC: &[Field] = &[
+    field(
+        "dir",
+        Takes::Text(Text::Path),
+        "`/etc/docker/plugins`",
+        "the directory that the spec file is written to",
+        "reload",
+    ),
+    field(
+        "format",
+        Takes::Word(&["json", "spec"]),
+        "as the address needs it",
+        "`\"json\"` or `\"spec\"`",
+        "reload",
+    ),
+];
 
-/// Those of one of `hosts`: known, but refused.
-pub const HOST: &[&str] = &["rights", "backends"];
+/// Those of one of `hosts`.
+pub const HOST: &[Field] = &[
+    field("rights", Takes::Nothing, "", "refused by this version", ""),
+    field("backends", Takes::Nothing, "", "refused by this version; `hosts` of a backend says it", ""),
+];
 
 /// Those of `limits`.
-pub const LIMITS: &[&str] = &["connections", "connections_per_host", "body_bytes", "handshake", "request"];
+pub const LIMITS: &[Field] = &[
+    field(
+        "connections",
+        Takes::Number(1..=1_000_000),
+        "`4096`",
+        "connections over TCP and TLS at once",
+        "reload",
+    ),
+    field(
+        "connections_per_host",
+        Takes::Number(1..=1_000_000),
+        "`256`",
+        "of one host; over plain TCP, of one address",
+        "reload",
+    ),
+    field(
+        "body_bytes",
+        Takes::Number(4096..=1 << 30),
+        "`1048576`",
+        "the size of a request's body, 4096 to 1073741824",
+        "reload",
+    ),
+    field(
+        "handshake",
+        Takes::Text(Text::Duration),
+        "`\"5s\"`",
+        "a TLS handshake, and the head of a request; 1s to 10min",
+        "reload",
+    ),
+    field("request", Takes::Text(Text::Duration), "`\"20s\"`", "a request; 1s to 10min", "reload"),
+];
+
+/// Those of a backend in the map.
+pub const BACKEND: &[Field] = &[
+    field(
+        "path",
+        Takes::Text(Text::Directory),
+        "must be given",
+        "the backend's directory on this machine: absolute, without `..`, neither in another backend nor around one",
+        "",
+    ),
+    field("mountpoint", Takes::Text(Text::Directory), "as `path`", "where the engines' hosts see it", ""),
+    or_null(field(
+        "hosts",
+        Takes::List(Text::HostPattern, 0),
+        "every host",
+        "names and patterns (`web*`, `web?`) of the hosts it is open to; `[]` is none",
+        "",
+    )),
+    field("draining", Takes::Flag, "`false`", "no new volumes; those that exist stay usable", ""),
+    field(
+        "require_mount",
+        Takes::Flag,
+        "`false`",
+        "`path` must lie on another file system than `/`; else the backend is offline",
+        "",
+    ),
+    field(
+        "trash",
+        Takes::DurationOrZero,
+        "`\"24h\"`",
+        "how long removed volumes are kept; `0` deletes them at once",
+        "",
+    ),
+    field(
+        "uid",
+        Takes::Number(0..=u32::MAX as u64 - 1),
+        "`0` (not as root: the service's)",
+        "who owns new volumes",
+        "",
+    ),
+    field(
+        "gid",
+        Takes::Number(0..=u32::MAX as u64 - 1),
+        "`0` (not as root: the service's)",
+        "which group owns new volumes",
+        "",
+    ),
+    field("mode", Takes::Text(Text::Mode), "`\"0755\"`", "the permissions of new volumes, in octal", ""),
+    field("mountpoint_by_host", Takes::Nothing, "", "refused by this version", ""),
+];
+
+/// The key of both files that names their schema. No backend can have this name.
+pub const SCHEMA: &str = "$schema";
+
+/// The names of fields, in the table's order.
+pub fn names(fields: &'static [Field]) -> impl Iterator<Item = &'static str> + Clone {
+    fields.iter().map(|field| field.name)
+}
+
+const fn field(
+    name: &'static str,
+    takes: Takes,
+    default: &'static str,
+    doc: &'static str,
+    in_force: &'static str,
+) -> Field {
+    Field { name, takes, null: false, default, doc, in_force }
+}
+
+const fn or_null(field: Field) -> Field {
+    Field { null: true, ..field }
+}

@@ -12,6 +12,7 @@ use jsonc_parser::ast::{ObjectProp, Value};
 use jsonc_parser::common::Ranged as _;
 
 use super::fault::Fault;
+use super::fields::{Field, Takes, names};
 use super::json::Source;
 
 /// The length from which on Linux takes no path.
@@ -215,22 +216,33 @@ impl<'a> Node<'a> {
         Some(entries)
     }
 
-    /// The members of an object whose keys are `known`. Others, and one given twice, are faults.
-    pub(super) fn members(&self, known: &[&'static str], takes: &str) -> Option<Members<'a>> {
+    /// The members of an object that has these fields. Others, one given twice, and one that is not served yet are
+    /// faults.
+    pub(super) fn members(&self, fields: &'static [Field], takes: &str) -> Option<Members<'a>> {
         let mut members = BTreeMap::new();
         for entry in self.entries(takes)? {
-            if known.contains(&entry.key) {
-                members.insert(entry.key, entry.node);
-            } else {
-                let what = if known.is_empty() {
-                    "unknown field: nothing is set here".to_owned()
-                } else {
-                    format!("unknown field: the known ones are {}", known.join(", "))
-                };
-                entry.fault(what, near(entry.key, known.iter().copied()));
+            match fields.iter().find(|field| field.name == entry.key) {
+                Some(Field { takes: Takes::Nothing, null, .. }) => {
+                    if !(*null && entry.node.is_null()) {
+                        entry.node.fault("is not supported by this version: take it out");
+                    }
+                }
+                Some(_) => {
+                    members.insert(entry.key, entry.node);
+                }
+                None => {
+                    let known = names(fields).collect::<Vec<_>>().join(", ");
+                    let what = format!("unknown field: the known ones are {known}");
+                    entry.fault(what, near(entry.key, names(fields)));
+                }
             }
         }
-        Some(Members { members })
+        Some(Members { fields, members })
+    }
+
+    /// The address of a JSON Schema: for editors, and not looked at.
+    pub(super) fn schema(&self) -> Option<&'a str> {
+        self.string("the name of a JSON Schema, for editors")
     }
 
     fn entry(&self, property: &'a ObjectProp<'a>) -> Entry<'a> {
@@ -272,6 +284,7 @@ impl Entry<'_> {
 /// The known members of an object.
 #[derive(Default)]
 pub(super) struct Members<'a> {
+    fields: &'static [Field],
     members: BTreeMap<&'a str, Node<'a>>,
 }
 
@@ -279,6 +292,17 @@ impl<'a> Members<'a> {
     /// The value of a key, if it was given.
     pub(super) fn take(&mut self, key: &str) -> Option<Node<'a>> {
         self.members.remove(key)
+    }
+
+    /// The number that is a key's value, if it was given and lies in the range that the table of fields has for it.
+    pub(super) fn number(&mut self, key: &str) -> Option<u64> {
+        let node = self.take(key)?;
+        let range = self.fields.iter().find_map(|field| match &field.takes {
+            Takes::Number(range) if field.name == key => Some(range.clone()),
+            _ => None,
+        });
+        // A field that the table does not know as a number is none.
+        node.integer(range.unwrap_or(RangeInclusive::new(1, 0)))
     }
 }
 

@@ -10,35 +10,9 @@ use std::time::Duration;
 use super::address::{self, Advertise, Listen};
 use super::json::Source;
 use super::load::{Surroundings, TlsFilesMust};
-use super::node::{Members, Node, quoted};
-use super::{Config, Fault, HostPattern, KeyPair, Limits, Scope, SpecFormat, SpecSettings, TlsFiles};
+use super::node::{Node, quoted};
+use super::{Config, Fault, HostPattern, KeyPair, Limits, Scope, SpecFormat, SpecSettings, TlsFiles, fields};
 use crate::host::name::HostName;
-
-/// The fields of the configuration; those of `UNSERVED` are known, but refused.
-pub const FIELDS: &[&str] = &[
-    "name",
-    "node",
-    "scope",
-    "listen",
-    "insecure",
-    "advertise",
-    "tls",
-    "spec",
-    "catalog",
-    "backends",
-    "hosts",
-    "admin",
-    "metrics",
-    "audit",
-    "limits",
-    "etcd",
-];
-
-/// Fields that are specified and not served yet: to pass over them would be to promise what is not kept.
-const UNSERVED: [&str; 3] = ["metrics", "audit", "etcd"];
-
-/// What a field that is specified and not served yet is refused with.
-pub(super) const NOT_SUPPORTED: &str = "is not supported by this version: take it out";
 
 /// The configuration while faults are still being looked for, and places that later checks need.
 pub(super) struct Draft {
@@ -56,12 +30,10 @@ impl Draft {
         let value = source.value();
         let root = value.as_ref().map(|value| source.root(value));
         let takes = "an object such as {\"listen\": [\"https://127.0.0.1:7443\"]}";
-        let mut fields = root.as_ref().and_then(|root| root.members(FIELDS, takes)).unwrap_or_default();
-        for name in UNSERVED {
-            if let Some(node) = fields.take(name).filter(|node| !node.is_null()) {
-                node.fault(NOT_SUPPORTED);
-            }
-        }
+        let mut fields =
+            root.as_ref().and_then(|root| root.members(fields::CONFIG, takes)).unwrap_or_default();
+        // It is for editors; that it is a string is all that is asked of it.
+        let _ = fields.take(fields::SCHEMA).and_then(|node| node.schema());
         let paths = &around.paths;
 
         let insecure = fields.take("insecure").and_then(|node| node.boolean()).unwrap_or(false);
@@ -211,7 +183,7 @@ fn advertise(node: &Node<'_>) -> Option<Advertise> {
 
 fn tls(node: &Node<'_>, files: TlsFilesMust, client_ca_place: &mut Option<Fault>) -> TlsFiles {
     let takes = "an object with \"cert\", \"key\", \"client_ca\" and \"crl\"";
-    let mut members = node.members(super::fields::TLS, takes).unwrap_or_default();
+    let mut members = node.members(fields::TLS, takes).unwrap_or_default();
     let mut file = |name: &str| {
         let node = members.take(name).filter(|node| !node.is_null())?;
         let path = node.path("a path");
@@ -255,7 +227,7 @@ fn spec(
         return None;
     }
     let takes = "an object with \"dir\" and \"format\", or null for no spec file";
-    let mut members = node.members(super::fields::SPEC, takes).unwrap_or_default();
+    let mut members = node.members(fields::SPEC, takes).unwrap_or_default();
     let dir = members.take("dir").and_then(|node| node.path("a directory's path")).unwrap_or(otherwise.dir);
     let format = members.take("format").and_then(|node| {
         let format = node.word("format", &[("json", SpecFormat::Json), ("spec", SpecFormat::Spec)])?;
@@ -316,12 +288,8 @@ fn hosts(node: &Node<'_>) -> BTreeSet<HostPattern> {
             Err(error) => entry.fault(error.to_string(), None),
         }
         let takes = "an empty object, {}: nothing can be set for a host yet";
-        let mut members: Members<'_> = entry.node.members(super::fields::HOST, takes).unwrap_or_default();
-        for name in ["rights", "backends"] {
-            if let Some(node) = members.take(name) {
-                node.fault(NOT_SUPPORTED);
-            }
-        }
+        // Of its fields none is served yet, so that there is nothing to take.
+        let _ = entry.node.members(fields::HOST, takes);
     }
     hosts
 }
@@ -332,15 +300,15 @@ fn socket_path(node: &Node<'_>) -> Option<PathBuf> {
 }
 
 fn limits(node: &Node<'_>) -> Limits {
-    let mut members = node.members(super::fields::LIMITS, "an object of limits").unwrap_or_default();
+    let mut members = node.members(fields::LIMITS, "an object of limits").unwrap_or_default();
     let mut limits = Limits::default();
     let Limits { connections, connections_per_host, body_bytes, handshake, request } = &mut limits;
-    for (name, limit, range) in [
-        ("connections", connections, 1..=1_000_000),
-        ("connections_per_host", connections_per_host, 1..=1_000_000),
-        ("body_bytes", body_bytes, 4096..=1 << 30),
+    for (name, limit) in [
+        ("connections", connections),
+        ("connections_per_host", connections_per_host),
+        ("body_bytes", body_bytes),
     ] {
-        let number = members.take(name).and_then(|node| node.integer(range));
+        let number = members.number(name);
         if let Some(number) = number.and_then(|number| usize::try_from(number).ok()) {
             *limit = number;
         }

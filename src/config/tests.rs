@@ -12,6 +12,8 @@ use super::backends::Owner;
 use super::load::{self, Surroundings, TlsFilesMust};
 use super::*;
 
+mod schema;
+
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/config");
 
 /// A `--root` of its own for each test.
@@ -196,8 +198,8 @@ fn every_key_is_hinted_at_when_it_is_mistyped() {
     assert_eq!(
         map_faults(&map),
         [
-            "backends.json:7:5: fast.drainig: unknown field: the known ones are path, mountpoint, mountpoint_by_host, \
-          hosts, draining, require_mount, trash, uid, gid, mode (did you mean \"draining\"?)"
+            "backends.json:7:5: fast.drainig: unknown field: the known ones are path, mountpoint, hosts, draining, \
+             require_mount, trash, uid, gid, mode, mountpoint_by_host (did you mean \"draining\"?)"
         ]
     );
 }
