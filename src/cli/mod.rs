@@ -2,7 +2,7 @@
 //!
 //! A client of the admin socket that knows nothing of the inside: a command parses its arguments, asks the service
 //! and prints the answer. `serve`, `check` and `spec`, which work without a running service, hand over to the rooms
-//! that do. Results go to the standard output, everything else to the standard error; no error is a panic.
+//! that do; `completions` and `man` speak of the command line itself. Results go to the standard output, everything else to the standard error; no error is a panic.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal, Write};

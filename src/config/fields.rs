@@ -255,7 +255,7 @@ pub const BACKEND: &[Field] = &[
     field(
         "path",
         Takes::Text(Text::Directory),
-        "must be given",
+        REQUIRED,
         "the backend's directory on this machine: absolute, without `..`, neither in another backend nor around one",
         "",
     ),
@@ -299,6 +299,9 @@ pub const BACKEND: &[Field] = &[
     field("mode", Takes::Text(Text::Mode), "`\"0755\"`", "the permissions of new volumes, in octal", ""),
     field("mountpoint_by_host", Takes::Nothing, "", "refused by this version", ""),
 ];
+
+/// The default of a field that has none: without it the object is refused.
+pub const REQUIRED: &str = "must be given";
 
 /// The key of both files that names their schema. No backend can have this name.
 pub const SCHEMA: &str = "$schema";

@@ -434,6 +434,28 @@ fn check_tells_every_fault_with_its_place_and_a_hint() {
     assert_eq!(good.run(&["check", "--json"]).json(), json!([]));
 }
 
+#[test]
+fn completions_and_manual_pages_need_no_service_and_no_good_configuration() {
+    let place = Place::with(&[("volhost.json", "{")]);
+    let script = place.run(&["completions", "bash"]).ok();
+    assert!(script.contains("complete -F _volhost"), "{script}");
+    refused(
+        &place.run(&["completions", "tcsh"]),
+        2,
+        &["[possible values: bash, elvish, fish, powershell, zsh]"],
+    );
+    let page = place.run(&["man"]).ok();
+    assert!(page.contains(".TH VOLHOST 1 "), "{page}");
+    let dir = place.path("share/man1");
+    let written = place.run(&["man", "--out", dir.to_str().unwrap(), "--json"]).json();
+    let files = fs::read_dir(&dir).unwrap().count();
+    assert_eq!(written.as_array().unwrap().len(), files);
+    assert_eq!(written[0], json!(dir.join("volhost.1")));
+    assert_eq!(fs::read_to_string(dir.join("volhost.1")).unwrap().trim(), page);
+    let file = dir.join("volhost.1");
+    refused(&place.run(&["man", "--out", file.to_str().unwrap()]), 1, &["the manual cannot be written to"]);
+}
+
 /// The samples in `etc` are complete and right, and one key more anywhere in them is told.
 #[test]
 fn the_sample_configurations_are_right_and_a_spurious_key_in_them_is_a_fault() {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use volhost::config::fields;
+use volhost::config::fields::{self, Field, Takes};
 use volhost::volume::options::TABLE;
 
 use crate::harness::wait::run;
@@ -54,20 +54,22 @@ fn the_options_are_those_of_the_program() {
 
 #[test]
 fn every_field_of_both_files_is_told_and_no_other() {
-    let below = |name: &str, fields: &[&str]| -> Vec<String> {
-        fields.iter().map(|field| format!("`{name}.{field}`")).collect()
+    let row = |prefix: &str, field: &Field| {
+        [format!("`{prefix}{}`", field.name), field.default.into(), field.doc.into(), field.in_force.into()]
     };
-    let expected: BTreeSet<String> = fields::CONFIG
-        .iter()
-        .map(|field| format!("`{field}`"))
-        .chain(below("tls", fields::TLS))
-        .chain(below("spec", fields::SPEC))
-        .chain(below("hosts.NAME", fields::HOST))
-        .chain(below("limits", fields::LIMITS))
-        .collect();
-    let told = |marker: &str| table(marker).into_iter().map(|row| row[0].clone()).collect::<BTreeSet<_>>();
-    assert_eq!(told("configuration"), expected);
-    assert_eq!(told("map"), fields::BACKEND.iter().map(|field| format!("`{field}`")).collect());
+    let mut expected = Vec::new();
+    for field in fields::CONFIG {
+        expected.push(row("", field).to_vec());
+        let (prefix, below) = match field.takes {
+            Takes::Object(below) => (format!("{}.", field.name), below),
+            Takes::Hosts(below) => (format!("{}.NAME.", field.name), below),
+            _ => continue,
+        };
+        expected.extend(below.iter().map(|field| row(&prefix, field).to_vec()));
+    }
+    assert_eq!(table("configuration"), expected);
+    let expected: Vec<_> = fields::BACKEND.iter().map(|field| row("", field)[..3].to_vec()).collect();
+    assert_eq!(table("map"), expected);
 }
 
 #[test]
@@ -135,18 +137,24 @@ fn the_program_understands_every_command_that_is_quoted() {
         .chain(spans)
         .filter(|command| command.starts_with("volhost ") && !command.starts_with("volhost serve"))
         .filter(|command| command != "volhost help COMMAND")
+        .map(|command| command.replace(" SHELL", " bash"))
         .collect();
     assert!(commands.len() > 30, "{commands:?}");
     let mut names = Vec::new();
     leaves(&mut Vec::new(), &mut names);
     let dir = scratch();
     for command in commands {
-        let words = command.split(" | ").next().unwrap().split(" #").next().unwrap();
+        let words = [" | ", " #", " > "].iter().fold(&*command, |text, end| text.split(end).next().unwrap());
         let words: Vec<_> = words.split_whitespace().skip(1).collect();
         // A sentence may name a command without its arguments.
         if names.iter().any(|(name, _)| *name == words) {
             continue;
         }
+        // What is written to the system's directories is written to the test's.
+        let words = words.iter().map(|word| match word.strip_prefix("/usr/") {
+            Some(below) => dir.path().join("usr").join(below).into_os_string(),
+            None => word.into(),
+        });
         let mut volhost = Command::new(env!("CARGO_BIN_EXE_volhost"));
         volhost.current_dir(dir.path()).args(words).arg("--root").arg(dir.path());
         let status = volhost.output().unwrap().status;

@@ -26,8 +26,7 @@ fn config_schema() -> Value {
 }
 
 fn map_schema() -> Value {
-    let mut backend = object(fields::BACKEND);
-    backend["required"] = json!(["path"]);
+    let backend = object(fields::BACKEND);
     let mut path = text(Text::Directory);
     path["description"] = json!("short for an object with this path");
     json!({
@@ -41,10 +40,12 @@ fn map_schema() -> Value {
     })
 }
 
-fn object(fields: &'static [Field]) -> Value {
+fn object(table: &'static [Field]) -> Value {
     let properties: serde_json::Map<_, _> =
-        fields.iter().filter_map(|field| Some((field.name.to_owned(), property(field)?))).collect();
-    json!({"type": "object", "properties": properties, "additionalProperties": false})
+        table.iter().filter_map(|field| Some((field.name.to_owned(), property(field)?))).collect();
+    let required: Vec<_> =
+        table.iter().filter(|field| field.default == fields::REQUIRED).map(|field| field.name).collect();
+    json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
 }
 
 /// `None` for a field that is always refused, which an editor shall not offer.
@@ -74,7 +75,7 @@ fn property(field: &Field) -> Option<Value> {
     let mut description = doc.replace('`', "");
     match json_default(field) {
         Some(default) => schema["default"] = default,
-        None if default.is_empty() => {}
+        None if ["", fields::REQUIRED].contains(default) => {}
         None => description = format!("{description}. Default: {}", default.replace('`', "")),
     }
     schema["description"] = json!(description);
