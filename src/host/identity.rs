@@ -29,12 +29,36 @@ pub enum IdentityError {
     },
 }
 
+/// What a host's certificate says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The host's name.
+    pub host: HostName,
+    /// The certificate's serial number, as [`serial`] reads it.
+    pub serial: String,
+    /// When the certificate ends, in seconds since 1970.
+    pub not_after: i64,
+}
+
+/// Reads all of it from a certificate (DER) at once: parsing it is a good part of what a new connection costs.
+pub fn identity(der: &[u8]) -> Result<Identity, IdentityError> {
+    let certificate = parse(der)?;
+    Ok(Identity {
+        host: host_of(&certificate)?,
+        serial: serial_text(certificate.tbs_certificate.raw_serial()),
+        not_after: certificate.validity().not_after.timestamp(),
+    })
+}
+
 /// Reads the host's name from a certificate (DER): its first DNS name, and only where it has none its common name.
 ///
 /// A first DNS name that is no plain host name (a wildcard, `anonymous`) is an error: a later name is not tried,
 /// because the order would then decide who somebody is.
 pub fn host_name(der: &[u8]) -> Result<HostName, IdentityError> {
-    let certificate = parse(der)?;
+    host_of(&parse(der)?)
+}
+
+fn host_of(certificate: &X509Certificate<'_>) -> Result<HostName, IdentityError> {
     let alternative =
         certificate.subject_alternative_name().map_err(|e| IdentityError::Unreadable(e.to_string()))?;
     let dns = alternative.and_then(|extension| {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use warp::reply::{Reply as _, Response};
@@ -133,6 +133,8 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
 pub enum Answer {
     /// This JSON, with status 200.
     Json(Bytes),
+    /// This JSON, part by part as the caller takes it, with status 200.
+    Parts(Parts),
     /// This JSON of a Mount, which is taken back unless it goes out.
     Mounted(Bytes, Box<Counted>),
     /// An error.
@@ -140,6 +142,9 @@ pub enum Answer {
     /// Nothing: the connection is closed.
     None,
 }
+
+/// A JSON text in parts. One that cannot be made breaks the answer off.
+pub type Parts = std::pin::Pin<Box<dyn Stream<Item = serde_json::Result<Bytes>> + Send + Sync>>;
 
 /// An error's status and text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,9 +204,13 @@ impl Answer {
     pub fn json(value: &impl Serialize) -> Self {
         match serde_json::to_vec(value) {
             Ok(bytes) => Self::Json(bytes.into()),
-            // A path that is no UTF-8 is the one thing our answers could hold that JSON cannot.
-            Err(error) => Refusal::ours(&format!("the answer cannot be written as JSON: {error}")).into(),
+            Err(error) => Self::unwritten(&error),
         }
+    }
+
+    /// The answer in the place of one that JSON cannot hold: a path that is no UTF-8 is the one thing in our answers.
+    pub(super) fn unwritten(error: &serde_json::Error) -> Self {
+        Refusal::ours(&format!("the answer cannot be written as JSON: {error}")).into()
     }
 
     /// The answer of a result: the service's errors are worded by the service, with the status of who can mend them.
@@ -215,6 +224,13 @@ impl Answer {
     pub(super) fn into_response(self) -> Response {
         match self {
             Self::Json(bytes) => response(StatusCode::OK, bytes),
+            Self::Parts(parts) => {
+                let mut response = warp::reply::stream(parts).into_response();
+                response
+                    .headers_mut()
+                    .insert(http::header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+                response
+            }
             Self::Mounted(bytes, counted) => {
                 counted.hand_over();
                 response(StatusCode::OK, bytes)

@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, stream};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
@@ -20,7 +21,7 @@ use crate::host::Caller;
 use crate::volume::error::rfc3339;
 use crate::volume::name::{MountId, VolumeName};
 use crate::volume::options::Options;
-use crate::volume::{Error, Seen, Service};
+use crate::volume::{Error, List, Seen, Service};
 
 /// The protocol's entry in the list.
 pub const PROTOCOL: Protocol = Protocol {
@@ -154,12 +155,6 @@ struct Status<'a> {
 }
 
 #[derive(Serialize)]
-struct Listed<'a> {
-    #[serde(rename = "Volumes")]
-    volumes: Vec<Volume<'a>>,
-}
-
-#[derive(Serialize)]
 struct Got<'a> {
     #[serde(rename = "Volume")]
     volume: Volume<'a>,
@@ -218,10 +213,55 @@ fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
     }
 }
 
+/// How much of a list is made at once, in bytes: what one request keeps a thread and memory for. A shorter list is
+/// answered whole.
+const PART: usize = 64 * 1024;
+
 fn list(service: &Service, caller: &Caller) -> Answer {
-    let mut seen = Vec::new();
-    service.list(caller, |volume| seen.push(volume));
-    Answer::json(&Listed { volumes: seen.iter().map(|seen| wire(seen, None)).collect() })
+    let mut told = Told { list: service.list(caller), any: false };
+    let mut text = br#"{"Volumes":["#.to_vec();
+    match told.part(&mut text) {
+        Ok(false) => Answer::Json(text.into()),
+        Ok(true) => {
+            let rest = stream::unfold(Some(told), |told| async move {
+                let mut told = told?;
+                let mut text = Vec::new();
+                Some(match told.part(&mut text) {
+                    Ok(more) => (Ok(text.into()), more.then_some(told)),
+                    // The answer has begun: it breaks off, which nobody takes for a whole one.
+                    Err(error) => (Err(error), None),
+                })
+            });
+            Answer::Parts(Box::pin(stream::once(async { Ok(text.into()) }).chain(rest)))
+        }
+        Err(error) => Answer::unwritten(&error),
+    }
+}
+
+/// A list, and whether any of it was told.
+struct Told {
+    list: List,
+    any: bool,
+}
+
+impl Told {
+    /// Writes volumes until there are enough of them for once, and the end behind the last; whether any may be left.
+    fn part(&mut self, text: &mut Vec<u8>) -> serde_json::Result<bool> {
+        let mut written = Ok(());
+        let any = &mut self.any;
+        let more = self.list.more(|seen| {
+            if std::mem::replace(any, true) {
+                text.push(b',');
+            }
+            written = serde_json::to_writer(&mut *text, &wire(&seen, None));
+            written.is_ok() && text.len() < PART
+        });
+        written?;
+        if !more {
+            text.extend_from_slice(b"]}");
+        }
+        Ok(more)
+    }
 }
 
 fn path(service: &Service, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
@@ -279,5 +319,78 @@ fn status(seen: &Seen) -> Status<'_> {
         backend_state: seen.backend_state,
         mounts: volume.mounts.len(),
         mounted_by,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::name::BackendName;
+    use crate::catalog::{self, Change, Location};
+    use crate::host::Via;
+    use crate::host::name::HostName;
+    use crate::volume::mounts::Ledger;
+    use crate::volume::name::VolumeId;
+
+    /// Makes `counts` of volumes, one after the other, and lists them each time: how many parts, and which names.
+    async fn listed(counts: impl IntoIterator<Item = usize>) -> Vec<(usize, Vec<String>)> {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = catalog::open(&Location::Sqlite(dir.path().join("catalog.db"))).unwrap();
+        let service = Service::new(Arc::clone(&catalog), crate::volume::InForce::default());
+        let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Admin };
+        let mut made = 0;
+        let mut all = Vec::new();
+        for count in counts {
+            while made < count {
+                let name = VolumeName::parse(&format!("volume-{made:06}")).unwrap();
+                let id = VolumeId::random();
+                let volume = crate::catalog::Volume {
+                    id,
+                    name: name.clone(),
+                    backend: BackendName::parse("default").unwrap(),
+                    options: Options::default(),
+                    created_at: time::OffsetDateTime::UNIX_EPOCH,
+                    adopted: false,
+                    known_to: vec![caller.host.clone()],
+                    mounts: Ledger::default(),
+                    visible: false,
+                };
+                drop(catalog.submit(Change::Insert(volume)));
+                let published = catalog.submit(Change::Publish(name, id));
+                made += 1;
+                if made == count {
+                    published.await.unwrap();
+                }
+            }
+            let parts: Vec<_> = match list(&service, &caller) {
+                Answer::Json(text) => vec![text],
+                Answer::Parts(parts) => parts.map(Result::unwrap).collect().await,
+                _ => panic!("a list is never refused"),
+            };
+            let text = parts.concat();
+            let answer: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            let names = answer["Volumes"].as_array().unwrap().iter();
+            let names = names.map(|volume| volume["Name"].as_str().unwrap().to_owned()).collect();
+            all.push((parts.len(), names));
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn a_list_is_whole_in_however_many_parts_it_is_told() {
+        // Each count around those where a part is full: the end then comes in a part of its own.
+        let counts: Vec<_> = [0, 1].into_iter().chain(730..760).chain([5000]).collect();
+        let lists = listed(counts.iter().copied()).await;
+        for ((parts, names), count) in lists.iter().zip(&counts) {
+            let expected: Vec<_> = (0..*count).map(|number| format!("volume-{number:06}")).collect();
+            assert_eq!(*names, expected, "{count} volumes in {parts} parts");
+        }
+        assert_eq!(lists[0].0, 1, "a short list is answered whole");
+        assert!(
+            lists.iter().any(|(parts, _)| *parts == 2),
+            "{:?}",
+            lists.iter().map(|(p, _)| p).collect::<Vec<_>>()
+        );
+        assert!(lists.last().unwrap().0 > 4);
     }
 }

@@ -32,7 +32,7 @@ use super::registry::Key;
 use super::tls::{Revocation, State};
 use super::{CloseWithoutAnswer, Server};
 use crate::error::chain;
-use crate::host::identity::{self, IdentityError};
+use crate::host::identity::{self, Identity, IdentityError};
 use crate::host::name::HostName;
 use crate::host::{Caller, Via};
 
@@ -108,9 +108,9 @@ impl Credential {
     pub(super) fn of(chain: &[CertificateDer<'_>], state: &State) -> Result<(HostName, Self), IdentityError> {
         let chain: Arc<[_]> = chain.iter().map(|der| der.clone().into_owned()).collect();
         let own = chain.first().ok_or(IdentityError::Nameless)?;
-        let host = identity::host_name(own)?;
-        let serial = identity::serial(own)?;
-        let ends = chain.iter().map(|der| identity::not_after(der)).collect::<Result<Vec<_>, _>>()?;
+        let Identity { host, serial, not_after } = identity::identity(own)?;
+        let others = chain.iter().skip(1).map(|der| identity::not_after(der));
+        let ends = std::iter::once(Ok(not_after)).chain(others).collect::<Result<Vec<_>, _>>()?;
         let good_until = AtomicI64::new(next_end(&ends, now()));
         let generation = AtomicU64::new(state.generation);
         Ok((host, Self { chain, serial, ends, good_until, generation }))

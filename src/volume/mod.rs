@@ -27,6 +27,7 @@ mod tests;
 mod trash;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -133,14 +134,14 @@ impl Service {
         }
     }
 
-    /// Shows each volume that this host may see, in the order of names (`/VolumeDriver.List`). Never waits.
-    pub fn list(&self, caller: &Caller, mut show: impl FnMut(Seen)) {
-        let view = self.catalog.view();
-        let in_force = self.in_force.load();
-        for volume in view.volumes.values() {
-            if volume.visible && in_sight(&in_force.access, caller, volume) {
-                show(seen(&view, &in_force.map, volume));
-            }
+    /// The volumes that this host may see, as they are at this moment (`/VolumeDriver.List`).
+    #[must_use]
+    pub fn list(&self, caller: &Caller) -> List {
+        List {
+            view: self.catalog.view(),
+            in_force: self.in_force.load_full(),
+            caller: caller.clone(),
+            shown: None,
         }
     }
 
@@ -220,6 +221,35 @@ impl Service {
     fn moving_set(&self) -> std::sync::MutexGuard<'_, HashSet<VolumeId>> {
         // The set is whole after every statement under this lock.
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A list of volumes, told in parts. It is of the moment when it was asked for, however long the telling takes.
+#[derive(Debug)]
+pub struct List {
+    view: Arc<View>,
+    in_force: Arc<InForce>,
+    caller: Caller,
+    /// The last one that was told.
+    shown: Option<VolumeName>,
+}
+
+impl List {
+    /// Shows the next volumes, in the order of names, for as long as `show` takes more; whether any may be left. Never
+    /// waits.
+    pub fn more(&mut self, mut show: impl FnMut(Seen) -> bool) -> bool {
+        let shown = self.shown.take();
+        let from = shown.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        for (name, volume) in self.view.volumes.range::<_, VolumeName>((from, Bound::Unbounded)) {
+            if volume.visible
+                && in_sight(&self.in_force.access, &self.caller, volume)
+                && !show(seen(&self.view, &self.in_force.map, volume))
+            {
+                self.shown = Some(name.clone());
+                return true;
+            }
+        }
+        false
     }
 }
 
