@@ -64,10 +64,19 @@ fn places(dirs: &[PathBuf], shell: &Shell<'_>) -> Places {
     Places::of_engine(root, rustix::process::geteuid().is_root(), home.as_deref())
 }
 
-/// Calls every plugin whose address is understood; what goes wrong becomes a finding. Each plugin's outcome, by its name.
+/// Calls every plugin that an engine would get to call; what goes wrong becomes a finding. Each plugin's outcome, by
+/// its name.
 fn call_all(report: &mut Report) -> Result<Outcomes, Error> {
-    let understood: Vec<_> =
-        report.plugins.iter().filter_map(|plugin| Some((plugin, plugin.target.as_ref()?))).collect();
+    let fails_before = |name: &String| {
+        let of_it = |finding: &&Finding| finding.plugin.as_ref() == Some(name);
+        report.findings.iter().filter(of_it).any(|finding| finding.fault.is_before_any_call())
+    };
+    let understood: Vec<_> = report
+        .plugins
+        .iter()
+        .filter(|plugin| !fails_before(&plugin.name))
+        .filter_map(|plugin| Some((plugin, plugin.target.as_ref()?)))
+        .collect();
     let targets: Vec<_> = understood.iter().map(|(_, target)| *target).collect();
     let told = probe::probe(&targets, probe::PATIENCE).map_err(Error::Probe)?;
     let (mut outcomes, mut findings) = (Outcomes::new(), Vec::new());

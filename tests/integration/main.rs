@@ -26,6 +26,7 @@ mod hostile;
 mod hosts;
 mod hosts_join;
 mod layout;
+mod lint;
 mod podman;
 mod readme;
 mod reload;

@@ -316,6 +316,19 @@ impl Fault {
         self.classified().1
     }
 
+    /// Whether an engine fails on it before it calls anybody.
+    #[must_use]
+    pub fn is_before_any_call(&self) -> bool {
+        matches!(
+            self,
+            Self::HalfAPair
+                | Self::NoFile { .. }
+                | Self::NoCertificate { .. }
+                | Self::NoKey { .. }
+                | Self::Mismatch { .. }
+        )
+    }
+
     fn classified(&self) -> (Severity, &'static str) {
         use Severity::{Error, Warning};
         match self {

@@ -4,13 +4,13 @@
 //! The machine is a process whose namespaces are its own. Nothing of it has a name outside, so that any number of
 //! tests run side by side; it ends with that process, and takes everything on it along.
 
-use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -44,7 +44,7 @@ pub struct Host {
     // Held for its pipe and its life: the machine ends with it.
     unshare: Child,
     init: u32,
-    members: Cell<u8>,
+    members: AtomicU8,
     dir: tempfile::TempDir,
 }
 
@@ -71,7 +71,7 @@ impl Host {
             panic!("the machine {name} could not be set up");
         }
         let init = children(unshare.id())[0];
-        Self { name: name.to_owned(), unshare, init, members: Cell::new(0), dir }
+        Self { name: name.to_owned(), unshare, init, members: AtomicU8::new(0), dir }
     }
 
     /// Its host name.
@@ -133,8 +133,7 @@ impl Host {
     /// Connects the machine to another's network, and says which address it has there. The other one has
     /// [`Host::GATEWAY`].
     pub fn join(&self, other: &Host) -> Ipv4Addr {
-        let member = other.members.get() + 2;
-        other.members.set(member - 1);
+        let member = other.members.fetch_add(1, Ordering::Relaxed) + 2;
         if member == 2 {
             let gateway = format!("{}/24", Self::GATEWAY);
             other.run(["ip", "link", "add", "lan", "type", "bridge"]).ok();
