@@ -24,11 +24,11 @@ const BEFORE: &str = "catalog.jsonl.before";
 const UNFINISHED: &str = "catalog.jsonl.new";
 
 /// What begins the name of a text that is kept for good.
-const KEPT: &str = "catalog.jsonl.kept-";
+const ASIDE: &str = "catalog.jsonl.kept-";
 
 /// A text that lies on a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Copy {
+pub struct Kept {
     /// Where.
     pub path: PathBuf,
     /// What it holds; bytes that are no text, or that cannot be read, are none.
@@ -37,18 +37,21 @@ pub struct Copy {
 
 impl Root {
     /// Every text on the backend, the newest first.
-    pub fn copies(&self) -> Result<Vec<Copy>, BackendError> {
+    pub fn copies(&self) -> Result<Vec<Kept>, BackendError> {
         let Some(house) = self.dir.open(HOUSE)? else { return Ok(Vec::new()) };
         let mut names = Vec::new();
         house.for_each(|name, _| {
-            names.extend(name.to_str().ok().filter(|name| name.starts_with(KEPT)).map(str::to_owned));
+            names.extend(name.to_str().ok().filter(|name| name.starts_with(ASIDE)).map(str::to_owned));
             Ok(true)
         })?;
         names.sort();
         let all = [NEWEST, BEFORE].into_iter().map(str::to_owned).chain(names);
         let copies = all.filter_map(|name| {
             let bytes = read(&house, &name).transpose()?;
-            Some(Copy { path: house.path.join(&name), text: bytes.ok().and_then(|b| String::from_utf8(b).ok()) })
+            Some(Kept {
+                path: house.path.join(&name),
+                text: bytes.ok().and_then(|b| String::from_utf8(b).ok()),
+            })
         });
         Ok(copies.collect())
     }
@@ -81,7 +84,7 @@ impl Root {
             return Err(error);
         }
         if let Some(end) = keep {
-            rename(&house, NEWEST, &format!("{KEPT}{end}"))?;
+            rename(&house, NEWEST, &format!("{ASIDE}{end}"))?;
         }
         rename(&house, NEWEST, BEFORE)?;
         rename(&house, UNFINISHED, NEWEST)?;
@@ -93,13 +96,12 @@ impl Root {
         let mut found = Vec::new();
         self.dir.for_each(|name, kind| {
             let name = name.to_str().ok().and_then(|name| VolumeName::parse(name).ok());
-            let Some(name) = name.filter(|name| name.as_str() != "lost+found") else { return Ok(true) };
+            let Some(name) = name else { return Ok(true) };
             // Some file systems do not tell an entry's kind in a listing.
             let kind = match kind {
-                FileType::Unknown => self
-                    .dir
-                    .stat(name.as_str())?
-                    .map_or(kind, |stat| FileType::from_raw_mode(stat.st_mode)),
+                FileType::Unknown => {
+                    self.dir.stat(name.as_str())?.map_or(kind, |stat| FileType::from_raw_mode(stat.st_mode))
+                }
                 kind => kind,
             };
             if kind == FileType::Directory {
@@ -147,7 +149,7 @@ mod tests {
 
     fn texts(root: &Root) -> Vec<(String, Option<String>)> {
         let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-        root.copies().unwrap().into_iter().map(|Copy { path, text }| (name(path), text)).collect()
+        root.copies().unwrap().into_iter().map(|Kept { path, text }| (name(path), text)).collect()
     }
 
     #[test]

@@ -33,7 +33,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
-pub use self::copies::Copy;
+pub use self::copies::Kept;
 pub use self::directory::{Root, Usage};
 pub use self::error::{BackendError, Effect};
 pub use self::gate::{QUEUE, SLOTS};

@@ -123,13 +123,15 @@ pub fn compare(view: &View, facts: &AllFacts) -> Vec<Finding> {
                 if place == "trash" && view.trash.contains_key(id) {
                     continue;
                 }
-                let what = format!(".volhost/{place}/{id} belongs to nothing that the catalog knows, and is left");
+                let what =
+                    format!(".volhost/{place}/{id} belongs to nothing that the catalog knows, and is left");
                 findings.add(backend, Kind::Leftover, id, what);
             }
         }
         let removed = view.trash.values().filter(|removed| removed.volume.backend == *backend);
         for removed in removed.filter(|removed| !facts.trashed.contains(&removed.volume.id)) {
-            let what = format!("the removed volume {} has no directory to be restored from", removed.volume.name);
+            let what =
+                format!("the removed volume {} has no directory to be restored from", removed.volume.name);
             findings.add(backend, Kind::NotInTrash, &removed.volume.id, what);
         }
     }
@@ -152,33 +154,33 @@ pub struct Source {
 /// The newest copy holds as a whole. An older one adds what the newest never knew and what still stands: volumes and
 /// removed volumes whose directories are there, hosts and backends; and revocations, which no copy takes back.
 #[must_use]
-pub fn merge(mut sources: Vec<Source>, facts: &AllFacts, now: OffsetDateTime) -> (View, Vec<Finding>) {
+pub fn merge(mut sources: Vec<Source>, mut facts: AllFacts, now: OffsetDateTime) -> (View, Vec<Finding>) {
     sources.sort_by(|one, other| other.at.cmp(&one.at).then_with(|| one.label.cmp(&other.label)));
     let mut findings = Findings::default();
-    let mut sources = sources.into_iter();
-    let mut view = sources.next().map(|source| source.view).unwrap_or_default();
-    for source in sources {
-        add_older(&mut view, &source, facts, &mut findings);
+    let mut older = sources.into_iter();
+    let mut view = older.next().map(|source| source.view).unwrap_or_default();
+    let older: Vec<_> = older.collect();
+    for source in &older {
+        add_older_identities(&mut view, source, &mut findings);
     }
-    take_identities(&mut view, facts, &mut findings);
-    discard_removed(&mut view, facts, now, &mut findings);
+    take_identities(&mut view, &mut facts, &mut findings);
+    for source in &older {
+        add_older(&mut view, source, &facts, &mut findings);
+    }
+    discard_removed(&mut view, &facts, now, &mut findings);
     view.count_live();
-    findings.0.extend(compare(&view, facts));
+    findings.0.extend(compare(&view, &facts));
     (view, findings.sorted())
 }
 
-fn add_older(view: &mut View, source: &Source, facts: &AllFacts, findings: &mut Findings) {
+fn add_older_identities(view: &mut View, source: &Source, findings: &mut Findings) {
     let label = &source.label;
-    let known: BTreeSet<VolumeId> =
-        view.volumes.values().map(|v| v.id).chain(view.trash.keys().copied()).collect();
     for (name, backend) in &source.view.backends {
         match view.backends.get(name) {
+            None if view.backends.values().any(|known| known.id == backend.id) => {}
             None => {
-                let taken = view.backends.values().any(|known| known.id == backend.id);
-                if !taken {
-                    view.backends.insert(name.clone(), Arc::clone(backend));
-                    findings.add(name, Kind::Older, &backend.id, format!("the identity is from {label}"));
-                }
+                view.backends.insert(name.clone(), Arc::clone(backend));
+                findings.add(name, Kind::Older, &backend.id, format!("the identity is from {label}"));
             }
             Some(newer) if newer.id != backend.id => {
                 let what = format!("{label} has {} for this backend; the newer identity holds", backend.id);
@@ -187,6 +189,12 @@ fn add_older(view: &mut View, source: &Source, facts: &AllFacts, findings: &mut 
             Some(_) => {}
         }
     }
+}
+
+fn add_older(view: &mut View, source: &Source, facts: &AllFacts, findings: &mut Findings) {
+    let label = &source.label;
+    let known: BTreeSet<VolumeId> =
+        view.volumes.values().map(|v| v.id).chain(view.trash.keys().copied()).collect();
     for (name, volume) in source.view.volumes.iter().filter(|(_, volume)| !known.contains(&volume.id)) {
         let there = facts.get(&volume.backend).is_some_and(|facts| facts.directories.contains(name));
         match view.volumes.get(name) {
@@ -197,7 +205,8 @@ fn add_older(view: &mut View, source: &Source, facts: &AllFacts, findings: &mut 
                 findings.add(&volume.backend, Kind::Older, name, format!("the volume is from {label}"));
             }
             Some(newer) if newer.backend != volume.backend && there => {
-                let what = format!("{label} has a volume of this name here; the newer, on {}, holds", newer.backend);
+                let what =
+                    format!("{label} has a volume of this name here; the newer, on {}, holds", newer.backend);
                 findings.add(&volume.backend, Kind::Conflict, name, what);
             }
             Some(_) => {}
@@ -238,18 +247,19 @@ fn with_revocations(newer: &Host, older: &Host) -> Host {
     host
 }
 
-/// Records the identities of backends that no copy knows.
-fn take_identities(view: &mut View, facts: &AllFacts, findings: &mut Findings) {
-    for (name, Facts { id, mountpoint, .. }) in facts {
-        let Some(id) = *id else { continue };
+/// Records the identities of backends that no copy knows, and leaves out of the facts what is not the backend that is
+/// known by that name.
+fn take_identities(view: &mut View, facts: &mut AllFacts, findings: &mut Findings) {
+    facts.retain(|name, Facts { id, mountpoint, .. }| {
+        let Some(id) = *id else { return false };
         let holder = view.backends.iter().find(|(_, known)| known.id == id).map(|(name, _)| name.clone());
-        match (view.backends.get(name), holder) {
-            (_, Some(holder)) if holder == *name => {}
-            (_, Some(holder)) => {
+        match (holder, view.backends.get(name)) {
+            (Some(holder), _) if holder == *name => return true,
+            (Some(holder), _) => {
                 let what = format!("its identity is known as backend {holder}: call it so in the map");
                 findings.add(name, Kind::Conflict, &id, what);
             }
-            (Some(known), None) => {
+            (None, Some(known)) => {
                 let what = format!(
                     "it is another backend than the copies know ({}): mount that, or `volhost backend adopt {name}`",
                     known.id
@@ -260,9 +270,11 @@ fn take_identities(view: &mut View, facts: &AllFacts, findings: &mut Findings) {
                 let state = BackendState::Established;
                 let record = BackendRecord { id, state, mountpoint: mountpoint.clone() };
                 view.backends.insert(name.clone(), Arc::new(record));
+                return true;
             }
         }
-    }
+        false
+    });
 }
 
 /// A volume whose directory lies in the trash was removed since the copy was made: it goes there too, from where it
@@ -274,11 +286,11 @@ fn discard_removed(view: &mut View, facts: &AllFacts, now: OffsetDateTime, findi
     let removed: Vec<_> = view.volumes.values().filter(is_removed).cloned().collect();
     for volume in removed {
         view.volumes.remove(&volume.name);
-        let what = format!("its directory is in the trash: `volhost volume restore {}` brings it back", volume.id);
+        let what =
+            format!("its directory is in the trash: `volhost volume restore {}` brings it back", volume.id);
         findings.add(&volume.backend, Kind::RemovedSince, &volume.name, what);
         let id = volume.id;
-        let volume =
-            Arc::new(Volume { mounts: Ledger::default(), visible: false, ..Volume::clone(&volume) });
+        let volume = Arc::new(Volume { mounts: Ledger::default(), visible: false, ..Volume::clone(&volume) });
         view.trash.insert(id, Arc::new(Removed { volume, at: moment(now), expired: false }));
     }
 }
@@ -296,5 +308,164 @@ impl Findings {
         self.0.sort();
         self.0.dedup();
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::{Certificate, Change};
+    use crate::host::name::HostName;
+    use crate::volume::name::MountId;
+    use crate::volume::options::Options;
+
+    fn at(seconds: i64) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).unwrap()
+    }
+
+    fn backend() -> BackendName {
+        BackendName::parse("fast").unwrap()
+    }
+
+    fn name(text: &str) -> VolumeName {
+        VolumeName::parse(text).unwrap()
+    }
+
+    /// A catalog with one backend and these volumes, and what lies on the backend then.
+    fn world(volumes: &[&str]) -> (View, Facts) {
+        let mut view = View::default();
+        let id = BackendId::random();
+        let record = BackendRecord { id, state: BackendState::Established, mountpoint: "/mnt/fast".into() };
+        view.apply(Change::Backend(backend(), Some(record))).unwrap();
+        let mut facts = Facts { id: Some(id), ..Facts::default() };
+        for volume in volumes {
+            create(&mut view, volume);
+            facts.directories.insert(name(volume));
+        }
+        (view, facts)
+    }
+
+    fn create(view: &mut View, text: &str) -> VolumeId {
+        let volume = Volume {
+            id: VolumeId::random(),
+            name: name(text),
+            backend: backend(),
+            options: Options::default(),
+            created_at: at(0),
+            adopted: false,
+            known_to: vec![],
+            mounts: Ledger::default(),
+            visible: false,
+        };
+        let id = volume.id;
+        view.apply(Change::Insert(volume)).unwrap();
+        view.apply(Change::Publish(name(text), id)).unwrap();
+        id
+    }
+
+    fn source(view: &View, seconds: i64) -> Source {
+        Source { label: format!("copy-{seconds}"), at: Some(at(seconds)), view: view.clone() }
+    }
+
+    fn kinds(findings: &[Finding]) -> Vec<(Kind, &str)> {
+        findings.iter().map(|finding| (finding.kind, &*finding.name)).collect()
+    }
+
+    #[test]
+    fn every_difference_is_told_once() {
+        let (mut view, mut facts) = world(&["db", "web", "half", "gone"]);
+        let half = view.volumes["half"].id;
+        let gone = view.volumes["gone"].id;
+        facts.directories.remove(&name("web"));
+        facts.directories.remove(&name("half"));
+        facts.directories.insert(name("stranger"));
+        facts.staged.insert(half);
+        let (stray, other) = (VolumeId::random(), VolumeId::random());
+        facts.staged.insert(stray);
+        facts.trashed.insert(other);
+        view.apply(Change::Remove { name: name("gone"), id: gone, at: at(1), keep: true }).unwrap();
+        facts.directories.remove(&name("gone"));
+        let (stray, other, gone) = (stray.to_string(), other.to_string(), gone.to_string());
+        let mut expected = vec![
+            (Kind::Missing, "web"),
+            (Kind::Found, "stranger"),
+            (Kind::HalfDone, "half"),
+            (Kind::Leftover, &*stray),
+            (Kind::Leftover, &*other),
+            (Kind::NotInTrash, &*gone),
+        ];
+        expected.sort();
+        let findings = compare(&view, &AllFacts::from([(backend(), facts)]));
+        assert_eq!(kinds(&findings), expected);
+        assert_eq!(compare(&view, &AllFacts::new()), [], "what was not looked at is not judged");
+    }
+
+    #[test]
+    fn the_newest_copy_holds_and_an_older_one_adds_what_still_stands() {
+        let (older, mut facts) = world(&["db", "removed", "only-there"]);
+        let mut newer = older.clone();
+        for volume in ["removed", "only-there"] {
+            let id = newer.volumes[volume].id;
+            newer.apply(Change::Remove { name: name(volume), id, at: at(5), keep: false }).unwrap();
+        }
+        create(&mut newer, "web");
+        facts.directories.remove(&name("removed"));
+        facts.directories.insert(name("web"));
+        facts.directories.insert(name("stranger"));
+        let sources = vec![source(&older, 10), source(&newer, 20)];
+        let (view, findings) = merge(sources, AllFacts::from([(backend(), facts)]), at(30));
+        let names: Vec<_> = view.volumes.keys().map(VolumeName::as_str).collect();
+        assert_eq!(names, ["db", "only-there", "web"]);
+        assert_eq!(kinds(&findings), [(Kind::Found, "stranger"), (Kind::Older, "only-there")]);
+        assert_eq!(view.backends, newer.backends);
+    }
+
+    #[test]
+    fn a_revocation_in_any_copy_holds() {
+        let (mut older, facts) = world(&[]);
+        let host = HostName::parse("web1").unwrap();
+        let certificate = |serial: &str| Certificate {
+            serial: serial.into(),
+            issued_at: at(1),
+            not_after: at(1000),
+            revoked: false,
+        };
+        older.apply(Change::Issue(host.clone(), certificate("a1"))).unwrap();
+        let mut newer = older.clone();
+        older.apply(Change::Revoke(host.clone(), at(2))).unwrap();
+        newer.apply(Change::Issue(host.clone(), certificate("b2"))).unwrap();
+        let sources = vec![source(&older, 10), source(&newer, 20)];
+        let (view, _) = merge(sources, AllFacts::from([(backend(), facts)]), at(30));
+        assert!(view.is_revoked(&host, "a1") && view.is_revoked(&host, "unknown"));
+        assert!(!view.is_revoked(&host, "b2"));
+    }
+
+    #[test]
+    fn a_volume_removed_since_the_copy_goes_to_the_trash_and_frees_its_name() {
+        let (mut copy, mut facts) = world(&["db"]);
+        let id = copy.volumes["db"].id;
+        let (host, mount) = (HostName::parse("web1").unwrap(), MountId::parse("c1").unwrap());
+        copy.apply(Change::Mount { name: name("db"), volume: id, host, id: mount, at: at(1) }).unwrap();
+        // Another volume has the name since.
+        facts.trashed.insert(id);
+        let (view, findings) = merge(vec![source(&copy, 10)], AllFacts::from([(backend(), facts)]), at(30));
+        assert!(view.volumes.is_empty());
+        assert_eq!(view.trash[&id].at, at(30));
+        assert_eq!(kinds(&findings), [(Kind::Found, "db"), (Kind::RemovedSince, "db")]);
+    }
+
+    #[test]
+    fn the_wrong_disk_is_no_backend_and_says_nothing_of_volumes() {
+        let (copy, mut facts) = world(&["db"]);
+        let wrong = BackendId::random();
+        facts = Facts { id: Some(wrong), directories: BTreeSet::from([name("other")]), ..facts };
+        let all = AllFacts::from([(backend(), facts)]);
+        let (view, findings) = merge(vec![source(&copy, 10)], all.clone(), at(30));
+        assert_eq!((&view.volumes, &view.backends), (&copy.volumes, &copy.backends));
+        assert_eq!(kinds(&findings), [(Kind::Conflict, &*wrong.to_string())]);
+        // Without any copy, the identity is what the backend says.
+        let (view, findings) = merge(vec![], all, at(30));
+        assert_eq!(view.backends[&backend()].id, wrong);
+        assert_eq!(kinds(&findings), [(Kind::Found, "other")]);
     }
 }

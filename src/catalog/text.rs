@@ -49,7 +49,9 @@ pub enum LineFault {
     #[error("it is not the first line of a catalog that volhost exported")]
     Foreign,
     /// A later volhost wrote it.
-    #[error("it has the version {0}, and this volhost knows 1: it was written by a newer volhost; use that one")]
+    #[error(
+        "it has the version {0}, and this volhost knows 1: it was written by a newer volhost; use that one"
+    )]
     Newer(u64),
     /// It is no line of a catalog.
     #[error("it is not understood")]
@@ -206,7 +208,11 @@ mod tests {
             &["db"],
             r#"{"v":1,"id":"0b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e","backend":"fast","options":{"mode":"0750"},"created_at":"2026-01-02T03:04:05.678Z","known_to":["web1"]}"#,
         ),
-        (Table::Mounts, &["db", "web1", "a/\"b", "3"], r#"{"v":1,"count":2,"since":"2026-01-02T03:04:05.678Z"}"#),
+        (
+            Table::Mounts,
+            &["db", "web1", "a/\"b", "3"],
+            r#"{"v":1,"count":2,"since":"2026-01-02T03:04:05.678Z"}"#,
+        ),
         (Table::Hosts, &["web1"], r#"{"v":1,"activation":3,"revoked_at":"2026-01-02T03:04:05.678Z"}"#),
         (
             Table::Backends,
@@ -259,12 +265,24 @@ mod tests {
             (r#"{"Name":"x"}"#.to_owned() + "\n", "line 1: it is not the first line"),
             (text.replace("\"v\":1}\n{\"table", "\"v\":2}\n{\"table"), "line 1: it has the version 2"),
             (text.replace("\"volumes\"", "\"spells\""), "line 2: there is no table \"spells\""),
-            (text.replace("{\"table\":\"hosts\"", "{\"table\":\"hosts\",\"x\":1"), "line 4: it is not understood"),
-            (text.replace("\"backend\":\"fast\"", "\"backend\":\"../x\""), "line 2: row volumes/db has a backend"),
+            (
+                text.replace("{\"table\":\"hosts\"", "{\"table\":\"hosts\",\"x\":1"),
+                "line 4: it is not understood",
+            ),
+            (
+                text.replace("\"backend\":\"fast\"", "\"backend\":\"../x\""),
+                "line 2: row volumes/db has a backend",
+            ),
             (text.replace("fast", "slow"), "line 6: the checksum is another one"),
-            (format!("{}\n{}\n{}\n", lines[0], lines[1], lines[1]), "line 3: the record volumes/db stands there"),
+            (
+                format!("{}\n{}\n{}\n", lines[0], lines[1], lines[1]),
+                "line 3: the record volumes/db stands there",
+            ),
             (format!("{}\n{}\n", lines[0], lines[1]), "line 2: the text ends here"),
-            (format!("{}\n{}\n{}\n", lines[0], lines[1], lines[5]), "line 3: it counts 4 records, and 1 are there"),
+            (
+                format!("{}\n{}\n{}\n", lines[0], lines[1], lines[5]),
+                "line 3: it counts 4 records, and 1 are there",
+            ),
             (format!("{text}{}\n", lines[1]), "line 7: something follows"),
         ];
         for (text, expected) in cases {

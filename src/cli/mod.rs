@@ -1,7 +1,7 @@
 //! The command line: one file for each group of commands.
 //!
 //! A client of the admin socket that knows nothing of the inside: a command parses its arguments, asks the service
-//! and prints the answer. `serve`, `check` and `spec`, which work without a running service, hand over to the rooms
+//! and prints the answer. `serve`, `check`, `catalog` and `spec`, which work without a running service, hand over to the rooms
 //! that do. Results go to the standard output, everything else to the standard error; no error is a panic.
 
 use std::ffi::OsString;
@@ -16,6 +16,7 @@ use self::prompt::{Prompt, PromptError};
 use self::table::Listing;
 use crate::admin::client::{Client, ClientError};
 use crate::app::ServeError;
+use crate::app::recovery::RecoveryError;
 use crate::app::spec::NoSpec;
 use crate::config::paths::PathsError;
 use crate::config::{self, Paths};
@@ -24,6 +25,7 @@ use crate::error::{chain, exit};
 
 mod backend;
 mod bundle;
+mod catalog;
 mod check;
 mod filter;
 mod host;
@@ -87,6 +89,8 @@ enum Command {
     #[command(subcommand)]
     Host(host::Host),
     #[command(subcommand)]
+    Catalog(catalog::Catalog),
+    #[command(subcommand)]
     Spec(spec::Spec),
 }
 
@@ -129,6 +133,20 @@ enum Error {
     /// The service did not start, or ended badly.
     #[error(transparent)]
     Serve(ServeError),
+    /// The catalog was not exported, imported, rebuilt or compared.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    /// An exported catalog cannot be read or written.
+    #[error("{} cannot be {doing}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was tried, after "cannot be".
+        doing: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// There is no spec file to speak of.
     #[error(transparent)]
     NoSpec(#[from] NoSpec),
@@ -149,6 +167,8 @@ impl Error {
             | Self::Refused(_)
             | Self::Several(_)
             | Self::Serve(_)
+            | Self::Recovery(_)
+            | Self::File { .. }
             | Self::NoSpec(_) => exit::FAILED,
         }
     }
@@ -214,6 +234,7 @@ fn dispatch(command: Command, shell: &mut Shell<'_>) -> Result<(), Error> {
         Command::Mount(command) => mount::run(command, shell),
         Command::Backend(command) => backend::run(command, shell),
         Command::Host(command) => host::run(command, shell),
+        Command::Catalog(command) => catalog::run(&command, shell),
         Command::Spec(command) => spec::run(&command, shell),
     }
 }
