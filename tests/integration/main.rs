@@ -28,6 +28,7 @@ mod hosts_join;
 mod layout;
 mod podman;
 mod readme;
+mod recovery;
 mod reload;
 mod serve;
 mod shaky;
