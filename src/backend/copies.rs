@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::backend::directory::{HOUSE, Handle, Root, open_beneath};
-use crate::backend::error::{BackendError, Effect};
+use crate::backend::error::BackendError;
 use crate::volume::name::VolumeName;
 
 /// The newest text.
@@ -57,7 +57,7 @@ impl Root {
     }
 
     /// Puts a text in the place of the newest one, durably, once it was read back as it was given; the one before
-    /// stays beside it. With `keep`, what lies there already is first put aside for good, under that name's end.
+    /// stays beside it. One writer at a time: the caller sees to that. With `keep`, what lies there already is first put aside for good, under that name's end.
     pub fn write_copy(&self, text: &str, keep: Option<&str>) -> Result<(), BackendError> {
         let house = self.dir.made(HOUSE)?;
         let path = house.path.join(UNFINISHED);
@@ -84,10 +84,10 @@ impl Root {
             return Err(error);
         }
         if let Some(end) = keep {
-            rename(&house, NEWEST, &format!("{ASIDE}{end}"))?;
+            put_aside(&house, &format!("{ASIDE}{end}"))?;
         }
-        rename(&house, NEWEST, BEFORE)?;
-        rename(&house, UNFINISHED, NEWEST)?;
+        put_aside(&house, BEFORE)?;
+        rename(&house, UNFINISHED, NEWEST).map_err(|source| failed("rename", source))?;
         house.sync()
     }
 
@@ -114,15 +114,16 @@ impl Root {
     }
 }
 
-/// Renames a text over another; one that is not there is none to be renamed.
-fn rename(house: &Handle, from: &str, to: &str) -> Result<(), BackendError> {
-    match rustix::fs::renameat(&house.fd, from, &house.fd, to) {
+/// Gives the newest text another name, where there is one.
+fn put_aside(house: &Handle, name: &str) -> Result<(), BackendError> {
+    match rename(house, NEWEST, name) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(source) => {
-            let path = house.path.join(from);
-            Err(BackendError::Io { what: "rename", path, effect: Effect::None, source })
-        }
+        Err(errno) => Err(BackendError::io("rename", &house.path.join(NEWEST), errno)),
     }
+}
+
+fn rename(house: &Handle, from: &str, to: &str) -> Result<(), Errno> {
+    rustix::fs::renameat(&house.fd, from, &house.fd, to)
 }
 
 /// What a regular file holds; `None` where there is none.

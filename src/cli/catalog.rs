@@ -184,7 +184,7 @@ fn row_of_looked(Looked { backend, path, at, reason }: &Looked) -> Value {
 }
 
 fn row_of_finding(Finding { backend, kind, name, what }: &Finding) -> Value {
-    let backend = backend.as_ref().map(|backend| backend.as_str());
+    let backend = backend.as_ref().map(ToString::to_string);
     json!({ "backend": backend, "kind": kind.word(), "name": name, "what": what })
 }
 

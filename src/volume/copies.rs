@@ -20,17 +20,18 @@ const EVERY: Duration = Duration::from_secs(120);
 /// How long the end of the service waits for the last copies.
 const AT_THE_END: Duration = Duration::from_secs(5);
 
-/// What was last written to each backend, and when it says that it was made.
+/// What was last written to a backend, and when it says that it was made.
+type Latest = Option<(Arc<View>, OffsetDateTime)>;
+
+/// What was last written to each backend. Who holds one of them is the only one that writes there.
 #[derive(Debug, Default)]
-pub(super) struct Copied(Mutex<HashMap<BackendName, (Arc<View>, OffsetDateTime)>>);
+pub(super) struct Copied(Mutex<HashMap<BackendName, Arc<tokio::sync::Mutex<Latest>>>>);
 
 impl Copied {
-    fn of(&self, name: &BackendName) -> Option<(Arc<View>, OffsetDateTime)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
-    }
-
-    fn set(&self, name: BackendName, view: Arc<View>, at: OffsetDateTime) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name, (view, at));
+    fn of(&self, name: &BackendName) -> Arc<tokio::sync::Mutex<Latest>> {
+        // The map is whole after every statement under this lock.
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(name.clone()).or_default())
     }
 }
 
@@ -84,14 +85,15 @@ impl Service {
     pub(super) async fn copy(&self, backend: &Arc<Backend>) -> Result<bool, Error> {
         let name = backend.name();
         let Some(expect) = self.established(name) else { return Ok(false) };
+        let latest = self.copied.of(name);
+        let mut latest = latest.lock().await;
         let view = self.catalog.view();
-        let before = self.copied.of(name);
-        if before.as_ref().is_some_and(|(copied, _)| is_same(copied, &view)) {
+        if latest.as_ref().is_some_and(|(copied, _)| is_same(copied, &view)) {
             return Ok(false);
         }
-        let (copied, known) = (Arc::clone(&view), before.map(|(_, at)| at));
+        let (copied, known) = (Arc::clone(&view), latest.as_ref().map(|(_, at)| *at));
         let at = backend.run(expect, move |root| write(root, &copied, known, expect)).await?;
-        self.copied.set(name.clone(), view, at);
+        *latest = Some((view, at));
         Ok(true)
     }
 }

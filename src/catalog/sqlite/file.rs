@@ -38,24 +38,24 @@ pub(super) struct Opened {
 pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     let path = real(path)?;
     let lock = Lock::take(&path)?;
-    open_locked(path, lock)
+    open_locked(&path, lock)
 }
 
 /// Opens the file of that real path, whose lock the caller has taken.
-pub(super) fn open_locked(path: PathBuf, lock: Lock) -> Result<Opened, OpenError> {
+pub(super) fn open_locked(path: &Path, lock: Lock) -> Result<Opened, OpenError> {
     let tell = |doing| {
-        let path = path.clone();
+        let path = path.to_path_buf();
         move |source| OpenError::Io { path, doing, source }
     };
-    match fs::symlink_metadata(&path) {
-        Ok(found) => examine(&path, &found)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make(&path, &View::default())?,
+    match fs::symlink_metadata(path) {
+        Ok(found) => examine(path, &found)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path, &View::default())?,
         Err(error) => return Err(tell("looked at")(error)),
     }
-    refuse_shared(&path)?;
-    let (log, index) = (beside(&path, "-wal"), beside(&path, "-shm"));
+    refuse_shared(path)?;
+    let (log, index) = (beside(path, "-wal"), beside(path, "-shm"));
     let (had_log, had_index) = (log.exists(), index.exists());
-    let opened = understand(&path, lock);
+    let opened = understand(path, lock);
     // Opening alone makes these two; a file that is refused must not lie beside a log that was not there. A log with
     // something in it, after a migration, is part of the file.
     if opened.is_err() && !had_log && fs::metadata(&log).is_ok_and(|found| found.len() == 0) {

@@ -73,7 +73,7 @@ impl Claim {
         match exists(&path) {
             Ok(()) => {
                 let view;
-                (view, lock) = close(file::open_locked(path.clone(), lock)?);
+                (view, lock) = close(file::open_locked(&path, lock)?);
                 if view != View::default() {
                     return Err(OpenError::Taken { path, filled: true });
                 }
