@@ -6,6 +6,7 @@
 
 mod convert;
 mod error;
+pub mod recovery;
 mod reload;
 pub mod spec;
 mod tls;
@@ -208,6 +209,7 @@ impl App {
         reloader.write_spec();
         tokio::spawn(Arc::clone(&service).keep_up());
         tokio::spawn(Arc::clone(&service).keep_trash());
+        tokio::spawn(Arc::clone(&service).keep_copies());
         board.update(|facts| facts.since = Some(OffsetDateTime::now_utc()));
         announce(&addresses)?;
 
@@ -241,6 +243,7 @@ impl App {
             log::warn!("{unfinished} connections did not finish in time");
         }
         service.write_seen().await;
+        service.last_copies().await;
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 //! This room never knows the catalog: the caller passes the identity it expects. It never waits for storage on the
 //! runtime's threads, never lets one backend use up what another needs, and never touches a path outside a root.
 
+mod copies;
 mod directory;
 mod error;
 mod gate;
@@ -32,6 +33,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
+pub use self::copies::Kept;
 pub use self::directory::{Root, Usage};
 pub use self::error::{BackendError, Effect};
 pub use self::gate::{QUEUE, SLOTS};

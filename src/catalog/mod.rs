@@ -17,9 +17,11 @@
 #[cfg(test)]
 mod contract;
 mod location;
+pub mod reconcile;
 pub mod record;
 pub mod rules;
 pub mod sqlite;
+pub mod text;
 pub mod view;
 
 use std::future::Future;

@@ -11,23 +11,31 @@ use crate::config::{Config, Fault, Paths};
 
 /// Read the configuration and the backend map, and print every fault in them
 ///
-/// Nothing is changed and no service is asked. Each fault is told with its file, line and field, and a hint where one
+/// With `--catalog`, also compare the catalog with the directories of every backend. Nothing is changed and no service
+/// is asked; one may be running. Each fault is told with its file, line and field, and a hint where one
 /// is near. A backend whose path does not exist is no fault: it would be offline.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   volhost check                              The configuration that `serve` would read
   volhost check --config new.json            Another one
+  volhost check --catalog                    Also: is each volume's directory there?
   volhost check --json | jq -r '.[].what'    For programs: a list of faults
 
-Exit codes: 0 no faults, 78 faults.")]
-pub(super) struct Check {}
+Exit codes: 0 no faults, 1 the catalog and the directories differ, 78 faults.")]
+pub(super) struct Check {
+    /// Also compare the catalog with the backends' directories: volumes without one, directories without a volume,
+    /// and what was left half-done
+    #[arg(long)]
+    catalog: bool,
+}
 
 pub(super) fn run(args: &Check, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let Check {} = args;
+    let Check { catalog } = args;
     let paths = Paths::of_this_process(shell.global.root.as_deref())?;
     match app::load(&paths, shell.global.config.as_deref()) {
         Err(faults) => tell(&faults.into_vec(), shell),
+        Ok(loaded) if *catalog => super::catalog::compare(&loaded.config, shell),
         Ok(_) if shell.global.json => shell.json(&json!([])),
         Ok(loaded) => shell.line(&praise(&loaded.config)),
     }

@@ -1,8 +1,9 @@
 //! The command line: one file for each group of commands.
 //!
 //! A client of the admin socket that knows nothing of the inside: a command parses its arguments, asks the service
-//! and prints the answer. `serve`, `check` and `spec`, which work without a running service, hand over to the rooms
-//! that do; `completions` and `man` speak of the command line itself. Results go to the standard output, everything else to the standard error; no error is a panic.
+//! and prints the answer. `serve`, `check`, `catalog` and `spec`, which work without a running service, hand over to the
+//! rooms that do; `completions` and `man` speak of the command line itself. Results go to the standard output,
+//! everything else to the standard error; no error is a panic.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -16,6 +17,7 @@ use self::prompt::{Prompt, PromptError};
 use self::table::Listing;
 use crate::admin::client::{Client, ClientError};
 use crate::app::ServeError;
+use crate::app::recovery::RecoveryError;
 use crate::app::spec::NoSpec;
 use crate::config::paths::PathsError;
 use crate::config::{self, Paths};
@@ -24,6 +26,7 @@ use crate::error::{chain, exit};
 
 mod backend;
 mod bundle;
+mod catalog;
 mod check;
 mod completions;
 mod filter;
@@ -90,6 +93,8 @@ enum Command {
     #[command(subcommand)]
     Host(host::Host),
     #[command(subcommand)]
+    Catalog(catalog::Catalog),
+    #[command(subcommand)]
     Spec(spec::Spec),
     Completions(completions::Completions),
     Man(man::Man),
@@ -140,6 +145,20 @@ enum Error {
     /// Plugins cannot be called.
     #[error("plugins cannot be called")]
     Probe(#[source] io::Error),
+    /// The catalog was not exported, imported, rebuilt or compared.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    /// An exported catalog cannot be read or written.
+    #[error("{} cannot be {doing}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was tried, after "cannot be".
+        doing: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// There is no spec file to speak of.
     #[error(transparent)]
     NoSpec(#[from] NoSpec),
@@ -162,6 +181,8 @@ impl Error {
             | Self::Several(_)
             | Self::Serve(_)
             | Self::Probe(_)
+            | Self::Recovery(_)
+            | Self::File { .. }
             | Self::NoSpec(_) => exit::FAILED,
         }
     }
@@ -227,6 +248,7 @@ fn dispatch(command: Command, shell: &mut Shell<'_>) -> Result<(), Error> {
         Command::Mount(command) => mount::run(command, shell),
         Command::Backend(command) => backend::run(command, shell),
         Command::Host(command) => host::run(command, shell),
+        Command::Catalog(command) => catalog::run(&command, shell),
         Command::Spec(command) => spec::run(&command, shell),
         Command::Completions(args) => completions::run(&args, shell),
         Command::Man(args) => man::run(&args, shell),

@@ -10,6 +10,7 @@
 //!
 //! Get, List, Path and Unmount never wait for a backend: they are answered from the catalog.
 
+mod copies;
 mod create;
 pub mod error;
 mod lifecycle;
@@ -77,6 +78,7 @@ pub struct Service {
     begun: Mutex<HashSet<VolumeId>>,
     seen: Mutex<BTreeMap<HostName, OffsetDateTime>>,
     purge: tokio::sync::Notify,
+    copied: copies::Copied,
 }
 
 /// A volume as a host sees it.
@@ -104,6 +106,7 @@ impl Service {
             begun: Mutex::default(),
             seen: Mutex::default(),
             purge: tokio::sync::Notify::new(),
+            copied: copies::Copied::default(),
         }
     }
 

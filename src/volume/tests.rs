@@ -711,3 +711,46 @@ async fn a_backend_gets_one_identity_whatever_the_storage_fails_at() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_copy_is_written_after_a_change_and_only_then() {
+    let world = World::new().await;
+    let backend = world.backend();
+    let path = world.root.join(".volhost/catalog.jsonl");
+    let copy = || crate::catalog::text::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    assert!(world.service.copy(&backend).await.unwrap());
+    assert!(!world.service.copy(&backend).await.unwrap(), "nothing was changed");
+    let first = copy();
+    world.create("db").await.unwrap();
+    assert!(world.service.copy(&backend).await.unwrap());
+    let second = copy();
+    assert_eq!(second.view.volumes, world.service.view().volumes);
+    assert!(second.at > first.at);
+    // That a host was seen is not worth a copy, but that it is there is.
+    world.service.note_seen(&HostName::parse("web9").unwrap());
+    world.service.write_seen().await;
+    assert!(world.service.copy(&backend).await.unwrap());
+    world.service.note_seen(&HostName::parse("web9").unwrap());
+    world.service.write_seen().await;
+    assert!(!world.service.copy(&backend).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_copy_that_fails_leaves_a_whole_one() {
+    let Some(world) = World::shaky().await else { return };
+    let backend = world.backend();
+    assert!(world.service.copy(&backend).await.unwrap());
+    let whole = |name: &str| {
+        std::fs::read_to_string(world.root.join(".volhost").join(name))
+            .is_ok_and(|text| crate::catalog::text::parse(&text).is_ok())
+    };
+    world.create("db").await.unwrap();
+    for (op, after) in [(Op::Write, 0), (Op::Fsync, 0), (Op::Create, 0), (Op::Rename, 0), (Op::Rename, 1)] {
+        world.fs().fail_after(op, after, libc::EIO);
+        assert!(world.service.copy(&backend).await.is_err(), "{op:?} {after}");
+        world.fs().behave();
+        assert!(whole("catalog.jsonl") || whole("catalog.jsonl.before"), "{op:?} {after}");
+    }
+    assert!(world.service.copy(&backend).await.unwrap());
+    assert!(whole("catalog.jsonl"));
+}

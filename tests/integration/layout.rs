@@ -13,7 +13,18 @@ const VOCABULARY: [&str; 7] =
 /// Which room may use which, beside itself and the vocabulary. `*` is every room; `room::part` only that part of it.
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["admin::client", "admin::wire", "config", "discovery", "pki::describe", "app"]),
+    (
+        "cli",
+        &[
+            "admin::client",
+            "admin::wire",
+            "config",
+            "discovery",
+            "pki::describe",
+            "app",
+            "catalog::reconcile",
+        ],
+    ),
     ("app", &["*"]),
     ("admin", &["volume", "host", "catalog", "backend", "pki", "discovery", "config"]),
     ("protocol", &["volume", "host", "transport"]),

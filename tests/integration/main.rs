@@ -29,6 +29,7 @@ mod layout;
 mod lint;
 mod podman;
 mod readme;
+mod recovery;
 mod reload;
 mod serve;
 mod shaky;

@@ -13,131 +13,12 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use super::error::OpenError;
 use super::place::{Lock, beside, make_directory, refuse_shared, sync_directory};
 use super::schema::{self, APPLICATION_ID, APPLICATION_ID_AT, HEADER, MAGIC, MIGRATIONS};
+use super::writer::store;
 use crate::catalog::View;
-use crate::catalog::record::{InvalidRow, Loader, Table};
-
-/// Why a catalog's file was not opened. The file, and the log beside it, are as they were.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Its directory is missing and cannot be made.
-    #[error("the directory {} of the catalog cannot be made; make it, or name another place as \"catalog\"",
-        .path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// It lies where SQLite does not work.
-    #[error("the catalog {} would lie on {kind}, where file locks cannot be relied on; \
-        name a place on a local file system as \"catalog\"", .path.display())]
-    Shared {
-        /// The file, or its directory.
-        path: PathBuf,
-        /// What its file system is called.
-        kind: &'static str,
-    },
-    /// Another process has it.
-    #[error("the catalog {} is in use by {holder}; stop that, or give this volhost a catalog of its own",
-        .path.display())]
-    Locked {
-        /// The file.
-        path: PathBuf,
-        /// Who holds it, for a message.
-        holder: String,
-    },
-    /// The system refused.
-    #[error("the catalog {} cannot be {doing}", .path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was tried, after "cannot be".
-        doing: &'static str,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// It may be read, but not written.
-    #[error("the catalog {} cannot be written; give its file and directory to the user volhost runs as, and look \
-        whether the file system is mounted read-only", .path.display())]
-    ReadOnly {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Something else than a file has its name.
-    #[error("the catalog {} is not a regular file; move it away, or name another place as \"catalog\"",
-        .path.display())]
-    NotAFile {
-        /// What has its name.
-        path: PathBuf,
-    },
-    /// A file of no bytes, which volhost never makes: what was in it is lost.
-    #[error("the catalog {} is an empty file, which is what a failed copy or a full disk leaves; put a backup in its \
-        place, or remove it and begin anew with `volhost backend adopt`", .path.display())]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Its log is there, and it is not.
-    #[error("the catalog {} is missing, but {} is there: it was moved or removed without its log; bring it back, or \
-        move the log away and begin anew with `volhost backend adopt`", .path.display(), .log.display())]
-    Headless {
-        /// The file that is missing.
-        path: PathBuf,
-        /// What lies beside it.
-        log: PathBuf,
-    },
-    /// Another program's file.
-    #[error("{} is not a catalog of volhost: {why}; name another place as \"catalog\"", .path.display())]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-        /// What was found.
-        why: &'static str,
-    },
-    /// A later volhost's file.
-    #[error("the catalog {} has schema {found}, and this volhost knows up to {known}: it was used by a newer volhost; \
-        run that one", .path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its schema.
-        found: i64,
-        /// The latest schema known here.
-        known: usize,
-    },
-    /// A damaged file.
-    #[error("the catalog {} is damaged; put a backup in its place, or move it away and begin anew with `volhost backend adopt`",
-        .path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What was found.
-        #[source]
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// A record that is not understood.
-    #[error("the catalog {} holds a record that is not understood; nothing was changed", .path.display())]
-    Row {
-        /// The file.
-        path: PathBuf,
-        /// Which, and why.
-        #[source]
-        source: InvalidRow,
-    },
-    /// SQLite failed for another reason.
-    #[error("the catalog {} cannot be opened", .path.display())]
-    Engine {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite said.
-        #[source]
-        source: rusqlite::Error,
-    },
-}
+use crate::catalog::record::{Loader, Table};
 
 /// A file that was found to be a catalog.
 pub(super) struct Opened {
@@ -157,19 +38,24 @@ pub(super) struct Opened {
 pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     let path = real(path)?;
     let lock = Lock::take(&path)?;
+    open_locked(&path, lock)
+}
+
+/// Opens the file of that real path, whose lock the caller has taken.
+pub(super) fn open_locked(path: &Path, lock: Lock) -> Result<Opened, OpenError> {
     let tell = |doing| {
-        let path = path.clone();
+        let path = path.to_path_buf();
         move |source| OpenError::Io { path, doing, source }
     };
-    match fs::symlink_metadata(&path) {
-        Ok(found) => examine(&path, &found)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make(&path)?,
+    match fs::symlink_metadata(path) {
+        Ok(found) => examine(path, &found)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path, &View::default())?,
         Err(error) => return Err(tell("looked at")(error)),
     }
-    refuse_shared(&path)?;
-    let (log, index) = (beside(&path, "-wal"), beside(&path, "-shm"));
+    refuse_shared(path)?;
+    let (log, index) = (beside(path, "-wal"), beside(path, "-shm"));
     let (had_log, had_index) = (log.exists(), index.exists());
-    let opened = understand(&path, lock);
+    let opened = understand(path, lock);
     // Opening alone makes these two; a file that is refused must not lie beside a log that was not there. A log with
     // something in it, after a migration, is part of the file.
     if opened.is_err() && !had_log && fs::metadata(&log).is_ok_and(|found| found.len() == 0) {
@@ -202,7 +88,7 @@ const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLI
 
 /// The file's path without symbolic links, so that it has one lock and one log whatever it is called. Makes its
 /// directory.
-fn real(path: &Path) -> Result<PathBuf, OpenError> {
+pub(super) fn real(path: &Path) -> Result<PathBuf, OpenError> {
     let tell = |source| OpenError::Io { path: path.into(), doing: "found", source };
     let no_file = || tell(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
     if path.is_symlink() {
@@ -244,8 +130,8 @@ fn examine(path: &Path, found: &fs::Metadata) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Makes an empty catalog: under another name, so that no half-made file ever has this one.
-fn make(path: &Path) -> Result<(), OpenError> {
+/// Makes a catalog that holds what the view does: under another name, so that no half-made file ever has this one.
+pub(super) fn make(path: &Path, view: &View) -> Result<(), OpenError> {
     for log in ["-wal", "-journal"].map(|suffix| beside(path, suffix)) {
         // An empty one holds nothing: it is what a refused file may leave.
         if fs::symlink_metadata(&log).is_ok_and(|found| found.len() > 0) {
@@ -262,20 +148,21 @@ fn make(path: &Path) -> Result<(), OpenError> {
         }
     }
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(tell)?;
-    fill(&new).map_err(|source| OpenError::Engine { path: path.into(), source })?;
+    fill(&new, view).map_err(|source| OpenError::Unwritable { path: path.into(), source })?;
     File::open(&new).and_then(|file| file.sync_all()).map_err(tell)?;
     fs::rename(&new, path).map_err(tell)?;
     path.parent().map_or(Ok(()), sync_directory).map_err(tell)
 }
 
-fn fill(new: &Path) -> rusqlite::Result<()> {
+fn fill(new: &Path, view: &View) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut connection = Connection::open_with_flags(new, FLAGS)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     let transaction = connection.transaction()?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     schema::migrate(&transaction, MIGRATIONS, 0)?;
+    store(&transaction, view.records())?;
     transaction.commit()?;
-    connection.close().map_err(|(_, error)| error)
+    connection.close().map_err(|(_, error)| error.into())
 }
 
 /// Lets SQLite open a file, so that it writes nothing by itself.
@@ -294,7 +181,7 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
 }
 
 /// How long a connection waits for another one: the two here for each other, or for an operator's `sqlite3`.
-const BUSY: Duration = Duration::from_secs(30);
+pub(super) const BUSY: Duration = Duration::from_secs(30);
 
 /// Reads everything, and brings an older schema up to date once all of it was understood.
 fn read(path: &Path, connection: &mut Connection) -> Result<View, OpenError> {
@@ -329,7 +216,7 @@ fn read(path: &Path, connection: &mut Connection) -> Result<View, OpenError> {
 }
 
 /// Reads every row.
-fn load(path: &Path, connection: &Connection) -> Result<View, OpenError> {
+pub(super) fn load(path: &Path, connection: &Connection) -> Result<View, OpenError> {
     let engine = |source| tell(path, source);
     let row_error = |source| OpenError::Row { path: path.into(), source };
     let text_error =
@@ -363,7 +250,7 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// What SQLite's error says of the file.
-fn tell(path: &Path, source: rusqlite::Error) -> OpenError {
+pub(super) fn tell(path: &Path, source: rusqlite::Error) -> OpenError {
     let path = path.to_path_buf();
     match source.sqlite_error_code() {
         // A table or column that is not there, like a page that cannot be.

@@ -13,7 +13,9 @@
 //! It must never be opened where file locks or shared memory do not work, nor by two processes.
 
 mod checkpoint;
+mod error;
 mod file;
+mod offline;
 mod place;
 mod schema;
 mod writer;
@@ -28,7 +30,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
 
 use self::checkpoint::Checkpoints;
-pub use self::file::OpenError;
+pub use self::error::OpenError;
+pub use self::offline::{Claim, peek, read};
 use self::writer::{Job, Writer};
 use super::{Catalog, CatalogError, Change, Location, Submitted, View};
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock, statfs};
 
-use super::file::OpenError;
+use super::error::OpenError;
 
 /// Makes the directory, and those above it that are missing, so that only their owner can enter them.
 pub(super) fn make_directory(directory: &Path) -> io::Result<()> {

@@ -139,18 +139,7 @@ impl Writer {
     /// Makes records durable, all of them or none.
     fn commit(&mut self, writes: &[Write]) -> Result<(), Failure> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for write in writes {
-            let Row { table, key, record } = encode(write)?;
-            let key = key.iter().map(|part| &**part);
-            match &record {
-                Some(record) => transaction
-                    .prepare_cached(schema::store(table))?
-                    .execute(rusqlite::params_from_iter(key.chain([record.as_str()])))?,
-                None => transaction
-                    .prepare_cached(schema::delete(table))?
-                    .execute(rusqlite::params_from_iter(key))?,
-            };
-        }
+        store(&transaction, writes)?;
         match transaction.commit() {
             Ok(()) => {
                 self.unsettled = false;
@@ -197,4 +186,24 @@ impl Writer {
         // Only now may another process have the file.
         drop(lock);
     }
+}
+
+/// Stores and deletes records, inside the caller's transaction.
+pub(super) fn store(
+    transaction: &Connection,
+    writes: impl IntoIterator<Item = impl std::borrow::Borrow<Write>>,
+) -> Result<(), Failure> {
+    for write in writes {
+        let Row { table, key, record } = encode(write.borrow())?;
+        let key = key.iter().map(|part| &**part);
+        match &record {
+            Some(record) => transaction
+                .prepare_cached(schema::store(table))?
+                .execute(rusqlite::params_from_iter(key.chain([record.as_str()])))?,
+            None => {
+                transaction.prepare_cached(schema::delete(table))?.execute(rusqlite::params_from_iter(key))?
+            }
+        };
+    }
+    Ok(())
 }

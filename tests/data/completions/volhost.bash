@@ -19,6 +19,9 @@ _volhost() {
             volhost,backend)
                 cmd="volhost__subcmd__backend"
                 ;;
+            volhost,catalog)
+                cmd="volhost__subcmd__catalog"
+                ;;
             volhost,check)
                 cmd="volhost__subcmd__check"
                 ;;
@@ -76,8 +79,35 @@ _volhost() {
             volhost__subcmd__backend__subcmd__help,ls)
                 cmd="volhost__subcmd__backend__subcmd__help__subcmd__ls"
                 ;;
+            volhost__subcmd__catalog,export)
+                cmd="volhost__subcmd__catalog__subcmd__export"
+                ;;
+            volhost__subcmd__catalog,help)
+                cmd="volhost__subcmd__catalog__subcmd__help"
+                ;;
+            volhost__subcmd__catalog,import)
+                cmd="volhost__subcmd__catalog__subcmd__import"
+                ;;
+            volhost__subcmd__catalog,rebuild)
+                cmd="volhost__subcmd__catalog__subcmd__rebuild"
+                ;;
+            volhost__subcmd__catalog__subcmd__help,export)
+                cmd="volhost__subcmd__catalog__subcmd__help__subcmd__export"
+                ;;
+            volhost__subcmd__catalog__subcmd__help,help)
+                cmd="volhost__subcmd__catalog__subcmd__help__subcmd__help"
+                ;;
+            volhost__subcmd__catalog__subcmd__help,import)
+                cmd="volhost__subcmd__catalog__subcmd__help__subcmd__import"
+                ;;
+            volhost__subcmd__catalog__subcmd__help,rebuild)
+                cmd="volhost__subcmd__catalog__subcmd__help__subcmd__rebuild"
+                ;;
             volhost__subcmd__help,backend)
                 cmd="volhost__subcmd__help__subcmd__backend"
+                ;;
+            volhost__subcmd__help,catalog)
+                cmd="volhost__subcmd__help__subcmd__catalog"
                 ;;
             volhost__subcmd__help,check)
                 cmd="volhost__subcmd__help__subcmd__check"
@@ -118,6 +148,15 @@ _volhost() {
             volhost__subcmd__help__subcmd__backend,ls)
                 cmd="volhost__subcmd__help__subcmd__backend__subcmd__ls"
                 ;;
+            volhost__subcmd__help__subcmd__catalog,export)
+                cmd="volhost__subcmd__help__subcmd__catalog__subcmd__export"
+                ;;
+            volhost__subcmd__help__subcmd__catalog,import)
+                cmd="volhost__subcmd__help__subcmd__catalog__subcmd__import"
+                ;;
+            volhost__subcmd__help__subcmd__catalog,rebuild)
+                cmd="volhost__subcmd__help__subcmd__catalog__subcmd__rebuild"
+                ;;
             volhost__subcmd__help__subcmd__host,add)
                 cmd="volhost__subcmd__help__subcmd__host__subcmd__add"
                 ;;
@@ -132,6 +171,9 @@ _volhost() {
                 ;;
             volhost__subcmd__help__subcmd__mount,release)
                 cmd="volhost__subcmd__help__subcmd__mount__subcmd__release"
+                ;;
+            volhost__subcmd__help__subcmd__spec,lint)
+                cmd="volhost__subcmd__help__subcmd__spec__subcmd__lint"
                 ;;
             volhost__subcmd__help__subcmd__spec,remove)
                 cmd="volhost__subcmd__help__subcmd__spec__subcmd__remove"
@@ -208,6 +250,9 @@ _volhost() {
             volhost__subcmd__spec,help)
                 cmd="volhost__subcmd__spec__subcmd__help"
                 ;;
+            volhost__subcmd__spec,lint)
+                cmd="volhost__subcmd__spec__subcmd__lint"
+                ;;
             volhost__subcmd__spec,remove)
                 cmd="volhost__subcmd__spec__subcmd__remove"
                 ;;
@@ -219,6 +264,9 @@ _volhost() {
                 ;;
             volhost__subcmd__spec__subcmd__help,help)
                 cmd="volhost__subcmd__spec__subcmd__help__subcmd__help"
+                ;;
+            volhost__subcmd__spec__subcmd__help,lint)
+                cmd="volhost__subcmd__spec__subcmd__help__subcmd__lint"
                 ;;
             volhost__subcmd__spec__subcmd__help,remove)
                 cmd="volhost__subcmd__spec__subcmd__help__subcmd__remove"
@@ -278,7 +326,7 @@ _volhost() {
 
     case "${cmd}" in
         volhost)
-            opts="-h -V --root --config --socket --json --help --version serve check status volume mount backend host spec completions man help"
+            opts="-h -V --root --config --socket --json --help --version serve check status volume mount backend host catalog spec completions man help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -477,8 +525,190 @@ _volhost() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        volhost__subcmd__check)
+        volhost__subcmd__catalog)
+            opts="-h --root --config --socket --json --help export import rebuild help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__catalog__subcmd__export)
+            opts="-o -f -h --output --force --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --output)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__catalog__subcmd__help)
+            opts="export import rebuild help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__catalog__subcmd__help__subcmd__export)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__catalog__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__catalog__subcmd__help__subcmd__import)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__catalog__subcmd__help__subcmd__rebuild)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__catalog__subcmd__import)
             opts="-h --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__catalog__subcmd__rebuild)
+            opts="-h --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__check)
+            opts="-h --catalog --root --config --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -530,7 +760,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help)
-            opts="serve check status volume mount backend host spec completions man help"
+            opts="serve check status volume mount backend host catalog spec completions man help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -586,6 +816,62 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__backend__subcmd__ls)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__catalog)
+            opts="export import rebuild"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__catalog__subcmd__export)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__catalog__subcmd__import)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__catalog__subcmd__rebuild)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -768,8 +1054,22 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__spec)
-            opts="show write remove"
+            opts="show write remove lint"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__spec__subcmd__lint)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -1314,7 +1614,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__spec)
-            opts="-h --root --config --socket --json --help show write remove help"
+            opts="-h --root --config --socket --json --help show write remove lint help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1340,7 +1640,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__spec__subcmd__help)
-            opts="show write remove help"
+            opts="show write remove lint help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1354,6 +1654,20 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__spec__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__spec__subcmd__help__subcmd__lint)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1402,6 +1716,32 @@ _volhost() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__spec__subcmd__lint)
+            opts="-h --probe --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

@@ -1,0 +1,251 @@
+//! Recovery without a service: exporting and importing the catalog, making a lost one again, and comparing it with
+//! the backends' directories.
+//!
+//! Nothing below a backend is changed here, and no catalog that holds something is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use super::convert::in_force;
+use crate::backend::name::{BackendId, BackendName};
+use crate::backend::{self, Backend, BackendError, Expect, Kept, Root};
+use crate::catalog::View;
+use crate::catalog::reconcile::{self, AllFacts, Facts, Finding, Source};
+use crate::catalog::record::Unwritable;
+use crate::catalog::sqlite::{self, Claim};
+use crate::catalog::text::{self, InvalidText};
+use crate::config::Config;
+
+/// How long a backend may take to be looked through.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long after a difference was seen it is looked at again, while a service may be at work.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Why the catalog was not exported, imported, rebuilt or compared. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// Its file.
+    #[error(transparent)]
+    Catalog(#[from] sqlite::OpenError),
+    /// A record.
+    #[error(transparent)]
+    Record(#[from] Unwritable),
+    /// The file to be imported.
+    #[error("{} cannot be imported", .path.display())]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: InvalidText,
+    },
+    /// No backend has anything to make a catalog of.
+    #[error(
+        "no backend of the map is there with its identity (.volhost/backend.json), so that nothing can be rebuilt; are \
+         the shares mounted? `volhost serve` begins anew"
+    )]
+    Nothing,
+    /// The threads that look at backends cannot be had.
+    #[error("the backends cannot be looked at")]
+    System(#[source] std::io::Error),
+}
+
+/// How much a catalog holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Volumes.
+    pub volumes: usize,
+    /// Mounts.
+    pub mounts: usize,
+    /// Removed volumes.
+    pub removed: usize,
+    /// Hosts.
+    pub hosts: usize,
+    /// Backends.
+    pub backends: usize,
+}
+
+impl Counts {
+    fn of(view: &View) -> Self {
+        Self {
+            volumes: view.volumes.len(),
+            mounts: view.volumes.values().map(|volume| volume.mounts.len()).sum(),
+            removed: view.trash.len(),
+            hosts: view.hosts.len(),
+            backends: view.backends.len(),
+        }
+    }
+}
+
+/// What became of a copy, or of a backend that was to be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Looked {
+    /// The backend.
+    pub backend: BackendName,
+    /// The copy; none where the backend itself could not be looked at.
+    pub path: Option<PathBuf>,
+    /// When the copy was made.
+    pub at: Option<OffsetDateTime>,
+    /// Why it was not used; none where it was.
+    pub reason: Option<String>,
+}
+
+/// What a rebuilding did.
+#[derive(Debug)]
+pub struct Rebuilt {
+    /// What the catalog holds now.
+    pub counts: Counts,
+    /// The copies and backends that were looked at.
+    pub looked: Vec<Looked>,
+    /// What was decided, and what does not fit.
+    pub findings: Vec<Finding>,
+}
+
+/// How the catalog and the backends compare.
+#[derive(Debug)]
+pub struct Compared {
+    /// The backends that were looked at.
+    pub backends: usize,
+    /// What the catalog holds.
+    pub counts: Counts,
+    /// The backends that could not be looked at, with the reason.
+    pub unseen: Vec<Looked>,
+    /// How they differ.
+    pub findings: Vec<Finding>,
+}
+
+/// The catalog as text.
+pub fn export(config: &Config) -> Result<String, RecoveryError> {
+    Ok(text::compose(&sqlite::read(&config.catalog)?, None)?)
+}
+
+/// Makes a catalog of an exported text, or of a backend's copy.
+pub fn import(config: &Config, path: &Path, text: &str) -> Result<Counts, RecoveryError> {
+    let parsed = text::parse(text).map_err(|source| RecoveryError::Text { path: path.into(), source })?;
+    Claim::empty(&config.catalog)?.fill(&parsed.view)?;
+    Ok(Counts::of(&parsed.view))
+}
+
+/// Makes a lost catalog again, of the backends' copies and directories.
+pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
+    let claim = Claim::missing(&config.catalog)?;
+    let (mut facts, copies, mut looked) = look_at_all(config, |_| Expect::Nothing)?;
+    let mut sources = Vec::new();
+    for (backend, Kept { path, text }) in copies {
+        let identity = facts.get(&backend).and_then(|facts| facts.id);
+        let (at, reason) = match usable(text, identity) {
+            Ok(parsed) => {
+                let label = path.display().to_string();
+                sources.push(Source { label, at: parsed.at, view: parsed.view });
+                (parsed.at, None)
+            }
+            Err(reason) => (None, Some(reason)),
+        };
+        looked.push(Looked { backend, path: Some(path), at, reason });
+    }
+    // An empty mount point says nothing of the backend that should be there.
+    facts.retain(|name, facts| {
+        let reason = "it has no .volhost/backend.json: is the share mounted?";
+        let here = facts.id.is_some();
+        if !here {
+            let (backend, reason) = (name.clone(), Some(reason.into()));
+            looked.push(Looked { backend, path: None, at: None, reason });
+        }
+        here
+    });
+    if facts.is_empty() {
+        return Err(RecoveryError::Nothing);
+    }
+    let (view, findings) = reconcile::merge(sources, facts, OffsetDateTime::now_utc());
+    claim.fill(&view)?;
+    Ok(Rebuilt { counts: Counts::of(&view), looked, findings })
+}
+
+/// Compares the catalog with the backends' directories, also while a service has it.
+pub fn compare(config: &Config) -> Result<Compared, RecoveryError> {
+    let look = || -> Result<_, RecoveryError> {
+        let view = sqlite::peek(&config.catalog)?;
+        let expect = |name: &BackendName| {
+            view.backends.get(name).map_or(Expect::Unknown, |record| Expect::This(record.id))
+        };
+        let (facts, _, unseen) = look_at_all(config, expect)?;
+        let findings = reconcile::compare(&view, &facts);
+        Ok(Compared { backends: facts.len(), counts: Counts::of(&view), unseen, findings })
+    };
+    let first = look()?;
+    if first.findings.is_empty() {
+        return Ok(first);
+    }
+    // What an operation had under way between the two looks is no difference.
+    std::thread::sleep(AGAIN);
+    let mut second = look()?;
+    second.findings.retain(|finding| first.findings.contains(finding));
+    Ok(second)
+}
+
+/// What a copy holds, if it is whole and of a catalog that knew the backend it lies on.
+fn usable(text: Option<String>, identity: Option<BackendId>) -> Result<text::Parsed, String> {
+    let text = text.ok_or("it cannot be read")?;
+    let parsed = text::parse(&text).map_err(|error| crate::error::chain(&error))?;
+    let knows = parsed.view.backends.values().any(|record| Some(record.id) == identity);
+    if knows { Ok(parsed) } else { Err("it is of a catalog that does not know this backend".into()) }
+}
+
+type LookedAt = (AllFacts, Vec<(BackendName, Kept)>, Vec<Looked>);
+
+/// Looks at every backend of the map, all at once; one that hangs is given up.
+fn look_at_all(config: &Config, expect: impl Fn(&BackendName) -> Expect) -> Result<LookedAt, RecoveryError> {
+    let map = in_force(config, &backend::Map::default()).map;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(backend::BLOCKING_THREADS)
+        .build()
+        .map_err(RecoveryError::System)?;
+    let seen = runtime.block_on(async {
+        let mut looks = tokio::task::JoinSet::new();
+        for backend in map.iter() {
+            let (backend, expect) = (Arc::clone(backend), expect(backend.name()));
+            looks.spawn(async move { (backend.name().clone(), look_at(&backend, expect).await) });
+        }
+        looks.join_all().await
+    });
+    runtime.shutdown_background();
+    let (mut facts, mut copies, mut unseen) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for (name, seen) in seen {
+        match seen {
+            Ok((of_backend, kept)) => {
+                copies.extend(kept.into_iter().map(|kept| (name.clone(), kept)));
+                facts.insert(name, of_backend);
+            }
+            Err(reason) => {
+                unseen.push(Looked { backend: name, path: None, at: None, reason: Some(reason) });
+            }
+        }
+    }
+    copies.sort_by(|(one, _), (other, _)| one.cmp(other));
+    unseen.sort_by(|one, other| one.backend.cmp(&other.backend));
+    Ok((facts, copies, unseen))
+}
+
+async fn look_at(backend: &Backend, expect: Expect) -> Result<(Facts, Vec<Kept>), String> {
+    let mountpoint = backend.settings().mountpoint.clone();
+    let look = |root: &Root| -> Result<_, BackendError> {
+        let facts = Facts {
+            id: root.identity()?.map(|identity| identity.id),
+            mountpoint,
+            directories: root.directories()?.into_iter().collect(),
+            staged: root.staged()?.volumes.into_iter().collect(),
+            trashed: root.trashed()?.volumes.into_iter().collect(),
+        };
+        Ok((facts, root.copies()?))
+    };
+    match tokio::time::timeout(PATIENCE, backend.run(expect, look)).await {
+        Ok(done) => done.map_err(|error| crate::error::chain(&error)),
+        Err(_) => Err(format!("it does not answer within {} s", PATIENCE.as_secs())),
+    }
+}

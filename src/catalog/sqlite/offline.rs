@@ -1,0 +1,108 @@
+//! A catalog's file without a service: read whole, or made of a whole view.
+//!
+//! Nothing here changes a catalog that holds something.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::error::OpenError;
+use super::file::{self, BUSY};
+use super::place::{Lock, beside};
+use super::schema::{self, MIGRATIONS};
+use crate::catalog::View;
+
+/// Reads the catalog in the file at `path`; refused as [`OpenError::Locked`] while a service has it, and as
+/// [`OpenError::Missing`] where there is none.
+pub fn read(path: &Path) -> Result<View, OpenError> {
+    exists(path)?;
+    let (view, _lock) = close(file::open(path)?);
+    Ok(view)
+}
+
+/// Closes what was opened, and hands out what it held and the lock.
+fn close(opened: file::Opened) -> (View, Lock) {
+    let file::Opened { view, writer, checkpointer, log: _, lock } = opened;
+    // What fails here loses nothing: the log is read by whoever opens the file next.
+    let _ = checkpointer.close();
+    let _ = writer.close();
+    (view, lock)
+}
+
+/// Reads the catalog in the file at `path`, also while a service has it: what was durable at one moment.
+pub fn peek(path: &Path) -> Result<View, OpenError> {
+    match read(path) {
+        Err(OpenError::Locked { .. }) => {}
+        done => return done,
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let engine = |source| file::tell(path, source);
+    let mut connection = Connection::open_with_flags(path, flags).map_err(engine)?;
+    connection.busy_timeout(BUSY).map_err(engine)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(engine)?;
+    let found = schema::version(&transaction).map_err(engine)?;
+    if usize::try_from(found).is_ok_and(|found| found > MIGRATIONS.len()) {
+        return Err(OpenError::Newer { path: path.into(), found, known: MIGRATIONS.len() });
+    }
+    file::load(path, &transaction)
+}
+
+/// The right to make a catalog where there is none, or an empty one.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    lock: Lock,
+}
+
+impl Claim {
+    /// Claims a file that does not exist.
+    pub fn missing(path: &Path) -> Result<Self, OpenError> {
+        let path = file::real(path)?;
+        let lock = Lock::take(&path)?;
+        if fs::symlink_metadata(&path).is_ok() {
+            return Err(OpenError::Taken { path, filled: false });
+        }
+        Ok(Self { path, lock })
+    }
+
+    /// Claims a file that does not exist, or holds a catalog without a record.
+    pub fn empty(path: &Path) -> Result<Self, OpenError> {
+        let path = file::real(path)?;
+        let mut lock = Lock::take(&path)?;
+        match exists(&path) {
+            Ok(()) => {
+                let view;
+                (view, lock) = close(file::open_locked(&path, lock)?);
+                if view != View::default() {
+                    return Err(OpenError::Taken { path, filled: true });
+                }
+            }
+            Err(OpenError::Missing { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Self { path, lock })
+    }
+
+    /// Makes the file, whole or not at all.
+    pub fn fill(self, view: &View) -> Result<(), OpenError> {
+        let Self { path, lock } = self;
+        file::make(&path, view)?;
+        drop(lock);
+        Ok(())
+    }
+}
+
+fn exists(path: &Path) -> Result<(), OpenError> {
+    let log = beside(path, "-wal");
+    match fs::symlink_metadata(path) {
+        Err(_) if fs::metadata(&log).is_ok_and(|found| found.len() > 0) => {
+            Err(OpenError::Headless { path: path.into(), log })
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(OpenError::Missing { path: path.into() })
+        }
+        Err(source) => Err(OpenError::Io { path: path.into(), doing: "looked at", source }),
+        Ok(_) => Ok(()),
+    }
+}

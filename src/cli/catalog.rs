@@ -1,0 +1,220 @@
+//! `catalog export|import|rebuild`, and the comparison that `check --catalog` prints: for a stopped service.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::table::{Listing, counted, or_dash, printable};
+use super::{Error, Shell};
+use crate::app::recovery::{self, Compared, Counts, Looked, Rebuilt};
+use crate::catalog::reconcile::Finding;
+use crate::config::{self, Config, Paths};
+use crate::files;
+
+/// Save the catalog as text, and make it again from text or from the backends
+///
+/// With the service stopped: a running one holds its catalog.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  volhost catalog export -o catalog.jsonl    A backup, one record a line
+  volhost catalog import catalog.jsonl       The catalog again, where there is none or an empty one
+  volhost catalog rebuild                    A lost catalog, from the copies that backends keep
+  volhost check --catalog                    Compare it with the directories")]
+pub(super) enum Catalog {
+    /// Write the whole catalog as JSON lines
+    Export(Export),
+    /// Make a catalog of an export, or of a backend's copy
+    Import(Import),
+    /// Make a lost catalog again, from the backends' copies and directories
+    ///
+    /// Takes the newest copy that is whole, `.volhost/catalog.jsonl` on any backend of the map, and from older ones what
+    /// still stands. Directories that no copy knows are listed and can be adopted. Nothing is deleted, and nothing on
+    /// a backend changed. Refused while there is a catalog: move it away first, with its -wal.
+    Rebuild,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    /// Write to FILE (mode 0600) instead of the standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace FILE if it exists
+    #[arg(short, long, requires = "output")]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// What `catalog export` wrote, or a backend's .volhost/catalog.jsonl; `-` for the standard input
+    file: PathBuf,
+}
+
+pub(super) fn run(command: &Catalog, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let paths = Paths::of_this_process(shell.global.root.as_deref())?;
+    let loaded = config::load(&paths, shell.global.config.as_deref())
+        .map_err(|faults| Error::Configuration(faults.to_string()))?;
+    let config = &loaded.config;
+    match command {
+        Catalog::Export(Export { output: None, force: _ }) => {
+            let text = recovery::export(config)?;
+            shell.out.write_all(text.as_bytes()).map_err(Error::Output)
+        }
+        Catalog::Export(Export { output: Some(path), force }) => export(config, path, *force, shell),
+        Catalog::Import(Import { file }) => import(config, file, shell),
+        Catalog::Rebuild => rebuilt(config, &recovery::rebuild(config)?, shell),
+    }
+}
+
+fn export(config: &Config, path: &Path, force: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let failed = |doing| move |source| Error::File { path: path.into(), doing, source };
+    let absolute = std::path::absolute(path).map_err(failed("written"))?;
+    if !force && absolute.symlink_metadata().is_ok() {
+        let path = path.display();
+        return Err(Error::Refused(format!("{path} exists: name another file, or give --force")));
+    }
+    let text = recovery::export(config)?;
+    let write = if force { files::replace } else { files::create };
+    write(&absolute, text.as_bytes(), 0o600).map_err(failed("written"))?;
+    // The first line and the last one are no records.
+    let records = text.lines().count().saturating_sub(2);
+    if shell.global.json {
+        return shell.json(&json!({ "file": path.to_string_lossy(), "records": records }));
+    }
+    shell.line(&format!("{}: {}", path.display(), counted(records, "record")))
+}
+
+fn import(config: &Config, path: &Path, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let read = if path == Path::new("-") {
+        let mut text = String::new();
+        shell.input.read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    };
+    let text = read.map_err(|source| Error::File { path: path.into(), doing: "read", source })?;
+    let counts = recovery::import(config, path, &text)?;
+    if shell.global.json {
+        return shell.json(&with_counts(json!({ "catalog": config.catalog.to_string_lossy() }), counts));
+    }
+    shell.line(&format!("{} holds {}", config.catalog.display(), told(counts)))
+}
+
+fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Rebuilt { counts, looked, findings } = rebuilt;
+    if shell.global.json {
+        let copies: Vec<_> = looked.iter().map(row_of_looked).collect();
+        let findings: Vec<_> = findings.iter().map(row_of_finding).collect();
+        let catalog = config.catalog.to_string_lossy();
+        let rows = json!({ "catalog": catalog, "copies": copies, "findings": findings });
+        return shell.json(&with_counts(rows, *counts));
+    }
+    let mut listing = Listing::new(["BACKEND", "MADE", "COPY"]);
+    for Looked { backend, path, at, reason: _ } in looked {
+        let path = path.as_ref().map(|path| path.display().to_string());
+        listing.row([backend.to_string(), or_dash(at.map(written).as_deref()), or_dash(path.as_deref())]);
+    }
+    shell.table(listing)?;
+    reasons(looked, shell)?;
+    show(findings, shell)?;
+    shell.line("")?;
+    shell.line(&format!("{} holds {}", config.catalog.display(), told(*counts)))?;
+    shell.line("start the service, then look: volhost status, volhost volume ls, volhost mount ls")
+}
+
+/// Compares the catalog with the directories, for `check --catalog`.
+pub(super) fn compare(config: &Config, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Compared { backends, counts, unseen, findings } = recovery::compare(config)?;
+    if shell.global.json {
+        let unseen: Vec<_> = unseen.iter().map(row_of_looked).collect();
+        let findings: Vec<_> = findings.iter().map(row_of_finding).collect();
+        let rows = json!({ "looked_at": backends, "not_looked_at": unseen, "findings": findings });
+        shell.json(&with_counts(rows, counts))?;
+    } else {
+        show(&findings, shell)?;
+        reasons(&unseen, shell)?;
+    }
+    match (findings.len(), unseen.len()) {
+        (0, 0) if shell.global.json => Ok(()),
+        (0, 0) => {
+            let volumes = counted(counts.volumes, "volume");
+            shell.line(&format!("{volumes} on {}: each has its directory", counted(backends, "backend")))
+        }
+        (0, unseen) => Err(Error::Refused(format!("{} could not be looked at", counted(unseen, "backend")))),
+        (found, _) => Err(Error::Refused(format!(
+            "the catalog and the directories differ in {}; nothing was changed",
+            counted(found, "place")
+        ))),
+    }
+}
+
+/// The differences as a table, with what each means below it.
+fn show(findings: &[Finding], shell: &mut Shell<'_>) -> Result<(), Error> {
+    if findings.is_empty() {
+        return Ok(());
+    }
+    let mut listing = Listing::new(["BACKEND", "KIND", "NAME"]);
+    for Finding { backend, kind, name, what: _ } in findings {
+        let backend = backend.as_ref().map(ToString::to_string);
+        listing.row([or_dash(backend.as_deref()), kind.word().into(), name.clone()]);
+    }
+    shell.line("")?;
+    shell.table(listing)?;
+    shell.line("")?;
+    findings
+        .iter()
+        .try_for_each(|Finding { name, what, .. }| shell.line(&printable(&format!("{name}: {what}"))))
+}
+
+fn reasons(looked: &[Looked], shell: &mut Shell<'_>) -> Result<(), Error> {
+    looked.iter().try_for_each(|Looked { backend, path, reason, at: _ }| match (path, reason) {
+        (Some(path), Some(reason)) => {
+            shell.line(&printable(&format!("{} is not used: {reason}", path.display())))
+        }
+        (None, Some(reason)) => shell.line(&printable(&format!("{backend} was not looked at: {reason}"))),
+        (_, None) => Ok(()),
+    })
+}
+
+fn row_of_looked(Looked { backend, path, at, reason }: &Looked) -> Value {
+    let path = path.as_ref().map(|path| path.to_string_lossy());
+    json!({ "backend": backend.as_str(), "path": path, "at": at.map(written), "reason": reason })
+}
+
+fn row_of_finding(Finding { backend, kind, name, what }: &Finding) -> Value {
+    let backend = backend.as_ref().map(ToString::to_string);
+    json!({ "backend": backend, "kind": kind.word(), "name": name, "what": what })
+}
+
+fn with_counts(mut rows: Value, counts: Counts) -> Value {
+    let Counts { volumes, mounts, removed, hosts, backends } = counts;
+    let numbers = [
+        ("volumes", volumes),
+        ("mounts", mounts),
+        ("removed", removed),
+        ("hosts", hosts),
+        ("backends", backends),
+    ];
+    if let Some(rows) = rows.as_object_mut() {
+        rows.extend(numbers.map(|(name, number)| (name.to_owned(), number.into())));
+    }
+    rows
+}
+
+fn told(counts: Counts) -> String {
+    let Counts { volumes, mounts, removed, hosts, backends } = counts;
+    format!(
+        "{}, {}, {}, {} and {}",
+        counted(volumes, "volume"),
+        counted(mounts, "mount"),
+        counted(removed, "removed volume"),
+        counted(hosts, "host"),
+        counted(backends, "backend")
+    )
+}
+
+fn written(at: OffsetDateTime) -> String {
+    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
+}

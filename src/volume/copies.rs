@@ -1,0 +1,164 @@
+//! The copies of the catalog that every backend keeps, from which a lost catalog is made again.
+//!
+//! Off every request's path: a backend that hangs, is full or is not there has an older copy, and delays nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use super::{Error, Service};
+use crate::backend::name::BackendName;
+use crate::backend::{Backend, BackendError, Expect, Kept, Root, VolumeState};
+use crate::catalog::{View, text};
+use crate::error::chain;
+
+/// How often changes are copied.
+const EVERY: Duration = Duration::from_secs(120);
+
+/// How long the end of the service waits for the last copies.
+const AT_THE_END: Duration = Duration::from_secs(5);
+
+/// What was last written to a backend, and when it says that it was made.
+type Latest = Option<(Arc<View>, OffsetDateTime)>;
+
+/// What was last written to each backend. Who holds one of them is the only one that writes there.
+#[derive(Debug, Default)]
+pub(super) struct Copied(Mutex<HashMap<BackendName, Arc<tokio::sync::Mutex<Latest>>>>);
+
+impl Copied {
+    fn of(&self, name: &BackendName) -> Arc<tokio::sync::Mutex<Latest>> {
+        // The map is whole after every statement under this lock.
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(name.clone()).or_default())
+    }
+}
+
+impl Service {
+    /// Copies the catalog's changes to the backends for as long as the service runs.
+    pub async fn keep_copies(self: Arc<Self>) {
+        let mut rounds: HashMap<BackendName, tokio::task::JoinHandle<()>> = HashMap::new();
+        let mut ticks = tokio::time::interval(EVERY);
+        loop {
+            ticks.tick().await;
+            rounds.retain(|_, round| !round.is_finished());
+            for backend in self.in_force.load().map.iter() {
+                // One that hangs is not asked again until it has answered.
+                if !rounds.contains_key(backend.name()) {
+                    let (service, backend) = (Arc::clone(&self), Arc::clone(backend));
+                    let name = backend.name().clone();
+                    rounds.insert(name, tokio::spawn(async move { service.copy_logged(&backend).await }));
+                }
+            }
+        }
+    }
+
+    /// Copies the catalog as it is at the end of the service to each backend that answers.
+    pub async fn last_copies(self: &Arc<Self>) {
+        let mut copies = tokio::task::JoinSet::new();
+        for backend in self.in_force.load().map.iter() {
+            let (service, backend) = (Arc::clone(self), Arc::clone(backend));
+            copies.spawn(async move { service.copy_logged(&backend).await });
+        }
+        let all = async { while copies.join_next().await.is_some() {} };
+        if tokio::time::timeout(AT_THE_END, all).await.is_err() {
+            log::warn!("not every backend has a copy of the catalog's last changes: some do not answer");
+        }
+    }
+
+    async fn copy_logged(&self, backend: &Arc<Backend>) {
+        match self.copy(backend).await {
+            Ok(true) => log::debug!("backend {} has a copy of the catalog", backend.name()),
+            Ok(false) => {}
+            // That it is offline was told when it went.
+            Err(Error::Backend(error @ (BackendError::Offline { .. } | BackendError::Busy { .. }))) => {
+                log::debug!("no copy of the catalog: {}", chain(&error));
+            }
+            Err(error) => {
+                log::warn!("backend {} has no new copy of the catalog: {}", backend.name(), chain(&error));
+            }
+        }
+    }
+
+    /// Copies the catalog to a backend, if anything changed since; whether it did.
+    pub(super) async fn copy(&self, backend: &Arc<Backend>) -> Result<bool, Error> {
+        let name = backend.name();
+        let Some(expect) = self.established(name) else { return Ok(false) };
+        let latest = self.copied.of(name);
+        let mut latest = latest.lock().await;
+        let view = self.catalog.view();
+        if latest.as_ref().is_some_and(|(copied, _)| is_same(copied, &view)) {
+            return Ok(false);
+        }
+        let (copied, known) = (Arc::clone(&view), latest.as_ref().map(|(_, at)| *at));
+        let at = backend.run(expect, move |root| write(root, &copied, known, expect)).await?;
+        *latest = Some((view, at));
+        Ok(true)
+    }
+}
+
+/// Writes a copy; `known` is when the newest one there was made, if this process made it.
+fn write(
+    root: &Root,
+    view: &View,
+    known: Option<OffsetDateTime>,
+    expect: Expect,
+) -> Result<OffsetDateTime, BackendError> {
+    let (mut newest, mut keep) = (known, None);
+    if known.is_none() {
+        for (number, Kept { path, text }) in root.copies()?.into_iter().enumerate() {
+            let Some(parsed) = text.and_then(|text| text::parse(&text).ok()) else { continue };
+            newest = newest.max(parsed.at);
+            // Only the one in the first place would be lost.
+            if number == 0 && knows_more(root, &parsed.view, view, expect)? {
+                log::warn!(
+                    "{} is a copy of a catalog that knew volumes which this one does not: it is kept beside the new \
+                     one, for `volhost catalog rebuild`",
+                    path.display()
+                );
+                keep = Some(parsed.at.map_or(0, OffsetDateTime::unix_timestamp).to_string());
+            }
+        }
+    }
+    // A clock that went back must not make this copy look older than the one before.
+    let now = OffsetDateTime::now_utc();
+    let at = newest.map_or(now, |newest| now.max(newest + Duration::from_millis(1)));
+    match text::compose(view, Some(at)) {
+        Ok(text) => root.write_copy(&text, keep.as_deref())?,
+        // What the catalog holds was written once already, so that this cannot be; the copy before stays.
+        Err(error) => log::error!("the catalog cannot be copied: {}", chain(&error)),
+    }
+    Ok(at)
+}
+
+/// Whether a copy found here tells of volumes that the catalog has lost: neither there nor in its trash, while their
+/// directories stand. Such a copy is another catalog's, or of this one before it was begun anew.
+fn knows_more(root: &Root, copy: &View, view: &View, expect: Expect) -> Result<bool, BackendError> {
+    for volume in copy.volumes.values() {
+        let here = copy.backends.get(&volume.backend).is_some_and(|record| Expect::This(record.id) == expect);
+        let known = view.trash.contains_key(&volume.id)
+            || view.volumes.get(&volume.name).is_some_and(|known| known.id == volume.id);
+        // The directory of an adopted volume stays when that is removed.
+        if here && !known && !volume.adopted && root.volume_state(&volume.name)? == VolumeState::Directory {
+            // One that was removed and made again since is no loss; one that was adopted anew lost its record.
+            if view.volumes.get(&volume.name).is_none_or(|again| again.adopted) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Whether two views have the same records; when a host was last seen is not worth a copy.
+fn is_same(one: &View, other: &View) -> bool {
+    let hosts = || {
+        one.hosts.len() == other.hosts.len()
+            && one.hosts.iter().zip(&other.hosts).all(|((name, host), (other_name, other))| {
+                name == other_name
+                    && (host.activation, host.revoked_at) == (other.activation, other.revoked_at)
+                    && host.certificates == other.certificates
+            })
+    };
+    one.volumes == other.volumes && one.trash == other.trash && one.backends == other.backends && hosts()
+}
