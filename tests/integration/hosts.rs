@@ -14,7 +14,7 @@ use crate::harness::wait::{SOON, until};
 use crate::harness::{Daemon, Engine, Host};
 
 /// volhost on `web1` for other machines too: reached at the machine's address on the network that `web2` has joined.
-fn serve_both<'a>(web1: &'a Host, web2: &Host) -> Daemon<'a> {
+pub fn serve_both<'a>(web1: &'a Host, web2: &Host) -> Daemon<'a> {
     web2.join(web1);
     let advertised = advertised();
     let daemon = Daemon::setup()
@@ -30,7 +30,7 @@ fn advertised() -> String {
 }
 
 /// Makes a bundle for a machine and unpacks it there as the README says.
-fn join(daemon: &Daemon<'_>, host: &Host) {
+pub fn join(daemon: &Daemon<'_>, host: &Host) {
     let bundle = host.dir().join("bundle.tar");
     let bundle = bundle.to_str().unwrap();
     // A host that joins again gets another bundle in the place of its first.

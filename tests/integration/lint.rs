@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::harness::authority::Authority;
 use crate::harness::{Daemon, Engine, Host};
+use crate::hosts;
 
 /// What `spec lint` says on a machine, as JSON, and its exit code.
 fn lint(host: &Host, options: &[&str]) -> (Value, Option<i32>) {
@@ -99,6 +100,22 @@ fn the_file_that_is_said_to_win_is_the_one_that_dockerd_reads() {
             "{name}: {read} was said, dockerd: {refusal}"
         );
     }
+}
+
+#[test]
+fn a_host_that_has_only_its_bundle_is_without_fault_until_it_is_revoked() {
+    let (web1, web2) = (Host::new("web1"), Host::new("web2"));
+    let daemon = hosts::serve_both(&web1, &web2);
+    hosts::join(&daemon, &web2);
+    let (report, code) = lint(&web2, &["--probe"]);
+    assert_eq!((code, &report["plugins"][0]["probe"]), (Some(0), &json!("answers")), "{report:#}");
+    // Nothing of that was an activation, or a use.
+    daemon.has_mounts(&[]);
+
+    daemon.cli(&["host", "revoke", "web2"]).ok();
+    let (report, code) = lint(&web2, &["--probe"]);
+    assert_eq!((code, told(&report, "volhost").1), (Some(1), vec!["broken"]));
+    assert_eq!(lint(&web2, &[]).1, Some(0), "what a server refuses is told by nobody but the server");
 }
 
 /// A file of the plugin `NAME`, what `spec lint --probe` says of it, and what dockerd's complaint holds, if it has one.

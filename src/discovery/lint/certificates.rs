@@ -87,7 +87,7 @@ fn private_key(path: &Path, faults: &mut Vec<Fault>) -> Option<PrivateKeyDer<'st
 }
 
 fn content(field: &'static str, path: &Path, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {
-    std::fs::read(path)
+    super::contents(path)
         .map_err(|error| faults.push(Fault::NoFile { field, path: path.to_owned(), why: error.to_string() }))
         .ok()
 }

@@ -204,7 +204,7 @@ fn understand(plugin: &Plugin, faults: &mut Vec<Fault>) -> Option<Target> {
     if ending == Some("sock") {
         return Some(reading::socket(file));
     }
-    match std::fs::read(file) {
+    match contents(file) {
         Err(error) => {
             faults.push(Fault::Unreadable { why: error.to_string() });
             None
@@ -212,6 +212,16 @@ fn understand(plugin: &Plugin, faults: &mut Vec<Fault>) -> Option<Target> {
         Ok(content) if ending == Some("json") => reading::json(name, &content, faults),
         Ok(content) => reading::line(&content, faults),
     }
+}
+
+/// What a file holds. A pipe or a device, on which an engine would wait for ever, is an error.
+fn contents(path: &Path) -> io::Result<Vec<u8>> {
+    let metadata = std::fs::metadata(path)?;
+    if metadata.is_file() || metadata.is_dir() {
+        // A directory's own error tells what it is.
+        return std::fs::read(path);
+    }
+    Err(io::Error::other("it is no regular file"))
 }
 
 #[cfg(test)]
@@ -337,10 +347,15 @@ mod tests {
         f.json("etc/docker/plugins/a.json");
         f.put("etc/docker/plugins/b.spec", "nonsense");
         f.put("etc/docker/plugins/c.json", "{");
+        let pipe = f.path("etc/docker/plugins/d.json");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         let (plugins, findings) = f.told();
         assert_eq!(
             plugins,
-            ["a etc/docker/plugins/a.spec", "b etc/docker/plugins/b.spec", "c etc/docker/plugins/c.json"]
+            ["a", "b", "c", "d"].map(|name| {
+                let ending = if name < "c" { "spec" } else { "json" };
+                format!("{name} etc/docker/plugins/{name}.{ending}")
+            })
         );
         assert_eq!(
             findings,
@@ -348,7 +363,8 @@ mod tests {
                 "etc/docker/plugins/a.spec unreadable",
                 "etc/docker/plugins/a.json shadowed",
                 "etc/docker/plugins/b.spec bad-address",
-                "etc/docker/plugins/c.json bad-json"
+                "etc/docker/plugins/c.json bad-json",
+                "etc/docker/plugins/d.json unreadable"
             ]
         );
     }

@@ -236,3 +236,67 @@ impl ServerCertVerifier for AsAnEngine {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::super::reading;
+    use super::*;
+
+    /// What a probe says of a plugin that answers with these bytes, or not at all.
+    fn told_of(answer: Option<&'static str>) -> (Option<Fault>, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let plugin = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"{}") {
+                let mut bytes = [0; 1000];
+                let read = stream.read(&mut bytes).unwrap();
+                asked.extend_from_slice(&bytes[..read]);
+            }
+            match answer {
+                Some(answer) => stream.write_all(answer.as_bytes()).unwrap(),
+                // Until the probe has given up.
+                None => drop(stream.read(&mut [0])),
+            }
+            String::from_utf8(asked).unwrap()
+        });
+        let patience = if answer.is_some() { PATIENCE } else { Duration::from_secs(1) };
+        let told = probe(&[&reading::socket(&path)], patience).unwrap().remove(0);
+        (told, plugin.join().unwrap())
+    }
+
+    #[test]
+    fn a_volume_plugin_is_known_by_its_answer_to_capabilities() {
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 35\r\n\r\n{\"Capabilities\":{\"Scope\":\"global\"}}";
+        let (told, asked) = told_of(Some(answer));
+        assert_eq!(told, None);
+        assert!(asked.starts_with("POST /VolumeDriver.Capabilities HTTP/1.1\r\n"), "{asked}");
+    }
+
+    #[test]
+    fn what_answers_otherwise_is_told_with_its_answer() {
+        for (answer, expected) in [
+            ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "status 404,"),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "status 200,"),
+            ("HTTP/1.1 500 No\r\nContent-Length: 14\r\n\r\n{\"Err\":\"boom\"}", "status 500 and \"boom\""),
+        ] {
+            let told = told_of(Some(answer)).0.unwrap();
+            assert_eq!(told.word(), "no-plugin");
+            assert!(told.to_string().contains(expected), "{told}");
+        }
+        assert_eq!(told_of(Some("SSH-2.0-OpenSSH\r\n")).0.unwrap().word(), "broken");
+        assert_eq!(told_of(Some("")).0.unwrap().word(), "broken");
+    }
+
+    #[test]
+    fn who_does_not_answer_is_given_up() {
+        let told = told_of(None).0.unwrap();
+        assert!(matches!(told, Fault::Silent { seconds: 1, .. }), "{told}");
+    }
+}
