@@ -344,7 +344,7 @@ mod tests {
             while made < count {
                 let name = VolumeName::parse(&format!("volume-{made:06}")).unwrap();
                 let id = VolumeId::random();
-                let volume = crate::catalog::Volume {
+                let volume = catalog::Volume {
                     id,
                     name: name.clone(),
                     backend: BackendName::parse("default").unwrap(),
