@@ -118,8 +118,11 @@ fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<
     }
     shell.table(listing)?;
     reasons(looked, shell)?;
-    show(findings, shell)?;
     shell.line("")?;
+    show(findings, shell)?;
+    if !findings.is_empty() {
+        shell.line("")?;
+    }
     shell.line(&format!("{} holds {}", config.catalog.display(), told(*counts)))?;
     shell.line("start the service, then look: volhost status, volhost volume ls, volhost mount ls")
 }
@@ -160,7 +163,6 @@ fn show(findings: &[Finding], shell: &mut Shell<'_>) -> Result<(), Error> {
         let backend = backend.as_ref().map(ToString::to_string);
         listing.row([or_dash(backend.as_deref()), kind.word().into(), name.clone()]);
     }
-    shell.line("")?;
     shell.table(listing)?;
     shell.line("")?;
     findings
