@@ -5,6 +5,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock, statfs};
 
@@ -76,6 +77,9 @@ fn shared(magic: u32) -> Option<&'static str> {
     })
 }
 
+/// How long a lock is waited for: a process that was killed has it until the system has cleared up after it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// That this process alone has a catalog's file open. Given up when it is dropped, or when the process ends in
 /// whatever way.
 #[derive(Debug)]
@@ -92,12 +96,18 @@ impl Lock {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(&lock).map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(OpenError::Locked { path: path.into(), holder: holder(&mut file) });
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => {
+                    std::thread::sleep(PATIENCE / 20);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(OpenError::Locked { path: path.into(), holder: holder(&mut file) });
+                }
+                Err(errno) => return Err(failed(errno.into())),
             }
-            Err(errno) => return Err(failed(errno.into())),
         }
         // The number is only for whoever comes second: on a full disk it may be missing.
         let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
