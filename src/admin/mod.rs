@@ -48,7 +48,7 @@ struct Refusal {
     error: String,
 }
 
-type Answer = Result<Bytes, Refusal>;
+type Answer = Result<Vec<u8>, Refusal>;
 
 impl Admin {
     /// Answers for `operator`, who is this machine's; `connections` tells how many are open.
@@ -236,7 +236,7 @@ fn done(done: String) -> Answer {
 }
 
 fn json(value: &impl Serialize) -> Answer {
-    serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
+    serde_json::to_vec(value).map_err(|error| {
         Refusal::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("the answer cannot be written as JSON: {error}"),
@@ -246,9 +246,7 @@ fn json(value: &impl Serialize) -> Answer {
 
 fn respond(answer: Answer) -> Response {
     match answer {
-        Ok(bytes) => {
-            warp::reply::with_header(bytes.to_vec(), "Content-Type", "application/json").into_response()
-        }
+        Ok(bytes) => warp::reply::with_header(bytes, "Content-Type", "application/json").into_response(),
         Err(Refusal { status, error }) => {
             warp::reply::with_status(warp::reply::json(&Failure { error }), status).into_response()
         }

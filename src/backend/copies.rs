@@ -4,10 +4,10 @@
 //! before it took the place of the one before, which stays beside it.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::backend::directory::{HOUSE, Handle, Root, open_beneath};
@@ -57,23 +57,14 @@ impl Root {
     }
 
     /// Puts a text in the place of the newest one, durably, once it was read back as it was given; the one before
-    /// stays beside it. One writer at a time: the caller sees to that. With `keep`, what lies there already is first put aside for good, under that name's end.
+    /// stays beside it. One writer at a time: the caller sees to that. With `keep`, what lies there already is first
+    /// put aside for good, under that name's end.
     pub fn write_copy(&self, text: &str, keep: Option<&str>) -> Result<(), BackendError> {
         let house = self.dir.made(HOUSE)?;
         let path = house.path.join(UNFINISHED);
         let failed = |what: &'static str, errno| BackendError::io(what, &path, errno);
-        match rustix::fs::unlinkat(&house.fd, UNFINISHED, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(failed("remove", errno)),
-        }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&house.fd, UNFINISHED, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|errno| failed("make", errno))?;
-        let mut file = File::from(fd);
-        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
-        let verified = written
-            .map_err(|error| failed("write", Errno::from_io_error(&error).unwrap_or(Errno::IO)))
-            .and_then(|()| match read(&house, UNFINISHED) {
+        let verified =
+            house.write_new(UNFINISHED, text.as_bytes()).and_then(|()| match read(&house, UNFINISHED) {
                 Ok(Some(found)) if found == text.as_bytes() => Ok(()),
                 Ok(_) => Err(failed("read back what was written to", Errno::IO)),
                 Err(errno) => Err(failed("read", errno)),

@@ -3,10 +3,10 @@
 //! Nothing here knows the catalog: the caller says which identity it expects.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -81,19 +81,7 @@ impl Root {
             return self.accept(id, &found);
         }
         let path = house.path.join(UNFINISHED);
-        let failed = |what, errno| BackendError::io(what, &path, errno);
-        // What a crash left of an earlier attempt.
-        match rustix::fs::unlinkat(&house.fd, UNFINISHED, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(failed("remove", errno)),
-        }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&house.fd, UNFINISHED, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|errno| failed("make", errno))?;
-        let mut file = File::from(fd);
-        file.write_all(compose(id, name).as_bytes())
-            .and_then(|()| file.sync_all())
-            .map_err(|error| failed("write", Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        house.write_new(UNFINISHED, compose(id, name).as_bytes())?;
         let renamed =
             match rustix::fs::renameat_with(&house.fd, UNFINISHED, &house.fd, FILE, RenameFlags::NOREPLACE) {
                 // Where flags are not known; the look above then has to do.
@@ -306,7 +294,7 @@ mod tests {
         symlink(other.path().join(HOUSE).join(FILE), &file).unwrap();
         refused();
         std::fs::remove_file(&file).unwrap();
-        rustix::fs::mkfifoat(rustix::fs::CWD, &file, Mode::RUSR).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &file, rustix::fs::Mode::RUSR).unwrap();
         refused();
         std::fs::remove_file(&file).unwrap();
         std::fs::create_dir(&file).unwrap();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use super::rounds::Rounds;
 use super::{Error, Service};
 use crate::backend::name::BackendName;
 use crate::backend::{Backend, BackendError, Expect, Kept, Root, VolumeState};
@@ -38,19 +39,15 @@ impl Copied {
 impl Service {
     /// Copies the catalog's changes to the backends for as long as the service runs.
     pub async fn keep_copies(self: Arc<Self>) {
-        let mut rounds: HashMap<BackendName, tokio::task::JoinHandle<()>> = HashMap::new();
+        let mut rounds = Rounds::default();
         let mut ticks = tokio::time::interval(EVERY);
         loop {
             ticks.tick().await;
-            rounds.retain(|_, round| !round.is_finished());
-            for backend in self.in_force.load().map.iter() {
-                // One that hangs is not asked again until it has answered.
-                if !rounds.contains_key(backend.name()) {
-                    let (service, backend) = (Arc::clone(&self), Arc::clone(backend));
-                    let name = backend.name().clone();
-                    rounds.insert(name, tokio::spawn(async move { service.copy_logged(&backend).await }));
-                }
-            }
+            rounds.begin(
+                &self,
+                |_| true,
+                |service, backend| async move { service.copy_logged(&backend).await },
+            );
         }
     }
 

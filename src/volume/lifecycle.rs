@@ -4,11 +4,11 @@
 //! A backend gets an identity by itself only in an empty directory, and only where the catalog remembers none for it:
 //! an empty directory under a name that is known is an unmounted share.
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::error::Error;
+use super::rounds::Rounds;
 use super::step::step;
 use super::trash::is_scarce;
 use super::{InForce, Service};
@@ -48,19 +48,16 @@ impl Service {
 
     /// Looks after the backends for as long as the service runs.
     pub async fn keep_up(self: Arc<Self>) {
-        let mut rounds: HashMap<BackendName, tokio::task::JoinHandle<()>> = HashMap::new();
+        let mut rounds = Rounds::default();
         let mut ticks = tokio::time::interval(ROUND);
         let mut written = tokio::time::Instant::now();
         loop {
             ticks.tick().await;
-            rounds.retain(|_, round| !round.is_finished());
-            for backend in self.in_force.load().map.iter() {
-                if !rounds.contains_key(backend.name()) {
-                    let (service, backend) = (Arc::clone(&self), Arc::clone(backend));
-                    let name = backend.name().clone();
-                    rounds.insert(name, tokio::spawn(async move { service.look_after(&backend).await }));
-                }
-            }
+            rounds.begin(
+                &self,
+                |_| true,
+                |service, backend| async move { service.look_after(&backend).await },
+            );
             if written.elapsed() >= SEEN {
                 written = tokio::time::Instant::now();
                 self.write_seen().await;

@@ -22,6 +22,7 @@ mod operator;
 pub mod options;
 mod recover;
 mod remove;
+mod rounds;
 mod step;
 #[cfg(test)]
 mod tests;

@@ -14,8 +14,8 @@ use time::OffsetDateTime;
 use super::Service;
 use super::error::Error;
 use super::name::VolumeId;
+use super::rounds::Rounds;
 use super::step::step;
-use crate::backend::name::BackendName;
 use crate::backend::{Backend, BackendError, Health, Progress};
 use crate::catalog::{CatalogError, Change, Removed};
 use crate::error::chain;
@@ -49,16 +49,10 @@ pub(super) struct Blocked {
 impl Service {
     /// Empties the trash for as long as the service runs.
     pub async fn keep_trash(self: Arc<Self>) {
-        let mut purges: HashMap<BackendName, tokio::task::JoinHandle<()>> = HashMap::new();
+        let mut purges = Rounds::default();
         loop {
-            purges.retain(|_, purge| !purge.is_finished());
-            for backend in self.in_force.load().map.iter() {
-                if !purges.contains_key(backend.name()) && self.next_due(backend).is_some() {
-                    let (service, backend) = (Arc::clone(&self), Arc::clone(backend));
-                    let name = backend.name().clone();
-                    purges.insert(name, tokio::spawn(async move { service.purge_due(&backend).await }));
-                }
-            }
+            let is_due = |backend: &Arc<Backend>| self.next_due(backend).is_some();
+            purges.begin(&self, is_due, |service, backend| async move { service.purge_due(&backend).await });
             // A notification that comes while nobody waits is kept, so that no removal is overlooked.
             let _ = tokio::time::timeout(self.pause(), self.purge.notified()).await;
         }

@@ -142,12 +142,6 @@ fn collect(dir: &Path, names: &mut BTreeSet<String>) -> io::Result<()> {
 }
 
 impl Report {
-    /// Whether nothing is wrong.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.findings.is_empty()
-    }
-
     fn add(&mut self, plugin: Option<&str>, file: &Path, fault: Fault) {
         self.findings.push(Finding { plugin: plugin.map(str::to_owned), file: file.to_owned(), fault });
     }
