@@ -126,7 +126,8 @@ pub fn export(config: &Config) -> Result<String, RecoveryError> {
 
 /// Makes a catalog of an exported text, or of a backend's copy.
 pub fn import(config: &Config, path: &Path, text: &str) -> Result<Counts, RecoveryError> {
-    let parsed = text::parse(text).map_err(|source| RecoveryError::Text { path: path.into(), source })?;
+    let parsed =
+        text::parse(text.as_bytes()).map_err(|source| RecoveryError::Text { path: path.into(), source })?;
     Claim::empty(&config.catalog)?.fill(&parsed.view)?;
     Ok(Counts::of(&parsed.view))
 }
@@ -136,9 +137,9 @@ pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
     let claim = Claim::missing(&config.catalog)?;
     let (mut facts, copies, mut looked) = look_at_all(config, |_| Expect::Nothing)?;
     let mut sources = Vec::new();
-    for (backend, Kept { path, text }) in copies {
+    for (backend, Kept { path, content }) in copies {
         let identity = facts.get(&backend).and_then(|facts| facts.id);
-        let (at, reason) = match usable(text, identity) {
+        let (at, reason) = match usable(content, identity) {
             Ok(parsed) => {
                 let label = path.display().to_string();
                 sources.push(Source { label, at: parsed.at, view: parsed.view });
@@ -189,14 +190,15 @@ pub fn compare(config: &Config) -> Result<Compared, RecoveryError> {
 }
 
 /// What a copy holds, if it is whole and of a catalog that knew the backend it lies on.
-fn usable(text: Option<String>, identity: Option<BackendId>) -> Result<text::Parsed, String> {
-    let text = text.ok_or("it cannot be read")?;
-    let parsed = text::parse(&text).map_err(|error| crate::error::chain(&error))?;
+fn usable(copy: Option<CopyRead>, identity: Option<BackendId>) -> Result<text::Parsed, String> {
+    let parsed = copy.ok_or("it cannot be read")?.map_err(|error| crate::error::chain(&error))?;
     let knows = parsed.view.backends.values().any(|record| Some(record.id) == identity);
     if knows { Ok(parsed) } else { Err("it is of a catalog that does not know this backend".into()) }
 }
 
-type LookedAt = (AllFacts, Vec<(BackendName, Kept)>, Vec<Looked>);
+type CopyRead = Result<text::Parsed, InvalidText>;
+
+type LookedAt = (AllFacts, Vec<(BackendName, Kept<CopyRead>)>, Vec<Looked>);
 
 /// Looks at every backend of the map, all at once; one that hangs is given up.
 fn look_at_all(config: &Config, expect: impl Fn(&BackendName) -> Expect) -> Result<LookedAt, RecoveryError> {
@@ -232,7 +234,7 @@ fn look_at_all(config: &Config, expect: impl Fn(&BackendName) -> Expect) -> Resu
     Ok((facts, copies, unseen))
 }
 
-async fn look_at(backend: &Backend, expect: Expect) -> Result<(Facts, Vec<Kept>), String> {
+async fn look_at(backend: &Backend, expect: Expect) -> Result<(Facts, Vec<Kept<CopyRead>>), String> {
     let mountpoint = backend.settings().mountpoint.clone();
     let look = |root: &Root| -> Result<_, BackendError> {
         let facts = Facts {
@@ -242,7 +244,7 @@ async fn look_at(backend: &Backend, expect: Expect) -> Result<(Facts, Vec<Kept>)
             staged: root.staged()?.volumes.into_iter().collect(),
             trashed: root.trashed()?.volumes.into_iter().collect(),
         };
-        Ok((facts, root.copies()?))
+        Ok((facts, root.copies(|input| text::parse(input))?))
     };
     match tokio::time::timeout(PATIENCE, backend.run(expect, look)).await {
         Ok(done) => done.map_err(|error| crate::error::chain(&error)),

@@ -4,7 +4,7 @@
 //! before it took the place of the one before, which stays beside it.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, FileType, OFlags};
@@ -28,16 +28,19 @@ const ASIDE: &str = "catalog.jsonl.kept-";
 
 /// A text that lies on a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct Kept<T> {
     /// Where.
     pub path: PathBuf,
-    /// What it holds; bytes that are no text, or that cannot be read, are none.
-    pub text: Option<String>,
+    /// What its reader made of it; none where it cannot be opened.
+    pub content: Option<T>,
 }
 
 impl Root {
-    /// Every text on the backend, the newest first.
-    pub fn copies(&self) -> Result<Vec<Kept>, BackendError> {
+    /// Every text on the backend, read one after the other, the newest first.
+    pub fn copies<T>(
+        &self,
+        mut read: impl FnMut(&mut dyn BufRead) -> T,
+    ) -> Result<Vec<Kept<T>>, BackendError> {
         let Some(house) = self.dir.open(HOUSE)? else { return Ok(Vec::new()) };
         let mut names = Vec::new();
         house.for_each(|name, _| {
@@ -47,28 +50,30 @@ impl Root {
         names.sort();
         let all = [NEWEST, BEFORE].into_iter().map(str::to_owned).chain(names);
         let copies = all.filter_map(|name| {
-            let bytes = read(&house, &name).transpose()?;
-            Some(Kept {
-                path: house.path.join(&name),
-                text: bytes.ok().and_then(|b| String::from_utf8(b).ok()),
-            })
+            let file = open(&house, &name).transpose()?;
+            let content = file.ok().map(|file| read(&mut BufReader::new(file)));
+            Some(Kept { path: house.path.join(&name), content })
         });
         Ok(copies.collect())
     }
 
-    /// Puts a text in the place of the newest one, durably, once it was read back as it was given; the one before
-    /// stays beside it. One writer at a time: the caller sees to that. With `keep`, what lies there already is first
-    /// put aside for good, under that name's end.
-    pub fn write_copy(&self, text: &str, keep: Option<&str>) -> Result<(), BackendError> {
+    /// Puts the text that `write` writes in the place of the newest one, durably, once `is_whole` was content with what
+    /// was read back; the one before stays beside it. One writer at a time: the caller sees to that. With `keep`, what
+    /// lies there already is first put aside for good, under that name's end.
+    pub fn write_copy(
+        &self,
+        keep: Option<&str>,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+        is_whole: impl FnOnce(&mut dyn BufRead) -> bool,
+    ) -> Result<(), BackendError> {
         let house = self.dir.made(HOUSE)?;
         let path = house.path.join(UNFINISHED);
         let failed = |what: &'static str, errno| BackendError::io(what, &path, errno);
-        let verified =
-            house.write_new(UNFINISHED, text.as_bytes()).and_then(|()| match read(&house, UNFINISHED) {
-                Ok(Some(found)) if found == text.as_bytes() => Ok(()),
-                Ok(_) => Err(failed("read back what was written to", Errno::IO)),
-                Err(errno) => Err(failed("read", errno)),
-            });
+        let verified = house.write_new(UNFINISHED, write).and_then(|()| {
+            let file = open(&house, UNFINISHED).map_err(|errno| failed("read", errno))?;
+            let whole = file.is_some_and(|file| is_whole(&mut BufReader::new(file)));
+            if whole { Ok(()) } else { Err(failed("read back what was written to", Errno::IO)) }
+        });
         if let Err(error) = verified {
             // A full disk must not be kept full by what is of no use.
             let _ = rustix::fs::unlinkat(&house.fd, UNFINISHED, AtFlags::empty());
@@ -117,8 +122,8 @@ fn rename(house: &Handle, from: &str, to: &str) -> Result<(), Errno> {
     rustix::fs::renameat(&house.fd, from, &house.fd, to)
 }
 
-/// What a regular file holds; `None` where there is none.
-fn read(house: &Handle, name: &str) -> Result<Option<Vec<u8>>, Errno> {
+/// A regular file, to be read; `None` where there is none.
+fn open(house: &Handle, name: &str) -> Result<Option<File>, Errno> {
     let fd = match open_beneath(&house.fd, name, OFlags::RDONLY) {
         Ok(fd) => fd,
         Err(Errno::NOENT) => return Ok(None),
@@ -127,11 +132,7 @@ fn read(house: &Handle, name: &str) -> Result<Option<Vec<u8>>, Errno> {
     if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
         return Err(Errno::INVAL);
     }
-    let mut bytes = Vec::new();
-    File::from(fd)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    Ok(Some(bytes))
+    Ok(Some(File::from(fd)))
 }
 
 #[cfg(test)]
@@ -141,7 +142,13 @@ mod tests {
 
     fn texts(root: &Root) -> Vec<(String, Option<String>)> {
         let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-        root.copies().unwrap().into_iter().map(|Kept { path, text }| (name(path), text)).collect()
+        let kept = root.copies(|input| io::read_to_string(input).unwrap()).unwrap();
+        kept.into_iter().map(|Kept { path, content }| (name(path), content)).collect()
+    }
+
+    fn write(root: &Root, text: &str, keep: Option<&str>) {
+        let is_whole = |input: &mut dyn BufRead| io::read_to_string(input).unwrap() == text;
+        root.write_copy(keep, |file| file.write_all(text.as_bytes()), is_whole).unwrap();
     }
 
     #[test]
@@ -150,11 +157,11 @@ mod tests {
         let root = open(dir.path());
         assert_eq!(texts(&root), []);
         for text in ["one\n", "two\n", "three\n"] {
-            root.write_copy(text, None).unwrap();
+            write(&root, text, None);
         }
         let pair = |name: &str, text: &str| (name.to_owned(), Some(text.to_owned()));
         assert_eq!(texts(&root), [pair(NEWEST, "three\n"), pair(BEFORE, "two\n")]);
-        root.write_copy("four\n", Some("x")).unwrap();
+        write(&root, "four\n", Some("x"));
         assert_eq!(
             texts(&root),
             [pair(NEWEST, "four\n"), pair(BEFORE, "two\n"), pair("catalog.jsonl.kept-x", "three\n")]
@@ -162,10 +169,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_written_whole_takes_nobodys_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        write(&root, "one\n", None);
+        let short = root.write_copy(None, |file| file.write_all(b"tw"), |_| false);
+        let broken = root.write_copy(None, |_| Err(io::ErrorKind::StorageFull.into()), |_| true);
+        assert!(short.is_err() && broken.is_err());
+        assert_eq!(texts(&root), [(NEWEST.to_owned(), Some("one\n".to_owned()))]);
+        assert!(!dir.path().join(HOUSE).join(UNFINISHED).exists());
+    }
+
+    #[test]
     fn a_link_in_a_texts_place_is_not_followed() {
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let root = open(dir.path());
-        root.write_copy("one\n", None).unwrap();
+        write(&root, "one\n", None);
         let victim = other.path().join("victim");
         std::fs::write(&victim, "kept").unwrap();
         for name in [NEWEST, UNFINISHED] {
@@ -174,7 +193,7 @@ mod tests {
             std::os::unix::fs::symlink(&victim, at).unwrap();
         }
         assert_eq!(texts(&root), [(NEWEST.to_owned(), None)]);
-        root.write_copy("two\n", None).unwrap();
+        write(&root, "two\n", None);
         assert_eq!(texts(&root)[0], (NEWEST.to_owned(), Some("two\n".to_owned())));
         assert_eq!(std::fs::read_to_string(victim).unwrap(), "kept");
     }

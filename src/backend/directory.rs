@@ -7,7 +7,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -172,7 +172,11 @@ impl Handle {
 
     /// Writes a file right below this directory, durably, in the place of what an attempt before may have left there.
     /// Its name is not durable yet: the caller gives it the one it is to have.
-    pub(super) fn write_new(&self, name: &str, content: &[u8]) -> Result<(), BackendError> {
+    pub(super) fn write_new(
+        &self,
+        name: &str,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), BackendError> {
         let path = self.path.join(name);
         let failed = |what, errno| BackendError::io(what, &path, errno);
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
@@ -182,9 +186,10 @@ impl Handle {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|errno| failed("make", errno))?;
-        let mut file = File::from(fd);
-        file.write_all(content)
-            .and_then(|()| file.sync_all())
+        let mut file = BufWriter::new(File::from(fd));
+        write(&mut file)
+            .and_then(|()| file.flush())
+            .and_then(|()| file.get_ref().sync_all())
             .map_err(|error| failed("write", Errno::from_io_error(&error).unwrap_or(Errno::IO)))
     }
 

@@ -81,7 +81,7 @@ impl Root {
             return self.accept(id, &found);
         }
         let path = house.path.join(UNFINISHED);
-        house.write_new(UNFINISHED, compose(id, name).as_bytes())?;
+        house.write_new(UNFINISHED, |file| file.write_all(compose(id, name).as_bytes()))?;
         let renamed =
             match rustix::fs::renameat_with(&house.fd, UNFINISHED, &house.fd, FILE, RenameFlags::NOREPLACE) {
                 // Where flags are not known; the look above then has to do.

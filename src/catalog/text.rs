@@ -1,13 +1,14 @@
 //! A whole catalog as text: one JSON object a line, for exports and for the copies that backends keep.
 //!
 //! The first line says what the file is, the last one how many records there are and their SHA-256, so that a file
-//! that was cut off or altered is never taken for a whole one. Between them stands each record under its key, sorted:
-//! equal catalogs have equal texts. Only converts; reads and writes no file.
+//! that was cut off or altered is never taken for a whole one. Between them stands each record under its key, each in
+//! its place: equal catalogs have equal texts. Only converts; opens no file.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::io::{self, BufRead};
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -56,6 +57,9 @@ pub enum LineFault {
     /// It is no line of a catalog.
     #[error("it is not understood")]
     Malformed(#[source] serde_json::Error),
+    /// It cannot be read, or is not UTF-8.
+    #[error("it cannot be read")]
+    Unreadable(#[source] io::Error),
     /// It names a table that is not there.
     #[error("there is no table {0:?}")]
     Table(String),
@@ -108,71 +112,139 @@ struct Last {
     sha256: String,
 }
 
-/// Writes a catalog down; `at` is when a copy was made.
-pub fn compose(view: &View, at: Option<OffsetDateTime>) -> Result<String, Unwritable> {
-    let writes: Vec<_> = view.records().collect();
-    let mut rows = writes.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
-    let place = |row: &Row<'_>| Table::ALL.iter().position(|table| *table == row.table);
-    rows.sort_by(|one, other| (place(one), &one.key).cmp(&(place(other), &other.key)));
+/// The lines of a catalog's text, one after the other, so that a large catalog need not be held twice; `at` is when a
+/// copy was made.
+pub fn lines(
+    view: &View,
+    at: Option<OffsetDateTime>,
+) -> impl Iterator<Item = Result<String, Unwritable>> + '_ {
     let at = at.and_then(|at| moment(at).format(&Rfc3339).ok());
-    let mut text = match at {
+    let mut first = Some(match at {
         None => format!("{{\"volhost\":\"{KIND}\",\"v\":1}}\n"),
         Some(at) => format!("{{\"volhost\":\"{KIND}\",\"v\":1,\"at\":\"{at}\"}}\n"),
-    };
-    for Row { table, key, record } in &rows {
-        let key = Value::from(key.iter().map(|part| &**part).collect::<Vec<_>>());
-        let record = record.as_deref().unwrap_or("null");
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{{\"table\":\"{}\",\"key\":{key},\"record\":{record}}}", table.name());
-    }
-    let sum = sum(&text);
-    let _ = writeln!(text, "{{\"records\":{},\"sha256\":\"{sum}\"}}", rows.len());
-    Ok(text)
+    });
+    let mut records = view.records();
+    let (mut sum, mut count, mut ended) = (Context::new(&SHA256), 0_usize, false);
+    std::iter::from_fn(move || {
+        let line = match first.take() {
+            Some(first) => first,
+            None if ended => return None,
+            None => match records.next().as_ref().map(encode) {
+                Some(Ok(row)) => {
+                    count += 1;
+                    line(&row)
+                }
+                Some(Err(error)) => return Some(Err(error)),
+                None => {
+                    ended = true;
+                    let sum = hexadecimal(sum.clone());
+                    return Some(Ok(format!("{{\"records\":{count},\"sha256\":\"{sum}\"}}\n")));
+                }
+            },
+        };
+        sum.update(line.as_bytes());
+        Some(Ok(line))
+    })
+}
+
+fn line(Row { table, key, record }: &Row<'_>) -> String {
+    let key = Value::from(key.iter().map(|part| &**part).collect::<Vec<_>>());
+    let record = record.as_deref().unwrap_or("null");
+    format!("{{\"table\":\"{}\",\"key\":{key},\"record\":{record}}}\n", table.name())
+}
+
+/// Writes a catalog down; `at` is when a copy was made.
+pub fn compose(view: &View, at: Option<OffsetDateTime>) -> Result<String, Unwritable> {
+    lines(view, at).collect()
 }
 
 /// Reads a catalog's text: all of it, or what is wrong and where.
-pub fn parse(text: &str) -> Result<Parsed, InvalidText> {
-    let mut lines = text.split_inclusive('\n').enumerate();
-    let wrong = |line: usize, fault: LineFault| InvalidText { line: line + 1, fault };
-    let (_, head) = lines.next().ok_or_else(|| wrong(0, LineFault::Foreign))?;
-    let at = first(head).map_err(|fault| wrong(0, fault))?;
+pub fn parse(input: impl BufRead) -> Result<Parsed, InvalidText> {
     let mut loader = Loader::default();
     let mut taken: HashSet<(&str, Vec<String>)> = HashSet::new();
-    let (mut read, mut last) = (head.len(), 0);
-    for (number, line) in lines {
-        last = number;
-        let before = read;
-        read += line.len();
-        if !line.ends_with('\n') {
-            return Err(wrong(number, LineFault::CutOff));
-        }
-        if let Ok(end) = serde_json::from_str::<Last>(line) {
-            if end.records != taken.len() as u64 {
-                return Err(wrong(number, LineFault::Count { told: end.records, found: taken.len() }));
-            }
-            if text.get(..before).is_none_or(|before| sum(before) != end.sha256) {
-                return Err(wrong(number, LineFault::Checksum));
-            }
-            if read != text.len() {
-                return Err(wrong(number + 1, LineFault::Trailing));
-            }
-            let records = taken.len();
-            let view = loader.finish().map_err(|fault| wrong(number, fault.into()))?;
-            return Ok(Parsed { view, at, records });
-        }
-        let Line { table, key, record } =
-            serde_json::from_str(line).map_err(|error| wrong(number, LineFault::Malformed(error)))?;
-        let Some(table) = Table::ALL.into_iter().find(|known| known.name() == table) else {
-            return Err(wrong(number, LineFault::Table(table)));
-        };
+    let Whole { at, records } = read(input, |table, key, record| {
         let parts: Vec<_> = key.iter().map(String::as_str).collect();
-        loader.take(table, &parts, &record.to_string()).map_err(|fault| wrong(number, fault.into()))?;
-        let place = format!("{}/{}", table.name(), key.join("/"));
-        if !taken.insert((table.name(), key)) {
-            return Err(wrong(number, LineFault::Duplicate(place)));
+        loader.take(table, &parts, record)?;
+        if taken.insert((table.name(), key.to_vec())) {
+            Ok(())
+        } else {
+            Err(LineFault::Duplicate(format!("{}/{}", table.name(), key.join("/"))))
+        }
+    })?;
+    // The line that counts them is the one after them and the first.
+    let view = loader.finish().map_err(|fault| InvalidText { line: records + 2, fault: fault.into() })?;
+    Ok(Parsed { view, at, records })
+}
+
+/// A text that is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole {
+    /// When the copy was made; an export does not say.
+    pub at: Option<OffsetDateTime>,
+    /// How many records it has.
+    pub records: usize,
+}
+
+/// Reads a catalog's text record by record: the table, the key and the JSON of each. Nothing of it may be believed
+/// before the end was reached without an error.
+pub fn read(
+    input: impl BufRead,
+    take: impl FnMut(Table, &[String], &str) -> Result<(), LineFault>,
+) -> Result<Whole, InvalidText> {
+    let mut lines = Lines { input, line: String::new(), number: 0 };
+    read_lines(&mut lines, take).map_err(|fault| InvalidText { line: lines.number.max(1), fault })
+}
+
+fn read_lines(
+    lines: &mut Lines<impl BufRead>,
+    mut take: impl FnMut(Table, &[String], &str) -> Result<(), LineFault>,
+) -> Result<Whole, LineFault> {
+    let at = first(lines.next()?.ok_or(LineFault::Foreign)?)?;
+    let (mut sum, mut records) = (Context::new(&SHA256), 0);
+    loop {
+        sum.update(lines.line.as_bytes());
+        let line = lines.next()?.filter(|line| line.ends_with('\n')).ok_or(LineFault::CutOff)?;
+        if let Ok(end) = serde_json::from_str::<Last>(line) {
+            if end.records != records as u64 {
+                return Err(LineFault::Count { told: end.records, found: records });
+            }
+            if hexadecimal(sum) != end.sha256 {
+                return Err(LineFault::Checksum);
+            }
+            return match lines.next()? {
+                Some(_) => Err(LineFault::Trailing),
+                None => Ok(Whole { at, records }),
+            };
+        }
+        let Line { table, key, record } = serde_json::from_str(line).map_err(LineFault::Malformed)?;
+        let Some(table) = Table::ALL.into_iter().find(|known| known.name() == table) else {
+            return Err(LineFault::Table(table));
+        };
+        take(table, &key, &record.to_string())?;
+        records += 1;
+    }
+}
+
+/// The lines of an input, one at a time.
+struct Lines<R> {
+    input: R,
+    /// The one that was read last.
+    line: String,
+    /// How many were read.
+    number: usize,
+}
+
+impl<R: BufRead> Lines<R> {
+    fn next(&mut self) -> Result<Option<&str>, LineFault> {
+        self.line.clear();
+        match self.input.read_line(&mut self.line).map_err(LineFault::Unreadable)? {
+            0 => Ok(None),
+            _ => {
+                self.number += 1;
+                Ok(Some(&self.line))
+            }
         }
     }
-    Err(wrong(last, LineFault::CutOff))
 }
 
 fn first(line: &str) -> Result<Option<OffsetDateTime>, LineFault> {
@@ -189,8 +261,8 @@ fn first(line: &str) -> Result<Option<OffsetDateTime>, LineFault> {
     at.map(|at| OffsetDateTime::parse(&at, &Rfc3339).map(moment).map_err(|_| LineFault::Foreign)).transpose()
 }
 
-fn sum(text: &str) -> String {
-    digest(&SHA256, text.as_bytes()).as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
+fn hexadecimal(sum: Context) -> String {
+    sum.finish().as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
@@ -234,24 +306,24 @@ mod tests {
         let at = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         for at in [None, Some(at)] {
             let text = compose(&sample(), at).unwrap();
-            let parsed = parse(&text).unwrap();
+            let parsed = parse(text.as_bytes()).unwrap();
             assert_eq!((&parsed.view, parsed.at, parsed.records), (&sample(), at, SAMPLE.len()));
             assert_eq!(compose(&parsed.view, at).unwrap(), text);
         }
-        assert_eq!(parse(&compose(&View::default(), None).unwrap()).unwrap(), Parsed::default());
+        assert_eq!(parse(compose(&View::default(), None).unwrap().as_bytes()).unwrap(), Parsed::default());
     }
 
     #[test]
     fn a_text_cut_off_anywhere_or_with_a_bit_turned_is_refused() {
         let text = compose(&sample(), None).unwrap();
         for end in 0..text.len() {
-            assert!(parse(text.get(..end).unwrap()).is_err(), "cut off at {end}");
+            assert!(parse(&text.as_bytes()[..end]).is_err(), "cut off at {end}");
         }
         for at in 0..text.len() {
             let mut bytes = text.clone().into_bytes();
             bytes[at] ^= 1;
             if let Ok(turned) = String::from_utf8(bytes) {
-                assert!(parse(&turned).is_err(), "turned at {at}");
+                assert!(parse(turned.as_bytes()).is_err(), "turned at {at}");
             }
         }
     }
@@ -286,7 +358,7 @@ mod tests {
             (format!("{text}{}\n", lines[1]), "line 7: something follows"),
         ];
         for (text, expected) in cases {
-            let told = chain(&parse(text).unwrap_err());
+            let told = chain(&parse(text.as_bytes()).unwrap_err());
             assert!(told.contains(expected), "{told}, not {expected}");
         }
     }

@@ -3,6 +3,7 @@
 //! Off every request's path: a backend that hangs, is full or is not there has an older copy, and delays nothing.
 
 use std::collections::HashMap;
+use std::io::{self, BufRead};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +13,9 @@ use super::rounds::Rounds;
 use super::{Error, Service};
 use crate::backend::name::BackendName;
 use crate::backend::{Backend, BackendError, Expect, Kept, Root, VolumeState};
-use crate::catalog::{View, text};
+use crate::catalog::record::{Loader, Table};
+use crate::catalog::text::{self, Whole};
+use crate::catalog::{View, Volume};
 use crate::error::chain;
 
 /// How often changes are copied.
@@ -104,40 +107,74 @@ fn write(
 ) -> Result<OffsetDateTime, BackendError> {
     let (mut newest, mut keep) = (known, None);
     if known.is_none() {
-        for (number, Kept { path, text }) in root.copies()?.into_iter().enumerate() {
-            let Some(parsed) = text.and_then(|text| text::parse(&text).ok()) else { continue };
-            newest = newest.max(parsed.at);
+        let copies = root.copies(|input| strange(input, view))?;
+        for (number, Kept { path, content }) in copies.into_iter().enumerate() {
+            let Some((whole, strange)) = content.flatten() else { continue };
+            newest = newest.max(whole.at);
             // Only the one in the first place would be lost.
-            if number == 0 && knows_more(root, &parsed.view, view, expect)? {
+            if number == 0 && knows_more(root, &strange, view, expect)? {
                 log::warn!(
                     "{} is a copy of a catalog that knew volumes which this one does not: it is kept beside the new \
                      one, for `volhost catalog rebuild`",
                     path.display()
                 );
-                keep = Some(parsed.at.map_or(0, OffsetDateTime::unix_timestamp).to_string());
+                keep = Some(whole.at.map_or(0, OffsetDateTime::unix_timestamp).to_string());
             }
         }
     }
     // A clock that went back must not make this copy look older than the one before.
     let now = OffsetDateTime::now_utc();
     let at = newest.map_or(now, |newest| now.max(newest + Duration::from_millis(1)));
-    match text::compose(view, Some(at)) {
-        Ok(text) => root.write_copy(&text, keep.as_deref())?,
-        // What the catalog holds was written once already, so that this cannot be; the copy before stays.
-        Err(error) => log::error!("the catalog cannot be copied: {}", chain(&error)),
-    }
+    let write = |out: &mut dyn io::Write| {
+        text::lines(view, Some(at)).try_for_each(|line| {
+            // What the catalog holds was written down once already, so that this cannot fail.
+            let line = line.map_err(|error| {
+                log::error!("the catalog cannot be copied: {}", chain(&error));
+                io::ErrorKind::InvalidData
+            })?;
+            out.write_all(line.as_bytes())
+        })
+    };
+    root.write_copy(keep.as_deref(), write, |input| text::read(input, |_, _, _| Ok(())).is_ok())?;
     Ok(at)
 }
 
-/// Whether a copy found here tells of volumes that the catalog has lost: neither there nor in its trash, while their
+/// What a copy tells of volumes that this catalog does not know, with the backends; so little is held of a large copy.
+fn strange(input: &mut dyn BufRead, view: &View) -> Option<(Whole, View)> {
+    let mut strange = Loader::default();
+    let whole = text::read(input, |table, key, record| {
+        let key: Vec<_> = key.iter().map(String::as_str).collect();
+        let is_strange = match table {
+            Table::Volumes => {
+                let mut one = Loader::default();
+                one.take(table, &key, record)?;
+                !one.finish()?.volumes.values().all(|volume| is_known(volume, view))
+            }
+            Table::Backends => true,
+            Table::Mounts | Table::Removed | Table::Hosts => false,
+        };
+        if is_strange {
+            strange.take(table, &key, record)?;
+        }
+        Ok(())
+    });
+    Some((whole.ok()?, strange.finish().ok()?))
+}
+
+/// Whether a catalog has a volume, or has it in its trash.
+fn is_known(volume: &Volume, view: &View) -> bool {
+    view.trash.contains_key(&volume.id)
+        || view.volumes.get(&volume.name).is_some_and(|known| known.id == volume.id)
+}
+
+/// Whether a copy found here tells of volumes that the catalog has lost: those that are strange to it, while their
 /// directories stand. Such a copy is another catalog's, or of this one before it was begun anew.
-fn knows_more(root: &Root, copy: &View, view: &View, expect: Expect) -> Result<bool, BackendError> {
-    for volume in copy.volumes.values() {
-        let here = copy.backends.get(&volume.backend).is_some_and(|record| Expect::This(record.id) == expect);
-        let known = view.trash.contains_key(&volume.id)
-            || view.volumes.get(&volume.name).is_some_and(|known| known.id == volume.id);
+fn knows_more(root: &Root, strange: &View, view: &View, expect: Expect) -> Result<bool, BackendError> {
+    for volume in strange.volumes.values() {
+        let here =
+            strange.backends.get(&volume.backend).is_some_and(|record| Expect::This(record.id) == expect);
         // The directory of an adopted volume stays when that is removed.
-        if here && !known && !volume.adopted && root.volume_state(&volume.name)? == VolumeState::Directory {
+        if here && !volume.adopted && root.volume_state(&volume.name)? == VolumeState::Directory {
             // One that was removed and made again since is no loss; one that was adopted anew lost its record.
             if view.volumes.get(&volume.name).is_none_or(|again| again.adopted) {
                 return Ok(true);

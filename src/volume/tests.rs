@@ -717,7 +717,7 @@ async fn a_copy_is_written_after_a_change_and_only_then() {
     let world = World::new().await;
     let backend = world.backend();
     let path = world.root.join(".volhost/catalog.jsonl");
-    let copy = || crate::catalog::text::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let copy = || crate::catalog::text::parse(&*std::fs::read(&path).unwrap()).unwrap();
     assert!(world.service.copy(&backend).await.unwrap());
     assert!(!world.service.copy(&backend).await.unwrap(), "nothing was changed");
     let first = copy();
@@ -741,8 +741,8 @@ async fn a_copy_that_fails_leaves_a_whole_one() {
     let backend = world.backend();
     assert!(world.service.copy(&backend).await.unwrap());
     let whole = |name: &str| {
-        std::fs::read_to_string(world.root.join(".volhost").join(name))
-            .is_ok_and(|text| crate::catalog::text::parse(&text).is_ok())
+        std::fs::read(world.root.join(".volhost").join(name))
+            .is_ok_and(|text| crate::catalog::text::parse(&*text).is_ok())
     };
     world.create("db").await.unwrap();
     for (op, after) in [(Op::Write, 0), (Op::Fsync, 0), (Op::Create, 0), (Op::Rename, 0), (Op::Rename, 1)] {
