@@ -13,9 +13,9 @@
 //! them, so that crash ordering is read in one place. Configuration travels sideways: `config::watch → app → Arc
 //! swap`. The command line is a client of [`admin`] and knows nothing of the inside.
 //!
-//! The modules `volume::{name, mounts, options}`, `backend::name` and `host::name` are vocabulary: types without
-//! behaviour beyond their own rules, which every room may use, like the words of [`error`] and the care of
-//! [`files`]. `tests/integration/layout.rs` checks each `use crate::` against this page.
+//! The modules `volume::{name, mounts, options}`, `backend::name` and `host::{name, right, mountpoints}` are
+//! vocabulary: types without behaviour beyond their own rules, which every room may use, like the words of [`error`]
+//! and the care of [`files`]. `tests/integration/layout.rs` checks each `use crate::` against this page.
 //!
 //! # The promises
 //!

@@ -27,7 +27,7 @@ use crate::host::Caller;
 use crate::host::name::HostName;
 use crate::volume::name::{MountId, VolumeName};
 use crate::volume::options::Options;
-use crate::volume::{Blame, Release, Service};
+use crate::volume::{Blame, Release, Released, Service};
 
 /// The most bytes of a request's body.
 const BODY_BYTES: u64 = 1 << 20;
@@ -149,22 +149,18 @@ impl Admin {
     async fn mount_release(&self, request: wire::MountRelease) -> Answer {
         let wire::MountRelease { volume, host, id, all, dry_run } = request;
         let release = Release {
-            volume: VolumeName::parse(&volume).map_err(refuse)?,
-            host: if host == crate::host::name::ANONYMOUS {
-                HostName::anonymous()
-            } else {
-                HostName::parse(&host).map_err(refuse)?
-            },
+            volume: volume.map(|name| VolumeName::parse(&name)).transpose().map_err(refuse)?,
+            host: HostName::parse_or_anonymous(&host).map_err(refuse)?,
             id: id.map(|id| MountId::parse(&id)).transpose().map_err(refuse)?,
             alive_too: all,
         };
-        let (released, kept) = if dry_run {
+        let Released { released, kept } = if dry_run {
             self.service.would_release(&release)?
         } else {
             self.service.release(&release).await?
         };
         let view = self.service.view();
-        let wire = |mounts: &[_]| mounts.iter().map(|m| views::mount(&view, &release.volume, m)).collect();
+        let wire = |mounts: &[_]| mounts.iter().map(|(name, m)| views::mount(&view, name, m)).collect();
         json(&wire::Released { released: wire(&released), kept: wire(&kept) })
     }
 

@@ -218,8 +218,9 @@ pub struct Mount {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountRelease {
-    /// The volume's name.
-    pub volume: String,
+    /// Of this volume; of all when absent.
+    #[serde(default)]
+    pub volume: Option<String>,
     /// Whose mounts.
     pub host: String,
     /// Which of them; all when absent.

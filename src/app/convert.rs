@@ -13,10 +13,9 @@ pub(super) fn in_force(config: &Config, before: &backend::Map) -> InForce {
         .backends
         .iter()
         .filter_map(|(name, backend)| Some((name.clone(), Hosts::new(patterns(backend.hosts.as_ref()?)))));
-    let listed = config.hosts.as_ref().map(|hosts| Hosts::new(patterns(hosts)));
     InForce {
         map: backend::Map::build(before, settings.collect()),
-        access: Access::new(listed, open_to.collect()),
+        access: Access::new(config.hosts.clone(), open_to.collect()),
         request: config.limits.request,
     }
 }
@@ -28,7 +27,7 @@ fn patterns<'a>(hosts: impl IntoIterator<Item = &'a config::HostPattern>) -> imp
 fn to_backend(settings: &config::BackendSettings) -> backend::Settings {
     let config::BackendSettings {
         path,
-        mountpoint,
+        mountpoints,
         draining,
         require_mount,
         trash,
@@ -39,7 +38,7 @@ fn to_backend(settings: &config::BackendSettings) -> backend::Settings {
     } = settings;
     backend::Settings {
         path: path.clone(),
-        mountpoint: mountpoint.clone(),
+        mountpoints: mountpoints.clone(),
         draining: *draining,
         require_mount: *require_mount,
         trash: *trash,

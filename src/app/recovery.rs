@@ -235,11 +235,11 @@ fn look_at_all(config: &Config, expect: impl Fn(&BackendName) -> Expect) -> Resu
 }
 
 async fn look_at(backend: &Backend, expect: Expect) -> Result<(Facts, Vec<Kept<CopyRead>>), String> {
-    let mountpoint = backend.settings().mountpoint.clone();
+    let mountpoints = backend.settings().mountpoints.clone();
     let look = |root: &Root| -> Result<_, BackendError> {
         let facts = Facts {
             id: root.identity()?.map(|identity| identity.id),
-            mountpoint,
+            mountpoints,
             directories: root.directories()?.into_iter().collect(),
             staged: root.staged()?.volumes.into_iter().collect(),
             trashed: root.trashed()?.volumes.into_iter().collect(),

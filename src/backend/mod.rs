@@ -42,6 +42,7 @@ pub use self::identity::{Expect, Identity};
 use self::name::BackendName;
 pub use self::purge::Progress;
 pub use self::volumes::{Listing, VolumeState};
+use crate::host::mountpoints::Mountpoints;
 use crate::volume::options::Mode;
 
 /// The most threads that one backend can hold when its storage hangs: its operations and one probe.
@@ -60,7 +61,7 @@ pub struct Settings {
     /// The backend's directory, absolute; may lead through symbolic links.
     pub path: PathBuf,
     /// Where engines' hosts see it.
-    pub mountpoint: PathBuf,
+    pub mountpoints: Mountpoints,
     /// Whether no new volume goes there.
     pub draining: bool,
     /// Whether it must lie on a mounted file system other than that of `/`.

@@ -78,7 +78,7 @@ pub(super) fn settings(path: &Path) -> Settings {
     let (uid, gid) = me();
     Settings {
         path: path.into(),
-        mountpoint: path.into(),
+        mountpoints: std::path::PathBuf::from(path).into(),
         draining: false,
         require_mount: false,
         trash: Duration::ZERO,

@@ -11,7 +11,7 @@ use time::{Duration, OffsetDateTime};
 use super::*;
 use crate::backend::name::BackendId;
 use crate::volume::mounts::{Activation, Ledger};
-use crate::volume::options::Options;
+use crate::volume::options::{Options, Sharing};
 
 /// Runs everything. `open` opens the store of that name, which is empty the first time; it is closed, or dropped, when
 /// it is opened again.
@@ -26,6 +26,7 @@ pub(super) async fn battery(open: impl AsyncFn(&'static str) -> Arc<dyn Catalog>
     revocation_meets_every_certificate_so_far(open("hosts").await).await;
     a_backends_identity_is_its_own(open("backends").await).await;
     submissions_are_decided_in_their_order(open("order").await).await;
+    one_of_many_hosts_gets_an_exclusive_volume(open("exclusive").await).await;
     one_of_many_wins_a_name(open("race").await).await;
     a_view_never_changes(open("views").await).await;
     nobody_need_wait(open("unawaited").await).await;
@@ -307,7 +308,7 @@ async fn revocation_meets_every_certificate_so_far(catalog: Arc<dyn Catalog>) {
 }
 
 fn backend_record(state: BackendState) -> BackendRecord {
-    BackendRecord { id: BackendId::random(), state, mountpoint: PathBuf::from("/mnt/fast/volumes") }
+    BackendRecord { id: BackendId::random(), state, mountpoints: PathBuf::from("/mnt/fast/volumes").into() }
 }
 
 async fn a_backends_identity_is_its_own(catalog: Arc<dyn Catalog>) {
@@ -359,6 +360,37 @@ async fn one_of_many_wins_a_name(catalog: Arc<dyn Catalog>) {
     for (_, result) in results.iter().filter(|(_, result)| result.is_err()) {
         assert!(matches!(result, Err(CatalogError::Refused(Refusal::Exists(v))) if v.id == winners[0]));
     }
+}
+
+async fn one_of_many_hosts_gets_an_exclusive_volume(catalog: Arc<dyn Catalog>) {
+    let options = Options { access: Some(Sharing::Exclusive), ..Options::default() };
+    let made = Volume { options, ..volume("db") };
+    done(&catalog, Change::Insert(made.clone())).await;
+    done(&catalog, Change::Publish(made.name.clone(), made.id)).await;
+    let tries = (0..64).map(|number| {
+        let (catalog, change) = (Arc::clone(&catalog), mount(&made, &format!("web{number}"), "x"));
+        tokio::spawn(async move { catalog.submit(change).await })
+    });
+    let results: Vec<_> = join_all(tries).await.into_iter().map(Result::unwrap).collect();
+    let held = Arc::clone(catalog.view().volume("db").unwrap());
+    let [holder] = held.mounts.iter().collect::<Vec<_>>()[..] else { panic!("{:?}", held.mounts) };
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+    for result in results {
+        assert!(matches!(result, Ok(_) | Err(CatalogError::Refused(Refusal::Held(_)))), "{result:?}");
+    }
+    // The holder may have it as often as it likes, also after its engine was started again.
+    let holder = holder.host.as_str();
+    done(&catalog, mount(&made, holder, "y")).await;
+    done(&catalog, Change::Activate(host(holder))).await;
+    done(&catalog, mount(&made, holder, "x")).await;
+    let other = if holder == "web0" { "web1" } else { "web0" };
+    assert!(
+        matches!(refused(&catalog, mount(&made, other, "x")).await, Refusal::Held(_)),
+        "stale is held, too"
+    );
+    let (name, host, id) = (made.name.clone(), host(holder), None);
+    done(&catalog, Change::Release { name, host, id, alive_too: true }).await;
+    done(&catalog, mount(&made, other, "x")).await;
 }
 
 async fn a_view_never_changes(catalog: Arc<dyn Catalog>) {

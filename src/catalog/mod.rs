@@ -149,6 +149,9 @@ pub enum Refusal {
     /// Hosts use the volume.
     #[error("volume {} is mounted", .0.name)]
     Mounted(Arc<Volume>),
+    /// The volume is for one host at a time, and another one uses it.
+    #[error("volume {} is exclusive and mounted by another host", .0.name)]
+    Held(Arc<Volume>),
     /// The backend's identity belongs to another backend's name.
     #[error("this identity belongs to backend {0:?}")]
     IdentityTaken(BackendName),

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use super::rules::moment;
 use super::view::{BackendRecord, BackendState, Host, Removed, View, Volume};
 use crate::backend::name::{BackendId, BackendName};
+use crate::host::mountpoints::Mountpoints;
 use crate::volume::mounts::Ledger;
 use crate::volume::name::{VolumeId, VolumeName};
 
@@ -20,7 +21,7 @@ pub struct Facts {
     /// Its identity, where it has one.
     pub id: Option<BackendId>,
     /// Where hosts see it.
-    pub mountpoint: std::path::PathBuf,
+    pub mountpoints: Mountpoints,
     /// The directories that bear a volume's name.
     pub directories: BTreeSet<VolumeName>,
     /// The directories being made.
@@ -250,7 +251,7 @@ fn with_revocations(newer: &Host, older: &Host) -> Host {
 /// Records the identities of backends that no copy knows, and leaves out of the facts what is not the backend that is
 /// known by that name.
 fn take_identities(view: &mut View, facts: &mut AllFacts, findings: &mut Findings) {
-    facts.retain(|name, Facts { id, mountpoint, .. }| {
+    facts.retain(|name, Facts { id, mountpoints, .. }| {
         let Some(id) = *id else { return false };
         let holder = view.backends.iter().find(|(_, known)| known.id == id).map(|(name, _)| name.clone());
         match (holder, view.backends.get(name)) {
@@ -268,7 +269,7 @@ fn take_identities(view: &mut View, facts: &mut AllFacts, findings: &mut Finding
             }
             (None, None) => {
                 let state = BackendState::Established;
-                let record = BackendRecord { id, state, mountpoint: mountpoint.clone() };
+                let record = BackendRecord { id, state, mountpoints: mountpoints.clone() };
                 view.backends.insert(name.clone(), Arc::new(record));
                 return true;
             }
@@ -335,7 +336,11 @@ mod tests {
     fn world(volumes: &[&str]) -> (View, Facts) {
         let mut view = View::default();
         let id = BackendId::random();
-        let record = BackendRecord { id, state: BackendState::Established, mountpoint: "/mnt/fast".into() };
+        let record = BackendRecord {
+            id,
+            state: BackendState::Established,
+            mountpoints: std::path::PathBuf::from("/mnt/fast").into(),
+        };
         view.apply(Change::Backend(backend(), Some(record))).unwrap();
         let mut facts = Facts { id: Some(id), ..Facts::default() };
         for volume in volumes {

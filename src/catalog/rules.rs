@@ -211,6 +211,9 @@ impl View {
         at: OffsetDateTime,
     ) -> Decision {
         let before = self.visible(name, volume)?;
+        if before.options.is_exclusive() && before.mounts.iter().any(|mount| mount.host != host) {
+            return Err(Refusal::Held(before));
+        }
         let host = known(&self.hosts, host);
         let activation = self.activation(&host);
         let mut volume = Volume::clone(&before);
@@ -364,11 +367,12 @@ mod tests {
     use crate::catalog::record::{Loader, Table, encode};
     use crate::catalog::view::BackendState;
     use crate::catalog::view::Certificate;
+    use crate::volume::options::{Options, Sharing};
 
     /// A change in small numbers, so that random ones meet.
     #[derive(Debug, Clone)]
     enum Step {
-        Insert { name: u8, id: u8, adopted: bool, by: u8 },
+        Insert { name: u8, id: u8, adopted: bool, exclusive: bool, by: u8 },
         Publish { name: u8, id: u8 },
         Withdraw { name: u8, id: u8 },
         Remove { name: u8, id: u8, at: i64, keep: bool },
@@ -388,8 +392,9 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         let (n, h, t) = (0u8..2, 0u8..3, 0i64..4);
         prop_oneof![
-            4 => (n.clone(), n.clone(), any::<bool>(), h.clone())
-                .prop_map(|(name, id, adopted, by)| Step::Insert { name, id, adopted, by }),
+            4 => (n.clone(), n.clone(), any::<(bool, bool)>(), h.clone()).prop_map(
+                |(name, id, (adopted, exclusive), by)| Step::Insert { name, id, adopted, exclusive, by }
+            ),
             4 => (n.clone(), n.clone()).prop_map(|(name, id)| Step::Publish { name, id }),
             1 => (n.clone(), n.clone()).prop_map(|(name, id)| Step::Withdraw { name, id }),
             2 => (n.clone(), n.clone(), t.clone(), any::<bool>())
@@ -434,9 +439,13 @@ mod tests {
     impl Step {
         fn change(&self) -> Change {
             match *self {
-                Self::Insert { name, id, adopted, by } => Change::Insert(Volume {
+                Self::Insert { name, id, adopted, exclusive, by } => Change::Insert(Volume {
                     id: volume_id(id),
                     adopted,
+                    options: Options {
+                        access: exclusive.then_some(Sharing::Exclusive),
+                        ..Options::default()
+                    },
                     known_to: vec![host_name(by)],
                     ..volume(volume_name(name).as_str())
                 }),
@@ -485,7 +494,7 @@ mod tests {
                     id.map(|id| BackendRecord {
                         id: backend_id(id),
                         state: BackendState::Established,
-                        mountpoint: "/mnt".into(),
+                        mountpoints: std::path::PathBuf::from("/mnt").into(),
                     }),
                 ),
             }
@@ -509,6 +518,7 @@ mod tests {
         id: u8,
         visible: bool,
         adopted: bool,
+        exclusive: bool,
         known_to: BTreeSet<u8>,
         /// (host, ID, activation) to count.
         mounts: BTreeMap<(u8, u8, u64), u32>,
@@ -522,12 +532,13 @@ mod tests {
                 _ => Err("no such volume"),
             };
             match *step {
-                Step::Insert { name, id, adopted, by } => {
+                Step::Insert { name, id, adopted, exclusive, by } => {
                     if self.volumes.contains_key(&name) {
                         return Err("exists");
                     }
                     let known_to = BTreeSet::from([by]);
-                    let simple = Simple { id, visible: false, adopted, known_to, mounts: BTreeMap::new() };
+                    let mounts = BTreeMap::new();
+                    let simple = Simple { id, visible: false, adopted, exclusive, known_to, mounts };
                     self.volumes.insert(name, simple);
                 }
                 Step::Publish { name, id } => match self.volumes.get_mut(&name) {
@@ -568,6 +579,9 @@ mod tests {
                     meant(self, name, id, true)?;
                     let activation = self.activation(host);
                     let volume = self.volumes.get_mut(&name).unwrap();
+                    if volume.exclusive && volume.mounts.keys().any(|(by, ..)| *by != host) {
+                        return Err("held");
+                    }
                     volume.known_to.insert(host);
                     *volume.mounts.entry((host, mount, activation)).or_default() += 1;
                 }
@@ -640,6 +654,7 @@ mod tests {
                 id: (0..9).find(|n| volume_id(*n) == volume.id).unwrap(),
                 visible: volume.visible,
                 adopted: volume.adopted,
+                exclusive: volume.options.is_exclusive(),
                 known_to: (0..9).filter(|n| volume.known_to.contains(&host_name(*n))).collect(),
                 mounts: volume
                     .mounts
@@ -689,6 +704,7 @@ mod tests {
             Refusal::NoSuchVolume => "no such volume",
             Refusal::NotInTrash => "not in trash",
             Refusal::Mounted(_) => "mounted",
+            Refusal::Held(_) => "held",
             Refusal::IdentityTaken(_) => "identity taken",
         }
     }

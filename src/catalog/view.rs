@@ -8,6 +8,7 @@ use imbl::OrdMap;
 use time::OffsetDateTime;
 
 use crate::backend::name::{BackendId, BackendName};
+use crate::host::mountpoints::Mountpoints;
 use crate::host::name::HostName;
 use crate::volume::mounts::{Activation, Ledger, Mount};
 use crate::volume::name::{VolumeId, VolumeName};
@@ -82,7 +83,7 @@ pub struct BackendRecord {
     /// Whether its identity file is known to have been written.
     pub state: BackendState,
     /// Where engines' hosts last saw it.
-    pub mountpoint: std::path::PathBuf,
+    pub mountpoints: Mountpoints,
 }
 
 /// How far a backend's identity has got.

@@ -8,8 +8,10 @@ use clap::{Args, Subcommand};
 
 use super::bundle::Destination;
 use super::table::{Listing, counted, mark, or_dash, printable};
-use super::{Error, Shell};
-use crate::admin::wire::{Host as Row, HostAdd, HostAdded, HostName, HostRevoked, Nothing, verb};
+use super::{Error, Shell, mount};
+use crate::admin::wire::{
+    Host as Row, HostAdd, HostAdded, HostName, HostRevoked, MountRelease, Nothing, verb,
+};
 
 pub(super) use super::bundle::BundleError;
 
@@ -20,12 +22,14 @@ Examples:
   volhost host add web1 --advertise https://store1:7443 -o web1.tar
   volhost host add web1 -o - | ssh root@web1 tar -C / -xf -
   volhost host ls                           See who was let in, and who was seen
+  volhost host release web1                 Take out what web1 held before it was started again
   volhost host revoke web1                  Shut it out at once")]
 pub(super) enum Host {
     /// List the hosts that have a certificate or were seen
     #[command(visible_alias = "list")]
     Ls,
     Add(Add),
+    Release(Release),
     Revoke(Revoke),
 }
 
@@ -65,10 +69,33 @@ pub(super) struct Add {
     force: bool,
 }
 
+/// Take out the mounts that a host will never unmount, of every volume
+///
+/// As `mount release` does of one volume: without --all only stale ones, those from before the host's engine was
+/// started again. A host that is gone for good starts no engine, so that its mounts need --all; be sure that none of
+/// its containers still writes.
+///
+/// What would be released is shown, and asked for, first.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  volhost host release web1         What web1's engine held before it was started again
+  volhost host release web1 --all   web1 is gone for good: free its volumes for other hosts")]
+pub(super) struct Release {
+    /// The host's name
+    name: String,
+    /// Also those that may be alive; asks for the host's name to be typed
+    #[arg(long)]
+    all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
 /// Revoke every certificate of a host
 ///
 /// It is refused from now on, on open connections too; another `host add` lets it in again. Nothing is asked. Its mounts stay counted, for its containers may still write:
-/// `volhost mount release` takes them out.
+/// `volhost host release` takes them out.
 #[derive(Debug, Args)]
 pub(super) struct Revoke {
     /// The host's name
@@ -82,6 +109,10 @@ pub(super) fn run(command: Host, shell: &mut Shell<'_>) -> Result<(), Error> {
             if shell.global.json { shell.json(&rows) } else { shell.table(listing(&rows)) }
         }
         Host::Add(args) => add(args, shell),
+        Host::Release(Release { name, all, yes }) => {
+            let request = MountRelease { volume: None, host: name, id: None, all, dry_run: true };
+            mount::release_asked(request, yes, shell)
+        }
         Host::Revoke(Revoke { name }) => revoke(name, shell),
     }
 }
@@ -189,7 +220,7 @@ fn revoke(name: String, shell: &mut Shell<'_>) -> Result<(), Error> {
     shell.line(&format!("{name}: {} revoked", counted(certificates, "certificate")))?;
     if mounts > 0 {
         shell.line(&format!(
-            "{} of {name} stay counted; `volhost mount ls --host {name}` lists them, `volhost mount release` takes them out",
+            "{} of {name} stay counted; `volhost mount ls --host {name}` lists them, `volhost host release {name}` takes them out",
             counted(mounts, "mount")
         ))?;
     }

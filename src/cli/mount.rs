@@ -95,8 +95,14 @@ fn release(args: Release, shell: &mut Shell<'_>) -> Result<(), Error> {
         Some(id) => Some(full_id(&client.ask::<Vec<Row>>(verb::MOUNT_LS, &Nothing {})?, &volume, &host, id)?),
         None => None,
     };
-    let request = MountRelease { volume, host, id, all, dry_run: true };
-    let planned: Released = client.ask(verb::MOUNT_RELEASE, &request)?;
+    release_asked(MountRelease { volume: Some(volume), host, id, all, dry_run: true }, yes, shell)
+}
+
+/// Releases mounts once the operator, to whom they are shown, agrees; with `yes` nobody is asked.
+pub(super) fn release_asked(request: MountRelease, yes: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let client = shell.client()?;
+    let planned: Released =
+        client.ask(verb::MOUNT_RELEASE, &MountRelease { dry_run: true, ..request.clone() })?;
     if planned.released.is_empty() {
         return nothing_to_release(&request, &planned, shell);
     }
@@ -121,18 +127,22 @@ fn release(args: Release, shell: &mut Shell<'_>) -> Result<(), Error> {
 /// Shows what would be released and asks for it.
 fn agree(request: &MountRelease, planned: &Released, shell: &mut Shell<'_>) -> Result<(), Error> {
     let MountRelease { volume, host, .. } = request;
+    let (of, it) = match volume {
+        Some(volume) => (format!(" of {volume}"), &**volume),
+        None => (String::new(), "its volume"),
+    };
     shell.table_aside(listing(&planned.released, false));
     let count = counted(planned.released.len(), "mount");
     let alive = planned.released.iter().filter(|mount| !mount.stale).count();
     if request.all {
         shell.note(&format!(
-            "{} of these may be alive. A container on {host} that still writes would then share {volume} with whoever removes or mounts it next.",
+            "{} of these may be alive. A container on {host} that still writes would then share {it} with whoever removes or mounts it next.",
             counted(alive, "mount")
         ));
-        let question = format!("To release {count} of {volume}, type the host's name ({host}):");
+        let question = format!("To release {count}{of}, type the host's name ({host}):");
         Ok(shell.prompt().confirm_by_typing(&question, host)?)
     } else {
-        Ok(shell.prompt().confirm(&format!("Release {count} of {volume} by {host}?"))?)
+        Ok(shell.prompt().confirm(&format!("Release {count}{of} by {host}?"))?)
     }
 }
 
@@ -142,16 +152,20 @@ fn nothing_to_release(
     shell: &mut Shell<'_>,
 ) -> Result<(), Error> {
     let MountRelease { volume, host, .. } = request;
+    let (of, command) = match volume {
+        Some(volume) => (format!(" of {volume}"), format!("mount release {volume} {host}")),
+        None => (String::new(), format!("host release {host}")),
+    };
     if planned.kept.is_empty() {
         if shell.global.json {
             return shell.json(planned);
         }
-        shell.note(&format!("{host} has no mount of {volume}: there is nothing to release"));
+        shell.note(&format!("{host} has no mount{of}: there is nothing to release"));
         return Ok(());
     }
     shell.table_aside(listing(&planned.kept, false));
     Err(Error::Refused(format!(
-        "nothing was released: {} of {volume} by {host} may be alive, its engine was not started again since; if {host} is gone for good, or no container there uses {volume}, release them with `volhost mount release {volume} {host} --all`",
+        "nothing was released: {}{of} by {host} may be alive, its engine was not started again since; if {host} is gone for good, or no container there uses them, release them with `volhost {command} --all`",
         counted(planned.kept.len(), "mount")
     )))
 }

@@ -14,6 +14,7 @@ use super::json::Source;
 use super::node::{Entry, Members, Node, quoted};
 use super::{BackendSettings, Fault, HostPattern, fields, walk};
 use crate::backend::name::BackendName;
+use crate::host::name::HostName;
 use crate::volume::options::Mode;
 
 /// How long removed volumes are kept when the map does not say.
@@ -72,7 +73,7 @@ pub(super) fn read(source: &Source, owner: Owner) -> BTreeMap<BackendName, Backe
 /// A backend of which nothing but its path is said. Never `None`, but for a default that were no mode.
 fn plain(path: PathBuf, Owner { uid, gid }: Owner) -> Option<BackendSettings> {
     Some(BackendSettings {
-        mountpoint: path.clone(),
+        mountpoints: path.clone().into(),
         path,
         draining: false,
         require_mount: false,
@@ -106,9 +107,10 @@ fn settings(members: &mut Members<'_>, path: PathBuf, owner: Owner) -> Option<Ba
     let mut backend = plain(path, owner)?;
     let mut id = |name| members.number(name).and_then(|id| u32::try_from(id).ok());
     let (given_uid, given_gid) = (id("uid"), id("gid"));
-    let BackendSettings { path: _, mountpoint, draining, require_mount, trash, uid, gid, mode, hosts } =
+    let BackendSettings { path: _, mountpoints, draining, require_mount, trash, uid, gid, mode, hosts } =
         &mut backend;
-    set(mountpoint, members.take("mountpoint").and_then(|node| directory(&node)));
+    set(&mut mountpoints.usual, members.take("mountpoint").and_then(|node| directory(&node)));
+    set(&mut mountpoints.by_host, members.take("mountpoint_by_host").map(|node| mountpoint_by_host(&node)));
     set(draining, members.take("draining").and_then(|node| node.boolean()));
     set(require_mount, members.take("require_mount").and_then(|node| node.boolean()));
     set(trash, members.take("trash").and_then(|node| trash_time(&node)));
@@ -149,6 +151,22 @@ fn mode(node: &Node<'_>) -> Option<Mode> {
         node.fault(format!("{} is no mode: it takes {takes}", quoted(text)));
     }
     mode
+}
+
+fn mountpoint_by_host(node: &Node<'_>) -> BTreeMap<HostName, PathBuf> {
+    let takes = "an object of hosts and the paths on them, such as {\"web2\": \"/data/fast\"}";
+    let mut paths = BTreeMap::new();
+    for entry in node.entries(takes).unwrap_or_default() {
+        let path = directory(&entry.node);
+        match HostName::parse_or_anonymous(entry.key) {
+            Ok(host) if paths.contains_key(&host) => entry.fault("is given twice, in other letters", None),
+            Ok(host) => {
+                paths.insert(host, path.unwrap_or_default());
+            }
+            Err(error) => entry.fault(error.to_string(), None),
+        }
+    }
+    paths
 }
 
 fn hosts(node: &Node<'_>) -> Vec<HostPattern> {

@@ -39,8 +39,10 @@ pub enum Takes {
     List(Text, usize),
     /// An object of these fields.
     Object(&'static [Field]),
-    /// An object whose keys are hosts, each an object of these fields.
+    /// An object whose keys are hosts or `*`, each an object of these fields.
     Hosts(&'static [Field]),
+    /// An object whose keys are hosts, each a string.
+    ByHost(Text),
     /// Nothing: the field is specified and not served yet, and to pass over it would be to promise what is not kept.
     Nothing,
 }
@@ -56,6 +58,10 @@ pub enum Text {
     HostName,
     /// A host's name or a pattern of names.
     HostPattern,
+    /// What a host may have the right to do.
+    Right,
+    /// A backend's name.
+    BackendName,
     /// Where to listen.
     Listen,
     /// What engines call.
@@ -144,7 +150,7 @@ pub const CONFIG: &[Field] = &[
         "hosts",
         Takes::Hosts(HOST),
         "`null`: every host",
-        "who may use volumes: `{\"web1\": {}, \"store1\": {}}`; exact names, `anonymous`, or `*`",
+        "who may use volumes, and how: `{\"web1\": {}, \"*\": {…}}`; exact names, `anonymous`, and `*` for the rest",
         "reload",
     )),
     field("admin", Takes::Text(Text::Socket), "`\"/run/volhost/admin.sock\"`", "the admin socket", "restart"),
@@ -213,8 +219,20 @@ pub const SPEC: &[Field] = &[
 
 /// Those of one of `hosts`.
 pub const HOST: &[Field] = &[
-    field("rights", Takes::Nothing, "", "refused by this version", ""),
-    field("backends", Takes::Nothing, "", "refused by this version; `hosts` of a backend says it", ""),
+    or_null(field(
+        "rights",
+        Takes::List(Text::Right, 0),
+        "`[\"create\", \"mount\", \"remove\"]`",
+        "what it may do: those, and `adopt`; it sees what is open to it also without any",
+        "",
+    )),
+    or_null(field(
+        "backends",
+        Takes::List(Text::BackendName, 0),
+        "all that allow it",
+        "the backends that it may use, as far as their own `hosts` allow it",
+        "",
+    )),
 ];
 
 /// Those of `limits`.
@@ -260,6 +278,13 @@ pub const BACKEND: &[Field] = &[
         "",
     ),
     field("mountpoint", Takes::Text(Text::Directory), "as `path`", "where the engines' hosts see it", ""),
+    field(
+        "mountpoint_by_host",
+        Takes::ByHost(Text::Directory),
+        "`{}`",
+        "where single hosts see it: `{\"web2\": \"/data/fast\"}`",
+        "",
+    ),
     or_null(field(
         "hosts",
         Takes::List(Text::HostPattern, 0),
@@ -297,7 +322,6 @@ pub const BACKEND: &[Field] = &[
         "",
     ),
     field("mode", Takes::Text(Text::Mode), "`\"0755\"`", "the permissions of new volumes, in octal", ""),
-    field("mountpoint_by_host", Takes::Nothing, "", "refused by this version", ""),
 ];
 
 /// The default of a field that has none: without it the object is refused.

@@ -21,7 +21,7 @@ pub mod pattern;
 mod walk;
 pub mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,7 +32,9 @@ pub use self::paths::Paths;
 pub use self::pattern::HostPattern;
 use self::watch::Seen;
 use crate::backend::name::BackendName;
+use crate::host::mountpoints::Mountpoints;
 use crate::host::name::HostName;
+use crate::host::right::Listed;
 use crate::volume::options::Mode;
 
 /// Everything that is configured, the backend map with it.
@@ -62,8 +64,8 @@ pub struct Config {
     pub map: PathBuf,
     /// The backend map. Empty when the file names none.
     pub backends: BTreeMap<BackendName, BackendSettings>,
-    /// Which hosts may call: exact names, `anonymous` and `*`. `None` says nothing about it.
-    pub hosts: Option<BTreeSet<HostPattern>>,
+    /// Which hosts may use volumes, and how. `None` says nothing about it.
+    pub hosts: Option<Listed>,
     /// The admin socket.
     pub admin: PathBuf,
     /// What is too much and what takes too long.
@@ -134,7 +136,7 @@ pub struct BackendSettings {
     /// The directory under which its volumes lie. Absolute, without `..`, overlapping no other's.
     pub path: PathBuf,
     /// Where the engines' hosts see `path`.
-    pub mountpoint: PathBuf,
+    pub mountpoints: Mountpoints,
     /// Whether new volumes are refused.
     pub draining: bool,
     /// Whether `path` must lie on a mounted file system other than the root's.

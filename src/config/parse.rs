@@ -3,7 +3,6 @@
 //! Each field has its default where it is read, so that a fault in one field never hides a fault in the next. A
 //! field's fault yields its default for the time being; [`super::load()`] lets no configuration with a fault out.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +11,9 @@ use super::json::Source;
 use super::load::{Surroundings, TlsFilesMust};
 use super::node::{Node, quoted};
 use super::{Config, Fault, HostPattern, KeyPair, Limits, Scope, SpecFormat, SpecSettings, TlsFiles, fields};
+use crate::backend::name::BackendName;
 use crate::host::name::HostName;
+use crate::host::right::{Listed, Right, Rule};
 
 /// The configuration while faults are still being looked for, and places that later checks need.
 pub(super) struct Draft {
@@ -274,24 +275,50 @@ fn catalog(node: &Node<'_>) -> Option<PathBuf> {
     }
 }
 
-fn hosts(node: &Node<'_>) -> BTreeSet<HostPattern> {
+fn hosts(node: &Node<'_>) -> Listed {
     let takes = "an object of host names, such as {\"web1\": {}, \"*\": {}}";
-    let mut hosts = BTreeSet::new();
+    let mut listed = Listed::default();
     for entry in node.entries(takes).unwrap_or_default() {
+        let rule = rule(&entry.node);
         match HostPattern::parse(entry.key) {
-            Ok(host) if host.is_exact() || host.is_any() => {
-                if !hosts.insert(host) {
+            // A key stands in an object once.
+            Ok(host) if host.is_any() => listed.rest = Some(rule),
+            Ok(_) => match HostName::parse_or_anonymous(entry.key) {
+                Ok(host) if listed.named.contains_key(&host) => {
                     entry.fault("is given twice, in other letters", None);
                 }
-            }
-            Ok(_) => entry.fault("is a pattern: a host's full name is needed here, or \"*\" for all", None),
+                Ok(host) => {
+                    listed.named.insert(host, rule);
+                }
+                Err(_) => {
+                    entry.fault("is a pattern: a host's full name is needed here, or \"*\" for all", None);
+                }
+            },
             Err(error) => entry.fault(error.to_string(), None),
         }
-        let takes = "an empty object, {}: nothing can be set for a host yet";
-        // Of its fields none is served yet, so that there is nothing to take.
-        let _ = entry.node.members(fields::HOST, takes);
     }
-    hosts
+    listed
+}
+
+fn rule(node: &Node<'_>) -> Rule {
+    let mut fields = node
+        .members(fields::HOST, "an object such as {\"rights\": [\"mount\"]}; {} gives the usual rights")
+        .unwrap_or_default();
+    let words = Right::ALL.map(|right| (right.as_str(), right));
+    let rights = |node: &Node<'_>| {
+        let rights = node.elements("a list of rights, such as [\"create\", \"mount\"]").unwrap_or_default();
+        rights.iter().filter_map(|node| node.word("right", &words)).collect()
+    };
+    let backends = |node: &Node<'_>| {
+        let names = node.elements("a list of backends, such as [\"fast\"]").unwrap_or_default();
+        let name = |node: &Node<'_>| node.noted(BackendName::parse(node.string("a backend's name")?));
+        names.iter().filter_map(name).collect()
+    };
+    let mut given = |name| fields.take(name).filter(|node| !node.is_null());
+    Rule {
+        rights: given("rights").map(|node| rights(&node)),
+        backends: given("backends").map(|node| backends(&node)),
+    }
 }
 
 fn socket_path(node: &Node<'_>) -> Option<PathBuf> {

@@ -1,5 +1,6 @@
 //! What the two files may say, what is said about their faults, and what a reload may apply.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 
@@ -11,6 +12,7 @@ use tempfile::TempDir;
 use super::backends::Owner;
 use super::load::{self, Surroundings, TlsFilesMust};
 use super::*;
+use crate::host::right::{Right, Rule};
 
 mod schema;
 
@@ -76,7 +78,7 @@ fn nothing_configured_is_complete() {
     let volumes = paths.volumes();
     let backend = BackendSettings {
         path: volumes.clone(),
-        mountpoint: volumes,
+        mountpoints: volumes.into(),
         draining: false,
         require_mount: false,
         trash: Duration::from_secs(86400),
@@ -125,9 +127,15 @@ fn the_full_sample_is_read() {
     assert_eq!(config.spec.unwrap().format, Some(SpecFormat::Json));
     assert_eq!(config.catalog, Path::new("/var/lib/volhost/catalog.db"));
     assert_eq!(config.limits.request, Duration::from_secs(90));
-    assert_eq!(config.hosts.unwrap().len(), 3);
+    let Listed { named, rest } = config.hosts.unwrap();
+    let web1 = &named[&HostName::parse("web1").unwrap()];
+    assert_eq!(web1.rights, Some(BTreeSet::from([Right::Mount, Right::Adopt])));
+    assert_eq!(web1.backends, Some(BTreeSet::from([backend_name("fast")])));
+    assert_eq!(named[&HostName::anonymous()], Rule::default());
+    assert_eq!((named.len(), rest), (2, Some(Rule { rights: Some(BTreeSet::new()), backends: None })));
     let fast = &config.backends[&backend_name("fast")];
-    assert_eq!(fast.mountpoint, Path::new("/data/fast"));
+    assert_eq!(fast.mountpoints.usual, Path::new("/data/fast"));
+    assert_eq!(fast.mountpoints.on(&HostName::parse("web2").unwrap()), Path::new("/other/fast"));
     assert_eq!((fast.uid, fast.gid, fast.mode.bits()), (70, 0, 0o2770));
     assert_eq!(fast.trash, Duration::from_secs(36 * 3600));
     assert!(fast.draining && fast.require_mount);
@@ -198,8 +206,8 @@ fn every_key_is_hinted_at_when_it_is_mistyped() {
     assert_eq!(
         map_faults(&map),
         [
-            "backends.json:7:5: fast.drainig: unknown field: the known ones are path, mountpoint, hosts, draining, \
-             require_mount, trash, uid, gid, mode, mountpoint_by_host (did you mean \"draining\"?)"
+            "backends.json:8:5: fast.drainig: unknown field: the known ones are path, mountpoint, mountpoint_by_host, hosts, draining, \
+             require_mount, trash, uid, gid, mode (did you mean \"draining\"?)"
         ]
     );
 }
@@ -269,17 +277,12 @@ fn depth_and_size_cost_nothing() {
 
 #[test]
 fn fields_that_are_not_served_yet_are_refused() {
-    let text = r#"{"metrics": "http://127.0.0.1:1", "audit": "/a", "etcd": {"endpoints": []}, "hosts": {"a": {"rights": [], "backends": []}}}"#;
+    let text = r#"{"metrics": "http://127.0.0.1:1", "audit": "/a", "etcd": {"endpoints": []}}"#;
     let faults = config_faults(text);
-    assert_eq!(faults.len(), 5, "{faults:?}");
+    assert_eq!(faults.len(), 3, "{faults:?}");
     assert!(faults.iter().all(|fault| fault.contains("is not supported by this version")), "{faults:?}");
     assert!(
         config_faults(r#"{"metrics": null, "audit": null, "hosts": null, "advertise": null}"#).is_empty()
-    );
-    let faults = map_faults(r#"{"a": {"path": "/a", "mountpoint_by_host": {"web2": "/b"}}}"#);
-    assert_eq!(
-        faults,
-        ["backends.json:1:44: a.mountpoint_by_host: is not supported by this version: take it out"]
     );
 }
 
@@ -388,11 +391,11 @@ fn a_backend_is_a_path_or_an_object_with_one() {
         Place::with("{}", r#"{"a": "/x//a/", "b": {"path": "/x/b"}, "c": {"path": "/x/c", "trash": 0}}"#);
     let backends = place.read().unwrap().config.backends;
     let a = &backends[&backend_name("a")];
-    assert_eq!((&*a.path, &*a.mountpoint), (Path::new("/x/a"), Path::new("/x/a")));
+    assert_eq!((&*a.path, &*a.mountpoints.usual), (Path::new("/x/a"), Path::new("/x/a")));
     assert_eq!(a.path.as_os_str(), "/x/a", "there is one spelling of each path");
     assert_eq!(
         backends[&backend_name("b")],
-        BackendSettings { path: "/x/b".into(), mountpoint: "/x/b".into(), ..a.clone() }
+        BackendSettings { path: "/x/b".into(), mountpoints: PathBuf::from("/x/b").into(), ..a.clone() }
     );
     assert_eq!(backends[&backend_name("c")].trash, Duration::ZERO);
     for (trash, accepted) in [
@@ -487,8 +490,17 @@ fn render(config: &Config) -> (Value, Value) {
         }
         None => json!({"dir": dir}),
     });
-    let hosts = hosts.as_ref().map(|hosts| {
-        hosts.iter().map(|host| (host.to_string(), json!({}))).collect::<serde_json::Map<_, _>>()
+    let hosts = hosts.as_ref().map(|Listed { named, rest }| {
+        let rule = |Rule { rights, backends }: &Rule| {
+            let rights =
+                rights.as_ref().map(|rights| rights.iter().map(|right| right.as_str()).collect::<Vec<_>>());
+            let backends =
+                backends.as_ref().map(|names| names.iter().map(|name| name.as_str()).collect::<Vec<_>>());
+            json!({"rights": rights, "backends": backends})
+        };
+        let named = named.iter().map(|(host, of_host)| (host.to_string(), rule(of_host)));
+        let rest = rest.iter().map(|of_rest| ("*".to_owned(), rule(of_rest)));
+        named.chain(rest).collect::<serde_json::Map<_, _>>()
     });
     let Limits { connections, connections_per_host, body_bytes, handshake, request } = limits;
     let file = json!({
@@ -503,10 +515,12 @@ fn render(config: &Config) -> (Value, Value) {
         },
     });
     let backends = backends.iter().map(|(name, backend)| {
-        let BackendSettings { path, mountpoint, draining, require_mount, trash, uid, gid, mode, hosts } =
+        let BackendSettings { path, mountpoints, draining, require_mount, trash, uid, gid, mode, hosts } =
             backend;
+        let by_host = mountpoints.by_host.iter().map(|(host, path)| (host.to_string(), json!(path)));
+        let by_host: serde_json::Map<_, _> = by_host.collect();
         let value = json!({
-            "path": path, "mountpoint": mountpoint, "draining": draining, "require_mount": require_mount,
+            "path": path, "mountpoint": mountpoints.usual, "mountpoint_by_host": by_host, "draining": draining, "require_mount": require_mount,
             "trash": duration(*trash), "uid": uid, "gid": gid, "mode": mode.to_string(),
             "hosts": hosts.as_deref().map(texts),
         });
@@ -523,12 +537,24 @@ fn host() -> impl Strategy<Value = HostPattern> {
     "[a-z0-9]{1,8}(\\.[a-z]{1,5})?".prop_map(|text| HostPattern::parse(&text).unwrap())
 }
 
+fn named() -> impl Strategy<Value = HostName> {
+    host().prop_map(|pattern| HostName::parse(pattern.as_str()).unwrap())
+}
+
 prop_compose! {
-    fn backend()(mountpoint in path(), flags in any::<(bool, bool)>(), trash in 0_u64..100_000_000,
+    fn rule()(rights in proptest::option::of(btree_set(proptest::sample::select(&Right::ALL[..]), 0..4)),
+              backends in proptest::option::of(btree_set("[a-z0-9]{1,9}", 0..3))) -> Rule {
+        let name = |name: String| BackendName::parse(&name).unwrap();
+        Rule { rights, backends: backends.map(|names| names.into_iter().map(name).collect()) }
+    }
+}
+
+prop_compose! {
+    fn backend()(usual in path(), by_host in btree_map(named(), path(), 0..3), flags in any::<(bool, bool)>(), trash in 0_u64..100_000_000,
                  uid in 0..u32::MAX, gid in 0..u32::MAX, mode in 0_u32..=0o7777,
                  hosts in proptest::option::of(vec(host(), 0..3))) -> BackendSettings {
         BackendSettings {
-            path: PathBuf::new(), mountpoint, draining: flags.0, require_mount: flags.1,
+            path: PathBuf::new(), mountpoints: Mountpoints { usual, by_host }, draining: flags.0, require_mount: flags.1,
             trash: Duration::from_millis(trash), uid, gid, mode: Mode::parse(&format!("{mode:o}")).unwrap(), hosts,
         }
     }
@@ -548,7 +574,7 @@ prop_compose! {
 prop_compose! {
     fn config()(name in "[a-zA-Z0-9][a-zA-Z0-9_.-]{0,20}", node in "[a-z0-9]{1,9}", global in any::<bool>(),
                 listen in listeners(), advertise in proptest::option::of(1_u16..), paths in vec(path(), 8),
-                some in any::<[bool; 5]>(), hosts in proptest::option::of(btree_set(host(), 0..4)),
+                some in any::<[bool; 5]>(), hosts in proptest::option::of((btree_map(named(), rule(), 0..4), proptest::option::of(rule()))),
                 backends in btree_map("[a-z0-9]{1,9}", backend(), 0..5),
                 sizes in (1_usize..=1_000_000, 1_usize..=1_000_000, 4096_usize..1 << 30),
                 times in (1000_u64..=600_000, 1000_u64..=600_000)) -> Config {
@@ -575,7 +601,7 @@ prop_compose! {
             catalog: at(5),
             map: PathBuf::new(),
             backends: backends.collect(),
-            hosts,
+            hosts: hosts.map(|(named, rest)| Listed { named, rest }),
             admin: at(6),
             limits: Limits {
                 connections: sizes.0,

@@ -1,4 +1,4 @@
-//! Which hosts may come in, and which backends are open to them.
+//! What a host may do: which backends are open to it, and which rights it has there.
 //!
 //! Pure rules over names: nothing here knows a volume, a certificate or a connection. What a host may *see* also
 //! depends on what it already knows, which the volume service adds.
@@ -9,6 +9,7 @@ use wildmatch::WildMatch;
 
 use crate::backend::name::BackendName;
 use crate::host::name::HostName;
+use crate::host::right::{Listed, Right, Rule};
 
 /// Host names and globs (`web1`, `web*`, `*`), matched as a whole.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,26 +33,98 @@ impl Hosts {
     }
 }
 
-/// The rules in force: who is listed, and for each backend which hosts it is open to.
+/// What a host asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Who.
+    pub host: &'a HostName,
+    /// Where.
+    pub backend: &'a BackendName,
+    /// What.
+    pub right: Right,
+    /// Whether the volume is for one host at a time.
+    pub exclusive: bool,
+}
+
+/// Why it is refused, as the end of a sentence that begins with the host.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Closed {
+    /// The configuration does not let the host in.
+    #[error("the `hosts` of the configuration name neither it nor \"*\"")]
+    NotListed,
+    /// The configuration lets it use other backends only.
+    #[error("its `backends` in the `hosts` of the configuration do not name that one")]
+    OtherBackends,
+    /// The backend is not open to it.
+    #[error("the `hosts` of the backend do not name it")]
+    OtherHosts,
+    /// It has not the right.
+    #[error("its `rights` in the `hosts` of the configuration lack \"{0}\"")]
+    NoRight(Right),
+    /// No certificate says who it is.
+    #[error(
+        "no certificate says who it is, and only the name \"anonymous\" itself in the `hosts` of the configuration \
+         allows that"
+    )]
+    Unproven,
+}
+
+/// The rules in force.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Access {
-    listed: Option<Hosts>,
+    listed: Option<Listed>,
     backends: BTreeMap<BackendName, Hosts>,
 }
 
 impl Access {
-    /// Rules from the configuration: `listed` are the names of its `hosts` (everybody, where it has none), and
+    /// Rules from the configuration: `listed` are its `hosts` (everybody with the usual rights, where it has none), and
     /// `backends` the backends that name their hosts (the others are open to every listed host).
     #[must_use]
-    pub fn new(listed: Option<Hosts>, backends: BTreeMap<BackendName, Hosts>) -> Self {
+    pub fn new(listed: Option<Listed>, backends: BTreeMap<BackendName, Hosts>) -> Self {
         Self { listed, backends }
     }
 
-    /// Whether `host` may use `backend`.
+    /// Whether a backend is open to a host, so that it sees the volumes there, whatever it may do with them.
     #[must_use]
-    pub fn open(&self, backend: &BackendName, host: &HostName) -> bool {
-        self.listed.as_ref().is_none_or(|hosts| hosts.include(host))
-            && self.backends.get(backend).is_none_or(|hosts| hosts.include(host))
+    pub fn is_open(&self, backend: &BackendName, host: &HostName) -> bool {
+        self.rule(backend, host).is_ok()
+    }
+
+    /// Whether a host may do what it asks for.
+    ///
+    /// A host that only plain TCP vouches for may neither remove a volume nor use one that is for one host at a time,
+    /// unless `anonymous` is listed by that name: everybody on this machine shares it.
+    pub fn judge(&self, ask: Ask<'_>) -> Result<(), Closed> {
+        let Ask { host, backend, right, exclusive } = ask;
+        let rule = self.rule(backend, host)?;
+        let has = match rule.and_then(|rule| rule.rights.as_ref()) {
+            Some(rights) => rights.contains(&right),
+            None => Right::USUAL.contains(&right),
+        };
+        if !has {
+            return Err(Closed::NoRight(right));
+        }
+        let by_name = self.listed.as_ref().is_some_and(|listed| listed.named.contains_key(host));
+        if host.is_anonymous() && !by_name && (exclusive || right == Right::Remove) {
+            return Err(Closed::Unproven);
+        }
+        Ok(())
+    }
+
+    /// What the configuration says of a host to which this backend is open; nothing, where it says nothing of hosts.
+    fn rule(&self, backend: &BackendName, host: &HostName) -> Result<Option<&Rule>, Closed> {
+        let rule = match &self.listed {
+            None => None,
+            Some(Listed { named, rest }) => Some(named.get(host).or(rest.as_ref()).ok_or(Closed::NotListed)?),
+        };
+        let backends = rule.and_then(|rule| rule.backends.as_ref());
+        if backends.is_some_and(|backends| !backends.contains(backend)) {
+            return Err(Closed::OtherBackends);
+        }
+        if self.backends.get(backend).is_some_and(|hosts| !hosts.include(host)) {
+            return Err(Closed::OtherHosts);
+        }
+        Ok(rule)
     }
 }
 
@@ -59,39 +132,139 @@ impl Access {
 mod tests {
     use super::*;
 
-    fn open(listed: Option<&[&str]>, backend: Option<&[&str]>, host: &HostName) -> bool {
-        let fast = BackendName::parse("fast").unwrap();
-        let backends = backend.map(|globs| (fast.clone(), Hosts::new(globs))).into_iter().collect();
-        Access::new(listed.map(Hosts::new), backends).open(&fast, host)
+    fn backend(name: &str) -> BackendName {
+        BackendName::parse(name).unwrap()
+    }
+
+    fn host(name: &str) -> HostName {
+        if name == "anonymous" { HostName::anonymous() } else { HostName::parse(name).unwrap() }
+    }
+
+    fn rule(rights: Option<&[Right]>, backends: Option<&[&str]>) -> Rule {
+        Rule {
+            rights: rights.map(|rights| rights.iter().copied().collect()),
+            backends: backends.map(|names| names.iter().map(|name| backend(name)).collect()),
+        }
+    }
+
+    /// Rules of entries like the configuration's, in which `fast` is open to hosts that match `globs`.
+    fn access(hosts: Option<&[(&str, Rule)]>, globs: Option<&[&str]>) -> Access {
+        let listed = hosts.map(|hosts| Listed {
+            named: hosts
+                .iter()
+                .filter(|(name, _)| *name != "*")
+                .map(|(name, rule)| (host(name), rule.clone()))
+                .collect(),
+            rest: hosts.iter().find(|(name, _)| *name == "*").map(|(_, rule)| rule.clone()),
+        });
+        Access::new(listed, globs.map(|globs| (backend("fast"), Hosts::new(globs))).into_iter().collect())
     }
 
     #[test]
     fn a_backend_is_open_to_listed_hosts_that_its_own_list_names() {
-        let web1 = HostName::parse("web1").unwrap();
-        type Case<'a> = (Option<&'a [&'a str]>, Option<&'a [&'a str]>, bool);
+        type Case<'a> = (Option<&'a [&'a str]>, Option<&'a [&'a str]>, Result<(), Closed>);
         let cases: &[Case<'_>] = &[
-            (None, None, true),
-            (None, Some(&["web*"]), true),
-            (None, Some(&["WEB1"]), true),
-            (None, Some(&["db*", "web2"]), false),
-            (None, Some(&["web"]), false),
-            (None, Some(&[]), false),
-            (Some(&["web1"]), None, true),
-            (Some(&["*"]), None, true),
-            (Some(&["db1"]), None, false),
-            (Some(&["db1"]), Some(&["*"]), false),
-            (Some(&["web1"]), Some(&["db1"]), false),
+            (None, None, Ok(())),
+            (None, Some(&["web*"]), Ok(())),
+            (None, Some(&["WEB1"]), Ok(())),
+            (None, Some(&["db*", "web2"]), Err(Closed::OtherHosts)),
+            (None, Some(&["web"]), Err(Closed::OtherHosts)),
+            (None, Some(&[]), Err(Closed::OtherHosts)),
+            (Some(&["web1"]), None, Ok(())),
+            (Some(&["*"]), None, Ok(())),
+            (Some(&["db1"]), None, Err(Closed::NotListed)),
+            (Some(&[]), None, Err(Closed::NotListed)),
+            (Some(&["db1"]), Some(&["*"]), Err(Closed::NotListed)),
+            (Some(&["web1"]), Some(&["db1"]), Err(Closed::OtherHosts)),
         ];
-        for (listed, backend, expected) in cases {
-            assert_eq!(open(*listed, *backend, &web1), *expected, "listed {listed:?}, backend {backend:?}");
+        for (listed, globs, expected) in cases {
+            let hosts: Option<Vec<_>> =
+                listed.map(|names| names.iter().map(|name| (*name, Rule::default())).collect());
+            let access = access(hosts.as_deref(), *globs);
+            let (fast, web1) = (backend("fast"), host("web1"));
+            assert_eq!(
+                access.rule(&fast, &web1).map(drop),
+                *expected,
+                "listed {listed:?}, backend {globs:?}"
+            );
+            assert_eq!(access.is_open(&fast, &web1), expected.is_ok());
         }
     }
 
     #[test]
-    fn callers_without_a_certificate_are_matched_by_their_reserved_name() {
+    fn rights_are_the_usual_ones_or_those_of_the_hosts_own_entry() {
+        use Right::{Adopt, Create, Mount, Remove};
+        let hosts = [
+            ("web1", Rule::default()),
+            ("web2", rule(Some(&[Mount]), None)),
+            ("web3", rule(Some(&[]), None)),
+            ("web4", rule(Some(&[Create, Adopt]), Some(&["fast"]))),
+            ("web5", rule(None, Some(&["slow"]))),
+            ("web6", rule(None, Some(&[]))),
+            ("*", rule(Some(&[Mount, Remove]), Some(&["fast"]))),
+        ];
+        type Allowed = Result<&'static [Right], Closed>;
+        let cases: &[(&str, &str, Allowed)] = &[
+            ("web1", "fast", Ok(&[Create, Mount, Remove])),
+            ("web1", "slow", Ok(&[Create, Mount, Remove])),
+            ("web2", "fast", Ok(&[Mount])),
+            ("web3", "fast", Ok(&[])),
+            ("web4", "fast", Ok(&[Create, Adopt])),
+            ("web4", "slow", Err(Closed::OtherBackends)),
+            ("web5", "slow", Ok(&[Create, Mount, Remove])),
+            ("web5", "fast", Err(Closed::OtherBackends)),
+            ("web6", "fast", Err(Closed::OtherBackends)),
+            ("web7", "fast", Ok(&[Mount, Remove])),
+            ("web7", "slow", Err(Closed::OtherBackends)),
+            ("anonymous", "fast", Ok(&[Mount])),
+        ];
+        let access = access(Some(&hosts), None);
+        for (name, place, expected) in cases {
+            let (host, place) = (host(name), backend(place));
+            for right in Right::ALL {
+                let told = access.judge(Ask { host: &host, backend: &place, right, exclusive: false });
+                let expected = match expected {
+                    Ok(rights) if rights.contains(&right) => Ok(()),
+                    Ok(_) if *name == "anonymous" && right == Remove => Err(Closed::Unproven),
+                    Ok(_) => Err(Closed::NoRight(right)),
+                    Err(closed) => Err(closed.clone()),
+                };
+                assert_eq!(told, expected, "{name} {right} on {place}");
+            }
+        }
+    }
+
+    #[test]
+    fn callers_without_a_certificate_may_less_unless_they_are_listed_by_their_reserved_name() {
         let nobody = HostName::anonymous();
-        assert!(open(None, None, &nobody));
-        assert!(open(None, Some(&["anonymous"]), &nobody));
-        assert!(!open(None, Some(&["web*"]), &nobody));
+        let fast = backend("fast");
+        let nothing_said = access(None, None);
+        let all_listed = access(Some(&[("*", Rule::default())]), None);
+        let by_name = access(Some(&[("anonymous", Rule::default())]), None);
+        let all_rights = access(Some(&[("*", rule(Some(&Right::ALL), None))]), None);
+        type Case<'a> = (&'a Access, Right, bool, Result<(), Closed>);
+        let cases: &[Case<'_>] = &[
+            (&nothing_said, Right::Create, false, Ok(())),
+            (&nothing_said, Right::Mount, false, Ok(())),
+            (&nothing_said, Right::Remove, false, Err(Closed::Unproven)),
+            (&nothing_said, Right::Create, true, Err(Closed::Unproven)),
+            (&nothing_said, Right::Mount, true, Err(Closed::Unproven)),
+            (&nothing_said, Right::Adopt, false, Err(Closed::NoRight(Right::Adopt))),
+            (&all_listed, Right::Remove, false, Err(Closed::Unproven)),
+            (&all_rights, Right::Remove, false, Err(Closed::Unproven)),
+            (&all_rights, Right::Adopt, false, Ok(())),
+            (&by_name, Right::Remove, false, Ok(())),
+            (&by_name, Right::Remove, true, Ok(())),
+            (&by_name, Right::Mount, true, Ok(())),
+        ];
+        for (number, (access, right, exclusive, expected)) in cases.iter().enumerate() {
+            let ask = Ask { host: &nobody, backend: &fast, right: *right, exclusive: *exclusive };
+            assert_eq!(access.judge(ask), *expected, "case {number}");
+        }
+        assert!(access(None, Some(&["anonymous"])).is_open(&fast, &nobody));
+        assert!(!access(None, Some(&["web*"])).is_open(&fast, &nobody));
+        let proven = host("web1");
+        let ask = Ask { host: &proven, backend: &fast, right: Right::Remove, exclusive: true };
+        assert_eq!(nothing_said.judge(ask), Ok(()));
     }
 }

@@ -1,10 +1,12 @@
-//! Who calls: the host's name from its certificate or its socket, and what that host may see.
+//! Who calls: the host's name from its certificate or its socket, what it may do, and where it sees backends.
 //!
 //! This room never looks at a request's body: a host is known before its first byte of HTTP is read.
 
 pub mod access;
 pub mod identity;
+pub mod mountpoints;
 pub mod name;
+pub mod right;
 
 use self::name::HostName;
 

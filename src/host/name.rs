@@ -32,6 +32,11 @@ impl HostName {
         }
     }
 
+    /// Reads the name of a host that is known already: like [`parse`](Self::parse), but `anonymous` is one of them.
+    pub fn parse_or_anonymous(text: &str) -> Result<Self, InvalidHostName> {
+        if text.eq_ignore_ascii_case(ANONYMOUS) { Ok(Self::anonymous()) } else { Self::parse(text) }
+    }
+
     /// The name of whoever calls over plain TCP.
     #[must_use]
     pub fn anonymous() -> Self {

@@ -18,11 +18,12 @@ use crate::backend::{Backend, BackendError, Expect, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
 use crate::host::Caller;
+use crate::host::right::Right;
 
 impl Service {
     /// Creates a volume, or answers a repetition (`/VolumeDriver.Create`).
     ///
-    /// Idempotent for the same options: those given are compared with those given at creation. The operator may
+    /// Idempotent for the same options: those given are compared with those given at creation. Who has the right may
     /// `adopt` an existing directory.
     pub async fn create(
         self: &Arc<Self>,
@@ -48,9 +49,6 @@ impl Service {
     ) -> Result<Arc<Volume>, Error> {
         let in_force = self.in_force.load_full();
         let adopt = options.adopt == Some(true);
-        if adopt && !caller.is_operator() {
-            return Err(Error::MayNotAdopt(caller.host.clone()));
-        }
         if self.catalog.view().volumes.contains_key(&name) {
             // Either it is whole, or an earlier operation on it was cut off and can perhaps be mended now.
             if let Some(existing) = self.settled(&name).await? {
@@ -196,7 +194,8 @@ impl Service {
         caller: &Caller,
         options: &Options,
     ) -> Result<Arc<Backend>, Error> {
-        let usable = |backend: &Backend| permit(in_force, caller, backend.name()).is_ok();
+        let right = if options.adopt == Some(true) { Right::Adopt } else { Right::Create };
+        let usable = |backend: &Backend| permit(in_force, caller, right, backend.name(), options).is_ok();
         let known =
             || in_force.map.iter().filter(|backend| usable(backend)).map(|b| b.name().clone()).collect();
         let backend = match &options.backend {
@@ -209,7 +208,7 @@ impl Service {
                 None => return Err(Error::BackendNotSaid { known: known() }),
             },
         };
-        permit(in_force, caller, backend.name())?;
+        permit(in_force, caller, right, backend.name(), options)?;
         if backend.settings().draining {
             return Err(Error::Draining(backend.name().clone()));
         }
@@ -227,7 +226,7 @@ fn repeated(
     if !in_sight(&in_force.access, caller, existing) {
         return Err(Error::NameTaken(existing.name.clone()));
     }
-    permit(in_force, caller, &existing.backend)?;
+    permit(in_force, caller, Right::Create, &existing.backend, &existing.options)?;
     let differences = existing.options.differences(asked, &existing.backend);
     if differences.is_empty() {
         Ok(Arc::clone(existing))

@@ -2,19 +2,20 @@
 //!
 //! The protocols word no errors of their own: they send this text, with the status that its [`Blame`] stands for.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::mounts::{Ledger, Mount};
+use super::holders::Holders;
 use super::name::{InvalidMountId, InvalidVolumeName, VolumeName};
 use super::options::{Difference, InvalidOptions};
 use crate::backend::BackendError;
 use crate::backend::name::BackendName;
 use crate::catalog::CatalogError;
+use crate::host::access::Closed;
 use crate::host::name::HostName;
+use crate::host::right::Right;
 
 /// Why an operation was not done.
 #[derive(Debug, thiserror::Error)]
@@ -68,21 +69,18 @@ pub enum Error {
     /// The backend takes no new volumes.
     #[error("backend {0} is draining: it takes no new volumes; choose another one by -o backend=NAME")]
     Draining(BackendName),
-    /// The backend is closed to the host.
-    #[error(
-        "host {host} may not use backend {backend}: the `hosts` of the configuration or of the backend do not name it"
-    )]
-    Closed {
-        /// The backend.
-        backend: BackendName,
+    /// The host has not the right.
+    #[error("host {host} may not {right} {} on backend {backend}: {why}{}", object(*.right), instead(*.right))]
+    Forbidden {
         /// Who asked.
         host: HostName,
+        /// For what.
+        right: Right,
+        /// Where.
+        backend: BackendName,
+        /// Why not.
+        why: Closed,
     },
-    /// Only the operator may adopt.
-    #[error(
-        "host {0} may not adopt directories: run `volhost volume create -o adopt=true NAME` on the storage host"
-    )]
-    MayNotAdopt(HostName),
     /// The directory to adopt is not there.
     #[error("backend {backend} has no directory {name} to adopt")]
     NothingToAdopt {
@@ -92,12 +90,26 @@ pub enum Error {
         name: VolumeName,
     },
     /// Hosts use the volume.
-    #[error("volume {name} is in use by {}; `volhost mount ls` shows it, `volhost mount release` ends what is stale", holders(.mounts))]
+    #[error(
+        "volume {name} is in use by {holders}; `volhost mount ls` shows it, `volhost mount release` ends what is stale"
+    )]
     Mounted {
         /// The volume.
         name: VolumeName,
         /// Who uses it.
-        mounts: Ledger,
+        holders: Holders,
+    },
+    /// Another host uses the volume, which is for one host at a time.
+    #[error(
+        "volume {name} is exclusive and in use by {holders}; once no container there uses it, or that host is gone for \
+         good, `{}` frees it",
+        holders.release(.name.as_str())
+    )]
+    Exclusive {
+        /// The volume.
+        name: VolumeName,
+        /// Who uses it.
+        holders: Holders,
     },
     /// The volume's backend has left the map.
     #[error(
@@ -185,8 +197,9 @@ impl Error {
             | Self::BackendNotSaid { .. }
             | Self::Draining(_)
             | Self::NothingToAdopt { .. }
-            | Self::Mounted { .. } => Blame::Caller,
-            Self::NameTaken(_) | Self::Closed { .. } | Self::MayNotAdopt(_) => Blame::Rights,
+            | Self::Mounted { .. }
+            | Self::Exclusive { .. } => Blame::Caller,
+            Self::NameTaken(_) | Self::Forbidden { .. } => Blame::Rights,
             Self::Backend(BackendError::Occupied { .. } | BackendError::MountPoint { .. }) => Blame::Caller,
             Self::Catalog(CatalogError::Refused(_)) => Blame::Caller,
             Self::Unmapped { .. }
@@ -201,11 +214,6 @@ impl Error {
             Self::Unknown => Blame::Unknown,
         }
     }
-
-    /// Whether nothing was done for certain, so that the caller may be told so.
-    pub(super) fn mounted(name: &VolumeName, mounts: &Ledger) -> Self {
-        Self::Mounted { name: name.clone(), mounts: mounts.clone() }
-    }
 }
 
 /// A moment as text, in whole seconds: RFC 3339 in UTC.
@@ -214,6 +222,23 @@ pub fn rfc3339(at: OffsetDateTime) -> String {
     let whole = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
     // Only years beyond 9999 cannot be written; no clock of ours reaches them.
     whole.format(&Rfc3339).unwrap_or_else(|_| whole.to_string())
+}
+
+fn object(right: Right) -> &'static str {
+    match right {
+        Right::Create | Right::Mount | Right::Remove => "volumes",
+        Right::Adopt => "directories",
+    }
+}
+
+/// Who can do it where the host may not.
+fn instead(right: Right) -> &'static str {
+    match right {
+        Right::Adopt => {
+            "; the operator may, by `volhost volume create -o adopt=true NAME` on the storage host"
+        }
+        Right::Create | Right::Mount | Right::Remove => "",
+    }
 }
 
 fn list(differences: &[Difference]) -> String {
@@ -231,44 +256,9 @@ fn choices(known: &[BackendName]) -> String {
     }
 }
 
-/// Who holds a volume: each host with its IDs and since when, at most a handful of each.
-fn holders(mounts: &Ledger) -> String {
-    const SHOWN: usize = 8;
-    let mut text = String::new();
-    for (index, Mount { host, id, count, since, .. }) in mounts.iter().take(SHOWN).enumerate() {
-        let short: String = id.as_str().chars().take(12).collect();
-        let times = if *count > 1 { format!(" {count} times") } else { String::new() };
-        let comma = if index > 0 { ", " } else { "" };
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{comma}host {host} (mount {short}{times} since {})", rfc3339(*since));
-    }
-    if mounts.len() > SHOWN {
-        let _ = write!(text, " and {} more", mounts.len() - SHOWN);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::mounts::Activation;
-    use super::super::name::MountId;
     use super::*;
-
-    #[test]
-    fn a_volume_in_use_names_each_holder() {
-        let name = VolumeName::parse("db").unwrap();
-        let mut mounts = Ledger::default();
-        let id = MountId::parse("041ac58588d957beba7ce891ebf9143cdda1b5e06acf3c8b186ca45d57613a7b").unwrap();
-        for host in ["web1", "web1", "web2"] {
-            let host = HostName::parse(host).unwrap();
-            mounts.mount(&host, &id, Activation(1), OffsetDateTime::UNIX_EPOCH);
-        }
-        assert_eq!(
-            Error::mounted(&name, &mounts).to_string(),
-            "volume db is in use by host web1 (mount 041ac58588d9 2 times since 1970-01-01T00:00:00Z), host web2 (mount \
-             041ac58588d9 since 1970-01-01T00:00:00Z); `volhost mount ls` shows it, `volhost mount release` ends what is stale"
-        );
-    }
 
     #[test]
     fn backends_that_can_be_chosen_are_listed() {

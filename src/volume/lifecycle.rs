@@ -93,7 +93,7 @@ impl Service {
         if known.is_some() {
             self.make_ready(backend).await;
         }
-        self.remember_mountpoint(backend).await;
+        self.remember_mountpoints(backend).await;
     }
 
     async fn make_ready(self: &Arc<Self>, backend: &Arc<Backend>) {
@@ -154,22 +154,22 @@ impl Service {
         id: BackendId,
         state: BackendState,
     ) -> Result<(), Error> {
-        let mountpoint = backend.settings().mountpoint.clone();
-        let record = BackendRecord { id, state, mountpoint };
+        let mountpoints = backend.settings().mountpoints.clone();
+        let record = BackendRecord { id, state, mountpoints };
         self.catalog.submit(Change::Backend(backend.name().clone(), Some(record))).await?;
         Ok(())
     }
 
     /// Keeps where hosts see a backend, for the time when it is not in the map.
-    async fn remember_mountpoint(&self, backend: &Backend) {
+    async fn remember_mountpoints(&self, backend: &Backend) {
         let record = self.catalog.view().backends.get(backend.name()).cloned();
         if let Some(record) = record
-            && record.mountpoint != backend.settings().mountpoint
+            && record.mountpoints != backend.settings().mountpoints
         {
             let record =
-                BackendRecord { mountpoint: backend.settings().mountpoint.clone(), ..(*record).clone() };
+                BackendRecord { mountpoints: backend.settings().mountpoints.clone(), ..(*record).clone() };
             let change = Change::Backend(backend.name().clone(), Some(record));
-            self.submit_logged(change, "a backend's mountpoint could not be written").await;
+            self.submit_logged(change, "a backend's mountpoints could not be written").await;
         }
     }
 }

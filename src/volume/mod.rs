@@ -13,6 +13,7 @@
 mod copies;
 mod create;
 pub mod error;
+mod holders;
 mod lifecycle;
 mod mount;
 pub mod mounts;
@@ -30,7 +31,7 @@ mod trash;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -39,10 +40,12 @@ use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 
 pub use self::error::{Blame, Error};
+pub use self::holders::Holders;
 pub use self::mount::Counted;
 use self::name::{VolumeId, VolumeName};
 use self::operation::Locks;
-pub use self::operator::{BackendInfo, Release, TrashedInfo};
+pub use self::operator::{BackendInfo, Release, Released, TrashedInfo};
+use self::options::Options;
 use self::recover::Mending;
 pub use self::step::STEPS;
 use self::trash::Blocked;
@@ -50,8 +53,9 @@ use crate::backend::name::BackendName;
 use crate::backend::{self, Backend, Health};
 use crate::catalog::{Catalog, Change, View, Volume};
 use crate::host::Caller;
-use crate::host::access::Access;
+use crate::host::access::{Access, Ask};
 use crate::host::name::HostName;
+use crate::host::right::Right;
 
 /// What the configuration says of volumes: the backend map, and who may use what.
 #[derive(Debug, Default)]
@@ -129,7 +133,7 @@ impl Service {
         let in_force = self.in_force.load();
         match view.volumes.get(name) {
             Some(volume) if volume.visible && in_sight(&in_force.access, caller, volume) => {
-                Ok(seen(&view, &in_force.map, volume))
+                Ok(seen(&view, &in_force.map, volume, &caller.host))
             }
             _ => {
                 VolumeName::parse(name)?;
@@ -198,7 +202,12 @@ impl Service {
     pub fn path(&self, volume: &Volume) -> PathBuf {
         match self.in_force.load().map.get(&volume.backend) {
             Some(backend) => backend.settings().path.join(volume.name.as_str()),
-            None => remembered_mountpoint(&self.catalog.view(), volume),
+            None => {
+                let view = self.catalog.view();
+                let record = view.backends.get(&volume.backend);
+                let usual = record.map(|record| record.mountpoints.usual.clone()).unwrap_or_default();
+                usual.join(volume.name.as_str())
+            }
         }
     }
 
@@ -247,7 +256,7 @@ impl List {
         for (name, volume) in self.view.volumes.range::<_, VolumeName>((from, Bound::Unbounded)) {
             if volume.visible
                 && in_sight(&self.in_force.access, &self.caller, volume)
-                && !show(seen(&self.view, &self.in_force.map, volume))
+                && !show(seen(&self.view, &self.in_force.map, volume, &self.caller.host))
             {
                 self.shown = Some(name.clone());
                 return true;
@@ -285,29 +294,37 @@ impl Drop for Moving {
 /// Whether a host may see a volume: its backend is open to the host, or the host created or ever mounted it.
 fn in_sight(access: &Access, caller: &Caller, volume: &Volume) -> bool {
     caller.is_operator()
-        || access.open(&volume.backend, &caller.host)
+        || access.is_open(&volume.backend, &caller.host)
         || volume.known_to.contains(&caller.host)
 }
 
-/// Refuses what narrowed rights forbid: a volume may stay in sight of a host that may not use its backend any more.
-fn permit(in_force: &InForce, caller: &Caller, backend: &BackendName) -> Result<(), Error> {
-    if caller.is_operator() || in_force.access.open(backend, &caller.host) {
-        Ok(())
-    } else {
-        Err(Error::Closed { backend: backend.clone(), host: caller.host.clone() })
+/// Refuses what a host has not the right to do. A volume may stay in sight of a host that may not use it any more.
+fn permit(
+    in_force: &InForce,
+    caller: &Caller,
+    right: Right,
+    backend: &BackendName,
+    options: &Options,
+) -> Result<(), Error> {
+    if caller.is_operator() {
+        return Ok(());
     }
+    let ask = Ask { host: &caller.host, backend, right, exclusive: options.is_exclusive() };
+    in_force.access.judge(ask).map_err(|why| Error::Forbidden {
+        host: caller.host.clone(),
+        right,
+        backend: backend.clone(),
+        why,
+    })
 }
 
-fn seen(view: &View, map: &backend::Map, volume: &Arc<Volume>) -> Seen {
+fn seen(view: &View, map: &backend::Map, volume: &Arc<Volume>, host: &HostName) -> Seen {
     let volume = Arc::clone(volume);
-    match map.get(&volume.backend) {
-        Some(backend) => Seen {
-            mountpoint: backend.settings().mountpoint.join(volume.name.as_str()),
-            backend_state: state_word(&backend.health()),
-            volume,
-        },
-        None => Seen { mountpoint: remembered_mountpoint(view, &volume), backend_state: "unmapped", volume },
-    }
+    let (root, backend_state) = match map.get(&volume.backend) {
+        Some(backend) => (Some(backend.settings().mountpoints.on(host)), state_word(&backend.health())),
+        None => (view.backends.get(&volume.backend).map(|record| record.mountpoints.on(host)), "unmapped"),
+    };
+    Seen { mountpoint: root.unwrap_or(Path::new("")).join(volume.name.as_str()), backend_state, volume }
 }
 
 /// The word for a mapped backend's state. One that was not asked yet counts as offline until it answers.
@@ -316,14 +333,6 @@ fn state_word(health: &Health) -> &'static str {
         Health::Online { .. } => "online",
         Health::Offline { .. } | Health::Unknown => "offline",
     }
-}
-
-fn remembered_mountpoint(view: &View, volume: &Volume) -> PathBuf {
-    view.backends
-        .get(&volume.backend)
-        .map(|record| record.mountpoint.clone())
-        .unwrap_or_default()
-        .join(volume.name.as_str())
 }
 
 /// Names the steps of an operation in the log at one place, in one form.

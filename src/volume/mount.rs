@@ -9,11 +9,12 @@ use super::error::Error;
 use super::name::{MountId, VolumeName};
 use super::operation::{self, Claim};
 use super::step::step;
-use super::{Seen, Service, in_sight, permit, seen};
+use super::{Holders, Seen, Service, in_sight, permit, seen};
 use crate::backend::VolumeState;
 use crate::catalog::{CatalogError, Change, Refusal};
 use crate::error::chain;
 use crate::host::Caller;
+use crate::host::right::Right;
 
 /// How long after a failure it is tried again to take a late mount back.
 const TAKE_BACK: Duration = Duration::from_secs(1);
@@ -87,7 +88,7 @@ impl Service {
         if !in_sight(&in_force.access, caller, &volume) {
             return Err(missing());
         }
-        permit(&in_force, caller, &volume.backend)?;
+        permit(&in_force, caller, Right::Mount, &volume.backend, &volume.options)?;
         let backend = self.backend_of(&volume)?;
         let expect = self.ready(&backend).await?;
         let directory = name.clone();
@@ -115,11 +116,15 @@ impl Service {
         let outcome = match self.catalog.submit(mount).await {
             Ok(outcome) => outcome,
             Err(CatalogError::Refused(Refusal::NoSuchVolume)) => return Err(missing()),
+            Err(CatalogError::Refused(Refusal::Held(now))) => {
+                let holders = Holders::of(&now, &self.catalog.view());
+                return Err(Error::Exclusive { name: name.clone(), holders });
+            }
             Err(error) => return Err(error.into()),
         };
         step("mount:recorded");
         let mounted = outcome.after.unwrap_or(volume);
-        let seen = seen(&self.catalog.view(), &in_force.map, &mounted);
+        let seen = seen(&self.catalog.view(), &in_force.map, &mounted, &caller.host);
         let counted = Counted {
             service: Arc::clone(self),
             caller: caller.clone(),

@@ -50,14 +50,23 @@ pub struct TrashedInfo {
 /// Which mounts to release.
 #[derive(Debug, Clone)]
 pub struct Release {
-    /// The volume's.
-    pub volume: VolumeName,
+    /// Of this volume; of all, when not said.
+    pub volume: Option<VolumeName>,
     /// This host's.
     pub host: HostName,
     /// With this ID; all, when not said.
     pub id: Option<MountId>,
     /// Also those that may be alive.
     pub alive_too: bool,
+}
+
+/// Mounts with their volumes: what a release takes, and what it leaves of that host and ID.
+#[derive(Debug, Clone, Default)]
+pub struct Released {
+    /// Those taken out.
+    pub released: Vec<(VolumeName, Mount)>,
+    /// Those that may be alive and stay.
+    pub kept: Vec<(VolumeName, Mount)>,
 }
 
 impl Service {
@@ -93,7 +102,7 @@ impl Service {
                     path: view
                         .backends
                         .get(*name)
-                        .map(|record| record.mountpoint.clone())
+                        .map(|record| record.mountpoints.usual.clone())
                         .unwrap_or_default(),
                     state: "unmapped",
                     draining: true,
@@ -229,28 +238,40 @@ impl Service {
         Ok(removed)
     }
 
-    /// The mounts that a release would take, and those of that host and ID that it would leave.
-    pub fn would_release(&self, release: &Release) -> Result<(Vec<Mount>, Vec<Mount>), Error> {
+    /// What a release would do.
+    pub fn would_release(&self, release: &Release) -> Result<Released, Error> {
         let view = self.catalog.view();
-        let volume = view
-            .volumes
-            .get(&release.volume)
-            .ok_or_else(|| Error::NoSuchVolume(release.volume.to_string()))?;
-        let of_host = volume.mounts.iter().filter(|mount| {
-            mount.host == release.host && release.id.as_ref().is_none_or(|id| mount.id == *id)
+        let volumes: Vec<_> = match &release.volume {
+            Some(name) => {
+                vec![view.volumes.get(name).ok_or_else(|| Error::NoSuchVolume(name.to_string()))?]
+            }
+            None => view.volumes.values().collect(),
+        };
+        let of_host = volumes.into_iter().flat_map(|volume| {
+            let mounts = volume.mounts.iter().filter(|mount| {
+                mount.host == release.host && release.id.as_ref().is_none_or(|id| mount.id == *id)
+            });
+            mounts.map(|mount| (volume.name.clone(), mount.clone()))
         });
-        Ok(of_host.cloned().partition(|mount| release.alive_too || view.stale(mount)))
+        let (released, kept) = of_host.partition(|(_, mount)| release.alive_too || view.stale(mount));
+        Ok(Released { released, kept })
     }
 
-    /// Releases mounts by the operator's word, and returns them with those that were left.
-    pub async fn release(&self, release: &Release) -> Result<(Vec<Mount>, Vec<Mount>), Error> {
-        let (_, kept) = self.would_release(release)?;
-        let Release { volume, host, id, alive_too } = release.clone();
-        let outcome = self.catalog.submit(Change::Release { name: volume, host, id, alive_too }).await?;
-        for Mount { host, id, count, .. } in &outcome.released {
-            log::info!("released mount {id} ({count} times) of volume {} by host {host}", release.volume);
+    /// Releases mounts by the operator's word, volume after volume: one that fails leaves those before it released.
+    pub async fn release(&self, release: &Release) -> Result<Released, Error> {
+        let Released { released: mut planned, kept } = self.would_release(release)?;
+        planned.dedup_by(|(one, _), (other, _)| one == other);
+        let mut released = Vec::new();
+        for (name, _) in planned {
+            let Release { volume: _, host, id, alive_too } = release.clone();
+            let change = Change::Release { name: name.clone(), host, id, alive_too };
+            for mount in self.catalog.submit(change).await?.released {
+                let Mount { host, id, count, .. } = &mount;
+                log::info!("released mount {id} ({count} times) of volume {name} by host {host}");
+                released.push((name.clone(), mount));
+            }
         }
-        Ok((outcome.released, kept))
+        Ok(Released { released, kept })
     }
 
     fn mapped(&self, name: &BackendName) -> Result<Arc<Backend>, Error> {

@@ -20,6 +20,30 @@ pub struct Options {
     pub mode: Option<Mode>,
     /// Whether an existing directory of that name becomes the volume.
     pub adopt: Option<bool>,
+    /// How many hosts may use the volume at a time.
+    pub access: Option<Sharing>,
+}
+
+/// How many hosts may use a volume at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Any number.
+    Shared,
+    /// One, as often as it likes.
+    Exclusive,
+}
+
+impl Sharing {
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Shared, Self::Exclusive].into_iter().find(|sharing| sharing.as_str() == text)
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Exclusive => "exclusive",
+        }
+    }
 }
 
 /// The permission bits of a directory, at most `07777`.
@@ -106,6 +130,14 @@ pub const TABLE: &[Row] = &[
         parse: |options, text| text.parse().ok().map(|adopt| options.adopt = Some(adopt)),
         show: |options| options.adopt.map(|adopt| adopt.to_string()),
     },
+    Row {
+        name: "access",
+        value: "shared or exclusive",
+        default: "shared",
+        doc: "whether any number of hosts may use the volume at a time, or one",
+        parse: |options, text| Sharing::parse(text).map(|sharing| options.access = Some(sharing)),
+        show: |options| options.access.map(|sharing| sharing.as_str().to_owned()),
+    },
 ];
 
 /// A number that `chown(2)` takes for an owner; the highest one means "leave as it is" there.
@@ -187,6 +219,12 @@ impl Options {
         TABLE.iter().filter_map(|row| (row.show)(self).map(|value| (row.name, value)))
     }
 
+    /// Whether the volume is for one host at a time.
+    #[must_use]
+    pub fn is_exclusive(&self) -> bool {
+        self.access == Some(Sharing::Exclusive)
+    }
+
     /// What a Create that asks for `asked` wants otherwise than this volume was created: empty when it may be
     /// answered as a repetition.
     ///
@@ -219,7 +257,14 @@ mod tests {
 
     #[test]
     fn every_row_reads_what_it_shows() {
-        let all = [("backend", "fast"), ("uid", "70"), ("gid", "0"), ("mode", "2770"), ("adopt", "true")];
+        let all = [
+            ("backend", "fast"),
+            ("uid", "70"),
+            ("gid", "0"),
+            ("mode", "2770"),
+            ("adopt", "true"),
+            ("access", "exclusive"),
+        ];
         assert_eq!(all.len(), TABLE.len(), "a new row belongs into this test");
         let given = options(&all);
         let shown: Vec<_> = given.given().collect();
@@ -232,7 +277,7 @@ mod tests {
         let error = Options::parse([("bakend", "x")]).unwrap_err().to_string();
         assert_eq!(
             error,
-            "unknown option \"bakend\" (did you mean \"backend\"?); the known ones are backend, uid, gid, mode, adopt"
+            "unknown option \"bakend\" (did you mean \"backend\"?); the known ones are backend, uid, gid, mode, adopt, access"
         );
     }
 
@@ -249,6 +294,8 @@ mod tests {
             ("mode", "rwx"),
             ("mode", ""),
             ("adopt", "yes"),
+            ("access", "Exclusive"),
+            ("access", ""),
             ("backend", "../x"),
         ];
         for (name, value) in cases {

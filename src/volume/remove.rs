@@ -10,10 +10,11 @@ use super::error::Error;
 use super::name::{VolumeId, VolumeName};
 use super::operation::{self, Claim};
 use super::step::step;
-use super::{Moving, Service, in_sight, log_done, permit};
+use super::{Holders, Moving, Service, in_sight, log_done, permit};
 use crate::backend::{Backend, BackendError, Expect};
 use crate::catalog::{CatalogError, Change, Refusal, Removed, Volume};
 use crate::host::Caller;
+use crate::host::right::Right;
 
 impl Service {
     /// Removes a volume (`/VolumeDriver.Remove`). An unknown name succeeds; a mounted volume is refused with its
@@ -51,9 +52,9 @@ impl Service {
                 return Ok(None);
             }
         };
-        permit(&in_force, caller, &volume.backend)?;
+        permit(&in_force, caller, Right::Remove, &volume.backend, &volume.options)?;
         if !volume.mounts.is_empty() {
-            return Err(Error::mounted(name, &volume.mounts));
+            return Err(self.in_use(&volume));
         }
         if volume.adopted {
             self.record_removal(claim, &volume, false).await?;
@@ -100,6 +101,11 @@ impl Service {
         Ok(keep.then_some(id))
     }
 
+    fn in_use(&self, volume: &Volume) -> Error {
+        let holders = Holders::of(volume, &self.catalog.view());
+        Error::Mounted { name: volume.name.clone(), holders }
+    }
+
     /// The removal becomes true here, or the caller was told before that it did not.
     async fn record_removal(&self, claim: &Claim, volume: &Volume, keep: bool) -> Result<(), Error> {
         if !claim.decide() {
@@ -110,7 +116,7 @@ impl Service {
         match self.catalog.submit(remove).await {
             Ok(_) => Ok(()),
             // It was mounted after our look: the catalog decides.
-            Err(CatalogError::Refused(Refusal::Mounted(now))) => Err(Error::mounted(&now.name, &now.mounts)),
+            Err(CatalogError::Refused(Refusal::Mounted(now))) => Err(self.in_use(&now)),
             Err(error) => Err(error.into()),
         }
     }

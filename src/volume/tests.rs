@@ -121,7 +121,7 @@ impl World {
     }
 
     async fn create(&self, text: &str) -> Result<Arc<Volume>, Error> {
-        self.service.create(&engine(), name(text), options::Options::default()).await
+        self.service.create(&engine(), name(text), Options::default()).await
     }
 
     async fn remove(&self, text: &str) -> Result<Option<VolumeId>, Error> {
@@ -189,7 +189,7 @@ async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
     });
     let settings = Settings {
         path: root.into(),
-        mountpoint: root.into(),
+        mountpoints: std::path::PathBuf::from(root).into(),
         draining: false,
         require_mount: false,
         trash: Duration::from_secs(3600),

@@ -7,8 +7,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms whose types every room may use: they are words, not behaviour.
-const VOCABULARY: [&str; 7] =
-    ["volume::name", "volume::mounts", "volume::options", "backend::name", "host::name", "error", "files"];
+const VOCABULARY: [&str; 9] = [
+    "volume::name",
+    "volume::mounts",
+    "volume::options",
+    "backend::name",
+    "host::name",
+    "host::right",
+    "host::mountpoints",
+    "error",
+    "files",
+];
 
 /// Which room may use which, beside itself and the vocabulary. `*` is every room; `room::part` only that part of it.
 const ARROWS: &[(&str, &[&str])] = &[

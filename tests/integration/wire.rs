@@ -509,6 +509,100 @@ fn visibility() {
     told.is("visibility");
 }
 
+/// What single hosts may do, where they see a backend, and how the configuration is followed while it serves.
+#[test]
+fn rights_and_paths_of_single_hosts() {
+    let setup = Daemon::setup();
+    let path = |name: &str| setup.root().join("srv").join(name).display().to_string();
+    let map = json!({
+        "open": path("open"),
+        "fast": { "path": path("fast"), "mountpoint": "/mnt/fast", "mountpoint_by_host": { "web2": "/data/fast" } },
+    });
+    let config = |hosts: Value| {
+        let mut config = setup.standard();
+        config["listen"].as_array_mut().unwrap().push("http://127.0.0.1:0".into());
+        config["hosts"] = hosts;
+        config
+    };
+    let before = config(json!({
+        "node1": {}, "web1": { "rights": ["create", "mount", "remove", "adopt"] }, "web2": { "backends": ["fast"] },
+        "*": { "rights": ["mount"] },
+    }));
+    let after = config(json!({
+        "node1": {}, "web1": { "rights": [], "backends": ["open"] }, "web2": {}, "anonymous": {},
+    }));
+    let files = [("srv/open/lost+found/x", ""), ("srv/fast/old/data", "x")];
+    let setup = files
+        .into_iter()
+        .fold(setup.config(&before).backends(&map), |setup, (file, text)| setup.file(file, text));
+    let daemon = setup.start();
+    daemon.cli(&["backend", "init", "fast"]).ok();
+    let hosts = ["web1", "web2", "web3"]
+        .map(|name| daemon.add_host(name, &["--advertise", "https://127.0.0.1:7443"], &daemon.path(name)));
+    let mut told = Transcript::of(&daemon);
+    let [web1, web2, web3] = hosts.clone().map(|identity| tls(&daemon, &identity));
+    let nobody = Target::Tcp(daemon.tcp("http"));
+    let on = |backend: &str, name: &str| json!({ "Name": name, "Opts": { "backend": backend } });
+    let named = |name: &str| json!({ "Name": name, "ID": "c1" });
+
+    told.asked("web1 has every right", &web1, "Create", &on("fast", "db"));
+    let adopted = json!({ "Name": "old", "Opts": { "backend": "fast", "adopt": "true" } });
+    told.asked("also to adopt", &web1, "Create", &adopted);
+    let another = json!({ "Name": "older", "Opts": { "backend": "fast", "adopt": "true" } });
+    told.asked("web2 has not that one", &web2, "Create", &another);
+    told.asked("web1 is told its path", &web1, "Get", &json!({ "Name": "db" }));
+    for rpc in ["Get", "Path", "Mount", "List"] {
+        told.asked(&format!("web2 is told its own by {rpc}"), &web2, rpc, &named("db"));
+    }
+    told.asked("to web2 one backend is open", &web2, "Create", &on("open", "x"));
+    told.asked("web3 is one of the rest, who mount", &web3, "Mount", &named("db"));
+    told.asked("and do nothing else", &web3, "Create", &on("fast", "x"));
+    told.asked("not even this", &web3, "Remove", &named("old"));
+    told.asked("nor who calls without a certificate", &nobody, "Remove", &named("old"));
+    let single = json!({ "Name": "single", "Opts": { "backend": "fast", "access": "exclusive" } });
+    told.asked("an exclusive volume", &web1, "Create", &single);
+    told.asked("for whoever comes first", &web1, "Mount", &named("single"));
+    told.asked("as often as it likes", &web1, "Mount", &json!({ "Name": "single", "ID": "c2" }));
+    told.asked("and for nobody else", &web2, "Mount", &named("single"));
+    told.asked("who has no name least of all", &nobody, "Mount", &named("single"));
+
+    daemon.put("etc/volhost/volhost.json", &after.to_string());
+    let narrowed = || {
+        let answer = connect(&web1).call("/VolumeDriver.Create", &on("open", "later")).unwrap();
+        (answer.status == 403).then_some(())
+    };
+    until("the rights of web1 to be narrowed", SOON, narrowed);
+    told.situation(
+        "--- web1 has no right any more and only the other backend; anonymous is listed, the rest is not ---",
+    );
+    for rpc in ["Get", "Path", "Unmount", "List"] {
+        let status = told.asked(&format!("{rpc} is not refused to web1"), &web1, rpc, &named("single"));
+        assert_eq!(status, 200, "{rpc}");
+    }
+    for rpc in ["Create", "Mount", "Remove"] {
+        let status = told.asked(&format!("{rpc} is"), &web1, rpc, &named("single"));
+        assert_eq!(status, 403, "{rpc}");
+    }
+    told.asked("web3 is not listed any more but knows db", &web3, "Get", &json!({ "Name": "db" }));
+    told.asked("and may not mount it", &web3, "Mount", &named("db"));
+    told.asked("what it does not know is not there", &web3, "Get", &json!({ "Name": "old" }));
+    told.asked("web1's second mount still holds this", &web2, "Mount", &named("single"));
+    told.asked("until it is given back", &web1, "Unmount", &json!({ "Name": "single", "ID": "c2" }));
+    told.asked("now it is free", &web2, "Mount", &named("single"));
+    told.asked("anonymous is listed by name", &nobody, "Remove", &named("old"));
+    assert!(daemon.path("srv/fast/old/data").exists(), "an adopted directory stays where it is");
+
+    daemon.put("etc/volhost/backends.json", &json!({ "open": daemon.path("srv/open") }).to_string());
+    let gone = || {
+        let answer = connect(&web2).call("/VolumeDriver.Get", &json!({ "Name": "db" })).unwrap();
+        (answer.json()["Volume"]["Status"]["backend_state"] == "unmapped").then_some(())
+    };
+    until("the backend to have left the map", SOON, gone);
+    told.asked("an unmapped backend is where each host saw it last", &web2, "Get", &json!({ "Name": "db" }));
+    told.asked("which was elsewhere for web1", &web1, "Get", &json!({ "Name": "db" }));
+    told.is("rights");
+}
+
 /// What a host meets of a volume that is out of its sight.
 fn closed_to(told: &mut Transcript, name: &str, host: &Target, volume: &str) {
     told.asked(&format!("{name} sees nothing of it"), host, "List", &json!({}));

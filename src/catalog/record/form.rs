@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 
 use crate::catalog::rules::moment;
 use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, Volume};
+use crate::host::mountpoints::Mountpoints;
 use crate::volume::mounts::Mount;
 
 /// The one version of today's records.
@@ -165,6 +166,8 @@ pub(super) struct BackendForm<'a> {
     pub(super) id: Cow<'a, str>,
     pub(super) state: StateForm,
     pub(super) mountpoint: Cow<'a, Path>,
+    #[serde(borrow, default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) mountpoint_by_host: BTreeMap<Cow<'a, str>, Cow<'a, Path>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -176,7 +179,7 @@ pub(super) enum StateForm {
 
 impl<'a> BackendForm<'a> {
     pub(super) fn of(backend: &'a BackendRecord) -> Self {
-        let BackendRecord { id, state, mountpoint } = backend;
+        let BackendRecord { id, state, mountpoints: Mountpoints { usual, by_host } } = backend;
         Self {
             v: V1,
             id: id.to_string().into(),
@@ -184,7 +187,11 @@ impl<'a> BackendForm<'a> {
                 BackendState::Initialising => StateForm::Initialising,
                 BackendState::Established => StateForm::Established,
             },
-            mountpoint: Cow::Borrowed(mountpoint),
+            mountpoint: usual.into(),
+            mountpoint_by_host: by_host
+                .iter()
+                .map(|(host, path)| (host.as_str().into(), path.into()))
+                .collect(),
         }
     }
 }

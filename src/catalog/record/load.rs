@@ -18,7 +18,8 @@ use super::{Table, place};
 use crate::backend::name::{BackendId, BackendName};
 use crate::catalog::rules::{moment, ordered};
 use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
-use crate::host::name::{ANONYMOUS, HostName};
+use crate::host::mountpoints::Mountpoints;
+use crate::host::name::HostName;
 use crate::volume::mounts::{Activation, Ledger, Mount};
 use crate::volume::name::{MountId, VolumeId, VolumeName};
 use crate::volume::options::Options;
@@ -123,13 +124,18 @@ impl Loader {
             }
             (Table::Backends, [name]) => {
                 let name = self.backend(&at, "name", name)?;
-                let BackendForm { v: V1, id, state, mountpoint } = at.json(record)?;
+                let BackendForm { v: V1, id, state, mountpoint, mountpoint_by_host } = at.json(record)?;
                 let state = match state {
                     StateForm::Initialising => BackendState::Initialising,
                     StateForm::Established => BackendState::Established,
                 };
                 let id = at.read("id", &id, BackendId::from_str)?;
-                let record = BackendRecord { id, state, mountpoint: mountpoint.into_owned() };
+                let by_host = mountpoint_by_host.into_iter().map(|(host, path)| {
+                    Ok((self.host(&at, "mountpoint_by_host", &host)?, path.into_owned()))
+                });
+                let by_host = by_host.collect::<Result<_, InvalidRow>>()?;
+                let mountpoints = Mountpoints { usual: mountpoint.into_owned(), by_host };
+                let record = BackendRecord { id, state, mountpoints };
                 self.view.backends.insert(name, Arc::new(record));
             }
             (_, key) => return Err(InvalidRow::Key { row: at.to_string(), parts: key.len() }),
@@ -186,8 +192,7 @@ impl Loader {
         if let Some(name) = self.hosts.get(text) {
             return Ok(name.clone());
         }
-        let name =
-            if text == ANONYMOUS { HostName::anonymous() } else { at.exactly(field, text, HostName::parse)? };
+        let name = at.exactly(field, text, HostName::parse_or_anonymous)?;
         self.hosts.insert(text.into(), name.clone());
         Ok(name)
     }

@@ -8,6 +8,7 @@ use jsonschema::Validator;
 
 use super::super::fields::{self, Field, Takes, Text};
 use super::*;
+use crate::host::right::Right;
 
 const ETC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc");
 
@@ -66,6 +67,11 @@ fn property(field: &Field) -> Option<Value> {
             "propertyNames": {"pattern": format!(r"^(\*|{LABEL}(\.{LABEL})*)$"), "maxLength": 253},
             "additionalProperties": object(fields),
         }),
+        Takes::ByHost(kind) => json!({
+            "type": "object",
+            "propertyNames": {"pattern": format!(r"^{LABEL}(\.{LABEL})*$"), "maxLength": 253},
+            "additionalProperties": text(*kind),
+        }),
         Takes::Nothing if *null => json!({"type": "null"}),
         Takes::Nothing => return None,
     };
@@ -100,6 +106,8 @@ fn text(kind: Text) -> Value {
             "not": {"pattern": "^[aA][nN][oO][nN][yY][mM][oO][uU][sS]$"},
         }),
         Text::HostPattern => pattern("^[a-zA-Z0-9.*?-]{1,253}$"),
+        Text::Right => json!({"type": "string", "enum": Right::ALL.map(Right::as_str)}),
+        Text::BackendName => pattern("^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"),
         Text::Listen => {
             pattern(r"^(https?://([0-9.]+|\[[0-9a-fA-F:.]+(%[0-9]+)?\]):[0-9]+$|unix:(///|/([^/]|$)))")
         }
@@ -240,8 +248,10 @@ fn what_the_parser_refuses_the_schema_of_the_configuration_refuses() {
         r#"{"hosts": {"web*": {}}}"#,
         r#"{"hosts": {"a_b": {}}}"#,
         r#"{"hosts": {"web1": true}}"#,
-        r#"{"hosts": {"web1": {"rights": []}}}"#,
-        r#"{"hosts": {"web1": {"backends": null}}}"#,
+        r#"{"hosts": {"web1": {"rights": ["mount", "read"]}}}"#,
+        r#"{"hosts": {"web1": {"rights": "mount"}}}"#,
+        r#"{"hosts": {"web1": {"backends": ["../fast"]}}}"#,
+        r#"{"hosts": {"*": {"right": []}}}"#,
         r#"{"admin": "admin.sock"}"#,
         r#"{"metrics": "http://127.0.0.1:1"}"#,
         r#"{"audit": "/a"}"#,
@@ -272,7 +282,9 @@ fn what_the_parser_refuses_the_schema_of_the_map_refuses() {
         r#"{"a": "/srv/.."}"#,
         r#"{"a": {}}"#,
         r#"{"a": {"path": "/a", "mountpoint": "x"}}"#,
-        r#"{"a": {"path": "/a", "mountpoint_by_host": {}}}"#,
+        r#"{"a": {"path": "/a", "mountpoint_by_host": {"web*": "/b"}}}"#,
+        r#"{"a": {"path": "/a", "mountpoint_by_host": {"web2": "b"}}}"#,
+        r#"{"a": {"path": "/a", "mountpoint_by_host": {"web2": null}}}"#,
         r#"{"a": {"path": "/a", "hosts": ["a_b"]}}"#,
         r#"{"a": {"path": "/a", "hosts": "web1"}}"#,
         r#"{"a": {"path": "/a", "draining": 1}}"#,

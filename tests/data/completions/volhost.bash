@@ -163,6 +163,9 @@ _volhost() {
             volhost__subcmd__help__subcmd__host,ls)
                 cmd="volhost__subcmd__help__subcmd__host__subcmd__ls"
                 ;;
+            volhost__subcmd__help__subcmd__host,release)
+                cmd="volhost__subcmd__help__subcmd__host__subcmd__release"
+                ;;
             volhost__subcmd__help__subcmd__host,revoke)
                 cmd="volhost__subcmd__help__subcmd__host__subcmd__revoke"
                 ;;
@@ -211,6 +214,9 @@ _volhost() {
             volhost__subcmd__host,ls)
                 cmd="volhost__subcmd__host__subcmd__ls"
                 ;;
+            volhost__subcmd__host,release)
+                cmd="volhost__subcmd__host__subcmd__release"
+                ;;
             volhost__subcmd__host,revoke)
                 cmd="volhost__subcmd__host__subcmd__revoke"
                 ;;
@@ -222,6 +228,9 @@ _volhost() {
                 ;;
             volhost__subcmd__host__subcmd__help,ls)
                 cmd="volhost__subcmd__host__subcmd__help__subcmd__ls"
+                ;;
+            volhost__subcmd__host__subcmd__help,release)
+                cmd="volhost__subcmd__host__subcmd__help__subcmd__release"
                 ;;
             volhost__subcmd__host__subcmd__help,revoke)
                 cmd="volhost__subcmd__host__subcmd__help__subcmd__revoke"
@@ -928,7 +937,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__host)
-            opts="ls add revoke"
+            opts="ls add release revoke"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -956,6 +965,20 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__host__subcmd__ls)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__host__subcmd__release)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1222,7 +1245,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__host)
-            opts="-h --root --config --socket --json --help ls list add revoke help"
+            opts="-h --root --config --socket --json --help ls list add release revoke help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1294,7 +1317,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__host__subcmd__help)
-            opts="ls add revoke help"
+            opts="ls add release revoke help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1349,6 +1372,20 @@ _volhost() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        volhost__subcmd__host__subcmd__help__subcmd__release)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         volhost__subcmd__host__subcmd__help__subcmd__revoke)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
@@ -1365,6 +1402,32 @@ _volhost() {
             ;;
         volhost__subcmd__host__subcmd__ls)
             opts="-h --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__host__subcmd__release)
+            opts="-y -h --all --yes --root --config --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
