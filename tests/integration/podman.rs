@@ -105,7 +105,17 @@ fn podman_keeps_volumes_and_labels_while_volhost_is_away() {
     let web1 = Host::new("web1");
     let mut daemon = Daemon::setup().on(&web1).start();
     let podman = Podman::new(&web1, &daemon);
-    podman.ok(&["volume", "create", "--driver", "volhost", "--label", "tier=gold", "--opt", "mode=0750", "db"]);
+    podman.ok(&[
+        "volume",
+        "create",
+        "--driver",
+        "volhost",
+        "--label",
+        "tier=gold",
+        "--opt",
+        "mode=0750",
+        "db",
+    ]);
     podman.start(&["--detach", "--name", "c1", "-v", "db:/x"], &["sleep", "100000"]);
     daemon.has_mounts(&[("db", "web1", false)]);
     daemon.kill9();
@@ -115,11 +125,24 @@ fn podman_keeps_volumes_and_labels_while_volhost_is_away() {
         let refusal = podman.podman(words).fails();
         assert!(refusal.contains("required plugin missing"), "{refusal}");
     }
+    let remembered = |state: &str| {
+        let volume = podman.podman(&["volume", "inspect", "db"]).json()[0].clone();
+        assert_eq!(volume["Labels"], json!({ "tier": "gold" }), "{volume}");
+        assert_eq!(volume["Options"], json!({ "mode": "0750" }), "{volume}");
+        assert_eq!(volume["Status"]["backend_state"], state, "{volume}");
+    };
+    let (here, away) = (daemon.path("var/lib/volhost/volumes"), daemon.path("var/lib/volhost/away"));
+    std::fs::rename(&here, &away).unwrap();
     daemon.start_again();
     daemon.has_mounts(&[("db", "web1", false)]);
-    let volume = podman.podman(&["volume", "inspect", "db"]).json()[0].clone();
-    assert_eq!(volume["Labels"], json!({ "tier": "gold" }), "{volume}");
-    assert_eq!(volume["Options"], json!({ "mode": "0750" }), "{volume}");
+    remembered("offline");
+    daemon.kill9();
+    if here.exists() {
+        std::fs::remove_dir_all(&here).unwrap();
+    }
+    std::fs::rename(&away, &here).unwrap();
+    daemon.start_again();
+    remembered("online");
     podman.ok(&["restart", "--time", "0", "c1"]);
     daemon.has_mounts(&[("db", "web1", false)]);
     assert_eq!(podman.ok(&["exec", "c1", "cat", "/x/file"]), "hello");
