@@ -239,3 +239,71 @@ fn an_engine_that_is_killed_goes_on_and_its_old_mounts_wait_for_the_operator() {
     daemon.has_mounts(&[]);
     engine.ok(&["volume", "rm", "db"]);
 }
+
+#[test]
+fn containers_go_on_while_volhost_is_killed_and_started_again() {
+    let web1 = Host::new("web1");
+    let mut daemon = serve(&web1);
+    let engine = Engine::start(&web1);
+    create(&engine, "db");
+    engine.sleeper("c1", &["-v", "db:/x"]);
+    daemon.kill9();
+    assert_eq!(engine.ok(&["exec", "c1", "sh", "-c", "echo hello > /x/file && cat /x/file"]), "hello");
+    daemon.start_again();
+    daemon.has_mounts(&[("db", "web1", false)]);
+    engine.ok(&["restart", "--time", "0", "c1"]);
+    daemon.has_mounts(&[("db", "web1", false)]);
+    assert_eq!(engine.ok(&["exec", "c1", "cat", "/x/file"]), "hello");
+    engine.ok(&["rm", "--force", "c1"]);
+    daemon.has_mounts(&[]);
+    engine.ok(&["volume", "rm", "db"]);
+}
+
+#[test]
+fn an_engine_finds_volhost_by_either_form_of_spec_file_and_over_each_transport() {
+    let socket = "unix:/run/volhost/plugin.sock";
+    // Over a Unix socket the engine is this machine's; over plain TCP it is nobody in particular.
+    let cases = [
+        (socket, "spec", "web1"),
+        (socket, "json", "web1"),
+        ("http://127.0.0.1:7080", "spec", "anonymous"),
+        ("http://127.0.0.1:7080", "json", "anonymous"),
+    ];
+    for (address, format, holder) in cases {
+        let web1 = Host::new("web1");
+        let config = json!({ "node": "web1", "listen": [address], "spec": { "format": format } });
+        let daemon = Daemon::setup().on(&web1).without_root().config(&config).start();
+        assert_eq!(files(&web1.path("/etc/docker/plugins")), [format!("volhost.{format}")], "{address}");
+        let engine = Engine::start(&web1);
+        create(&engine, "db");
+        engine.sleeper("c1", &["-v", "db:/x"]);
+        daemon.has_mounts(&[("db", holder, false)]);
+        engine.ok(&["rm", "--force", "c1"]);
+        daemon.has_mounts(&[]);
+        engine.ok(&["volume", "rm", "db"]);
+        assert_eq!(daemon.volumes(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_container_that_outlives_its_engine_keeps_its_mount_until_it_ends() {
+    let web1 = Host::new("web1");
+    let daemon = serve(&web1);
+    let mut engine = Engine::live_restoring(&web1);
+    create(&engine, "db");
+    engine.sleeper("c1", &["-v", "db:/x"]);
+    let process = |engine: &Engine<'_>| engine.ok(&["inspect", "--format", "{{.State.Pid}}", "c1"]);
+    let before = process(&engine);
+    engine.kill9();
+    engine.start_again();
+    assert_eq!(process(&engine), before, "the container was started anew");
+    // The engine took it over without another Mount: what volhost knows of it belongs to the engine's earlier life.
+    engine.run(&["-v", "db:/x"], "echo hello > /x/file");
+    assert_eq!(engine.ok(&["exec", "c1", "cat", "/x/file"]), "hello");
+    daemon.has_mounts(&[("db", "web1", true)]);
+    engine.fails(&["volume", "rm", "db"]);
+    // The Unmount at its end finds that mount by its ID.
+    engine.ok(&["rm", "--force", "c1"]);
+    daemon.has_mounts(&[]);
+    engine.ok(&["volume", "rm", "db"]);
+}

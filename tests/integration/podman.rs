@@ -3,8 +3,10 @@
 
 use std::process::Command;
 
-use crate::harness::wait::{self, Said};
-use crate::harness::{Daemon, Host, engine};
+use serde_json::json;
+
+use crate::harness::wait::{self, SOON, Said, until};
+use crate::harness::{Daemon, Host, engine, report_version};
 
 struct Podman<'a> {
     host: &'a Host,
@@ -22,6 +24,7 @@ impl<'a> Podman<'a> {
         );
         std::fs::write(host.dir().join("containers.conf"), settings).unwrap();
         let podman = Self { host };
+        report_version("podman", &podman.ok(&["version", "--format", "{{.Client.Version}}"]));
         let image = host.dir().join("image.tar");
         engine::write_image(&image);
         podman.ok(&["import", image.to_str().unwrap(), engine::IMAGE]);
@@ -32,6 +35,8 @@ impl<'a> Podman<'a> {
         let dir = self.host.dir();
         let mut command: Command = self.host.command("podman");
         command.env("CONTAINERS_CONF", dir.join("containers.conf"));
+        // Where the test machine has control groups of the first version, podman 5 complains of them with each command.
+        command.env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1");
         command.arg("--root").arg(dir.join("containers")).arg("--runroot").arg("/run/containers");
         command.args(["--storage-driver", "vfs"]).args(words);
         wait::run(&command)
@@ -80,4 +85,109 @@ fn podman_creates_uses_lists_and_removes_volumes() {
     podman.ok(&["volume", "rm", "db"]);
     podman.podman(&["volume", "rm", "db"]).fails();
     assert_eq!(daemon.volumes(), [""; 0]);
+}
+
+#[test]
+fn podman_fills_an_empty_volume_from_the_image() {
+    let web1 = Host::new("web1");
+    let daemon = Daemon::setup().on(&web1).start();
+    let podman = Podman::new(&web1, &daemon);
+    podman.ok(&["volume", "create", "--driver", "volhost", "fresh"]);
+    assert_eq!(podman.run(&["-v", "fresh:/data"], "cat /data/seed"), "seed");
+    podman.ok(&["volume", "create", "--driver", "volhost", "bare"]);
+    podman.run(&["-v", "bare:/x"], "echo mine > /x/mine");
+    assert_eq!(podman.run(&["-v", "bare:/data"], "ls /data"), "mine");
+    daemon.has_mounts(&[]);
+}
+
+#[test]
+fn podman_keeps_volumes_and_labels_while_volhost_is_away() {
+    let web1 = Host::new("web1");
+    let mut daemon = Daemon::setup().on(&web1).start();
+    let podman = Podman::new(&web1, &daemon);
+    podman.ok(&[
+        "volume",
+        "create",
+        "--driver",
+        "volhost",
+        "--label",
+        "tier=gold",
+        "--opt",
+        "mode=0750",
+        "db",
+    ]);
+    podman.start(&["--detach", "--name", "c1", "-v", "db:/x"], &["sleep", "100000"]);
+    daemon.has_mounts(&[("db", "web1", false)]);
+    daemon.kill9();
+    assert_eq!(podman.ok(&["exec", "c1", "sh", "-c", "echo hello > /x/file && cat /x/file"]), "hello");
+    // podman asks the plugin of each volume that it lists, and shows none when one does not answer.
+    for words in [["volume", "ls"].as_slice(), &["volume", "inspect", "db"]] {
+        let refusal = podman.podman(words).fails();
+        assert!(refusal.contains("required plugin missing"), "{refusal}");
+    }
+    let remembered = |state: &str| {
+        let volume = podman.podman(&["volume", "inspect", "db"]).json()[0].clone();
+        assert_eq!(volume["Labels"], json!({ "tier": "gold" }), "{volume}");
+        assert_eq!(volume["Options"], json!({ "mode": "0750" }), "{volume}");
+        assert_eq!(volume["Status"]["backend_state"], state, "{volume}");
+    };
+    let (here, away) = (daemon.path("var/lib/volhost/volumes"), daemon.path("var/lib/volhost/away"));
+    std::fs::rename(&here, &away).unwrap();
+    daemon.start_again();
+    daemon.has_mounts(&[("db", "web1", false)]);
+    remembered("offline");
+    daemon.kill9();
+    if here.exists() {
+        std::fs::remove_dir_all(&here).unwrap();
+    }
+    std::fs::rename(&away, &here).unwrap();
+    daemon.start_again();
+    remembered("online");
+    podman.ok(&["restart", "--time", "0", "c1"]);
+    daemon.has_mounts(&[("db", "web1", false)]);
+    assert_eq!(podman.ok(&["exec", "c1", "cat", "/x/file"]), "hello");
+    podman.ok(&["rm", "--force", "--time", "0", "c1"]);
+    daemon.has_mounts(&[]);
+    podman.ok(&["volume", "rm", "db"]);
+}
+
+#[test]
+fn podman_counts_its_containers_itself_and_mounts_a_volume_once() {
+    let web1 = Host::new("web1");
+    let daemon = Daemon::setup().on(&web1).start();
+    let podman = Podman::new(&web1, &daemon);
+    podman.ok(&["volume", "create", "--driver", "volhost", "db"]);
+    let sleeper = |name: &str| {
+        podman.start(&["--detach", "--name", name, "-v", "db:/x"], &["sleep", "100000"]);
+        daemon.has_mounts(&[("db", "web1", false)]);
+    };
+    sleeper("c1");
+    sleeper("c2");
+    podman.ok(&["rm", "--force", "--time", "0", "c1"]);
+    daemon.has_mounts(&[("db", "web1", false)]);
+    podman.ok(&["restart", "--time", "0", "c2"]);
+    daemon.has_mounts(&[("db", "web1", false)]);
+    assert!(podman.podman(&["volume", "rm", "db"]).fails().contains("being used"));
+    daemon.cli(&["volume", "rm", "db"]).fails();
+    podman.ok(&["kill", "c2"]);
+    until("the unmount after a kill", SOON, || daemon.mounts().is_empty().then_some(()));
+    podman.ok(&["rm", "c2"]);
+    podman.ok(&["volume", "rm", "db"]);
+}
+
+#[test]
+fn podman_refuses_odd_names_and_volumes_of_a_driver_without_a_name() {
+    let web1 = Host::new("web1");
+    let daemon = Daemon::setup().on(&web1).start();
+    let podman = Podman::new(&web1, &daemon);
+    for name in ["a b/../c", "../escape", "..", ".volhost", "a/b", "/etc", "é", "-d"] {
+        podman.podman(&["volume", "create", "--driver", "volhost", "--", name]).fails();
+    }
+    let anonymous = "type=volume,volume-driver=volhost,target=/x";
+    let refusal = podman.podman(&["run", "--rm", "--mount", anonymous, engine::IMAGE, "ls"]).fails();
+    assert!(refusal.contains("invalid mount option"), "{refusal}");
+    assert_eq!(daemon.volumes(), [""; 0]);
+    // The same words but for the names are understood.
+    podman.ok(&["volume", "create", "--driver", "volhost", "--", "db"]);
+    assert_eq!(daemon.volumes(), ["db"]);
 }

@@ -174,6 +174,72 @@ fn the_tests_that_are_named_exist() {
     assert!(files.len() > 10 && missing.is_empty(), "the README names files that are not there: {missing:?}");
 }
 
+/// The rows of the table of engines, as `tests/engines` reads them: what, the tests with Docker Engine, those with
+/// podman, and how podman differs.
+fn engine_rows() -> Vec<[String; 4]> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/engines.tsv");
+    let text = std::fs::read_to_string(path).unwrap();
+    let row = |line: &str| {
+        let mut fields = line.split('\t').map(str::to_owned);
+        let row = [(); 4].map(|()| fields.next().unwrap_or_default());
+        assert!(fields.next().is_none() && !row[2].is_empty(), "not three or four fields: {line}");
+        row
+    };
+    text.lines().filter(|line| !line.starts_with('#')).map(row).collect()
+}
+
+#[test]
+fn the_table_of_engines_has_the_rows_that_are_tested() {
+    let (rows, told) = (engine_rows(), table("engines"));
+    let tested: Vec<_> = rows.iter().map(|row| &row[0]).collect();
+    assert_eq!(told.iter().map(|row| &row[0]).collect::<Vec<_>>(), tested);
+    for cell in told.iter().flat_map(|row| &row[1..]) {
+        let known = ["yes", "no", "differs (", "– ("];
+        assert!(known.iter().any(|word| cell.starts_with(word)), "{cell:?} is no word of tests/engines");
+    }
+    let mut notes: Vec<&str> = Vec::new();
+    for note in rows.iter().map(|row| &*row[3]).filter(|note| !note.is_empty()) {
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+    let numbered = |(at, note): (usize, &&str)| format!("{}. {note}\n", at + 1);
+    let notes: String = notes.iter().enumerate().map(numbered).collect();
+    assert!(readme().contains(&format!("|\n\n{notes}\n")), "the notes below the table are not\n{notes}");
+}
+
+#[test]
+fn every_test_that_starts_an_engine_is_run_with_every_engine() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration");
+    let (mut all, mut starting) = (BTreeSet::new(), BTreeSet::new());
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let module = path.file_stem().unwrap().to_str().unwrap();
+        // What is looked for stands here, too.
+        if path.is_dir() || module == "readme" {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for test in text.split("#[test]\nfn ").skip(1) {
+            let name = format!("{module}::{}", test.split('(').next().unwrap());
+            if ["Engine::start(", "Engine::live_restoring(", "Podman::new("].iter().any(|s| test.contains(s))
+            {
+                starting.insert(name.clone());
+            }
+            all.insert(name);
+        }
+    }
+    let listed =
+        |text: &str| text.split(' ').filter(|test| *test != "-").map(str::to_owned).collect::<Vec<_>>();
+    let rows = engine_rows();
+    let mapped: BTreeSet<_> =
+        rows.iter().flat_map(|row| [listed(&row[1]), listed(&row[2])].concat()).collect();
+    let missing: Vec<_> = starting.difference(&mapped).collect();
+    assert!(starting.len() > 20 && missing.is_empty(), "no row of tests/data/engines.tsv has {missing:?}");
+    let unknown: Vec<_> = mapped.difference(&all).collect();
+    assert!(unknown.is_empty(), "tests/data/engines.tsv names tests that are not there: {unknown:?}");
+}
+
 #[test]
 fn the_tour_of_one_host_shows_what_the_program_prints() {
     let daemon = Daemon::start();

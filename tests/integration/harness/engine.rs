@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::host::Host;
 use super::wait::{self, Said};
-use super::{print_log, scratch};
+use super::{print_log, report_version, scratch};
 
 /// Debian's client and daemon, by their paths: another client may stand before them on `PATH`.
 const DOCKER: &str = "/usr/bin/docker";
@@ -23,14 +23,25 @@ pub const IMAGE: &str = "box";
 pub struct Engine<'a> {
     host: &'a Host,
     dir: tempfile::TempDir,
+    live_restore: bool,
     dockerd: Option<Child>,
 }
 
 impl<'a> Engine<'a> {
     /// Starts an engine on a machine and gives it the image.
     pub fn start(host: &'a Host) -> Self {
-        let mut engine = Self { host, dir: scratch(), dockerd: None };
+        Self::begin(host, false)
+    }
+
+    /// The same, of an engine that takes over the containers that ran when it ended.
+    pub fn live_restoring(host: &'a Host) -> Self {
+        Self::begin(host, true)
+    }
+
+    fn begin(host: &'a Host, live_restore: bool) -> Self {
+        let mut engine = Self { host, dir: scratch(), live_restore, dockerd: None };
         engine.start_again();
+        report_version("Docker Engine", &engine.ok(&["version", "--format", "{{.Server.Version}}"]));
         let image = engine.dir.path().join("image.tar");
         write_image(&image);
         engine.ok(&["import", image.to_str().expect("temporary paths are UTF-8"), IMAGE]);
@@ -105,6 +116,9 @@ impl<'a> Engine<'a> {
         command.arg("--exec-root").arg(self.dir.path().join("exec"));
         command.arg("--pidfile").arg(self.pid_file());
         command.arg("--host").arg(self.address());
+        if self.live_restore {
+            command.arg("--live-restore");
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file can be shared")).stderr(log);
         self.dockerd = Some(command.spawn().expect("dockerd can be started: tests/run installs it"));
         wait::until("the engine's first answer", START, || {
@@ -117,7 +131,7 @@ impl<'a> Engine<'a> {
     }
 
     fn client(&self) -> Command {
-        let mut command = Command::new(DOCKER);
+        let mut command = self.host.command(DOCKER);
         command.arg("--host").arg(self.address()).env("DOCKER_CONFIG", self.dir.path().join("client"));
         command.env_remove("DOCKER_CONTEXT").env_remove("DOCKER_TLS_VERIFY");
         command

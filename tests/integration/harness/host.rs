@@ -1,6 +1,9 @@
 //! A machine of its own, as far as volhost and an engine can tell: own host name, network, processes and mounts, an
 //! own `/run`, and private copies of `/etc` and `/var/lib`, so that programs run there exactly as documented.
 //!
+//! With [`ROOT`] set it has the programs of another system, whose tree lies in that directory: so the tests of engines
+//! run with other versions of them than this machine has (see `tests/engines`).
+//!
 //! The machine is a process whose namespaces are its own. Nothing of it has a name outside, so that any number of
 //! tests run side by side; it ends with that process, and takes everything on it along.
 
@@ -17,12 +20,32 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::wait::{self, SOON, Said};
 use super::{children, mortal, print_log, remove_control_group, scratch, signal};
 
+/// The environment variable that names the tree of another system, whose programs machines are to have.
+pub const ROOT: &str = "VOLHOST_TEST_ROOT";
+
 /// What the first process does: it sets the machine up, says so, and then waits for orphans, as an init must.
 ///
-/// `/etc` and `/var/lib` are overlays whose upper half lies in memory, so that the machine below stays as it is.
+/// `/etc` and `/var/lib` are overlays whose upper half lies in memory, so that the machine below stays as it is. The
+/// same goes for the whole of another system's tree, which is entered by `pivot_root`: in a mere chroot no engine can
+/// start containers. What the tests share with the machine is at the same path in both.
 const BOOT: &str = r#"
 set -eu
-hostname "$1"
+name=$1 other=$2
+shift 2
+hostname "$name"
+if [ -n "$other" ]; then
+    mount -t tmpfs -o mode=0755 tmpfs /mnt
+    mkdir /mnt/upper /mnt/work /mnt/root
+    mount -t overlay -o "lowerdir=$other,upperdir=/mnt/upper,workdir=/mnt/work" overlay /mnt/root
+    for shared in /proc /sys /dev "$@"; do
+        mkdir -p "/mnt/root$shared"
+        mount --rbind "$shared" "/mnt/root$shared"
+    done
+    cd /mnt/root
+    mkdir -p before
+    pivot_root . before
+    umount --lazy /before
+fi
 mount -t tmpfs -o mode=0755 tmpfs /run
 mount -t tmpfs -o mode=0755 tmpfs /mnt
 for tree in etc var/lib; do
@@ -54,9 +77,12 @@ impl Host {
         assert!(rustix::process::geteuid().is_root(), "this test needs root: run tests/run as root");
         let dir = scratch();
         let log = dir.path().join("boot.log");
+        let program = Path::new(env!("CARGO_BIN_EXE_volhost"));
         let mut unshare = mortal("unshare")
             .args(["--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"])
             .args(["sh", "-c", BOOT, "init", name])
+            .arg(std::env::var_os(ROOT).unwrap_or_default())
+            .args([std::env::temp_dir().as_path(), program.parent().expect("a program has a directory")])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&log).expect("the log can be made"))

@@ -16,6 +16,8 @@ pub mod storage;
 pub mod wait;
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Once;
@@ -96,6 +98,14 @@ pub fn children(pid: u32) -> Vec<u32> {
 pub fn signal(name: &str, pid: u32) {
     let sent = Command::new("kill").args(["-s", name, &pid.to_string()]).status();
     assert!(sent.is_ok_and(|status| status.success()), "cannot send {name} to process {pid}");
+}
+
+/// Notes which version of an engine a test has met, in the file that `tests/engines` names: the columns of its table.
+pub fn report_version(engine: &str, version: &str) {
+    let Some(path) = std::env::var_os("VOLHOST_TEST_VERSIONS") else { return };
+    let file = File::options().create(true).append(true).open(path);
+    let line = format!("{engine} {version}\n");
+    file.and_then(|mut file| file.write_all(line.as_bytes())).expect("the file of versions can be written");
 }
 
 /// Prints a log that helps to understand a failed test.
