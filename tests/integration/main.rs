@@ -1,10 +1,9 @@
 //! volhost as its users meet it: the real program, real sockets, real certificates, real engines.
 //!
 //! One binary, one file per subject; `harness` holds the processes they start. Nothing here looks inside the
-//! library, except `layout`, which reads its sources as text, and `readme`, which compares the README with its tables.
-//! Run it all with `tests/run`, which installs what the tests need; most of them need root.
-//! library, except `layout`, which reads its sources as text, and `crash` and `storm`, which take the names of
-//! its durable steps. Run it all with `tests/run`, which installs what the tests need; most of them need root.
+//! library, except `layout`, which reads its sources as text, `readme`, which compares the README with its tables, and
+//! `crash` and `storm`, which take the names of its durable steps. Run it all with `tests/run`, which installs what the
+//! tests need; most of them need root.
 
 #![allow(
     clippy::expect_used,
