@@ -9,6 +9,8 @@ mod desk;
 mod views;
 pub mod wire;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -39,7 +41,11 @@ pub struct Admin {
     desk: Desk,
     operator: Caller,
     connections: Arc<dyn Fn() -> usize + Send + Sync>,
+    reload: Reload,
 }
+
+/// Has everything read again that can be reloaded, and tells when that is done; what became of it is on the board.
+pub type Reload = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -58,8 +64,9 @@ impl Admin {
         desk: Desk,
         operator: Caller,
         connections: impl Fn() -> usize + Send + Sync + 'static,
+        reload: Reload,
     ) -> Arc<Self> {
-        Arc::new(Self { service, board, desk, operator, connections: Arc::new(connections) })
+        Arc::new(Self { service, board, desk, operator, connections: Arc::new(connections), reload })
     }
 
     /// The one filter that takes every request and answers it.
@@ -82,6 +89,10 @@ impl Admin {
         }
         match path {
             verb::STATUS => json(&views::status(&self.service, &self.board, (self.connections)())),
+            verb::RELOAD => {
+                (self.reload)().await;
+                json(&views::reloads(&self.board))
+            }
             verb::VOLUME_LS => json(&views::volumes(&self.service)),
             verb::VOLUME_TRASH => json(&views::trash(&self.service)),
             verb::VOLUME_CREATE => self.volume_create(decode(body)?).await,
@@ -187,8 +198,9 @@ impl Refusal {
     }
 
     fn unknown(path: &str) -> Self {
-        const VERBS: [&str; 15] = [
+        const VERBS: [&str; 16] = [
             verb::STATUS,
+            verb::RELOAD,
             verb::VOLUME_LS,
             verb::VOLUME_TRASH,
             verb::VOLUME_CREATE,
