@@ -23,7 +23,8 @@ pub struct Inheritance {
 
 impl Inheritance {
     /// Takes what systemd left in the environment, and removes it from there, so that no process started later takes
-    /// it for its own. To be called once, by a program that has one thread only.
+    /// it for its own; but for where messages go, which is needed to the end. To be called once, by a program that has
+    /// one thread only.
     ///
     /// # Errors
     /// When the variables of socket activation mean this process and cannot be understood, or name no open files.

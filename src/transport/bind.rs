@@ -281,4 +281,39 @@ mod tests {
         let listen = Listen::Https("127.0.0.1:0".parse().unwrap());
         assert_eq!(Bound::inherited_tcp(listen, socket).unwrap().address(), address);
     }
+
+    #[tokio::test]
+    async fn inherited_sockets_are_taken_by_their_address_and_the_rest_is_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, other) = (dir.path().join("x.sock"), dir.path().join("y.sock"));
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = tcp.local_addr().unwrap();
+        let unix = std::os::unix::net::UnixListener::bind(&ours).unwrap();
+        let listen = [Listen::Unix(other.clone()), Listen::Https(address), Listen::Unix(ours.clone())];
+        let bound = bind(&listen, vec![unix.into(), tcp.into()]).await.unwrap();
+        assert_eq!(bound.iter().map(|bound| bound.listen().clone()).collect::<Vec<_>>(), listen);
+        drop(bound);
+        assert!(ours.exists() && !other.exists(), "only the file of its own goes");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_cannot_be_served_is_refused() {
+        let tcp = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stranger = tcp();
+        let address = stranger.local_addr().unwrap();
+        // The port alone is not enough: it would be served where nobody wanted it.
+        let everywhere = Listen::Https(SocketAddr::new([0, 0, 0, 0].into(), address.port()));
+        let error = bind(&[everywhere.clone()], vec![stranger.into()]).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(&address.to_string()) && text.contains(&everywhere.to_string()), "{text}");
+
+        let listener = tcp();
+        let address = listener.local_addr().unwrap();
+        let connection = std::net::TcpStream::connect(address).unwrap();
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for socket in [OwnedFd::from(connection), OwnedFd::from(datagrams)] {
+            let error = bind(&[Listen::Https(address)], vec![socket]).await.unwrap_err();
+            assert!(matches!(error, BindError::NotListening(_)), "{error}");
+        }
+    }
 }
