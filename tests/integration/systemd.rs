@@ -33,8 +33,11 @@ fn the_units_are_understood_and_closed_to_what_is_not_justified() {
         let text =
             std::fs::read_to_string(format!("/lib/systemd/system/{unit}")).expect("docker.io is installed");
         for line in text.lines().filter_map(|line| line.strip_prefix("Exec")) {
-            let program = line.split(['=', ' ']).find(|word| word.starts_with('/')).unwrap();
-            machine.run(["ln", "-sf", "/bin/true", program]).ok();
+            let program = line
+                .split(['=', ' '])
+                .find_map(|word| word.trim_start_matches('-').strip_prefix('/'))
+                .unwrap();
+            machine.run(["ln", "-sf", "/bin/true", &format!("/{program}")]).ok();
         }
         machine.put(&format!("/etc/systemd/system/{unit}"), &text);
     }
@@ -86,7 +89,7 @@ fn it_is_active_when_it_serves_and_reloaded_when_that_is_in_force() {
     assert_eq!(made, "2775 33 44");
     machine.run(["volhost", "volume", "rm", "db"]).ok();
     machine.run(["volhost", "volume", "restore", "db"]).ok();
-    machine.run(["volhost", "volume", "rm", "--now", "db"]).ok();
+    machine.run(["volhost", "volume", "rm", "--now", "--yes", "db"]).ok();
 
     let map = json!({ "default": "/var/lib/volhost/volumes", "more": "/srv/more" });
     machine.put("/etc/volhost/backends.json", &map.to_string());
@@ -111,8 +114,8 @@ fn it_is_active_when_it_serves_and_reloaded_when_that_is_in_force() {
     assert_eq!(machine.property("StatusText"), "serving on https://127.0.0.1:7443");
 
     machine.systemctl("stop", "volhost.service").ok();
-    let end = ["Result", "ExecMainCode", "ExecMainStatus"].map(|name| machine.property(name));
-    assert_eq!(end, ["success", "1", "0"], "it exits with 0 by itself");
+    let journal = machine.journal();
+    assert!(journal.contains("draining") && journal.contains("Deactivated successfully"), "{journal}");
 
     // What a restart cannot mend is not tried again.
     configure(&machine, &json!({ "listen": 7443 }));
@@ -127,7 +130,8 @@ fn lock_catalog(machine: &Machine) -> Child {
     const SCRIPT: &str = r#"
 use Fcntl qw(:DEFAULT :seek);
 open(my $file, "+<", "/var/lib/volhost/catalog.db-shm") or die $!;
-fcntl($file, F_SETLK, pack("s s x4 q q l x4", F_WRLCK, SEEK_SET, 120, 1, 0)) or die $!;
+my $lock = pack("s s x4 q q l x4", F_WRLCK, SEEK_SET, 120, 1, 0);
+fcntl($file, F_SETLK, $lock) or die $!;
 $| = 1;
 print "locked\n";
 sleep 600;
@@ -155,7 +159,7 @@ fn the_watchdog_ends_a_service_that_stands_still() {
     assert_eq!(machine.property("MainPID"), pid);
 
     // Everything stands still.
-    machine.run(["kill", "-s", "STOP", &pid]).ok();
+    machine.run(["systemctl", "kill", "--signal=STOP", "volhost.service"]).ok();
     let again = || {
         let properties = ["NRestarts", "ActiveState"].map(|name| machine.property(name));
         (properties == ["1", "active"]).then_some(())
