@@ -15,7 +15,6 @@ mod tls;
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ pub use self::error::ServeError;
 use self::pulse::{Pulse, status_line};
 use self::reload::{Asked, Reloader};
 use self::tls::Tls;
-use crate::admin::{Admin, Board, Desk, Issuing};
+use crate::admin::{self, Admin, Board, Desk, Issuing};
 use crate::backend;
 use crate::catalog::{self, Catalog, Change, Location};
 use crate::config::watch::{Unit, Watcher};
@@ -177,7 +176,7 @@ impl App {
         let counted = Arc::clone(&server);
         let connections = move || counted.connections().values().sum();
         let (reloads, asked) = mpsc::unbounded_channel();
-        let reload = Box::new(reload_by(reloads.clone()));
+        let reload = reload_by(reloads.clone());
         let admin = Admin::new(Arc::clone(&service), Arc::clone(&board), desk, operator, connections, reload);
         board.update(|facts| {
             facts.name.clone_from(&config.name);
@@ -208,7 +207,7 @@ impl App {
             watcher,
             listening: addresses(&bound).collect(),
         };
-        let pulse = Pulse::new(inheritance.watchdog, catalog);
+        let pulse = Pulse::new(inheritance.watchdog, catalog, Arc::clone(&board));
         Ok(Self {
             server,
             bound,
@@ -338,15 +337,13 @@ fn issuing(config: &Config, bound: &[Bound], tls: &Tls) -> Issuing {
 }
 
 /// Reloads everything, for somebody who waits for it.
-fn reload_by(
-    reloads: mpsc::UnboundedSender<Asked>,
-) -> impl Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync {
-    move || {
+fn reload_by(reloads: mpsc::UnboundedSender<Asked>) -> admin::Reload {
+    Box::new(move || {
         let (done, wait) = oneshot::channel();
-        // Where nobody reloads any more the answer is dropped, and the wait is over.
+        // Where nobody reloads any more `done` is dropped, which ends the wait.
         let _ = reloads.send(Asked { units: &EVERYTHING, done: Some(done) });
-        Box::pin(async move { drop(wait.await) })
-    }
+        Box::pin(async move { wait.await.is_ok() })
+    })
 }
 
 fn desk(

@@ -44,8 +44,9 @@ pub struct Admin {
     reload: Reload,
 }
 
-/// Has everything read again that can be reloaded, and tells when that is done; what became of it is on the board.
-pub type Reload = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+/// Has everything read again that can be reloaded, and answers when that is done, with whether it was; what became of it
+/// is on the board.
+pub type Reload = Box<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -89,10 +90,11 @@ impl Admin {
         }
         match path {
             verb::STATUS => json(&views::status(&self.service, &self.board, (self.connections)())),
-            verb::RELOAD => {
-                (self.reload)().await;
-                json(&views::reloads(&self.board))
-            }
+            verb::RELOAD if (self.reload)().await => json(&views::reloads(&self.board)),
+            verb::RELOAD => Err(Refusal::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "nothing is read again any more: the service is stopping, or its log says why; restart it",
+            )),
             verb::VOLUME_LS => json(&views::volumes(&self.service)),
             verb::VOLUME_TRASH => json(&views::trash(&self.service)),
             verb::VOLUME_CREATE => self.volume_create(decode(body)?).await,

@@ -12,6 +12,7 @@ use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::admin::Board;
 use crate::admin::board::Facts;
 use crate::catalog::{Catalog, CatalogError, Change};
 use crate::error::chain;
@@ -23,6 +24,7 @@ const ROUNDS: u32 = 4;
 /// Asks the catalog again and again, and gives signs of life.
 pub(super) struct Pulse {
     catalog: Arc<dyn Catalog>,
+    board: Arc<Board>,
     /// None where no watchdog waits.
     rounds: Option<Interval>,
     question: Option<Question>,
@@ -49,13 +51,13 @@ enum Found {
 
 impl Pulse {
     /// For a watchdog that waits so long; none, if there is none.
-    pub(super) fn new(watchdog: Option<Duration>, catalog: Arc<dyn Catalog>) -> Self {
+    pub(super) fn new(watchdog: Option<Duration>, catalog: Arc<dyn Catalog>, board: Arc<Board>) -> Self {
         let rounds = watchdog.filter(|time| !time.is_zero()).map(|time| {
             let mut rounds = interval(time / ROUNDS);
             rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
             rounds
         });
-        Self { catalog, rounds, question: None }
+        Self { catalog, board, rounds, question: None }
     }
 
     /// Waits until it is time for [`beat`](Self::beat); for ever without a watchdog. Safe to drop while waiting.
@@ -73,6 +75,7 @@ impl Pulse {
                 Found::Answer => {
                     if question.told {
                         log::info!("the catalog answers again, after {:?}", question.asked.elapsed());
+                        systemd::status(&status_line(&self.board.read()));
                     }
                     systemd::alive();
                 }

@@ -303,7 +303,7 @@ mod tests {
         let address = stranger.local_addr().unwrap();
         // The port alone is not enough: it would be served where nobody wanted it.
         let everywhere = Listen::Https(SocketAddr::new([0, 0, 0, 0].into(), address.port()));
-        let error = bind(&[everywhere.clone()], vec![stranger.into()]).await.unwrap_err();
+        let error = bind(std::slice::from_ref(&everywhere), vec![stranger.into()]).await.unwrap_err();
         let text = error.to_string();
         assert!(text.contains(&address.to_string()) && text.contains(&everywhere.to_string()), "{text}");
 

@@ -24,13 +24,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tower_service::Service;
 
 use super::activity::{Activity, Watched};
 use super::registry::Key;
 use super::tls::{Revocation, State};
-use super::{CloseWithoutAnswer, Server};
+use super::{CloseWithoutAnswer, NEWCOMER, Server};
 use crate::error::chain;
 use crate::host::identity::{self, Identity, IdentityError};
 use crate::host::name::HostName;
@@ -213,9 +214,13 @@ where
 {
     log::debug!("{connection}: open");
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&connection.activity)));
+    let opened = Instant::now();
+    let first_request = Arc::new(Notify::new());
     let handler = {
         let (server, connection) = (Arc::clone(&server), Arc::clone(&connection));
+        let first_request = Arc::clone(&first_request);
         service_fn(move |request| {
+            first_request.notify_one();
             let answer = answer(Arc::clone(&server), Arc::clone(&connection), service.clone(), request);
             TakenIn { answer: Box::pin(answer), begun: false }
         })
@@ -233,6 +238,8 @@ where
     orders.mark_changed();
     let mut drained = pin!(async {
         server.drain.started().await;
+        // Who has just come would lose the request that it came for.
+        let _ = tokio::time::timeout_at(opened + NEWCOMER, first_request.notified()).await;
         connection.finish();
         server.drain.expired().await;
     });

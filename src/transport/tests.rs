@@ -505,6 +505,19 @@ async fn a_drain_finishes_what_is_under_way_and_takes_nothing_new() {
 }
 
 #[tokio::test]
+async fn a_drain_lets_those_who_have_just_come_ask_once() {
+    let fixture = Fixture::https().await;
+    let mut used = fixture.client("web1", 1).await;
+    used.call("/who").await.unwrap();
+    let mut new = fixture.client("web1", 1).await;
+    fixture.drain.start(LONG);
+    assert!(used.rest().await.is_empty());
+    new.call("/who").await.unwrap();
+    assert!(new.rest().await.is_empty());
+    assert_eq!(fixture.drain.drained().await, 0);
+}
+
+#[tokio::test]
 async fn a_drain_drops_what_is_left_at_its_deadline() {
     let fixture = Fixture::of(Listen::Http(LOOPBACK), limits()).await;
     let mut busy = Client::tcp(fixture.port).await;

@@ -236,9 +236,9 @@ fn sockets_are_held_through_restarts() {
     assert!(journal.contains("a socket on 127.0.0.1:7444 was handed over"), "{journal}");
 }
 
-/// Calls on ever new connections, none of which may be refused. A connection that the service had accepted when it was
-/// told to stop, and that no request had come on, is closed by it without an answer: the one after it must have one,
-/// as an engine that tries again gets it. Answers how many had one, and how many of them at the second try.
+/// Calls on ever new connections, none of which may be refused. One that was accepted just before the service was told
+/// to stop is closed when its request takes too long to come, as it may on a busy machine: then the one after it must
+/// have an answer, as an engine that tries again gets it. Answers how many had one, and how many at the second try.
 fn load(connect: &(dyn Fn() -> std::io::Result<Client> + Sync), done: &AtomicBool) -> (u32, u32) {
     let (mut answered, mut cut) = (0, 0);
     let call = || {
