@@ -24,8 +24,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::sync::watch;
 use tower_service::Service;
 
 use super::activity::{Activity, Watched};
@@ -214,13 +213,9 @@ where
 {
     log::debug!("{connection}: open");
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&connection.activity)));
-    let opened = Instant::now();
-    let first_request = Arc::new(Notify::new());
     let handler = {
         let (server, connection) = (Arc::clone(&server), Arc::clone(&connection));
-        let first_request = Arc::clone(&first_request);
         service_fn(move |request| {
-            first_request.notify_one();
             let answer = answer(Arc::clone(&server), Arc::clone(&connection), service.clone(), request);
             TakenIn { answer: Box::pin(answer), begun: false }
         })
@@ -239,7 +234,7 @@ where
     let mut drained = pin!(async {
         server.drain.started().await;
         // Who has just come would lose the request that it came for.
-        let _ = tokio::time::timeout_at(opened + NEWCOMER, first_request.notified()).await;
+        connection.activity.first_request(NEWCOMER).await;
         connection.finish();
         server.drain.expired().await;
     });
