@@ -6,6 +6,7 @@
 
 mod convert;
 mod error;
+mod pulse;
 pub mod recovery;
 mod reload;
 pub mod spec;
@@ -19,12 +20,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
 
 use self::convert::{in_force, to_limits, to_transport};
 pub use self::error::ServeError;
-use self::reload::Reloader;
+use self::pulse::{Pulse, status_line};
+use self::reload::{Asked, Reloader};
 use self::tls::Tls;
-use crate::admin::{Admin, Board, Desk, Issuing};
+use crate::admin::{self, Admin, Board, Desk, Issuing};
 use crate::backend;
 use crate::catalog::{self, Catalog, Change, Location};
 use crate::config::watch::{Unit, Watcher};
@@ -33,6 +36,7 @@ use crate::error::chain;
 use crate::host::name::HostName;
 use crate::host::{Caller, Via};
 use crate::process::signal::{self, Event};
+use crate::process::systemd::{self, Inheritance};
 use crate::process::{Drain, files};
 use crate::protocol::{self, Protocols};
 use crate::transport::{self, Bound, Listen, Revocation, Server};
@@ -47,11 +51,16 @@ const BRING_UP: Duration = Duration::from_secs(5);
 /// How many files may be open beside connections over the network: the catalog, backends, Unix sockets.
 const FILES_BESIDE: u64 = 1024;
 
+/// What can be read again.
+const EVERYTHING: [Unit; 3] = [Unit::Config, Unit::Tls, Unit::Crl];
+
 /// How often it is looked whether the server's certificate is to be made anew.
 const RENEWAL: Duration = Duration::from_secs(6 * 3600);
 
 /// Serves until a signal ends it. Prints one `listening on ADDRESS` line for each listener, then `ready`.
 pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
+    let inheritance = Inheritance::take()
+        .map_err(|source| ServeError::System { what: "systemd's sockets cannot be taken", source })?;
     let loaded = load(paths, file).map_err(ServeError::Configuration)?;
     let needed = loaded.config.limits.connections as u64 + FILES_BESIDE;
     if let Some(files) = files::raise_limit().filter(|files| *files < needed) {
@@ -72,7 +81,7 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
         .build()
         .map_err(|source| ServeError::System { what: "no threads", source })?;
     let result = runtime.block_on(async {
-        let service = App::build(paths, file, loaded, tls, Arc::clone(&catalog)).await;
+        let service = App::build(paths, file, loaded, tls, Arc::clone(&catalog), inheritance).await;
         let result = match service {
             Ok(app) => app.run().await,
             Err(error) => Err(error),
@@ -114,7 +123,10 @@ struct App {
     board: Arc<Board>,
     drain: Drain,
     reloader: Reloader,
-    events: tokio::sync::mpsc::UnboundedReceiver<Event>,
+    reloads: mpsc::UnboundedSender<Asked>,
+    asked: mpsc::UnboundedReceiver<Asked>,
+    events: mpsc::UnboundedReceiver<Event>,
+    pulse: Pulse,
 }
 
 impl App {
@@ -124,6 +136,7 @@ impl App {
         loaded: Loaded,
         tls: Tls,
         catalog: Arc<dyn Catalog>,
+        inheritance: Inheritance,
     ) -> Result<Self, ServeError> {
         let (sender, events) =
             signal::listen().map_err(|source| ServeError::System { what: "no signals", source })?;
@@ -136,7 +149,7 @@ impl App {
 
         let mut listen: Vec<_> = config.listen.iter().map(to_transport).collect();
         listen.push(Listen::Admin(config.admin.clone()));
-        let bound = transport::bind(&listen).await?;
+        let bound = transport::bind(&listen, inheritance.sockets).await?;
 
         let drain = Drain::new();
         let limits = Arc::new(ArcSwap::from_pointee(to_limits(config)));
@@ -162,7 +175,9 @@ impl App {
         let operator = Caller { host: config.node.clone(), via: Via::Admin };
         let counted = Arc::clone(&server);
         let connections = move || counted.connections().values().sum();
-        let admin = Admin::new(Arc::clone(&service), Arc::clone(&board), desk, operator, connections);
+        let (reloads, asked) = mpsc::unbounded_channel();
+        let reload = reload_by(reloads.clone());
+        let admin = Admin::new(Arc::clone(&service), Arc::clone(&board), desk, operator, connections, reload);
         board.update(|facts| {
             facts.name.clone_from(&config.name);
             facts.node = config.node.to_string();
@@ -192,11 +207,38 @@ impl App {
             watcher,
             listening: addresses(&bound).collect(),
         };
-        Ok(Self { server, bound, protocols, admin, service, board, drain, reloader, events })
+        let pulse = Pulse::new(inheritance.watchdog, catalog, Arc::clone(&board));
+        Ok(Self {
+            server,
+            bound,
+            protocols,
+            admin,
+            service,
+            board,
+            drain,
+            reloader,
+            reloads,
+            asked,
+            events,
+            pulse,
+        })
     }
 
     async fn run(self) -> Result<(), ServeError> {
-        let Self { server, bound, protocols, admin, service, board, drain, mut reloader, mut events } = self;
+        let Self {
+            server,
+            bound,
+            protocols,
+            admin,
+            service,
+            board,
+            drain,
+            reloader,
+            reloads,
+            asked,
+            mut events,
+            mut pulse,
+        } = self;
         let addresses: Vec<_> = addresses(&bound).collect();
         for bound in bound {
             let server = Arc::clone(&server);
@@ -212,19 +254,15 @@ impl App {
         tokio::spawn(Arc::clone(&service).keep_copies());
         board.update(|facts| facts.since = Some(OffsetDateTime::now_utc()));
         announce(&addresses)?;
+        systemd::ready(&status_line(&board.read()));
 
         let mut renewal = tokio::time::interval(RENEWAL);
         renewal.tick().await;
-        let (reloads, mut asked) = tokio::sync::mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            while let Some(units) = asked.recv().await {
-                reloader.reload(units).await;
-            }
-        });
+        tokio::spawn(reloader.run(asked));
         loop {
             let units: &[Unit] = tokio::select! {
                 event = events.recv() => match event {
-                    Some(Event::Reload) => &[Unit::Config, Unit::Tls, Unit::Crl],
+                    Some(Event::Reload) => &EVERYTHING,
                     Some(Event::Changed(Unit::Config)) => &[Unit::Config],
                     Some(Event::Changed(Unit::Tls)) => &[Unit::Tls],
                     Some(Event::Changed(Unit::Crl)) => &[Unit::Crl],
@@ -232,11 +270,17 @@ impl App {
                 },
                 // Making our own certificates anew, where it is time, is part of reading them.
                 _ = renewal.tick() => &[Unit::Tls],
+                () = pulse.due() => {
+                    pulse.beat();
+                    continue;
+                }
             };
             // The receiver ends only by a panic, which was logged.
-            let _ = reloads.send(units);
+            let _ = reloads.send(Asked::of(units));
         }
-        log::info!("draining: requests in flight have {} s", DRAIN.as_secs());
+        let draining = format!("draining: requests in flight have {} s", DRAIN.as_secs());
+        log::info!("{draining}");
+        systemd::stopping(&draining);
         drain.start(DRAIN);
         let unfinished = drain.drained().await;
         if unfinished > 0 {
@@ -292,12 +336,22 @@ fn issuing(config: &Config, bound: &[Bound], tls: &Tls) -> Issuing {
     }
 }
 
+/// Reloads everything, for somebody who waits for it.
+fn reload_by(reloads: mpsc::UnboundedSender<Asked>) -> admin::Reload {
+    Box::new(move || {
+        let (done, wait) = oneshot::channel();
+        // Where nobody reloads any more `done` is dropped, which ends the wait.
+        let _ = reloads.send(Asked { units: &EVERYTHING, done: Some(done) });
+        Box::pin(async move { wait.await.is_ok() })
+    })
+}
+
 fn desk(
     catalog: &Arc<dyn Catalog>,
     tls: &Tls,
     issuing: &Arc<ArcSwap<Issuing>>,
     server: &Arc<Server>,
-    events: &tokio::sync::mpsc::UnboundedSender<Event>,
+    events: &mpsc::UnboundedSender<Event>,
 ) -> Desk {
     let (issuing, server, events) = (Arc::clone(issuing), Arc::clone(server), events.clone());
     Desk {

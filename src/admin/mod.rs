@@ -9,6 +9,8 @@ mod desk;
 mod views;
 pub mod wire;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -39,7 +41,12 @@ pub struct Admin {
     desk: Desk,
     operator: Caller,
     connections: Arc<dyn Fn() -> usize + Send + Sync>,
+    reload: Reload,
 }
+
+/// Has everything read again that can be reloaded, and answers when that is done, with whether it was; what became of it
+/// is on the board.
+pub type Reload = Box<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -58,8 +65,9 @@ impl Admin {
         desk: Desk,
         operator: Caller,
         connections: impl Fn() -> usize + Send + Sync + 'static,
+        reload: Reload,
     ) -> Arc<Self> {
-        Arc::new(Self { service, board, desk, operator, connections: Arc::new(connections) })
+        Arc::new(Self { service, board, desk, operator, connections: Arc::new(connections), reload })
     }
 
     /// The one filter that takes every request and answers it.
@@ -82,6 +90,11 @@ impl Admin {
         }
         match path {
             verb::STATUS => json(&views::status(&self.service, &self.board, (self.connections)())),
+            verb::RELOAD if (self.reload)().await => json(&views::reloads(&self.board)),
+            verb::RELOAD => Err(Refusal::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "nothing is read again any more: the service is stopping, or its log says why; restart it",
+            )),
             verb::VOLUME_LS => json(&views::volumes(&self.service)),
             verb::VOLUME_TRASH => json(&views::trash(&self.service)),
             verb::VOLUME_CREATE => self.volume_create(decode(body)?).await,
@@ -183,8 +196,9 @@ impl Refusal {
     }
 
     fn unknown(path: &str) -> Self {
-        const VERBS: [&str; 15] = [
+        const VERBS: [&str; 16] = [
             verb::STATUS,
+            verb::RELOAD,
             verb::VOLUME_LS,
             verb::VOLUME_TRASH,
             verb::VOLUME_CREATE,

@@ -15,12 +15,7 @@ use crate::volume::{BackendInfo, Seen, Service, TrashedInfo};
 
 pub(super) fn status(service: &Service, board: &Board, connections: usize) -> wire::Status {
     let (view, facts) = (service.view(), board.read());
-    let reload = facts.last_reload().map(|Reloaded { at, unit, faults }| wire::Reload {
-        at: rfc3339(*at),
-        unit: (*unit).into(),
-        result: if faults.is_empty() { "applied" } else { "rejected" }.into(),
-        faults: faults.clone(),
-    });
+    let reload = facts.last_reload().map(reloaded);
     wire::Status {
         version: env!("CARGO_PKG_VERSION").into(),
         name: facts.name,
@@ -36,6 +31,20 @@ pub(super) fn status(service: &Service, board: &Board, connections: usize) -> wi
         needs_restart: facts.needs_restart,
         spec: facts.spec,
         server_certificate_expires: facts.server_certificate_expires.map(rfc3339),
+    }
+}
+
+/// What became of the latest reload of each kind.
+pub(super) fn reloads(board: &Board) -> Vec<wire::Reload> {
+    board.read().reloads.iter().map(reloaded).collect()
+}
+
+fn reloaded(Reloaded { at, unit, faults }: &Reloaded) -> wire::Reload {
+    wire::Reload {
+        at: rfc3339(*at),
+        unit: (*unit).into(),
+        result: if faults.is_empty() { "applied" } else { "rejected" }.into(),
+        faults: faults.clone(),
     }
 }
 

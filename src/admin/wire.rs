@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub mod verb {
     /// [`Nothing`](super::Nothing) → [`Status`](super::Status)
     pub const STATUS: &str = "/status";
+    /// [`Nothing`](super::Nothing) → a list of [`Reload`](super::Reload), once all is done
+    pub const RELOAD: &str = "/reload";
     /// [`Nothing`](super::Nothing) → a list of [`Volume`](super::Volume)
     pub const VOLUME_LS: &str = "/volume/ls";
     /// [`Nothing`](super::Nothing) → a list of [`Trashed`](super::Trashed)

@@ -77,7 +77,10 @@ impl ServeError {
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Configuration(_) | Self::Tls { .. } | Self::Authority { .. } => true,
+            Self::Configuration(_)
+            | Self::Tls { .. }
+            | Self::Authority { .. }
+            | Self::Bind(BindError::Inherited { .. }) => true,
             Self::Read { .. }
             | Self::Pki(_)
             | Self::Open(_)

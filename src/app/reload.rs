@@ -9,8 +9,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
 
 use super::convert::{in_force, to_limits};
+use super::pulse::status_line;
 use super::tls::{Tls, worded};
 use super::{ServeError, spec, tls};
 use crate::admin::board::Reloaded;
@@ -19,6 +21,7 @@ use crate::config::watch::{Seen, Unit, Watcher};
 use crate::config::{self, Config, Paths};
 use crate::discovery::Written;
 use crate::error::chain;
+use crate::process::systemd;
 use crate::transport::{Limits, Server};
 use crate::volume::Service;
 
@@ -45,6 +48,20 @@ pub(super) struct Reloader {
     pub(super) listening: Vec<String>,
 }
 
+/// What is to be read again.
+pub(super) struct Asked {
+    pub(super) units: &'static [Unit],
+    /// Told when it is done, where somebody waits.
+    pub(super) done: Option<oneshot::Sender<()>>,
+}
+
+impl Asked {
+    /// By somebody who does not wait.
+    pub(super) fn of(units: &'static [Unit]) -> Self {
+        Self { units, done: None }
+    }
+}
+
 /// What is to be followed, as it was when it was last read.
 pub(super) fn followed(files: &[Seen], tls: &Tls) -> BTreeMap<Unit, Vec<Seen>> {
     let (certificates, list) = tls.followed();
@@ -52,8 +69,21 @@ pub(super) fn followed(files: &[Seen], tls: &Tls) -> BTreeMap<Unit, Vec<Seen>> {
 }
 
 impl Reloader {
+    /// Does one reload after another until nobody can ask any more.
+    pub(super) async fn run(mut self, mut asked: mpsc::UnboundedReceiver<Asked>) {
+        while let Some(Asked { units, done }) = asked.recv().await {
+            systemd::reloading();
+            self.reload(units).await;
+            systemd::ready(&status_line(&self.board.read()));
+            if let Some(done) = done {
+                // Who asked may have given up waiting.
+                let _ = done.send(());
+            }
+        }
+    }
+
     /// Reads these units again. Blocking work is done where it delays no request.
-    pub(super) async fn reload(&mut self, units: &[Unit]) {
+    async fn reload(&mut self, units: &[Unit]) {
         for unit in units {
             tokio::task::block_in_place(|| match unit {
                 Unit::Config => self.reload_config(),

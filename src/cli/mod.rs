@@ -35,6 +35,7 @@ mod lint;
 mod man;
 mod mount;
 mod prompt;
+mod reload;
 mod serve;
 mod spec;
 mod status;
@@ -84,6 +85,7 @@ enum Command {
     Serve(serve::Serve),
     Check(check::Check),
     Status(status::Status),
+    Reload(reload::Reload),
     #[command(subcommand)]
     Volume(volume::Volume),
     #[command(subcommand)]
@@ -244,6 +246,7 @@ fn dispatch(command: Command, shell: &mut Shell<'_>) -> Result<(), Error> {
         Command::Serve(args) => serve::run(&args, shell),
         Command::Check(args) => check::run(&args, shell),
         Command::Status(args) => status::run(&args, shell),
+        Command::Reload(args) => reload::run(&args, shell),
         Command::Volume(command) => volume::run(command, shell),
         Command::Mount(command) => mount::run(command, shell),
         Command::Backend(command) => backend::run(command, shell),

@@ -5,6 +5,7 @@
 pub mod drain;
 pub mod files;
 pub mod signal;
+pub mod systemd;
 
 pub use self::drain::Drain;
 pub use self::signal::Event;

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 
 /// How long a connection may stay as it is.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +26,12 @@ pub(super) struct Bounds {
 
 /// What a connection is doing.
 #[derive(Debug)]
-pub(super) struct Activity(Mutex<Noted>);
+pub(super) struct Activity {
+    opened: Instant,
+    noted: Mutex<Noted>,
+    /// Told of each request: who waits for the first is woken by any.
+    begun: Notify,
+}
 
 #[derive(Debug)]
 struct Noted {
@@ -50,7 +56,14 @@ enum Phase {
 
 impl Activity {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(Noted { phase: Phase::Idle, since: Instant::now(), blocked: None, ending: None }))
+        let opened = Instant::now();
+        let noted = Noted { phase: Phase::Idle, since: opened, blocked: None, ending: None };
+        Self { opened, noted: Mutex::new(noted), begun: Notify::new() }
+    }
+
+    /// Waits until a request has begun to be served, or the connection is as old as this.
+    pub(super) async fn first_request(&self, age: Duration) {
+        let _ = tokio::time::timeout_at((self.opened + age).into(), self.begun.notified()).await;
     }
 
     /// Since when it has been idle, if it is.
@@ -62,6 +75,7 @@ impl Activity {
     /// Notes that a request is served, until [`rest`](Self::rest).
     pub(super) fn begin(&self) {
         self.noted().enter(Phase::Busy);
+        self.begun.notify_one();
     }
 
     /// Notes that the request has been answered.
@@ -107,7 +121,7 @@ impl Activity {
     }
 
     fn noted(&self) -> MutexGuard<'_, Noted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -30,7 +30,7 @@ use tower_service::Service;
 use super::activity::{Activity, Watched};
 use super::registry::Key;
 use super::tls::{Revocation, State};
-use super::{CloseWithoutAnswer, Server};
+use super::{CloseWithoutAnswer, NEWCOMER, Server};
 use crate::error::chain;
 use crate::host::identity::{self, Identity, IdentityError};
 use crate::host::name::HostName;
@@ -233,6 +233,8 @@ where
     orders.mark_changed();
     let mut drained = pin!(async {
         server.drain.started().await;
+        // Who has just come would lose the request that it came for.
+        connection.activity.first_request(NEWCOMER).await;
         connection.finish();
         server.drain.expired().await;
     });

@@ -17,7 +17,7 @@ use tokio_rustls::server::TlsStream;
 use super::bind::canonical;
 use super::connection::{Connection, Credential, Verdicts};
 use super::registry::Key;
-use super::{Server, tls};
+use super::{NEWCOMER, Server, tls};
 use crate::error::chain;
 use crate::host::{Caller, Via};
 
@@ -59,7 +59,10 @@ impl Server {
                 refuse("it did not finish the TLS handshake before too many others began one");
                 return None;
             }
-            () = self.drain.started() => return None,
+            () = async {
+                self.drain.started().await;
+                tokio::time::sleep(NEWCOMER).await;
+            } => return None,
         };
         drop(place);
         let chain_of_peer = stream.get_ref().1.peer_certificates().unwrap_or_default();

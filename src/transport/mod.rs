@@ -12,6 +12,7 @@
 //! | a request's head, from its first byte | `limits.handshake` |
 //! | a request's body, and its service | the protocol's own, by `limits.request` |
 //! | an answer that the peer does not read | `limits.request` without a byte taken |
+//! | when the service ends: a handshake, and then the first request of a connection | 2 s each |
 //! | a connection between requests, or before the first | 15 minutes, less only when there is no room |
 //!
 //! Idle connections are kept because an engine loses the request that it sends just as we close; for the same reason a
@@ -76,6 +77,8 @@ use crate::process::drain::Guard;
 
 /// How often connections are looked at.
 const TICK: Duration = Duration::from_millis(500);
+/// How long, when the service ends, a connection that was just accepted has for its handshake and its first request.
+const NEWCOMER: Duration = Duration::from_secs(2);
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(15 * 60);
 

@@ -96,7 +96,7 @@ impl Fixture {
             drain: drain.clone(),
         };
         let server = Server::new(setup);
-        let bound = bind(&[listen]).await.unwrap().pop().unwrap();
+        let bound = bind(&[listen], Vec::new()).await.unwrap().pop().unwrap();
         let port = bound.address().rsplit_once(':').unwrap().1.parse().unwrap_or_default();
         let running = tokio::spawn(Arc::clone(&server).run(bound, service(&slow)));
         Self { server, port, tls, limits, drain, revoked, seen, running, slow, authority, own }
@@ -362,7 +362,7 @@ async fn an_idle_connection_ends_only_after_very_long() {
         drain,
     };
     let server = Arc::new(Server::with_idle(setup, Duration::from_secs(1)));
-    let bound = bind(&[Listen::Http(LOOPBACK)]).await.unwrap().pop().unwrap();
+    let bound = bind(&[Listen::Http(LOOPBACK)], Vec::new()).await.unwrap().pop().unwrap();
     let port = bound.address().rsplit_once(':').unwrap().1.parse().unwrap();
     tokio::spawn(server.run(bound, service(&Slow::new())));
     let mut client = Client::tcp(port).await;
@@ -434,7 +434,8 @@ async fn the_total_counts_the_network_and_not_the_unix_sockets() {
     fixture.limits.store(Arc::new(Limits { connections: 2, ..limits() }));
     let dir = tempfile::tempdir().unwrap();
     let (unix, admin) = (dir.path().join("x.sock"), dir.path().join("admin.sock"));
-    for bound in bind(&[Listen::Unix(unix.clone()), Listen::Admin(admin.clone())]).await.unwrap() {
+    for bound in bind(&[Listen::Unix(unix.clone()), Listen::Admin(admin.clone())], Vec::new()).await.unwrap()
+    {
         tokio::spawn(Arc::clone(&fixture.server).run(bound, service(&fixture.slow)));
     }
     let (mut first, mut second) = (fixture.client("web1", 1).await, fixture.client("web2", 1).await);
@@ -500,6 +501,19 @@ async fn a_drain_finishes_what_is_under_way_and_takes_nothing_new() {
     fixture.slow.release();
     assert!(busy.answer().await.unwrap().ends_with("slow"));
     assert!(busy.rest().await.is_empty());
+    assert_eq!(fixture.drain.drained().await, 0);
+}
+
+#[tokio::test]
+async fn a_drain_lets_those_who_have_just_come_ask_once() {
+    let fixture = Fixture::https().await;
+    let mut used = fixture.client("web1", 1).await;
+    used.call("/who").await.unwrap();
+    let mut new = fixture.client("web1", 1).await;
+    fixture.drain.start(LONG);
+    assert!(used.rest().await.is_empty());
+    new.call("/who").await.unwrap();
+    assert!(new.rest().await.is_empty());
     assert_eq!(fixture.drain.drained().await, 0);
 }
 

@@ -34,6 +34,7 @@ mod reload;
 mod serve;
 mod shaky;
 mod storm;
+mod systemd;
 mod traces;
 mod transports;
 mod trash;

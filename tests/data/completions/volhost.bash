@@ -40,6 +40,9 @@ _volhost() {
             volhost,mount)
                 cmd="volhost__subcmd__mount"
                 ;;
+            volhost,reload)
+                cmd="volhost__subcmd__reload"
+                ;;
             volhost,serve)
                 cmd="volhost__subcmd__serve"
                 ;;
@@ -126,6 +129,9 @@ _volhost() {
                 ;;
             volhost__subcmd__help,mount)
                 cmd="volhost__subcmd__help__subcmd__mount"
+                ;;
+            volhost__subcmd__help,reload)
+                cmd="volhost__subcmd__help__subcmd__reload"
                 ;;
             volhost__subcmd__help,serve)
                 cmd="volhost__subcmd__help__subcmd__serve"
@@ -335,7 +341,7 @@ _volhost() {
 
     case "${cmd}" in
         volhost)
-            opts="-h -V --root --config --socket --json --help --version serve check status volume mount backend host catalog spec completions man help"
+            opts="-h -V --root --config --socket --json --help --version serve check status reload volume mount backend host catalog spec completions man help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -769,7 +775,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help)
-            opts="serve check status volume mount backend host catalog spec completions man help"
+            opts="serve check status reload volume mount backend host catalog spec completions man help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1051,6 +1057,20 @@ _volhost() {
         volhost__subcmd__help__subcmd__mount__subcmd__release)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__reload)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -1627,6 +1647,32 @@ _volhost() {
         volhost__subcmd__mount__subcmd__release)
             opts="-y -h --all --yes --root --config --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__reload)
+            opts="-h --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

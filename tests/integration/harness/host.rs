@@ -184,15 +184,7 @@ impl Host {
 
     /// Connects as a program on this machine would.
     pub fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let network = File::open(format!("/proc/{}/ns/net", self.init))?;
-        // A socket belongs to the network it was made in, whichever thread uses it later: so a thread goes there.
-        let there = move || {
-            move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))?;
-            let stream = TcpStream::connect_timeout(&address, SOON)?;
-            stream.set_read_timeout(Some(SOON))?;
-            Ok(stream)
-        };
-        std::thread::spawn(there).join().expect("the thread does not panic")
+        dial(self.init, address)
     }
 }
 
@@ -203,4 +195,17 @@ impl Drop for Host {
         let _ = self.unshare.wait();
         remove_control_group(&self.control_group());
     }
+}
+
+/// Connects from the network that a process is in.
+pub fn dial(init: u32, address: SocketAddr) -> io::Result<TcpStream> {
+    let network = File::open(format!("/proc/{init}/ns/net"))?;
+    // A socket belongs to the network it was made in, whichever thread uses it later: so a thread goes there.
+    let there = move || {
+        move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))?;
+        let stream = TcpStream::connect_timeout(&address, SOON)?;
+        stream.set_read_timeout(Some(SOON))?;
+        Ok(stream)
+    };
+    std::thread::spawn(there).join().expect("the thread does not panic")
 }

@@ -13,6 +13,7 @@ pub mod host;
 pub mod http;
 pub mod state;
 pub mod storage;
+pub mod systemd;
 pub mod wait;
 
 use std::ffi::OsStr;

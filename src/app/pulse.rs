@@ -1,0 +1,169 @@
+//! What the service manager sees of a running service: its status line, and the watchdog's sign of life.
+//!
+//! A sign of life is given only where the service does its work: by the main loop, when that comes round, and when the
+//! catalog's writer has answered since the last one, through a task that one of the runtime's workers ran. It must
+//! never be given by a thread of its own, which would go on while everything else stands still.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use tokio::task::JoinHandle;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use crate::admin::Board;
+use crate::admin::board::Facts;
+use crate::catalog::{Catalog, CatalogError, Change};
+use crate::error::chain;
+use crate::process::systemd;
+
+/// How many times within the watchdog's time the loop comes round and asks.
+const ROUNDS: u32 = 4;
+
+/// Asks the catalog again and again, and gives signs of life.
+pub(super) struct Pulse {
+    catalog: Arc<dyn Catalog>,
+    board: Arc<Board>,
+    /// None where no watchdog waits.
+    rounds: Option<Interval>,
+    question: Option<Question>,
+}
+
+/// What the catalog has been asked and not answered yet.
+struct Question {
+    asked: Instant,
+    answer: JoinHandle<Result<(), CatalogError>>,
+    /// Whether it was logged that it takes long.
+    told: bool,
+}
+
+/// What a round found.
+#[derive(Debug)]
+enum Found {
+    /// The catalog answered.
+    Answer,
+    /// It has not answered for so long.
+    Silence(Duration),
+    /// It cannot answer any more.
+    End(String),
+}
+
+impl Pulse {
+    /// For a watchdog that waits so long; none, if there is none.
+    pub(super) fn new(watchdog: Option<Duration>, catalog: Arc<dyn Catalog>, board: Arc<Board>) -> Self {
+        let rounds = watchdog.filter(|time| !time.is_zero()).map(|time| {
+            let mut rounds = interval(time / ROUNDS);
+            rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            rounds
+        });
+        Self { catalog, board, rounds, question: None }
+    }
+
+    /// Waits until it is time for [`beat`](Self::beat); for ever without a watchdog. Safe to drop while waiting.
+    pub(super) async fn due(&mut self) {
+        match &mut self.rounds {
+            Some(rounds) => drop(rounds.tick().await),
+            None => pending().await,
+        }
+    }
+
+    /// Gives a sign of life if the catalog has answered, and asks it again.
+    pub(super) fn beat(&mut self) {
+        if let Some(question) = &mut self.question {
+            match question.look() {
+                Found::Answer => {
+                    if question.told {
+                        log::info!("the catalog answers again, after {:?}", question.asked.elapsed());
+                        systemd::status(&status_line(&self.board.read()));
+                    }
+                    systemd::alive();
+                }
+                Found::Silence(time) => {
+                    if !question.told {
+                        let text = format!("the catalog has not answered for {} s", time.as_secs());
+                        log::error!("{text}: no sign of life to the watchdog until it does");
+                        systemd::status(&text);
+                        question.told = true;
+                    }
+                    return;
+                }
+                Found::End(why) => {
+                    log::error!("the catalog answers no more, and so no sign of life to the watchdog: {why}");
+                }
+            }
+        }
+        self.question = Some(Question::ask(&*self.catalog));
+    }
+}
+
+impl Question {
+    /// A change of nothing: it waits behind every change that is queued, for the one writer that makes them all.
+    fn ask(catalog: &dyn Catalog) -> Self {
+        let submitted = catalog.submit(Change::Seen(Vec::new()));
+        let answer = tokio::spawn(async move { submitted.await.map(drop) });
+        Self { asked: Instant::now(), answer, told: false }
+    }
+
+    fn look(&mut self) -> Found {
+        match (&mut self.answer).now_or_never() {
+            None => Found::Silence(self.asked.elapsed()),
+            Some(Ok(Ok(()))) => Found::Answer,
+            Some(Ok(Err(error))) => Found::End(chain(&error)),
+            Some(Err(error)) => Found::End(chain(&error)),
+        }
+    }
+}
+
+/// The service in one line, for `systemctl status`.
+pub(super) fn status_line(facts: &Facts) -> String {
+    let rejected = facts.reloads.iter().rev().find_map(|reload| Some((reload.unit, reload.faults.first()?)));
+    match rejected {
+        Some((unit, fault)) => {
+            format!("{unit} rejected, what was in force stays so: {fault} (`volhost status` tells all)")
+        }
+        None => format!("serving on {}", facts.listening.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::admin::board::Reloaded;
+    use crate::catalog::{self, Location};
+
+    #[tokio::test]
+    async fn the_catalogs_writer_answers_and_its_end_is_no_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = catalog::open(&Location::Sqlite(dir.path().join("catalog.db"))).unwrap();
+        let answered = async |mut question: Question| loop {
+            match question.look() {
+                Found::Silence(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                found => return found,
+            }
+        };
+        assert!(matches!(answered(Question::ask(&*catalog)).await, Found::Answer));
+        catalog.close().await;
+        let found = answered(Question::ask(&*catalog)).await;
+        assert!(matches!(&found, Found::End(why) if why.contains("closed")), "{found:?}");
+    }
+
+    #[test]
+    fn a_fault_is_shown_before_anything_else() {
+        let mut facts = Facts { listening: vec!["https://127.0.0.1:7443".into()], ..Facts::default() };
+        assert_eq!(status_line(&facts), "serving on https://127.0.0.1:7443");
+        let reload = |unit, faults: &[&str]| Reloaded {
+            at: OffsetDateTime::UNIX_EPOCH,
+            unit,
+            faults: faults.iter().map(ToString::to_string).collect(),
+        };
+        facts.reloads = vec![reload("configuration", &["volhost.json:1:2: no", "more"]), reload("crl", &[])];
+        let line = status_line(&facts);
+        assert!(
+            line.starts_with("configuration rejected") && line.contains("volhost.json:1:2: no"),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,31 @@
+//! `reload`: has the service read its files again, and waits for what becomes of it.
+
+use clap::Args;
+
+use super::{Error, Shell};
+use crate::admin::wire::{Nothing, Reload as Answer, verb};
+
+/// Have the service read its configuration, certificates and revocation list again
+///
+/// Changed files are followed by the service itself; this waits until they are in force, or tells the faults for which
+/// they were rejected. What was in force then stays so, and the exit code is 78.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  volhost reload
+  systemctl reload volhost         The same, where systemd runs the service")]
+pub(super) struct Reload {}
+
+pub(super) fn run(args: &Reload, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Reload {} = args;
+    let reloads: Vec<Answer> = shell.client()?.ask(verb::RELOAD, &Nothing {})?;
+    if shell.global.json {
+        shell.json(&reloads)?;
+    } else {
+        for Answer { at, unit, result, faults: _ } in &reloads {
+            shell.line(&format!("{unit} {result} at {at}"))?;
+        }
+    }
+    let faults = reloads.into_iter().flat_map(|reload| reload.faults).collect::<Vec<_>>();
+    if faults.is_empty() { Ok(()) } else { Err(Error::Configuration(faults.join("\n"))) }
+}
