@@ -73,6 +73,9 @@ pub struct Status {
     pub listening: Vec<String>,
     /// Where the catalog lies.
     pub catalog: String,
+    /// Why the catalog cannot be written at present.
+    #[serde(default)]
+    pub catalog_fault: Option<String>,
     /// How many volumes there are.
     pub volumes: usize,
     /// How many mounts there are: entries, not counts.

@@ -37,6 +37,7 @@ fn lines(status: &Answer, colour: bool) -> Vec<String> {
         node,
         listening,
         catalog,
+        catalog_fault,
         volumes,
         mounts,
         backends: _, // The table below the block.
@@ -78,6 +79,10 @@ fn lines(status: &Answer, colour: bool) -> Vec<String> {
             row("last reload", &format!("{unit} {result} at {at}"));
         }
     }
+    if let Some(fault) = catalog_fault {
+        let told = format!("it cannot be written: {fault}");
+        block.push(format!("  {:<13} {}", "catalog fault", alarming(&told, colour)));
+    }
     if !needs_restart.is_empty() {
         let told =
             format!("{}: changed in the file, but in force only after a restart", needs_restart.join(", "));
@@ -107,6 +112,7 @@ mod tests {
             node: "store1".into(),
             listening: vec!["https://127.0.0.1:7443".into(), "unix:/run/v.sock".into()],
             catalog: "sqlite:/var/lib/volhost/catalog.db".into(),
+            catalog_fault: None,
             volumes: 12,
             mounts: 1,
             backends: Vec::new(),
@@ -138,6 +144,7 @@ mod tests {
     fn a_rejected_reload_is_told_with_its_faults() {
         let mut status = status();
         status.needs_restart = vec!["catalog".into(), "listen".into()];
+        status.catalog_fault = Some("database or disk is full".into());
         status.last_reload = Some(Reload {
             at: "2026-01-02T04:00:00Z".into(),
             unit: "configuration".into(),
@@ -148,6 +155,7 @@ mod tests {
         assert!(text.contains("configuration REJECTED at 2026-01-02T04:00:00Z"), "{text}");
         assert!(text.contains("\n    volhost.json:3: listne: unknown field"), "{text}");
         assert!(text.contains("needs restart catalog, listen: changed"), "{text}");
+        assert!(text.contains("catalog fault it cannot be written: database or disk is full"), "{text}");
         let coloured = lines(&status, true).join("\n");
         assert!(coloured.contains("\x1b[31m"), "{coloured:?}");
     }

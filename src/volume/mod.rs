@@ -123,6 +123,12 @@ impl Service {
         self.catalog.view()
     }
 
+    /// Why the catalog cannot be written at present.
+    #[must_use]
+    pub fn catalog_fault(&self) -> Option<String> {
+        self.catalog.fault().as_deref().cloned()
+    }
+
     /// The volume, if it exists and this host may see it (`/VolumeDriver.Get`). Never waits.
     pub fn inspect(&self, caller: &Caller, name: &str) -> Result<Seen, Error> {
         let view = self.catalog.view();

@@ -287,9 +287,9 @@ async fn fill(catalog: &Arc<dyn Catalog>) -> usize {
 async fn a_full_catalog_refuses_what_needs_room_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("catalog.db");
-    let opened = file::open(&path).unwrap();
+    let (opened, lock) = file::open(&path).unwrap();
     let _: i64 = opened.writer.query_row("PRAGMA max_page_count = 40", [], |row| row.get(0)).unwrap();
-    let catalog: Arc<dyn Catalog> = Arc::new(serve(&path, opened).unwrap());
+    let catalog: Arc<dyn Catalog> = Arc::new(serve(&path, opened, lock).unwrap());
     let made = create(&catalog, "db").await;
     let fitted = fill(&catalog).await;
     assert!(fitted > 3);
