@@ -52,6 +52,7 @@ use crate::catalog::{Catalog, Change, View, Volume};
 use crate::host::Caller;
 use crate::host::access::Access;
 use crate::host::name::HostName;
+use crate::process::clock::Clock;
 
 /// What the configuration says of volumes: the backend map, and who may use what.
 #[derive(Debug, Default)]
@@ -79,6 +80,8 @@ pub struct Service {
     begun: Mutex<HashSet<VolumeId>>,
     seen: Mutex<BTreeMap<HostName, OffsetDateTime>>,
     purge: tokio::sync::Notify,
+    /// Looked at by the trash.
+    clock: Clock,
     copied: copies::Copied,
 }
 
@@ -107,6 +110,7 @@ impl Service {
             begun: Mutex::default(),
             seen: Mutex::default(),
             purge: tokio::sync::Notify::new(),
+            clock: Clock::default(),
             copied: copies::Copied::default(),
         }
     }

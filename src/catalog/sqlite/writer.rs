@@ -210,7 +210,8 @@ impl Writer {
 
     /// Looks whether the files are still there.
     fn look(&mut self) {
-        if !self.gone && !(self.files.presence.is_whole() && self.lock.is_in_place()) {
+        let there = self.files.presence.is_whole() && self.lock.is_in_place();
+        if !self.gone && !there {
             self.gone = true;
             log::error!(
                 "the catalog {} was removed, moved or replaced while volhost uses it: nothing is lost as long as \
