@@ -263,7 +263,6 @@ fn a_backend_that_is_remounted_read_only_is_still_read() {
 fn a_full_backend_lets_the_others_be_and_gives_room_by_its_trash() {
     let storage = Storage::new();
     let day = on_a_disk(&storage, 64);
-    // What is in the trash would be deleted for this; so it is something that can be missed.
     create(&day.daemon, "old", &json!({ "backend": "default" }));
     fs::write(day.root.join("old/data"), vec![1; 20 << 20]).unwrap();
     let mut filler = fs::File::create(day.root.join("idle/filler")).unwrap();
@@ -271,28 +270,33 @@ fn a_full_backend_lets_the_others_be_and_gives_room_by_its_trash() {
         while filler.write_all(&vec![1; size]).and_then(|()| filler.sync_all()).is_ok() {}
     }
     drop(filler);
-    let new = json!({ "Name": "new", "Opts": { "backend": "default" } });
+    // What is in the trash goes for room first; that gives room for a volume or two.
+    let new = |number: usize| json!({ "Name": format!("n{number}"), "Opts": { "backend": "default" } });
+    let mut made = 0;
     let err = until("the disk to be full", 2 * SOON, || {
-        // `gone`, the first in the trash, is deleted for room; that gives next to none.
-        let answer = rpc(&day.daemon, "Create", &new);
-        (answer.status != 200 && day.daemon.trash().is_empty()).then(|| answer.err())
+        let answer = rpc(&day.daemon, "Create", &new(made));
+        made += usize::from(answer.status == 200);
+        (answer.status == 500 && day.daemon.trash().is_empty()).then(|| answer.err())
     });
-    says(&err, &["No space left on device"]);
-    assert_eq!(backend(&day.daemon, "default")["free_bytes"], json!(0));
-    for name in ["kept", "idle"] {
+    says(&err, &[day.root.to_str().unwrap(), "No space left on device"]);
+    until("the operator to see it", SOON, || {
+        (backend(&day.daemon, "default")["free_bytes"].as_u64()? < 1 << 20).then_some(())
+    });
+    for name in ["kept", "idle", "old"] {
         done(&day.daemon, "Get", &named(name));
         done(&day.daemon, "Mount", &mounting(name, "one"));
         done(&day.daemon, "Unmount", &mounting(name, "one"));
     }
     create(&day.daemon, "aside", &json!({ "backend": "other" }));
-    // A volume that is removed now goes for good as soon as its room is needed, which is at once.
+    // A volume that is removed now is deleted as soon as its room is needed, which is at once.
     done(&day.daemon, "Remove", &named("old"));
     until("there to be room again", 2 * SOON, || {
-        (rpc(&day.daemon, "Create", &new).status == 200).then_some(())
+        (rpc(&day.daemon, "Create", &new(made)).status == 200).then_some(())
     });
     assert!(names(&day.root.join(".volhost/new")).is_empty());
     day.daemon.cli(&["check", "--catalog"]).ok();
     assert_eq!(fs::read_to_string(day.root.join("kept/data")).unwrap(), "kept");
+    assert_eq!(day.daemon.pid(), day.pid);
 }
 
 #[test]
@@ -340,7 +344,7 @@ fn a_backends_directory_that_is_replaced_is_not_taken_for_it() {
         }
         let row = until_backend(&day.daemon, "default", "offline");
         says(row["reason"].as_str().unwrap(), words);
-        says(&day.daemon.log(), &["backend default is offline"]);
+        says(&day.daemon.log(), &["backend \"default\" is offline"]);
         day.is_told();
         day.other_backend_works();
         assert_eq!(root.exists().then(|| names(&root)), before, "{what} was changed");
@@ -532,7 +536,7 @@ fn a_clock_that_jumps_deletes_nothing_and_shuts_nobody_out_for_good() {
     // Two years forward: the trash is long past its day, and the server's certificate past its end.
     set_to("+730d");
     until("the jump to be noticed", 2 * SOON, || {
-        day.daemon.log().contains("the clock was set forward by 1year 11months").then_some(())
+        day.daemon.log().contains("the clock was set forward by").then_some(())
     });
     until("the server's certificate to be made anew", SOON, || (expires() > expired).then_some(()));
     day.is_told();
@@ -542,10 +546,8 @@ fn a_clock_that_jumps_deletes_nothing_and_shuts_nobody_out_for_good() {
     let created = done(&day.daemon, "Get", &named("future"))["Volume"]["CreatedAt"].clone();
     assert!((this_year + 1..=this_year + 2).contains(&year(&created)), "{created}");
     done(&day.daemon, "Remove", &named("future"));
-    until("another look at the trash", SOON, || {
-        std::thread::sleep(Duration::from_secs(2));
-        Some(())
-    });
+    // It was looked at then, and is now, because something was put there.
+    std::thread::sleep(Duration::from_secs(2));
     let kept: Vec<_> = day.daemon.trash().into_values().collect();
     assert!(kept.contains(&"gone".to_owned()) && kept.contains(&"future".to_owned()), "{kept:?}");
     assert!(day.root.join(".volhost/trash").join(day.daemon.trash().keys().next().unwrap()).exists());
