@@ -74,7 +74,6 @@ pub struct Status {
     /// Where the catalog lies.
     pub catalog: String,
     /// Why the catalog cannot be written at present.
-    #[serde(default)]
     pub catalog_fault: Option<String>,
     /// How many volumes there are.
     pub volumes: usize,

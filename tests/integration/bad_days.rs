@@ -98,7 +98,7 @@ impl<'a> Day<'a> {
 
     /// The same process serves everything again, has lost nothing, and left nothing half-made; so does the next one.
     #[track_caller]
-    fn is_over(mut self) {
+    fn ends_well(mut self) {
         assert_eq!(self.daemon.pid(), self.pid, "the service was started again");
         for restarted in [false, true] {
             if restarted {
@@ -160,8 +160,47 @@ fn a_catalog_that_is_removed_is_made_anew_from_memory() {
         lose(&directory);
         until("the catalog to be made anew", SOON, || directory.join("catalog.db").exists().then_some(()));
         day.other_backend_works();
-        day.is_over();
+        day.ends_well();
     }
+}
+
+#[test]
+fn a_catalog_that_is_removed_from_a_full_disk_is_made_anew_when_there_is_room() {
+    let storage = Storage::new();
+    let directory = storage.dir("state");
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&directory)).ok();
+    let mut day = Day::with_catalog_in(&storage, &directory);
+    let filler = directory.join("filler");
+    let mut refusals = 0;
+    // With a little more room each time, so that each step of making it anew fails once.
+    for (round, room) in (0..=160_u64).step_by(8).enumerate() {
+        let _ = fs::write(&filler, vec![1; 4 << 20]).unwrap_err();
+        for file in ["catalog.db", "catalog.db-wal", "catalog.db-shm"] {
+            fs::remove_file(directory.join(file)).unwrap();
+        }
+        let file = fs::File::options().write(true).open(&filler).unwrap();
+        file.set_len(file.metadata().unwrap().len().saturating_sub(room << 10)).unwrap();
+        let name = format!("r{round}");
+        let new = json!({ "Name": name, "Opts": { "backend": "default" } });
+        let answer = rpc(&day.daemon, "Create", &new);
+        if answer.status != 200 {
+            refusals += 1;
+            says(&answer.err(), &["the catalog"]);
+            assert!(!day.daemon.volumes().contains(&name), "{name} was refused and is there");
+        }
+        day.is_told();
+        fs::remove_file(&filler).unwrap();
+        until("the catalog to be made anew", SOON, || {
+            (rpc(&day.daemon, "Create", &new).status == 200).then_some(())
+        });
+        if round % 5 == 0 {
+            day.daemon.restart();
+            day.pid = day.daemon.pid();
+        }
+        assert_eq!(day.daemon.volumes().iter().filter(|name| name.starts_with('r')).count(), round + 1);
+    }
+    assert!((2..20).contains(&refusals), "{refusals} were refused");
+    day.ends_well();
 }
 
 #[test]
@@ -197,7 +236,7 @@ fn another_file_in_the_catalogs_place_is_not_touched() {
     });
     assert_eq!(fs::read(&backup).unwrap(), held);
     day.other_backend_works();
-    day.is_over();
+    day.ends_well();
 }
 
 #[test]
@@ -222,7 +261,7 @@ fn a_catalog_whose_file_system_is_unmounted_waits_for_it() {
         (rpc(&day.daemon, "Mount", &mounting("idle", "new")).status == 200).then_some(())
     });
     done(&day.daemon, "Unmount", &mounting("idle", "new"));
-    day.is_over();
+    day.ends_well();
 }
 
 /// A service in use whose backend `default` is a disk.
@@ -256,7 +295,7 @@ fn a_backend_that_is_remounted_read_only_is_still_read() {
         day.other_backend_works();
     }
     remount("rw");
-    day.is_over();
+    day.ends_well();
 }
 
 #[test]
@@ -299,6 +338,9 @@ fn a_full_backend_lets_the_others_be_and_gives_room_by_its_trash() {
     assert_eq!(day.daemon.pid(), day.pid);
 }
 
+/// What stands in a backend's place, how it gets there, and what is said of it.
+type Stranger<'a> = (&'a str, &'a dyn Fn(), &'a [&'a str]);
+
 #[test]
 fn a_backends_directory_that_is_replaced_is_not_taken_for_it() {
     let storage = Storage::new();
@@ -312,7 +354,7 @@ fn a_backends_directory_that_is_replaced_is_not_taken_for_it() {
     copy(&root, &clone);
     create(&day.daemon, "late", &json!({ "backend": "default" }));
 
-    let strangers: [(&str, &dyn Fn(), &[&str]); 4] = [
+    let strangers: [Stranger<'_>; 4] = [
         ("nothing", &|| {}, &["does not exist", "is the share mounted?"]),
         ("an empty directory", &|| fs::create_dir(&root).unwrap(), &["has no .volhost/backend.json"]),
         (
@@ -369,7 +411,7 @@ fn a_backends_directory_that_is_replaced_is_not_taken_for_it() {
     fs::rename(&away, &root).unwrap();
     done(&day.daemon, "Mount", &mounting("late", "one"));
     done(&day.daemon, "Unmount", &mounting("late", "one"));
-    day.is_over();
+    day.ends_well();
 }
 
 #[test]
@@ -420,7 +462,7 @@ fn out_of_file_descriptors_what_needs_none_is_answered() {
     until_backend(&day.daemon, "default", "online");
     until_backend(&day.daemon, "other", "online");
     day.other_backend_works();
-    day.is_over();
+    day.ends_well();
 }
 
 /// Memory of a process that is or was resident at the most, in KiB.
@@ -495,7 +537,7 @@ fn ten_thousand_connections_are_served_and_more_take_the_place_of_idle_ones() {
         (day.daemon.status()["connections"].as_u64()? < 10).then_some(())
     });
     day.other_backend_works();
-    day.is_over();
+    day.ends_well();
 }
 
 /// Debian's libfaketime, where the machine's architecture has it.
@@ -572,7 +614,7 @@ fn a_clock_that_jumps_deletes_nothing_and_shuts_nobody_out_for_good() {
     day.other_backend_works();
     set_to("+0d");
     day.other_backend_works();
-    day.is_over();
+    day.ends_well();
 }
 
 #[test]
@@ -643,7 +685,7 @@ fn expired_certificates_are_told_and_replaced_while_serving() {
     assert!(works(&mut open));
     assert!(!day.daemon.cli(&["status"]).ok().contains("EXPIRED"));
     day.other_backend_works();
-    day.is_over();
+    day.ends_well();
 }
 
 #[test]

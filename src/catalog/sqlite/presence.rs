@@ -62,6 +62,22 @@ impl Presence {
         self.file.is_at(&self.path) && self.log.is_at(&beside(&self.path, "-wal"))
     }
 
+    /// Has a file put in the catalog's place by `put`; from then on it is the catalog's, whatever fails afterwards.
+    pub(super) fn replace(
+        &mut self,
+        new: &Path,
+        put: impl FnOnce(&Path) -> Result<(), OpenError>,
+    ) -> Result<(), OpenError> {
+        let made = fs::symlink_metadata(new).map(|found| Identity::of(&found));
+        let put = put(&self.path);
+        if let Ok(made) = made
+            && made.is_at(&self.path)
+        {
+            self.file = made;
+        }
+        put
+    }
+
     /// Makes sure that a new file may be made there: its directory is there, on the same file system as ever, and
     /// nobody else's file has its name.
     pub(super) fn make_way(&self) -> Result<(), OpenError> {

@@ -233,7 +233,7 @@ impl Writer {
         // Where the old file or its log still lies there, nothing may be left in the log, which would be taken for the
         // new file's; so a crash before the new one has its name leaves a whole catalog, too.
         let _ = empty_log(connection);
-        file::put_in_place(&path)?;
+        presence.replace(&beside(&path, ".new"), file::put_in_place)?;
         let (_, files) = Files::serve(file::understand(&path)?, &self.location)?;
         std::mem::replace(&mut self.files, files).abandon();
         (self.gone, self.unsettled) = (false, false);
