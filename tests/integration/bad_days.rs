@@ -180,6 +180,7 @@ fn a_catalog_that_is_removed_from_a_full_disk_is_made_anew_when_there_is_room() 
         }
         let file = fs::File::options().write(true).open(&filler).unwrap();
         file.set_len(file.metadata().unwrap().len().saturating_sub(room << 10)).unwrap();
+        drop(file);
         let name = format!("r{round}");
         let new = json!({ "Name": name, "Opts": { "backend": "default" } });
         let answer = rpc(&day.daemon, "Create", &new);
