@@ -35,6 +35,7 @@ use crate::config::{self, Config, Faults, Loaded, Paths};
 use crate::error::chain;
 use crate::host::name::HostName;
 use crate::host::{Caller, Via};
+use crate::process::clock::Clock;
 use crate::process::signal::{self, Event};
 use crate::process::systemd::{self, Inheritance};
 use crate::process::{Drain, files};
@@ -56,6 +57,9 @@ const EVERYTHING: [Unit; 3] = [Unit::Config, Unit::Tls, Unit::Crl];
 
 /// How often it is looked whether the server's certificate is to be made anew.
 const RENEWAL: Duration = Duration::from_secs(6 * 3600);
+
+/// How often it is looked whether the clock was set.
+const CLOCK: Duration = Duration::from_secs(10);
 
 /// Serves until a signal ends it. Prints one `listening on ADDRESS` line for each listener, then `ready`.
 pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
@@ -258,6 +262,7 @@ impl App {
 
         let mut renewal = tokio::time::interval(RENEWAL);
         renewal.tick().await;
+        let (clock, mut looks) = (Clock::default(), tokio::time::interval(CLOCK));
         tokio::spawn(reloader.run(asked));
         loop {
             let units: &[Unit] = tokio::select! {
@@ -270,13 +275,17 @@ impl App {
                 },
                 // Making our own certificates anew, where it is time, is part of reading them.
                 _ = renewal.tick() => &[Unit::Tls],
+                // A clock that was set may make a certificate of ours too old, or too new.
+                _ = looks.tick() => if clock.look().set_by.is_some() { &[Unit::Tls] } else { &[] },
                 () = pulse.due() => {
                     pulse.beat();
-                    continue;
+                    &[]
                 }
             };
-            // The receiver ends only by a panic, which was logged.
-            let _ = reloads.send(Asked::of(units));
+            if !units.is_empty() {
+                // The receiver ends only by a panic, which was logged.
+                let _ = reloads.send(Asked::of(units));
+            }
         }
         let draining = format!("draining: requests in flight have {} s", DRAIN.as_secs());
         log::info!("{draining}");

@@ -22,6 +22,7 @@ pub(super) fn status(service: &Service, board: &Board, connections: usize) -> wi
         node: facts.node,
         listening: facts.listening,
         catalog: facts.catalog,
+        catalog_fault: service.catalog_fault(),
         volumes: view.volumes.len(),
         mounts: view.volumes.values().map(|volume| volume.mounts.len()).sum(),
         backends: backends(service),

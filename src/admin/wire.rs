@@ -75,6 +75,8 @@ pub struct Status {
     pub listening: Vec<String>,
     /// Where the catalog lies.
     pub catalog: String,
+    /// Why the catalog cannot be written at present.
+    pub catalog_fault: Option<String>,
     /// How many volumes there are.
     pub volumes: usize,
     /// How many mounts there are: entries, not counts.

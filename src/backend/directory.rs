@@ -59,6 +59,9 @@ impl Root {
                 Errno::STALE | Errno::NOTCONN => {
                     format!("{path} is gone from its server ({errno}); mount the share again")
                 }
+                Errno::MFILE | Errno::NFILE => {
+                    format!("{path} cannot be opened: {errno}; raise the limit of open files (LimitNOFILE)")
+                }
                 _ => format!("{path} cannot be opened: {errno}"),
             })
         })?;

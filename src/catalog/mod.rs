@@ -191,6 +191,9 @@ pub trait Catalog: Send + Sync + 'static {
     /// Where the catalog lies, as the configuration names it (`sqlite:/var/lib/volhost/catalog.db`).
     fn location(&self) -> &str;
 
+    /// Why changes cannot be made durable at present, for the operator; nothing, as far as is known, while they can.
+    fn fault(&self) -> Option<Arc<String>>;
+
     /// Waits until everything queued is durable and closes the files. Later changes are refused as `Closed`.
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }

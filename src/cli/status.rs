@@ -1,6 +1,8 @@
 //! `status`: how the service is, with what needs attention on top of the backends.
 
 use clap::Args;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::table::{counted, printable};
 use super::{Error, Shell, backend};
@@ -22,7 +24,7 @@ pub(super) fn run(args: &Status, shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json {
         return shell.json(&status);
     }
-    for line in lines(&status, shell.colour) {
+    for line in lines(&status, shell.colour, OffsetDateTime::now_utc()) {
         shell.line(&line)?;
     }
     shell.line("")?;
@@ -30,13 +32,14 @@ pub(super) fn run(args: &Status, shell: &mut Shell<'_>) -> Result<(), Error> {
 }
 
 /// The readable block; the exhaustive destructuring keeps a new field from being forgotten here.
-fn lines(status: &Answer, colour: bool) -> Vec<String> {
+fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
     let Answer {
         version,
         name,
         node,
         listening,
         catalog,
+        catalog_fault,
         volumes,
         mounts,
         backends: _, // The table below the block.
@@ -48,13 +51,17 @@ fn lines(status: &Answer, colour: bool) -> Vec<String> {
         server_certificate_expires,
     } = status;
     let mut block = vec![format!("volhost {version}, serving as {name:?} on {node} since {since}")];
-    let mut row = |label: &str, value: &str| block.push(format!("  {label:<13} {}", printable(value)));
+    let row = |label: &str, value: &str| format!("  {label:<13} {}", printable(value));
+    let alarm = |label: &str, value: &str| format!("  {label:<13} {}", alarming(value, colour));
     match &**listening {
-        [] => row("listening", "nowhere"),
-        addresses => addresses.iter().for_each(|address| row("listening", address)),
+        [] => block.push(row("listening", "nowhere")),
+        addresses => block.extend(addresses.iter().map(|address| row("listening", address))),
     }
-    row("catalog", catalog);
-    row(
+    block.push(row("catalog", catalog));
+    if let Some(fault) = catalog_fault {
+        block.push(alarm("catalog fault", &format!("it cannot be written: {fault}")));
+    }
+    block.push(row(
         "in use",
         &format!(
             "{}, {}, {}",
@@ -62,28 +69,38 @@ fn lines(status: &Answer, colour: bool) -> Vec<String> {
             counted(*mounts, "mount"),
             counted(*connections, "connection")
         ),
-    );
-    row("spec file", spec.as_deref().unwrap_or("none"));
-    if let Some(expires) = server_certificate_expires {
-        row("certificate", &format!("expires {expires}"));
+    ));
+    block.push(row("spec file", spec.as_deref().unwrap_or("none")));
+    match server_certificate_expires {
+        Some(end) if is_past(end, now) => block.push(alarm(
+            "certificate",
+            &format!("EXPIRED {end}: no new connection is made to it; put another one in its place"),
+        )),
+        Some(end) => block.push(row("certificate", &format!("expires {end}"))),
+        None => {}
     }
     match last_reload {
-        None => row("last reload", "none"),
+        None => block.push(row("last reload", "none")),
         Some(Reload { at, unit, result, faults }) if result == "rejected" => {
             let told = format!("{unit} REJECTED at {at}, what was read before is still in force:");
-            block.push(format!("  {:<13} {}", "last reload", alarming(&told, colour)));
+            block.push(alarm("last reload", &told));
             block.extend(faults.iter().map(|fault| format!("    {}", alarming(fault, colour))));
         }
         Some(Reload { at, unit, result, faults: _ }) => {
-            row("last reload", &format!("{unit} {result} at {at}"));
+            block.push(row("last reload", &format!("{unit} {result} at {at}")));
         }
     }
     if !needs_restart.is_empty() {
         let told =
             format!("{}: changed in the file, but in force only after a restart", needs_restart.join(", "));
-        block.push(format!("  {:<13} {}", "needs restart", alarming(&told, colour)));
+        block.push(alarm("needs restart", &told));
     }
     block
+}
+
+/// Whether a moment, RFC 3339, has passed.
+fn is_past(moment: &str, now: OffsetDateTime) -> bool {
+    OffsetDateTime::parse(moment, &Rfc3339).is_ok_and(|moment| moment < now)
 }
 
 pub(super) fn alarming(text: &str, colour: bool) -> String {
@@ -107,6 +124,7 @@ mod tests {
             node: "store1".into(),
             listening: vec!["https://127.0.0.1:7443".into(), "unix:/run/v.sock".into()],
             catalog: "sqlite:/var/lib/volhost/catalog.db".into(),
+            catalog_fault: None,
             volumes: 12,
             mounts: 1,
             backends: Vec::new(),
@@ -122,7 +140,7 @@ mod tests {
     #[test]
     fn a_healthy_service_is_told_in_a_block() {
         assert_eq!(
-            lines(&status(), false).join("\n"),
+            lines(&status(), false, OffsetDateTime::UNIX_EPOCH).join("\n"),
             "volhost 0.1.0, serving as \"volhost\" on store1 since 2026-01-02T03:04:05Z\n  \
              listening     https://127.0.0.1:7443\n  \
              listening     unix:/run/v.sock\n  \
@@ -138,17 +156,23 @@ mod tests {
     fn a_rejected_reload_is_told_with_its_faults() {
         let mut status = status();
         status.needs_restart = vec!["catalog".into(), "listen".into()];
+        status.catalog_fault = Some("database or disk is full".into());
         status.last_reload = Some(Reload {
             at: "2026-01-02T04:00:00Z".into(),
             unit: "configuration".into(),
             result: "rejected".into(),
             faults: vec!["volhost.json:3: listne: unknown field".into()],
         });
-        let text = lines(&status, false).join("\n");
+        let text = lines(&status, false, OffsetDateTime::UNIX_EPOCH).join("\n");
         assert!(text.contains("configuration REJECTED at 2026-01-02T04:00:00Z"), "{text}");
         assert!(text.contains("\n    volhost.json:3: listne: unknown field"), "{text}");
         assert!(text.contains("needs restart catalog, listen: changed"), "{text}");
-        let coloured = lines(&status, true).join("\n");
+        assert!(text.contains("catalog fault it cannot be written: database or disk is full"), "{text}");
+        let later = OffsetDateTime::UNIX_EPOCH + time::Duration::days(366 * 100);
+        assert!(
+            lines(&status, false, later).join("\n").contains("certificate   EXPIRED 2027-01-02T03:04:05Z")
+        );
+        let coloured = lines(&status, true, OffsetDateTime::UNIX_EPOCH).join("\n");
         assert!(coloured.contains("\x1b[31m"), "{coloured:?}");
     }
 }

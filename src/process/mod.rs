@@ -2,6 +2,7 @@
 //!
 //! This room knows nothing of what runs in the process; it must never decide what a reload does or who is served.
 
+pub mod clock;
 pub mod drain;
 pub mod files;
 pub mod signal;

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use x509_parser::time::ASN1Time;
 
 use super::bind::canonical;
 use super::connection::{Connection, Credential, Verdicts};
@@ -111,6 +112,10 @@ async fn shake(state: &tls::State, stream: TcpStream) -> Result<TlsStream<TcpStr
     acceptor.accept(stream).await.map_err(|error| meaning(&error).map_or(Failed::Gone, Failed::Refused))
 }
 
+/// Whose it is cannot be told before it is verified: `host ls` tells it by the date.
+const EXPIRED: &str =
+    "its certificate has expired: `volhost host ls` shows whose that is, `volhost host add` makes a new one";
+
 /// What a failed handshake means, in words for whoever reads the log; `None` when the peer merely went away, as health
 /// checks and port scans do.
 fn meaning(error: &io::Error) -> Option<String> {
@@ -131,8 +136,11 @@ fn meaning(error: &io::Error) -> Option<String> {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 "its certificate is not from a CA in tls.client_ca".into()
             }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "its certificate has expired".into()
+            CertificateError::Expired => EXPIRED.into(),
+            CertificateError::ExpiredContext { not_after, .. } => {
+                let at =
+                    i64::try_from(not_after.as_secs()).ok().and_then(|at| ASN1Time::from_timestamp(at).ok());
+                at.map_or_else(|| EXPIRED.into(), |at| format!("{EXPIRED}; it ended on {at}"))
             }
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 "its certificate is not valid yet: compare the two machines' clocks".into()

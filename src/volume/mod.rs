@@ -56,6 +56,7 @@ use crate::host::Caller;
 use crate::host::access::{Access, Ask};
 use crate::host::name::HostName;
 use crate::host::right::Right;
+use crate::process::clock::Clock;
 
 /// What the configuration says of volumes: the backend map, and who may use what.
 #[derive(Debug, Default)]
@@ -83,6 +84,8 @@ pub struct Service {
     begun: Mutex<HashSet<VolumeId>>,
     seen: Mutex<BTreeMap<HostName, OffsetDateTime>>,
     purge: tokio::sync::Notify,
+    /// Looked at by the trash.
+    clock: Clock,
     copied: copies::Copied,
 }
 
@@ -111,6 +114,7 @@ impl Service {
             begun: Mutex::default(),
             seen: Mutex::default(),
             purge: tokio::sync::Notify::new(),
+            clock: Clock::default(),
             copied: copies::Copied::default(),
         }
     }
@@ -125,6 +129,12 @@ impl Service {
     #[must_use]
     pub fn view(&self) -> Arc<View> {
         self.catalog.view()
+    }
+
+    /// Why the catalog cannot be written at present.
+    #[must_use]
+    pub fn catalog_fault(&self) -> Option<String> {
+        self.catalog.fault().as_deref().cloned()
     }
 
     /// The volume, if it exists and this host may see it (`/VolumeDriver.Get`). Never waits.

@@ -68,6 +68,10 @@ impl Catalog for Unwilling {
         self.inner.location()
     }
 
+    fn fault(&self) -> Option<Arc<String>> {
+        self.inner.fault()
+    }
+
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         self.inner.close()
     }

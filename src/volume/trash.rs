@@ -4,6 +4,9 @@
 //! The only place that deletes data, and only what a Remove was recorded for. It goes in small slices with pauses, so
 //! that live volumes keep their storage's attention; the backend's identity is checked before each; and what was
 //! begun is taken up again after a restart, because the record goes last.
+//!
+//! What is deleted for its age is deleted by the wall clock, which may be wrong: so for a while after the service was
+//! started or the clock was set, nothing is.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -19,6 +22,7 @@ use super::step::step;
 use crate::backend::{Backend, BackendError, Health, Progress};
 use crate::catalog::{CatalogError, Change, Removed};
 use crate::error::chain;
+use crate::process::clock::Look;
 
 /// How often the trash is looked through when nothing was removed and nothing expired meanwhile.
 const ROUND: Duration = Duration::from_secs(30);
@@ -31,6 +35,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a volume that could not be deleted is left alone.
 const RETRY: Duration = Duration::from_secs(60);
+
+/// How long the clock must have gone evenly before anything is deleted for its age: time for a clock that is wrong at
+/// the start, or was set wrong, to be noticed. Not longer than the backend's own trash time.
+const GRACE: Duration = Duration::from_secs(3600);
 
 /// Below one part in this many, space runs out.
 const SCARCE: u64 = 10;
@@ -60,14 +68,29 @@ impl Service {
 
     /// How long nothing is to be done unless something happens: until the next volume expires.
     fn pause(&self) -> Duration {
-        let (now, in_force, view) = (OffsetDateTime::now_utc(), self.in_force.load(), self.catalog.view());
-        let expiries = view
-            .trash
-            .values()
-            .filter_map(|removed| expires_at(removed, in_force.map.get(&removed.volume.backend)?));
+        let (now, even_for) = (OffsetDateTime::now_utc(), self.clock_is_even_for());
+        let (in_force, view) = (self.in_force.load(), self.catalog.view());
+        let left = view.trash.values().filter_map(|removed| {
+            time_left(removed, in_force.map.get(&removed.volume.backend)?.settings().trash, now, even_for)
+        });
         // What is due already and still there waits for something else.
-        let next = expiries.filter(|at| *at > now).min();
-        next.and_then(|at| (at - now).try_into().ok()).map_or(ROUND, |left: Duration| left.min(ROUND))
+        left.filter(|left| !left.is_zero()).min().map_or(ROUND, |left| left.min(ROUND))
+    }
+
+    /// For how long the clock has gone evenly. That it was set is logged.
+    fn clock_is_even_for(&self) -> Duration {
+        let Look { even_for, set_by } = self.clock.look();
+        if let Some(set_by) = set_by {
+            let way = if set_by.is_negative() { "back" } else { "forward" };
+            let by = Duration::from_secs(set_by.abs().whole_seconds().unsigned_abs());
+            log::warn!(
+                "the clock was set {way} by {}: certificates go by it from now on; nothing in the trash is deleted for \
+                 its age in the next {}, so that a wrong clock can be set right",
+                humantime::format_duration(by),
+                humantime::format_duration(GRACE)
+            );
+        }
+        even_for
     }
 
     /// Deletes what is due on one backend, one volume after the other.
@@ -95,7 +118,7 @@ impl Service {
 
     /// The next removed volume to delete: the oldest that is due, or the oldest at all while space is scarce.
     fn next_due(&self, backend: &Backend) -> Option<Arc<Removed>> {
-        let (now, health) = (OffsetDateTime::now_utc(), backend.health());
+        let (now, even_for, health) = (OffsetDateTime::now_utc(), self.clock_is_even_for(), backend.health());
         if matches!(*health, Health::Offline { .. }) {
             return None;
         }
@@ -105,7 +128,11 @@ impl Service {
             .values()
             .filter(|removed| removed.volume.backend == *backend.name())
             .filter(|removed| self.blocked(removed).is_none_or(|blocked| blocked.at.elapsed() >= RETRY))
-            .filter(|removed| scarce || expires_at(removed, backend).is_some_and(|at| at <= now))
+            .filter(|removed| {
+                scarce
+                    || time_left(removed, backend.settings().trash, now, even_for)
+                        .is_some_and(|left| left.is_zero())
+            })
             .min_by_key(|removed| removed.at)
             .cloned()
     }
@@ -203,6 +230,22 @@ pub(super) fn expires_at(removed: &Removed, backend: &Backend) -> Option<OffsetD
     removed.at.checked_add(backend.settings().trash.try_into().ok()?)
 }
 
+/// How long a removed volume is still kept, for its age; nothing, where that is beyond what can be written. A clock
+/// that was set back keeps it longer.
+fn time_left(
+    removed: &Removed,
+    trash: Duration,
+    now: OffsetDateTime,
+    even_for: Duration,
+) -> Option<Duration> {
+    if removed.expired {
+        return Some(Duration::ZERO);
+    }
+    let until = removed.at.checked_add(trash.try_into().ok()?)?;
+    let by_age = Duration::try_from(until - now).unwrap_or_default();
+    Some(by_age.max(trash.min(GRACE).saturating_sub(even_for)))
+}
+
 pub(super) fn is_scarce(health: &Health) -> bool {
     match health {
         Health::Online { total_bytes, free_bytes } => free_bytes.saturating_mul(SCARCE) < *total_bytes,
@@ -220,5 +263,39 @@ mod tests {
         assert!(!is_scarce(&Health::Online { total_bytes: 1000, free_bytes: 100 }));
         assert!(!is_scarce(&Health::Online { total_bytes: 0, free_bytes: 0 }));
         assert!(!is_scarce(&Health::Unknown));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_deletes_nothing_for_a_while() {
+        use crate::volume::name::VolumeId;
+        let volume = crate::catalog::Volume {
+            id: VolumeId::random(),
+            name: crate::volume::name::VolumeName::parse("db").unwrap(),
+            backend: crate::backend::name::BackendName::parse("default").unwrap(),
+            options: crate::volume::options::Options::default(),
+            created_at: OffsetDateTime::UNIX_EPOCH,
+            adopted: false,
+            known_to: Vec::new(),
+            mounts: crate::volume::mounts::Ledger::default(),
+            visible: true,
+        };
+        let at = OffsetDateTime::UNIX_EPOCH + time::Duration::days(365);
+        let mut removed = Removed { volume: Arc::new(volume), at, expired: false };
+        let hours = |count: u64| Duration::from_secs(count * 3600);
+        let later = |count: i64| at + time::Duration::hours(count);
+        let day = hours(24);
+        assert_eq!(time_left(&removed, day, later(20), hours(20)), Some(hours(4)));
+        assert_eq!(time_left(&removed, day, later(24), hours(24)), Some(Duration::ZERO));
+        // Set forward by years, or just started: an hour more.
+        assert_eq!(time_left(&removed, day, later(99_999), Duration::ZERO), Some(hours(1)));
+        assert_eq!(time_left(&removed, day, later(99_999), hours(1)), Some(Duration::ZERO));
+        // A trash of seconds does not become one of an hour, and none stays none.
+        let second = Duration::from_secs(1);
+        assert_eq!(time_left(&removed, second, later(1), Duration::ZERO), Some(second));
+        assert_eq!(time_left(&removed, Duration::ZERO, later(0), Duration::ZERO), Some(Duration::ZERO));
+        // Set back: longer, but not for what the operator wants gone.
+        assert_eq!(time_left(&removed, day, later(-100), hours(9)), Some(hours(124)));
+        removed.expired = true;
+        assert_eq!(time_left(&removed, day, later(-100), Duration::ZERO), Some(Duration::ZERO));
     }
 }

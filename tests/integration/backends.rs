@@ -15,7 +15,7 @@ use crate::harness::Daemon;
 use crate::harness::storage::{
     Storage, backend, create, done, names, refused, remap, rpc, says, unmount, until_backend,
 };
-use crate::harness::wait::{SOON, run, until};
+use crate::harness::wait::{SOON, until};
 
 fn named(name: &str) -> Value {
     json!({ "Name": name })
@@ -415,28 +415,6 @@ fn a_full_disk_refuses_new_volumes_keeps_nothing_of_them_and_lets_others_go() {
         (rpc(&daemon, "Create", &named("new")).status == 200).then_some(())
     });
     assert!(names(&root.join(".volhost/new")).is_empty());
-}
-
-#[test]
-fn a_disk_that_turned_read_only_says_so_and_is_believed_when_it_is_well() {
-    let storage = Storage::new();
-    let root = storage.dir("b");
-    storage.disk("b", "ext4", 16).mount(&root);
-    let daemon = Daemon::setup().backends(&json!({ "default": root })).start();
-    create(&daemon, "db", &json!({}));
-    let remount = |how: &str| {
-        run(std::process::Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&root)).ok();
-    };
-    remount("ro");
-    for (verb, name) in [("Create", "new"), ("Remove", "db")] {
-        says(&refused(&daemon, verb, &named(name), 500), &["Read-only file system"]);
-    }
-    done(&daemon, "Mount", &mounting("db"));
-    done(&daemon, "Unmount", &mounting("db"));
-    remount("rw");
-    create(&daemon, "new", &json!({}));
-    done(&daemon, "Remove", &named("db"));
-    assert_eq!(names(&root), [".volhost", "lost+found", "new"]);
 }
 
 #[test]

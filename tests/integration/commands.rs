@@ -298,6 +298,7 @@ fn backends_and_the_status_are_told() {
             "node",
             "listening",
             "catalog",
+            "catalog_fault",
             "volumes",
             "mounts",
             "backends",

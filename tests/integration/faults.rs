@@ -177,6 +177,10 @@ fn a_full_disk_under_the_catalog_changes_nothing_that_was_answered() {
         let (refused, answer) = refused.expect("the disk is never full");
         assert_eq!(answer.status, 500);
         assert!(answer.err().contains("catalog") && answer.err().contains("full"), "{}", answer.err());
+        assert!(
+            daemon.log().contains("cannot be written: database or disk is full"),
+            "the log does not tell"
+        );
         made.sort();
         for _ in 0..2 {
             for (rpc, name) in
@@ -208,6 +212,8 @@ fn a_full_disk_under_the_catalog_changes_nothing_that_was_answered() {
             ok(&mut client, rpc, name);
         }
         daemon.agrees_with(&root);
+        daemon.cli(&["check", "--catalog"]).ok();
+        assert_eq!(daemon.status()["catalog_fault"], json!(null));
     }
     ok(&mut client, "Unmount", "mounted");
     daemon.cli(&["volume", "restore", "removed"]).ok();

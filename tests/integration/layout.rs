@@ -38,7 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("admin", &["volume", "host", "catalog", "backend", "pki", "discovery", "config"]),
     ("protocol", &["volume", "host", "transport"]),
     ("transport", &["host", "process"]),
-    ("volume", &["catalog", "backend", "host"]),
+    ("volume", &["catalog", "backend", "host", "process::clock"]),
     ("config", &[]),
     ("catalog", &[]),
     ("backend", &[]),

@@ -16,6 +16,7 @@
 )]
 
 mod backends;
+mod bad_days;
 mod commands;
 mod crash;
 mod engine;

@@ -245,6 +245,29 @@ fn every_test_that_starts_an_engine_is_run_with_every_engine() {
 }
 
 #[test]
+fn every_bad_day_that_is_told_is_a_test_and_the_other_way_round() {
+    let tests = |file: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration").join(file);
+        let text = std::fs::read_to_string(path.with_extension("rs")).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        let named = lines.windows(2).filter(|pair| pair[0] == "#[test]").filter_map(|pair| {
+            Some(format!("{file}::{}", pair[1].strip_prefix("fn ")?.strip_suffix("() {")?))
+        });
+        named.collect::<BTreeSet<_>>()
+    };
+    let mut told = BTreeSet::new();
+    for row in table("bad days") {
+        assert!(row.len() == 5 && row.iter().all(|cell| !cell.is_empty()), "{row:?}");
+        let test = quoted(&row[4]).pop().unwrap();
+        let file = test.split("::").next().unwrap();
+        assert!(tests(file).contains(&test), "there is no test {test}");
+        told.insert(test);
+    }
+    let missing: Vec<_> = tests("bad_days").difference(&told).cloned().collect();
+    assert!(missing.is_empty(), "the README does not tell of {missing:?}");
+}
+
+#[test]
 fn the_tour_of_one_host_shows_what_the_program_prints() {
     let daemon = Daemon::start();
     let mut engine = daemon.tls();

@@ -103,6 +103,21 @@ pub enum OpenError {
         /// What lies beside it.
         log: PathBuf,
     },
+    /// Another file took its place while it was in use.
+    #[error("the catalog {} was replaced by another file while volhost uses it; move that away, with any {}-wal beside \
+        it, and volhost writes its own there again by itself; or restart volhost to use that one", .path.display(),
+        .path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file system that it lay on is gone.
+    #[error("the catalog {} lies on a file system that is not mounted there any more; mount it again",
+        .path.display())]
+    Elsewhere {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another program's file.
     #[error("{} is not a catalog of volhost: {why}; name another place as \"catalog\"", .path.display())]
     Foreign {

@@ -15,6 +15,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::error::OpenError;
 use super::place::{Lock, beside, make_directory, refuse_shared, sync_directory};
+use super::presence::Presence;
 use super::schema::{self, APPLICATION_ID, APPLICATION_ID_AT, HEADER, MAGIC, MIGRATIONS};
 use super::writer::store;
 use crate::catalog::View;
@@ -28,21 +29,19 @@ pub(super) struct Opened {
     pub writer: Connection,
     /// The connection that moves the log into the file.
     pub checkpointer: Connection,
-    /// The log beside it.
-    pub log: PathBuf,
-    /// That no other process has it.
-    pub lock: Lock,
+    /// Where its files lie, and which they are.
+    pub presence: Presence,
 }
 
-/// Opens the file, or makes it.
-pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
+/// Opens the file, or makes it; with the lock that says that no other process has it.
+pub(super) fn open(path: &Path) -> Result<(Opened, Lock), OpenError> {
     let path = real(path)?;
     let lock = Lock::take(&path)?;
-    open_locked(&path, lock)
+    Ok((open_locked(&path, &lock)?, lock))
 }
 
-/// Opens the file of that real path, whose lock the caller has taken.
-pub(super) fn open_locked(path: &Path, lock: Lock) -> Result<Opened, OpenError> {
+/// Opens the file of that real path, whose lock the caller has.
+pub(super) fn open_locked(path: &Path, _: &Lock) -> Result<Opened, OpenError> {
     let tell = |doing| {
         let path = path.to_path_buf();
         move |source| OpenError::Io { path, doing, source }
@@ -55,7 +54,7 @@ pub(super) fn open_locked(path: &Path, lock: Lock) -> Result<Opened, OpenError> 
     refuse_shared(path)?;
     let (log, index) = (beside(path, "-wal"), beside(path, "-shm"));
     let (had_log, had_index) = (log.exists(), index.exists());
-    let opened = understand(path, lock);
+    let opened = understand(path);
     // Opening alone makes these two; a file that is refused must not lie beside a log that was not there. A log with
     // something in it, after a migration, is part of the file.
     if opened.is_err() && !had_log && fs::metadata(&log).is_ok_and(|found| found.len() == 0) {
@@ -68,7 +67,7 @@ pub(super) fn open_locked(path: &Path, lock: Lock) -> Result<Opened, OpenError> 
 }
 
 /// Lets SQLite at the file, and prepares the connections once all of it was understood.
-fn understand(path: &Path, lock: Lock) -> Result<Opened, OpenError> {
+pub(super) fn understand(path: &Path) -> Result<Opened, OpenError> {
     let mut writer = connect(path)?;
     let view = read(path, &mut writer)?;
     let prepared = prepare(&writer).and_then(|()| {
@@ -79,7 +78,7 @@ fn understand(path: &Path, lock: Lock) -> Result<Opened, OpenError> {
         Ok(checkpointer)
     });
     match prepared {
-        Ok(checkpointer) => Ok(Opened { view, writer, checkpointer, log: beside(path, "-wal"), lock }),
+        Ok(checkpointer) => Ok(Opened { view, writer, checkpointer, presence: Presence::note(path)? }),
         Err(source) => Err(OpenError::Engine { path: path.into(), source }),
     }
 }
@@ -130,28 +129,54 @@ fn examine(path: &Path, found: &fs::Metadata) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Makes a catalog that holds what the view does: under another name, so that no half-made file ever has this one.
+/// Makes a catalog that holds what the view does.
 pub(super) fn make(path: &Path, view: &View) -> Result<(), OpenError> {
+    refuse_log(path)?;
+    prepare_new(path, view)?;
+    put_in_place(path)
+}
+
+/// Refuses a log without its file: it may hold what was answered.
+fn refuse_log(path: &Path) -> Result<(), OpenError> {
     for log in ["-wal", "-journal"].map(|suffix| beside(path, suffix)) {
         // An empty one holds nothing: it is what a refused file may leave.
         if fs::symlink_metadata(&log).is_ok_and(|found| found.len() > 0) {
             return Err(OpenError::Headless { path: path.into(), log });
         }
     }
+    Ok(())
+}
+
+/// Makes the file under another name, so that no half-made one ever has this one.
+pub(super) fn prepare_new(path: &Path, view: &View) -> Result<(), OpenError> {
     let new = beside(path, ".new");
     let tell = |source| OpenError::Io { path: path.into(), doing: "made", source };
     // What an earlier start left half-made; the lock keeps it from being anyone's work.
     for left in [beside(&new, "-journal"), new.clone()] {
-        match fs::remove_file(left) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(tell(error)),
-            _ => {}
-        }
+        remove_if_there(&left).map_err(tell)?;
     }
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(tell)?;
     fill(&new, view).map_err(|source| OpenError::Unwritable { path: path.into(), source })?;
-    File::open(&new).and_then(|file| file.sync_all()).map_err(tell)?;
-    fs::rename(&new, path).map_err(tell)?;
+    File::open(&new).and_then(|file| file.sync_all()).map_err(tell)
+}
+
+/// Gives a prepared file its name. Nothing may be left beside it of a log, which would be taken for its own.
+pub(super) fn put_in_place(path: &Path) -> Result<(), OpenError> {
+    refuse_log(path)?;
+    let tell = |source| OpenError::Io { path: path.into(), doing: "made", source };
+    // An empty log and its index hold nothing.
+    for left in ["-wal", "-shm"].map(|suffix| beside(path, suffix)) {
+        remove_if_there(&left).map_err(tell)?;
+    }
+    fs::rename(beside(path, ".new"), path).map_err(tell)?;
     path.parent().map_or(Ok(()), sync_directory).map_err(tell)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn fill(new: &Path, view: &View) -> Result<(), Box<dyn Error + Send + Sync>> {

@@ -10,6 +10,13 @@
 //! A file is either opened whole or left alone: what is empty, foreign, damaged or newer is refused byte for byte as
 //! it was, because an empty catalog in the place of a lost one would make every volume vanish from its engines.
 //!
+//! # When the file goes away
+//!
+//! Before and after each commit, and every few seconds, it is looked whether the files still have their names. Where
+//! they do not, what was committed to them is lost with the process, but memory has all of it: a new file is made of
+//! the view, the change under way included, before anything is answered. Where another file has the name, or the file
+//! system is gone, changes are refused until that is over; readers see nothing of it.
+//!
 //! It must never be opened where file locks or shared memory do not work, nor by two processes.
 
 mod checkpoint;
@@ -17,6 +24,7 @@ mod error;
 mod file;
 mod offline;
 mod place;
+mod presence;
 mod schema;
 mod writer;
 
@@ -26,13 +34,13 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{oneshot, watch};
 
-use self::checkpoint::Checkpoints;
 pub use self::error::OpenError;
 pub use self::offline::{Claim, peek, read};
-use self::writer::{Job, Writer};
+use self::place::Lock;
+use self::writer::{Files, Job, Writer};
 use super::{Catalog, CatalogError, Change, Location, Submitted, View};
 
 /// A catalog in a file. Dropping it waits until everything queued is durable, as [`close`](Catalog::close) does
@@ -40,6 +48,7 @@ use super::{Catalog, CatalogError, Change, Location, Submitted, View};
 #[derive(Debug)]
 pub struct Sqlite {
     view: Arc<ArcSwap<View>>,
+    fault: Arc<ArcSwapOption<String>>,
     location: String,
     /// `None` once it is being closed.
     queue: Mutex<Option<Sender<Job>>>,
@@ -51,27 +60,28 @@ pub struct Sqlite {
 /// Opens the catalog in the file at `path`, which is made where there is none, with the directories above it. Blocks
 /// until every record was read.
 pub fn open(path: &Path) -> Result<Sqlite, OpenError> {
-    serve(path, file::open(path)?)
+    let (opened, lock) = file::open(path)?;
+    serve(path, opened, lock)
 }
 
 /// Starts the threads of an opened file.
-fn serve(path: &Path, opened: file::Opened) -> Result<Sqlite, OpenError> {
+fn serve(path: &Path, opened: file::Opened, lock: Lock) -> Result<Sqlite, OpenError> {
     let location = Location::Sqlite(path.to_path_buf()).to_string();
-    let view = Arc::new(ArcSwap::from_pointee(opened.view));
+    let (view, files) = Files::serve(opened, &location)?;
+    let view = Arc::new(ArcSwap::from_pointee(view));
+    let fault = Arc::new(ArcSwapOption::empty());
     let (queue, jobs) = mpsc::channel();
     let (ends, ended) = watch::channel(());
-    let no_thread = |source| OpenError::Io { path: path.into(), doing: "served by a thread", source };
-    let checkpoints =
-        Checkpoints::start(opened.checkpointer, opened.log, location.clone()).map_err(no_thread)?;
-    let writer = Writer::new(opened.writer, checkpoints, opened.lock, Arc::clone(&view), location.clone());
+    let writer = Writer::new(files, lock, Arc::clone(&view), Arc::clone(&fault), location.clone());
     let thread = std::thread::Builder::new()
         .name("catalog".into())
         .spawn(move || {
             writer.run(jobs);
             drop(ends);
         })
-        .map_err(no_thread)?;
-    Ok(Sqlite { view, location, queue: Mutex::new(Some(queue)), ended, thread: Mutex::new(Some(thread)) })
+        .map_err(|source| OpenError::Io { path: path.into(), doing: "served by a thread", source })?;
+    let (queue, thread) = (Mutex::new(Some(queue)), Mutex::new(Some(thread)));
+    Ok(Sqlite { view, fault, location, queue, ended, thread })
 }
 
 impl Sqlite {
@@ -97,6 +107,10 @@ impl Catalog for Sqlite {
 
     fn location(&self) -> &str {
         &self.location
+    }
+
+    fn fault(&self) -> Option<Arc<String>> {
+        self.fault.load_full()
     }
 
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {

@@ -17,17 +17,17 @@ use crate::catalog::View;
 /// [`OpenError::Missing`] where there is none.
 pub fn read(path: &Path) -> Result<View, OpenError> {
     exists(path)?;
-    let (view, _lock) = close(file::open(path)?);
-    Ok(view)
+    let (opened, _lock) = file::open(path)?;
+    Ok(close(opened))
 }
 
-/// Closes what was opened, and hands out what it held and the lock.
-fn close(opened: file::Opened) -> (View, Lock) {
-    let file::Opened { view, writer, checkpointer, log: _, lock } = opened;
+/// Closes what was opened, and hands out what it held.
+fn close(opened: file::Opened) -> View {
+    let file::Opened { view, writer, checkpointer, presence: _ } = opened;
     // What fails here loses nothing: the log is read by whoever opens the file next.
     let _ = checkpointer.close();
     let _ = writer.close();
-    (view, lock)
+    view
 }
 
 /// Reads the catalog in the file at `path`, also while a service has it: what was durable at one moment.
@@ -69,12 +69,10 @@ impl Claim {
     /// Claims a file that does not exist, or holds a catalog without a record.
     pub fn empty(path: &Path) -> Result<Self, OpenError> {
         let path = file::real(path)?;
-        let mut lock = Lock::take(&path)?;
+        let lock = Lock::take(&path)?;
         match exists(&path) {
             Ok(()) => {
-                let view;
-                (view, lock) = close(file::open_locked(&path, lock)?);
-                if view != View::default() {
+                if close(file::open_locked(&path, &lock)?) != View::default() {
                     return Err(OpenError::Taken { path, filled: true });
                 }
             }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock, statfs};
 
 use super::error::OpenError;
+use super::presence::Identity;
 
 /// Makes the directory, and those above it that are missing, so that only their owner can enter them.
 pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
@@ -84,7 +85,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// whatever way.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _held: File,
+    path: PathBuf,
+    held: Identity,
+    _file: File,
 }
 
 impl Lock {
@@ -111,7 +114,13 @@ impl Lock {
         }
         // The number is only for whoever comes second: on a full disk it may be missing.
         let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Self { _held: file })
+        let held = Identity::of(&file.metadata().map_err(failed)?);
+        Ok(Self { path: lock, held, _file: file })
+    }
+
+    /// Whether who comes second still finds it.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.held.is_at(&self.path)
     }
 }
 

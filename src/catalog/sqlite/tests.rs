@@ -287,9 +287,9 @@ async fn fill(catalog: &Arc<dyn Catalog>) -> usize {
 async fn a_full_catalog_refuses_what_needs_room_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("catalog.db");
-    let opened = file::open(&path).unwrap();
+    let (opened, lock) = file::open(&path).unwrap();
     let _: i64 = opened.writer.query_row("PRAGMA max_page_count = 40", [], |row| row.get(0)).unwrap();
-    let catalog: Arc<dyn Catalog> = Arc::new(serve(&path, opened).unwrap());
+    let catalog: Arc<dyn Catalog> = Arc::new(serve(&path, opened, lock).unwrap());
     let made = create(&catalog, "db").await;
     let fitted = fill(&catalog).await;
     assert!(fitted > 3);
@@ -402,4 +402,60 @@ async fn the_log_is_moved_into_the_file_while_serving() {
         assert!(Instant::now() < patience, "nothing was moved");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Waits for what the writer does by itself.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn files_that_come_back_are_not_trusted_with_what_was_refused_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, away) = (directory.path().join("catalog.db"), directory.path().join("away.db"));
+    let catalog: Arc<dyn Catalog> = Arc::new(open(&path).unwrap());
+    create(&catalog, "before").await;
+    let move_files = |from: &Path, to: &Path| {
+        for suffix in ["", "-wal", "-shm"] {
+            fs::rename(place::beside(from, suffix), place::beside(to, suffix)).unwrap();
+        }
+    };
+    move_files(&path, &away);
+    fs::write(&path, "somebody's").unwrap();
+    let refused = catalog.submit(Change::Insert(volume("refused"))).await.unwrap_err();
+    assert!(chain(&refused).contains("was replaced by another file"), "{}", chain(&refused));
+    assert!(catalog.fault().is_some() && catalog.view().volume("refused").is_none());
+    // The writer finds its own files again, but does not go on with them.
+    fs::remove_file(&path).unwrap();
+    move_files(&away, &path);
+    until("the catalog to be well", || catalog.fault().is_none()).await;
+    create(&catalog, "after").await;
+    let (_directory, copy) = crashed(&path);
+    let names: Vec<_> = open(&copy).unwrap().view().volumes.keys().map(ToString::to_string).collect();
+    assert_eq!(names, ["after", "before"]);
+    catalog.close().await;
+    assert_eq!(open(&path).unwrap().view().volumes.len(), 2);
+}
+
+#[tokio::test]
+async fn a_lock_that_was_lost_to_another_process_ends_all_writing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalog.db");
+    let catalog: Arc<dyn Catalog> = Arc::new(open(&path).unwrap());
+    fs::remove_file(place::beside(&path, ".lock")).unwrap();
+    let other = Lock::take(&path).unwrap();
+    let before = fs::read(&path).unwrap();
+    let refused = catalog.submit(Change::Insert(volume("refused"))).await.unwrap_err();
+    assert!(chain(&refused).contains("in use by process"), "{}", chain(&refused));
+    assert_eq!(fs::read(&path).unwrap(), before);
+    drop(other);
+    create(&catalog, "db").await;
+    let text = chain(&open(&path).unwrap_err());
+    assert!(text.contains("in use by process"), "{text}");
+    catalog.close().await;
+    assert_eq!(open(&path).unwrap().view().volumes.len(), 1);
 }

@@ -1,4 +1,4 @@
-//! The thread that decides changes and makes them durable.
+//! The thread that decides changes and makes them durable, and has the file made anew when it is gone.
 
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::oneshot;
 
 use super::checkpoint::{Checkpoints, empty_log};
-use super::place::Lock;
+use super::error::OpenError;
+use super::file::{self, Opened};
+use super::place::{Lock, beside};
+use super::presence::Presence;
 use super::schema;
 use crate::catalog::record::{Row, encode};
 use crate::catalog::{CatalogError, Change, Outcome, View, Write};
@@ -20,8 +24,11 @@ use crate::error::chain;
 /// How many changes one transaction takes at most, so that the first of them does not wait for too many.
 const BATCH: usize = 1024;
 
-/// How long after a failed commit it is tried again to undo it for good.
-const SETTLE_AFTER: Duration = Duration::from_secs(1);
+/// How long after a failure it is tried again to put right what it left.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often it is looked after the files while nothing is written.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// A queued change and who waits for it.
 #[derive(Debug)]
@@ -32,26 +39,57 @@ pub(super) struct Job {
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// What the thread owns.
-pub(super) struct Writer {
+/// The files as they are served: opened, with the thread that moves the log into the file.
+pub(super) struct Files {
     connection: Connection,
     checkpoints: Checkpoints,
+    presence: Presence,
+}
+
+impl Files {
+    /// Starts to serve what was opened; beside it what that holds.
+    pub(super) fn serve(opened: Opened, location: &str) -> Result<(View, Self), OpenError> {
+        let Opened { view, writer: connection, checkpointer, presence } = opened;
+        let path = presence.path();
+        let checkpoints = Checkpoints::start(checkpointer, beside(path, "-wal"), location.into())
+            .map_err(|source| OpenError::Io { path: path.into(), doing: "served by a thread", source })?;
+        Ok((view, Self { connection, checkpoints, presence }))
+    }
+
+    /// Gives files up that are not those of the catalog any more: nothing that has their names now may be touched.
+    fn abandon(self) {
+        let Self { connection, checkpoints, presence: _ } = self;
+        checkpoints.stop();
+        // SQLite looks after this itself. Whatever fails here is a loss to nobody.
+        let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        let _ = connection.close();
+    }
+}
+
+/// What the thread owns.
+pub(super) struct Writer {
+    files: Files,
     lock: Lock,
     view: Arc<ArcSwap<View>>,
+    /// What [`Catalog::fault`](crate::catalog::Catalog::fault) tells.
+    fault: Arc<ArcSwapOption<String>>,
     location: String,
     /// Whether the log's end may hold a commit that was answered with an error: see [`Writer::settle`].
     unsettled: bool,
+    /// Whether the files were seen to be gone. They are not trusted again, even if they come back: a commit to them
+    /// may have been answered with an error since.
+    gone: bool,
 }
 
 impl Writer {
     pub(super) fn new(
-        connection: Connection,
-        checkpoints: Checkpoints,
+        files: Files,
         lock: Lock,
         view: Arc<ArcSwap<View>>,
+        fault: Arc<ArcSwapOption<String>>,
         location: String,
     ) -> Self {
-        Self { connection, checkpoints, lock, view, location, unsettled: false }
+        Self { files, lock, view, fault, location, unsettled: false, gone: false }
     }
 
     /// Serves the queue until its last sender is gone, then closes the file.
@@ -70,20 +108,14 @@ impl Writer {
 
     fn serve(&mut self, queue: &Receiver<Job>) {
         loop {
-            let first = if self.unsettled {
-                match queue.recv_timeout(SETTLE_AFTER) {
-                    Ok(job) => job,
-                    Err(RecvTimeoutError::Timeout) => {
-                        self.settle();
-                        continue;
-                    }
-                    Err(RecvTimeoutError::Disconnected) => return,
+            let well = !self.unsettled && !self.gone && self.fault.load().is_none();
+            match queue.recv_timeout(if well { LOOK } else { RETRY }) {
+                Ok(first) => {
+                    self.turn(std::iter::once(first).chain(queue.try_iter()).take(BATCH).collect());
                 }
-            } else {
-                let Ok(job) = queue.recv() else { return };
-                job
-            };
-            self.turn(std::iter::once(first).chain(queue.try_iter()).take(BATCH).collect());
+                Err(RecvTimeoutError::Timeout) => self.look_after_files(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
         }
     }
 
@@ -102,9 +134,8 @@ impl Writer {
             ));
         }
         if !writes.is_empty()
-            && let Err(failure) = self.commit(&writes)
+            && let Err(failure) = self.keep(&draft, &writes)
         {
-            log::error!("the catalog {} could not be written: {}", self.location, chain(&*failure));
             (draft, results) = self.without_disk(&base, &batch, &failure.into());
         }
         self.view.store(Arc::new(draft));
@@ -136,21 +167,91 @@ impl Writer {
         (draft, results)
     }
 
-    /// Makes records durable, all of them or none.
+    /// Makes records durable, all of them or none; `draft` is what the catalog holds with them.
+    fn keep(&mut self, draft: &View, writes: &[Write]) -> Result<(), Failure> {
+        self.look();
+        let mut done = if self.gone { Ok(()) } else { self.commit(writes) };
+        // What was written to files that are gone by now is lost.
+        self.look();
+        if self.gone {
+            done = self.make_anew(draft).map_err(Failure::from);
+        }
+        match &done {
+            Ok(()) => self.fault.store(None),
+            Err(failure) => self.tell(chain(&**failure)),
+        }
+        done
+    }
+
+    /// Notes why nothing can be written; said aloud when it is news.
+    fn tell(&self, why: String) {
+        if self.fault.load().as_deref() != Some(&why) {
+            log::error!("the catalog {} cannot be written: {why}", self.location);
+            self.fault.store(Some(Arc::new(why)));
+        }
+    }
+
+    /// Writes records to the file in one transaction.
     fn commit(&mut self, writes: &[Write]) -> Result<(), Failure> {
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        store(&transaction, writes)?;
-        match transaction.commit() {
+        let transaction = self.files.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let done = store(&transaction, writes).and_then(|()| Ok(transaction.commit()?));
+        match done {
             Ok(()) => {
                 self.unsettled = false;
-                self.checkpoints.wrote(writes.len());
-                Ok(())
+                self.files.checkpoints.wrote(writes.len());
             }
-            Err(error) => {
+            Err(_) => {
                 self.unsettled = true;
                 self.settle();
-                Err(error.into())
             }
+        }
+        done
+    }
+
+    /// Looks whether the files are still there.
+    fn look(&mut self) {
+        let there = self.files.presence.is_whole() && self.lock.is_in_place();
+        if !self.gone && !there {
+            self.gone = true;
+            log::error!(
+                "the catalog {} was removed, moved or replaced while volhost uses it: nothing is lost as long as \
+                 volhost runs, which makes it anew from memory",
+                self.location
+            );
+        }
+    }
+
+    /// Makes the file anew from what the catalog holds.
+    fn make_anew(&mut self, view: &View) -> Result<(), OpenError> {
+        let Self { files: Files { connection, presence, .. }, lock, .. } = self;
+        presence.make_way()?;
+        let path = presence.path().to_path_buf();
+        if !lock.is_in_place() {
+            *lock = Lock::take(&path)?;
+        }
+        file::prepare_new(&path, view)?;
+        // Where the old file or its log still lies there, nothing may be left in the log, which would be taken for the
+        // new file's; so a crash before the new one has its name leaves a whole catalog, too.
+        let _ = empty_log(connection);
+        presence.replace(&beside(&path, ".new"), file::put_in_place)?;
+        let (_, files) = Files::serve(file::understand(&path)?, &self.location)?;
+        std::mem::replace(&mut self.files, files).abandon();
+        (self.gone, self.unsettled) = (false, false);
+        log::warn!("the catalog {} was made anew from memory, with all that it held", self.location);
+        Ok(())
+    }
+
+    /// Puts right, while nobody waits for a change, what is wrong with the files.
+    fn look_after_files(&mut self) {
+        self.look();
+        if self.gone {
+            let view = self.view.load_full();
+            match self.make_anew(&view) {
+                Ok(()) => self.fault.store(None),
+                Err(error) => self.tell(chain(&error)),
+            }
+        } else if self.unsettled || self.fault.load().is_some() {
+            self.settle();
         }
     }
 
@@ -161,14 +262,18 @@ impl Writer {
     /// them there and take the change for a durable one, although it was answered with an error. Any commit that
     /// succeeds overwrites the place, so one is made that changes nothing; while none succeeds, it is tried again.
     fn settle(&mut self) {
-        let settled = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(
-            |transaction| {
-                schema::set_version(&transaction, schema::MIGRATIONS.len())?;
-                transaction.commit()
-            },
-        );
+        let settled =
+            self.files.connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(
+                |transaction| {
+                    schema::set_version(&transaction, schema::MIGRATIONS.len())?;
+                    transaction.commit()
+                },
+            );
         match settled {
-            Ok(()) => self.unsettled = false,
+            Ok(()) => {
+                self.unsettled = false;
+                self.fault.store(None);
+            }
             Err(error) => {
                 log::debug!("the catalog {} cannot be written yet: {}", self.location, chain(&error));
             }
@@ -176,8 +281,14 @@ impl Writer {
     }
 
     /// Moves the log into the file and closes it. What fails here loses nothing: the log is read by the next start.
-    fn close(self) {
-        let Self { connection, checkpoints, lock, view: _, location, unsettled: _ } = self;
+    fn close(mut self) {
+        self.look_after_files();
+        let Self { files, lock, location, gone, .. } = self;
+        if gone {
+            files.abandon();
+            return;
+        }
+        let Files { connection, checkpoints, presence: _ } = files;
         checkpoints.stop();
         let moved = empty_log(&connection);
         if let Err(error) = moved.and_then(|_| connection.close().map_err(|(_, error)| error)) {

@@ -41,9 +41,19 @@ impl Authority {
 
     /// A certificate for a server on this machine.
     pub fn server(&self) -> Pair {
+        self.server_until(None)
+    }
+
+    /// The same, ended a number of days ago.
+    pub fn expired_server(&self, days: i64) -> Pair {
+        self.server_until(Some(from_now(-days)))
+    }
+
+    fn server_until(&self, end: Option<OffsetDateTime>) -> Pair {
         self.issue("localhost", |params| {
             params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            params.not_after = end.unwrap_or(params.not_after);
         })
     }
 
