@@ -46,7 +46,7 @@ pub use self::operator::{BackendInfo, Release, TrashedInfo};
 use self::recover::Mending;
 pub use self::step::STEPS;
 use self::trash::Blocked;
-use crate::backend::name::BackendName;
+use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{self, Backend, Health};
 use crate::catalog::{Catalog, Change, View, Volume};
 use crate::host::Caller;
@@ -200,6 +200,12 @@ impl Service {
             Some(backend) => backend.settings().path.join(volume.name.as_str()),
             None => remembered_mountpoint(&self.catalog.view(), volume),
         }
+    }
+
+    /// The identity that the catalog remembers for a backend.
+    #[must_use]
+    pub fn backend_id(&self, backend: &BackendName) -> Option<BackendId> {
+        self.catalog.view().backends.get(backend).map(|record| record.id)
     }
 
     /// The backend of a volume, or why it cannot be worked on.

@@ -153,7 +153,7 @@ pub enum Fault {
     UnverifiedAsked,
     /// No certificate of the host's own.
     #[error(
-        "it names no CertFile and KeyFile, so that engines show no certificate of this host; volhost, for one, answers nobody without"
+        "it names no CertFile and KeyFile, so that engines show no certificate of this host, and volhost, for one, answers nobody without; unpack this host's bundle"
     )]
     NoClientCertificate,
     /// A file by a relative path.
@@ -269,10 +269,28 @@ pub enum Fault {
         /// What the verifier said.
         why: String,
     },
-    /// The connection broke before an answer came.
+    /// The server is who is meant, but not at this time.
     #[error(
-        "{address} broke the connection off ({why}); the plugin's log may tell why, a refused certificate for one"
+        "the certificate of the server at {address} is not valid at this time ({why}); set this machine's clock if it is wrong (`timedatectl`), else give the server another certificate"
     )]
+    OutOfDate {
+        /// The address.
+        address: String,
+        /// What the verifier said.
+        why: String,
+    },
+    /// The server broke the handshake off.
+    #[error(
+        "the server at {address} refused the connection of this host (alert {why}); if its certificate was revoked or is another CA's, `volhost host add` on the storage host makes another"
+    )]
+    Refused {
+        /// The address.
+        address: String,
+        /// The alert it sent.
+        why: String,
+    },
+    /// The connection broke before an answer came.
+    #[error("{address} broke the connection off ({why}); the plugin's log may tell why")]
     Broken {
         /// The address.
         address: String,
@@ -314,6 +332,26 @@ impl Fault {
     #[must_use]
     pub fn word(&self) -> &'static str {
         self.classified().1
+    }
+
+    /// What is wrong, and what mends it: each fault's words end with the latter, behind their last semicolon.
+    #[must_use]
+    pub fn cause_and_remedy(&self) -> (String, Option<String>) {
+        let text = self.to_string();
+        match text.rsplit_once("; ") {
+            Some((cause, remedy)) => (cause.to_owned(), Some(remedy.to_owned())),
+            None => (text, None),
+        }
+    }
+
+    /// Whether it is about the TLS files that a spec file names, not about the spec file itself.
+    #[must_use]
+    pub fn is_of_tls_files(&self) -> bool {
+        self.is_before_any_call()
+            || matches!(
+                self,
+                Self::Expired { .. } | Self::ExpiresSoon { .. } | Self::NotYet { .. } | Self::Exposed { .. }
+            )
     }
 
     /// Whether an engine fails on it before it calls anybody.
@@ -364,6 +402,8 @@ impl Fault {
             Self::Unresolved { .. } => (Error, "unresolved"),
             Self::Unreachable { .. } => (Error, "unreachable"),
             Self::NotVerified { .. } => (Error, "not-verified"),
+            Self::OutOfDate { .. } => (Error, "out-of-date"),
+            Self::Refused { .. } => (Error, "refused"),
             Self::Broken { .. } => (Error, "broken"),
             Self::Silent { .. } => (Error, "silent"),
             Self::NoPlugin { .. } => (Error, "no-plugin"),

@@ -3,12 +3,13 @@
 //! The call is `VolumeDriver.Capabilities`, which changes nothing: an Activate would begin a new activation, and by
 //! that make the host's mounts stale. Proxies are not used, of which only the engine's own environment knows.
 
+use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -17,7 +18,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -30,8 +32,8 @@ use crate::pki::certificate::decode;
 /// How long a plugin has for everything, the connection included.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The largest answer that is read; Capabilities takes some 40 bytes.
-const LARGEST: usize = 64 << 10;
+/// The largest answer that is read: Capabilities takes some 40 bytes, a List of a million volumes some 150 MiB.
+const LARGEST: usize = 256 << 20;
 
 /// Where the authorities lie that an engine trusts beside `CAFile`: the first that is there counts.
 const SYSTEM_ROOTS: [&str; 3] =
@@ -50,22 +52,77 @@ pub fn probe(targets: &[&Target], patience: Duration) -> io::Result<Vec<Option<F
 }
 
 async fn one(target: &Target, patience: Duration) -> Option<Fault> {
-    let address = target.address.clone();
-    match tokio::time::timeout(patience, call(target)).await {
-        Ok(Ok(())) => None,
-        Ok(Err(fault)) => Some(fault),
-        Err(_) => Some(Fault::Silent { address, seconds: patience.as_secs() }),
+    match within(patience, target, CAPABILITIES, b"{}").await {
+        Ok(answer) => answer.fault(&target.address),
+        Err(fault) => Some(fault),
     }
 }
 
-async fn call(target: &Target) -> Result<(), Fault> {
+/// The verb that is asked: it changes nothing.
+pub const CAPABILITIES: &str = "/VolumeDriver.Capabilities";
+
+/// What a plugin answered, whatever it was.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The answer's status.
+    pub status: StatusCode,
+    /// Its `Date`, by the clock of the plugin's machine.
+    pub date: Option<String>,
+    /// Its body as JSON; null when it is none.
+    pub body: Value,
+}
+
+impl Answer {
+    /// The plugin's own word for why it refuses.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        self.body.get("Err").and_then(Value::as_str).filter(|text| !text.is_empty())
+    }
+
+    /// Why this is no volume plugin's answer to [`CAPABILITIES`], if it is none.
+    #[must_use]
+    pub fn fault(&self, address: &str) -> Option<Fault> {
+        let Self { status, date: _, body } = self;
+        let refusal = self.refusal();
+        if status.is_success() && refusal.is_none() && body.get("Capabilities").is_some() {
+            return None;
+        }
+        let answer = match refusal {
+            Some(text) => format!("with status {} and {text:?}", status.as_u16()),
+            None => format!("with status {}", status.as_u16()),
+        };
+        Some(Fault::NoPlugin { address: address.to_owned(), answer })
+    }
+}
+
+/// Makes one call to a target, in a runtime of its own on this thread. Never call it in async code.
+///
+/// # Errors
+/// [`Fault::Broken`] also where no runtime can be made; an answer that is an error is none.
+pub fn call(target: &Target, rpc: &str, body: &[u8], patience: Duration) -> Result<Answer, Fault> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::Broken { address: target.address.clone(), why: error.to_string() })?;
+    let answer = runtime.block_on(within(patience, target, rpc, body));
+    runtime.shutdown_background();
+    answer
+}
+
+async fn within(patience: Duration, target: &Target, rpc: &str, body: &[u8]) -> Result<Answer, Fault> {
+    let silent = || Fault::Silent { address: target.address.clone(), seconds: patience.as_secs() };
+    tokio::time::timeout(patience, connect_and_ask(target, rpc, body)).await.map_err(|_| silent())?
+}
+
+async fn connect_and_ask(target: &Target, rpc: &str, body: &[u8]) -> Result<Answer, Fault> {
     let Target { address, endpoint, protection, files } = target;
+    let request = request(rpc, body).map_err(|error| fault_of(&error, address))?;
     let unreachable =
         |error: io::Error| Fault::Unreachable { address: address.clone(), why: error.to_string() };
     let (host, port, https) = match endpoint {
         Endpoint::Unix(path) => {
             let stream = UnixStream::connect(path).await.map_err(unreachable)?;
-            return ask(stream, address).await;
+            return exchange(stream, request).await.map_err(|error| fault_of(&*error, address));
         }
         Endpoint::Tcp { host, port, https } => (host, *port, *https),
     };
@@ -78,61 +135,78 @@ async fn call(target: &Target) -> Result<(), Fault> {
     }
     let stream = TcpStream::connect(&*found).await.map_err(unreachable)?;
     if !https {
-        return ask(stream, address).await;
+        return exchange(stream, request).await.map_err(|error| fault_of(&*error, address));
     }
     let broken = |why: String| Fault::Broken { address: address.clone(), why };
     let config = tls(files, *protection).map_err(broken)?;
     let name = ServerName::try_from(host.clone()).map_err(|error| broken(error.to_string()))?;
-    let stream =
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
-            match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                Some(rustls::Error::InvalidCertificate(why)) => {
-                    Fault::NotVerified { address: address.clone(), why: why.to_string() }
-                }
-                _ => broken(error.to_string()),
-            }
-        })?;
-    ask(stream, address).await
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| fault_of(&error, address))?;
+    exchange(stream, request).await.map_err(|error| fault_of(&*error, address))
 }
 
-/// Asks for the plugin's capabilities, with an engine's headers.
-async fn ask<S>(stream: S, address: &str) -> Result<(), Fault>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let broken =
-        |error: &dyn std::error::Error| Fault::Broken { address: address.to_owned(), why: told(error) };
-    let request = Request::builder()
+/// A call with an engine's headers.
+fn request(rpc: &str, body: &[u8]) -> http::Result<Request<Full<Bytes>>> {
+    Request::builder()
         .method(Method::POST)
-        .uri("/VolumeDriver.Capabilities")
+        .uri(rpc)
         .header(header::HOST, "plugin")
         .header(header::ACCEPT, "application/vnd.docker.plugins.v1.2+json")
         .header(header::CONTENT_TYPE, "application/vnd.docker.plugins.v1.2+json")
-        .body(Full::new(Bytes::from_static(b"{}")))
-        .map_err(|error| broken(&error))?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        .body(Full::new(Bytes::copy_from_slice(body)))
+}
+
+/// Sends one request over a connection that stands, and reads the answer.
+///
+/// # Errors
+/// What broke the connection, and a body of more than [`LARGEST`].
+pub async fn exchange<S>(
+    stream: S,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, Box<dyn StdError + Send + Sync>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // The connection is driven by a task of its own; an error of it also ends the request below.
     let driver = tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+    let response = sender.send_request(request).await?;
     let status = response.status();
+    let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
     let body = Limited::new(response.into_body(), LARGEST).collect().await;
     driver.abort();
-    let body = body.map_err(|error| broken(&*error))?.to_bytes();
-    let answer = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
-    let refusal = answer.get("Err").and_then(|text| text.as_str()).filter(|text| !text.is_empty());
-    if status.is_success() && refusal.is_none() && answer.get("Capabilities").is_some() {
-        return Ok(());
+    let body = serde_json::from_slice(&body?.to_bytes()).unwrap_or_default();
+    Ok(Answer { status, date, body })
+}
+
+/// Which fault it is that broke a connection, by what TLS says of it.
+fn fault_of(error: &(dyn StdError + 'static), address: &str) -> Fault {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let address = address.to_owned();
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(
+            why @ (Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
+        )) => Fault::OutOfDate { address, why: why.to_string() },
+        Some(rustls::Error::InvalidCertificate(why)) => Fault::NotVerified { address, why: why.to_string() },
+        Some(rustls::Error::AlertReceived(why)) => Fault::Refused { address, why: format!("{why:?}") },
+        _ => Fault::Broken { address, why: told(error) },
     }
-    let answer = match refusal {
-        Some(text) => format!("with status {} and {text:?}", status.as_u16()),
-        None => format!("with status {}", status.as_u16()),
-    };
-    Err(Fault::NoPlugin { address: address.to_owned(), answer })
+}
+
+/// What TLS said, wherever it stands among an error's causes.
+fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(found) = error.downcast_ref::<rustls::Error>() {
+        return Some(found);
+    }
+    // What an I/O error wraps is not its source.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    wrapped.and_then(|inner| tls_error(inner)).or_else(|| tls_error(error.source()?))
 }
 
 /// An error's causes, each once.
-fn told(error: &dyn std::error::Error) -> String {
+pub fn told(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
