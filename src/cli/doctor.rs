@@ -26,7 +26,7 @@ Examples:
 
 Exit codes: 0 nothing is wrong (there may be warnings), 1 something is.")]
 pub(super) struct Doctor {
-    /// The plugin's name on this machine [default: the configured one; else the only one, or volhost]
+    /// The plugin's name on this machine [default: the configured one, else volhost, else the bundle's]
     #[arg(value_name = "PLUGIN")]
     plugin: Option<String>,
     /// Ask the engine at this socket [default: /run/docker.sock]
@@ -118,4 +118,53 @@ fn show(findings: &[Finding], shell: &mut Shell<'_>) -> Result<(), Error> {
 fn value(finding: &Finding) -> serde_json::Value {
     let Finding { check, subject, verdict, message, remedy } = finding;
     json!({ "check": check, "subject": subject, "verdict": verdict.word(), "message": message, "remedy": remedy })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::tests::offline;
+
+    /// A machine with nothing but a spec file, whose service is not there.
+    fn fixture() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("etc/docker/plugins");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("store.spec"), "unix:///nowhere/p.sock").unwrap();
+        root
+    }
+
+    #[test]
+    fn each_check_is_a_line_and_what_is_wrong_has_its_cause_and_remedy_below() {
+        let root = fixture();
+        let ran = offline(&["doctor", "store", "--root", root.path().to_str().unwrap()]);
+        assert_eq!((ran.code, &*ran.err), (1, "volhost: 1 thing is wrong, 0 warnings\n"));
+        let lines: Vec<_> = ran.out.lines().collect();
+        let spec = format!("{}/etc/docker/plugins/store.spec", root.path().display());
+        let line = format!(
+            "ok       spec-file       store: {spec} is read: unix:///nowhere/p.sock (a socket of this machine)"
+        );
+        assert!(lines.contains(&&*line), "{}", ran.out);
+        let at = lines.iter().position(|line| *line == "wrong    address         unix:///nowhere/p.sock").unwrap();
+        assert!(lines[at + 1].starts_with("         unix:///nowhere/p.sock cannot be reached (No such file"));
+        assert!(lines[at + 2].starts_with("         remedy: start the plugin there"), "{}", lines[at + 2]);
+        assert_eq!(lines.last(), Some(&""));
+    }
+
+    #[test]
+    fn programs_get_a_list_with_the_same() {
+        let root = fixture();
+        let ran = offline(&["doctor", "store", "--json", "--root", root.path().to_str().unwrap()]);
+        assert_eq!(ran.code, 1);
+        let findings: Vec<Value> = serde_json::from_str(&ran.out).unwrap();
+        let verdict = |check: &str| {
+            findings.iter().find(|finding| finding["check"] == check).map(|finding| finding["verdict"].clone())
+        };
+        assert_eq!(verdict("address"), Some("wrong".into()));
+        assert_eq!(verdict("clock"), Some("skipped".into()));
+        assert_eq!(verdict("engine"), Some("note".into()));
+        let ran = offline(&["doctor", "--json", "--root", root.path().to_str().unwrap()]);
+        assert!(ran.out.contains("it finds store"), "{}", ran.out);
+    }
 }

@@ -52,14 +52,10 @@ fn ahead(date: &str, here: SystemTime) -> Option<i64> {
 
 fn judged(subject: &str, seconds: i64) -> Finding {
     let (size, way) = (seconds.unsigned_abs(), if seconds < 0 { "behind" } else { "ahead of" });
-    let verdict = match size {
-        ..=NOTICED => {
-            let message = "this machine's clock and the service's agree";
-            return Finding::new(CHECK, subject, Verdict::Ok, message);
-        }
-        ..=GRAVE => Verdict::Warning,
-        _ => Verdict::Wrong,
-    };
+    if size <= NOTICED {
+        return Finding::new(CHECK, subject, Verdict::Ok, "this machine's clock and the service's agree");
+    }
+    let verdict = if size <= GRAVE { Verdict::Warning } else { Verdict::Wrong };
     let message = format!(
         "this machine's clock is {size} s {way} the service's: certificates count as expired or not yet valid, and \
          what hosts write to one volume is dated wrongly"

@@ -61,8 +61,7 @@ pub(super) fn look(directory: &Path, patience: Duration) -> Option<Sight> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .current_dir("/")
-        .process_group(0);
+        .current_dir("/");
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => return Some(Sight::Failed(error.to_string())),

@@ -25,6 +25,24 @@ use crate::discovery::lint::Places;
 /// How long anything on this machine has to answer: the engine, the service's admin socket, a file system.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The words of all checks, in the order in which they are made.
+pub const CHECKS: [&str; 14] = [
+    "configuration",
+    "service",
+    "reload",
+    "server-certificate",
+    "backend",
+    "spec-file",
+    "certificates",
+    "engine",
+    "managed-plugin",
+    "proxy",
+    "address",
+    "clock",
+    "mountpoint",
+    "space",
+];
+
 /// What came of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {

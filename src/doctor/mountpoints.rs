@@ -37,14 +37,23 @@ pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<F
             scope.spawn(move || look::look(&path, PATIENCE))
         };
         let looking: Vec<_> = backends.iter().map(look).collect();
-        let told = looking.into_iter().map(|thread| thread.join());
+        let told = looking.into_iter().map(std::thread::ScopedJoinHandle::join);
         told.map(|sight| sight.unwrap_or_else(|_| Some(Sight::Failed("the look broke off".into())))).collect()
     });
     for (backend, sight) in backends.iter().zip(sights) {
-        findings.push(state(backend));
+        // The storage host's own service has told of them before.
+        let mut new = |finding: Finding| {
+            let is_same = |told: &Finding| told.check == finding.check && told.subject == finding.subject;
+            if !findings.iter().any(is_same) {
+                findings.push(finding);
+            }
+        };
+        new(state(backend));
         let (finding, space) = judge(backend, sight);
-        findings.push(finding);
-        findings.extend(space.map(|space| space::judge(&shown(&backend.mountpoint), space, "volumes")));
+        new(finding);
+        if let Some(space) = space {
+            new(space::judge(&shown(&backend.mountpoint), space, "volumes"));
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 use super::storage::Storage;
 use super::{Finding, Scope, Verdict, shown};
 use crate::discovery::lint::{self, Fault, Protection, Report, Severity, Target};
-use crate::pki::describe;
+use crate::pki::{bundle, describe};
 
 const SPEC: &str = "spec-file";
 const CERTIFICATES: &str = "certificates";
@@ -66,12 +66,15 @@ pub(super) fn examine(scope: &Scope, storage: Option<&Storage>, findings: &mut V
     Plugin { name, target: target.filter(|_| !unusable) }
 }
 
-/// Which of the plugins is meant where nobody said so: ours by its usual name, else the only one.
+/// Which of the plugins is meant where nobody said so: ours by its usual name, else the one that a bundle brought.
 fn guess(report: &Report) -> String {
-    match &*report.plugins {
-        [only] => only.name.clone(),
-        _ => USUAL.to_owned(),
-    }
+    let brought = |plugin: &&lint::Plugin| {
+        let ca = plugin.target.as_ref().and_then(|target| target.files.ca.as_deref());
+        ca == Some(Path::new(bundle::CA_FILE))
+    };
+    let named = report.plugins.iter().find(|plugin| plugin.name == USUAL);
+    let found = named.or_else(|| report.plugins.iter().find(brought));
+    found.map_or_else(|| USUAL.to_owned(), |plugin| plugin.name.clone())
 }
 
 fn missing(
@@ -126,6 +129,6 @@ fn certificates(target: &Target, findings: &mut Vec<Finding>) {
     let Some(info) = std::fs::read(cert).ok().and_then(|pem| describe(pem).ok()) else { return };
     let until = info.not_after.format(&Rfc3339).unwrap_or_else(|_| info.not_after.to_string());
     let name = info.dns_names.first().or(info.common_name.as_ref()).unwrap_or(&info.subject);
-    let message = format!("this host is {name}, until {until}; the key is its own and nobody else's to read");
+    let message = format!("this host is {name}, until {until}; its key can be read by nobody else");
     findings.push(Finding::new(CERTIFICATES, shown(cert), Verdict::Ok, message));
 }

@@ -9,7 +9,6 @@ use super::space::{self, Space};
 use super::{Finding, PATIENCE, Scope, Verdict, shown};
 use crate::admin::client::{Client, ClientError};
 use crate::admin::wire::{self, Nothing, Reload, verb};
-use crate::app;
 use crate::config;
 use crate::error::chain;
 
@@ -37,7 +36,7 @@ pub(super) fn examine(scope: &Scope, findings: &mut Vec<Finding>) -> Option<Stor
     let is_one = config.is_some()
         || socket.is_some()
         || paths.config().exists()
-        || paths.state.exists()
+        || paths.catalog().exists()
         || paths.admin().exists();
     if !is_one {
         let message =
@@ -46,7 +45,7 @@ pub(super) fn examine(scope: &Scope, findings: &mut Vec<Finding>) -> Option<Stor
         return None;
     }
     let file = config.clone().unwrap_or_else(|| paths.config());
-    let loaded = app::load(paths, config.as_deref());
+    let loaded = crate::app::load(paths, config.as_deref());
     findings.push(configuration(&file, loaded.as_ref().err()));
     // As a running service has it: files that only it needs may be missing.
     let followed = config::reload(paths, config.as_deref()).ok().map(|loaded| loaded.config);
@@ -134,7 +133,12 @@ fn reload(status: &wire::Status, findings: &mut Vec<Finding>) {
             findings.push(Finding::new(RELOAD, &status.name, Verdict::Warning, message).remedy(remedy));
         }
         _ => {
-            findings.push(Finding::new(RELOAD, &status.name, Verdict::Ok, "what is in the files is in force"))
+            findings.push(Finding::new(
+                RELOAD,
+                &status.name,
+                Verdict::Ok,
+                "what is in the files is in force",
+            ));
         }
     }
 }

@@ -38,6 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "backend::identity_at",
             "config",
             "discovery::lint",
+            "pki::bundle",
             "pki::describe",
         ],
     ),

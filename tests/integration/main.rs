@@ -19,6 +19,7 @@
 mod backends;
 mod commands;
 mod crash;
+mod doctor;
 mod engine;
 mod faults;
 mod harness;

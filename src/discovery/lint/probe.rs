@@ -144,7 +144,13 @@ async fn connect_and_ask(target: &Target, rpc: &str, body: &[u8]) -> Result<Answ
         .connect(name, stream)
         .await
         .map_err(|error| fault_of(&error, address))?;
-    exchange(stream, request).await.map_err(|error| fault_of(&*error, address))
+    exchange(stream, request).await.map_err(|error| match fault_of(&*error, address) {
+        // In TLS 1.3 a client learns only now what the server makes of its certificate, and not every server says it.
+        Fault::Broken { address, why: _ } if is_hang_up(&*error) => {
+            Fault::Refused { address, why: "it closed the connection right after the handshake".to_owned() }
+        }
+        fault => fault,
+    })
 }
 
 /// A call with an engine's headers.
@@ -190,9 +196,19 @@ fn fault_of(error: &(dyn StdError + 'static), address: &str) -> Fault {
             why @ (Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
         )) => Fault::OutOfDate { address, why: why.to_string() },
         Some(rustls::Error::InvalidCertificate(why)) => Fault::NotVerified { address, why: why.to_string() },
-        Some(rustls::Error::AlertReceived(why)) => Fault::Refused { address, why: format!("{why:?}") },
+        Some(rustls::Error::AlertReceived(why)) => Fault::Refused { address, why: format!("alert {why:?}") },
         _ => Fault::Broken { address, why: told(error) },
     }
+}
+
+/// Whether a connection was closed from the other side.
+fn is_hang_up(error: &(dyn StdError + 'static)) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let closed = error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message)
+        || error.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+        });
+    closed || error.source().is_some_and(is_hang_up)
 }
 
 /// What TLS said, wherever it stands among an error's causes.

@@ -94,6 +94,11 @@ impl<'a> Engine<'a> {
 
     /// Starts it after it was killed or stopped.
     pub fn start_again(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// The same, with these environment variables.
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) {
         assert!(self.dockerd.is_none(), "the engine runs already");
         // A killed engine leaves it behind, with an ID that another process may have by now.
         let _ = std::fs::remove_file(self.pid_file());
@@ -104,7 +109,7 @@ impl<'a> Engine<'a> {
         command.arg("--data-root").arg(self.dir.path().join("data"));
         command.arg("--exec-root").arg(self.dir.path().join("exec"));
         command.arg("--pidfile").arg(self.pid_file());
-        command.arg("--host").arg(self.address());
+        command.arg("--host").arg(self.address()).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file can be shared")).stderr(log);
         self.dockerd = Some(command.spawn().expect("dockerd can be started: tests/run installs it"));
         wait::until("the engine's first answer", START, || {
@@ -129,7 +134,8 @@ impl<'a> Engine<'a> {
         self.host.run(["kill", "-s", name, pid.trim()]).ok();
     }
 
-    fn address(&self) -> String {
+    /// Its socket, as a URL.
+    pub fn address(&self) -> String {
         format!("unix://{}", self.dir.path().join("docker.sock").display())
     }
 

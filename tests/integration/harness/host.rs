@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -158,13 +158,27 @@ impl Host {
 
     /// Connects as a program on this machine would.
     pub fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let network = File::open(format!("/proc/{}/ns/net", self.init))?;
-        // A socket belongs to the network it was made in, whichever thread uses it later: so a thread goes there.
-        let there = move || {
-            move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))?;
+        self.in_its_network(move || {
             let stream = TcpStream::connect_timeout(&address, SOON)?;
             stream.set_read_timeout(Some(SOON))?;
             Ok(stream)
+        })
+    }
+
+    /// Listens as a program on this machine would, on a port of the kernel's choice.
+    pub fn listen(&self, address: Ipv4Addr) -> TcpListener {
+        self.in_its_network(move || TcpListener::bind((address, 0))).expect("the machine has that address")
+    }
+
+    /// A socket belongs to the network it was made in, whichever thread uses it later: so a thread goes there.
+    fn in_its_network<T: Send + 'static>(
+        &self,
+        make: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let network = File::open(format!("/proc/{}/ns/net", self.init))?;
+        let there = move || {
+            move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))?;
+            make()
         };
         std::thread::spawn(there).join().expect("the thread does not panic")
     }
