@@ -146,7 +146,8 @@ mod tests {
             "ok       spec-file       store: {spec} is read: unix:///nowhere/p.sock (a socket of this machine)"
         );
         assert!(lines.contains(&&*line), "{}", ran.out);
-        let at = lines.iter().position(|line| *line == "wrong    address         unix:///nowhere/p.sock").unwrap();
+        let at =
+            lines.iter().position(|line| *line == "wrong    address         unix:///nowhere/p.sock").unwrap();
         assert!(lines[at + 1].starts_with("         unix:///nowhere/p.sock cannot be reached (No such file"));
         assert!(lines[at + 2].starts_with("         remedy: start the plugin there"), "{}", lines[at + 2]);
         assert_eq!(lines.last(), Some(&""));
@@ -159,7 +160,10 @@ mod tests {
         assert_eq!(ran.code, 1);
         let findings: Vec<Value> = serde_json::from_str(&ran.out).unwrap();
         let verdict = |check: &str| {
-            findings.iter().find(|finding| finding["check"] == check).map(|finding| finding["verdict"].clone())
+            findings
+                .iter()
+                .find(|finding| finding["check"] == check)
+                .map(|finding| finding["verdict"].clone())
         };
         assert_eq!(verdict("address"), Some("wrong".into()));
         assert_eq!(verdict("clock"), Some("skipped".into()));

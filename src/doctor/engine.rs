@@ -17,6 +17,9 @@ use crate::discovery::lint::probe::{self, exchange};
 const ENGINE: &str = "engine";
 const MANAGED: &str = "managed-plugin";
 
+/// The largest answer that is read: what an engine tells of itself takes some kilobytes.
+const LARGEST: usize = 16 << 20;
+
 /// Why an engine told nothing.
 enum Silence {
     /// Nothing to connect to, or no right to.
@@ -95,13 +98,13 @@ fn get(socket: &Path, path: &str) -> Result<Value, Silence> {
             .header(http::header::HOST, "docker")
             .body(http_body_util::Full::default())
             .map_err(|error| said(&error))?;
-        exchange(stream, request).await.map_err(|error| Silence::Answer(probe::told(&*error)))
+        exchange(stream, request, LARGEST).await.map_err(|error| Silence::Answer(probe::told(&*error)))
     };
     let late = || Silence::Answer(format!("{path} was not answered within {} s", PATIENCE.as_secs()));
     let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, asking).await });
     let answer = answer.map_err(|_| late())??;
     if answer.status.is_success() {
-        Ok(answer.body)
+        Ok(answer.json())
     } else {
         Err(Silence::Answer(format!("{path} was answered {}", answer.status)))
     }

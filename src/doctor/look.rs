@@ -57,11 +57,7 @@ pub(super) fn look(directory: &Path, patience: Duration) -> Option<Sight> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("volhost").arg("doctor").env(VARIABLE, directory);
     // It may live on for as long as the storage hangs: it must hold nothing that others wait for.
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/");
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => return Some(Sight::Failed(error.to_string())),

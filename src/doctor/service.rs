@@ -1,17 +1,22 @@
 //! The plugin's address: whether it resolves, connects, proves itself, takes this host's certificate, and answers.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::plugin::Plugin;
 use super::{Finding, Verdict};
-use crate::discovery::lint::probe::{self, Answer};
+use crate::discovery::lint::probe::{self, Answer, Question};
 use crate::discovery::lint::{Fault, Protection, Target};
 
 const CHECK: &str = "address";
+
+/// The largest list that is read; a million volumes take some 150 MiB.
+const LARGEST_LIST: usize = 256 << 20;
 
 /// What a service that answers told.
 #[derive(Debug, Clone)]
@@ -48,7 +53,7 @@ pub(super) fn examine(plugin: &Plugin, findings: &mut Vec<Finding>) -> Option<Se
         Finding { remedy, ..Finding::new(CHECK, address, Verdict::Wrong, message) }
     };
     let begun = SystemTime::now();
-    let answer = match call(target, probe::CAPABILITIES, &json!({})) {
+    let answer = match probe::call(target, &probe::CAPABILITIES, probe::PATIENCE) {
         Ok(answer) => answer,
         Err(fault) => {
             findings.push(wrong(&fault));
@@ -70,45 +75,63 @@ pub(super) fn examine(plugin: &Plugin, findings: &mut Vec<Finding>) -> Option<Se
     Some(Seen { date, backends: backends(target) })
 }
 
-fn call(target: &Target, rpc: &str, body: &Value) -> Result<Answer, Fault> {
-    probe::call(target, rpc, body.to_string().as_bytes(), probe::PATIENCE)
-}
-
 /// Each backend by one of its volumes.
 fn backends(target: &Target) -> Result<Vec<Backend>, String> {
-    let asked = |rpc: &str, body: &Value| {
-        let answer = call(target, rpc, body).map_err(|fault| fault.cause_and_remedy().0)?;
-        match answer.refusal() {
-            None if answer.status.is_success() => Ok(answer.body),
-            told => {
-                Err(format!("{rpc} was answered {} {}", answer.status.as_u16(), told.unwrap_or_default()))
-            }
-        }
-    };
-    let list = asked("/VolumeDriver.List", &json!({}))?;
-    one_of_each(&list)
+    let list = ask(target, "/VolumeDriver.List", &json!({}), LARGEST_LIST)?;
+    one_of_each(&list.body)
+        .map_err(|error| format!("the list of volumes cannot be read: {error}"))?
         .into_iter()
-        .filter_map(|(mountpoint, volume)| match asked("/VolumeDriver.Get", &json!({ "Name": volume })) {
-            Ok(got) => backend(&got, mountpoint).map(Ok),
-            Err(why) => Some(Err(why)),
+        .filter_map(|(mountpoint, volume)| {
+            match ask(target, "/VolumeDriver.Get", &json!({ "Name": volume }), probe::LARGEST) {
+                Ok(got) => backend(&got.json(), mountpoint).map(Ok),
+                Err(why) => Some(Err(why)),
+            }
         })
         .collect()
 }
 
+/// Asks what has to be answered.
+fn ask(target: &Target, rpc: &str, body: &Value, largest: usize) -> Result<Answer, String> {
+    let body = body.to_string();
+    let question = Question { rpc, body: body.as_bytes(), largest };
+    let answer =
+        probe::call(target, &question, probe::PATIENCE).map_err(|fault| fault.cause_and_remedy().0)?;
+    if answer.status.is_success() {
+        return Ok(answer);
+    }
+    let told = answer.json();
+    let why = probe::refusal(&told).unwrap_or("without a reason");
+    Err(format!("{rpc} was answered with status {}: {why}", answer.status.as_u16()))
+}
+
+/// What List answers, without copying what can be large.
+#[derive(Deserialize)]
+struct List<'a> {
+    #[serde(rename = "Volumes", borrow, default)]
+    volumes: Option<Vec<Listed<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct Listed<'a> {
+    #[serde(rename = "Name", borrow)]
+    name: Cow<'a, str>,
+    #[serde(rename = "Mountpoint", borrow, default)]
+    mountpoint: Cow<'a, str>,
+}
+
 /// One volume for each directory that volumes lie in: a backend's.
-fn one_of_each(list: &Value) -> BTreeMap<PathBuf, String> {
-    let text = |volume: &Value, field: &str| volume.get(field).and_then(Value::as_str).map(str::to_owned);
-    let volumes = list.get("Volumes").and_then(Value::as_array).into_iter().flatten();
+fn one_of_each(list: &[u8]) -> serde_json::Result<BTreeMap<PathBuf, String>> {
+    let List { volumes } = serde_json::from_slice(list)?;
     let mut found = BTreeMap::new();
-    for volume in volumes {
-        let (Some(name), Some(mountpoint)) = (text(volume, "Name"), text(volume, "Mountpoint")) else {
-            continue;
-        };
-        if let Some(parent) = Path::new(&mountpoint).parent() {
-            found.entry(parent.to_owned()).or_insert(name);
+    for Listed { name, mountpoint } in volumes.into_iter().flatten() {
+        // A plugin that does not tell where its volumes lie is none of ours.
+        if let Some(parent) = Path::new(&*mountpoint).parent()
+            && !found.contains_key(parent)
+        {
+            found.insert(parent.to_owned(), name.into_owned());
         }
     }
-    found
+    Ok(found)
 }
 
 /// What Get told of a backend; none of a plugin that is not volhost.
@@ -130,10 +153,13 @@ mod tests {
     #[test]
     fn of_many_volumes_one_for_each_backend_is_asked_about() {
         let volume = |name: &str, path: &str| json!({ "Name": name, "Mountpoint": path });
-        let list = json!({ "Volumes": [volume("a", "/x/a"), volume("b", "/y/b"), volume("c", "/x/c"), {}] });
-        let found: Vec<_> = one_of_each(&list).into_iter().collect();
-        assert_eq!(found, [("/x".into(), "a".to_owned()), ("/y".into(), "b".to_owned())]);
-        assert!(one_of_each(&json!({ "Volumes": null })).is_empty());
+        let found = |list: Value| one_of_each(list.to_string().as_bytes());
+        let some = [volume("a", "/x/a"), volume("b", "/y/b"), volume("c", "/x/c"), json!({ "Name": "d" })];
+        let some: Vec<_> = found(json!({ "Volumes": some })).unwrap().into_iter().collect();
+        assert_eq!(some, [("/x".into(), "a".to_owned()), ("/y".into(), "b".to_owned())]);
+        assert!(found(json!({ "Volumes": null })).unwrap().is_empty());
+        assert!(found(json!({})).unwrap().is_empty());
+        assert!(found(json!({ "Volumes": 1 })).is_err());
     }
 
     #[test]

@@ -184,3 +184,69 @@ fn backend(backend: &wire::Backend) -> Vec<Finding> {
         ],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> wire::Status {
+        wire::Status {
+            version: "0.1.0".into(),
+            name: "volhost".into(),
+            node: "store1".into(),
+            listening: Vec::new(),
+            catalog: "sqlite:/c".into(),
+            volumes: 0,
+            mounts: 0,
+            backends: Vec::new(),
+            connections: 0,
+            since: "2026-01-02T03:04:05Z".into(),
+            last_reload: None,
+            needs_restart: Vec::new(),
+            spec: None,
+            server_certificate_expires: Some("2027-01-02T03:04:05Z".into()),
+        }
+    }
+
+    #[test]
+    fn the_servers_certificate_is_judged_by_its_end() {
+        let status = status();
+        let end = OffsetDateTime::parse("2027-01-02T03:04:05Z", &Rfc3339).unwrap();
+        for (left, verdict, words) in [
+            (Duration::days(364), Verdict::Ok, "for 364 days"),
+            (Duration::days(30), Verdict::Warning, "in 30 days"),
+            (Duration::ZERO, Verdict::Wrong, "expired at 2027-01-02"),
+        ] {
+            let mut findings = Vec::new();
+            certificate(&status, end - left, &mut findings);
+            assert_eq!(findings[0].verdict, verdict, "{findings:?}");
+            assert!(findings[0].message.contains(words), "{findings:?}");
+        }
+    }
+
+    #[test]
+    fn a_backend_that_left_the_map_is_a_warning_and_a_full_one_is_wrong() {
+        let backend = |state: &str, free| {
+            let (name, path, reason) = ("fast".to_owned(), "/mnt/fast".to_owned(), None);
+            let (total_bytes, free_bytes) = (Some(1000), free);
+            let state = state.to_owned();
+            backend(&wire::Backend {
+                name,
+                path,
+                state,
+                draining: false,
+                reason,
+                volumes: 1,
+                total_bytes,
+                free_bytes,
+            })
+            .iter()
+            .map(|finding| (finding.check, finding.verdict))
+            .collect::<Vec<_>>()
+        };
+        assert_eq!(backend("unmapped", None), [(BACKEND, Verdict::Warning)]);
+        assert_eq!(backend("offline", None), [(BACKEND, Verdict::Wrong)]);
+        assert_eq!(backend("online", Some(0)), [(BACKEND, Verdict::Ok), ("space", Verdict::Wrong)]);
+        assert_eq!(backend("online", None), [(BACKEND, Verdict::Ok)]);
+    }
+}

@@ -232,7 +232,9 @@ pub enum Fault {
         why: String,
     },
     /// Nobody answers there.
-    #[error("{address} cannot be reached ({why}); start the plugin there, or correct the address, or let the firewall pass it")]
+    #[error(
+        "{address} cannot be reached ({why}); start the plugin there, or correct the address, or let the firewall pass it"
+    )]
     Unreachable {
         /// The address.
         address: String,
@@ -270,7 +272,9 @@ pub enum Fault {
         why: String,
     },
     /// The connection broke before an answer came.
-    #[error("{address} broke the connection off ({why}); look into the plugin's log, and whether that is the plugin at all")]
+    #[error(
+        "{address} broke the connection off ({why}); look into the plugin's log, and whether that is the plugin at all"
+    )]
     Broken {
         /// The address.
         address: String,

@@ -32,8 +32,8 @@ use crate::pki::certificate::decode;
 /// How long a plugin has for everything, the connection included.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The largest answer that is read: Capabilities takes some 40 bytes, a List of a million volumes some 150 MiB.
-const LARGEST: usize = 256 << 20;
+/// The largest answer that is read where no more is expected; Capabilities takes some 40 bytes.
+pub const LARGEST: usize = 64 << 10;
 
 /// Where the authorities lie that an engine trusts beside `CAFile`: the first that is there counts.
 const SYSTEM_ROOTS: [&str; 3] =
@@ -52,14 +52,26 @@ pub fn probe(targets: &[&Target], patience: Duration) -> io::Result<Vec<Option<F
 }
 
 async fn one(target: &Target, patience: Duration) -> Option<Fault> {
-    match within(patience, target, CAPABILITIES, b"{}").await {
+    match within(patience, target, &CAPABILITIES).await {
         Ok(answer) => answer.fault(&target.address),
         Err(fault) => Some(fault),
     }
 }
 
-/// The verb that is asked: it changes nothing.
-pub const CAPABILITIES: &str = "/VolumeDriver.Capabilities";
+/// What a plugin is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// The verb, such as `/VolumeDriver.Get`.
+    pub rpc: &'a str,
+    /// What it takes, as JSON.
+    pub body: &'a [u8],
+    /// The largest answer that is read, in bytes.
+    pub largest: usize,
+}
+
+/// What is asked to know whether this is a volume plugin: it changes nothing.
+pub const CAPABILITIES: Question<'_> =
+    Question { rpc: "/VolumeDriver.Capabilities", body: b"{}", largest: LARGEST };
 
 /// What a plugin answered, whatever it was.
 #[derive(Debug, Clone)]
@@ -68,22 +80,22 @@ pub struct Answer {
     pub status: StatusCode,
     /// Its `Date`, by the clock of the plugin's machine.
     pub date: Option<String>,
-    /// Its body as JSON; null when it is none.
-    pub body: Value,
+    /// Its body.
+    pub body: Bytes,
 }
 
 impl Answer {
-    /// The plugin's own word for why it refuses.
+    /// The body as JSON; null when it is none.
     #[must_use]
-    pub fn refusal(&self) -> Option<&str> {
-        self.body.get("Err").and_then(Value::as_str).filter(|text| !text.is_empty())
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
     /// Why this is no volume plugin's answer to [`CAPABILITIES`], if it is none.
     #[must_use]
     pub fn fault(&self, address: &str) -> Option<Fault> {
-        let Self { status, date: _, body } = self;
-        let refusal = self.refusal();
+        let (status, body) = (self.status, self.json());
+        let refusal = refusal(&body);
         if status.is_success() && refusal.is_none() && body.get("Capabilities").is_some() {
             return None;
         }
@@ -95,34 +107,41 @@ impl Answer {
     }
 }
 
+/// The plugin's own word for why it refuses, if that is what its answer says.
+#[must_use]
+pub fn refusal(body: &Value) -> Option<&str> {
+    body.get("Err").and_then(Value::as_str).filter(|text| !text.is_empty())
+}
+
 /// Makes one call to a target, in a runtime of its own on this thread. Never call it in async code.
 ///
 /// # Errors
 /// [`Fault::Broken`] also where no runtime can be made; an answer that is an error is none.
-pub fn call(target: &Target, rpc: &str, body: &[u8], patience: Duration) -> Result<Answer, Fault> {
+pub fn call(target: &Target, question: &Question<'_>, patience: Duration) -> Result<Answer, Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Fault::Broken { address: target.address.clone(), why: error.to_string() })?;
-    let answer = runtime.block_on(within(patience, target, rpc, body));
+    let answer = runtime.block_on(within(patience, target, question));
     runtime.shutdown_background();
     answer
 }
 
-async fn within(patience: Duration, target: &Target, rpc: &str, body: &[u8]) -> Result<Answer, Fault> {
+async fn within(patience: Duration, target: &Target, question: &Question<'_>) -> Result<Answer, Fault> {
     let silent = || Fault::Silent { address: target.address.clone(), seconds: patience.as_secs() };
-    tokio::time::timeout(patience, connect_and_ask(target, rpc, body)).await.map_err(|_| silent())?
+    tokio::time::timeout(patience, connect_and_ask(target, question)).await.map_err(|_| silent())?
 }
 
-async fn connect_and_ask(target: &Target, rpc: &str, body: &[u8]) -> Result<Answer, Fault> {
+async fn connect_and_ask(target: &Target, question: &Question<'_>) -> Result<Answer, Fault> {
     let Target { address, endpoint, protection, files } = target;
+    let Question { rpc, body, largest } = *question;
     let request = request(rpc, body).map_err(|error| fault_of(&error, address))?;
     let unreachable =
         |error: io::Error| Fault::Unreachable { address: address.clone(), why: error.to_string() };
     let (host, port, https) = match endpoint {
         Endpoint::Unix(path) => {
             let stream = UnixStream::connect(path).await.map_err(unreachable)?;
-            return exchange(stream, request).await.map_err(|error| fault_of(&*error, address));
+            return exchange(stream, request, largest).await.map_err(|error| fault_of(&*error, address));
         }
         Endpoint::Tcp { host, port, https } => (host, *port, *https),
     };
@@ -135,7 +154,7 @@ async fn connect_and_ask(target: &Target, rpc: &str, body: &[u8]) -> Result<Answ
     }
     let stream = TcpStream::connect(&*found).await.map_err(unreachable)?;
     if !https {
-        return exchange(stream, request).await.map_err(|error| fault_of(&*error, address));
+        return exchange(stream, request, largest).await.map_err(|error| fault_of(&*error, address));
     }
     let broken = |why: String| Fault::Broken { address: address.clone(), why };
     let config = tls(files, *protection).map_err(broken)?;
@@ -144,7 +163,7 @@ async fn connect_and_ask(target: &Target, rpc: &str, body: &[u8]) -> Result<Answ
         .connect(name, stream)
         .await
         .map_err(|error| fault_of(&error, address))?;
-    exchange(stream, request).await.map_err(|error| match fault_of(&*error, address) {
+    exchange(stream, request, largest).await.map_err(|error| match fault_of(&*error, address) {
         // In TLS 1.3 a client learns only now what the server makes of its certificate, and not every server says it.
         Fault::Broken { address, why: _ } if is_hang_up(&*error) => {
             Fault::Refused { address, why: "it closed the connection right after the handshake".to_owned() }
@@ -167,10 +186,11 @@ fn request(rpc: &str, body: &[u8]) -> http::Result<Request<Full<Bytes>>> {
 /// Sends one request over a connection that stands, and reads the answer.
 ///
 /// # Errors
-/// What broke the connection, and a body of more than [`LARGEST`].
+/// What broke the connection, and a body of more than `largest` bytes.
 pub async fn exchange<S>(
     stream: S,
     request: Request<Full<Bytes>>,
+    largest: usize,
 ) -> Result<Answer, Box<dyn StdError + Send + Sync>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -181,10 +201,9 @@ where
     let response = sender.send_request(request).await?;
     let status = response.status();
     let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
-    let body = Limited::new(response.into_body(), LARGEST).collect().await;
+    let body = Limited::new(response.into_body(), largest).collect().await;
     driver.abort();
-    let body = serde_json::from_slice(&body?.to_bytes()).unwrap_or_default();
-    Ok(Answer { status, date, body })
+    Ok(Answer { status, date, body: body?.to_bytes() })
 }
 
 /// Which fault it is that broke a connection, by what TLS says of it.
@@ -382,6 +401,19 @@ mod tests {
         }
         assert_eq!(told_of(Some("SSH-2.0-OpenSSH\r\n")).0.unwrap().word(), "broken");
         assert_eq!(told_of(Some("")).0.unwrap().word(), "broken");
+    }
+
+    #[test]
+    fn what_breaks_a_handshake_is_told_apart() {
+        let word = |error: rustls::Error| fault_of(&io::Error::other(error), "https://h:1").word();
+        for why in [CertificateError::Expired, CertificateError::NotValidYet] {
+            assert_eq!(word(rustls::Error::InvalidCertificate(why)), "out-of-date");
+        }
+        assert_eq!(word(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)), "not-verified");
+        assert_eq!(word(rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA)), "refused");
+        assert_eq!(word(rustls::Error::HandshakeNotComplete), "broken");
+        assert!(is_hang_up(&io::Error::from(io::ErrorKind::ConnectionReset)));
+        assert!(!is_hang_up(&io::Error::other("something else")));
     }
 
     #[test]
