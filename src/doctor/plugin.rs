@@ -37,16 +37,17 @@ pub(super) fn examine(scope: &Scope, storage: Option<&Storage>, findings: &mut V
         Some(name) => name.clone(),
         None => configured.unwrap_or_else(|| guess(&report)),
     };
-    let Some(found) = report.plugins.iter().find(|plugin| plugin.name == name) else {
-        missing(&name, &report, scope, storage, findings);
-        return Plugin { name, target: None };
-    };
+    let found = report.plugins.iter().find(|plugin| plugin.name == name);
     let faults: Vec<_> =
         report.findings.iter().filter(|finding| finding.plugin.as_ref() == Some(&name)).collect();
     for finding in &faults {
         let check = if finding.fault.is_of_tls_files() { CERTIFICATES } else { SPEC };
-        findings.push(told(check, &finding.file, &finding.fault, Some(&found.file)));
+        findings.push(told(check, &finding.file, &finding.fault, found.map(|found| &*found.file)));
     }
+    let Some(found) = found else {
+        missing(&name, &report, scope, storage, findings);
+        return Plugin { name, target: None };
+    };
     let of = |tls: bool| faults.iter().any(|finding| finding.fault.is_of_tls_files() == tls);
     let target = found.target.clone();
     if let Some(target) = target.as_ref().filter(|_| !of(false)) {

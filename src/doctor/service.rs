@@ -67,7 +67,8 @@ pub(super) fn examine(plugin: &Plugin, findings: &mut Vec<Finding>) -> Option<Se
         return Some(Seen { date, backends: Err("the service does not answer as a volume plugin".into()) });
     }
     let how = match target.protection {
-        Protection::Verified => ", and each proved itself to the other",
+        Protection::Verified if target.files.pair.is_some() => ", and each proved itself to the other",
+        Protection::Verified => ", and proved itself",
         Protection::Local | Protection::Off | Protection::Unverified => "",
     };
     let message = format!("it answers within {} ms{how}", took.as_millis());

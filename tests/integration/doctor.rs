@@ -168,6 +168,11 @@ fn what_is_wrong_with_a_hosts_files_is_told() {
 
     // The spec file.
     break_by(&format!("rm {SPEC}")).blames("spec-file", "finds no plugin of that name");
+    break_by(&format!("ln -sf /nowhere {SPEC}")).blames("spec-file", "finds no plugin of that name").says(
+        "spec-file",
+        "warning",
+        "it leads nowhere",
+    );
     let report_of_both = break_by("echo unix:///run/old.sock > /etc/docker/plugins/volhost.spec");
     assert_eq!(report_of_both.code, Some(1));
     report_of_both.says("spec-file", "wrong", "volhost.spec is found first").says(
