@@ -57,7 +57,7 @@ struct Form {
     created_at: String,
 }
 
-/// The identity in a directory as any host sees it, whoever's backend it is; `None` where it has none. For looking
+/// The identity in a directory as any host sees it, whosever backend it is; `None` where it has none. For looking
 /// only: no operation on a backend may rest on it.
 ///
 /// # Errors
