@@ -11,7 +11,8 @@
 //! One direction; a typed `Result` comes back, and [`protocol`] alone words the JSON. No layer calls upward and no
 //! channel sits on the request path. [`catalog`] and [`backend`] do not know each other: [`volume`] alone orders
 //! them, so that crash ordering is read in one place. Configuration travels sideways: `config::watch → app → Arc
-//! swap`. The command line is a client of [`admin`] and knows nothing of the inside.
+//! swap`. The command line is a client of [`admin`] and knows nothing of the inside; [`doctor`] looks at a host from
+//! outside as its engine does, and asks only what any client may ask.
 //!
 //! The modules `volume::{name, mounts, options}`, `backend::name` and `host::{name, right, mountpoints}` are
 //! vocabulary: types without behaviour beyond their own rules, which every room may use, like the words of [`error`]
@@ -44,6 +45,7 @@ pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod discovery;
+pub mod doctor;
 pub mod error;
 pub mod files;
 pub mod host;

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -54,6 +55,24 @@ struct Form {
     id: String,
     name: String,
     created_at: String,
+}
+
+/// The identity in a directory as any host sees it, whosever backend it is; `None` where it has none. For looking
+/// only: no operation on a backend may rest on it.
+///
+/// # Errors
+/// The file cannot be read; the error's words name it.
+pub fn identity_at(directory: &Path) -> Result<Option<Identity>, std::io::Error> {
+    let path = directory.join(HOUSE).join(FILE);
+    let named = |why: &dyn std::fmt::Display| format!("{} {why}", path.display());
+    match std::fs::read_to_string(&path) {
+        Ok(text) => parse(&text).map(Some).map_err(|why| std::io::Error::other(named(&why))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            let why = named(&format_args!("cannot be read: {error}"));
+            Err(std::io::Error::new(error.kind(), why))
+        }
+    }
 }
 
 impl Root {

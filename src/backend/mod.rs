@@ -38,7 +38,7 @@ pub use self::directory::{Root, Usage};
 pub use self::error::{BackendError, Effect};
 pub use self::gate::{QUEUE, SLOTS};
 pub use self::health::Health;
-pub use self::identity::{Expect, Identity};
+pub use self::identity::{Expect, Identity, identity_at};
 use self::name::BackendName;
 pub use self::purge::Progress;
 pub use self::volumes::{Listing, VolumeState};

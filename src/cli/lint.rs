@@ -55,7 +55,8 @@ pub(super) fn run(args: &Lint, shell: &mut Shell<'_>) -> Result<(), Error> {
     }
 }
 
-fn places(dirs: &[PathBuf], shell: &Shell<'_>) -> Places {
+/// The directories that are named, else those of this user's engine.
+pub(super) fn places(dirs: &[PathBuf], shell: &Shell<'_>) -> Places {
     if !dirs.is_empty() {
         return Places::named(dirs);
     }

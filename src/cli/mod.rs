@@ -1,7 +1,7 @@
 //! The command line: one file for each group of commands.
 //!
 //! A client of the admin socket that knows nothing of the inside: a command parses its arguments, asks the service
-//! and prints the answer. `serve`, `check`, `catalog` and `spec`, which work without a running service, hand over to the
+//! and prints the answer. `serve`, `check`, `catalog`, `spec` and `doctor`, which work without a running service, hand over to the
 //! rooms that do; `completions` and `man` speak of the command line itself. Results go to the standard output,
 //! everything else to the standard error; no error is a panic.
 
@@ -29,6 +29,7 @@ mod bundle;
 mod catalog;
 mod check;
 mod completions;
+mod doctor;
 mod filter;
 mod host;
 mod lint;
@@ -98,6 +99,7 @@ enum Command {
     Catalog(catalog::Catalog),
     #[command(subcommand)]
     Spec(spec::Spec),
+    Doctor(doctor::Doctor),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -253,6 +255,7 @@ fn dispatch(command: Command, shell: &mut Shell<'_>) -> Result<(), Error> {
         Command::Host(command) => host::run(command, shell),
         Command::Catalog(command) => catalog::run(&command, shell),
         Command::Spec(command) => spec::run(&command, shell),
+        Command::Doctor(args) => doctor::run(&args, shell),
         Command::Completions(args) => completions::run(&args, shell),
         Command::Man(args) => man::run(&args, shell),
     }

@@ -149,6 +149,8 @@ struct Volume<'a> {
 #[derive(Serialize)]
 struct Status<'a> {
     backend: &'a str,
+    /// By it a host can tell whether what it sees at the mountpoint is that backend.
+    backend_id: Option<String>,
     backend_state: &'a str,
     mounts: usize,
     mounted_by: Vec<&'a str>,
@@ -202,7 +204,7 @@ fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
     let answered = catch_unwind(AssertUnwindSafe(|| {
         let Named { name } = decode(body)?;
         let seen = service.inspect(caller, &name)?;
-        Ok::<_, Answer>(Answer::json(&Got { volume: wire(&seen, Some(status(&seen))) }))
+        Ok::<_, Answer>(Answer::json(&Got { volume: wire(&seen, Some(status(service, &seen))) }))
     }));
     match answered {
         Ok(answer) => answer.unwrap_or_else(std::convert::identity),
@@ -309,13 +311,14 @@ fn wire<'a>(seen: &'a Seen, status: Option<Status<'a>>) -> Volume<'a> {
     }
 }
 
-fn status(seen: &Seen) -> Status<'_> {
+fn status<'a>(service: &Service, seen: &'a Seen) -> Status<'a> {
     let volume = &seen.volume;
     let mut mounted_by: Vec<_> = volume.mounts.iter().map(|mount| mount.host.as_str()).collect();
     mounted_by.sort_unstable();
     mounted_by.dedup();
     Status {
         backend: volume.backend.as_str(),
+        backend_id: service.backend_id(&volume.backend).map(|id| id.to_string()),
         backend_state: seen.backend_state,
         mounts: volume.mounts.len(),
         mounted_by,

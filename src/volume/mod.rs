@@ -49,7 +49,7 @@ use self::options::Options;
 use self::recover::Mending;
 pub use self::step::STEPS;
 use self::trash::Blocked;
-use crate::backend::name::BackendName;
+use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{self, Backend, Health};
 use crate::catalog::{Catalog, Change, View, Volume};
 use crate::host::Caller;
@@ -219,6 +219,12 @@ impl Service {
                 usual.join(volume.name.as_str())
             }
         }
+    }
+
+    /// The identity that the catalog remembers for a backend.
+    #[must_use]
+    pub fn backend_id(&self, backend: &BackendName) -> Option<BackendId> {
+        self.catalog.view().backends.get(backend).map(|record| record.id)
     }
 
     /// The backend of a volume, or why it cannot be worked on.

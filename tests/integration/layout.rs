@@ -32,6 +32,23 @@ const ARROWS: &[(&str, &[&str])] = &[
             "pki::describe",
             "app",
             "catalog::reconcile",
+            "doctor",
+        ],
+    ),
+    // It looks at a host from outside, with the eyes of the others: the configuration as `check` reads it, spec files
+    // and the call as `spec lint` does, the service as a client of the admin socket, a backend by its identity file.
+    (
+        "doctor",
+        &[
+            "admin::client",
+            "admin::wire",
+            "app::load",
+            "backend::Identity",
+            "backend::identity_at",
+            "config",
+            "discovery::lint",
+            "pki::bundle",
+            "pki::describe",
         ],
     ),
     ("app", &["*"]),

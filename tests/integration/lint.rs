@@ -114,7 +114,7 @@ fn a_host_that_has_only_its_bundle_is_without_fault_until_it_is_revoked() {
 
     daemon.cli(&["host", "revoke", "web2"]).ok();
     let (report, code) = lint(&web2, &["--probe"]);
-    assert_eq!((code, told(&report, "volhost").1), (Some(1), vec!["broken"]));
+    assert_eq!((code, told(&report, "volhost").1), (Some(1), vec!["refused"]));
     assert_eq!(lint(&web2, &[]).1, Some(0), "what a server refuses is told by nobody but the server");
 }
 
@@ -247,7 +247,7 @@ fn cases(web1: &Host) -> Vec<Case> {
         &["no-client-certificate", "not-verified"],
         Some("x509"),
     );
-    case("line.spec", https.into(), &["unverified", "broken"], Some("certificate required"));
+    case("line.spec", https.into(), &["unverified", "refused"], Some("certificate required"));
     case("off.json", at("tcp://127.0.0.1:7443"), &["tls-off", "broken"], Some("http://127.0.0.1:7443"));
     case(
         "scheme.json",
@@ -258,13 +258,13 @@ fn cases(web1: &Host) -> Vec<Case> {
     case(
         "stranger.json",
         by("/etc/docker/other/stranger.crt", "/etc/docker/other/stranger.key"),
-        &["broken"],
+        &["refused"],
         Some("certificate required"),
     );
     case(
         "expired.json",
         by("/etc/docker/other/expired.crt", "/etc/docker/other/expired.key"),
-        &["expired", "broken"],
+        &["expired", "refused"],
         Some("certificate required"),
     );
     cases

@@ -19,6 +19,7 @@ mod backends;
 mod bad_days;
 mod commands;
 mod crash;
+mod doctor;
 mod engine;
 mod faults;
 mod gluster;

@@ -73,6 +73,13 @@ fn every_field_of_both_files_is_told_and_no_other() {
 }
 
 #[test]
+fn every_check_of_the_doctor_is_told_and_no_other() {
+    let mut told: Vec<_> = table("doctor").iter().flat_map(|row| quoted(&row[0])).collect();
+    told.dedup();
+    assert_eq!(told, volhost::doctor::CHECKS);
+}
+
+#[test]
 fn every_command_and_each_of_its_flags_is_told() {
     let rows = table("commands");
     let mut commands = Vec::new();

@@ -2,26 +2,6 @@
 
 use std::path::PathBuf;
 
-/// How much a fault matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// The plugin works, but not as the file suggests.
-    Warning,
-    /// The plugin does not work, or what protects it does not.
-    Error,
-}
-
-impl Severity {
-    /// The word for it, for people and programs.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Warning => "warning",
-            Self::Error => "error",
-        }
-    }
-}
-
 /// A fault of one file. Its words do not repeat the file that it is in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
@@ -153,7 +133,7 @@ pub enum Fault {
     UnverifiedAsked,
     /// No certificate of the host's own.
     #[error(
-        "it names no CertFile and KeyFile, so that engines show no certificate of this host; volhost, for one, answers nobody without"
+        "it names no CertFile and KeyFile, so that engines show no certificate of this host, and volhost, for one, answers nobody without; unpack this host's bundle"
     )]
     NoClientCertificate,
     /// A file by a relative path.
@@ -218,7 +198,7 @@ pub enum Fault {
         at: String,
     },
     /// A certificate whose time has not begun.
-    #[error("the certificate in {field} {} is not valid before {at}; is this machine's clock right?", path.display())]
+    #[error("the certificate in {field} {} is not valid before {at}; set this machine's clock if it is wrong (`timedatectl`)", path.display())]
     NotYet {
         /// The field that names it.
         field: &'static str,
@@ -252,7 +232,9 @@ pub enum Fault {
         why: String,
     },
     /// Nobody answers there.
-    #[error("{address} cannot be reached ({why}); is the plugin running, and does it listen there?")]
+    #[error(
+        "{address} cannot be reached ({why}); start the plugin there, or correct the address, or let the firewall pass it"
+    )]
     Unreachable {
         /// The address.
         address: String,
@@ -269,9 +251,29 @@ pub enum Fault {
         /// What the verifier said.
         why: String,
     },
+    /// The server is who is meant, but not at this time.
+    #[error(
+        "the certificate of the server at {address} is not valid at this time ({why}); set this machine's clock if it is wrong (`timedatectl`), else give the server another certificate"
+    )]
+    OutOfDate {
+        /// The address.
+        address: String,
+        /// What the verifier said.
+        why: String,
+    },
+    /// The server does not take this host's certificate.
+    #[error(
+        "the server at {address} refused this host ({why}); if its certificate was revoked or is another CA's, `volhost host add` on the storage host makes another"
+    )]
+    Refused {
+        /// The address.
+        address: String,
+        /// How it did so.
+        why: String,
+    },
     /// The connection broke before an answer came.
     #[error(
-        "{address} broke the connection off ({why}); the plugin's log may tell why, a refused certificate for one"
+        "{address} broke the connection off ({why}); look into the plugin's log, and whether that is the plugin at all"
     )]
     Broken {
         /// The address.
@@ -280,7 +282,7 @@ pub enum Fault {
         why: String,
     },
     /// Nothing came in time.
-    #[error("{address} did not answer within {seconds} s; is the plugin well?")]
+    #[error("{address} did not answer within {seconds} s; look into the plugin's log")]
     Silent {
         /// The address.
         address: String,
@@ -289,7 +291,7 @@ pub enum Fault {
     },
     /// Something else answers there.
     #[error(
-        "{address} answered {answer}, which is no volume plugin's answer to Capabilities; is the address right?"
+        "{address} answered {answer}, which is no volume plugin's answer to Capabilities; correct the address, or look into the plugin's log"
     )]
     NoPlugin {
         /// The address.
@@ -301,72 +303,4 @@ pub enum Fault {
 
 fn hint(meant: Option<&str>) -> String {
     meant.map(|meant| format!(" (did you mean {meant:?}?)")).unwrap_or_default()
-}
-
-impl Fault {
-    /// How much it matters.
-    #[must_use]
-    pub fn severity(&self) -> Severity {
-        self.classified().0
-    }
-
-    /// The fault's own word, for programs.
-    #[must_use]
-    pub fn word(&self) -> &'static str {
-        self.classified().1
-    }
-
-    /// Whether an engine fails on it before it calls anybody.
-    #[must_use]
-    pub fn is_before_any_call(&self) -> bool {
-        matches!(
-            self,
-            Self::HalfAPair
-                | Self::NoFile { .. }
-                | Self::NoCertificate { .. }
-                | Self::NoKey { .. }
-                | Self::Mismatch { .. }
-        )
-    }
-
-    fn classified(&self) -> (Severity, &'static str) {
-        use Severity::{Error, Warning};
-        match self {
-            Self::NoDirectory { .. } => (Error, "no-directory"),
-            Self::Shadowed { .. } => (Warning, "shadowed"),
-            Self::Dangling => (Warning, "dangling"),
-            Self::NotASocket => (Warning, "not-a-socket"),
-            Self::SocketElsewhere => (Warning, "socket-elsewhere"),
-            Self::Unreadable { .. } => (Error, "unreadable"),
-            Self::BadJson { .. } => (Error, "bad-json"),
-            Self::Trailing => (Warning, "trailing"),
-            Self::UnknownField { .. } => (Warning, "unknown-field"),
-            Self::OtherName { .. } => (Warning, "other-name"),
-            Self::BadAddress { .. } => (Error, "bad-address"),
-            Self::WrongScheme { .. } => (Error, "wrong-scheme"),
-            Self::NoPort { .. } => (Warning, "no-port"),
-            Self::Ignored { .. } => (Warning, "ignored"),
-            Self::TlsOff { .. } => (Error, "tls-off"),
-            Self::TlsOnSocket => (Warning, "tls-on-socket"),
-            Self::Plain { .. } => (Warning, "plain"),
-            Self::UnverifiedLine | Self::UnverifiedNoCa | Self::UnverifiedAsked => (Error, "unverified"),
-            Self::NoClientCertificate => (Warning, "no-client-certificate"),
-            Self::Relative { .. } => (Warning, "relative"),
-            Self::HalfAPair => (Error, "half-a-pair"),
-            Self::NoFile { .. } => (Error, "no-file"),
-            Self::NoCertificate { .. } => (Error, "no-certificate"),
-            Self::NoKey { .. } => (Error, "no-key"),
-            Self::Expired { .. } => (Error, "expired"),
-            Self::ExpiresSoon { .. } => (Warning, "expires-soon"),
-            Self::NotYet { .. } => (Error, "not-yet-valid"),
-            Self::Mismatch { .. } => (Error, "mismatch"),
-            Self::Exposed { .. } => (Error, "exposed"),
-            Self::Unresolved { .. } => (Error, "unresolved"),
-            Self::Unreachable { .. } => (Error, "unreachable"),
-            Self::NotVerified { .. } => (Error, "not-verified"),
-            Self::Broken { .. } => (Error, "broken"),
-            Self::Silent { .. } => (Error, "silent"),
-            Self::NoPlugin { .. } => (Error, "no-plugin"),
-        }
-    }
 }

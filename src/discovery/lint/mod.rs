@@ -6,6 +6,7 @@
 
 pub mod address;
 mod certificates;
+pub mod class;
 pub mod fault;
 pub mod probe;
 pub mod reading;
@@ -17,7 +18,8 @@ use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
 
-pub use self::fault::{Fault, Severity};
+pub use self::class::Severity;
+pub use self::fault::Fault;
 pub use self::reading::{Protection, Target};
 
 /// Where an engine looks.

@@ -3,12 +3,13 @@
 //! The call is `VolumeDriver.Capabilities`, which changes nothing: an Activate would begin a new activation, and by
 //! that make the host's mounts stale. Proxies are not used, of which only the engine's own environment knows.
 
+use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -17,7 +18,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -30,8 +32,8 @@ use crate::pki::certificate::decode;
 /// How long a plugin has for everything, the connection included.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The largest answer that is read; Capabilities takes some 40 bytes.
-const LARGEST: usize = 64 << 10;
+/// The largest answer that is read where no more is expected; Capabilities takes some 40 bytes.
+pub const LARGEST: usize = 64 << 10;
 
 /// Where the authorities lie that an engine trusts beside `CAFile`: the first that is there counts.
 const SYSTEM_ROOTS: [&str; 3] =
@@ -50,22 +52,96 @@ pub fn probe(targets: &[&Target], patience: Duration) -> io::Result<Vec<Option<F
 }
 
 async fn one(target: &Target, patience: Duration) -> Option<Fault> {
-    let address = target.address.clone();
-    match tokio::time::timeout(patience, call(target)).await {
-        Ok(Ok(())) => None,
-        Ok(Err(fault)) => Some(fault),
-        Err(_) => Some(Fault::Silent { address, seconds: patience.as_secs() }),
+    match within(patience, target, &CAPABILITIES).await {
+        Ok(answer) => answer.fault(&target.address),
+        Err(fault) => Some(fault),
     }
 }
 
-async fn call(target: &Target) -> Result<(), Fault> {
+/// What a plugin is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// The verb, such as `/VolumeDriver.Get`.
+    pub rpc: &'a str,
+    /// What it takes, as JSON.
+    pub body: &'a [u8],
+    /// The largest answer that is read, in bytes.
+    pub largest: usize,
+}
+
+/// What is asked to know whether this is a volume plugin: it changes nothing.
+pub const CAPABILITIES: Question<'_> =
+    Question { rpc: "/VolumeDriver.Capabilities", body: b"{}", largest: LARGEST };
+
+/// What a plugin answered, whatever it was.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The answer's status.
+    pub status: StatusCode,
+    /// Its `Date`, by the clock of the plugin's machine.
+    pub date: Option<String>,
+    /// Its body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The body as JSON; null when it is none.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// Why this is no volume plugin's answer to [`CAPABILITIES`], if it is none.
+    #[must_use]
+    pub fn fault(&self, address: &str) -> Option<Fault> {
+        let (status, body) = (self.status, self.json());
+        let refusal = refusal(&body);
+        if status.is_success() && refusal.is_none() && body.get("Capabilities").is_some() {
+            return None;
+        }
+        let answer = match refusal {
+            Some(text) => format!("with status {} and {text:?}", status.as_u16()),
+            None => format!("with status {}", status.as_u16()),
+        };
+        Some(Fault::NoPlugin { address: address.to_owned(), answer })
+    }
+}
+
+/// The plugin's own word for why it refuses, if that is what its answer says.
+#[must_use]
+pub fn refusal(body: &Value) -> Option<&str> {
+    body.get("Err").and_then(Value::as_str).filter(|text| !text.is_empty())
+}
+
+/// Makes one call to a target, in a runtime of its own on this thread. Never call it in async code.
+///
+/// # Errors
+/// [`Fault::Broken`] also where no runtime can be made; an answer that is an error is none.
+pub fn call(target: &Target, question: &Question<'_>, patience: Duration) -> Result<Answer, Fault> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::Broken { address: target.address.clone(), why: error.to_string() })?;
+    let answer = runtime.block_on(within(patience, target, question));
+    runtime.shutdown_background();
+    answer
+}
+
+async fn within(patience: Duration, target: &Target, question: &Question<'_>) -> Result<Answer, Fault> {
+    let silent = || Fault::Silent { address: target.address.clone(), seconds: patience.as_secs() };
+    tokio::time::timeout(patience, connect_and_ask(target, question)).await.map_err(|_| silent())?
+}
+
+async fn connect_and_ask(target: &Target, question: &Question<'_>) -> Result<Answer, Fault> {
     let Target { address, endpoint, protection, files } = target;
+    let Question { rpc, body, largest } = *question;
+    let request = request(rpc, body).map_err(|error| fault_of(&error, address))?;
     let unreachable =
         |error: io::Error| Fault::Unreachable { address: address.clone(), why: error.to_string() };
     let (host, port, https) = match endpoint {
         Endpoint::Unix(path) => {
             let stream = UnixStream::connect(path).await.map_err(unreachable)?;
-            return ask(stream, address).await;
+            return exchange(stream, request, largest).await.map_err(|error| fault_of(&*error, address));
         }
         Endpoint::Tcp { host, port, https } => (host, *port, *https),
     };
@@ -78,61 +154,94 @@ async fn call(target: &Target) -> Result<(), Fault> {
     }
     let stream = TcpStream::connect(&*found).await.map_err(unreachable)?;
     if !https {
-        return ask(stream, address).await;
+        return exchange(stream, request, largest).await.map_err(|error| fault_of(&*error, address));
     }
     let broken = |why: String| Fault::Broken { address: address.clone(), why };
     let config = tls(files, *protection).map_err(broken)?;
     let name = ServerName::try_from(host.clone()).map_err(|error| broken(error.to_string()))?;
-    let stream =
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
-            match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                Some(rustls::Error::InvalidCertificate(why)) => {
-                    Fault::NotVerified { address: address.clone(), why: why.to_string() }
-                }
-                _ => broken(error.to_string()),
-            }
-        })?;
-    ask(stream, address).await
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| fault_of(&error, address))?;
+    exchange(stream, request, largest).await.map_err(|error| match fault_of(&*error, address) {
+        // In TLS 1.3 a client learns only now what the server makes of its certificate, and not every server says it.
+        Fault::Broken { address, why: _ } if is_hang_up(&*error) => {
+            Fault::Refused { address, why: "it closed the connection right after the handshake".to_owned() }
+        }
+        fault => fault,
+    })
 }
 
-/// Asks for the plugin's capabilities, with an engine's headers.
-async fn ask<S>(stream: S, address: &str) -> Result<(), Fault>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let broken =
-        |error: &dyn std::error::Error| Fault::Broken { address: address.to_owned(), why: told(error) };
-    let request = Request::builder()
+/// A call with an engine's headers.
+fn request(rpc: &str, body: &[u8]) -> http::Result<Request<Full<Bytes>>> {
+    Request::builder()
         .method(Method::POST)
-        .uri("/VolumeDriver.Capabilities")
+        .uri(rpc)
         .header(header::HOST, "plugin")
         .header(header::ACCEPT, "application/vnd.docker.plugins.v1.2+json")
         .header(header::CONTENT_TYPE, "application/vnd.docker.plugins.v1.2+json")
-        .body(Full::new(Bytes::from_static(b"{}")))
-        .map_err(|error| broken(&error))?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        .body(Full::new(Bytes::copy_from_slice(body)))
+}
+
+/// Sends one request over a connection that stands, and reads the answer.
+///
+/// # Errors
+/// What broke the connection, and a body of more than `largest` bytes.
+pub async fn exchange<S>(
+    stream: S,
+    request: Request<Full<Bytes>>,
+    largest: usize,
+) -> Result<Answer, Box<dyn StdError + Send + Sync>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // The connection is driven by a task of its own; an error of it also ends the request below.
     let driver = tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+    let response = sender.send_request(request).await?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), LARGEST).collect().await;
+    let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
+    let body = Limited::new(response.into_body(), largest).collect().await;
     driver.abort();
-    let body = body.map_err(|error| broken(&*error))?.to_bytes();
-    let answer = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
-    let refusal = answer.get("Err").and_then(|text| text.as_str()).filter(|text| !text.is_empty());
-    if status.is_success() && refusal.is_none() && answer.get("Capabilities").is_some() {
-        return Ok(());
+    Ok(Answer { status, date, body: body?.to_bytes() })
+}
+
+/// Which fault it is that broke a connection, by what TLS says of it.
+fn fault_of(error: &(dyn StdError + 'static), address: &str) -> Fault {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let address = address.to_owned();
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(
+            why @ (Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
+        )) => Fault::OutOfDate { address, why: why.to_string() },
+        Some(rustls::Error::InvalidCertificate(why)) => Fault::NotVerified { address, why: why.to_string() },
+        Some(rustls::Error::AlertReceived(why)) => Fault::Refused { address, why: format!("alert {why:?}") },
+        _ => Fault::Broken { address, why: told(error) },
     }
-    let answer = match refusal {
-        Some(text) => format!("with status {} and {text:?}", status.as_u16()),
-        None => format!("with status {}", status.as_u16()),
-    };
-    Err(Fault::NoPlugin { address: address.to_owned(), answer })
+}
+
+/// Whether a connection was closed from the other side.
+fn is_hang_up(error: &(dyn StdError + 'static)) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let closed = error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message)
+        || error.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+        });
+    closed || error.source().is_some_and(is_hang_up)
+}
+
+/// What TLS said, wherever it stands among an error's causes.
+fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(found) = error.downcast_ref::<rustls::Error>() {
+        return Some(found);
+    }
+    // What an I/O error wraps is not its source.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    wrapped.and_then(|inner| tls_error(inner)).or_else(|| tls_error(error.source()?))
 }
 
 /// An error's causes, each once.
-fn told(error: &dyn std::error::Error) -> String {
+pub fn told(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -292,6 +401,19 @@ mod tests {
         }
         assert_eq!(told_of(Some("SSH-2.0-OpenSSH\r\n")).0.unwrap().word(), "broken");
         assert_eq!(told_of(Some("")).0.unwrap().word(), "broken");
+    }
+
+    #[test]
+    fn what_breaks_a_handshake_is_told_apart() {
+        let word = |error: rustls::Error| fault_of(&io::Error::other(error), "https://h:1").word();
+        for why in [CertificateError::Expired, CertificateError::NotValidYet] {
+            assert_eq!(word(rustls::Error::InvalidCertificate(why)), "out-of-date");
+        }
+        assert_eq!(word(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)), "not-verified");
+        assert_eq!(word(rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA)), "refused");
+        assert_eq!(word(rustls::Error::HandshakeNotComplete), "broken");
+        assert!(is_hang_up(&io::Error::from(io::ErrorKind::ConnectionReset)));
+        assert!(!is_hang_up(&io::Error::other("something else")));
     }
 
     #[test]

@@ -28,6 +28,9 @@ _volhost() {
             volhost,completions)
                 cmd="volhost__subcmd__completions"
                 ;;
+            volhost,doctor)
+                cmd="volhost__subcmd__doctor"
+                ;;
             volhost,help)
                 cmd="volhost__subcmd__help"
                 ;;
@@ -117,6 +120,9 @@ _volhost() {
                 ;;
             volhost__subcmd__help,completions)
                 cmd="volhost__subcmd__help__subcmd__completions"
+                ;;
+            volhost__subcmd__help,doctor)
+                cmd="volhost__subcmd__help__subcmd__doctor"
                 ;;
             volhost__subcmd__help,help)
                 cmd="volhost__subcmd__help__subcmd__help"
@@ -341,7 +347,7 @@ _volhost() {
 
     case "${cmd}" in
         volhost)
-            opts="-h -V --root --config --socket --json --help --version serve check status reload volume mount backend host catalog spec completions man help"
+            opts="-h -V --root --config --socket --json --help --version serve check status reload volume mount backend host catalog spec doctor completions man help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -774,8 +780,42 @@ _volhost() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        volhost__subcmd__doctor)
+            opts="-h --docker --spec-dir --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --docker)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --spec-dir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         volhost__subcmd__help)
-            opts="serve check status reload volume mount backend host catalog spec completions man help"
+            opts="serve check status reload volume mount backend host catalog spec doctor completions man help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -915,6 +955,20 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__completions)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__doctor)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

@@ -105,6 +105,11 @@ impl<'a> Engine<'a> {
 
     /// Starts it after it was killed or stopped.
     pub fn start_again(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// The same, with these environment variables.
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) {
         assert!(self.dockerd.is_none(), "the engine runs already");
         // A killed engine leaves it behind, with an ID that another process may have by now.
         let _ = std::fs::remove_file(self.pid_file());
@@ -115,7 +120,7 @@ impl<'a> Engine<'a> {
         command.arg("--data-root").arg(self.dir.path().join("data"));
         command.arg("--exec-root").arg(self.dir.path().join("exec"));
         command.arg("--pidfile").arg(self.pid_file());
-        command.arg("--host").arg(self.address());
+        command.arg("--host").arg(self.address()).envs(environment.iter().copied());
         if self.live_restore {
             command.arg("--live-restore");
         }
@@ -143,7 +148,8 @@ impl<'a> Engine<'a> {
         self.host.run(["kill", "-s", name, pid.trim()]).ok();
     }
 
-    fn address(&self) -> String {
+    /// Its socket, as a URL.
+    pub fn address(&self) -> String {
         format!("unix://{}", self.dir.path().join("docker.sock").display())
     }
 

@@ -10,7 +10,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -186,6 +186,12 @@ impl Host {
     pub fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
         dial(self.init, address)
     }
+
+    /// Listens as a program on this machine would, on a port of the kernel's choice.
+    pub fn listen(&self, address: Ipv4Addr) -> TcpListener {
+        in_network_of(self.init, move || TcpListener::bind((address, 0)))
+            .expect("the machine has that address")
+    }
 }
 
 impl Drop for Host {
@@ -199,13 +205,22 @@ impl Drop for Host {
 
 /// Connects from the network that a process is in.
 pub fn dial(init: u32, address: SocketAddr) -> io::Result<TcpStream> {
-    let network = File::open(format!("/proc/{init}/ns/net"))?;
-    // A socket belongs to the network it was made in, whichever thread uses it later: so a thread goes there.
-    let there = move || {
-        move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))?;
+    in_network_of(init, move || {
         let stream = TcpStream::connect_timeout(&address, SOON)?;
         stream.set_read_timeout(Some(SOON))?;
         Ok(stream)
+    })
+}
+
+/// A socket belongs to the network it was made in, whichever thread uses it later: so a thread goes there.
+fn in_network_of<T: Send + 'static>(
+    init: u32,
+    make: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let network = File::open(format!("/proc/{init}/ns/net"))?;
+    let there = move || {
+        move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))?;
+        make()
     };
     std::thread::spawn(there).join().expect("the thread does not panic")
 }

@@ -1,0 +1,179 @@
+//! The mountpoints that this host is to see: whether each is there, is the backend that it should be, and can be used.
+//!
+//! A container that is given a directory in which nothing is mounted writes to this machine's own disk, and nobody
+//! notices: only the identity file tells the two apart.
+
+use std::path::Path;
+
+use super::look::{self, Sight, Writable};
+use super::plugin::Plugin;
+use super::service::{Backend, Seen};
+use super::{Finding, PATIENCE, Verdict, shown, space};
+
+const BACKEND: &str = "backend";
+const CHECK: &str = "mountpoint";
+
+/// Looks at each of them, all at the same time.
+pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<Finding>) {
+    let finding = |verdict, message: &str| Finding::new(CHECK, &plugin.name, verdict, message);
+    let backends = match seen.map(|seen| &seen.backends) {
+        None => {
+            let message = "which mountpoints this host is to see is known to the service alone";
+            return findings.push(finding(Verdict::Skipped, message));
+        }
+        Some(Err(why)) => {
+            let message = format!("which mountpoints this host is to see was not told: {why}");
+            return findings.push(finding(Verdict::Skipped, &message));
+        }
+        Some(Ok(backends)) if backends.is_empty() => {
+            let message = "this host sees no volume yet, and so no mountpoint is known; after the first one run this again";
+            return findings.push(finding(Verdict::Note, message));
+        }
+        Some(Ok(backends)) => backends,
+    };
+    let sights: Vec<_> = std::thread::scope(|scope| {
+        let look = |backend: &Backend| {
+            let path = backend.mountpoint.clone();
+            scope.spawn(move || look::look(&path, PATIENCE))
+        };
+        let looking: Vec<_> = backends.iter().map(look).collect();
+        let told = looking.into_iter().map(std::thread::ScopedJoinHandle::join);
+        told.map(|sight| sight.unwrap_or_else(|_| Some(Sight::Failed("the look broke off".into())))).collect()
+    });
+    for (backend, sight) in backends.iter().zip(sights) {
+        // The storage host's own service has told of them before.
+        let mut new = |finding: Finding| {
+            let is_same = |told: &Finding| told.check == finding.check && told.subject == finding.subject;
+            if !findings.iter().any(is_same) {
+                findings.push(finding);
+            }
+        };
+        new(state(backend));
+        let (finding, space) = judge(backend, sight);
+        new(finding);
+        if let Some(space) = space {
+            new(space::judge(&shown(&backend.mountpoint), space, "volumes"));
+        }
+    }
+}
+
+/// How the service is with it.
+fn state(backend: &Backend) -> Finding {
+    let Backend { name, state, .. } = backend;
+    let finding = |verdict, message: &str| Finding::new(BACKEND, name, verdict, message);
+    match &**state {
+        "online" => finding(Verdict::Ok, "the service has it online"),
+        "unmapped" => {
+            finding(Verdict::Warning, "the service has it in its map no more, and mounts nothing of it anew")
+                .remedy("put it back into the backend map on the storage host, or remove its volumes")
+        }
+        state => {
+            finding(Verdict::Wrong, &format!("the service has it {state}: no volume of it can be mounted"))
+                .remedy("`volhost backend ls` on the storage host tells the reason")
+        }
+    }
+}
+
+fn judge(backend: &Backend, sight: Option<Sight>) -> (Finding, Option<space::Space>) {
+    let Backend { name, id, state: _, mountpoint } = backend;
+    let finding = |verdict, message: String| Finding::new(CHECK, shown(mountpoint), verdict, message);
+    let wrong = |message: String| finding(Verdict::Wrong, message);
+    let mount = |path: &Path| {
+        format!(
+            "mount the share of backend {name:?} at {}; if this host sees it elsewhere, say so in the backend's \
+             `mountpoint_by_host`",
+            path.display()
+        )
+    };
+    let (identity, writable, space) = match sight {
+        None => {
+            let message = format!("it does not answer within {} s: its storage hangs", PATIENCE.as_secs());
+            return (
+                wrong(message)
+                    .remedy("mend the storage or the way to it, or unmount it (`umount --force --lazy`)"),
+                None,
+            );
+        }
+        Some(Sight::Missing) => {
+            return (
+                wrong("there is no such directory on this machine".into()).remedy(mount(mountpoint)),
+                None,
+            );
+        }
+        Some(Sight::Failed(why)) => {
+            return (wrong(format!("it cannot be looked at: {why}")).remedy(mount(mountpoint)), None);
+        }
+        Some(Sight::Directory { identity, writable, space }) => (identity, writable, space),
+    };
+    let judged = match (identity, writable) {
+        (Ok(None), _) => {
+            // What is free on the disk below says nothing of the backend.
+            let message = "it has no .volhost/backend.json: nothing is mounted there, and containers would write to \
+                           this machine's own disk";
+            return (wrong(message.into()).remedy(mount(mountpoint)), None);
+        }
+        (Ok(Some(found)), _) if id.as_ref().is_some_and(|id| *id != found) => {
+            let id = id.as_deref().unwrap_or_default();
+            let message = format!("another backend is mounted there (id {found}, where {name:?} has {id})");
+            return (wrong(message).remedy(mount(mountpoint)), None);
+        }
+        (Err(why), _) => finding(Verdict::Warning, format!("whether it is backend {name:?} cannot be told: {why}"))
+            .remedy("run this as root, on a share without root_squash"),
+        (Ok(Some(_)), Writable::ReadOnly) => wrong(format!("it is backend {name:?}, but read-only"))
+            .remedy(format!(
+                "if it was not mounted so, the kernel's log tells why (`dmesg`); then `mount -o remount,rw {}`",
+                mountpoint.display()
+            )),
+        (Ok(Some(_)), Writable::Denied) => {
+            finding(Verdict::Warning, format!("it is backend {name:?}, but this user may not write there"))
+                .remedy("run this as root; on a share with root_squash give volumes the users that write (`-o uid=`)")
+        }
+        (Ok(Some(_)), Writable::Yes) => finding(Verdict::Ok, format!("it is backend {name:?}, and can be written to")),
+    };
+    (judged, space)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_seen_is_judged() {
+        let backend = Backend {
+            name: "fast".into(),
+            id: Some("one".into()),
+            state: "online".into(),
+            mountpoint: "/mnt/fast".into(),
+        };
+        let directory = |identity: Result<Option<&str>, &str>, writable| {
+            let identity = identity.map(|id| id.map(str::to_owned)).map_err(str::to_owned);
+            Some(Sight::Directory { identity, writable, space: None })
+        };
+        for (sight, verdict, words) in [
+            (directory(Ok(Some("one")), Writable::Yes), Verdict::Ok, "can be written to"),
+            (directory(Ok(Some("one")), Writable::ReadOnly), Verdict::Wrong, "read-only"),
+            (directory(Ok(Some("one")), Writable::Denied), Verdict::Warning, "may not write"),
+            (directory(Ok(Some("two")), Writable::Yes), Verdict::Wrong, "id two, where \"fast\" has one"),
+            (directory(Ok(None), Writable::Yes), Verdict::Wrong, "own disk"),
+            (directory(Err("denied"), Writable::Yes), Verdict::Warning, "denied"),
+            (Some(Sight::Missing), Verdict::Wrong, "no such directory"),
+            (Some(Sight::Failed("stale".into())), Verdict::Wrong, "stale"),
+            (None, Verdict::Wrong, "does not answer within 5 s"),
+        ] {
+            let (finding, _) = judge(&backend, sight);
+            assert_eq!(finding.verdict, verdict, "{finding:?}");
+            assert!(finding.message.contains(words), "{finding:?}");
+            assert_eq!(finding.remedy.is_some(), verdict != Verdict::Ok, "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn the_services_word_on_a_backend_is_passed_on() {
+        for (word, verdict) in
+            [("online", Verdict::Ok), ("offline", Verdict::Wrong), ("unmapped", Verdict::Warning)]
+        {
+            let backend = Backend { name: "b".into(), id: None, state: word.into(), mountpoint: "/b".into() };
+            assert_eq!(state(&backend).verdict, verdict);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Whether a file system has room left: bytes and files (inodes).
+
+use humansize::{BINARY, format_size};
+use serde::{Deserialize, Serialize};
+
+use super::{Finding, Verdict};
+
+const CHECK: &str = "space";
+
+/// Less than one part in this many is little: below it the trash is emptied early.
+const SCARCE: u64 = 10;
+
+/// The room of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Space {
+    /// Its size in bytes.
+    pub total_bytes: u64,
+    /// What unprivileged users can still write, in bytes.
+    pub free_bytes: u64,
+    /// How many files it can hold; 0 where it has no such limit, or does not tell.
+    pub total_files: u64,
+    /// How many more.
+    pub free_files: u64,
+}
+
+impl Space {
+    /// Asks the file system of a path. It may hang with it.
+    pub(super) fn of(path: &std::path::Path) -> rustix::io::Result<Self> {
+        let told = rustix::fs::statvfs(path)?;
+        Ok(Self {
+            total_bytes: told.f_blocks.saturating_mul(told.f_frsize),
+            free_bytes: told.f_bavail.saturating_mul(told.f_frsize),
+            total_files: told.f_files,
+            free_files: told.f_favail,
+        })
+    }
+}
+
+/// Judges it by the scarcer of the two. `used_for` says what for, within "for …".
+pub(super) fn judge(path: &str, space: Space, used_for: &str) -> Finding {
+    let Space { total_bytes, free_bytes, total_files, free_files } = space;
+    let bytes = format!("{} of {}", format_size(free_bytes, BINARY), format_size(total_bytes, BINARY));
+    let files = format!("{free_files} of {total_files} files (inodes)");
+    let (bytes_state, files_state) = (state(total_bytes, free_bytes), state(total_files, free_files));
+    let (verdict, scarce) =
+        if files_state > bytes_state { (files_state, &files) } else { (bytes_state, &bytes) };
+    let message = match verdict {
+        Verdict::Wrong => format!("nothing is free for {used_for}: {scarce}"),
+        Verdict::Warning => format!("little is free for {used_for}: {scarce}"),
+        Verdict::Ok | Verdict::Note | Verdict::Skipped => {
+            return Finding::new(CHECK, path, Verdict::Ok, format!("{bytes} free for {used_for}"));
+        }
+    };
+    Finding::new(CHECK, path, verdict, message).remedy(
+        "remove what is not needed (removed volumes: `volhost volume rm --now`), or enlarge the file system",
+    )
+}
+
+fn state(total: u64, free: u64) -> Verdict {
+    match (total, free) {
+        // No limit, or none that is told.
+        (0, _) => Verdict::Ok,
+        (_, 0) => Verdict::Wrong,
+        _ if free.saturating_mul(SCARCE) < total => Verdict::Warning,
+        _ => Verdict::Ok,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scarcer_of_bytes_and_files_counts() {
+        let judge = |total_bytes, free_bytes, total_files, free_files| {
+            let finding = judge("/x", Space { total_bytes, free_bytes, total_files, free_files }, "volumes");
+            (finding.verdict, finding.message)
+        };
+        assert_eq!(judge(1000, 100, 0, 0).0, Verdict::Ok);
+        assert_eq!(judge(1000, 99, 100, 100).0, Verdict::Warning);
+        assert_eq!(judge(1000, 0, 100, 1).0, Verdict::Wrong);
+        let (verdict, message) = judge(1000, 500, 100, 9);
+        assert_eq!(verdict, Verdict::Warning);
+        assert!(message.contains("9 of 100 files"), "{message}");
+        assert_eq!(judge(1000, 500, 100, 0).0, Verdict::Wrong);
+    }
+}
