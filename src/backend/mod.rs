@@ -41,7 +41,7 @@ pub use self::health::Health;
 pub use self::identity::{Expect, Identity};
 use self::name::BackendName;
 pub use self::purge::Progress;
-pub use self::volumes::{Listing, VolumeState};
+pub use self::volumes::{Listing, Staged, VolumeState};
 use crate::volume::options::Mode;
 
 /// The most threads that one backend can hold when its storage hangs: its operations and one probe.

@@ -1,7 +1,7 @@
 //! The way of a volume's directory: made in `.volhost/new`, renamed to its name, renamed to `.volhost/trash`.
 //!
-//! Every step is one rename or one rmdir, made durable before it is answered. Nothing here deletes data: that is
-//! [`Root::purge`]. What a step means for the catalog is the caller's business.
+//! Every step is one rename or one rmdir, made durable before it is answered; only a directory that is made is made
+//! durable apart, by [`Staged::sync`]. Nothing here deletes data: that is [`Root::purge`]. What a step means for the catalog is the caller's business.
 
 use std::ffi::CStr;
 use std::path::PathBuf;
@@ -23,6 +23,18 @@ pub enum VolumeState {
     Missing,
     /// A file, a symbolic link or something else that is no directory.
     NotADirectory,
+}
+
+/// A directory that was just made in `.volhost/new`.
+#[derive(Debug)]
+pub struct Staged(Handle);
+
+impl Staged {
+    /// Makes it durable with its owner and mode. Its entry in `.volhost/new` need not be: the caller renames it, which
+    /// makes the new one durable, or finds out after a crash that it is gone.
+    pub fn sync(&self) -> Result<(), BackendError> {
+        self.0.sync()
+    }
 }
 
 /// What lies in `.volhost/new` or `.volhost/trash`.
@@ -54,9 +66,9 @@ impl Root {
         })
     }
 
-    /// Makes a volume's directory in `.volhost/new`: empty, durable, with exactly this owner and mode whatever the
-    /// umask. When it fails, it is taken back.
-    pub fn stage(&self, id: VolumeId, uid: u32, gid: u32, mode: Mode) -> Result<(), BackendError> {
+    /// Makes a volume's directory in `.volhost/new`: empty, with exactly this owner and mode whatever the umask, and
+    /// not durable yet. When it fails, it is taken back.
+    pub fn stage(&self, id: VolumeId, uid: u32, gid: u32, mode: Mode) -> Result<Staged, BackendError> {
         let new = self.house_made(NEW)?;
         let name = id.to_string();
         let path = new.path.join(&name);
@@ -72,13 +84,29 @@ impl Root {
         let made = new.open(&name).and_then(|made| {
             let made = made.ok_or(BackendError::Missing { path })?;
             own(&made, uid, gid, mode)?;
-            made.sync()?;
-            new.sync()
+            Ok(Staged(made))
         });
         made.inspect_err(|_| {
             // What cannot be taken back is an empty directory that the caller's recovery finds among the staged ones.
             let _ = rustix::fs::unlinkat(&new.fd, &*name, AtFlags::REMOVEDIR);
         })
+    }
+
+    /// Gives a directory that an earlier process staged its owner and mode, durably: a power cut may have come between.
+    ///
+    /// [`BackendError::Missing`] when nothing is staged.
+    pub fn stage_again(&self, id: VolumeId, uid: u32, gid: u32, mode: Mode) -> Result<(), BackendError> {
+        let new = self.house_made(NEW)?;
+        match new.open(&id.to_string()) {
+            Ok(Some(made)) => {
+                own(&made, uid, gid, mode)?;
+                made.sync()
+            }
+            Ok(None) => Err(BackendError::Missing { path: new.path.join(id.to_string()) }),
+            // It was made readable for us: one that is not has the mode that was asked for.
+            Err(BackendError::Io { source: Errno::ACCESS, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Renames a staged directory to its volume's name.
@@ -221,9 +249,10 @@ fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Backen
             });
         }
     }
-    // When this fails the rename stands, but may not outlast a crash: the error says that the effect is unknown.
-    from.sync()?;
-    to.sync()
+    // When this fails the rename stands, but may not outlast a crash: the error says that the effect is unknown. The
+    // new name first: where a file system has no journal, a power cut between the two must not leave neither.
+    to.sync()?;
+    from.sync()
 }
 
 fn rename_onto_nothing(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
@@ -453,7 +482,7 @@ mod tests {
             symlink(other.path(), dir.path().join(link)).unwrap();
             let id = VolumeId::random();
             let (uid, gid) = me();
-            let staged = root.stage(id, uid, gid, mode("0755"));
+            let staged = root.stage(id, uid, gid, mode("0755")).map(drop);
             std::fs::create_dir(dir.path().join("db")).unwrap();
             let trashed = root.trash(&volume("db"), id);
             assert_eq!(staged.is_err(), link != ".volhost/trash", "{link}: {staged:?}");

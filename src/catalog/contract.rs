@@ -71,6 +71,7 @@ pub(super) fn volume(text: &str) -> Volume {
         known_to: vec![host("web1")],
         mounts: Ledger::default(),
         visible: false,
+        unconfirmed: false,
     }
 }
 

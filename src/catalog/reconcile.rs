@@ -91,11 +91,12 @@ pub fn compare(view: &View, facts: &AllFacts) -> Vec<Finding> {
     for (backend, facts) in facts {
         for volume in view.volumes.values().filter(|volume| volume.backend == *backend) {
             let between = facts.staged.contains(&volume.id) || facts.trashed.contains(&volume.id);
-            if between {
+            let stands = facts.directories.contains(&volume.name);
+            if between || (volume.unconfirmed && !stands) {
                 let what = "its directory is being made or removed, or was when that was cut off: a start of the \
                             service finishes or undoes it";
                 findings.add(backend, Kind::HalfDone, &volume.name, what);
-            } else if !facts.directories.contains(&volume.name) {
+            } else if !stands {
                 let what = "the volume has no directory: bring it back from a backup under this name, or remove the \
                             volume";
                 findings.add(backend, Kind::Missing, &volume.name, what);
@@ -290,7 +291,13 @@ fn discard_removed(view: &mut View, facts: &AllFacts, now: OffsetDateTime, findi
             format!("its directory is in the trash: `volhost volume restore {}` brings it back", volume.id);
         findings.add(&volume.backend, Kind::RemovedSince, &volume.name, what);
         let id = volume.id;
-        let volume = Arc::new(Volume { mounts: Ledger::default(), visible: false, ..Volume::clone(&volume) });
+        let volume = Volume {
+            mounts: Ledger::default(),
+            visible: false,
+            unconfirmed: false,
+            ..Volume::clone(&volume)
+        };
+        let volume = Arc::new(volume);
         view.trash.insert(id, Arc::new(Removed { volume, at: moment(now), expired: false }));
     }
 }
@@ -356,6 +363,7 @@ mod tests {
             known_to: vec![],
             mounts: Ledger::default(),
             visible: false,
+            unconfirmed: false,
         };
         let id = volume.id;
         view.apply(Change::Insert(volume)).unwrap();

@@ -2,16 +2,30 @@
 //!
 //! Stage → record → rename → visible. What fails before the record is undone by rmdir; what fails after it is taken
 //! back in the reverse order; what cannot be taken back now is left to [`super::recover`].
+//!
+//! # What waits for the disk
+//!
+//! 1. The directory is made, and then its record is queued: *unconfirmed*, and not visible. Both become durable at the
+//!    same time, and both are waited for.
+//! 2. The directory is renamed, and both parents become durable.
+//! 3. The volume is visible and answered. That its record is confirmed is stored with the catalog's next change.
+//!
+//! So no order is needed between the two of the first step. What a power cut leaves of them is undone, because nothing
+//! was answered: a directory without a record is removed; an unconfirmed record whose directory is nowhere on the
+//! backend, when that is online and the right one, is taken back. An unconfirmed record whose directory stands under
+//! its name is confirmed: it may have been answered. Nothing that was answered can lack its directory: the rename was
+//! durable before. And a rename only ever moves a directory that has its owner and mode durably.
 
 use std::sync::Arc;
 
 use time::OffsetDateTime;
+use tokio::sync::oneshot;
 
 use super::error::Error;
 use super::mounts::Ledger;
 use super::name::{VolumeId, VolumeName};
 use super::operation::{self, Claim};
-use super::options::Options;
+use super::options::{Mode, Options};
 use super::step::step;
 use super::{InForce, Moving, Service, in_sight, log_done, permit};
 use crate::backend::{Backend, BackendError, Expect, VolumeState};
@@ -41,7 +55,7 @@ impl Service {
 
     async fn create_held(
         self: &Arc<Self>,
-        claim: &Claim,
+        claim: &Arc<Claim>,
         caller: &Caller,
         name: VolumeName,
         options: Options,
@@ -68,6 +82,8 @@ impl Service {
             known_to: vec![caller.host.clone()],
             mounts: Ledger::default(),
             visible: false,
+            // The directory of an adopted one stands there already.
+            unconfirmed: !adopt,
             name,
         };
         if !claim.wanted() {
@@ -80,12 +96,12 @@ impl Service {
         if adopt {
             self.adopt(&backend, expect, &volume).await?;
         } else {
-            self.make(claim, &moving, &backend, expect, &volume).await?;
+            self.make(Arc::clone(claim), &moving, &backend, expect, &volume).await?;
         }
         let outcome = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await?;
         step("create:done");
         log_done(if adopt { "adopted" } else { "created" }, &volume.name, caller);
-        Ok(outcome.after.unwrap_or_else(|| Arc::new(Volume { visible: true, ..volume })))
+        Ok(outcome.after.unwrap_or_else(|| Arc::new(Volume { visible: true, unconfirmed: false, ..volume })))
     }
 
     /// An existing directory becomes the volume: only the record is new.
@@ -107,49 +123,67 @@ impl Service {
 
     async fn make(
         &self,
-        claim: &Claim,
+        claim: Arc<Claim>,
         moving: &Moving,
         backend: &Backend,
         expect: Expect,
         volume: &Volume,
     ) -> Result<(), Error> {
-        let settings = backend.settings();
-        let (id, name) = (volume.id, volume.name.clone());
-        let uid = volume.options.uid.unwrap_or(settings.uid);
-        let gid = volume.options.gid.unwrap_or(settings.gid);
-        let mode = volume.options.mode.unwrap_or(settings.mode);
-        let stage = move |root: &crate::backend::Root| match root.volume_state(&name)? {
-            VolumeState::Missing => root.stage(id, uid, gid, mode),
-            VolumeState::Directory => {
-                Err(BackendError::Occupied { path: root.path().join(name.as_str()), directory: true })
+        let id = volume.id;
+        let (uid, gid, mode) = ownership(backend, volume);
+        let (queued, recorded) = oneshot::channel();
+        let (catalog, wanted, record) = (Arc::clone(&self.catalog), Arc::clone(&claim), volume.clone());
+        let stage = move |root: &crate::backend::Root| {
+            let occupied = |directory| {
+                Err(BackendError::Occupied { path: root.path().join(record.name.as_str()), directory })
+            };
+            let staged = match root.volume_state(&record.name)? {
+                VolumeState::Missing => root.stage(id, uid, gid, mode)?,
+                VolumeState::Directory => return occupied(true),
+                VolumeState::NotADirectory => return occupied(false),
+            };
+            step("create:staged");
+            if wanted.wanted() {
+                // Only queued here: nothing waits for the catalog in the backend's place.
+                let _ = queued.send(catalog.submit(Change::Insert(record)));
+                staged.sync()?;
             }
-            VolumeState::NotADirectory => {
-                Err(BackendError::Occupied { path: root.path().join(name.as_str()), directory: false })
-            }
+            Ok(())
         };
-        match backend.run(expect, stage).await {
-            Ok(()) => {}
-            Err(
-                error @ (BackendError::Occupied { .. }
-                | BackendError::Offline { .. }
-                | BackendError::Busy { .. }),
-            ) => {
-                return Err(error.into());
+        let staged = backend.run(expect, stage).await;
+        let recorded = match recorded.await {
+            Ok(record) => Some(record.await),
+            Err(_not_queued) => None,
+        };
+        match (recorded, staged) {
+            (Some(Ok(_)), Ok(())) if claim.wanted() => {}
+            (Some(Ok(_)), staged) => {
+                if self.undo_record(moving, volume).await {
+                    self.undo_stage(moving, backend, expect, volume).await;
+                }
+                return Err(staged.map_or_else(Error::from, |()| Error::Abandoned));
             }
-            Err(error) => {
+            (Some(Err(error)), _) => {
+                self.undo_stage(moving, backend, expect, volume).await;
+                return Err(taken(error));
+            }
+            (None, Ok(())) => {
+                self.undo_stage(moving, backend, expect, volume).await;
+                return Err(Error::Abandoned);
+            }
+            (
+                None,
+                Err(
+                    error @ (BackendError::Occupied { .. }
+                    | BackendError::Offline { .. }
+                    | BackendError::Busy { .. }),
+                ),
+            ) => return Err(error.into()),
+            (None, Err(error)) => {
                 // Staging takes back what it began, but storage that fails once may have failed at that too.
                 self.undo_stage(moving, backend, expect, volume).await;
                 return Err(error.into());
             }
-        }
-        step("create:staged");
-        if !claim.wanted() {
-            self.undo_stage(moving, backend, expect, volume).await;
-            return Err(Error::Abandoned);
-        }
-        if let Err(error) = self.catalog.submit(Change::Insert(volume.clone())).await {
-            self.undo_stage(moving, backend, expect, volume).await;
-            return Err(taken(error));
         }
         step("create:recorded");
         let name = volume.name.clone();
@@ -215,6 +249,12 @@ impl Service {
         }
         Ok(Arc::clone(backend))
     }
+}
+
+/// The user, group and mode of a volume's directory.
+pub(super) fn ownership(backend: &Backend, volume: &Volume) -> (u32, u32, Mode) {
+    let (asked, usual) = (&volume.options, backend.settings());
+    (asked.uid.unwrap_or(usual.uid), asked.gid.unwrap_or(usual.gid), asked.mode.unwrap_or(usual.mode))
 }
 
 /// The answer to a Create of a name that exists.

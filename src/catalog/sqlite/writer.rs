@@ -20,8 +20,9 @@ use crate::error::chain;
 /// How many changes one transaction takes at most, so that the first of them does not wait for too many.
 const BATCH: usize = 1024;
 
-/// How long after a failed commit it is tried again to undo it for good.
-const SETTLE_AFTER: Duration = Duration::from_secs(1);
+/// How long the queue must be empty before what was left over is done: a failed commit undone for good, and records
+/// stored that nobody waits for.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A queued change and who waits for it.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub(super) struct Writer {
     location: String,
     /// Whether the log's end may hold a commit that was answered with an error: see [`Writer::settle`].
     unsettled: bool,
+    /// What was shown and answered already, in its order, and goes into the next transaction before all else.
+    following: Vec<Write>,
 }
 
 impl Writer {
@@ -51,7 +54,7 @@ impl Writer {
         view: Arc<ArcSwap<View>>,
         location: String,
     ) -> Self {
-        Self { connection, checkpoints, lock, view, location, unsettled: false }
+        Self { connection, checkpoints, lock, view, location, unsettled: false, following: Vec::new() }
     }
 
     /// Serves the queue until its last sender is gone, then closes the file.
@@ -70,14 +73,14 @@ impl Writer {
 
     fn serve(&mut self, queue: &Receiver<Job>) {
         loop {
-            let first = if self.unsettled {
-                match queue.recv_timeout(SETTLE_AFTER) {
+            let first = if self.unsettled || !self.following.is_empty() {
+                match queue.recv_timeout(PAUSE) {
                     Ok(job) => job,
                     Err(RecvTimeoutError::Timeout) => {
-                        self.settle();
+                        self.catch_up();
                         continue;
                     }
-                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Disconnected) => return self.catch_up(),
                 }
             } else {
                 let Ok(job) = queue.recv() else { return };
@@ -91,20 +94,22 @@ impl Writer {
     fn turn(&mut self, batch: Vec<Job>) {
         let base = self.view.load_full();
         let mut draft = View::clone(&base);
-        let mut writes = Vec::new();
+        let followed = self.following.len();
+        let mut waited_for = false;
         let mut results = Vec::with_capacity(batch.len());
         for job in &batch {
             results.push(draft.apply(job.change.clone()).map_err(CatalogError::from).map(
                 |(outcome, records)| {
-                    writes.extend(records);
+                    waited_for |= !records.is_empty() && !job.change.may_follow();
+                    self.following.extend(records);
                     outcome
                 },
             ));
         }
-        if !writes.is_empty()
-            && let Err(failure) = self.commit(&writes)
-        {
+        let due = waited_for || self.following.len() >= BATCH;
+        if due && let Err(failure) = self.commit() {
             log::error!("the catalog {} could not be written: {}", self.location, chain(&*failure));
+            self.following.truncate(followed);
             (draft, results) = self.without_disk(&base, &batch, &failure.into());
         }
         self.view.store(Arc::new(draft));
@@ -117,7 +122,7 @@ impl Writer {
     /// Decides the changes of a transaction that failed once more: those that need the disk are answered with the
     /// failure and leave nothing, and the others are decided as if those had never been submitted.
     fn without_disk(
-        &self,
+        &mut self,
         base: &View,
         batch: &[Job],
         failure: &Arc<dyn Error + Send + Sync>,
@@ -126,7 +131,8 @@ impl Writer {
         let results = batch.iter().map(|job| {
             let mut trial = draft.clone();
             let (outcome, writes) = trial.apply(job.change.clone())?;
-            if writes.is_empty() {
+            if writes.is_empty() || job.change.may_follow() {
+                self.following.extend(writes);
                 draft = trial;
                 return Ok(outcome);
             }
@@ -136,14 +142,15 @@ impl Writer {
         (draft, results)
     }
 
-    /// Makes records durable, all of them or none.
-    fn commit(&mut self, writes: &[Write]) -> Result<(), Failure> {
+    /// Makes what is to follow durable, all of it or none.
+    fn commit(&mut self) -> Result<(), Failure> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        store(&transaction, writes)?;
+        store(&transaction, &self.following)?;
         match transaction.commit() {
             Ok(()) => {
                 self.unsettled = false;
-                self.checkpoints.wrote(writes.len());
+                self.checkpoints.wrote(self.following.len());
+                self.following.clear();
                 Ok(())
             }
             Err(error) => {
@@ -151,6 +158,18 @@ impl Writer {
                 self.settle();
                 Err(error.into())
             }
+        }
+    }
+
+    /// Does what was left over while nobody waits: stores what was answered already, or undoes a failed commit for
+    /// good.
+    fn catch_up(&mut self) {
+        if self.following.is_empty() {
+            return self.settle();
+        }
+        // Where it fails it is tried again; a start without it finds out the same.
+        if let Err(failure) = self.commit() {
+            log::debug!("the catalog {} cannot be written yet: {}", self.location, chain(&*failure));
         }
     }
 
@@ -177,7 +196,7 @@ impl Writer {
 
     /// Moves the log into the file and closes it. What fails here loses nothing: the log is read by the next start.
     fn close(self) {
-        let Self { connection, checkpoints, lock, view: _, location, unsettled: _ } = self;
+        let Self { connection, checkpoints, lock, view: _, location, unsettled: _, following: _ } = self;
         checkpoints.stop();
         let moved = empty_log(&connection);
         if let Err(error) = moved.and_then(|_| connection.close().map_err(|(_, error)| error)) {
