@@ -109,7 +109,11 @@ impl Root {
         }
     }
 
-    /// Renames a staged directory to its volume's name.
+    /// Renames a staged directory to its volume's name, durably.
+    ///
+    /// That it is gone from `.volhost/new` is not waited for. Where a file system has a journal the two are one; where
+    /// it has none, a power cut may leave the directory under both names, and then the repetition of this call by
+    /// whoever finds it there finds it done.
     ///
     /// [`BackendError::Occupied`] when something stands there, [`BackendError::Missing`] when nothing is staged.
     pub fn publish(&self, id: VolumeId, name: &VolumeName) -> Result<(), BackendError> {
@@ -117,7 +121,8 @@ impl Root {
         let Some(new) = self.house(NEW)? else {
             return Err(BackendError::Missing { path: self.path().join(".volhost/new").join(staged) });
         };
-        rename(&new, &staged, &self.dir, name.as_str())
+        rename(&new, &staged, &self.dir, name.as_str())?;
+        self.dir.sync()
     }
 
     /// Takes a staged directory back, if it is there. Only an empty one: never recursive.
@@ -137,7 +142,7 @@ impl Root {
     /// [`BackendError::Missing`] when there is none; a link, a file or a mount point under that name is refused.
     pub fn trash(&self, name: &VolumeName, id: VolumeId) -> Result<(), BackendError> {
         let trash = self.house_made(TRASH)?;
-        rename(&self.dir, name.as_str(), &trash, &id.to_string())
+        rename_durably(&self.dir, name.as_str(), &trash, &id.to_string())
     }
 
     /// Renames a trashed directory back to a volume's name.
@@ -148,7 +153,7 @@ impl Root {
         let Some(trash) = self.house(TRASH)? else {
             return Err(BackendError::Missing { path: self.path().join(".volhost/trash").join(trashed) });
         };
-        rename(&trash, &trashed, &self.dir, name.as_str())
+        rename_durably(&trash, &trashed, &self.dir, name.as_str())
     }
 
     /// The directories being made.
@@ -222,7 +227,7 @@ fn own(dir: &Handle, uid: u32, gid: u32, mode: Mode) -> Result<(), BackendError>
     Ok(())
 }
 
-/// Renames a real directory, never over anything, and makes both parents durable.
+/// Renames a real directory, never over anything. Durable once the parents are.
 fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
     let source = from.path.join(old);
     let Some(before) = from.stat(old)? else { return Err(BackendError::Missing { path: source }) };
@@ -249,6 +254,12 @@ fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Backen
             });
         }
     }
+    Ok(())
+}
+
+/// The same, and makes both parents durable.
+fn rename_durably(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
+    rename(from, old, to, new)?;
     // When this fails the rename stands, but may not outlast a crash: the error says that the effect is unknown. The
     // new name first: where a file system has no journal, a power cut between the two must not leave neither.
     to.sync()?;

@@ -352,8 +352,9 @@ mod tests {
         (view, facts)
     }
 
-    fn create(view: &mut View, text: &str) -> VolumeId {
-        let volume = Volume {
+    /// A volume as its create records it first.
+    fn volume(text: &str) -> Volume {
+        Volume {
             id: VolumeId::random(),
             name: name(text),
             backend: backend(),
@@ -363,8 +364,12 @@ mod tests {
             known_to: vec![],
             mounts: Ledger::default(),
             visible: false,
-            unconfirmed: false,
-        };
+            unconfirmed: true,
+        }
+    }
+
+    fn create(view: &mut View, text: &str) -> VolumeId {
+        let volume = volume(text);
         let id = volume.id;
         view.apply(Change::Insert(volume)).unwrap();
         view.apply(Change::Publish(name(text), id)).unwrap();
@@ -394,7 +399,13 @@ mod tests {
         view.apply(Change::Remove { name: name("gone"), id: gone, at: at(1), keep: true }).unwrap();
         facts.directories.remove(&name("gone"));
         let (stray, other, gone) = (stray.to_string(), other.to_string(), gone.to_string());
+        // The record of a create that was cut off, and one whose directory stands.
+        for text in ["cut-off", "done"] {
+            view.apply(Change::Insert(volume(text))).unwrap();
+        }
+        facts.directories.insert(name("done"));
         let mut expected = vec![
+            (Kind::HalfDone, "cut-off"),
             (Kind::Missing, "web"),
             (Kind::Found, "stranger"),
             (Kind::HalfDone, "half"),

@@ -452,6 +452,7 @@ mod tests {
                     id: volume_id(id),
                     adopted,
                     known_to: vec![host_name(by)],
+                    unconfirmed: !adopted,
                     ..volume(volume_name(name).as_str())
                 }),
                 Self::Publish { name, id } => Change::Publish(volume_name(name), volume_id(id)),
@@ -778,6 +779,7 @@ mod tests {
             (unknown.clone(), 0),
             (Change::Activate(host("web1")), 0),
             (Change::Insert(made.clone()), 1),
+            (Change::Publish(made.name.clone(), made.id), 1),
             (Change::Publish(made.name.clone(), made.id), 0),
             (unknown.clone(), 0),
             // The host that made it is known already; another one is not.

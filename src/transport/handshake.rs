@@ -15,7 +15,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::bind::canonical;
-use super::connection::{Connection, Credential, Verdicts};
+use super::connection::{Connection, Verdicts};
+use super::credential::Credential;
 use super::registry::Key;
 use super::{Server, tls};
 use crate::error::chain;
@@ -63,13 +64,14 @@ impl Server {
         };
         drop(place);
         let chain_of_peer = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let (host, credential) = match Credential::of(chain_of_peer, &state) {
-            Ok(known) => known,
+        let credential = match Credential::of(chain_of_peer, &state) {
+            Ok(credential) => credential,
             Err(error) => {
                 refuse(&chain(&error));
                 return None;
             }
         };
+        let host = credential.host().clone();
         let caller = Caller { host: host.clone(), via: Via::Tls };
         let connection = Connection::new(caller, Key::Host(host), peer.to_string(), Some(credential));
         // A reload during the handshake counts, too.

@@ -7,7 +7,7 @@
 //!
 //! 1. The directory is made, and then its record is queued: *unconfirmed*, and not visible. Both become durable at the
 //!    same time, and both are waited for.
-//! 2. The directory is renamed, and both parents become durable.
+//! 2. The directory is renamed, and its new parent becomes durable.
 //! 3. The volume is visible and answered. That its record is confirmed is stored with the catalog's next change.
 //!
 //! So no order is needed between the two of the first step. What a power cut leaves of them is undone, because nothing
@@ -29,7 +29,7 @@ use super::options::{Mode, Options};
 use super::step::step;
 use super::{InForce, Moving, Service, in_sight, log_done, permit};
 use crate::backend::{Backend, BackendError, Expect, VolumeState};
-use crate::catalog::{CatalogError, Change, Refusal, Volume};
+use crate::catalog::{CatalogError, Change, Refusal, Submitted, Volume};
 use crate::error::chain;
 use crate::host::Caller;
 
@@ -93,19 +93,19 @@ impl Service {
         let Some(moving) = self.moving(backend.name(), volume.id) else {
             return Err(Error::NotMended(volume.name.clone()));
         };
-        if adopt {
-            self.adopt(&backend, expect, &volume).await?;
+        let published = if adopt {
+            self.adopt(&backend, expect, &volume).await?
         } else {
-            self.make(Arc::clone(claim), &moving, &backend, expect, &volume).await?;
-        }
-        let outcome = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await?;
+            self.make(Arc::clone(claim), &moving, &backend, expect, &volume).await?
+        };
+        let outcome = published.await?;
         step("create:done");
         log_done(if adopt { "adopted" } else { "created" }, &volume.name, caller);
         Ok(outcome.after.unwrap_or_else(|| Arc::new(Volume { visible: true, unconfirmed: false, ..volume })))
     }
 
     /// An existing directory becomes the volume: only the record is new.
-    async fn adopt(&self, backend: &Backend, expect: Expect, volume: &Volume) -> Result<(), Error> {
+    async fn adopt(&self, backend: &Backend, expect: Expect, volume: &Volume) -> Result<Submitted, Error> {
         let name = volume.name.clone();
         match backend.run(expect, move |root| root.volume_state(&name)).await? {
             VolumeState::Directory => {}
@@ -118,7 +118,7 @@ impl Service {
         }
         self.catalog.submit(Change::Insert(volume.clone())).await.map_err(taken)?;
         step("adopt:recorded");
-        Ok(())
+        Ok(self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)))
     }
 
     async fn make(
@@ -128,7 +128,7 @@ impl Service {
         backend: &Backend,
         expect: Expect,
         volume: &Volume,
-    ) -> Result<(), Error> {
+    ) -> Result<Submitted, Error> {
         let id = volume.id;
         let (uid, gid, mode) = ownership(backend, volume);
         let (queued, recorded) = oneshot::channel();
@@ -186,17 +186,23 @@ impl Service {
             }
         }
         step("create:recorded");
-        let name = volume.name.clone();
-        if let Err(error) = backend.run(expect, move |root| root.publish(id, &name)).await {
-            if error.effect_unknown() {
-                self.leave_to_recovery(moving, &volume.name, &error);
-            } else if self.undo_record(moving, volume).await {
-                self.undo_stage(moving, backend, expect, volume).await;
+        let (catalog, name) = (Arc::clone(&self.catalog), volume.name.clone());
+        let publish = move |root: &crate::backend::Root| {
+            root.publish(id, &name)?;
+            step("create:renamed");
+            Ok(catalog.submit(Change::Publish(name, id)))
+        };
+        match backend.run(expect, publish).await {
+            Ok(published) => Ok(published),
+            Err(error) => {
+                if error.effect_unknown() {
+                    self.leave_to_recovery(moving, &volume.name, &error);
+                } else if self.undo_record(moving, volume).await {
+                    self.undo_stage(moving, backend, expect, volume).await;
+                }
+                Err(error.into())
             }
-            return Err(error.into());
         }
-        step("create:renamed");
-        Ok(())
     }
 
     /// Takes the record back. Where that fails, the staged directory must stay with it: a record without one would be

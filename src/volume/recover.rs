@@ -219,9 +219,12 @@ impl Service {
             return Ok(());
         };
         let name = volume.name.clone();
-        let (uid, gid, mode) = ownership(backend, &volume);
+        // One that is confirmed was answered: its owner may be another by now.
+        let ownership = volume.unconfirmed.then(|| ownership(backend, &volume));
         let finish = move |root: &crate::backend::Root| {
-            root.stage_again(id, uid, gid, mode)?;
+            if let Some((uid, gid, mode)) = ownership {
+                root.stage_again(id, uid, gid, mode)?;
+            }
             root.publish(id, &name)
         };
         match backend.run(expect, finish).await {

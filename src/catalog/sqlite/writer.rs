@@ -1,5 +1,6 @@
 //! The thread that decides changes and makes them durable.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use super::schema;
 use crate::catalog::record::{Row, encode};
 use crate::catalog::{CatalogError, Change, Outcome, View, Write};
 use crate::error::chain;
+use crate::volume::name::VolumeName;
 
 /// How many changes one transaction takes at most, so that the first of them does not wait for too many.
 const BATCH: usize = 1024;
@@ -42,8 +44,8 @@ pub(super) struct Writer {
     location: String,
     /// Whether the log's end may hold a commit that was answered with an error: see [`Writer::settle`].
     unsettled: bool,
-    /// What was shown and answered already, in its order, and goes into the next transaction before all else.
-    following: Vec<Write>,
+    /// The volumes whose records were shown and answered before they were stored: they go into the next transaction.
+    following: BTreeSet<VolumeName>,
 }
 
 impl Writer {
@@ -54,7 +56,7 @@ impl Writer {
         view: Arc<ArcSwap<View>>,
         location: String,
     ) -> Self {
-        Self { connection, checkpoints, lock, view, location, unsettled: false, following: Vec::new() }
+        Self { connection, checkpoints, lock, view, location, unsettled: false, following: BTreeSet::new() }
     }
 
     /// Serves the queue until its last sender is gone, then closes the file.
@@ -94,22 +96,24 @@ impl Writer {
     fn turn(&mut self, batch: Vec<Job>) {
         let base = self.view.load_full();
         let mut draft = View::clone(&base);
-        let followed = self.following.len();
-        let mut waited_for = false;
+        let (mut writes, mut following) = (Vec::new(), self.following.clone());
         let mut results = Vec::with_capacity(batch.len());
         for job in &batch {
             results.push(draft.apply(job.change.clone()).map_err(CatalogError::from).map(
                 |(outcome, records)| {
-                    waited_for |= !records.is_empty() && !job.change.may_follow();
-                    self.following.extend(records);
+                    if job.change.may_follow() {
+                        following.extend(volumes_of(&records));
+                    } else {
+                        writes.extend(records);
+                    }
                     outcome
                 },
             ));
         }
-        let due = waited_for || self.following.len() >= BATCH;
-        if due && let Err(failure) = self.commit() {
+        if writes.is_empty() && following.len() < BATCH {
+            self.following = following;
+        } else if let Err(failure) = self.commit(writes, following, &draft) {
             log::error!("the catalog {} could not be written: {}", self.location, chain(&*failure));
-            self.following.truncate(followed);
             (draft, results) = self.without_disk(&base, &batch, &failure.into());
         }
         self.view.store(Arc::new(draft));
@@ -132,7 +136,7 @@ impl Writer {
             let mut trial = draft.clone();
             let (outcome, writes) = trial.apply(job.change.clone())?;
             if writes.is_empty() || job.change.may_follow() {
-                self.following.extend(writes);
+                self.following.extend(volumes_of(&writes));
                 draft = trial;
                 return Ok(outcome);
             }
@@ -142,15 +146,39 @@ impl Writer {
         (draft, results)
     }
 
-    /// Makes what is to follow durable, all of it or none.
-    fn commit(&mut self) -> Result<(), Failure> {
+    /// Makes records durable, all of them or none, and with them those that follow, as `draft` has them. Where there
+    /// is no room for all, those that follow wait on.
+    fn commit(
+        &mut self,
+        mut writes: Vec<Write>,
+        following: BTreeSet<VolumeName>,
+        draft: &View,
+    ) -> Result<(), Failure> {
+        let waited_for = writes.len();
+        let there = following.iter().filter_map(|name| draft.volumes.get_key_value(name));
+        writes.extend(there.map(|(name, volume)| Write::Volume(name.clone(), Some(Arc::clone(volume)))));
+        match self.try_commit(&writes) {
+            Ok(()) => {
+                self.following.clear();
+                Ok(())
+            }
+            Err(_) if 0 < waited_for && waited_for < writes.len() => {
+                writes.truncate(waited_for);
+                self.try_commit(&writes)?;
+                self.following = following;
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn try_commit(&mut self, writes: &[Write]) -> Result<(), Failure> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        store(&transaction, &self.following)?;
+        store(&transaction, writes)?;
         match transaction.commit() {
             Ok(()) => {
                 self.unsettled = false;
-                self.checkpoints.wrote(self.following.len());
-                self.following.clear();
+                self.checkpoints.wrote(writes.len());
                 Ok(())
             }
             Err(error) => {
@@ -168,7 +196,8 @@ impl Writer {
             return self.settle();
         }
         // Where it fails it is tried again; a start without it finds out the same.
-        if let Err(failure) = self.commit() {
+        let view = self.view.load_full();
+        if let Err(failure) = self.commit(Vec::new(), self.following.clone(), &view) {
             log::debug!("the catalog {} cannot be written yet: {}", self.location, chain(&*failure));
         }
     }
@@ -205,6 +234,14 @@ impl Writer {
         // Only now may another process have the file.
         drop(lock);
     }
+}
+
+/// The volumes whose records these are.
+fn volumes_of(writes: &[Write]) -> impl Iterator<Item = VolumeName> {
+    writes.iter().filter_map(|write| match write {
+        Write::Volume(name, _) => Some(name.clone()),
+        Write::Mount(..) | Write::Removed(..) | Write::Host(..) | Write::Backend(..) => None,
+    })
 }
 
 /// Stores and deletes records, inside the caller's transaction.
