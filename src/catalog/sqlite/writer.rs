@@ -192,13 +192,16 @@ impl Writer {
     /// Does what was left over while nobody waits: stores what was answered already, or undoes a failed commit for
     /// good.
     fn catch_up(&mut self) {
-        if self.following.is_empty() {
-            return self.settle();
+        if !self.following.is_empty() {
+            // Where it fails it is tried again; a start without it finds out the same.
+            let view = self.view.load_full();
+            if let Err(failure) = self.commit(Vec::new(), self.following.clone(), &view) {
+                log::debug!("the catalog {} cannot be written yet: {}", self.location, chain(&*failure));
+            }
         }
-        // Where it fails it is tried again; a start without it finds out the same.
-        let view = self.view.load_full();
-        if let Err(failure) = self.commit(Vec::new(), self.following.clone(), &view) {
-            log::debug!("the catalog {} cannot be written yet: {}", self.location, chain(&*failure));
+        // What was just stored has settled it, too.
+        if self.unsettled {
+            self.settle();
         }
     }
 
