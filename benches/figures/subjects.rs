@@ -235,6 +235,7 @@ fn populate(runtime: &Runtime, root: &Root, volumes: u64) {
                 known_to: vec![host.clone()],
                 mounts: Ledger::default(),
                 visible: false,
+                unconfirmed: false,
             };
             queued.push(catalog.submit(Change::Insert(volume)));
             if queued.len() == 1000 || index + 1 == volumes {

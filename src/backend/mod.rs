@@ -41,7 +41,7 @@ pub use self::health::Health;
 pub use self::identity::{Expect, Identity, identity_at};
 use self::name::BackendName;
 pub use self::purge::Progress;
-pub use self::volumes::{Listing, VolumeState};
+pub use self::volumes::{Listing, Staged, VolumeState};
 use crate::host::mountpoints::Mountpoints;
 use crate::volume::options::Mode;
 

@@ -454,7 +454,7 @@ fn no_swap_of_our_own_directories_leads_outside() {
         while Instant::now() < end || (done.contains(&0) && Instant::now() < last) {
             let id = VolumeId::random();
             let name = volume(&id.to_string());
-            let made = root.stage(id, uid, gid, mode("0777")).and_then(|()| root.publish(id, &name));
+            let made = root.stage(id, uid, gid, mode("0777")).and_then(|_| root.publish(id, &name));
             let trashed = made.and_then(|()| root.trash(&name, id));
             done[usize::from(trashed.is_ok())] += 1;
             let _ = root.purge(id, 10);

@@ -1,7 +1,7 @@
 //! The way of a volume's directory: made in `.volhost/new`, renamed to its name, renamed to `.volhost/trash`.
 //!
-//! Every step is one rename or one rmdir, made durable before it is answered. Nothing here deletes data: that is
-//! [`Root::purge`]. What a step means for the catalog is the caller's business.
+//! Every step is one rename or one rmdir, made durable before it is answered; only a directory that is made is made
+//! durable apart, by [`Staged::sync`]. Nothing here deletes data: that is [`Root::purge`]. What a step means for the catalog is the caller's business.
 
 use std::ffi::CStr;
 use std::path::PathBuf;
@@ -23,6 +23,18 @@ pub enum VolumeState {
     Missing,
     /// A file, a symbolic link or something else that is no directory.
     NotADirectory,
+}
+
+/// A directory that was just made in `.volhost/new`.
+#[derive(Debug)]
+pub struct Staged(Handle);
+
+impl Staged {
+    /// Makes it durable with its owner and mode. Its entry in `.volhost/new` need not be: the caller renames it, which
+    /// makes the new one durable, or finds out after a crash that it is gone.
+    pub fn sync(&self) -> Result<(), BackendError> {
+        self.0.sync()
+    }
 }
 
 /// What lies in `.volhost/new` or `.volhost/trash`.
@@ -54,9 +66,9 @@ impl Root {
         })
     }
 
-    /// Makes a volume's directory in `.volhost/new`: empty, durable, with exactly this owner and mode whatever the
-    /// umask. When it fails, it is taken back.
-    pub fn stage(&self, id: VolumeId, uid: u32, gid: u32, mode: Mode) -> Result<(), BackendError> {
+    /// Makes a volume's directory in `.volhost/new`: empty, with exactly this owner and mode whatever the umask, and
+    /// not durable yet. When it fails, it is taken back.
+    pub fn stage(&self, id: VolumeId, uid: u32, gid: u32, mode: Mode) -> Result<Staged, BackendError> {
         let new = self.house_made(NEW)?;
         let name = id.to_string();
         let path = new.path.join(&name);
@@ -72,8 +84,7 @@ impl Root {
         let made = new.open(&name).and_then(|made| {
             let made = made.ok_or(BackendError::Missing { path })?;
             own(&made, uid, gid, mode)?;
-            made.sync()?;
-            new.sync()
+            Ok(Staged(made))
         });
         made.inspect_err(|_| {
             // What cannot be taken back is an empty directory that the caller's recovery finds among the staged ones.
@@ -81,7 +92,28 @@ impl Root {
         })
     }
 
-    /// Renames a staged directory to its volume's name.
+    /// Gives a directory that an earlier process staged its owner and mode, durably: a power cut may have come between.
+    ///
+    /// [`BackendError::Missing`] when nothing is staged.
+    pub fn stage_again(&self, id: VolumeId, uid: u32, gid: u32, mode: Mode) -> Result<(), BackendError> {
+        let new = self.house_made(NEW)?;
+        match new.open(&id.to_string()) {
+            Ok(Some(made)) => {
+                own(&made, uid, gid, mode)?;
+                made.sync()
+            }
+            Ok(None) => Err(BackendError::Missing { path: new.path.join(id.to_string()) }),
+            // It was made readable for us: one that is not has the mode that was asked for.
+            Err(BackendError::Io { source: Errno::ACCESS, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Renames a staged directory to its volume's name, durably.
+    ///
+    /// That it is gone from `.volhost/new` is not waited for. Where a file system has a journal the two are one; where
+    /// it has none, a power cut may leave the directory under both names, and then the repetition of this call by
+    /// whoever finds it there finds it done.
     ///
     /// [`BackendError::Occupied`] when something stands there, [`BackendError::Missing`] when nothing is staged.
     pub fn publish(&self, id: VolumeId, name: &VolumeName) -> Result<(), BackendError> {
@@ -89,7 +121,8 @@ impl Root {
         let Some(new) = self.house(NEW)? else {
             return Err(BackendError::Missing { path: self.path().join(".volhost/new").join(staged) });
         };
-        rename(&new, &staged, &self.dir, name.as_str())
+        rename(&new, &staged, &self.dir, name.as_str())?;
+        self.dir.sync()
     }
 
     /// Takes a staged directory back, if it is there. Only an empty one: never recursive.
@@ -109,7 +142,7 @@ impl Root {
     /// [`BackendError::Missing`] when there is none; a link, a file or a mount point under that name is refused.
     pub fn trash(&self, name: &VolumeName, id: VolumeId) -> Result<(), BackendError> {
         let trash = self.house_made(TRASH)?;
-        rename(&self.dir, name.as_str(), &trash, &id.to_string())
+        rename_durably(&self.dir, name.as_str(), &trash, &id.to_string())
     }
 
     /// Renames a trashed directory back to a volume's name.
@@ -120,7 +153,7 @@ impl Root {
         let Some(trash) = self.house(TRASH)? else {
             return Err(BackendError::Missing { path: self.path().join(".volhost/trash").join(trashed) });
         };
-        rename(&trash, &trashed, &self.dir, name.as_str())
+        rename_durably(&trash, &trashed, &self.dir, name.as_str())
     }
 
     /// The directories being made.
@@ -194,7 +227,7 @@ fn own(dir: &Handle, uid: u32, gid: u32, mode: Mode) -> Result<(), BackendError>
     Ok(())
 }
 
-/// Renames a real directory, never over anything, and makes both parents durable.
+/// Renames a real directory, never over anything. Durable once the parents are.
 fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
     let source = from.path.join(old);
     let Some(before) = from.stat(old)? else { return Err(BackendError::Missing { path: source }) };
@@ -221,9 +254,16 @@ fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Backen
             });
         }
     }
-    // When this fails the rename stands, but may not outlast a crash: the error says that the effect is unknown.
-    from.sync()?;
-    to.sync()
+    Ok(())
+}
+
+/// The same, and makes both parents durable.
+fn rename_durably(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
+    rename(from, old, to, new)?;
+    // When this fails the rename stands, but may not outlast a crash: the error says that the effect is unknown. The
+    // new name first: where a file system has no journal, a power cut between the two must not leave neither.
+    to.sync()?;
+    from.sync()
 }
 
 fn rename_onto_nothing(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
@@ -453,7 +493,7 @@ mod tests {
             symlink(other.path(), dir.path().join(link)).unwrap();
             let id = VolumeId::random();
             let (uid, gid) = me();
-            let staged = root.stage(id, uid, gid, mode("0755"));
+            let staged = root.stage(id, uid, gid, mode("0755")).map(drop);
             std::fs::create_dir(dir.path().join("db")).unwrap();
             let trashed = root.trash(&volume("db"), id);
             assert_eq!(staged.is_err(), link != ".volhost/trash", "{link}: {staged:?}");

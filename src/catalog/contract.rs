@@ -72,6 +72,7 @@ pub(super) fn volume(text: &str) -> Volume {
         known_to: vec![host("web1")],
         mounts: Ledger::default(),
         visible: false,
+        unconfirmed: true,
     }
 }
 
@@ -134,8 +135,9 @@ async fn a_volume_lives_and_dies(catalog: Arc<dyn Catalog>) {
     assert!(matches!(refused(&catalog, other).await, Refusal::NoSuchVolume));
 
     let outcome = done(&catalog, Change::Publish(made.name.clone(), made.id)).await;
-    assert!(!outcome.before.unwrap().visible && outcome.after.unwrap().visible);
-    assert!(catalog.view().volume("db").unwrap().visible);
+    let (before, after) = (outcome.before.unwrap(), outcome.after.unwrap());
+    assert!(!before.visible && before.unconfirmed && after.visible && !after.unconfirmed);
+    assert_eq!(catalog.view().volume("db"), Some(&after), "it is shown as it is answered");
     done(&catalog, Change::Publish(made.name.clone(), made.id)).await;
 
     let other = Change::Remove { name: made.name.clone(), id: VolumeId::random(), at: at(1), keep: false };
@@ -448,9 +450,13 @@ async fn everything_survives_a_reopening(open: &impl AsyncFn(&'static str) -> Ar
     done(&catalog, Change::Restore(*before.trash.keys().next().unwrap())).await;
     let hidden = catalog.view();
     assert!(!hidden.volume("c").unwrap().visible);
+    done(&catalog, Change::Insert(self::volume("cut-off"))).await;
     drop(catalog);
     let catalog = open("reopen").await;
-    assert!(catalog.view().volume("c").unwrap().visible, "what was recorded is shown after a restart");
+    let view = catalog.view();
+    assert!(view.volume("c").unwrap().visible, "what was recorded is shown after a restart");
+    let cut_off = view.volume("cut-off").unwrap();
+    assert!(cut_off.visible && cut_off.unconfirmed && !view.volume("a").unwrap().unconfirmed);
     assert_eq!(catalog.view().activation(&host("web1")), Activation(2));
     catalog.close().await;
 }

@@ -6,7 +6,9 @@
 //! [`submit`](Catalog::submit) a [`Change`]. The rules of a change (what is refused, what becomes of a count) are pure
 //! functions on the view, in [`rules`]; an engine only makes their [`Write`]s durable and orders them. One writer at a
 //! time decides; a change that was answered `Ok` is durable; one that was answered with an error left nothing; and
-//! the next view shows exactly the durable changes. Readers take no lock that a writer can hold.
+//! the next view shows exactly the durable changes. Readers take no lock that a writer can hold. The one exception is a
+//! change that tells nothing which could not be found out again ([`Change::may_follow`]): it is shown and answered at
+//! once, and becomes durable with the next one.
 //!
 //! A catalog is opened once, before anything is served, and then stays whole: what it holds was read completely and
 //! every row of it understood, or it was not opened and its files are as they were. Times are kept to the millisecond,
@@ -41,8 +43,9 @@ use crate::volume::name::{MountId, VolumeId, VolumeName};
 pub enum Change {
     /// Records a volume that is not visible yet and that nobody mounts. Refused when the name is taken.
     Insert(Volume),
-    /// Makes an inserted volume visible, once its directory stands under its name. Nothing of this is recorded: what
-    /// a catalog held when it was opened is visible.
+    /// Makes an inserted volume visible, once its directory stands durably under its name. That it is visible is not
+    /// recorded: what a catalog held when it was opened is. That it is no longer `unconfirmed` is, but nobody waits for
+    /// that: see [`Change::may_follow`].
     Publish(VolumeName, VolumeId),
     /// Takes back an insertion that never became visible. Refused as `Exists` once it did.
     Withdraw(VolumeName, VolumeId),
@@ -119,6 +122,16 @@ pub enum Change {
     Seen(Vec<(HostName, time::OffsetDateTime)>),
     /// Records what is known of a backend, or forgets it.
     Backend(BackendName, Option<BackendRecord>),
+}
+
+impl Change {
+    /// Whether what this change records may become durable after it was answered: no later than the next change that
+    /// is, in the same transaction, and soon where there is none. A catalog opened after a crash may then show the
+    /// volume as unconfirmed, and whoever knows where it lies confirms it once more.
+    #[must_use]
+    pub fn may_follow(&self) -> bool {
+        matches!(self, Self::Publish(..))
+    }
 }
 
 /// What a change did.

@@ -92,11 +92,12 @@ pub fn compare(view: &View, facts: &AllFacts) -> Vec<Finding> {
     for (backend, facts) in facts {
         for volume in view.volumes.values().filter(|volume| volume.backend == *backend) {
             let between = facts.staged.contains(&volume.id) || facts.trashed.contains(&volume.id);
-            if between {
+            let stands = facts.directories.contains(&volume.name);
+            if between || (volume.unconfirmed && !stands) {
                 let what = "its directory is being made or removed, or was when that was cut off: a start of the \
                             service finishes or undoes it";
                 findings.add(backend, Kind::HalfDone, &volume.name, what);
-            } else if !facts.directories.contains(&volume.name) {
+            } else if !stands {
                 let what = "the volume has no directory: bring it back from a backup under this name, or remove the \
                             volume";
                 findings.add(backend, Kind::Missing, &volume.name, what);
@@ -291,7 +292,13 @@ fn discard_removed(view: &mut View, facts: &AllFacts, now: OffsetDateTime, findi
             format!("its directory is in the trash: `volhost volume restore {}` brings it back", volume.id);
         findings.add(&volume.backend, Kind::RemovedSince, &volume.name, what);
         let id = volume.id;
-        let volume = Arc::new(Volume { mounts: Ledger::default(), visible: false, ..Volume::clone(&volume) });
+        let volume = Volume {
+            mounts: Ledger::default(),
+            visible: false,
+            unconfirmed: false,
+            ..Volume::clone(&volume)
+        };
+        let volume = Arc::new(volume);
         view.trash.insert(id, Arc::new(Removed { volume, at: moment(now), expired: false }));
     }
 }
@@ -350,8 +357,9 @@ mod tests {
         (view, facts)
     }
 
-    fn create(view: &mut View, text: &str) -> VolumeId {
-        let volume = Volume {
+    /// A volume as its create records it first.
+    fn volume(text: &str) -> Volume {
+        Volume {
             id: VolumeId::random(),
             name: name(text),
             backend: backend(),
@@ -361,7 +369,12 @@ mod tests {
             known_to: vec![],
             mounts: Ledger::default(),
             visible: false,
-        };
+            unconfirmed: true,
+        }
+    }
+
+    fn create(view: &mut View, text: &str) -> VolumeId {
+        let volume = volume(text);
         let id = volume.id;
         view.apply(Change::Insert(volume)).unwrap();
         view.apply(Change::Publish(name(text), id)).unwrap();
@@ -391,7 +404,13 @@ mod tests {
         view.apply(Change::Remove { name: name("gone"), id: gone, at: at(1), keep: true }).unwrap();
         facts.directories.remove(&name("gone"));
         let (stray, other, gone) = (stray.to_string(), other.to_string(), gone.to_string());
+        // The record of a create that was cut off, and one whose directory stands.
+        for text in ["cut-off", "done"] {
+            view.apply(Change::Insert(volume(text))).unwrap();
+        }
+        facts.directories.insert(name("done"));
         let mut expected = vec![
+            (Kind::HalfDone, "cut-off"),
             (Kind::Missing, "web"),
             (Kind::Found, "stranger"),
             (Kind::HalfDone, "half"),

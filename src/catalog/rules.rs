@@ -115,8 +115,18 @@ impl View {
         if let Some(taken) = self.volumes.get(&volume.name) {
             return Err(Refusal::Exists(Arc::clone(taken)));
         }
-        let Volume { id, name, backend, mut options, created_at, adopted, known_to, mounts: _, visible: _ } =
-            volume;
+        let Volume {
+            id,
+            name,
+            backend,
+            mut options,
+            created_at,
+            adopted,
+            known_to,
+            mounts: _,
+            visible: _,
+            unconfirmed,
+        } = volume;
         // Thousands of volumes name the same few backends and hosts: they share the texts that the view holds already.
         options.backend = options.backend.map(|backend| known(&self.backends, backend));
         let mut known_to: Vec<_> = known_to.into_iter().map(|host| known(&self.hosts, host)).collect();
@@ -133,6 +143,7 @@ impl View {
             known_to,
             mounts: Ledger::default(),
             visible: false,
+            unconfirmed,
         };
         let (after, write) = self.store(volume);
         Ok((Outcome { after: Some(after), ..Outcome::default() }, vec![write]))
@@ -142,8 +153,11 @@ impl View {
         let before = self.meant(name, id)?;
         let mut volume = Volume::clone(&before);
         volume.visible = true;
-        let (after, _nothing_of_it_is_recorded) = self.store(volume);
-        Ok((Outcome { before: Some(before), after: Some(after), ..Outcome::default() }, vec![]))
+        volume.unconfirmed = false;
+        let (after, write) = self.store(volume);
+        // That it is visible is not recorded.
+        let writes = before.unconfirmed.then_some(write).into_iter().collect();
+        Ok((Outcome { before: Some(before), after: Some(after), ..Outcome::default() }, writes))
     }
 
     fn withdraw(&mut self, name: &VolumeName, id: VolumeId) -> Decision {
@@ -303,7 +317,7 @@ impl View {
 
     /// Puts a volume, which has no mounts, into the trash.
     fn discard(&mut self, volume: &Volume, at: OffsetDateTime, writes: &mut Vec<Write>) -> Arc<Removed> {
-        let volume = Arc::new(Volume { visible: false, ..volume.clone() });
+        let volume = Arc::new(Volume { visible: false, unconfirmed: false, ..volume.clone() });
         let removed = Arc::new(Removed { at: moment(at), expired: false, volume });
         self.trash.insert(removed.volume.id, Arc::clone(&removed));
         writes.push(Write::Removed(removed.volume.id, Some(Arc::clone(&removed))));
@@ -447,6 +461,7 @@ mod tests {
                         ..Options::default()
                     },
                     known_to: vec![host_name(by)],
+                    unconfirmed: !adopted,
                     ..volume(volume_name(name).as_str())
                 }),
                 Self::Publish { name, id } => Change::Publish(volume_name(name), volume_id(id)),
@@ -780,6 +795,7 @@ mod tests {
             (unknown.clone(), 0),
             (Change::Activate(host("web1")), 0),
             (Change::Insert(made.clone()), 1),
+            (Change::Publish(made.name.clone(), made.id), 1),
             (Change::Publish(made.name.clone(), made.id), 0),
             (unknown.clone(), 0),
             // The host that made it is known already; another one is not.

@@ -36,6 +36,10 @@ pub struct Volume {
     /// Whether its directory stands under its name: not recorded. What a catalog held when it was opened is visible,
     /// because a volume that exists must be told of even while its backend is offline.
     pub visible: bool,
+    /// Whether its directory may not have come to its name: recorded, from its Create's first record until a
+    /// [`Publish`](super::Change::Publish). Found in a catalog that is opened, it says that the Create was perhaps
+    /// cut off; its directory tells. It is shown all the same, because it may have been answered.
+    pub unconfirmed: bool,
 }
 
 /// A removed volume whose directory is in the trash.

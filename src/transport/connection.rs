@@ -10,9 +10,7 @@ use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -22,18 +20,16 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tower_service::Service;
 
 use super::activity::{Activity, Watched};
+use super::credential::{Chain, Credential};
 use super::registry::Key;
 use super::tls::{Revocation, State};
 use super::{CloseWithoutAnswer, NEWCOMER, Server};
 use crate::error::chain;
-use crate::host::identity::{self, Identity, IdentityError};
-use crate::host::name::HostName;
 use crate::host::{Caller, Via};
 
 /// The largest head of a request, in bytes; engines send a few hundred. Of header lines hyper takes 100 at most.
@@ -77,22 +73,8 @@ impl LetIn {
     }
 }
 
-/// A certificate that was good when it was looked at.
-#[derive(Debug)]
-pub(super) struct Credential {
-    chain: Arc<[CertificateDer<'static>]>,
-    serial: String,
-    /// When each of the chain ends, in seconds since 1970: the chain is looked at again then. That it ends is not
-    /// decided here, because a peer may send certificates that its chain does not need.
-    ends: Vec<i64>,
-    /// Until when the verdict holds.
-    good_until: AtomicI64,
-    /// The state under which the chain was last found good.
-    generation: AtomicU64,
-}
-
 /// Chains and what a new state thinks of them, so that each is verified once and not for each connection.
-pub(super) type Verdicts = HashMap<Arc<[CertificateDer<'static>]>, Result<(), rustls::Error>>;
+pub(super) type Verdicts = HashMap<Chain, Result<(), rustls::Error>>;
 
 /// Why a caller who was let in no longer is.
 #[derive(Debug, thiserror::Error)]
@@ -101,20 +83,6 @@ pub(super) enum Refused {
     Certificate(#[source] rustls::Error),
     #[error("its certificate (serial {0}) was revoked")]
     Revoked(String),
-}
-
-impl Credential {
-    /// Keeps the chain that a handshake under `state` accepted, and reads the host's name from it.
-    pub(super) fn of(chain: &[CertificateDer<'_>], state: &State) -> Result<(HostName, Self), IdentityError> {
-        let chain: Arc<[_]> = chain.iter().map(|der| der.clone().into_owned()).collect();
-        let own = chain.first().ok_or(IdentityError::Nameless)?;
-        let Identity { host, serial, not_after } = identity::identity(own)?;
-        let others = chain.iter().skip(1).map(|der| identity::not_after(der));
-        let ends = std::iter::once(Ok(not_after)).chain(others).collect::<Result<Vec<_>, _>>()?;
-        let good_until = AtomicI64::new(next_end(&ends, now()));
-        let generation = AtomicU64::new(state.generation);
-        Ok((host, Self { chain, serial, ends, good_until, generation }))
-    }
 }
 
 impl Connection {
@@ -157,42 +125,18 @@ impl Connection {
         })
     }
 
-    /// Whether its caller is still let in: the chain is verified again under a new state and when one of its
-    /// certificates has ended; what was revoked by name counts at once.
+    /// Whether its caller is still let in.
     pub(super) fn check(
         &self,
         state: Option<&State>,
         revocation: &dyn Revocation,
         verdicts: &mut Verdicts,
     ) -> Result<(), Refused> {
-        let (Some(credential), Some(state)) = (&self.credential, state) else {
-            return Ok(());
-        };
-        let Credential { chain, serial, ends, good_until, generation } = credential;
-        let now = now();
-        if generation.load(Ordering::Acquire) != state.generation || now > good_until.load(Ordering::Acquire)
-        {
-            let verdict = verdicts.entry(Arc::clone(chain)).or_insert_with(|| state.verify(chain)).clone();
-            verdict.map_err(Refused::Certificate)?;
-            good_until.store(next_end(ends, now), Ordering::Release);
-            generation.store(state.generation, Ordering::Release);
+        match (&self.credential, state) {
+            (Some(credential), Some(state)) => credential.check(state, revocation, verdicts),
+            _ => Ok(()),
         }
-        if revocation.refused(&self.caller.host, serial) {
-            return Err(Refused::Revoked(serial.clone()));
-        }
-        Ok(())
     }
-}
-
-fn now() -> i64 {
-    // A clock before 1970 is no reason to refuse anybody.
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    i64::try_from(now).unwrap_or(i64::MAX)
-}
-
-/// The first end that is still to come.
-fn next_end(ends: &[i64], now: i64) -> i64 {
-    ends.iter().copied().filter(|end| *end >= now).min().unwrap_or(i64::MAX)
 }
 
 impl fmt::Display for Connection {

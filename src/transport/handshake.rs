@@ -16,7 +16,8 @@ use tokio_rustls::server::TlsStream;
 use x509_parser::time::ASN1Time;
 
 use super::bind::canonical;
-use super::connection::{Connection, Credential, Verdicts};
+use super::connection::{Connection, Verdicts};
+use super::credential::Credential;
 use super::registry::Key;
 use super::{NEWCOMER, Server, tls};
 use crate::error::chain;
@@ -67,13 +68,14 @@ impl Server {
         };
         drop(place);
         let chain_of_peer = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let (host, credential) = match Credential::of(chain_of_peer, &state) {
-            Ok(known) => known,
+        let credential = match Credential::of(chain_of_peer, &state) {
+            Ok(credential) => credential,
             Err(error) => {
                 refuse(&chain(&error));
                 return None;
             }
         };
+        let host = credential.host().clone();
         let caller = Caller { host: host.clone(), via: Via::Tls };
         let connection = Connection::new(caller, Key::Host(host), peer.to_string(), Some(credential));
         // A reload during the handshake counts, too.

@@ -29,6 +29,7 @@
 mod activity;
 pub mod bind;
 mod connection;
+mod credential;
 mod crl;
 mod handshake;
 pub mod listen;

@@ -22,6 +22,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::credential::Known;
 use super::crl::{self, CrlError};
 use crate::host::name::HostName;
 
@@ -128,6 +129,8 @@ pub struct State {
     verifier: Arc<dyn ClientCertVerifier>,
     /// Tells one state from every other in this process.
     pub(super) generation: u64,
+    /// What clients' chains were found to say.
+    pub(super) known: Known,
     warnings: Vec<String>,
 }
 
@@ -174,6 +177,7 @@ impl State {
             config: Arc::new(config),
             verifier,
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
+            known: Known::default(),
             warnings,
         })
     }

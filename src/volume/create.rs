@@ -2,20 +2,34 @@
 //!
 //! Stage → record → rename → visible. What fails before the record is undone by rmdir; what fails after it is taken
 //! back in the reverse order; what cannot be taken back now is left to [`super::recover`].
+//!
+//! # What waits for the disk
+//!
+//! 1. The directory is made, and then its record is queued: *unconfirmed*, and not visible. Both become durable at the
+//!    same time, and both are waited for.
+//! 2. The directory is renamed, and its new parent becomes durable.
+//! 3. The volume is visible and answered. That its record is confirmed is stored with the catalog's next change.
+//!
+//! So no order is needed between the two of the first step. What a power cut leaves of them is undone, because nothing
+//! was answered: a directory without a record is removed; an unconfirmed record whose directory is nowhere on the
+//! backend, when that is online and the right one, is taken back. An unconfirmed record whose directory stands under
+//! its name is confirmed: it may have been answered. Nothing that was answered can lack its directory: the rename was
+//! durable before. And a rename only ever moves a directory that has its owner and mode durably.
 
 use std::sync::Arc;
 
 use time::OffsetDateTime;
+use tokio::sync::oneshot;
 
 use super::error::Error;
 use super::mounts::Ledger;
 use super::name::{VolumeId, VolumeName};
 use super::operation::{self, Claim};
-use super::options::Options;
+use super::options::{Mode, Options};
 use super::step::step;
 use super::{InForce, Moving, Service, in_sight, log_done, permit};
 use crate::backend::{Backend, BackendError, Expect, VolumeState};
-use crate::catalog::{CatalogError, Change, Refusal, Volume};
+use crate::catalog::{CatalogError, Change, Refusal, Submitted, Volume};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::host::right::Right;
@@ -42,7 +56,7 @@ impl Service {
 
     async fn create_held(
         self: &Arc<Self>,
-        claim: &Claim,
+        claim: &Arc<Claim>,
         caller: &Caller,
         name: VolumeName,
         options: Options,
@@ -66,6 +80,8 @@ impl Service {
             known_to: vec![caller.host.clone()],
             mounts: Ledger::default(),
             visible: false,
+            // The directory of an adopted one stands there already.
+            unconfirmed: !adopt,
             name,
         };
         if !claim.wanted() {
@@ -75,19 +91,19 @@ impl Service {
         let Some(moving) = self.moving(backend.name(), volume.id) else {
             return Err(Error::NotMended(volume.name.clone()));
         };
-        if adopt {
-            self.adopt(&backend, expect, &volume).await?;
+        let published = if adopt {
+            self.adopt(&backend, expect, &volume).await?
         } else {
-            self.make(claim, &moving, &backend, expect, &volume).await?;
-        }
-        let outcome = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await?;
+            self.make(Arc::clone(claim), &moving, &backend, expect, &volume).await?
+        };
+        let outcome = published.await?;
         step("create:done");
         log_done(if adopt { "adopted" } else { "created" }, &volume.name, caller);
-        Ok(outcome.after.unwrap_or_else(|| Arc::new(Volume { visible: true, ..volume })))
+        Ok(outcome.after.unwrap_or_else(|| Arc::new(Volume { visible: true, unconfirmed: false, ..volume })))
     }
 
     /// An existing directory becomes the volume: only the record is new.
-    async fn adopt(&self, backend: &Backend, expect: Expect, volume: &Volume) -> Result<(), Error> {
+    async fn adopt(&self, backend: &Backend, expect: Expect, volume: &Volume) -> Result<Submitted, Error> {
         let name = volume.name.clone();
         match backend.run(expect, move |root| root.volume_state(&name)).await? {
             VolumeState::Directory => {}
@@ -100,67 +116,91 @@ impl Service {
         }
         self.catalog.submit(Change::Insert(volume.clone())).await.map_err(taken)?;
         step("adopt:recorded");
-        Ok(())
+        Ok(self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)))
     }
 
     async fn make(
         &self,
-        claim: &Claim,
+        claim: Arc<Claim>,
         moving: &Moving,
         backend: &Backend,
         expect: Expect,
         volume: &Volume,
-    ) -> Result<(), Error> {
-        let settings = backend.settings();
-        let (id, name) = (volume.id, volume.name.clone());
-        let uid = volume.options.uid.unwrap_or(settings.uid);
-        let gid = volume.options.gid.unwrap_or(settings.gid);
-        let mode = volume.options.mode.unwrap_or(settings.mode);
-        let stage = move |root: &crate::backend::Root| match root.volume_state(&name)? {
-            VolumeState::Missing => root.stage(id, uid, gid, mode),
-            VolumeState::Directory => {
-                Err(BackendError::Occupied { path: root.path().join(name.as_str()), directory: true })
+    ) -> Result<Submitted, Error> {
+        let id = volume.id;
+        let (uid, gid, mode) = ownership(backend, volume);
+        let (queued, recorded) = oneshot::channel();
+        let (catalog, wanted, record) = (Arc::clone(&self.catalog), Arc::clone(&claim), volume.clone());
+        let stage = move |root: &crate::backend::Root| {
+            let occupied = |directory| {
+                Err(BackendError::Occupied { path: root.path().join(record.name.as_str()), directory })
+            };
+            let staged = match root.volume_state(&record.name)? {
+                VolumeState::Missing => root.stage(id, uid, gid, mode)?,
+                VolumeState::Directory => return occupied(true),
+                VolumeState::NotADirectory => return occupied(false),
+            };
+            step("create:staged");
+            if wanted.wanted() {
+                // Only queued here: nothing waits for the catalog in the backend's place.
+                let _ = queued.send(catalog.submit(Change::Insert(record)));
+                staged.sync()?;
             }
-            VolumeState::NotADirectory => {
-                Err(BackendError::Occupied { path: root.path().join(name.as_str()), directory: false })
-            }
+            Ok(())
         };
-        match backend.run(expect, stage).await {
-            Ok(()) => {}
-            Err(
-                error @ (BackendError::Occupied { .. }
-                | BackendError::Offline { .. }
-                | BackendError::Busy { .. }),
-            ) => {
-                return Err(error.into());
+        let staged = backend.run(expect, stage).await;
+        let recorded = match recorded.await {
+            Ok(record) => Some(record.await),
+            Err(_not_queued) => None,
+        };
+        match (recorded, staged) {
+            (Some(Ok(_)), Ok(())) if claim.wanted() => {}
+            (Some(Ok(_)), staged) => {
+                if self.undo_record(moving, volume).await {
+                    self.undo_stage(moving, backend, expect, volume).await;
+                }
+                return Err(staged.map_or_else(Error::from, |()| Error::Abandoned));
             }
-            Err(error) => {
+            (Some(Err(error)), _) => {
+                self.undo_stage(moving, backend, expect, volume).await;
+                return Err(taken(error));
+            }
+            (None, Ok(())) => {
+                self.undo_stage(moving, backend, expect, volume).await;
+                return Err(Error::Abandoned);
+            }
+            (
+                None,
+                Err(
+                    error @ (BackendError::Occupied { .. }
+                    | BackendError::Offline { .. }
+                    | BackendError::Busy { .. }),
+                ),
+            ) => return Err(error.into()),
+            (None, Err(error)) => {
                 // Staging takes back what it began, but storage that fails once may have failed at that too.
                 self.undo_stage(moving, backend, expect, volume).await;
                 return Err(error.into());
             }
         }
-        step("create:staged");
-        if !claim.wanted() {
-            self.undo_stage(moving, backend, expect, volume).await;
-            return Err(Error::Abandoned);
-        }
-        if let Err(error) = self.catalog.submit(Change::Insert(volume.clone())).await {
-            self.undo_stage(moving, backend, expect, volume).await;
-            return Err(taken(error));
-        }
         step("create:recorded");
-        let name = volume.name.clone();
-        if let Err(error) = backend.run(expect, move |root| root.publish(id, &name)).await {
-            if error.effect_unknown() {
-                self.leave_to_recovery(moving, &volume.name, &error);
-            } else if self.undo_record(moving, volume).await {
-                self.undo_stage(moving, backend, expect, volume).await;
+        let (catalog, name) = (Arc::clone(&self.catalog), volume.name.clone());
+        let publish = move |root: &crate::backend::Root| {
+            root.publish(id, &name)?;
+            step("create:renamed");
+            Ok(catalog.submit(Change::Publish(name, id)))
+        };
+        match backend.run(expect, publish).await {
+            Ok(published) => Ok(published),
+            Err(error) => {
+                if error.effect_unknown() {
+                    self.leave_to_recovery(moving, &volume.name, &error);
+                } else if self.undo_record(moving, volume).await {
+                    self.undo_stage(moving, backend, expect, volume).await;
+                }
+                Err(error.into())
             }
-            return Err(error.into());
         }
-        step("create:renamed");
-        Ok(())
     }
 
     /// Takes the record back. Where that fails, the staged directory must stay with it: a record without one would be
@@ -214,6 +254,12 @@ impl Service {
         }
         Ok(Arc::clone(backend))
     }
+}
+
+/// The user, group and mode of a volume's directory.
+pub(super) fn ownership(backend: &Backend, volume: &Volume) -> (u32, u32, Mode) {
+    let (asked, usual) = (&volume.options, backend.settings());
+    (asked.uid.unwrap_or(usual.uid), asked.gid.unwrap_or(usual.gid), asked.mode.unwrap_or(usual.mode))
 }
 
 /// The answer to a Create of a name that exists.

@@ -3,7 +3,9 @@
 //! It alone knows both the catalog (what exists) and the backends (where it lies), and it alone orders their effects,
 //! so that a crash at any step leaves something that `recover` can finish or undo:
 //!
-//! - Create: make and fsync `.volhost/new/UUID` → record the volume → rename the directory to its name → visible.
+//! - Create: make `.volhost/new/UUID` → record the volume, unconfirmed → both are durable → rename the directory to its
+//!   name, durably → visible, answer; the confirmation follows. What waits for the disk, and why no more, is told in
+//!   `create`.
 //! - Remove: rename the directory to `.volhost/trash/UUID` → record the removal → answer.
 //! - Mount: look at the directory → record the mount → answer.
 //! - Undoing uses rmdir and rename, never a recursive delete; only `trash` deletes, and only what was removed.

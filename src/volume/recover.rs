@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use time::OffsetDateTime;
 use tokio::sync::MutexGuard;
 
+use super::create::ownership;
 use super::error::Error;
 use super::name::{VolumeId, VolumeName};
 use super::{Moving, Service};
@@ -176,7 +177,7 @@ impl Service {
             }
         }
         for (id, name) in &names {
-            let hidden = || self.still(&names, *id).filter(|volume| !volume.visible);
+            let hidden = || self.still(&names, *id).filter(is_half_made);
             if hidden().is_some()
                 && let Some(_moving) = self.moving(backend.name(), *id)
                 && let Some(volume) = hidden()
@@ -188,11 +189,11 @@ impl Service {
         Ok(displaced)
     }
 
-    /// The names, as a first look gives them, of a backend's volumes that have one of these identities or are hidden.
+    /// The names, as a first look gives them, of a backend's volumes that have one of these identities or are half-made.
     fn names_of(&self, backend: &BackendName, found: &HashSet<VolumeId>) -> HashMap<VolumeId, VolumeName> {
         let view = self.catalog.view();
         let concerned = |volume: &&Arc<Volume>| {
-            volume.backend == *backend && (!volume.visible || found.contains(&volume.id))
+            volume.backend == *backend && (is_half_made(volume) || found.contains(&volume.id))
         };
         view.volumes.values().filter(concerned).map(|volume| (volume.id, volume.name.clone())).collect()
     }
@@ -218,20 +219,25 @@ impl Service {
             return Ok(());
         };
         let name = volume.name.clone();
-        match backend.run(expect, move |root| root.publish(id, &name)).await {
+        // One that is confirmed was answered: its owner may be another by now.
+        let ownership = volume.unconfirmed.then(|| ownership(backend, &volume));
+        let finish = move |root: &crate::backend::Root| {
+            if let Some((uid, gid, mode)) = ownership {
+                root.stage_again(id, uid, gid, mode)?;
+            }
+            root.publish(id, &name)
+        };
+        match backend.run(expect, finish).await {
             Ok(()) => {
                 self.catalog.submit(Change::Publish(volume.name.clone(), id)).await?;
                 log::info!("finished the create of volume {}, which was cut off", volume.name);
             }
-            Err(BackendError::Occupied { path, .. }) => {
-                // Never answered, and its name is somebody's: the create is undone. First the record goes: one without
-                // a staged directory would be taken for a volume whose directory is the stranger's.
+            Err(error @ (BackendError::Occupied { .. } | BackendError::Ownership { .. })) => {
+                // Never answered, and its name is somebody's, or it cannot be given to whom it was made for: the create
+                // is undone. First the record goes: one without a staged directory would be taken for a volume whose
+                // directory is the stranger's.
                 self.catalog.submit(take_back(&volume)).await?;
-                log::warn!(
-                    "undid the create of volume {}, which was cut off: {} is taken",
-                    volume.name,
-                    path.display()
-                );
+                log::warn!("undid the create of volume {}, which was cut off: {error}", volume.name);
                 self.drop_staged(backend, expect, id).await?;
             }
             // Its create was finished since we looked.
@@ -282,8 +288,8 @@ impl Service {
         Ok(true)
     }
 
-    /// A volume that is recorded but not visible, with nothing staged or trashed any more: a rename whose outcome was
-    /// not known did happen, or what was to be renamed is gone.
+    /// A volume that is recorded but not visible, or not confirmed, with nothing staged or trashed any more: a rename
+    /// whose outcome was not known did happen, or what was to be renamed is gone.
     async fn mend_hidden(
         &self,
         backend: &Arc<Backend>,
@@ -304,7 +310,7 @@ impl Service {
                 log::info!("volume {} is whole: what was cut off had been done", volume.name);
             }
             VolumeState::Missing | VolumeState::NotADirectory => {
-                self.catalog.submit(Change::Withdraw(name, volume.id)).await?;
+                self.catalog.submit(take_back(volume)).await?;
                 log::warn!(
                     "volume {} was being made and has no directory: its record is taken back",
                     volume.name
@@ -313,6 +319,12 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// Whether a volume's directory may not be under its name: its create or its restoration was not finished, as far as
+/// the catalog knows.
+fn is_half_made(volume: &Arc<Volume>) -> bool {
+    !volume.visible || volume.unconfirmed
 }
 
 /// Takes back the record of a volume whose create was never answered: also one that a catalog opened after a crash

@@ -308,6 +308,86 @@ async fn a_create_that_is_undone_never_takes_the_directory_of_somebody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_power_cut_leaves_of_a_create_is_finished_or_undone() {
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Left {
+        /// The record alone.
+        Record,
+        /// The record and the directory, which has not the mode that was asked for yet.
+        Staged,
+        /// The same, and somebody else took its name since.
+        Displaced,
+        /// Everything but that the record is confirmed.
+        Named,
+    }
+    for left in [Left::Record, Left::Staged, Left::Displaced, Left::Named] {
+        let mut world = World::new().await;
+        world.filled("other").await;
+        let id = VolumeId::random();
+        let asked = Options { mode: options::Mode::parse("0711"), ..Default::default() };
+        let volume = Volume {
+            id,
+            name: name("db"),
+            options: asked,
+            visible: false,
+            unconfirmed: true,
+            ..Volume::clone(world.service.view().volume("other").unwrap())
+        };
+        world.catalog.submit(Change::Insert(volume)).await.unwrap();
+        let staged = world.root.join(".volhost/new").join(id.to_string());
+        match left {
+            Left::Record => {}
+            Left::Staged => std::fs::create_dir(&staged).unwrap(),
+            Left::Displaced => {
+                std::fs::create_dir(&staged).unwrap();
+                std::fs::create_dir(world.root.join("db")).unwrap();
+            }
+            Left::Named => {
+                std::fs::create_dir(world.root.join("db")).unwrap();
+                std::fs::write(world.root.join("db/data"), "db").unwrap();
+            }
+        }
+        world.restart().await;
+        if left == Left::Displaced {
+            std::fs::remove_dir(world.root.join("db")).unwrap();
+        }
+        world.agrees(&format!("{left:?}"));
+        let made = world.service.view().volume("db").cloned();
+        assert_eq!(made.is_some(), matches!(left, Left::Staged | Left::Named), "{left:?}");
+        assert!(made.is_none_or(|made| !made.unconfirmed), "{left:?}");
+        assert_eq!(world.has_data("db"), left == Left::Named, "{left:?}");
+        if left == Left::Staged {
+            let made = std::fs::metadata(world.root.join("db")).unwrap();
+            assert_eq!(std::os::unix::fs::MetadataExt::mode(&made) & 0o7777, 0o711);
+        }
+        world.create("db").await.unwrap();
+        assert!(world.has_data("other"), "{left:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_is_told_of_although_it_is_not_confirmed_and_its_backend_is_away() {
+    let mut world = World::new().await;
+    let made = world.create("db").await.unwrap();
+    let away = world.root.with_extension("away");
+    std::fs::rename(&world.root, &away).unwrap();
+    // As a start finds it whose predecessor died right after the answer.
+    world
+        .catalog
+        .submit(Change::Remove { name: name("db"), id: made.id, at: made.created_at, keep: false })
+        .await
+        .unwrap();
+    let record = Volume { visible: false, unconfirmed: true, ..Volume::clone(&made) };
+    world.catalog.submit(Change::Insert(record)).await.unwrap();
+    world.restart().await;
+    world.service.inspect(&engine(), "db").expect("it may have been answered");
+    assert!(world.mount("db").await.is_err() && world.remove("db").await.is_err());
+    std::fs::rename(&away, &world.root).unwrap();
+    world.mount("db").await.expect("its directory is there");
+    assert!(!world.service.view().volume("db").unwrap().unconfirmed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_create_whose_record_cannot_be_taken_back_is_finished() {
     for restarted in [false, true] {
         let Some(mut world) = World::shaky().await else { return };

@@ -277,6 +277,7 @@ mod tests {
             adopted: false,
             known_to: Vec::new(),
             mounts: crate::volume::mounts::Ledger::default(),
+            unconfirmed: false,
             visible: true,
         };
         let at = OffsetDateTime::UNIX_EPOCH + time::Duration::days(365);

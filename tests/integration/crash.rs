@@ -272,6 +272,35 @@ impl Scene {
     }
 }
 
+/// What a power cut may take that a kill leaves: a directory that was not durable yet when its record was.
+#[test]
+fn a_create_that_lost_its_directory_with_the_power_leaves_nothing_whether_or_not_its_backend_is_there() {
+    for away in [false, true] {
+        let (mut scene, _) = Scene::killed("create:recorded");
+        let new = scene.root.join(".volhost/new");
+        let staged = names(&new);
+        assert_eq!(staged.len(), 1, "{staged:?}");
+        fs::remove_dir(new.join(staged.iter().next().unwrap())).unwrap();
+        let elsewhere = scene.root.with_extension("away");
+        if away {
+            fs::rename(&scene.root, &elsewhere).unwrap();
+        }
+        scene.daemon.start_again();
+        if away {
+            // It cannot be known yet whether it was answered.
+            scene.ok("Get", "db", "");
+            fs::rename(&elsewhere, &scene.root).unwrap();
+            scene.ok("Create", "another", "");
+            scene.ok("Remove", "another", "");
+        }
+        let log = scene.daemon.log();
+        assert!(log.contains("volume db was being made and has no directory"), "{log}");
+        scene.is(State::Nothing);
+        scene.bystanders_are_as_they_were();
+        scene.works_on(State::Nothing);
+    }
+}
+
 /// Data of all kinds.
 fn fill(directory: &Path) {
     fs::create_dir_all(directory.join("deep/er")).unwrap();

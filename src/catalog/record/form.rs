@@ -49,12 +49,24 @@ pub(super) struct VolumeForm<'a> {
     pub(super) adopted: bool,
     #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
     pub(super) known_to: Vec<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) unconfirmed: bool,
 }
 
 impl<'a> VolumeForm<'a> {
     pub(super) fn of(volume: &'a Volume) -> Self {
-        let Volume { id, name: _, backend, options, created_at, adopted, known_to, mounts: _, visible: _ } =
-            volume;
+        let Volume {
+            id,
+            name: _,
+            backend,
+            options,
+            created_at,
+            adopted,
+            known_to,
+            mounts: _,
+            visible: _,
+            unconfirmed,
+        } = volume;
         Self {
             v: V1,
             id: id.to_string().into(),
@@ -63,6 +75,7 @@ impl<'a> VolumeForm<'a> {
             created_at: written(*created_at),
             adopted: *adopted,
             known_to: known_to.iter().map(|host| host.as_str().into()).collect(),
+            unconfirmed: *unconfirmed,
         }
     }
 }

@@ -163,7 +163,7 @@ impl Loader {
         name: VolumeName,
         record: VolumeForm<'_>,
     ) -> Result<Volume, InvalidRow> {
-        let VolumeForm { v: V1, id, backend, options, created_at, adopted, known_to } = record;
+        let VolumeForm { v: V1, id, backend, options, created_at, adopted, known_to, unconfirmed } = record;
         let pairs = options.iter().map(|(name, value)| (&**name, &**value));
         let mut options = at.read("options", "", |_| Options::parse(pairs))?;
         if let Some(backend) = &mut options.backend {
@@ -184,6 +184,7 @@ impl Loader {
             known_to,
             mounts: Ledger::default(),
             visible: false,
+            unconfirmed,
         })
     }
 

@@ -4,7 +4,8 @@
 //!
 //! One thread writes. It takes what has queued up meanwhile, decides each change on a draft of the view, stores the
 //! records of all of them in one transaction and waits for the disk once; only then the draft becomes the view and
-//! the callers are answered. Another thread, with a connection of its own, moves the log into the file in the
+//! the callers are answered. What [may follow](Change::may_follow) its answer waits for the next transaction, or for a
+//! second without a change. Another thread, with a connection of its own, moves the log into the file in the
 //! background, so that no commit waits for it. Readers see neither.
 //!
 //! A file is either opened whole or left alone: what is empty, foreign, damaged or newer is refused byte for byte as

@@ -236,6 +236,61 @@ async fn a_torn_log_gives_what_was_answered_before_the_tear() {
     drop(copied);
 }
 
+#[tokio::test]
+async fn a_confirmation_follows_its_answer_at_the_latest_with_the_next_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalog.db");
+    let catalog: Arc<dyn Catalog> = Arc::new(open(&path).unwrap());
+    let unconfirmed = |after: &str| {
+        let (_directory, copy) = crashed(&path);
+        let view = open(&copy).unwrap().view();
+        assert!(
+            view.volumes.keys().eq(catalog.view().volumes.keys()),
+            "{after}: what was answered is not there"
+        );
+        view.volumes.values().filter(|volume| volume.unconfirmed).count()
+    };
+    let first = create(&catalog, "first").await;
+    assert!(!first.unconfirmed && !catalog.view().volume("first").unwrap().unconfirmed);
+    // Its own confirmation is under way or not; that of the one before must be there.
+    for text in ["second", "third"] {
+        create(&catalog, text).await;
+        assert!(unconfirmed(text) <= 1, "after {text}");
+    }
+    catalog.submit(mount(&first, "web1", "x")).await.unwrap();
+    assert_eq!(unconfirmed("mount"), 0);
+    // Without another change it is stored all the same.
+    create(&catalog, "last").await;
+    let patience = Instant::now() + Duration::from_secs(30);
+    while unconfirmed("last") > 0 {
+        assert!(Instant::now() < patience, "it is never stored");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[tokio::test]
+async fn a_confirmation_that_finds_no_room_is_not_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalog.db");
+    let (opened, lock) = file::open(&path).unwrap();
+    let _: i64 = opened.writer.query_row("PRAGMA max_page_count = 40", [], |row| row.get(0)).unwrap();
+    let catalog: Arc<dyn Catalog> = Arc::new(serve(&path, opened, lock).unwrap());
+    let made = volume("db");
+    catalog.submit(Change::Insert(made.clone())).await.unwrap();
+    fill(&catalog).await;
+    // In one transaction with what cannot be stored: that one fails, and this does not.
+    let published = catalog.submit(Change::Publish(made.name.clone(), made.id));
+    let refused = catalog.submit(Change::Insert(large("never")));
+    let after = published.await.unwrap().after.unwrap();
+    assert!(refused.await.is_err());
+    assert_eq!(catalog.view().volume("db"), Some(&after));
+    catalog.submit(mount(&after, "web1", "x")).await.unwrap();
+    let (_directory, copy) = crashed(&path);
+    let found = open(&copy).unwrap().view();
+    assert_eq!(found.volume("db"), catalog.view().volume("db"));
+    assert!(found.volume("never").is_none());
+}
+
 #[test]
 fn the_oldest_schema_is_opened() {
     let directory = tempfile::tempdir().unwrap();

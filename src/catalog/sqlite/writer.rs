@@ -1,5 +1,6 @@
 //! The thread that decides changes and makes them durable, and has the file made anew when it is gone.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,12 +21,14 @@ use super::schema;
 use crate::catalog::record::{Row, encode};
 use crate::catalog::{CatalogError, Change, Outcome, View, Write};
 use crate::error::chain;
+use crate::volume::name::VolumeName;
 
 /// How many changes one transaction takes at most, so that the first of them does not wait for too many.
 const BATCH: usize = 1024;
 
-/// How long after a failure it is tried again to put right what it left.
-const RETRY: Duration = Duration::from_secs(1);
+/// How long the queue must be empty before what was left over is done: what a failure left is put right, and records
+/// are stored that nobody waits for.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often it is looked after the files while nothing is written.
 const LOOK: Duration = Duration::from_secs(5);
@@ -79,6 +82,8 @@ pub(super) struct Writer {
     /// Whether the files were seen to be gone. They are not trusted again, even if they come back: a commit to them
     /// may have been answered with an error since.
     gone: bool,
+    /// The volumes whose records were shown and answered before they were stored: they go into the next transaction.
+    following: BTreeSet<VolumeName>,
 }
 
 impl Writer {
@@ -89,7 +94,7 @@ impl Writer {
         fault: Arc<ArcSwapOption<String>>,
         location: String,
     ) -> Self {
-        Self { files, lock, view, fault, location, unsettled: false, gone: false }
+        Self { files, lock, view, fault, location, unsettled: false, gone: false, following: BTreeSet::new() }
     }
 
     /// Serves the queue until its last sender is gone, then closes the file.
@@ -108,12 +113,13 @@ impl Writer {
 
     fn serve(&mut self, queue: &Receiver<Job>) {
         loop {
-            let well = !self.unsettled && !self.gone && self.fault.load().is_none();
-            match queue.recv_timeout(if well { LOOK } else { RETRY }) {
+            let well =
+                !self.unsettled && !self.gone && self.following.is_empty() && self.fault.load().is_none();
+            match queue.recv_timeout(if well { LOOK } else { PAUSE }) {
                 Ok(first) => {
                     self.turn(std::iter::once(first).chain(queue.try_iter()).take(BATCH).collect());
                 }
-                Err(RecvTimeoutError::Timeout) => self.look_after_files(),
+                Err(RecvTimeoutError::Timeout) => self.catch_up(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -123,19 +129,23 @@ impl Writer {
     fn turn(&mut self, batch: Vec<Job>) {
         let base = self.view.load_full();
         let mut draft = View::clone(&base);
-        let mut writes = Vec::new();
+        let (mut writes, mut following) = (Vec::new(), self.following.clone());
         let mut results = Vec::with_capacity(batch.len());
         for job in &batch {
             results.push(draft.apply(job.change.clone()).map_err(CatalogError::from).map(
                 |(outcome, records)| {
-                    writes.extend(records);
+                    if job.change.may_follow() {
+                        following.extend(volumes_of(&records));
+                    } else {
+                        writes.extend(records);
+                    }
                     outcome
                 },
             ));
         }
-        if !writes.is_empty()
-            && let Err(failure) = self.keep(&draft, &writes)
-        {
+        if writes.is_empty() && following.len() < BATCH {
+            self.following = following;
+        } else if let Err(failure) = self.keep(&draft, writes, following) {
             (draft, results) = self.without_disk(&base, &batch, &failure.into());
         }
         self.view.store(Arc::new(draft));
@@ -148,7 +158,7 @@ impl Writer {
     /// Decides the changes of a transaction that failed once more: those that need the disk are answered with the
     /// failure and leave nothing, and the others are decided as if those had never been submitted.
     fn without_disk(
-        &self,
+        &mut self,
         base: &View,
         batch: &[Job],
         failure: &Arc<dyn Error + Send + Sync>,
@@ -157,7 +167,8 @@ impl Writer {
         let results = batch.iter().map(|job| {
             let mut trial = draft.clone();
             let (outcome, writes) = trial.apply(job.change.clone())?;
-            if writes.is_empty() {
+            if writes.is_empty() || job.change.may_follow() {
+                self.following.extend(volumes_of(&writes));
                 draft = trial;
                 return Ok(outcome);
             }
@@ -167,10 +178,16 @@ impl Writer {
         (draft, results)
     }
 
-    /// Makes records durable, all of them or none; `draft` is what the catalog holds with them.
-    fn keep(&mut self, draft: &View, writes: &[Write]) -> Result<(), Failure> {
+    /// Makes records durable, all of them or none, and with them those that follow; `draft` is what the catalog holds
+    /// with them.
+    fn keep(
+        &mut self,
+        draft: &View,
+        writes: Vec<Write>,
+        following: BTreeSet<VolumeName>,
+    ) -> Result<(), Failure> {
         self.look();
-        let mut done = if self.gone { Ok(()) } else { self.commit(writes) };
+        let mut done = if self.gone { Ok(()) } else { self.commit(draft, writes, following) };
         // What was written to files that are gone by now is lost.
         self.look();
         if self.gone {
@@ -191,8 +208,33 @@ impl Writer {
         }
     }
 
-    /// Writes records to the file in one transaction.
-    fn commit(&mut self, writes: &[Write]) -> Result<(), Failure> {
+    /// Writes records to the file. Where there is no room for all, those that follow wait on.
+    fn commit(
+        &mut self,
+        draft: &View,
+        mut writes: Vec<Write>,
+        following: BTreeSet<VolumeName>,
+    ) -> Result<(), Failure> {
+        let waited_for = writes.len();
+        let there = following.iter().filter_map(|name| draft.volumes.get_key_value(name));
+        writes.extend(there.map(|(name, volume)| Write::Volume(name.clone(), Some(Arc::clone(volume)))));
+        match self.transact(&writes) {
+            Ok(()) => {
+                self.following.clear();
+                Ok(())
+            }
+            Err(_) if 0 < waited_for && waited_for < writes.len() => {
+                writes.truncate(waited_for);
+                self.transact(&writes)?;
+                self.following = following;
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Writes records in one transaction.
+    fn transact(&mut self, writes: &[Write]) -> Result<(), Failure> {
         let transaction = self.files.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = store(&transaction, writes).and_then(|()| Ok(transaction.commit()?));
         match done {
@@ -237,19 +279,19 @@ impl Writer {
         let (_, files) = Files::serve(file::understand(&path)?, &self.location)?;
         std::mem::replace(&mut self.files, files).abandon();
         (self.gone, self.unsettled) = (false, false);
+        self.following.clear();
         log::warn!("the catalog {} was made anew from memory, with all that it held", self.location);
         Ok(())
     }
 
-    /// Puts right, while nobody waits for a change, what is wrong with the files.
-    fn look_after_files(&mut self) {
+    /// Does what was left over while nobody waits for a change: stores what was answered already, and puts right what
+    /// is wrong with the files.
+    fn catch_up(&mut self) {
         self.look();
-        if self.gone {
+        if self.gone || !self.following.is_empty() {
             let view = self.view.load_full();
-            match self.make_anew(&view) {
-                Ok(()) => self.fault.store(None),
-                Err(error) => self.tell(chain(&error)),
-            }
+            // Where it fails it was said, and is tried again; a start without what follows finds out the same.
+            let _ = self.keep(&view, Vec::new(), self.following.clone());
         } else if self.unsettled || self.fault.load().is_some() {
             self.settle();
         }
@@ -282,7 +324,7 @@ impl Writer {
 
     /// Moves the log into the file and closes it. What fails here loses nothing: the log is read by the next start.
     fn close(mut self) {
-        self.look_after_files();
+        self.catch_up();
         let Self { files, lock, location, gone, .. } = self;
         if gone {
             files.abandon();
@@ -297,6 +339,14 @@ impl Writer {
         // Only now may another process have the file.
         drop(lock);
     }
+}
+
+/// The volumes whose records these are.
+fn volumes_of(writes: &[Write]) -> impl Iterator<Item = VolumeName> {
+    writes.iter().filter_map(|write| match write {
+        Write::Volume(name, _) => Some(name.clone()),
+        Write::Mount(..) | Write::Removed(..) | Write::Host(..) | Write::Backend(..) => None,
+    })
 }
 
 /// Stores and deletes records, inside the caller's transaction.

@@ -1,0 +1,170 @@
+//! What let a caller in over TLS: its certificates, and for how long what was found of them holds.
+//!
+//! Reading a certificate is a good part of what a new connection costs, and engines open many with the same one: what a
+//! chain says is read once for each [`State`](super::tls::State). Nothing is decided from memory but what the very same
+//! bytes say again: whether they are good is verified in each handshake.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use rustls::pki_types::CertificateDer;
+
+use super::connection::{Refused, Verdicts};
+use super::tls::{Revocation, State};
+use crate::host::identity::{self, Identity, IdentityError};
+use crate::host::name::HostName;
+
+/// Of how many chains it is remembered what they say.
+const CHAINS: usize = 1024;
+/// The longest chain that is remembered, in bytes: a peer may send certificates that its chain does not need.
+const CHAIN_BYTES: usize = 4096;
+
+/// Certificates, the caller's own first.
+pub(super) type Chain = Arc<[CertificateDer<'static>]>;
+
+/// A certificate that was good when it was looked at.
+#[derive(Debug)]
+pub(super) struct Credential {
+    read: Arc<Read>,
+    /// Until when the verdict holds.
+    good_until: AtomicI64,
+    /// The state under which the chain was last found good.
+    generation: AtomicU64,
+}
+
+/// What a chain says.
+#[derive(Debug)]
+struct Read {
+    chain: Chain,
+    host: HostName,
+    serial: String,
+    /// When each of the chain ends, in seconds since 1970: the chain is looked at again then. That it ends is not
+    /// decided here, because a peer may send certificates that its chain does not need.
+    ends: Vec<i64>,
+}
+
+/// What chains were found to say.
+#[derive(Debug, Default)]
+pub(super) struct Known(Mutex<HashMap<Chain, Arc<Read>>>);
+
+impl Credential {
+    /// Keeps the chain that a handshake under `state` accepted, and reads the host's name from it.
+    pub(super) fn of(chain: &[CertificateDer<'static>], state: &State) -> Result<Self, IdentityError> {
+        let read = state.known.read(chain)?;
+        let good_until = AtomicI64::new(next_end(&read.ends, now()));
+        Ok(Self { read, good_until, generation: AtomicU64::new(state.generation) })
+    }
+
+    /// The host that the certificate names.
+    pub(super) fn host(&self) -> &HostName {
+        &self.read.host
+    }
+
+    /// Whether its holder is still let in: the chain is verified again under a new state and when one of its
+    /// certificates has ended; what was revoked by name counts at once.
+    pub(super) fn check(
+        &self,
+        state: &State,
+        revocation: &dyn Revocation,
+        verdicts: &mut Verdicts,
+    ) -> Result<(), Refused> {
+        let Self { read, good_until, generation } = self;
+        let Read { chain, host, serial, ends } = &**read;
+        let now = now();
+        if generation.load(Ordering::Acquire) != state.generation || now > good_until.load(Ordering::Acquire)
+        {
+            let verdict = verdicts.entry(Arc::clone(chain)).or_insert_with(|| state.verify(chain)).clone();
+            verdict.map_err(Refused::Certificate)?;
+            good_until.store(next_end(ends, now), Ordering::Release);
+            generation.store(state.generation, Ordering::Release);
+        }
+        if revocation.refused(host, serial) {
+            return Err(Refused::Revoked(serial.clone()));
+        }
+        Ok(())
+    }
+}
+
+impl Known {
+    fn read(&self, chain: &[CertificateDer<'static>]) -> Result<Arc<Read>, IdentityError> {
+        if let Some(known) = self.table().get(chain) {
+            return Ok(Arc::clone(known));
+        }
+        let read = Arc::new(read(chain)?);
+        if chain.iter().map(|der| der.len()).sum::<usize>() <= CHAIN_BYTES {
+            let mut table = self.table();
+            if table.len() >= CHAINS {
+                table.clear();
+            }
+            table.insert(Arc::clone(&read.chain), Arc::clone(&read));
+        }
+        Ok(read)
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<Chain, Arc<Read>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read(chain: &[CertificateDer<'static>]) -> Result<Read, IdentityError> {
+    let own = chain.first().ok_or(IdentityError::Nameless)?;
+    let Identity { host, serial, not_after } = identity::identity(own)?;
+    let others = chain.iter().skip(1).map(|der| identity::not_after(der));
+    let ends = std::iter::once(Ok(not_after)).chain(others).collect::<Result<_, _>>()?;
+    Ok(Read { chain: chain.into(), host, serial, ends })
+}
+
+fn now() -> i64 {
+    // A clock before 1970 is no reason to refuse anybody.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
+/// The first end that is still to come.
+fn next_end(ends: &[i64], now: i64) -> i64 {
+    ends.iter().copied().filter(|end| *end >= now).min().unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::pem::PemObject as _;
+
+    use super::*;
+    use crate::transport::testing::Authority;
+
+    fn chain_of(authority: &Authority, name: &str, more: usize) -> Vec<CertificateDer<'static>> {
+        let pem = authority.client(name, 7).certificate;
+        let own = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        std::iter::repeat_n(own, 1 + more).collect()
+    }
+
+    #[test]
+    fn a_chain_is_read_once_and_another_is_another() {
+        let (ca, known) = (Authority::new("one CA"), Known::default());
+        let (web1, web2) = (chain_of(&ca, "web1", 0), chain_of(&ca, "web2", 0));
+        let first = known.read(&web1).unwrap();
+        assert_eq!((first.host.as_str(), &*first.serial, first.ends.len()), ("web1", "7", 1));
+        assert!(Arc::ptr_eq(&first, &known.read(&web1).unwrap()));
+        assert_eq!(known.read(&web2).unwrap().host.as_str(), "web2");
+        let longer = known.read(&chain_of(&ca, "web1", 1)).unwrap();
+        assert_eq!(longer.ends.len(), 2, "a chain is known by all of its certificates");
+        let broken = [CertificateDer::from(vec![0x30, 1])];
+        assert!(known.read(&broken).is_err() && known.read(&broken).is_err() && known.read(&[]).is_err());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let (ca, known) = (Authority::new("one CA"), Known::default());
+        let long = chain_of(&ca, "web1", 50);
+        assert_eq!(known.read(&long).unwrap().ends.len(), 51);
+        assert!(known.table().is_empty(), "it is too long to be kept");
+        let chain = chain_of(&ca, "web1", 0);
+        let read = known.read(&chain).unwrap();
+        let other = |number: usize| Chain::from([CertificateDer::from(number.to_be_bytes().to_vec())]);
+        known.table().extend((1..CHAINS).map(|number| (other(number), Arc::clone(&read))));
+        known.read(&chain_of(&ca, "web2", 0)).unwrap();
+        assert_eq!(known.table().len(), 1);
+    }
+}
