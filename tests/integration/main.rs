@@ -21,6 +21,7 @@ mod commands;
 mod crash;
 mod engine;
 mod faults;
+mod fuzz;
 mod harness;
 mod hostile;
 mod hosts;
