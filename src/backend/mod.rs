@@ -55,7 +55,7 @@ pub const BLOCKING_THREADS: usize = 100 * THREADS_PER_BACKEND + 300;
 /// How long a probe waits before the backend counts as one that does not answer.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// One entry of the backend map.
+/// One entry of the backend map, but for the hosts that may use it: those the rules of access know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The backend's directory, absolute; may lead through symbolic links.

@@ -46,3 +46,33 @@ fn start_log() {
     // It fails only where a log was set up before, which then stays.
     let _ = builder.try_init();
 }
+
+#[cfg(test)]
+mod tests {
+    /// The environment of the service, as its unit reads it.
+    const SAMPLE: &str = include_str!("../../etc/default/volhost");
+
+    #[test]
+    fn the_sample_environment_names_what_is_read_with_values_that_are_understood() {
+        let mut named = Vec::new();
+        for line in SAMPLE.lines() {
+            // A setting may stand there commented out; a sentence has spaces.
+            let setting = line.strip_prefix('#').unwrap_or(line);
+            let Some((name, value)) = setting.split_once('=').filter(|_| !setting.contains(' ')) else {
+                assert!(
+                    line.is_empty() || line.starts_with('#'),
+                    "{line:?} is neither a setting nor a comment"
+                );
+                continue;
+            };
+            let understood = match name {
+                env_logger::DEFAULT_FILTER_ENV => value.parse::<log::LevelFilter>().is_ok(),
+                env_logger::DEFAULT_WRITE_STYLE_ENV => ["auto", "always", "never"].contains(&value),
+                _ => panic!("nothing reads {name}"),
+            };
+            assert!(understood, "{line}");
+            named.push(name);
+        }
+        assert_eq!(named, [env_logger::DEFAULT_FILTER_ENV, env_logger::DEFAULT_WRITE_STYLE_ENV]);
+    }
+}

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::host::name::HostName;
 
@@ -150,7 +150,8 @@ fn refuse<T>(text: &str, what: &str, hint: Option<String>) -> Result<T, InvalidA
     Err(InvalidAddress { what, hint })
 }
 
-/// Reads the path of a Unix socket: absolute, and short enough for an address.
+/// Reads the path of a Unix socket: absolute, and short enough for an address. Several slashes at its beginning are the
+/// one that they are to the system: written behind `unix:`, two would be taken for those of `unix://`.
 pub(super) fn unix_path(path: &str) -> Result<PathBuf, InvalidAddress> {
     let what = if !path.starts_with('/') || path.contains('\0') {
         let path: String = path.chars().take(120).collect();
@@ -161,7 +162,7 @@ pub(super) fn unix_path(path: &str) -> Result<PathBuf, InvalidAddress> {
             path.len()
         )
     } else {
-        return Ok(path.into());
+        return Ok(Path::new("/").join(path.trim_start_matches('/')));
     };
     Err(InvalidAddress { what, hint: None })
 }
@@ -242,6 +243,8 @@ mod tests {
             assert_eq!(Advertise::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(Listen::parse("unix:///run/v.sock"), Ok(Listen::Unix("/run/v.sock".into())));
+        // Shown with both of its slashes, this would be the relative path behind `unix://`.
+        assert_eq!(Listen::parse("unix:////run/v.sock").unwrap().to_string(), "unix:/run/v.sock");
     }
 
     #[test]

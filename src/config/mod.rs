@@ -130,7 +130,8 @@ pub enum SpecFormat {
     Spec,
 }
 
-/// One backend, as the map has it.
+/// One backend, as the map has it: what `backend::Settings` says of its directory, and who may use it, which no backend
+/// knows. Neither room uses the other's type; `app` turns this one into that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendSettings {
     /// The directory under which its volumes lie. Absolute, without `..`, overlapping no other's.
@@ -287,4 +288,4 @@ pub fn changes(old: &Config, new: &Config) -> Changes {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -155,7 +155,7 @@ fn all_faults_of_both_files_are_told_at_once() {
 }
 
 /// Every way to put one more member into one object of a value.
-fn with_a_spurious_key(value: &Value) -> Vec<Value> {
+pub(crate) fn with_a_spurious_key(value: &Value) -> Vec<Value> {
     let mut all = Vec::new();
     match value {
         Value::Object(members) => {

@@ -119,16 +119,8 @@ impl Service {
     /// Gives a backend's directory an identity. With `force` also where the catalog remembers another one, whose
     /// volumes then have no directory any more.
     pub async fn init_backend(self: &Arc<Self>, name: &BackendName, force: bool) -> Result<BackendId, Error> {
-        let (service, name) = (Arc::clone(self), name.clone());
-        let limit = self.in_force.load().request;
-        operation::run(limit, |claim| async move {
-            let backend = service.mapped(&name)?;
-            let mending = service.mending(&name);
-            let turn = service.turn(&mending).await?;
-            let id = service.init_in_turn(&claim, &backend, force).await?;
-            drop(turn);
-            service.take_up(&backend).await;
-            Ok(id)
+        self.identified(name, move |service, claim, backend| async move {
+            service.init_in_turn(&claim, &backend, force).await
         })
         .await
     }
@@ -176,16 +168,8 @@ impl Service {
 
     /// Takes a directory that is a backend already for the one of that name.
     pub async fn adopt_backend(self: &Arc<Self>, name: &BackendName) -> Result<BackendId, Error> {
-        let (service, name) = (Arc::clone(self), name.clone());
-        let limit = self.in_force.load().request;
-        operation::run(limit, |claim| async move {
-            let backend = service.mapped(&name)?;
-            let mending = service.mending(&name);
-            let turn = service.turn(&mending).await?;
-            let id = service.adopt_in_turn(&claim, &backend).await?;
-            drop(turn);
-            service.take_up(&backend).await;
-            Ok(id)
+        self.identified(name, |service, claim, backend| async move {
+            service.adopt_in_turn(&claim, &backend).await
         })
         .await
     }
@@ -207,6 +191,29 @@ impl Service {
         }
         self.record_backend(backend, found.id, BackendState::Established).await?;
         Ok(found.id)
+    }
+
+    /// Has a backend of the map identified while nobody else looks after it, and then looks after it.
+    async fn identified<F>(
+        self: &Arc<Self>,
+        name: &BackendName,
+        identify: impl FnOnce(Arc<Self>, Arc<Claim>, Arc<Backend>) -> F + Send + 'static,
+    ) -> Result<BackendId, Error>
+    where
+        F: Future<Output = Result<BackendId, Error>> + Send + 'static,
+    {
+        let (service, name) = (Arc::clone(self), name.clone());
+        let limit = self.in_force.load().request;
+        operation::run(limit, |claim| async move {
+            let backend = service.mapped(&name)?;
+            let mending = service.mending(&name);
+            let turn = service.turn(&mending).await?;
+            let id = identify(Arc::clone(&service), claim, Arc::clone(&backend)).await?;
+            drop(turn);
+            service.take_up(&backend).await;
+            Ok(id)
+        })
+        .await
     }
 
     /// The removed volumes, those removed first at the beginning.

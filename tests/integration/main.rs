@@ -22,6 +22,7 @@ mod crash;
 mod doctor;
 mod engine;
 mod faults;
+mod fuzz;
 mod gluster;
 mod harness;
 mod hostile;

@@ -225,7 +225,15 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
 
+    use serde_json::Value;
+
     use super::*;
+    use crate::config::tests::with_a_spurious_key;
+    use crate::discovery::{Address, Format, PluginName, Spec, TlsFiles};
+    use crate::pki::bundle::{CA_FILE, CERT_FILE, KEY_FILE};
+
+    /// The directory of a Docker host, as an administrator finds it among the samples.
+    const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc/docker/plugins");
 
     struct Fixture {
         dir: tempfile::TempDir,
@@ -395,5 +403,47 @@ mod tests {
             dirs(false),
             ["/etc/docker/plugins", "/home/u/.local/lib/docker/plugins"].map(PathBuf::from)
         );
+    }
+
+    #[test]
+    fn the_samples_are_what_volhost_writes_and_engines_read() {
+        let report = lint(&Places::named(&[SAMPLES.into()]), OffsetDateTime::now_utc());
+        let (host, port) = ("store1.example.com".to_owned(), 7443);
+        let tls = TlsFiles { ca: CA_FILE.into(), cert: CERT_FILE.into(), key: KEY_FILE.into() };
+        let expected = [
+            ("volhost", Format::Json, Address::Https { host, port, tls }, "verified"),
+            ("volhost-local", Format::Spec, Address::Unix("/run/volhost/plugin.sock".into()), "local"),
+            (
+                "volhost-plain",
+                Format::Spec,
+                Address::Http { host: "127.0.0.1".to_owned(), port: 7080 },
+                "off",
+            ),
+        ];
+        assert_eq!(report.plugins.len(), expected.len());
+        for (plugin, (name, format, address, protection)) in report.plugins.iter().zip(expected) {
+            let spec = Spec { name: PluginName::parse(name).unwrap(), address };
+            assert_eq!(std::fs::read_to_string(&plugin.file).unwrap(), spec.render(format).unwrap());
+            let target = plugin.target.as_ref().unwrap();
+            assert_eq!((&*plugin.name, target.protection.word()), (name, protection));
+        }
+        // The files of the host itself are no samples.
+        assert!(report.findings.iter().all(|one| one.fault.word() == "no-file"), "{:?}", report.findings);
+    }
+
+    #[test]
+    fn a_spurious_key_in_any_object_of_a_sample_is_told() {
+        let sample = std::fs::read_to_string(Path::new(SAMPLES).join("volhost.json")).unwrap();
+        let samples = with_a_spurious_key(&serde_json::from_str::<Value>(&sample).unwrap());
+        assert_eq!(samples.len(), 2, "the sample has fewer objects than a spec file can");
+        for changed in samples {
+            let f = fixture();
+            f.put("etc/docker/plugins/volhost.json", &changed.to_string());
+            let report = f.lint();
+            let told: Vec<_> = report.findings.iter().map(|one| one.fault.to_string()).collect();
+            assert!(told.iter().any(|text| text.contains("spurious")), "{changed}: {told:?}");
+            // An engine passes the key over, and so does whoever reads as it does.
+            assert_eq!(report.plugins[0].target.as_ref().unwrap().protection.word(), "verified");
+        }
     }
 }

@@ -1,0 +1,106 @@
+//! `volhost.json` and `backends.json`, in one input with a line `---` between them.
+
+use std::fs;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use jsonschema::Validator;
+use serde_json::Value;
+use tempfile::TempDir;
+use volhost::config::{self, Advertise, Config, HostPattern, Listen, Paths};
+
+static CONFIG: LazyLock<Validator> = LazyLock::new(|| schema(include_str!("../../etc/volhost.schema.json")));
+static MAP: LazyLock<Validator> = LazyLock::new(|| schema(include_str!("../../etc/backends.schema.json")));
+
+fn schema(text: &str) -> Validator {
+    jsonschema::validator_for(&serde_json::from_str(text).unwrap()).unwrap()
+}
+
+/// Reads both files. Each fault has a place that can be found; a configuration without one has only what was checked,
+/// and editors, which go by the schemas, find nothing wrong with it either.
+pub fn run(data: &[u8]) {
+    let separator = b"\n---\n";
+    let (file, map) = match data.windows(separator.len()).position(|at| at == separator) {
+        Some(at) => (&data[..at], Some(&data[at + separator.len()..])),
+        None => (data, None),
+    };
+    let root = TempDir::new().unwrap();
+    let paths = Paths::new(Some(root.path()), true, |_| None).unwrap();
+    fs::create_dir_all(&paths.etc).unwrap();
+    fs::write(paths.config(), file).unwrap();
+    if let Some(map) = map {
+        fs::write(paths.map(), map).unwrap();
+    }
+    let loaded = config::load(&paths, None);
+    // Whoever is told of a fault when volhost starts is told of the same one when it reloads.
+    let reloaded = config::reload(&paths, None);
+    match loaded {
+        Err(faults) => {
+            assert!(faults.iter().next().is_some());
+            for fault in &faults {
+                let of_config = (fault.file == paths.config()).then_some(file);
+                let of_map = (fault.file == paths.map()).then_some(map).flatten();
+                if let Some(text) = of_config.or(of_map) {
+                    is_a_place(text, fault.line, fault.column);
+                }
+                assert!(!fault.what.is_empty(), "{fault:?}");
+            }
+        }
+        Ok(loaded) => {
+            let again = reloaded.map(|reloaded| reloaded.config).map_err(|rejected| rejected.faults);
+            assert_eq!(again.as_ref(), Ok(&loaded.config));
+            is_checked(&loaded.config, &paths);
+            fits(&CONFIG, file);
+            if let Some(map) = map.filter(|_| loaded.config.map == paths.map()) {
+                fits(&MAP, map);
+            }
+        }
+    }
+}
+
+/// A line of the text, and a column at most one behind its end.
+fn is_a_place(text: &[u8], line: usize, column: usize) {
+    let text = String::from_utf8_lossy(text);
+    let found = line.checked_sub(1).and_then(|line| text.split('\n').nth(line));
+    let length = found.map(|line| line.chars().count());
+    assert!(
+        length.is_some_and(|length| (1..=length + 1).contains(&column)),
+        "line {line}, column {column} is no place"
+    );
+}
+
+fn is_checked(config: &Config, paths: &Paths) {
+    assert!(config::changes(config, config).is_empty());
+    assert!(!config.listen.is_empty());
+    for listen in &config.listen {
+        assert_eq!(Listen::parse(&listen.to_string()).as_ref(), Ok(listen));
+        let open = matches!(listen, Listen::Http(_)) && !listen.is_local();
+        assert!(config.insecure || !open, "{listen} serves others without TLS");
+    }
+    if let Some(advertise) = &config.advertise {
+        assert_eq!(Advertise::parse(&advertise.to_string()).as_ref(), Ok(advertise));
+    }
+    for pattern in config.hosts.iter().flatten() {
+        assert_eq!(HostPattern::parse(&pattern.to_string()).as_ref(), Ok(pattern));
+    }
+    assert!(config.catalog.is_absolute() && config.admin.is_absolute() && config.map.is_absolute());
+    assert_eq!(config.pki, paths.pki(), "a file has moved the keys");
+    let directories: Vec<_> = config.backends.values().map(|backend| &*backend.path).collect();
+    for (at, directory) in directories.iter().enumerate() {
+        assert!(is_plain(directory), "{}", directory.display());
+        let other =
+            directories.iter().enumerate().find(|(other, path)| *other != at && path.starts_with(directory));
+        assert_eq!(other, None, "it overlaps {}", directory.display());
+    }
+}
+
+fn is_plain(path: &Path) -> bool {
+    use std::path::Component::{Normal, RootDir};
+    path.is_absolute() && path.components().all(|part| matches!(part, RootDir | Normal(_)))
+}
+
+fn fits(schema: &Validator, text: &[u8]) {
+    let value: Value = serde_json::from_slice(text).expect("only JSON is taken");
+    let errors: Vec<_> = schema.iter_errors(&value).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "the schema refuses what volhost takes: {errors:?}");
+}
