@@ -8,6 +8,7 @@ use jsonschema::Validator;
 use serde_json::Value;
 use tempfile::TempDir;
 use volhost::config::{self, Advertise, Config, HostPattern, Listen, Paths};
+use volhost::host::name::HostName;
 
 static CONFIG: LazyLock<Validator> = LazyLock::new(|| schema(include_str!("../../etc/volhost.schema.json")));
 static MAP: LazyLock<Validator> = LazyLock::new(|| schema(include_str!("../../etc/backends.schema.json")));
@@ -80,8 +81,16 @@ fn is_checked(config: &Config, paths: &Paths) {
     if let Some(advertise) = &config.advertise {
         assert_eq!(Advertise::parse(&advertise.to_string()).as_ref(), Ok(advertise));
     }
-    for pattern in config.hosts.iter().flatten() {
-        assert_eq!(HostPattern::parse(&pattern.to_string()).as_ref(), Ok(pattern));
+    for host in config.hosts.iter().flat_map(|hosts| hosts.named.keys()) {
+        assert_eq!(HostName::parse_or_anonymous(host.as_str()).as_ref(), Ok(host));
+    }
+    for backend in config.backends.values() {
+        for pattern in backend.hosts.iter().flatten() {
+            assert_eq!(HostPattern::parse(&pattern.to_string()).as_ref(), Ok(pattern));
+        }
+        for mountpoint in backend.mountpoints.by_host.values().chain([&backend.mountpoints.usual]) {
+            assert!(is_plain(mountpoint), "{}", mountpoint.display());
+        }
     }
     assert!(config.catalog.is_absolute() && config.admin.is_absolute() && config.map.is_absolute());
     assert_eq!(config.pki, paths.pki(), "a file has moved the keys");

@@ -107,7 +107,7 @@ impl World {
             let path = dir.path().join(name);
             fs::create_dir(&path).unwrap();
             let settings = Settings {
-                mountpoint: path.clone(),
+                mountpoints: path.clone().into(),
                 path,
                 draining: false,
                 require_mount: false,
@@ -168,7 +168,11 @@ impl World {
     async fn check(&self) {
         let view = self.catalog.view();
         let text = text::compose(&view, None).unwrap();
-        assert_eq!(text::parse(&text).unwrap().view, *view, "the catalog is not read back as it is");
+        assert_eq!(
+            text::parse(text.as_bytes()).unwrap().view,
+            *view,
+            "the catalog is not read back as it is"
+        );
         let mut expected = BTreeMap::from([
             ("default", BTreeSet::from([".volhost".to_owned(), FOUND.to_owned()])),
             ("second", BTreeSet::from([".volhost".to_owned()])),
@@ -205,7 +209,7 @@ impl World {
         for volume in self.catalog.view().volumes.values() {
             for caller in &self.callers {
                 let release = Release {
-                    volume: volume.name.clone(),
+                    volume: Some(volume.name.clone()),
                     host: caller.host.clone(),
                     id: None,
                     alive_too: true,
