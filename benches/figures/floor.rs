@@ -127,6 +127,22 @@ impl Durable {
     }
 }
 
+impl Durable {
+    /// What a Mount and its Unmount cannot do without: two durable transactions.
+    pub fn mount_and_unmount(&mut self) {
+        for statement in [
+            "INSERT INTO volumes (name, record) VALUES (?1, ?2)",
+            "DELETE FROM volumes WHERE name = ?1 AND record = ?2",
+        ] {
+            // As long as volhost's own record of a mount.
+            self.catalog
+                .prepare_cached(statement)
+                .and_then(|mut statement| statement.execute(["mount", &"r".repeat(56)]))
+                .expect("SQLite stores it");
+        }
+    }
+}
+
 /// The certificates in a PEM file.
 pub fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_file_iter(path)

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,10 +10,12 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::client::Resumption;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use volhost::host::name::HostName;
 use volhost::pki::Pki;
 
 use crate::floor::{certificates, key};
@@ -27,9 +28,24 @@ pub type Connection = SendRequest<Full<Bytes>>;
 pub struct Client(TlsConnector);
 
 impl Client {
-    /// A client with the certificate of this machine's own engine. It resumes no session, so that each connection is
-    /// a whole handshake.
+    /// A client with the certificate of this machine's own engine.
     pub fn new(pki: &Pki) -> Self {
+        Self::with(pki, certificates(&pki.client().cert), key(&pki.client().key))
+    }
+
+    /// A client that is another host, which joins for that.
+    pub fn joining(pki: &Pki, host: &str) -> Self {
+        let issued =
+            pki.issue_host(&HostName::parse(host).expect("it is valid")).expect("there is an authority");
+        let chain = CertificateDer::pem_slice_iter(issued.cert_pem.as_bytes())
+            .collect::<Result<_, _>>()
+            .expect("volhost made it");
+        let key = issued.key_pem.expect("no request was sent");
+        Self::with(pki, chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("volhost made it"))
+    }
+
+    /// It resumes no session, so that each connection is a whole handshake.
+    fn with(pki: &Pki, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
         let mut roots = RootCertStore::empty();
         for authority in certificates(&pki.ca().cert) {
             roots.add(authority).expect("volhost made it");
@@ -39,7 +55,7 @@ impl Client {
             .with_safe_default_protocol_versions()
             .expect("the provider has them")
             .with_root_certificates(roots)
-            .with_client_auth_cert(certificates(&pki.client().cert), key(&pki.client().key))
+            .with_client_auth_cert(chain, key)
             .expect("the pair fits");
         config.resumption = Resumption::disabled();
         Self(TlsConnector::from(Arc::new(config)))
@@ -87,33 +103,38 @@ pub fn name(index: u64) -> String {
     format!("volume-{index:07}")
 }
 
-/// Gets volumes of `0..volumes` over connections that stand, all at once, for a time; returns how many.
-pub async fn gets(connections: Vec<Connection>, volumes: u64, time: Duration) -> (Vec<Connection>, u64) {
+/// Gets volumes of `0..volumes` over connections that stand, all at once, for a time; returns how long each took, in
+/// microseconds.
+pub async fn gets(connections: Vec<Connection>, volumes: u64, time: Duration) -> (Vec<Connection>, Vec<f64>) {
     let until = Instant::now() + time;
-    let counted = Arc::new(AtomicU64::new(0));
     let tasks: Vec<_> = connections
         .into_iter()
         .zip(1_u64..)
         .map(|(mut connection, seed)| {
-            let counted = Arc::clone(&counted);
             tokio::spawn(async move {
+                let mut taken = Vec::new();
                 // Knuth's multiplier: spreads the calls over all volumes, the same in each run.
                 let mut state = seed;
-                while Instant::now() < until {
+                let mut began = Instant::now();
+                while began < until {
                     state =
                         state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     get(&mut connection, (state >> 33) % volumes).await;
-                    counted.fetch_add(1, Ordering::Relaxed);
+                    let ended = Instant::now();
+                    taken.push((ended - began).as_secs_f64() * 1e6);
+                    began = ended;
                 }
-                connection
+                (connection, taken)
             })
         })
         .collect();
-    let mut connections = Vec::with_capacity(tasks.len());
+    let (mut connections, mut all) = (Vec::with_capacity(tasks.len()), Vec::new());
     for task in tasks {
-        connections.push(task.await.expect("no client panics"));
+        let (connection, taken) = task.await.expect("no client panics");
+        connections.push(connection);
+        all.extend(taken);
     }
-    (connections, counted.load(Ordering::Relaxed))
+    (connections, all)
 }
 
 /// Gets volumes for a time, each over a connection of its own; returns how many.

@@ -1,7 +1,7 @@
 //! The figures that the README gives: `cargo bench --bench figures`.
 //!
 //! ```text
-//! cargo bench --bench figures -- [get] [create] [many] [process] [--volumes N] [--dir DIR]
+//! cargo bench --bench figures -- [get] [create] [many] [process] [mount] [hosts] [--volumes N] [--dir DIR]
 //! ```
 //!
 //! Without a subject it runs all of them. `--volumes` says how many volumes are many (100000); `--dir` where the files
@@ -16,6 +16,7 @@
 )]
 #![allow(clippy::cast_precision_loss, reason = "figures are shown with three digits")]
 
+mod fleet;
 mod floor;
 mod load;
 mod process;
@@ -63,6 +64,8 @@ fn main() {
             "get" => subjects::get(&runtime, &path),
             "create" => subjects::create(&runtime, &path),
             "many" => subjects::many(&runtime, &path, volumes),
+            "mount" => fleet::mount(&runtime, &path, volumes),
+            "hosts" => fleet::hosts(&runtime, &path),
             _ => subjects::process(&runtime, &path),
         });
     }

@@ -18,7 +18,7 @@ use crate::load::{self, Client};
 use crate::process::{Process, Root};
 
 /// The subjects, in their order.
-pub const NAMES: [&str; 4] = ["get", "create", "many", "process"];
+pub const NAMES: [&str; 6] = ["get", "create", "many", "process", "mount", "hosts"];
 
 /// How many connections, or clients, are many.
 const CLIENTS: usize = 64;
@@ -35,7 +35,7 @@ impl Row {
         Self([figure, ours, floor, ratio, target].map(str::to_owned))
     }
 
-    fn alone(figure: &str, ours: &str, target: &str) -> Self {
+    pub fn alone(figure: &str, ours: &str, target: &str) -> Self {
         Self::new(figure, ours, "", "", target)
     }
 }
@@ -149,7 +149,7 @@ pub fn create(runtime: &Runtime, directory: &Path) -> Vec<Row> {
     ]
 }
 
-async fn create_one(connection: &mut load::Connection, name: String) {
+pub async fn create_one(connection: &mut load::Connection, name: String) {
     load::call(connection, "/VolumeDriver.Create", format!(r#"{{"Name":"{name}"}}"#)).await;
 }
 
@@ -218,7 +218,7 @@ pub fn many(runtime: &Runtime, directory: &Path, volumes: u64) -> Vec<Row> {
 }
 
 /// Writes volumes into the catalog of a volhost that does not run.
-fn populate(runtime: &Runtime, root: &Root, volumes: u64) {
+pub fn populate(runtime: &Runtime, root: &Root, volumes: u64) {
     let catalog = catalog::open(&Location::Sqlite(root.catalog())).expect("volhost made it");
     let host = HostName::parse("bench").expect("it is valid");
     let backend = BackendName::parse("default").expect("it is valid");
@@ -309,11 +309,11 @@ async fn kept_alive(client: &Client, process: &Process, volumes: u64, time: Dura
     let (connections, calls) = load::gets(connections, volumes, time).await;
     let taken = process.cpu() - before;
     drop(connections);
-    micros(taken) / calls as f64
+    micros(taken) / calls.len() as f64
 }
 
 /// Measures two by turns: the median of those with `true`, and of those with `false`.
-fn by_turns(mut measure: impl FnMut(bool) -> f64) -> (f64, f64) {
+pub fn by_turns(mut measure: impl FnMut(bool) -> f64) -> (f64, f64) {
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         ours.push(measure(true));
@@ -341,10 +341,10 @@ fn millis(time: Duration) -> String {
     format!("{:.0} ms", time.as_secs_f64() * 1e3)
 }
 
-fn times(ratio: f64) -> String {
+pub fn times(ratio: f64) -> String {
     format!("{ratio:.2}")
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -495,7 +495,7 @@ fn render(config: &Config) -> (Value, Value) {
             let rights =
                 rights.as_ref().map(|rights| rights.iter().map(|right| right.as_str()).collect::<Vec<_>>());
             let backends =
-                backends.as_ref().map(|names| names.iter().map(|name| name.as_str()).collect::<Vec<_>>());
+                backends.as_ref().map(|names| names.iter().map(BackendName::as_str).collect::<Vec<_>>());
             json!({"rights": rights, "backends": backends})
         };
         let named = named.iter().map(|(host, of_host)| (host.to_string(), rule(of_host)));
