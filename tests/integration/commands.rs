@@ -487,7 +487,7 @@ fn the_sample_configurations_are_right_and_a_spurious_key_in_them_is_a_fault() {
         assert!(faults[0]["field"].as_str().unwrap().ends_with("spurious"), "{faults}");
         count += 1;
     }
-    assert_eq!(count, 3 + 3, "objects in the two samples");
+    assert_eq!(count, 8 + 4, "objects in the two samples");
 }
 
 /// Each way to put one member more into one object.
