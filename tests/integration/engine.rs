@@ -271,7 +271,7 @@ fn an_engine_finds_volhost_by_either_form_of_spec_file_and_over_each_transport()
     ];
     for (address, format, holder) in cases {
         let web1 = Host::new("web1");
-        let config = json!({ "node": "web1", "listen": [address], "spec": { "format": format } });
+        let mut config = json!({ "node": "web1", "listen": [address], "spec": { "format": format } });
         let daemon = Daemon::setup().on(&web1).without_root().config(&config).start();
         assert_eq!(files(&web1.path("/etc/docker/plugins")), [format!("volhost.{format}")], "{address}");
         let engine = Engine::start(&web1);
@@ -280,7 +280,17 @@ fn an_engine_finds_volhost_by_either_form_of_spec_file_and_over_each_transport()
         daemon.has_mounts(&[("db", holder, false)]);
         engine.ok(&["rm", "--force", "c1"]);
         daemon.has_mounts(&[]);
-        engine.ok(&["volume", "rm", "db"]);
+        if holder == "anonymous" {
+            // Whoever is nobody in particular removes nothing, until that is said to be right.
+            assert!(engine.fails(&["volume", "rm", "db"]).contains("host anonymous may not remove"));
+            config["hosts"] = json!({ "anonymous": {} });
+            daemon.put("etc/volhost/volhost.json", &config.to_string());
+            until("anonymous to be listed", SOON, || {
+                (engine.docker(&["volume", "rm", "db"]).code == Some(0)).then_some(())
+            });
+        } else {
+            engine.ok(&["volume", "rm", "db"]);
+        }
         assert_eq!(daemon.volumes(), [""; 0]);
     }
 }

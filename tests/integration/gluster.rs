@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::engine::{create, show_spec};
+use crate::harness::engine::IMAGE;
 use crate::harness::storage::{backend, names, says, until_backend};
 use crate::harness::wait::{SOON, until};
 use crate::harness::{Daemon, Engine, Host};
@@ -96,12 +97,26 @@ fn two_hosts_share_a_glusterfs_and_nothing_is_written_beside_it() {
     let row = until_backend(&daemon, "fast", "offline");
     says(row["reason"].as_str().unwrap(), &["is the share mounted?"]);
     first.fails(&["volume", "create", "-d", "volhost", "late"]);
-    first.fails(&["run", "--rm", "--network", "none", "-v", "db:/x", crate::harness::engine::IMAGE, "true"]);
+    first.fails(&["run", "--rm", "--network", "none", "-v", "db:/x", IMAGE, "true"]);
     first.fails(&["volume", "rm", "db"]);
     assert_eq!(names(&web1.path(ON_WEB1)), [""; 0], "something was written beside the share");
     mount(&web1, ON_WEB1);
     until_backend(&daemon, "fast", "online");
     create(&first, "late");
+    assert_eq!(second.run(&["-v", "db:/x"], "cat /x/file"), "from web2");
+
+    // It is unmounted on a host of Docker alone: volhost does not see that, the engine finds nothing to mount, and the
+    // doctor there says why.
+    web2.run(["umount", ON_WEB2]).ok();
+    let doctor = || web2.run([env!("CARGO_BIN_EXE_volhost"), "doctor"]);
+    let said = doctor();
+    assert_eq!(said.code, Some(1), "{}{}", said.stdout, said.stderr);
+    says(&said.stdout, &["mountpoint", ON_WEB2, "remedy: "]);
+    second.fails(&["run", "--rm", "--network", "none", "-v", "db:/x", IMAGE, "true"]);
+    assert_eq!(names(&web2.path(ON_WEB2)), [""; 0], "something was written beside the share");
+    mount(&web2, ON_WEB2);
+    let said = doctor();
+    assert_eq!(said.code, Some(0), "{}{}", said.stdout, said.stderr);
     assert_eq!(second.run(&["-v", "db:/x"], "cat /x/file"), "from web2");
 
     for volume in ["db", "late"] {

@@ -38,6 +38,7 @@ mod serve;
 mod shaky;
 mod storm;
 mod systemd;
+mod tour;
 mod traces;
 mod transports;
 mod trash;

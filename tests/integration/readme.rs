@@ -217,7 +217,7 @@ fn the_table_of_engines_has_the_rows_that_are_tested() {
 
 /// Files whose tests start an engine and run with this machine's own alone: for want of a program in the other systems'
 /// trees, or because the engine is only the witness of what volhost does.
-const OWN_ENGINE_ALONE: [&str; 4] = ["bad_days", "doctor", "gluster", "rollover"];
+const OWN_ENGINE_ALONE: [&str; 5] = ["bad_days", "doctor", "gluster", "rollover", "tour"];
 
 #[test]
 fn every_test_that_starts_an_engine_is_run_with_every_engine() {

@@ -48,6 +48,11 @@ impl<'a> Engine<'a> {
         engine
     }
 
+    /// The machine it runs on.
+    pub fn host(&self) -> &'a Host {
+        self.host
+    }
+
     /// Runs the client.
     pub fn docker(&self, words: &[&str]) -> Said {
         wait::run(self.client().args(words))
