@@ -16,11 +16,13 @@
     reason = "a failed expectation is a failed test, in the harness as well as in a test function"
 )]
 
+mod addresses;
 mod backends;
 mod commands;
 mod crash;
 mod engine;
 mod faults;
+mod fleet;
 mod harness;
 mod hostile;
 mod hosts;
@@ -34,6 +36,7 @@ mod reload;
 mod serve;
 mod shaky;
 mod storm;
+mod swarm;
 mod traces;
 mod transports;
 mod trash;

@@ -17,6 +17,28 @@ fn readme() -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
 }
 
+/// The first code block of a kind (`yaml`) after a heading.
+pub fn block(heading: &str, kind: &str) -> String {
+    blocks(heading, kind).swap_remove(0)
+}
+
+/// The command lines of a heading's section, each with the machine that it is typed on: `web1# docker volume ls`.
+pub fn commands(heading: &str) -> Vec<(String, String)> {
+    let text = blocks(heading, "console").concat().replace("\\\n", "");
+    let typed = text.lines().filter_map(|line| line.split_once("# "));
+    typed.map(|(machine, line)| (machine.to_owned(), line.to_owned())).collect()
+}
+
+/// The code blocks of a kind in a heading's section.
+fn blocks(heading: &str, kind: &str) -> Vec<String> {
+    let text = readme();
+    let (_, after) = text.split_once(&format!("\n{heading}\n")).unwrap();
+    let section = after.split("\n#").next().unwrap();
+    let opened = format!("```{kind}\n");
+    let begins = section.split(&*opened).skip(1);
+    begins.map(|block| block.split("```").next().unwrap().to_owned()).collect()
+}
+
 /// The rows of the table after a marker such as `<!-- options -->`, without its header.
 fn table(marker: &str) -> Vec<Vec<String>> {
     let text = readme();

@@ -8,9 +8,11 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::JoinHandle;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -158,15 +160,25 @@ impl Host {
 
     /// Connects as a program on this machine would.
     pub fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let network = File::open(format!("/proc/{}/ns/net", self.init))?;
-        // A socket belongs to the network it was made in, whichever thread uses it later: so a thread goes there.
-        let there = move || {
-            move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))?;
+        let connected = self.spawn(move || {
             let stream = TcpStream::connect_timeout(&address, SOON)?;
             stream.set_read_timeout(Some(SOON))?;
             Ok(stream)
-        };
-        std::thread::spawn(there).join().expect("the thread does not panic")
+        });
+        connected.join().expect("the thread does not panic")
+    }
+
+    /// Does something in a thread that is on this machine's network. A socket belongs to the network it was made in,
+    /// whichever thread uses it later.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> JoinHandle<io::Result<T>> {
+        let network = File::open(format!("/proc/{}/ns/net", self.init));
+        std::thread::spawn(move || {
+            move_into_link_name_space(network?.as_fd(), Some(LinkNameSpaceType::Network))?;
+            work()
+        })
     }
 }
 
