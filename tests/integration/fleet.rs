@@ -118,7 +118,8 @@ fn a_host_that_lost_power_mounts_again_under_the_same_id_beside_what_it_left() {
     let daemon = serve_both(&web1, &web2);
     join(&daemon, &web2);
     let second = Engine::start(&web2);
-    create(&second, "db");
+    // What it left does not shut it out of what only one host may have.
+    second.ok(&["volume", "create", "-d", "volhost", "-o", "access=exclusive", "db"]);
     second.sleeper("c1", &["--restart", "always", "-v", "db:/x"]);
     second.ok(&["exec", "c1", "sh", "-c", "echo before > /x/file"]);
     let before = held(&daemon);
@@ -179,7 +180,7 @@ fn with_live_restore_a_container_outlives_its_engine_and_its_mount_is_stale_unti
 }
 
 /// volhost on `web1` behind a relay, by which alone `web2` reaches it.
-fn serve_behind_a_relay<'a>(web1: &'a Host, web2: &Host) -> (Daemon<'a>, Relay) {
+fn serve_behind_a_relay<'a>(web1: &'a Host, web2: &Host) -> (Daemon<'a>, Relay<'a>) {
     web2.join(web1);
     let advertised = format!("{}:7443", Host::GATEWAY);
     // The relay's address is not volhost's, but what engines call, and so in the server's certificate.
@@ -196,7 +197,7 @@ fn serve_behind_a_relay<'a>(web1: &'a Host, web2: &Host) -> (Daemon<'a>, Relay) 
 pub fn with_the_answer_held_up(
     engine: &Engine<'_>,
     words: &[&str],
-    relay: &Relay,
+    relay: &Relay<'_>,
     done: impl Fn() -> bool,
     then: impl FnOnce(),
 ) -> Said {
@@ -262,6 +263,42 @@ fn an_answer_to_mount_that_is_late_or_lost_leaves_every_count_to_be_seen() {
     assert!(daemon.cli(&["mount", "release", "db", "web2", "--yes"]).fails().contains("--all"));
     let id = held(&daemon)[0].1.clone();
     daemon.cli(&["mount", "release", "db", "web2", &id, "--all", "--yes"]).ok();
+    daemon.has_mounts(&[]);
+    second.ok(&["volume", "rm", "db"]);
+}
+
+#[test]
+fn a_container_that_ends_while_volhost_is_away_is_unmounted_for_15_s_and_then_left_to_the_operator() {
+    let (web1, web2) = (Host::new("web1"), Host::new("web2"));
+    let (daemon, mut relay) = serve_behind_a_relay(&web1, &web2);
+    let mut second = Engine::start(&web2);
+    create(&second, "db");
+    for name in ["short", "long"] {
+        second.sleeper(name, &["-v", "db:/x"]);
+    }
+
+    relay.stop();
+    std::thread::scope(|scope| {
+        let removed = scope.spawn(|| second.docker(&["rm", "--force", "short"]));
+        std::thread::sleep(Duration::from_millis(1500));
+        relay.start_again();
+        removed.join().unwrap().ok();
+    });
+    until("the late Unmount", SOON, || (daemon.mounts().len() == 1).then_some(()));
+
+    // The engine gives up, and tells of it in its log alone.
+    relay.stop();
+    second.ok(&["rm", "--force", "long"]);
+    relay.start_again();
+    daemon.has_mounts(&[("db", "web2", false)]);
+    assert_eq!(second.ok(&["ps", "--all", "--quiet"]), "");
+    assert!(second.fails(&["volume", "rm", "db"]).contains("host web2 (mount "));
+    // Whatever it had is stale once it was started again.
+    second.stop();
+    second.start_again();
+    second.ok(&["volume", "ls"]);
+    let (code, screen) = daemon.typed(&["host", "release", "web2"], "y\n");
+    assert_eq!(code, Some(0), "{screen}");
     daemon.has_mounts(&[]);
     second.ok(&["volume", "rm", "db"]);
 }

@@ -15,7 +15,10 @@ use super::host::Host;
 const TICK: Duration = Duration::from_millis(2);
 
 /// A running (or stopped) relay.
-pub struct Relay {
+pub struct Relay<'a> {
+    host: &'a Host,
+    at: SocketAddr,
+    to: SocketAddr,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<io::Result<()>>>,
 }
@@ -44,26 +47,34 @@ struct Connection {
     cut: Arc<AtomicBool>,
 }
 
-impl Relay {
+impl<'a> Relay<'a> {
     /// Takes connections at `at`, an address of this machine, and passes them on to `to`.
-    pub fn start(host: &Host, at: SocketAddr, to: SocketAddr) -> Self {
-        let shared = Arc::new(Shared::default());
+    pub fn start(host: &'a Host, at: SocketAddr, to: SocketAddr) -> Self {
+        let mut relay = Self { host, at, to, shared: Arc::default(), acceptor: None };
+        relay.start_again();
+        relay
+    }
+
+    /// Starts it after it was stopped.
+    pub fn start_again(&mut self) {
+        assert!(self.acceptor.is_none(), "the relay runs already");
+        self.shared = Arc::default();
+        let (at, to, shared) = (self.at, self.to, Arc::clone(&self.shared));
         let (ready, is_ready) = channel();
-        let of_acceptor = Arc::clone(&shared);
-        let acceptor = host.spawn(move || {
+        let acceptor = self.host.spawn(move || {
             let listener = TcpListener::bind(at)?;
             listener.set_nonblocking(true)?;
             // The other end waits for it.
             let _ = ready.send(());
-            accept(&listener, to, &of_acceptor)
+            accept(&listener, to, &shared)
         });
         if is_ready.recv().is_err() {
             panic!("no relay at {at}: {:?}", acceptor.join());
         }
-        Self { shared, acceptor: Some(acceptor) }
+        self.acceptor = Some(acceptor);
     }
 
-    /// How many connections came so far.
+    /// How many connections came since it was started.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
     }
@@ -115,7 +126,7 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
+impl Drop for Relay<'_> {
     fn drop(&mut self) {
         self.shared.gone.store(true, Ordering::SeqCst);
         self.cut();
