@@ -116,6 +116,37 @@ fn a_service_moves_to_another_node_with_its_data_and_an_exclusive_one_when_the_o
 }
 
 #[test]
+fn a_node_that_was_only_cut_off_gives_its_exclusive_volume_up_by_itself() {
+    let (store1, web1) = (Host::new("store1"), Host::new("web1"));
+    let daemon = serve_both(&store1, &web1);
+    join(&daemon, &web1);
+    let (manager, worker) = (engine(&store1), engine(&web1));
+    let commands = readme::commands("### Swarm");
+    for (engine, (_, warm_up)) in [&manager, &worker].into_iter().zip(&commands) {
+        engine.shell(warm_up).ok();
+    }
+    // What a node has when it joins is known at once.
+    make_swarm(&manager, &worker, Host::GATEWAY);
+    manager.ok(&["node", "update", "--availability", "pause", "store1"]);
+    let create = commands[2].1.replace("--name app", "--name app --stop-grace-period 1s");
+    manager.shell(&create).ok();
+    until_runs(&manager, "app", "web1");
+    until("the first line", SOON, || (starts(&daemon, "app") == 1).then_some(()));
+    manager.ok(&["node", "update", "--availability", "active", "store1"]);
+
+    let cable = |state: &str| store1.run(["ip", "link", "set", "port2", state]).ok();
+    cable("down");
+    until_refused(&manager, "app", "is exclusive and in use by host web1");
+    assert_eq!(worker.ok(&["ps", "--quiet"]).lines().count(), 1, "it runs where nobody sees it");
+    assert_eq!(starts(&daemon, "app"), 1);
+    cable("up");
+    until_runs(&manager, "app", "store1");
+    until("the second line", SOON, || (starts(&daemon, "app") == 2).then_some(()));
+    assert_eq!(worker.ok(&["ps", "--quiet"]), "");
+    daemon.has_mounts(&[("app", "store1", false)]);
+}
+
+#[test]
 fn a_compose_file_names_volumes_that_move_with_it_from_host_to_host() {
     let (store1, web1) = (Host::new("store1"), Host::new("web1"));
     let daemon = serve_both(&store1, &web1);
