@@ -79,7 +79,8 @@ impl<'a> Engine<'a> {
         self.docker(words).fails()
     }
 
-    /// Runs a line of shell on the engine's machine, in its directory ([`Host::dir`]), in which `docker` and `docker-compose` mean this engine.
+    /// Runs a line of shell on the engine's machine, in its directory ([`Host::dir`]). `docker` and `docker-compose` in it
+    /// mean this engine.
     pub fn shell(&self, line: &str) -> Said {
         let mut command = self.host.command("sh");
         // Entering the machine leads to its root directory.
