@@ -136,6 +136,8 @@ fn a_node_that_was_only_cut_off_gives_its_exclusive_volume_up_by_itself() {
 
     let cable = |state: &str| store1.run(["ip", "link", "set", "port2", state]).ok();
     cable("down");
+    // Else Swarm may as well choose the node again that has the volume, once it is back.
+    manager.ok(&["node", "update", "--availability", "pause", "web1"]);
     until_refused(&manager, "app", "is exclusive and in use by host web1");
     assert_eq!(worker.ok(&["ps", "--quiet"]).lines().count(), 1, "it runs where nobody sees it");
     assert_eq!(starts(&daemon, "app"), 1);
