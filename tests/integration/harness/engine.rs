@@ -50,6 +50,8 @@ impl<'a> Engine<'a> {
 
     /// Starts the engine whose disk this is, on a machine that was booted again.
     pub fn boot(host: &'a Host, disk: Disk) -> Self {
+        // What lies in /run elsewhere is gone after a loss of power; the process IDs in it are others' now.
+        let _ = std::fs::remove_dir_all(disk.dir.path().join("exec"));
         let mut engine = Self { host, disk, dockerd: None };
         engine.start_again();
         engine
