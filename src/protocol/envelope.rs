@@ -194,7 +194,10 @@ impl Refusal {
     pub(super) fn empty(verb: &str) -> Self {
         Self::new(
             StatusCode::BAD_REQUEST,
-            format!("{verb} takes a JSON object in the request's body, which is empty"),
+            format!(
+                "{verb} takes a JSON object in the request's body, which is empty: an engine that has lost the \
+                 answer to a call repeats it like this; try again"
+            ),
         )
     }
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -202,14 +201,14 @@ fn mounts_are_listed_and_released_by_the_operators_word() {
     assert_eq!(states(), both, "nothing was released so far");
 
     // Somebody is, and says no, or types something else.
-    assert_eq!(typed(&daemon, &["mount", "release", "db", "web2"], "n\n").0, Some(1));
-    assert_eq!(typed(&daemon, &["mount", "release", "db", "web2", "--all"], "y\n").0, Some(1));
+    assert_eq!(daemon.typed(&["mount", "release", "db", "web2"], "n\n").0, Some(1));
+    assert_eq!(daemon.typed(&["mount", "release", "db", "web2", "--all"], "y\n").0, Some(1));
     assert_eq!(states(), both);
-    let (code, screen) = typed(&daemon, &["mount", "release", "db", "web2"], "y\n");
+    let (code, screen) = daemon.typed(&["mount", "release", "db", "web2"], "y\n");
     assert_eq!(code, Some(0), "{screen}");
     assert!(screen.contains("Release 1 mount of db by web2? [y/N]"), "{screen}");
     assert_eq!(states(), both[1..], "the stale one is gone, the other stays");
-    let (code, screen) = typed(&daemon, &["mount", "release", "db", "web2", "--all"], "web2\n");
+    let (code, screen) = daemon.typed(&["mount", "release", "db", "web2", "--all"], "web2\n");
     assert_eq!(code, Some(0), "{screen}");
     assert!(screen.contains("type the host's name (web2)"), "{screen}");
     assert_eq!(states(), []);
@@ -220,22 +219,6 @@ fn mounts_are_listed_and_released_by_the_operators_word() {
     has_fields(&done, &["released", "kept"]);
     assert_eq!(done["released"][0]["id"], "c1");
     assert_eq!(states(), [("c2".to_owned(), 1, false)]);
-}
-
-/// Runs a command on a terminal of its own, where somebody types this: its exit code, and what stood on the screen.
-fn typed(daemon: &Daemon<'_>, words: &[&str], keys: &str) -> (Option<i32>, String) {
-    let line = format!("{PROGRAM} --root {} {}", daemon.path("").display(), words.join(" "));
-    let mut child = mortal("script")
-        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut keyboard = child.stdin.take().unwrap();
-    keyboard.write_all(keys.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    drop(keyboard);
-    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[test]

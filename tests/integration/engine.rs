@@ -299,7 +299,7 @@ fn an_engine_finds_volhost_by_either_form_of_spec_file_and_over_each_transport()
 fn a_container_that_outlives_its_engine_keeps_its_mount_until_it_ends() {
     let web1 = Host::new("web1");
     let daemon = serve(&web1);
-    let mut engine = Engine::live_restoring(&web1);
+    let mut engine = Engine::with_options(&web1, &["--live-restore"]);
     create(&engine, "db");
     engine.sleeper("c1", &["-v", "db:/x"]);
     let process = |engine: &Engine<'_>| engine.ok(&["inspect", "--format", "{{.State.Pid}}", "c1"]);

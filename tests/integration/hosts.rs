@@ -13,13 +13,13 @@ use crate::harness::http::{Client, Target};
 use crate::harness::wait::{SOON, until};
 use crate::harness::{Daemon, Engine, Host};
 
-/// volhost on `web1` for other machines too: reached at the machine's address on the network that `web2` has joined.
+/// volhost on a machine for others too: reached at its address on the network that the second one joins.
 pub fn serve_both<'a>(web1: &'a Host, web2: &Host) -> Daemon<'a> {
     web2.join(web1);
     let advertised = advertised();
     let daemon = Daemon::setup()
         .on(web1)
-        .config(&json!({ "node": "web1", "listen": ["https://127.0.0.1:7443", advertised] }))
+        .config(&json!({ "node": web1.name(), "listen": ["https://127.0.0.1:7443", advertised] }))
         .start();
     show_spec(web1, &daemon);
     daemon

@@ -15,6 +15,7 @@
     reason = "a failed expectation is a failed test, in the harness as well as in a test function"
 )]
 
+mod addresses;
 mod backends;
 mod bad_days;
 mod commands;
@@ -22,6 +23,7 @@ mod crash;
 mod doctor;
 mod engine;
 mod faults;
+mod fleet;
 mod fuzz;
 mod gluster;
 mod harness;
@@ -37,6 +39,7 @@ mod reload;
 mod serve;
 mod shaky;
 mod storm;
+mod swarm;
 mod systemd;
 mod tour;
 mod traces;

@@ -17,6 +17,28 @@ fn readme() -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
 }
 
+/// The first code block of a kind (`yaml`) after a heading.
+pub fn block(heading: &str, kind: &str) -> String {
+    blocks(heading, kind).swap_remove(0)
+}
+
+/// The command lines of a heading's section, each with the machine that it is typed on: `web1# docker volume ls`.
+pub fn commands(heading: &str) -> Vec<(String, String)> {
+    let text = blocks(heading, "console").concat().replace("\\\n", "");
+    let typed = text.lines().filter_map(|line| line.split_once("# "));
+    typed.map(|(machine, line)| (machine.to_owned(), line.to_owned())).collect()
+}
+
+/// The code blocks of a kind in a heading's section.
+fn blocks(heading: &str, kind: &str) -> Vec<String> {
+    let text = readme();
+    let (_, after) = text.split_once(&format!("\n{heading}\n")).unwrap();
+    let section = after.split("\n#").next().unwrap();
+    let opened = format!("```{kind}\n");
+    let begins = section.split(&*opened).skip(1);
+    begins.map(|block| block.split("```").next().unwrap().to_owned()).collect()
+}
+
 /// The rows of the table after a marker such as `<!-- options -->`, without its header.
 fn table(marker: &str) -> Vec<Vec<String>> {
     let text = readme();
@@ -217,7 +239,8 @@ fn the_table_of_engines_has_the_rows_that_are_tested() {
 
 /// Files whose tests start an engine and run with this machine's own alone: for want of a program in the other systems'
 /// trees, or because the engine is only the witness of what volhost does.
-const OWN_ENGINE_ALONE: [&str; 5] = ["bad_days", "doctor", "gluster", "rollover", "tour"];
+const OWN_ENGINE_ALONE: [&str; 8] =
+    ["addresses", "bad_days", "doctor", "fleet", "gluster", "rollover", "swarm", "tour"];
 
 #[test]
 fn every_test_that_starts_an_engine_is_run_with_every_engine() {
@@ -233,8 +256,7 @@ fn every_test_that_starts_an_engine_is_run_with_every_engine() {
         let text = std::fs::read_to_string(&path).unwrap();
         for test in text.split("#[test]\nfn ").skip(1) {
             let name = format!("{module}::{}", test.split('(').next().unwrap());
-            if ["Engine::start(", "Engine::live_restoring(", "Podman::new("].iter().any(|s| test.contains(s))
-            {
+            if ["Engine::start(", "Engine::with_options(", "Podman::new("].iter().any(|s| test.contains(s)) {
                 starting.insert(name.clone());
             }
             all.insert(name);

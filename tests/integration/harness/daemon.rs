@@ -1,7 +1,7 @@
 //! volhost itself, as a process: configured, started, asked, killed, started again.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -166,6 +166,31 @@ impl<'a> Daemon<'a> {
         let mut command = self.setup.command();
         self.setup.add_root(&mut command);
         wait::run(command.args(words))
+    }
+
+    /// Runs the command line on a terminal of its own, where somebody types this: its exit code, and what stood on the
+    /// screen.
+    pub fn typed(&self, words: &[&str], keys: &str) -> (Option<i32>, String) {
+        let mut command = self.setup.command();
+        self.setup.add_root(&mut command);
+        command.args(words);
+        let line: Vec<_> = [command.get_program()]
+            .into_iter()
+            .chain(command.get_args())
+            .map(|word| word.to_str().expect("the tests' words are UTF-8"))
+            .collect();
+        let mut child = mortal("script")
+            .args(["--quiet", "--return", "--command", &line.join(" "), "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("script can be started");
+        let mut keyboard = child.stdin.take().expect("it was asked for a pipe");
+        keyboard.write_all(keys.as_bytes()).expect("the keys can be typed");
+        let output = child.wait_with_output().expect("the command ends");
+        // Not earlier: the end of what is typed would be an answer too.
+        drop(keyboard);
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Its log so far.

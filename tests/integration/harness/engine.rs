@@ -22,30 +22,47 @@ pub const IMAGE: &str = "box";
 /// A running (or killed) engine.
 pub struct Engine<'a> {
     host: &'a Host,
-    dir: tempfile::TempDir,
-    live_restore: bool,
+    disk: Disk,
     dockerd: Option<Child>,
+}
+
+/// What an engine keeps when its machine loses power: its containers and images, and how it is started.
+pub struct Disk {
+    dir: tempfile::TempDir,
+    options: Vec<String>,
 }
 
 impl<'a> Engine<'a> {
     /// Starts an engine on a machine and gives it the image.
     pub fn start(host: &'a Host) -> Self {
-        Self::begin(host, false)
+        Self::with_options(host, &[])
     }
 
-    /// The same, of an engine that takes over the containers that ran when it ended.
-    pub fn live_restoring(host: &'a Host) -> Self {
-        Self::begin(host, true)
-    }
-
-    fn begin(host: &'a Host, live_restore: bool) -> Self {
-        let mut engine = Self { host, dir: scratch(), live_restore, dockerd: None };
-        engine.start_again();
-        report_version("Docker Engine", &engine.ok(&["version", "--format", "{{.Server.Version}}"]));
-        let image = engine.dir.path().join("image.tar");
+    /// The same, with more options for dockerd.
+    pub fn with_options(host: &'a Host, options: &[&str]) -> Self {
+        let options = options.iter().map(|&option| option.to_owned()).collect();
+        let engine = Self::boot(host, Disk { dir: scratch(), options });
+        let image = engine.disk.dir.path().join("image.tar");
         write_image(&image);
         engine.ok(&["import", image.to_str().expect("temporary paths are UTF-8"), IMAGE]);
         engine
+    }
+
+    /// Starts the engine whose disk this is, on a machine that was booted again.
+    pub fn boot(host: &'a Host, disk: Disk) -> Self {
+        // What lies in /run elsewhere is gone after a loss of power; the process IDs in it are others' now.
+        let _ = std::fs::remove_dir_all(disk.dir.path().join("exec"));
+        let mut engine = Self { host, disk, dockerd: None };
+        engine.start_again();
+        report_version("Docker Engine", &engine.ok(&["version", "--format", "{{.Server.Version}}"]));
+        engine
+    }
+
+    /// Ends dockerd without a word. What is left when its machine ends too, with all its containers, as by a loss of
+    /// power: the disk.
+    pub fn lose_power(mut self) -> Disk {
+        self.kill9();
+        std::mem::replace(&mut self.disk, Disk { dir: scratch(), options: Vec::new() })
     }
 
     /// The machine it runs on.
@@ -68,6 +85,17 @@ impl<'a> Engine<'a> {
     #[track_caller]
     pub fn fails(&self, words: &[&str]) -> String {
         self.docker(words).fails()
+    }
+
+    /// Runs a line of shell on the engine's machine, in its directory ([`Host::dir`]). `docker` and `docker-compose` in it
+    /// mean this engine.
+    pub fn shell(&self, line: &str) -> Said {
+        let mut command = self.host.command("sh");
+        // Entering the machine leads to its root directory.
+        command.args(["-c", &format!("cd {} && {line}", self.host.dir().display())]);
+        command.env("DOCKER_HOST", self.address()).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("DOCKER_CONFIG", self.disk.dir.path().join("client"));
+        wait::run(&command)
     }
 
     /// Runs a container of the image to its end, with these options, and this as its shell script.
@@ -122,13 +150,10 @@ impl<'a> Engine<'a> {
         let mut command = self.host.command(DOCKERD);
         command.args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
         command.arg("--cgroup-parent").arg(self.host.control_group());
-        command.arg("--data-root").arg(self.dir.path().join("data"));
-        command.arg("--exec-root").arg(self.dir.path().join("exec"));
+        command.arg("--data-root").arg(self.disk.dir.path().join("data"));
+        command.arg("--exec-root").arg(self.disk.dir.path().join("exec"));
         command.arg("--pidfile").arg(self.pid_file());
-        command.arg("--host").arg(self.address()).envs(environment.iter().copied());
-        if self.live_restore {
-            command.arg("--live-restore");
-        }
+        command.arg("--host").arg(self.address()).args(&self.disk.options).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file can be shared")).stderr(log);
         self.dockerd = Some(command.spawn().expect("dockerd can be started: tests/run installs it"));
         wait::until("the engine's first answer", START, || {
@@ -142,7 +167,7 @@ impl<'a> Engine<'a> {
 
     fn client(&self) -> Command {
         let mut command = self.host.command(DOCKER);
-        command.arg("--host").arg(self.address()).env("DOCKER_CONFIG", self.dir.path().join("client"));
+        command.arg("--host").arg(self.address()).env("DOCKER_CONFIG", self.disk.dir.path().join("client"));
         command.env_remove("DOCKER_CONTEXT").env_remove("DOCKER_TLS_VERIFY");
         command
     }
@@ -155,15 +180,15 @@ impl<'a> Engine<'a> {
 
     /// Its socket, as a URL.
     pub fn address(&self) -> String {
-        format!("unix://{}", self.dir.path().join("docker.sock").display())
+        format!("unix://{}", self.disk.dir.path().join("docker.sock").display())
     }
 
     fn pid_file(&self) -> PathBuf {
-        self.dir.path().join("dockerd.pid")
+        self.disk.dir.path().join("dockerd.pid")
     }
 
     fn log(&self) -> PathBuf {
-        self.dir.path().join("dockerd.log")
+        self.disk.dir.path().join("dockerd.log")
     }
 }
 

@@ -11,9 +11,11 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::JoinHandle;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -189,8 +191,16 @@ impl Host {
 
     /// Listens as a program on this machine would, on a port of the kernel's choice.
     pub fn listen(&self, address: Ipv4Addr) -> TcpListener {
-        in_network_of(self.init, move || TcpListener::bind((address, 0)))
-            .expect("the machine has that address")
+        let bound = self.spawn(move || TcpListener::bind((address, 0)));
+        bound.join().expect("the thread does not panic").expect("the machine has that address")
+    }
+
+    /// Does something in a thread that is on this machine's network.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> JoinHandle<io::Result<T>> {
+        spawn_in_network_of(self.init, work)
     }
 }
 
@@ -205,22 +215,22 @@ impl Drop for Host {
 
 /// Connects from the network that a process is in.
 pub fn dial(init: u32, address: SocketAddr) -> io::Result<TcpStream> {
-    in_network_of(init, move || {
+    let connected = spawn_in_network_of(init, move || {
         let stream = TcpStream::connect_timeout(&address, SOON)?;
         stream.set_read_timeout(Some(SOON))?;
         Ok(stream)
-    })
+    });
+    connected.join().expect("the thread does not panic")
 }
 
 /// A socket belongs to the network it was made in, whichever thread uses it later: so a thread goes there.
-fn in_network_of<T: Send + 'static>(
+fn spawn_in_network_of<T: Send + 'static>(
     init: u32,
-    make: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    let network = File::open(format!("/proc/{init}/ns/net"))?;
-    let there = move || {
-        move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))?;
-        make()
-    };
-    std::thread::spawn(there).join().expect("the thread does not panic")
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> JoinHandle<io::Result<T>> {
+    let network = File::open(format!("/proc/{init}/ns/net"));
+    std::thread::spawn(move || {
+        move_into_link_name_space(network?.as_fd(), Some(LinkNameSpaceType::Network))?;
+        work()
+    })
 }

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod fuse;
 pub mod host;
 pub mod http;
+pub mod relay;
 pub mod state;
 pub mod storage;
 pub mod systemd;
