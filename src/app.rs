@@ -24,7 +24,7 @@ use self::convert::{in_force, to_limits, to_transport};
 pub use self::error::ServeError;
 use self::reload::Reloader;
 use self::tls::Tls;
-use crate::admin::{Admin, Board, Desk, Issuing};
+use crate::admin::{self, Admin, Board, Desk, Issuing};
 use crate::backend;
 use crate::catalog::{self, Catalog, Change, Location};
 use crate::config::watch::{Unit, Watcher};
@@ -146,7 +146,7 @@ impl App {
             limits: Arc::clone(&limits),
             tls: tls.state(),
             revocation: Arc::new(Recorded(Arc::clone(&catalog))),
-            on_seen: Arc::new(move |host| seen.note_seen(host)),
+            on_seen: Arc::new(move |host, issuer| seen.note_seen(host, issuer)),
             drain: drain.clone(),
         });
 
@@ -265,12 +265,7 @@ impl Tls {
                 host.certificates.iter().any(|certificate| certificate.serial == client.serial)
             });
             if !known {
-                let certificate = catalog::Certificate {
-                    serial: client.serial.clone(),
-                    issued_at: client.issued_at,
-                    not_after: client.not_after,
-                    revoked: false,
-                };
+                let certificate = admin::certificate(client);
                 catalog.submit(Change::Issue(client.host.clone(), certificate)).await?;
             }
         }

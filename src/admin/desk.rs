@@ -15,7 +15,7 @@ use crate::config::address::Authority;
 use crate::discovery::{Address, Format, InvalidPluginName, PluginName, Rendering, Spec, TlsFiles};
 use crate::host::name::{HostName, InvalidHostName};
 use crate::pki::bundle::{self, Bundle, BundleError};
-use crate::pki::{InvalidServerName, Pki, PkiError, ServerName};
+use crate::pki::{InvalidServerName, Issued, Pki, PkiError, ServerName};
 use crate::volume::error::rfc3339;
 
 /// What the configuration says of new hosts.
@@ -119,14 +119,8 @@ impl Desk {
             cert_pem: &made.cert_pem,
             key_pem: made.key_pem.as_deref(),
         })?;
-        let certificate = Certificate {
-            serial: made.issued.serial.clone(),
-            issued_at: made.issued.issued_at,
-            not_after: made.issued.not_after,
-            revoked: false,
-        };
         // Nobody gets a certificate that could not be revoked.
-        self.catalog.submit(Change::Issue(host.clone(), certificate)).await?;
+        self.catalog.submit(Change::Issue(host.clone(), certificate(&made.issued))).await?;
         log::info!("issued certificate {} to host {host}", made.issued.serial);
         Ok(wire::HostAdded {
             name: host.to_string(),
@@ -153,6 +147,18 @@ impl Desk {
         (self.changed)();
         log::warn!("revoked host {host}: {certificates} certificates were in force");
         Ok(wire::HostRevoked { name: host.to_string(), certificates, mounts })
+    }
+}
+
+/// A certificate that was issued, as the catalog remembers it.
+pub fn certificate(issued: &Issued) -> Certificate {
+    let Issued { host: _, serial, issuer, issued_at, not_after } = issued;
+    Certificate {
+        serial: serial.clone(),
+        issuer: Some(issuer.clone()),
+        issued_at: *issued_at,
+        not_after: *not_after,
+        revoked: false,
     }
 }
 

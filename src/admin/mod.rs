@@ -19,7 +19,7 @@ use warp::Filter;
 use warp::reply::{Reply as _, Response};
 
 pub use self::board::Board;
-pub use self::desk::{Desk, Issuing};
+pub use self::desk::{Desk, Issuing, certificate};
 use self::wire::{Failure, verb};
 use crate::backend::name::BackendName;
 use crate::error::{chain, nearest};

@@ -82,6 +82,8 @@ impl LetIn {
 pub(super) struct Credential {
     chain: Arc<[CertificateDer<'static>]>,
     serial: String,
+    /// The subject of the authority that issued it.
+    issuer: String,
     /// When each of the chain ends, in seconds since 1970: the chain is looked at again then. That it ends is not
     /// decided here, because a peer may send certificates that its chain does not need.
     ends: Vec<i64>,
@@ -108,16 +110,21 @@ impl Credential {
     pub(super) fn of(chain: &[CertificateDer<'_>], state: &State) -> Result<(HostName, Self), IdentityError> {
         let chain: Arc<[_]> = chain.iter().map(|der| der.clone().into_owned()).collect();
         let own = chain.first().ok_or(IdentityError::Nameless)?;
-        let Identity { host, serial, not_after } = identity::identity(own)?;
+        let Identity { host, serial, issuer, not_after } = identity::identity(own)?;
         let others = chain.iter().skip(1).map(|der| identity::not_after(der));
         let ends = std::iter::once(Ok(not_after)).chain(others).collect::<Result<Vec<_>, _>>()?;
         let good_until = AtomicI64::new(next_end(&ends, now()));
         let generation = AtomicU64::new(state.generation);
-        Ok((host, Self { chain, serial, ends, good_until, generation }))
+        Ok((host, Self { chain, serial, issuer, ends, good_until, generation }))
     }
 }
 
 impl Connection {
+    /// Who issued the certificate that let the caller in, where one did.
+    pub(super) fn issuer(&self) -> Option<&str> {
+        self.credential.as_ref().map(|credential| &*credential.issuer)
+    }
+
     pub(super) fn new(caller: Caller, key: Key, peer: String, credential: Option<Credential>) -> Arc<Self> {
         Arc::new(Self {
             caller,
@@ -168,7 +175,7 @@ impl Connection {
         let (Some(credential), Some(state)) = (&self.credential, state) else {
             return Ok(());
         };
-        let Credential { chain, serial, ends, good_until, generation } = credential;
+        let Credential { chain, serial, issuer: _, ends, good_until, generation } = credential;
         let now = now();
         if generation.load(Ordering::Acquire) != state.generation || now > good_until.load(Ordering::Acquire)
         {
@@ -303,7 +310,7 @@ where
         return Err(Closed);
     }
     if connection.caller.via != Via::Admin {
-        (server.on_seen)(&connection.caller.host);
+        (server.on_seen)(&connection.caller.host, connection.issuer());
     }
     request.extensions_mut().insert(connection.caller.clone());
     request.extensions_mut().insert(LetIn(Arc::clone(&connection)));

@@ -1,0 +1,243 @@
+//! One authority takes over from another, while both are trusted.
+//!
+//! Engines read their files once, so both must be good for as long as the operator needs to restart engines. Meanwhile
+//! `ca.crt` holds both authorities, hosts' certificates are signed by the new one, and the server's stays signed by the
+//! old one, which is the only one that an engine knows that was not restarted.
+//!
+//! How far a rollover has got is told by the files alone. It is under way while `ca-next.crt` is there: one that is not
+//! in `ca.crt` yet is put there, and one that stands there alone becomes `ca`, by whoever comes next. Every step is the
+//! rename of one file, and between any two of them everything that was let in still is. What is given up is kept beside,
+//! under the name of its authority: `ca-41ab12cd.crt` and `.key`.
+
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+use super::certificate::{CertInfo, describe_der};
+use super::pair::{Leaf, Pair, Purpose, Trust, authorities, leaf, successor};
+use super::renewal::{host_of, key_for, sign_client, sign_server, write_certificate};
+use super::{Issued, Pki, PkiError, authority, certificate};
+use crate::files::{self, Lock};
+use crate::step::stop_if_asked;
+
+/// Every durable step, in the order in which a rollover reaches it; those of an abort last.
+pub const STEPS: &[&str] = &[
+    START_KEY,
+    START_CERTIFICATE,
+    START_TRUSTED,
+    FINISH_SERVER,
+    FINISH_CLIENT,
+    FINISH_KEPT,
+    FINISH_KEY_ASIDE,
+    FINISH_TRUSTED,
+    FINISH_KEY,
+    ABORT_SERVER,
+    ABORT_CLIENT,
+    ABORT_TRUSTED,
+    ABORT_CERTIFICATE,
+];
+
+const START_KEY: &str = "rollover:start:key";
+const START_CERTIFICATE: &str = "rollover:start:certificate";
+const START_TRUSTED: &str = "rollover:start:trusted";
+const FINISH_SERVER: &str = "rollover:finish:server";
+const FINISH_CLIENT: &str = "rollover:finish:client";
+const FINISH_KEPT: &str = "rollover:finish:kept";
+const FINISH_KEY_ASIDE: &str = "rollover:finish:key-aside";
+const FINISH_TRUSTED: &str = "rollover:finish:trusted";
+const FINISH_KEY: &str = "rollover:finish:key";
+const ABORT_SERVER: &str = "rollover:abort:server";
+const ABORT_CLIENT: &str = "rollover:abort:client";
+const ABORT_TRUSTED: &str = "rollover:abort:trusted";
+const ABORT_CERTIFICATE: &str = "rollover:abort:certificate";
+
+/// A rollover that is under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rollover {
+    /// The authorities that are given up: one, unless somebody put more into `ca.crt`.
+    pub old: Vec<CertInfo>,
+    /// The authority that takes over.
+    pub new: CertInfo,
+    /// Whether the server's certificate is of the new one already: a finish was cut off.
+    pub finishing: bool,
+}
+
+/// What [`Pki::finish_rollover`] and [`Pki::abort_rollover`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// The rollover that has ended.
+    pub rollover: Rollover,
+    /// The certificate that this machine's own engine got, if it got another one.
+    pub issued: Option<Issued>,
+    /// Where what was given up lies. The key may have been kept elsewhere.
+    pub kept: Pair,
+}
+
+impl Pki {
+    /// The rollover that is under way, if one is.
+    pub fn rollover(&self) -> Result<Option<Rollover>, PkiError> {
+        let trust = match self.trust() {
+            Err(PkiError::NoCa { .. }) => return Ok(None),
+            trust => trust?,
+        };
+        let server = leaf(&self.server(), &trust)?;
+        rollover(&trust, server.as_ref())
+    }
+
+    /// Makes an authority and has it trusted beside the one there is; changes nothing while a rollover is under way.
+    /// Whether one was made now.
+    ///
+    /// [`Pki::ensure`] then makes this machine's client certificate anew.
+    pub fn start_rollover(&self) -> Result<bool, PkiError> {
+        let lock = self.lock()?;
+        self.settle(&lock)?;
+        // Also says what is wrong with the files as they are.
+        if self.trust()?.successor.is_some() {
+            return Ok(false);
+        }
+        let next = self.next();
+        let key = key_for(&lock, &next)?;
+        stop_if_asked(START_KEY);
+        let signed = authority::self_sign(&key, OffsetDateTime::now_utc())
+            .map_err(|source| PkiError::signing("the CA", source))?;
+        write_certificate(&lock, &next.cert, &signed.pem)?;
+        stop_if_asked(START_CERTIFICATE);
+        self.settle(&lock)?;
+        Ok(true)
+    }
+
+    /// Has the new authority take the place of the old: the server's certificate and this machine's client certificate
+    /// are made anew, then the old authority is not trusted any more.
+    ///
+    /// Which engines that shuts out is for the caller to know.
+    pub fn finish_rollover(&self) -> Result<Finished, PkiError> {
+        let (lock, trust, rollover) = self.under_way()?;
+        let Some(new) = &trust.successor else { return Err(PkiError::NoRollover) };
+        let by_new = || {
+            let need = || "the server's and this machine's certificate".to_owned();
+            trust.authority(Purpose::Host, need)
+        };
+        let issued = self.sign_both(&lock, &trust, |leaf| !new.signed(leaf), by_new, [FINISH_SERVER, FINISH_CLIENT])?;
+
+        let kept = self.kept(rollover.old.first());
+        let others = trust.certificates.iter().filter(|one| **one != new.certificate);
+        write_certificate(&lock, &kept.cert, &certificate::encode(others))?;
+        stop_if_asked(FINISH_KEPT);
+        rename_if_there(&trust.ca, &kept)?;
+        stop_if_asked(FINISH_KEY_ASIDE);
+        write_certificate(&lock, &trust.ca.cert, &new.pem)?;
+        stop_if_asked(FINISH_TRUSTED);
+        self.settle(&lock)?;
+        Ok(Finished { rollover, issued, kept })
+    }
+
+    /// Takes back what [`Pki::start_rollover`] began: the new authority is not trusted any more.
+    ///
+    /// Which engines that shuts out is for the caller to know.
+    pub fn abort_rollover(&self) -> Result<Finished, PkiError> {
+        let (lock, trust, rollover) = self.under_way()?;
+        let Some(new) = &trust.successor else { return Err(PkiError::NoRollover) };
+        let by_old = || {
+            let need = || "the server's and this machine's certificate".to_owned();
+            trust.authority(Purpose::Server(None), need)
+        };
+        let issued = self.sign_both(&lock, &trust, |leaf| new.signed(leaf), by_old, [ABORT_SERVER, ABORT_CLIENT])?;
+
+        let kept = self.kept(Some(&rollover.new));
+        let others = trust.certificates.iter().filter(|one| **one != new.certificate);
+        write_certificate(&lock, &trust.ca.cert, &certificate::encode(others))?;
+        stop_if_asked(ABORT_TRUSTED);
+        files::rename(&new.pair.cert, &kept.cert).map_err(|source| PkiError::Io {
+            did: "rename",
+            path: new.pair.cert.clone(),
+            source,
+        })?;
+        stop_if_asked(ABORT_CERTIFICATE);
+        rename_if_there(&new.pair, &kept)?;
+        Ok(Finished { rollover, issued, kept })
+    }
+
+    /// Ends what a process began that was killed: an authority that was made is trusted, and one that alone is trusted
+    /// has the place of the one before.
+    pub(super) fn settle(&self, lock: &Lock) -> Result<(), PkiError> {
+        let (ca, next) = (self.ca(), self.next());
+        let Some((pem, certificate)) = successor(&next)? else { return Ok(()) };
+        let (trusted, certificates) = authorities(&ca.cert)?;
+        if !certificates.contains(&certificate) {
+            let both = format!("{}\n{pem}", trusted.trim_end());
+            write_certificate(lock, &ca.cert, &both)?;
+            stop_if_asked(START_TRUSTED);
+        } else if certificates.len() == 1 {
+            rename_if_there(&next, &ca)?;
+            stop_if_asked(FINISH_KEY);
+            files::remove(&next.cert).map_err(|source| PkiError::Io {
+                did: "remove",
+                path: next.cert,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn under_way(&self) -> Result<(Lock, Trust, Rollover), PkiError> {
+        let lock = self.lock()?;
+        self.settle(&lock)?;
+        let trust = self.trust()?;
+        let server = leaf(&self.server(), &trust)?;
+        match rollover(&trust, server.as_ref())? {
+            Some(rollover) => Ok((lock, trust, rollover)),
+            None => Err(PkiError::NoRollover),
+        }
+    }
+
+    /// Makes the server's certificate and this machine's client certificate anew, as far as they have to be.
+    fn sign_both<'a>(
+        &self,
+        lock: &Lock,
+        trust: &Trust,
+        has_to_be: impl Fn(&Leaf) -> bool,
+        authority: impl Fn() -> Result<&'a authority::Authority, PkiError>,
+        [server_signed, client_signed]: [&'static str; 2],
+    ) -> Result<Option<Issued>, PkiError> {
+        let now = OffsetDateTime::now_utc();
+        let (server, client) = (self.server(), self.client());
+        let present = (leaf(&server, trust)?, leaf(&client, trust)?);
+        if let Some(leaf) = present.0.filter(&has_to_be) {
+            sign_server(lock, authority()?, &server, &leaf.key, &leaf.info.names, now)?;
+        }
+        stop_if_asked(server_signed);
+        let mut issued = None;
+        if let Some(leaf) = present.1.filter(&has_to_be)
+            && let Some(node) = host_of(&leaf.info)
+        {
+            issued = Some(sign_client(lock, authority()?, &client, &leaf.key, &node, now)?);
+        }
+        stop_if_asked(client_signed);
+        Ok(issued)
+    }
+
+    /// Where an authority lies that is given up.
+    fn kept(&self, authority: Option<&CertInfo>) -> Pair {
+        let id: String = authority.map(|info| info.serial.chars().take(8).collect()).unwrap_or_default();
+        self.pair(&format!("ca-{id}"))
+    }
+}
+
+fn rollover(trust: &Trust, server: Option<&Leaf>) -> Result<Option<Rollover>, PkiError> {
+    let Some(new) = &trust.successor else { return Ok(None) };
+    let describe = |one: &CertificateDer<'_>| {
+        describe_der(one).map_err(|source| PkiError::Certificate { path: trust.ca.cert.clone(), source })
+    };
+    let old = trust.certificates.iter().filter(|one| **one != new.certificate).map(describe);
+    let finishing = server.is_some_and(|leaf| new.signed(leaf));
+    Ok(Some(Rollover { old: old.collect::<Result<_, _>>()?, new: describe(&new.certificate)?, finishing }))
+}
+
+/// Gives a pair's key the other pair's name, unless it is kept elsewhere.
+fn rename_if_there(from: &Pair, to: &Pair) -> Result<(), PkiError> {
+    match files::rename(&from.key, &to.key) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(PkiError::Io { did: "rename", path: from.key.clone(), source })
+        }
+        _ => Ok(()),
+    }
+}
