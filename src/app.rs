@@ -4,6 +4,7 @@
 //! configuration ends the program before any socket is bound; what is found on the backends after a crash is mended
 //! before any request is taken.
 
+pub mod certificates;
 mod convert;
 mod error;
 pub mod recovery;
@@ -184,6 +185,7 @@ impl App {
             files: loaded.files,
             rejected: BTreeSet::new(),
             tls,
+            catalog: Arc::clone(&catalog),
             service: Arc::clone(&service),
             limits,
             issuing,
@@ -284,6 +286,7 @@ fn issuing(config: &Config, bound: &[Bound], tls: &Tls) -> Issuing {
         plugin: config.name.clone(),
         advertise: spec::advertised(config, &listening),
         ours: tls.is_ours(),
+        node: config.node.clone(),
     }
 }
 

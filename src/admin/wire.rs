@@ -37,8 +37,18 @@ pub mod verb {
     pub const HOST_LS: &str = "/host/ls";
     /// [`HostAdd`](super::HostAdd) → [`HostAdded`](super::HostAdded)
     pub const HOST_ADD: &str = "/host/add";
+    /// [`HostAdd`](super::HostAdd) → [`HostAdded`](super::HostAdded)
+    pub const HOST_RENEW: &str = "/host/renew";
     /// [`HostName`](super::HostName) → [`HostRevoked`](super::HostRevoked)
     pub const HOST_REVOKE: &str = "/host/revoke";
+    /// [`Nothing`](super::Nothing) → [`Rollover`](super::Rollover)
+    pub const ROLLOVER_STATUS: &str = "/pki/rollover/status";
+    /// [`Nothing`](super::Nothing) → [`Rollover`](super::Rollover)
+    pub const ROLLOVER_START: &str = "/pki/rollover/start";
+    /// [`RolloverEnd`](super::RolloverEnd) → [`RolloverEnded`](super::RolloverEnded)
+    pub const ROLLOVER_FINISH: &str = "/pki/rollover/finish";
+    /// [`RolloverEnd`](super::RolloverEnd) → [`RolloverEnded`](super::RolloverEnded)
+    pub const ROLLOVER_ABORT: &str = "/pki/rollover/abort";
 }
 
 /// A request without arguments: `{}`.
@@ -323,6 +333,9 @@ pub struct HostAdd {
     /// A certificate signing request in PEM, made on the host: the bundle then holds no key.
     #[serde(default)]
     pub csr: Option<String>,
+    /// The host's certificate in PEM, signed where the CA's key is: the bundle then holds no key, and none is needed here.
+    #[serde(default)]
+    pub certificate: Option<String>,
 }
 
 /// A host's bundle.
@@ -351,4 +364,63 @@ pub struct HostRevoked {
     pub certificates: usize,
     /// Its mounts, which stay counted until they are released.
     pub mounts: usize,
+}
+
+/// How far a rollover of the CA has got.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rollover {
+    /// `none`; `overlap` while both are trusted; `finishing` where a finish was cut off.
+    pub state: String,
+    /// The CA that is in force, or is given up.
+    pub ca: Ca,
+    /// The CA that takes over.
+    pub next: Option<Ca>,
+    /// The hosts that are let in, while a rollover is under way.
+    pub hosts: Vec<RolloverHost>,
+}
+
+/// A certificate authority.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ca {
+    /// Its subject.
+    pub name: String,
+    /// When its certificate expires, RFC 3339.
+    pub expires: String,
+}
+
+/// A host during a rollover.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RolloverHost {
+    /// Its name.
+    pub name: String,
+    /// Whether it is let in when the rollover is finished, as far as is known.
+    pub moved: bool,
+    /// Whether it was given a certificate of the new CA.
+    pub renewed: bool,
+    /// Of which CA the certificate was with which it last called: `old`, `new`, or `null` when it never called with one.
+    pub uses: Option<String>,
+    /// When it last sent a request, RFC 3339.
+    pub last_seen: Option<String>,
+}
+
+/// Ends a rollover.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RolloverEnd {
+    /// Whether also where that shuts out hosts.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What the end of a rollover did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RolloverEnded {
+    /// The CA in force.
+    pub ca: Ca,
+    /// Where the certificate lies of the CA that was given up.
+    pub kept_certificate: String,
+    /// Where its key lies; `null` where that is kept elsewhere.
+    pub kept_key: Option<String>,
+    /// The hosts that were shut out.
+    pub shut_out: Vec<String>,
 }

@@ -8,11 +8,10 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::table::{Listing, counted, or_dash, printable};
-use super::{Error, Shell};
+use super::{Error, Shell, output};
 use crate::app::recovery::{self, Compared, Counts, Looked, Rebuilt};
 use crate::catalog::reconcile::Finding;
 use crate::config::{self, Config, Paths};
-use crate::files;
 
 /// Save the catalog as text, and make it again from text or from the backends
 ///
@@ -70,15 +69,9 @@ pub(super) fn run(command: &Catalog, shell: &mut Shell<'_>) -> Result<(), Error>
 }
 
 fn export(config: &Config, path: &Path, force: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let failed = |doing| move |source| Error::File { path: path.into(), doing, source };
-    let absolute = std::path::absolute(path).map_err(failed("written"))?;
-    if !force && absolute.symlink_metadata().is_ok() {
-        let path = path.display();
-        return Err(Error::Refused(format!("{path} exists: name another file, or give --force")));
-    }
+    output::must_be_free(path, force)?;
     let text = recovery::export(config)?;
-    let write = if force { files::replace } else { files::create };
-    write(&absolute, text.as_bytes(), 0o600).map_err(failed("written"))?;
+    output::write(path, text.as_bytes(), 0o600, force)?;
     // The first line and the last one are no records.
     let records = text.lines().count().saturating_sub(2);
     if shell.global.json {

@@ -33,7 +33,7 @@ pub use self::pair::Pair;
 use self::pair::{Purpose, Trust, authorities, leaf, read};
 pub use self::elsewhere::{Installed, Request, SignedElsewhere};
 pub use self::request::RequestError;
-pub use self::rollover::{Finished, Rollover, STEPS};
+pub use self::rollover::{Finished, Rollover, STEPS, Started};
 use crate::files::Lock;
 use crate::host::name::HostName;
 

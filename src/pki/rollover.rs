@@ -24,6 +24,7 @@ pub const STEPS: &[&str] = &[
     START_KEY,
     START_CERTIFICATE,
     START_TRUSTED,
+    START_CLIENT,
     FINISH_SERVER,
     FINISH_CLIENT,
     FINISH_KEPT,
@@ -39,6 +40,7 @@ pub const STEPS: &[&str] = &[
 const START_KEY: &str = "rollover:start:key";
 const START_CERTIFICATE: &str = "rollover:start:certificate";
 const START_TRUSTED: &str = "rollover:start:trusted";
+const START_CLIENT: &str = "rollover:start:client";
 const FINISH_SERVER: &str = "rollover:finish:server";
 const FINISH_CLIENT: &str = "rollover:finish:client";
 const FINISH_KEPT: &str = "rollover:finish:kept";
@@ -59,6 +61,15 @@ pub struct Rollover {
     pub new: CertInfo,
     /// Whether the server's certificate is of the new one already: a finish was cut off.
     pub finishing: bool,
+}
+
+/// What [`Pki::start_rollover`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// Whether a rollover was begun now, not before.
+    pub begun: bool,
+    /// The certificate that this machine's own engine got, if it got another one.
+    pub issued: Option<Issued>,
 }
 
 /// What [`Pki::finish_rollover`] and [`Pki::abort_rollover`] did.
@@ -83,26 +94,38 @@ impl Pki {
         rollover(&trust, server.as_ref())
     }
 
-    /// Makes an authority and has it trusted beside the one there is; changes nothing while a rollover is under way.
-    /// Whether one was made now.
-    ///
-    /// [`Pki::ensure`] then makes this machine's client certificate anew.
-    pub fn start_rollover(&self) -> Result<bool, PkiError> {
+    /// Makes an authority, has it trusted beside the one there is, and makes this machine's client certificate anew by
+    /// it. While a rollover is under way no other is begun.
+    pub fn start_rollover(&self) -> Result<Started, PkiError> {
         let lock = self.lock()?;
         self.settle(&lock)?;
-        // Also says what is wrong with the files as they are.
-        if self.trust()?.successor.is_some() {
-            return Ok(false);
+        let under_way = self.trust()?.successor.is_some();
+        if !under_way {
+            self.make_successor(&lock)?;
         }
+        let trust = self.trust()?;
+        let Some(new) = &trust.successor else { return Err(PkiError::NoRollover) };
+        let mut issued = None;
+        if let (Some(leaf), Some(authority)) = (leaf(&self.client(), &trust)?, &new.authority)
+            && !new.signed(&leaf)
+            && let Some(node) = host_of(&leaf.info)
+        {
+            let now = OffsetDateTime::now_utc();
+            issued = Some(sign_client(&lock, authority, &self.client(), &leaf.key, &node, now)?);
+        }
+        stop_if_asked(START_CLIENT);
+        Ok(Started { begun: !under_way, issued })
+    }
+
+    fn make_successor(&self, lock: &Lock) -> Result<(), PkiError> {
         let next = self.next();
-        let key = key_for(&lock, &next)?;
+        let key = key_for(lock, &next)?;
         stop_if_asked(START_KEY);
         let signed = authority::self_sign(&key, OffsetDateTime::now_utc())
             .map_err(|source| PkiError::signing("the CA", source))?;
-        write_certificate(&lock, &next.cert, &signed.pem)?;
+        write_certificate(lock, &next.cert, &signed.pem)?;
         stop_if_asked(START_CERTIFICATE);
-        self.settle(&lock)?;
-        Ok(true)
+        self.settle(lock)
     }
 
     /// Has the new authority take the place of the old: the server's certificate and this machine's client certificate
