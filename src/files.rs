@@ -75,7 +75,9 @@ pub fn remove(path: &Path) -> io::Result<()> {
 fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // A file system without this flag: the lock keeps our own processes out between the look and the rename.
-        Err(Errno::INVAL | Errno::NOSYS) if std::fs::symlink_metadata(to).is_err() => std::fs::rename(from, to),
+        Err(Errno::INVAL | Errno::NOSYS) if std::fs::symlink_metadata(to).is_err() => {
+            std::fs::rename(from, to)
+        }
         done => Ok(done?),
     }
 }

@@ -72,7 +72,9 @@ pub(super) enum DeskError {
     Unknown(HostName),
     #[error("host {0} has no certificate yet: `volhost host add {0}` lets it in")]
     NotAdded(HostName),
-    #[error("a request and a certificate were given: the one is to be signed here, the other was signed elsewhere")]
+    #[error(
+        "a request and a certificate were given: the one is to be signed here, the other was signed elsewhere"
+    )]
     RequestAndCertificate,
     #[error(
         "{} would be shut out: {}; `--force` goes on all the same",

@@ -136,7 +136,9 @@ impl Desk {
             standing.uses == Some(Which::New) || (standing.renewed && *host != node)
         };
         let remedy = |_: &Standing, host: &HostName| {
-            format!("{host} has a certificate of the new CA (finish the rollover, or give it another one afterwards)")
+            format!(
+                "{host} has a certificate of the new CA (finish the rollover, or give it another one afterwards)"
+            )
         };
         self.end(request, shut_out, remedy, Pki::abort_rollover).await
     }
@@ -235,7 +237,11 @@ mod tests {
     }
 
     /// A host whose certificates are told as `old`, `new-`: of which authority, and with `-` revoked, with `.` expired.
-    fn standing(certificates: &[&str], last: Option<&str>, revoked: bool) -> Option<(bool, Option<Which>, bool)> {
+    fn standing(
+        certificates: &[&str],
+        last: Option<&str>,
+        revoked: bool,
+    ) -> Option<(bool, Option<Which>, bool)> {
         let certificates = certificates.iter().map(|text| {
             let issuer = text.trim_end_matches(['-', '.']);
             Certificate {

@@ -9,7 +9,7 @@ use super::spec::server_names;
 use crate::config::Config;
 use crate::host::name::{HostName, InvalidHostName};
 pub use crate::pki::{Installed, Request, SignedElsewhere};
-use crate::pki::{IssuedHost, Pki, PkiError};
+use crate::pki::{InvalidServerName, IssuedHost, Pki, PkiError, ServerName};
 
 /// Why there is no request and no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -20,8 +20,13 @@ pub enum CertificatesError {
     /// No name of a host.
     #[error(transparent)]
     Host(#[from] InvalidHostName),
+    /// No name of a server.
+    #[error(transparent)]
+    Server(#[from] InvalidServerName),
     /// The certificates in use come from somewhere else.
-    #[error("`tls` names certificates that are not volhost's own: request and replace them where they come from")]
+    #[error(
+        "`tls` names certificates that are not volhost's own: request and replace them where they come from"
+    )]
     NotOurs,
 }
 
@@ -34,9 +39,14 @@ pub enum Signed {
     Host(Box<IssuedHost>),
 }
 
-/// A request (PEM) for one of this machine's certificates.
-pub fn request(config: &Config, which: Request) -> Result<String, CertificatesError> {
-    Ok(own(config)?.request(which, &config.node, &server_names(config))?)
+/// A request (PEM) for one of this machine's certificates; the server's also for names that the configuration does not
+/// tell.
+pub fn request(config: &Config, which: Request, more: &[String]) -> Result<String, CertificatesError> {
+    let mut names = server_names(config);
+    for name in more {
+        names.push(ServerName::parse(name)?);
+    }
+    Ok(own(config)?.request(which, &config.node, &names)?)
 }
 
 /// Puts a certificate in force that was signed on such a request.

@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::table::{Listing, counted, or_dash, printable};
 use super::{Error, Shell, output};
@@ -107,7 +105,11 @@ fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<
     let mut listing = Listing::new(["BACKEND", "MADE", "COPY"]);
     for Looked { backend, path, at, reason: _ } in looked {
         let path = path.as_ref().map(|path| path.display().to_string());
-        listing.row([backend.to_string(), or_dash(at.map(written).as_deref()), or_dash(path.as_deref())]);
+        listing.row([
+            backend.to_string(),
+            or_dash(at.map(output::written).as_deref()),
+            or_dash(path.as_deref()),
+        ]);
     }
     shell.table(listing)?;
     reasons(looked, shell)?;
@@ -175,7 +177,7 @@ fn reasons(looked: &[Looked], shell: &mut Shell<'_>) -> Result<(), Error> {
 
 fn row_of_looked(Looked { backend, path, at, reason }: &Looked) -> Value {
     let path = path.as_ref().map(|path| path.to_string_lossy());
-    json!({ "backend": backend.as_str(), "path": path, "at": at.map(written), "reason": reason })
+    json!({ "backend": backend.as_str(), "path": path, "at": at.map(output::written), "reason": reason })
 }
 
 fn row_of_finding(Finding { backend, kind, name, what }: &Finding) -> Value {
@@ -208,8 +210,4 @@ fn told(counts: Counts) -> String {
         counted(hosts, "host"),
         counted(backends, "backend")
     )
-}
-
-fn written(at: OffsetDateTime) -> String {
-    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
 }

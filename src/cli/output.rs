@@ -6,6 +6,9 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
 use super::Error;
 use crate::files;
 
@@ -38,4 +41,10 @@ pub(super) fn write(path: &Path, content: &[u8], mode: u32, force: bool) -> Resu
     let absolute = std::path::absolute(path).map_err(failed)?;
     let write = if force { files::replace } else { files::create };
     write(&absolute, content, mode).map_err(failed)
+}
+
+/// A time as results tell it.
+pub(super) fn written(at: OffsetDateTime) -> String {
+    // Whatever has a record or a certificate lies within the years that RFC 3339 can write.
+    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
 }

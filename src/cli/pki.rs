@@ -4,16 +4,13 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand, ValueEnum};
-use serde_json::json;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-
 use super::table::{Listing, mark, or_dash, printable};
 use super::{Error, Shell, output};
 use crate::admin::wire::{Ca, Nothing, Rollover as Told, RolloverEnd, RolloverEnded, RolloverHost, verb};
 use crate::app::certificates::{self, Installed, Request, Signed, SignedElsewhere};
 use crate::config::{self, Config, Paths};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
 
 /// Replace the CA, and have certificates signed where its key is kept
 #[derive(Debug, Subcommand)]
@@ -71,6 +68,9 @@ pub(super) struct End {
 pub(super) struct Csr {
     /// The certificate that is wanted
     which: Which,
+    /// Also for NAME, by which engines call the server; once for each
+    #[arg(long = "name", value_name = "NAME")]
+    names: Vec<String>,
     /// Write to FILE instead of the standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -205,15 +205,16 @@ fn end(verb: &str, &End { force, yes }: &End, shell: &mut Shell<'_>) -> Result<(
     Ok(())
 }
 
-fn csr(Csr { which, output, force }: &Csr, shell: &mut Shell<'_>) -> Result<(), Error> {
+fn csr(Csr { which, names, output, force }: &Csr, shell: &mut Shell<'_>) -> Result<(), Error> {
     let which = match which {
         Which::Server => Request::Server,
-        Which::Client => Request::Client,
+        Which::Client if names.is_empty() => Request::Client,
+        Which::Client => return Err(Error::Usage("--name is for the server's certificate".into())),
     };
     if let Some(path) = output {
         output::must_be_free(path, *force)?;
     }
-    let pem = certificates::request(&configured(shell)?, which)?;
+    let pem = certificates::request(&configured(shell)?, which, names)?;
     let field = ("request", &*pem);
     leave(field, output.as_deref(), *force, json!({}), "have it signed by `volhost pki sign`", shell)
 }
@@ -238,7 +239,7 @@ fn sign(args: &Sign, shell: &mut Shell<'_>) -> Result<(), Error> {
             (signed.cert_pem, vec![signed.issued.host.to_string()], signed.issued.not_after, then)
         }
     };
-    let expires = written(expires);
+    let expires = output::written(expires);
     shell.note(&printable(&format!("signed for {}, until {expires}", names.join(", "))));
     let more = json!({ "names": names, "expires": expires });
     let then = format!("give it to {then}");
@@ -278,7 +279,7 @@ fn install(path: &Path, shell: &mut Shell<'_>) -> Result<(), Error> {
         Request::Client => "client",
     };
     let names: Vec<_> = info.names.iter().map(ToString::to_string).collect();
-    let (file, expires) = (path.display().to_string(), written(info.not_after));
+    let (file, expires) = (path.display().to_string(), output::written(info.not_after));
     if shell.global.json {
         return shell.json(&json!({
             "which": which, "file": file, "serial": info.serial, "names": names, "expires": expires,
@@ -292,9 +293,4 @@ fn configured(shell: &Shell<'_>) -> Result<Config, Error> {
     let loaded = config::load(&paths, shell.global.config.as_deref())
         .map_err(|faults| Error::Configuration(faults.to_string()))?;
     Ok(loaded.config)
-}
-
-fn written(at: OffsetDateTime) -> String {
-    // Certificates end within the years that RFC 3339 can write.
-    at.format(&Rfc3339).unwrap_or_default()
 }

@@ -28,10 +28,10 @@ use self::authority::{Authority, Signed};
 pub use self::certificate::{
     CertInfo, CertificateError, InvalidServerName, ServerName, describe, describe_der,
 };
+pub use self::elsewhere::{Installed, Request, SignedElsewhere};
 pub use self::error::PkiError;
 pub use self::pair::Pair;
 use self::pair::{Purpose, Trust, authorities, leaf, read};
-pub use self::elsewhere::{Installed, Request, SignedElsewhere};
 pub use self::request::RequestError;
 pub use self::rollover::{Finished, Rollover, STEPS, Started};
 use crate::files::Lock;
@@ -271,27 +271,27 @@ mod tests {
     use super::*;
     use crate::error::chain;
 
-    fn host(name: &str) -> HostName {
+    pub(super) fn host(name: &str) -> HostName {
         HostName::parse(name).unwrap()
     }
 
-    fn name(text: &str) -> ServerName {
+    pub(super) fn name(text: &str) -> ServerName {
         ServerName::parse(text).unwrap()
     }
 
-    fn empty() -> (tempfile::TempDir, Pki) {
+    pub(super) fn empty() -> (tempfile::TempDir, Pki) {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::new(dir.path().join("pki"));
         (dir, pki)
     }
 
-    fn made() -> (tempfile::TempDir, Pki, Ensured) {
+    pub(super) fn made() -> (tempfile::TempDir, Pki, Ensured) {
         let (dir, pki) = empty();
         let ensured = pki.ensure(&host("store1"), &[name("store1.example.org"), name("10.0.0.7")]).unwrap();
         (dir, pki, ensured)
     }
 
-    fn content(path: &Path) -> String {
+    pub(super) fn content(path: &Path) -> String {
         std::fs::read_to_string(path).unwrap()
     }
 
@@ -307,7 +307,7 @@ mod tests {
         UnixTime::since_unix_epoch(std::time::Duration::from_secs(at.unix_timestamp().try_into().unwrap()))
     }
 
-    fn serves(ca_pem: &str, cert_pem: &str, called: &str) -> Result<(), rustls::Error> {
+    pub(super) fn serves(ca_pem: &str, cert_pem: &str, called: &str) -> Result<(), rustls::Error> {
         let verifier = WebPkiServerVerifier::builder_with_provider(roots(ca_pem), default_provider().into())
             .build()
             .unwrap();
@@ -318,7 +318,7 @@ mod tests {
             .map(|_| ())
     }
 
-    fn is_let_in(ca_pem: &str, cert_pem: &str, at: OffsetDateTime) -> Result<(), rustls::Error> {
+    pub(super) fn is_let_in(ca_pem: &str, cert_pem: &str, at: OffsetDateTime) -> Result<(), rustls::Error> {
         let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca_pem), default_provider().into())
             .build()
             .unwrap();

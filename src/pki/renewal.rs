@@ -46,8 +46,7 @@ impl Pki {
                 (host_of(&leaf.info).map(|host| present(host, &leaf.info)), issued)
             }
             None => {
-                let authority =
-                    trust.authority(Purpose::Host, || format!("the certificate of {node}"))?;
+                let authority = trust.authority(Purpose::Host, || format!("the certificate of {node}"))?;
                 let key = key_for(&lock, &pair)?;
                 (None, Some(sign_client(&lock, authority, &pair, &key, node, now)?))
             }

@@ -70,7 +70,8 @@ pub fn verify(pem: &str, host: &HostName) -> Result<SubjectPublicKeyInfo, Reques
             GeneralName::DNSName(name) => Some((*name).to_owned()),
             _ => None,
         });
-        match common_name.into_iter().chain(dns_names).find(|name| !name.eq_ignore_ascii_case(host.as_str())) {
+        match common_name.into_iter().chain(dns_names).find(|name| !name.eq_ignore_ascii_case(host.as_str()))
+        {
             Some(found) => Err(RequestError::OtherName { found, host: host.clone() }),
             None => Ok(()),
         }

@@ -139,7 +139,8 @@ impl Pki {
             let need = || "the server's and this machine's certificate".to_owned();
             trust.authority(Purpose::Host, need)
         };
-        let issued = self.sign_both(&lock, &trust, |leaf| !new.signed(leaf), by_new, [FINISH_SERVER, FINISH_CLIENT])?;
+        let issued =
+            self.sign_both(&lock, &trust, |leaf| !new.signed(leaf), by_new, [FINISH_SERVER, FINISH_CLIENT])?;
 
         let kept = self.kept(rollover.old.first());
         let others = trust.certificates.iter().filter(|one| **one != new.certificate);
@@ -163,7 +164,8 @@ impl Pki {
             let need = || "the server's and this machine's certificate".to_owned();
             trust.authority(Purpose::Server(None), need)
         };
-        let issued = self.sign_both(&lock, &trust, |leaf| new.signed(leaf), by_old, [ABORT_SERVER, ABORT_CLIENT])?;
+        let issued =
+            self.sign_both(&lock, &trust, |leaf| new.signed(leaf), by_old, [ABORT_SERVER, ABORT_CLIENT])?;
 
         let kept = self.kept(Some(&rollover.new));
         let others = trust.certificates.iter().filter(|one| **one != new.certificate);
@@ -262,5 +264,166 @@ fn rename_if_there(from: &Pair, to: &Pair) -> Result<(), PkiError> {
             Err(PkiError::Io { did: "rename", path: from.key.clone(), source })
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+
+    use super::*;
+    use crate::error::chain;
+    use crate::pki::describe;
+    use crate::pki::tests::{content, host, is_let_in, made, name, serves};
+
+    fn now() -> OffsetDateTime {
+        OffsetDateTime::now_utc()
+    }
+
+    fn names(pki: &Pki) -> Vec<String> {
+        let entries = std::fs::read_dir(pki.dir()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != ".lock");
+        names.sort();
+        names
+    }
+
+    fn remove(path: &Path) {
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn both_are_good_until_the_end_and_then_the_new_one_alone() {
+        let (_dir, pki, _) = made();
+        let old = pki.ca_pem().unwrap();
+        let (keys, files) = ([content(&pki.ca().key), content(&pki.server().key)], names(&pki));
+        let before = pki.issue_host(&host("web1")).unwrap();
+        assert_eq!(pki.rollover().unwrap(), None);
+
+        let started = pki.start_rollover().unwrap();
+        assert!(started.begun);
+        assert_eq!(started.issued.unwrap().host, host("store1"));
+        assert_eq!(std::fs::metadata(pki.next().key).unwrap().permissions().mode() & 0o777, 0o600);
+        let (both, new) = (pki.ca_pem().unwrap(), content(&pki.next().cert));
+        assert!(both.starts_with(old.trim_end()) && both.ends_with(&new));
+        assert!(pki.is_ours(both.as_bytes()));
+        let rollover = pki.rollover().unwrap().unwrap();
+        assert_eq!((rollover.old.len(), rollover.finishing), (1, false));
+        assert_eq!(rollover.new, describe(&new).unwrap());
+        // A second one is not begun, and nothing is made twice.
+        let again = pki.start_rollover().unwrap();
+        assert_eq!(again, Started { begun: false, issued: None });
+        assert_eq!(pki.ca_pem().unwrap(), both);
+        assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
+
+        let renewed = pki.issue_host(&host("web1")).unwrap();
+        assert_eq!(renewed.issued.issuer, rollover.new.subject);
+        assert_eq!(renewed.ca_pem, both);
+        is_let_in(&new, &renewed.cert_pem, now()).unwrap();
+        is_let_in(&both, &before.cert_pem, now()).unwrap();
+        is_let_in(&new, &content(&pki.client().cert), now()).unwrap();
+        // The server stays the old one's, also with a new name: an engine that was not restarted knows no other.
+        assert!(pki.add_server_name(&name("vol.example.org")).unwrap());
+        serves(&old, &content(&pki.server().cert), "vol.example.org").unwrap();
+
+        let finished = pki.finish_rollover().unwrap();
+        assert_eq!((&finished.rollover, finished.issued), (&rollover, None));
+        assert_eq!(pki.ca_pem().unwrap(), new);
+        assert_eq!(pki.rollover().unwrap(), None);
+        serves(&new, &content(&pki.server().cert), "vol.example.org").unwrap();
+        assert!(is_let_in(&pki.ca_pem().unwrap(), &before.cert_pem, now()).is_err());
+        assert_eq!(describe(content(&finished.kept.cert)).unwrap(), rollover.old[0]);
+        assert_eq!([content(&finished.kept.key), content(&pki.server().key)], keys);
+        assert_eq!(std::fs::metadata(&finished.kept.key).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(names(&pki).len(), files.len() + 2, "{:?}", names(&pki));
+        let next = pki.issue_host(&host("web2")).unwrap();
+        is_let_in(&new, &next.cert_pem, now()).unwrap();
+        assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
+        // And once more, beside what was kept.
+        pki.start_rollover().unwrap();
+        let second = pki.finish_rollover().unwrap();
+        assert_ne!(second.kept, finished.kept);
+        serves(&pki.ca_pem().unwrap(), &content(&pki.server().cert), "localhost").unwrap();
+    }
+
+    #[test]
+    fn an_abort_leaves_all_as_it_was() {
+        let (_dir, pki, _) = made();
+        let (old, key) = (pki.ca_pem().unwrap(), content(&pki.ca().key));
+        for rollover in [pki.finish_rollover(), pki.abort_rollover()] {
+            let error = rollover.unwrap_err();
+            assert!(matches!(error, PkiError::NoRollover), "{}", chain(&error));
+        }
+        pki.start_rollover().unwrap();
+        let renewed = pki.issue_host(&host("web1")).unwrap();
+        let aborted = pki.abort_rollover().unwrap();
+        assert_eq!(aborted.issued.unwrap().host, host("store1"));
+        assert_eq!(describe(pki.ca_pem().unwrap()).unwrap(), describe(&old).unwrap());
+        assert_eq!(content(&pki.ca().key), key);
+        assert!(!pki.next().cert.exists() && !pki.next().key.exists());
+        assert!(aborted.kept.key.exists(), "a key was thrown away");
+        is_let_in(&old, &content(&pki.client().cert), now()).unwrap();
+        serves(&old, &content(&pki.server().cert), "localhost").unwrap();
+        assert!(is_let_in(&pki.ca_pem().unwrap(), &renewed.cert_pem, now()).is_err());
+        assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
+    }
+
+    #[test]
+    fn keys_may_be_elsewhere_until_they_must_sign() {
+        let (dir, pki, _) = made();
+        let away = dir.path().join("away.key");
+        // The old one is not needed for a beginning nor for an end.
+        std::fs::rename(pki.ca().key, &away).unwrap();
+        pki.start_rollover().unwrap();
+        pki.issue_host(&host("web1")).unwrap();
+        let error = pki.add_server_name(&name("vol.example.org")).unwrap_err();
+        assert!(chain(&error).contains("ca.key to sign it with is missing"), "{}", chain(&error));
+        let error = pki.abort_rollover().map(drop);
+        // This machine's engine would be left without a certificate.
+        assert!(matches!(error, Err(PkiError::CaKeyMissing { .. })), "{error:?}");
+        assert!(pki.rollover().unwrap().is_some());
+
+        let new_away = dir.path().join("new-away.key");
+        std::fs::rename(pki.next().key, &new_away).unwrap();
+        pki.ensure(&host("store1"), &[]).unwrap();
+        for error in [pki.issue_host(&host("web1")).map(drop), pki.finish_rollover().map(drop)] {
+            let text = chain(&error.unwrap_err());
+            assert!(text.contains("ca-next.key to sign it with is missing"), "{text}");
+        }
+        std::fs::rename(&new_away, pki.next().key).unwrap();
+        let finished = pki.finish_rollover().unwrap();
+        assert!(!finished.kept.key.exists() && finished.kept.cert.exists());
+        pki.issue_host(&host("web1")).unwrap();
+    }
+
+    #[test]
+    fn a_key_without_its_certificate_is_no_rollover_and_the_next_one_takes_it() {
+        let (_dir, pki, _) = made();
+        pki.start_rollover().unwrap();
+        let key = content(&pki.next().key);
+        pki.abort_rollover().unwrap();
+        std::fs::write(pki.next().key, &key).unwrap();
+        assert_eq!(pki.rollover().unwrap(), None);
+        pki.ensure(&host("store1"), &[]).unwrap();
+        assert!(pki.start_rollover().unwrap().begun);
+        assert_eq!(content(&pki.next().key), key);
+    }
+
+    #[test]
+    fn files_that_no_rollover_leaves_are_errors_with_a_remedy() {
+        let (_dir, pki, _) = made();
+        pki.start_rollover().unwrap();
+        let next = content(&pki.next().cert);
+        std::fs::write(pki.next().cert, next.repeat(2)).unwrap();
+        let text = chain(&pki.ensure(&host("store1"), &[]).unwrap_err());
+        assert!(text.contains("ca-next.crt holds several certificates"), "{text}");
+        std::fs::write(pki.next().cert, &next).unwrap();
+        std::fs::copy(pki.client().key, pki.next().key).unwrap();
+        let text = chain(&pki.ensure(&host("store1"), &[]).unwrap_err());
+        assert!(text.contains("ca-next.key is not the key of"), "{text}");
+        remove(&pki.next().key);
+        pki.ensure(&host("store1"), &[]).unwrap();
     }
 }

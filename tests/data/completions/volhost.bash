@@ -40,6 +40,9 @@ _volhost() {
             volhost,mount)
                 cmd="volhost__subcmd__mount"
                 ;;
+            volhost,pki)
+                cmd="volhost__subcmd__pki"
+                ;;
             volhost,serve)
                 cmd="volhost__subcmd__serve"
                 ;;
@@ -127,6 +130,9 @@ _volhost() {
             volhost__subcmd__help,mount)
                 cmd="volhost__subcmd__help__subcmd__mount"
                 ;;
+            volhost__subcmd__help,pki)
+                cmd="volhost__subcmd__help__subcmd__pki"
+                ;;
             volhost__subcmd__help,serve)
                 cmd="volhost__subcmd__help__subcmd__serve"
                 ;;
@@ -166,6 +172,9 @@ _volhost() {
             volhost__subcmd__help__subcmd__host,release)
                 cmd="volhost__subcmd__help__subcmd__host__subcmd__release"
                 ;;
+            volhost__subcmd__help__subcmd__host,renew)
+                cmd="volhost__subcmd__help__subcmd__host__subcmd__renew"
+                ;;
             volhost__subcmd__help__subcmd__host,revoke)
                 cmd="volhost__subcmd__help__subcmd__host__subcmd__revoke"
                 ;;
@@ -174,6 +183,30 @@ _volhost() {
                 ;;
             volhost__subcmd__help__subcmd__mount,release)
                 cmd="volhost__subcmd__help__subcmd__mount__subcmd__release"
+                ;;
+            volhost__subcmd__help__subcmd__pki,csr)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__csr"
+                ;;
+            volhost__subcmd__help__subcmd__pki,install)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__install"
+                ;;
+            volhost__subcmd__help__subcmd__pki,rollover)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__rollover"
+                ;;
+            volhost__subcmd__help__subcmd__pki,sign)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__sign"
+                ;;
+            volhost__subcmd__help__subcmd__pki__subcmd__rollover,abort)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__abort"
+                ;;
+            volhost__subcmd__help__subcmd__pki__subcmd__rollover,finish)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__finish"
+                ;;
+            volhost__subcmd__help__subcmd__pki__subcmd__rollover,start)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__start"
+                ;;
+            volhost__subcmd__help__subcmd__pki__subcmd__rollover,status)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__status"
                 ;;
             volhost__subcmd__help__subcmd__spec,lint)
                 cmd="volhost__subcmd__help__subcmd__spec__subcmd__lint"
@@ -217,6 +250,9 @@ _volhost() {
             volhost__subcmd__host,release)
                 cmd="volhost__subcmd__host__subcmd__release"
                 ;;
+            volhost__subcmd__host,renew)
+                cmd="volhost__subcmd__host__subcmd__renew"
+                ;;
             volhost__subcmd__host,revoke)
                 cmd="volhost__subcmd__host__subcmd__revoke"
                 ;;
@@ -231,6 +267,9 @@ _volhost() {
                 ;;
             volhost__subcmd__host__subcmd__help,release)
                 cmd="volhost__subcmd__host__subcmd__help__subcmd__release"
+                ;;
+            volhost__subcmd__host__subcmd__help,renew)
+                cmd="volhost__subcmd__host__subcmd__help__subcmd__renew"
                 ;;
             volhost__subcmd__host__subcmd__help,revoke)
                 cmd="volhost__subcmd__host__subcmd__help__subcmd__revoke"
@@ -255,6 +294,78 @@ _volhost() {
                 ;;
             volhost__subcmd__mount__subcmd__help,release)
                 cmd="volhost__subcmd__mount__subcmd__help__subcmd__release"
+                ;;
+            volhost__subcmd__pki,csr)
+                cmd="volhost__subcmd__pki__subcmd__csr"
+                ;;
+            volhost__subcmd__pki,help)
+                cmd="volhost__subcmd__pki__subcmd__help"
+                ;;
+            volhost__subcmd__pki,install)
+                cmd="volhost__subcmd__pki__subcmd__install"
+                ;;
+            volhost__subcmd__pki,rollover)
+                cmd="volhost__subcmd__pki__subcmd__rollover"
+                ;;
+            volhost__subcmd__pki,sign)
+                cmd="volhost__subcmd__pki__subcmd__sign"
+                ;;
+            volhost__subcmd__pki__subcmd__help,csr)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__csr"
+                ;;
+            volhost__subcmd__pki__subcmd__help,help)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__help"
+                ;;
+            volhost__subcmd__pki__subcmd__help,install)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__install"
+                ;;
+            volhost__subcmd__pki__subcmd__help,rollover)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__rollover"
+                ;;
+            volhost__subcmd__pki__subcmd__help,sign)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__sign"
+                ;;
+            volhost__subcmd__pki__subcmd__help__subcmd__rollover,abort)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__abort"
+                ;;
+            volhost__subcmd__pki__subcmd__help__subcmd__rollover,finish)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__finish"
+                ;;
+            volhost__subcmd__pki__subcmd__help__subcmd__rollover,start)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__start"
+                ;;
+            volhost__subcmd__pki__subcmd__help__subcmd__rollover,status)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__status"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover,abort)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__abort"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover,finish)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__finish"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover,help)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover,start)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__start"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover,status)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__status"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover__subcmd__help,abort)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__abort"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover__subcmd__help,finish)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__finish"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover__subcmd__help,help)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__help"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover__subcmd__help,start)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__start"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover__subcmd__help,status)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__status"
                 ;;
             volhost__subcmd__spec,help)
                 cmd="volhost__subcmd__spec__subcmd__help"
@@ -335,7 +446,7 @@ _volhost() {
 
     case "${cmd}" in
         volhost)
-            opts="-h -V --root --config --socket --json --help --version serve check status volume mount backend host catalog spec completions man help"
+            opts="-h -V --root --config --socket --json --help --version serve check status volume mount backend host pki catalog spec completions man help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -769,7 +880,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help)
-            opts="serve check status volume mount backend host catalog spec completions man help"
+            opts="serve check status volume mount backend host pki catalog spec completions man help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -937,7 +1048,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__host)
-            opts="ls add release revoke"
+            opts="ls add renew release revoke"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -979,6 +1090,20 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__host__subcmd__release)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__host__subcmd__renew)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1049,6 +1174,132 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__mount__subcmd__release)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__pki)
+            opts="rollover csr sign install"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__pki__subcmd__csr)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__pki__subcmd__install)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__pki__subcmd__rollover)
+            opts="start status finish abort"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__abort)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__finish)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__start)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__status)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__pki__subcmd__sign)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1245,7 +1496,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__host)
-            opts="-h --root --config --socket --json --help ls list add release revoke help"
+            opts="-h --root --config --socket --json --help ls list add renew release revoke help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1271,7 +1522,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__host__subcmd__add)
-            opts="-o -h --advertise --plugin-name --csr --output --force --root --config --socket --json --help"
+            opts="-o -h --advertise --plugin-name --csr --certificate --output --force --root --config --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1286,6 +1537,10 @@ _volhost() {
                     return 0
                     ;;
                 --csr)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --certificate)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1317,7 +1572,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__host__subcmd__help)
-            opts="ls add release revoke help"
+            opts="ls add renew release revoke help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1386,6 +1641,20 @@ _volhost() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        volhost__subcmd__host__subcmd__help__subcmd__renew)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         volhost__subcmd__host__subcmd__help__subcmd__revoke)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
@@ -1433,6 +1702,56 @@ _volhost() {
                 return 0
             fi
             case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__host__subcmd__renew)
+            opts="-o -h --advertise --plugin-name --csr --certificate --output --force --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --advertise)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --plugin-name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --csr)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --certificate)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --root)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1631,6 +1950,492 @@ _volhost() {
                 return 0
             fi
             case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki)
+            opts="-h --root --config --socket --json --help rollover csr sign install help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__csr)
+            opts="-o -f -h --name --output --force --root --config --socket --json --help server client"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__help)
+            opts="rollover csr sign install help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__help__subcmd__csr)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__help__subcmd__install)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__help__subcmd__rollover)
+            opts="start status finish abort"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__abort)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__finish)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__start)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__status)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__help__subcmd__sign)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__install)
+            opts="-h --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__rollover)
+            opts="-h --root --config --socket --json --help start status finish abort help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__rollover__subcmd__abort)
+            opts="-y -h --force --yes --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__rollover__subcmd__finish)
+            opts="-y -h --force --yes --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__rollover__subcmd__help)
+            opts="start status finish abort help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__abort)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__finish)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__start)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__status)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 5 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__rollover__subcmd__start)
+            opts="-h --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__rollover__subcmd__status)
+            opts="-h --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__sign)
+            opts="-o -f -h --host --dir --output --force --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --host)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --root)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
