@@ -3,9 +3,13 @@
 //! Every verb is `POST /VERB` with a JSON object; the answer is JSON, with status 200, or a [`Failure`]. The field
 //! names of what `--json` prints are fixed: more may be added, none renamed.
 
+mod rollover;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::rollover::{Ca, Rollover, RolloverEnd, RolloverEnded, RolloverHost};
 
 /// The verbs, as paths.
 pub mod verb {
@@ -364,63 +368,4 @@ pub struct HostRevoked {
     pub certificates: usize,
     /// Its mounts, which stay counted until they are released.
     pub mounts: usize,
-}
-
-/// How far a rollover of the CA has got.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Rollover {
-    /// `none`; `overlap` while both are trusted; `finishing` where a finish was cut off.
-    pub state: String,
-    /// The CA that is in force, or is given up.
-    pub ca: Ca,
-    /// The CA that takes over.
-    pub next: Option<Ca>,
-    /// The hosts that are let in, while a rollover is under way.
-    pub hosts: Vec<RolloverHost>,
-}
-
-/// A certificate authority.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Ca {
-    /// Its subject.
-    pub name: String,
-    /// When its certificate expires, RFC 3339.
-    pub expires: String,
-}
-
-/// A host during a rollover.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RolloverHost {
-    /// Its name.
-    pub name: String,
-    /// Whether it is let in when the rollover is finished, as far as is known.
-    pub moved: bool,
-    /// Whether it was given a certificate of the new CA.
-    pub renewed: bool,
-    /// Of which CA the certificate was with which it last called: `old`, `new`, or `null` when it never called with one.
-    pub uses: Option<String>,
-    /// When it last sent a request, RFC 3339.
-    pub last_seen: Option<String>,
-}
-
-/// Ends a rollover.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RolloverEnd {
-    /// Whether also where that shuts out hosts.
-    #[serde(default)]
-    pub force: bool,
-}
-
-/// What the end of a rollover did.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RolloverEnded {
-    /// The CA in force.
-    pub ca: Ca,
-    /// Where the certificate lies of the CA that was given up.
-    pub kept_certificate: String,
-    /// Where its key lies; `null` where that is kept elsewhere.
-    pub kept_key: Option<String>,
-    /// The hosts that were shut out.
-    pub shut_out: Vec<String>,
 }

@@ -63,7 +63,7 @@ pub(super) struct End {
     yes: bool,
 }
 
-/// Make a request for one of this machine's certificates, to be signed where the CA's key is
+/// Ask for a certificate, to be signed where the CA's key is
 #[derive(Debug, Args)]
 pub(super) struct Csr {
     /// The certificate that is wanted
@@ -87,7 +87,7 @@ enum Which {
     Client,
 }
 
-/// Sign a request with the CA's key, on the machine that keeps it
+/// Sign a request, on the machine that keeps the CA's key
 ///
 /// A server's certificate is good for the names in its request, which are shown; a host's for its name alone. While the
 /// CA rolls over, hosts' certificates are signed by the new one, with ca-next.key, and the server's by the old one.
@@ -160,7 +160,7 @@ fn tell(told: &Told, shell: &mut Shell<'_>) -> Result<(), Error> {
         }
         (_, 0) => "every host has moved: `volhost pki rollover finish` ends it".to_owned(),
         (_, waiting) => format!(
-            "{waiting} to go: `volhost host renew NAME` for those not renewed, then restart their engines; this machine's own has its certificate already"
+            "{waiting} to go: `volhost host renew` for those not renewed, then restart their engines; this machine's own has its certificate already"
         ),
     });
     Ok(())

@@ -120,11 +120,6 @@ impl Credential {
 }
 
 impl Connection {
-    /// Who issued the certificate that let the caller in, where one did.
-    pub(super) fn issuer(&self) -> Option<&str> {
-        self.credential.as_ref().map(|credential| &*credential.issuer)
-    }
-
     pub(super) fn new(caller: Caller, key: Key, peer: String, credential: Option<Credential>) -> Arc<Self> {
         Arc::new(Self {
             caller,
@@ -310,7 +305,8 @@ where
         return Err(Closed);
     }
     if connection.caller.via != Via::Admin {
-        (server.on_seen)(&connection.caller.host, connection.issuer());
+        let issuer = connection.credential.as_ref().map(|credential| &*credential.issuer);
+        (server.on_seen)(&connection.caller.host, issuer);
     }
     request.extensions_mut().insert(connection.caller.clone());
     request.extensions_mut().insert(LetIn(Arc::clone(&connection)));
