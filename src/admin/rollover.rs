@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use super::desk::{Desk, DeskError, certificate};
 use super::wire;
 use crate::catalog::{Change, Host};
+use crate::error::chain;
 use crate::host::name::HostName;
 use crate::pki::{self, CertInfo, Finished, Issued, Pki, PkiError, Rollover, Started};
 use crate::volume::error::rfc3339;
@@ -60,8 +61,13 @@ impl Standing {
     }
 
     /// Why it would be shut out, and what to do about it.
-    fn remedy(&self, host: &HostName) -> String {
+    fn remedy(&self, host: &HostName, node: &HostName) -> String {
         match (self.renewed, self.uses) {
+            (true, _) if host == node => {
+                format!(
+                    "{host} still calls with its certificate of the old CA (restart this machine's engine)"
+                )
+            }
             (true, _) => format!(
                 "{host} still calls with its certificate of the old CA (unpack its new bundle there, and restart its engine)"
             ),
@@ -118,7 +124,7 @@ impl Desk {
     ) -> Result<wire::Rollover, DeskError> {
         self.refuse_strangers()?;
         let Started { begun, issued } = self.blocking(Pki::start_rollover).await?;
-        self.put_in_force(issued).await?;
+        self.put_in_force(issued).await;
         if begun {
             log::info!("a rollover of the CA has begun: both are trusted");
         }
@@ -126,42 +132,49 @@ impl Desk {
     }
 
     pub(super) async fn finish(&self, request: wire::RolloverEnd) -> Result<wire::RolloverEnded, DeskError> {
-        self.end(request, |_, standing| !standing.moved, Standing::remedy, Pki::finish_rollover).await
+        let node = (self.issuing)().node;
+        let why = move |host: &HostName, standing: &Standing| {
+            (!standing.moved).then(|| standing.remedy(host, &node))
+        };
+        self.end(request, why, Pki::finish_rollover).await
     }
 
     pub(super) async fn abort(&self, request: wire::RolloverEnd) -> Result<wire::RolloverEnded, DeskError> {
         let node = (self.issuing)().node;
         // This machine's own certificate is made anew by the old one, which its engine uses unless it was restarted.
-        let shut_out = move |host: &HostName, standing: &Standing| {
-            standing.uses == Some(Which::New) || (standing.renewed && *host != node)
+        let why = move |host: &HostName, standing: &Standing| {
+            (standing.uses == Some(Which::New) || (standing.renewed && *host != node)).then(|| {
+                format!(
+                    "{host} has a certificate of the new CA (finish the rollover, or renew it afterwards)"
+                )
+            })
         };
-        let remedy = |_: &Standing, host: &HostName| {
-            format!(
-                "{host} has a certificate of the new CA (finish the rollover, or give it another one afterwards)"
-            )
-        };
-        self.end(request, shut_out, remedy, Pki::abort_rollover).await
+        self.end(request, why, Pki::abort_rollover).await
     }
 
+    /// Ends a rollover, unless `shut_out` says of a host why it would be shut out.
     async fn end(
         &self,
         wire::RolloverEnd { force }: wire::RolloverEnd,
-        is_shut_out: impl Fn(&HostName, &Standing) -> bool,
-        remedy: impl Fn(&Standing, &HostName) -> String,
+        shut_out: impl Fn(&HostName, &Standing) -> Option<String>,
         end: impl FnOnce(&Pki) -> Result<Finished, PkiError> + Send + 'static,
     ) -> Result<wire::RolloverEnded, DeskError> {
         self.refuse_strangers()?;
         let rollover = self.blocking(Pki::rollover).await?.ok_or(PkiError::NoRollover)?;
-        let mut shut_out = self.standings(&rollover);
-        shut_out.retain(|(host, standing)| is_shut_out(host, standing));
+        let shut_out: Vec<_> = self
+            .standings(&rollover)
+            .into_iter()
+            .filter_map(|(host, standing)| Some((host.to_string(), shut_out(&host, &standing)?)))
+            .collect();
         if !force && !shut_out.is_empty() {
-            let hosts = shut_out.iter().map(|(host, standing)| remedy(standing, host)).collect();
-            return Err(DeskError::WouldShutOut { hosts });
+            return Err(DeskError::WouldShutOut {
+                hosts: shut_out.into_iter().map(|(_, why)| why).collect(),
+            });
         }
         let (Finished { rollover: _, issued, kept }, ca) =
             self.blocking(move |pki| Ok((end(pki)?, own(pki)?))).await?;
-        self.put_in_force(issued).await?;
-        let shut_out: Vec<_> = shut_out.iter().map(|(host, _)| host.to_string()).collect();
+        self.put_in_force(issued).await;
+        let shut_out: Vec<_> = shut_out.into_iter().map(|(host, _)| host).collect();
         log::warn!("the rollover of the CA has ended: {} is trusted alone", ca.subject);
         if !shut_out.is_empty() {
             log::warn!("shut out with the other CA: {}", shut_out.join(", "));
@@ -187,13 +200,16 @@ impl Desk {
         if (self.issuing)().ours { Ok(()) } else { Err(DeskError::NotOurs) }
     }
 
-    /// Records this machine's new certificate, and has the running service read its files.
-    async fn put_in_force(&self, issued: Option<Issued>) -> Result<(), DeskError> {
-        (self.changed)();
+    /// Has the running service read its files, and records this machine's new certificate. What was done is done: a
+    /// certificate that could not be recorded is recorded when the files are read.
+    async fn put_in_force(&self, issued: Option<Issued>) {
         if let Some(issued) = issued {
-            self.catalog.submit(Change::Issue(issued.host.clone(), certificate(&issued))).await?;
+            let recorded = self.catalog.submit(Change::Issue(issued.host.clone(), certificate(&issued)));
+            if let Err(error) = recorded.await {
+                log::warn!("this machine's certificate could not be recorded: {}", chain(&error));
+            }
         }
-        Ok(())
+        (self.changed)();
     }
 
     async fn blocking<T: Send + 'static>(

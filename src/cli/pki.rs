@@ -294,3 +294,71 @@ fn configured(shell: &Shell<'_>) -> Result<Config, Error> {
         .map_err(|faults| Error::Configuration(faults.to_string()))?;
     Ok(loaded.config)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::tests::run;
+    use super::*;
+    use crate::admin::client::testing::Service;
+
+    /// A service in the middle of a rollover: the README's example.
+    fn service(state: &'static str) -> Service {
+        let ca = |name: &str, expires: &str| json!({ "name": format!("O=volhost, CN=volhost CA {name}"), "expires": expires });
+        let host = |name: &str, moved: bool, uses: &str, seen: &str| json!({ "name": name, "moved": moved, "renewed": true, "uses": uses, "last_seen": seen });
+        Service::answering(move |verb, body| {
+            let (old, new) = (ca("4c81f00a", "2046-11-16T12:41:14Z"), ca("59e2b7d3", "2046-11-17T09:02:51Z"));
+            let under_way = state != "none";
+            let answer = match verb {
+                "/pki/rollover/finish" | "/pki/rollover/abort" if body["force"] != true => {
+                    return (400, json!({ "error": "a host would be shut out: web1" }).to_string());
+                }
+                "/pki/rollover/finish" | "/pki/rollover/abort" => json!({
+                    "ca": new, "kept_certificate": "/pki/ca-4c81f00a.crt", "kept_key": "/pki/ca-4c81f00a.key",
+                    "shut_out": ["web1"],
+                }),
+                _ => json!({
+                    "state": state, "ca": old,
+                    "next": if under_way { new } else { Value::Null },
+                    "hosts": if under_way {
+                        json!([host("store1", true, "new", "2026-11-22T09:14:03Z"), host("web1", false, "old", "2026-11-22T09:16:40Z")])
+                    } else {
+                        json!([])
+                    },
+                }),
+            };
+            (200, answer.to_string())
+        })
+    }
+
+    #[test]
+    fn the_status_is_told_as_in_the_readme() {
+        let told = run(&service("overlap"), &["pki", "rollover", "status"], None);
+        let readme = include_str!("../../README.md");
+        let all = format!("{}{}", told.out, told.err);
+        assert_eq!(told.code, 0, "{all}");
+        assert!(readme.contains(&all), "not in the README:\n{all}");
+        let told = run(&service("none"), &["pki", "rollover", "status"], None);
+        assert!(told.out.starts_with("no rollover is under way; the CA is O=volhost"), "{}", told.out);
+        let told = run(&service("finishing"), &["pki", "rollover", "start"], None);
+        assert!(told.err.contains("a finish was cut off"), "{}", told.err);
+    }
+
+    #[test]
+    fn nobody_is_shut_out_unasked() {
+        for verb in ["finish", "abort"] {
+            let line = ["pki", "rollover", verb];
+            let told = run(&service("overlap"), &line, None);
+            assert!(told.code == 1 && told.err.contains("web1"), "{}", told.err);
+            let forced = [&line[..], &["--force"]].concat();
+            let told = run(&service("overlap"), &forced, None);
+            assert!(told.code == 1 && told.err.contains("--yes"), "{}", told.err);
+            let told = run(&service("overlap"), &forced, Some("n\n"));
+            assert!(told.code == 1 && told.err.contains("Shut out the hosts that"), "{}", told.err);
+            let told = run(&service("overlap"), &forced, Some("y\n"));
+            assert_eq!(told.code, 0, "{}", told.err);
+            assert!(told.out.contains("shut out: web1") && told.out.contains("destroy it"), "{}", told.out);
+        }
+    }
+}

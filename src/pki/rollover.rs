@@ -158,7 +158,12 @@ impl Pki {
     ///
     /// Which engines that shuts out is for the caller to know.
     pub fn abort_rollover(&self) -> Result<Finished, PkiError> {
-        let (lock, trust, rollover) = self.under_way()?;
+        let (lock, mut trust, rollover) = self.under_way()?;
+        if trust.authority.is_none() {
+            // A finish that was cut off may have put it aside.
+            rename_if_there(&self.kept(rollover.old.first()), &trust.ca)?;
+            trust = self.trust()?;
+        }
         let Some(new) = &trust.successor else { return Err(PkiError::NoRollover) };
         let by_old = || {
             let need = || "the server's and this machine's certificate".to_owned();
@@ -368,6 +373,19 @@ mod tests {
         serves(&old, &content(&pki.server().cert), "localhost").unwrap();
         assert!(is_let_in(&pki.ca_pem().unwrap(), &renewed.cert_pem, now()).is_err());
         assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
+    }
+
+    #[test]
+    fn a_finish_that_was_cut_off_can_be_taken_back() {
+        let (_dir, pki, _) = made();
+        let (old, key) = (pki.ca_pem().unwrap(), content(&pki.ca().key));
+        pki.start_rollover().unwrap();
+        let rollover = pki.rollover().unwrap().unwrap();
+        std::fs::rename(pki.ca().key, pki.kept(rollover.old.first()).key).unwrap();
+        pki.abort_rollover().unwrap();
+        assert_eq!(content(&pki.ca().key), key);
+        serves(&old, &content(&pki.server().cert), "localhost").unwrap();
+        is_let_in(&old, &pki.issue_host(&host("web1")).unwrap().cert_pem, now()).unwrap();
     }
 
     #[test]

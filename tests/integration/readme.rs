@@ -251,7 +251,7 @@ fn the_json_fields_are_those_that_are_told() {
     ask("pki install", &["pki", "install", &signed(&daemon)]);
     ask("pki rollover start", &["pki", "rollover", "start"]);
     ask("pki rollover status", &["pki", "rollover", "status"]);
-    ask("pki rollover finish", &["pki", "rollover", "finish"]);
+    ask("pki rollover finish", &["pki", "rollover", "finish", "--force", "--yes"]);
     for (command, answer) in answers {
         let row = rows.iter().find(|row| quoted(&row[0]).iter().any(|name| name == command));
         let row = row.unwrap_or_else(|| panic!("no row for {command}"));
