@@ -10,7 +10,7 @@ use crate::admin::wire::{Ca, Nothing, Rollover as Told, RolloverEnd, RolloverEnd
 use crate::app::certificates::{self, Installed, Request, Signed, SignedElsewhere};
 use crate::config::{self, Config, Paths};
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 /// Replace the CA, and have certificates signed where its key is kept
 #[derive(Debug, Subcommand)]
@@ -216,7 +216,7 @@ fn csr(Csr { which, names, output, force }: &Csr, shell: &mut Shell<'_>) -> Resu
     }
     let pem = certificates::request(&configured(shell)?, which, names)?;
     let field = ("request", &*pem);
-    leave(field, output.as_deref(), *force, json!({}), "have it signed by `volhost pki sign`", shell)
+    leave(field, output.as_deref(), *force, Map::new(), "have it signed by `volhost pki sign`", shell)
 }
 
 fn sign(args: &Sign, shell: &mut Shell<'_>) -> Result<(), Error> {
@@ -241,9 +241,9 @@ fn sign(args: &Sign, shell: &mut Shell<'_>) -> Result<(), Error> {
     };
     let expires = output::written(expires);
     shell.note(&printable(&format!("signed for {}, until {expires}", names.join(", "))));
-    let more = json!({ "names": names, "expires": expires });
+    let more = [("names".into(), names.into()), ("expires".into(), expires.into())];
     let then = format!("give it to {then}");
-    leave(("certificate", &pem), output.as_deref(), *force, more, &then, shell)
+    leave(("certificate", &pem), output.as_deref(), *force, Map::from_iter(more), &then, shell)
 }
 
 /// Writes a PEM text to its file, or prints it, and says what is next.
@@ -251,7 +251,7 @@ fn leave(
     (what, pem): (&str, &str),
     output: Option<&Path>,
     force: bool,
-    mut more: serde_json::Value,
+    mut more: Map<String, Value>,
     then: &str,
     shell: &mut Shell<'_>,
 ) -> Result<(), Error> {
@@ -260,9 +260,9 @@ fn leave(
     }
     if shell.global.json {
         match output {
-            Some(path) => more["file"] = path.to_string_lossy().into(),
-            None => more[what] = pem.into(),
-        }
+            Some(path) => more.insert("file".into(), path.to_string_lossy().into()),
+            None => more.insert(what.into(), pem.into()),
+        };
         return shell.json(&more);
     }
     match output {
@@ -297,8 +297,6 @@ fn configured(shell: &Shell<'_>) -> Result<Config, Error> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::super::tests::run;
     use super::*;
     use crate::admin::client::testing::Service;

@@ -128,7 +128,7 @@ impl Pki {
 
     /// Whose key a certificate is of.
     fn owner(&self, der: &CertificateDer<'_>) -> Result<(Request, Pair), PkiError> {
-        let public = certificate::public_key(der).map_err(unreadable)?;
+        let public = certificate::public_key(der).map_err(PkiError::Unreadable)?;
         for (which, pair) in [(Request::Server, self.server()), (Request::Client, self.client())] {
             if read_key(&pair.key)?.is_some_and(|key| key.subject_public_key_info() == public) {
                 return Ok((which, pair));
@@ -143,13 +143,9 @@ impl Pki {
 }
 
 fn first(pem: &str) -> Result<(CertificateDer<'static>, CertInfo), PkiError> {
-    let der = certificate::decode(pem.as_bytes()).map_err(unreadable)?.swap_remove(0);
-    let info = describe_der(&der).map_err(unreadable)?;
+    let der = certificate::decode(pem.as_bytes()).map_err(PkiError::Unreadable)?.swap_remove(0);
+    let info = describe_der(&der).map_err(PkiError::Unreadable)?;
     Ok((der, info))
-}
-
-fn unreadable(source: certificate::CertificateError) -> PkiError {
-    PkiError::Unfit(crate::error::chain(&source))
 }
 
 /// Refuses a server's certificate that engines would refuse under this name.

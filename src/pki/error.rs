@@ -78,6 +78,9 @@ pub enum PkiError {
     /// A certificate that was signed elsewhere and cannot be used.
     #[error("the certificate is not taken: {0}")]
     Unfit(String),
+    /// What came from elsewhere is no certificate.
+    #[error("the certificate is not taken")]
+    Unreadable(#[source] CertificateError),
     /// A request for a server's certificate that is not signed.
     #[error("the certificate request is refused")]
     ServerRequest(#[source] RequestError),
