@@ -80,7 +80,7 @@ fn certificates(path: &Path) -> usize {
 #[test]
 fn engines_go_on_from_the_first_to_the_last_step() {
     let (web1, web2) = (Host::new("web1"), Host::new("web2"));
-    let daemon = serve_both(&web1, &web2);
+    let mut daemon = serve_both(&web1, &web2);
     join(&daemon, &web2);
     for host in [&web1, &web2] {
         // So that containers run on while dockerd is restarted, as the README says.
@@ -114,6 +114,22 @@ fn engines_go_on_from_the_first_to_the_last_step() {
     // Another host joins meanwhile, and trusts both from its first call on.
     let web3 = issue(&daemon, "add", "web3", "web3");
     assert_eq!(certificates(&web3.ca), 2);
+    // Its address made another certificate of the server necessary. Engines keep their connections: only a start of the
+    // service makes them verify it, with the files that they read before the rollover.
+    until("the server's new name", SOON, || {
+        let server = daemon.path("etc/volhost/pki/server.crt");
+        let said = wait::run(Command::new("openssl").args([
+            "x509",
+            "-noout",
+            "-ext",
+            "subjectAltName",
+            "-in",
+            text(&server),
+        ]));
+        said.ok().contains("store1.example.org").then_some(())
+    });
+    daemon.restart();
+    use_both(&first, &second, "again");
     stands(&daemon, "web3", &(true, true, Value::Null));
 
     let said = daemon.cli(&["host", "renew", "web9", "-o", text(&daemon.path("web9.tar"))]).fails();
@@ -154,6 +170,7 @@ fn engines_go_on_from_the_first_to_the_last_step() {
     until("the new CA alone", SOON, || {
         (certificates(&daemon.path("etc/volhost/pki/ca.crt")) == 1).then_some(())
     });
+    daemon.restart();
     use_both(&first, &second, "end");
     assert_eq!((running(&first), running(&second)), (keeper1, keeper2), "a container was stopped");
     assert!(keeper_is_running(&first) && keeper_is_running(&second));
