@@ -89,12 +89,8 @@ impl Desk {
         let (rollover, ca) = self
             .blocking(|pki| {
                 let rollover = pki.rollover()?;
-                let ca = match &rollover {
-                    Some(Rollover { old, .. }) => old.first().cloned(),
-                    None => None,
-                };
-                let ca = match ca {
-                    Some(ca) => ca,
+                let ca = match rollover.as_ref().and_then(|rollover| rollover.old.first()) {
+                    Some(old) => old.clone(),
                     None => own(pki)?,
                 };
                 Ok((rollover, ca))

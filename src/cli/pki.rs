@@ -39,7 +39,7 @@ pub(super) enum Pki {
 #[command(after_help = "\
 Examples:
   volhost pki rollover start
-  volhost host renew web1 -o web1.tar       For each host: unpack it there, restart the engine
+  volhost host renew web1 -o web1.tar       For each host
   volhost pki rollover status
   volhost pki rollover finish")]
 pub(super) enum Rollover {
@@ -49,7 +49,7 @@ pub(super) enum Rollover {
     Status,
     /// Trust the new CA alone; refused while that would shut out hosts
     Finish(End),
-    /// Trust the old CA alone, as before `start`; refused while that would shut out hosts
+    /// Trust the old CA alone; refused while that would shut out hosts
     Abort(End),
 }
 

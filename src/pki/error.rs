@@ -108,7 +108,7 @@ pub enum PkiError {
         path: PathBuf,
     },
     /// Something must be signed, and the key for it is kept elsewhere.
-    #[error("{need} is needed, but {} to sign it with is missing: put it there and try again, or have a request signed where it is (`volhost pki sign`)", key.display())]
+    #[error("{need} is needed, but {} to sign it with is missing: put it there and try again, or have a request signed where it is (`volhost pki csr`, `volhost pki sign`)", key.display())]
     CaKeyMissing {
         /// Where the authority's key would be.
         key: PathBuf,

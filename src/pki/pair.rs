@@ -80,16 +80,15 @@ impl Trust {
         purpose: Purpose<'_>,
         need: impl FnOnce() -> String,
     ) -> Result<&Authority, PkiError> {
-        let (authority, pair, _) = self.signer(purpose);
+        let (authority, pair) = self.signer(purpose);
         authority.ok_or_else(|| PkiError::CaKeyMissing { key: pair.key.clone(), need: need() })
     }
 
-    /// The authority that signs for a purpose, if its key is here; where its files are; and whether it is the one that
-    /// takes over.
-    pub fn signer(&self, purpose: Purpose<'_>) -> (Option<&Authority>, &Pair, bool) {
+    /// The authority that signs for a purpose, if its key is here, and where its files are.
+    pub fn signer(&self, purpose: Purpose<'_>) -> (Option<&Authority>, &Pair) {
         match &self.successor {
-            Some(new) if purpose.is_of(new) => (new.authority.as_ref(), &new.pair, true),
-            _ => (self.authority.as_ref(), &self.ca, false),
+            Some(new) if purpose.is_of(new) => (new.authority.as_ref(), &new.pair),
+            _ => (self.authority.as_ref(), &self.ca),
         }
     }
 

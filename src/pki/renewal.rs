@@ -118,7 +118,7 @@ fn renew_client(
     node: &HostName,
     now: OffsetDateTime,
 ) -> Result<Option<Issued>, PkiError> {
-    let (authority, _, _) = trust.signer(Purpose::Host);
+    let (authority, _) = trust.signer(Purpose::Host);
     let renamed = host_of(&leaf.info).as_ref() != Some(node);
     let moves = authority.is_some() && trust.successor.as_ref().is_some_and(|new| !new.signed(leaf));
     let authority = if renamed || moves {
