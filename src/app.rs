@@ -4,6 +4,7 @@
 //! configuration ends the program before any socket is bound; what is found on the backends after a crash is mended
 //! before any request is taken.
 
+pub mod certificates;
 mod convert;
 mod error;
 mod pulse;
@@ -163,7 +164,7 @@ impl App {
             limits: Arc::clone(&limits),
             tls: tls.state(),
             revocation: Arc::new(Recorded(Arc::clone(&catalog))),
-            on_seen: Arc::new(move |host| seen.note_seen(host)),
+            on_seen: Arc::new(move |host, issuer| seen.note_seen(host, issuer)),
             drain: drain.clone(),
         });
 
@@ -203,6 +204,7 @@ impl App {
             files: loaded.files,
             rejected: BTreeSet::new(),
             tls,
+            catalog: Arc::clone(&catalog),
             service: Arc::clone(&service),
             limits,
             issuing,
@@ -318,12 +320,7 @@ impl Tls {
                 host.certificates.iter().any(|certificate| certificate.serial == client.serial)
             });
             if !known {
-                let certificate = catalog::Certificate {
-                    serial: client.serial.clone(),
-                    issued_at: client.issued_at,
-                    not_after: client.not_after,
-                    revoked: false,
-                };
+                let certificate = admin::certificate(client);
                 catalog.submit(Change::Issue(client.host.clone(), certificate)).await?;
             }
         }
@@ -342,6 +339,7 @@ fn issuing(config: &Config, bound: &[Bound], tls: &Tls) -> Issuing {
         plugin: config.name.clone(),
         advertise: spec::advertised(config, &listening),
         ours: tls.is_ours(),
+        node: config.node.clone(),
     }
 }
 

@@ -51,15 +51,7 @@ pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 
 /// Writes a file under a name that must be free. The caller holds the lock that its other writers take.
 pub fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    write(path, content, mode, |from, to| {
-        match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            // A file system without this flag: the lock keeps our own processes out between the look and the rename.
-            Err(Errno::INVAL | Errno::NOSYS) if std::fs::symlink_metadata(to).is_err() => {
-                std::fs::rename(from, to)
-            }
-            done => Ok(done?),
-        }
-    })
+    write(path, content, mode, rename_to_free)
 }
 
 /// Writes a file in place of the one that may be there. The caller holds the lock that its other writers take.
@@ -67,10 +59,27 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     write(path, content, mode, |from, to| std::fs::rename(from, to))
 }
 
+/// Gives a file another name in its directory, durably; one that must be free. The caller holds the lock that its
+/// other writers take.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    rename_to_free(from, to)?;
+    File::open(to.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
 /// Removes a file, durably.
 pub fn remove(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)?;
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system without this flag: the lock keeps our own processes out between the look and the rename.
+        Err(Errno::INVAL | Errno::NOSYS) if std::fs::symlink_metadata(to).is_err() => {
+            std::fs::rename(from, to)
+        }
+        done => Ok(done?),
+    }
 }
 
 /// The temporary name begins with a dot and ends in nothing that an engine reads.
@@ -122,8 +131,13 @@ mod tests {
         replace(&path, b"third", 0o644).unwrap();
         assert_eq!(read(&path).unwrap().as_deref(), Some(&b"third"[..]));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
-        remove(&path).unwrap();
+        let other = dir.path().join("other");
+        create(&other, b"other", 0o600).unwrap();
+        assert_eq!(rename(&path, &other).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        remove(&other).unwrap();
+        rename(&path, &other).unwrap();
         assert_eq!(read(&path).unwrap(), None);
+        remove(&other).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a temporary file was left");
     }
 

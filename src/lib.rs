@@ -16,7 +16,7 @@
 //!
 //! The modules `volume::{name, mounts, options}`, `backend::name` and `host::{name, right, mountpoints}` are
 //! vocabulary: types without behaviour beyond their own rules, which every room may use, like the words of [`error`]
-//! and the care of [`files`]. `tests/integration/layout.rs` checks each `use crate::` against this page.
+//! and the care of [`files`] and the names of [`step`]. `tests/integration/layout.rs` checks each `use crate::` against this page.
 //!
 //! # The promises
 //!
@@ -52,5 +52,6 @@ pub mod host;
 pub mod pki;
 pub mod process;
 pub mod protocol;
+pub mod step;
 pub mod transport;
 pub mod volume;

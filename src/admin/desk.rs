@@ -15,7 +15,7 @@ use crate::config::address::Authority;
 use crate::discovery::{Address, Format, InvalidPluginName, PluginName, Rendering, Spec, TlsFiles};
 use crate::host::name::{HostName, InvalidHostName};
 use crate::pki::bundle::{self, Bundle, BundleError};
-use crate::pki::{InvalidServerName, Pki, PkiError, ServerName};
+use crate::pki::{InvalidServerName, Issued, Pki, PkiError, ServerName};
 use crate::volume::error::rfc3339;
 
 /// What the configuration says of new hosts.
@@ -27,6 +27,8 @@ pub struct Issuing {
     pub advertise: Option<Advertise>,
     /// Whether hosts are certified by volhost's own authority, and the server by it too.
     pub ours: bool,
+    /// This machine's host name.
+    pub node: HostName,
 }
 
 /// Issues and revokes.
@@ -68,6 +70,18 @@ pub(super) enum DeskError {
     Server(#[from] InvalidServerName),
     #[error("host {0} is not known: it has no certificate, no mount and was never seen")]
     Unknown(HostName),
+    #[error("host {0} has no certificate yet: `volhost host add {0}` lets it in")]
+    NotAdded(HostName),
+    #[error(
+        "a request and a certificate were given: the one is to be signed here, the other was signed elsewhere"
+    )]
+    RequestAndCertificate,
+    #[error(
+        "{} would be shut out: {}; `--force` goes on all the same",
+        counted(hosts),
+        hosts.join("; ")
+    )]
+    WouldShutOut { hosts: Vec<String> },
     #[error(transparent)]
     Pki(#[from] PkiError),
     #[error("the host's spec file cannot be made")]
@@ -81,8 +95,17 @@ pub(super) enum DeskError {
 }
 
 impl Desk {
+    /// Another certificate and bundle for a host that has one; those it has stay good.
+    pub(super) async fn renew(&self, request: wire::HostAdd) -> Result<wire::HostAdded, DeskError> {
+        let host = HostName::parse(&request.name)?;
+        if self.catalog.view().hosts.get(&host).is_none_or(|host| host.certificates.is_empty()) {
+            return Err(DeskError::NotAdded(host));
+        }
+        self.add(request).await
+    }
+
     pub(super) async fn add(&self, request: wire::HostAdd) -> Result<wire::HostAdded, DeskError> {
-        let wire::HostAdd { name, advertise, plugin_name, csr } = request;
+        let wire::HostAdd { name, advertise, plugin_name, csr, certificate: signed } = request;
         let issuing = (self.issuing)();
         if !issuing.ours {
             return Err(DeskError::NotOurs);
@@ -95,11 +118,13 @@ impl Desk {
         let made = tokio::task::spawn_blocking(move || {
             // The bundle must verify the server under the name it gives.
             let renewed = pki.add_server_name(&server)?;
-            let issued = match csr {
-                Some(csr) => pki.sign_csr(&wanted, &csr)?,
-                None => pki.issue_host(&wanted)?,
+            let issued = match (csr, signed) {
+                (Some(csr), None) => pki.sign_csr(&wanted, &csr)?,
+                (None, Some(signed)) => pki.accept_host(&wanted, &signed)?,
+                (None, None) => pki.issue_host(&wanted)?,
+                (Some(_), Some(_)) => return Err(DeskError::RequestAndCertificate),
             };
-            Ok::<_, PkiError>((renewed, issued))
+            Ok((renewed, issued))
         });
         let (renewed, made) = made.await.map_err(|_| DeskError::BrokeOff)??;
         if renewed {
@@ -119,14 +144,8 @@ impl Desk {
             cert_pem: &made.cert_pem,
             key_pem: made.key_pem.as_deref(),
         })?;
-        let certificate = Certificate {
-            serial: made.issued.serial.clone(),
-            issued_at: made.issued.issued_at,
-            not_after: made.issued.not_after,
-            revoked: false,
-        };
         // Nobody gets a certificate that could not be revoked.
-        self.catalog.submit(Change::Issue(host.clone(), certificate)).await?;
+        self.catalog.submit(Change::Issue(host.clone(), certificate(&made.issued))).await?;
         log::info!("issued certificate {} to host {host}", made.issued.serial);
         Ok(wire::HostAdded {
             name: host.to_string(),
@@ -153,6 +172,22 @@ impl Desk {
         (self.changed)();
         log::warn!("revoked host {host}: {certificates} certificates were in force");
         Ok(wire::HostRevoked { name: host.to_string(), certificates, mounts })
+    }
+}
+
+fn counted(hosts: &[String]) -> String {
+    if hosts.len() == 1 { "a host".to_owned() } else { format!("{} hosts", hosts.len()) }
+}
+
+/// A certificate that was issued, as the catalog remembers it.
+pub fn certificate(issued: &Issued) -> Certificate {
+    let Issued { host: _, serial, issuer, issued_at, not_after } = issued;
+    Certificate {
+        serial: serial.clone(),
+        issuer: Some(issuer.clone()),
+        issued_at: *issued_at,
+        not_after: *not_after,
+        revoked: false,
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod board;
 pub mod client;
 mod desk;
+mod rollover;
 mod views;
 pub mod wire;
 
@@ -17,11 +18,12 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
 use warp::Filter;
 use warp::reply::{Reply as _, Response};
 
 pub use self::board::Board;
-pub use self::desk::{Desk, Issuing};
+pub use self::desk::{Desk, Issuing, certificate};
 use self::wire::{Failure, verb};
 use crate::backend::name::BackendName;
 use crate::error::{chain, nearest};
@@ -108,9 +110,19 @@ impl Admin {
             verb::BACKEND_ADOPT => self.backend_adopt(&decode(body)?).await,
             verb::HOST_LS => json(&views::hosts(&self.service)),
             verb::HOST_ADD => json(&self.desk.add(decode(body)?).await.map_err(refuse)?),
+            verb::HOST_RENEW => json(&self.desk.renew(decode(body)?).await.map_err(refuse)?),
             verb::HOST_REVOKE => json(&self.desk.revoke(&decode(body)?).await.map_err(refuse)?),
+            verb::ROLLOVER_STATUS => json(&self.desk.rollover(&self.seen()).await.map_err(refuse)?),
+            verb::ROLLOVER_START => json(&self.desk.start(&self.seen()).await.map_err(refuse)?),
+            verb::ROLLOVER_FINISH => json(&self.desk.finish(decode(body)?).await.map_err(refuse)?),
+            verb::ROLLOVER_ABORT => json(&self.desk.abort(decode(body)?).await.map_err(refuse)?),
             unknown => Err(Refusal::unknown(unknown)),
         }
+    }
+
+    /// When each host last sent a request.
+    fn seen(&self) -> impl Fn(&HostName) -> Option<OffsetDateTime> + '_ {
+        |host| self.service.last_seen(host)
     }
 
     async fn volume_create(&self, request: wire::VolumeCreate) -> Answer {
@@ -196,7 +208,7 @@ impl Refusal {
     }
 
     fn unknown(path: &str) -> Self {
-        const VERBS: [&str; 16] = [
+        const VERBS: [&str; 21] = [
             verb::STATUS,
             verb::RELOAD,
             verb::VOLUME_LS,
@@ -212,7 +224,12 @@ impl Refusal {
             verb::BACKEND_ADOPT,
             verb::HOST_LS,
             verb::HOST_ADD,
+            verb::HOST_RENEW,
             verb::HOST_REVOKE,
+            verb::ROLLOVER_STATUS,
+            verb::ROLLOVER_START,
+            verb::ROLLOVER_FINISH,
+            verb::ROLLOVER_ABORT,
         ];
         let hint = nearest(path, VERBS).map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
         Self::new(StatusCode::NOT_FOUND, format!("the admin socket has no {path}{hint}"))

@@ -3,9 +3,13 @@
 //! Every verb is `POST /VERB` with a JSON object; the answer is JSON, with status 200, or a [`Failure`]. The field
 //! names of what `--json` prints are fixed: more may be added, none renamed.
 
+mod rollover;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::rollover::{Ca, Rollover, RolloverEnd, RolloverEnded, RolloverHost};
 
 /// The verbs, as paths.
 pub mod verb {
@@ -39,8 +43,18 @@ pub mod verb {
     pub const HOST_LS: &str = "/host/ls";
     /// [`HostAdd`](super::HostAdd) → [`HostAdded`](super::HostAdded)
     pub const HOST_ADD: &str = "/host/add";
+    /// [`HostAdd`](super::HostAdd) → [`HostAdded`](super::HostAdded)
+    pub const HOST_RENEW: &str = "/host/renew";
     /// [`HostName`](super::HostName) → [`HostRevoked`](super::HostRevoked)
     pub const HOST_REVOKE: &str = "/host/revoke";
+    /// [`Nothing`](super::Nothing) → [`Rollover`](super::Rollover)
+    pub const ROLLOVER_STATUS: &str = "/pki/rollover/status";
+    /// [`Nothing`](super::Nothing) → [`Rollover`](super::Rollover)
+    pub const ROLLOVER_START: &str = "/pki/rollover/start";
+    /// [`RolloverEnd`](super::RolloverEnd) → [`RolloverEnded`](super::RolloverEnded)
+    pub const ROLLOVER_FINISH: &str = "/pki/rollover/finish";
+    /// [`RolloverEnd`](super::RolloverEnd) → [`RolloverEnded`](super::RolloverEnded)
+    pub const ROLLOVER_ABORT: &str = "/pki/rollover/abort";
 }
 
 /// A request without arguments: `{}`.
@@ -327,6 +341,9 @@ pub struct HostAdd {
     /// A certificate signing request in PEM, made on the host: the bundle then holds no key.
     #[serde(default)]
     pub csr: Option<String>,
+    /// The host's certificate in PEM, signed where the CA's key is: the bundle then holds no key, and none is needed here.
+    #[serde(default)]
+    pub certificate: Option<String>,
 }
 
 /// A host's bundle.

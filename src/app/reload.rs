@@ -17,6 +17,7 @@ use super::tls::{Tls, worded};
 use super::{ServeError, spec, tls};
 use crate::admin::board::Reloaded;
 use crate::admin::{Board, Issuing};
+use crate::catalog::Catalog;
 use crate::config::watch::{Seen, Unit, Watcher};
 use crate::config::{self, Config, Paths};
 use crate::discovery::Written;
@@ -34,6 +35,7 @@ pub(super) struct Reloader {
     /// The configuration in force.
     pub(super) config: Config,
     pub(super) tls: Tls,
+    pub(super) catalog: Arc<dyn Catalog>,
     pub(super) service: Arc<Service>,
     pub(super) limits: Arc<ArcSwap<Limits>>,
     pub(super) issuing: Arc<ArcSwap<Issuing>>,
@@ -90,6 +92,11 @@ impl Reloader {
                 Unit::Tls => self.reload_tls(),
                 Unit::Crl => self.reload_list(),
             });
+            if *unit != Unit::Crl
+                && let Err(error) = self.tls.record(&*self.catalog).await
+            {
+                log::warn!("this machine's certificate could not be recorded: {}", chain(&error));
+            }
             if *unit == Unit::Config {
                 // New backends come into force before anybody asks for them.
                 self.service.bring_up(std::time::Duration::from_millis(200)).await;
@@ -203,6 +210,7 @@ impl Reloader {
             plugin: self.config.name.clone(),
             advertise: spec::advertised(&self.config, &self.listening),
             ours: self.tls.is_ours(),
+            node: self.config.node.clone(),
         }));
         self.board.update(|facts| facts.server_certificate_expires = self.tls.expires());
         self.tell(unit, outcome.err().iter().map(worded).collect());

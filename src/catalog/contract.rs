@@ -90,7 +90,8 @@ pub(super) fn remove(volume: &Volume, keep: bool) -> Change {
 }
 
 fn certificate(serial: &str) -> Certificate {
-    Certificate { serial: serial.into(), issued_at: at(1), not_after: at(1000), revoked: false }
+    let issuer = Some("CN=a CA".into());
+    Certificate { serial: serial.into(), issuer, issued_at: at(1), not_after: at(1000), revoked: false }
 }
 
 async fn done(catalog: &Arc<dyn Catalog>, change: Change) -> Outcome {
@@ -307,6 +308,8 @@ async fn revocation_meets_every_certificate_so_far(catalog: Arc<dyn Catalog>) {
     assert_eq!(view.hosts.get(&web1).unwrap().last_seen, Some(kept(9)), "it does not go back");
     assert_eq!(view.hosts.get(&HostName::anonymous()).unwrap().last_seen, Some(kept(7)));
     assert_eq!(view.hosts.get(&web1).unwrap().certificates.len(), 2);
+    done(&catalog, Change::Connected(web1.clone(), "CN=another CA".into())).await;
+    assert_eq!(catalog.view().hosts.get(&web1).unwrap().last_issuer.as_deref(), Some("CN=another CA"));
 }
 
 fn backend_record(state: BackendState) -> BackendRecord {
@@ -436,6 +439,7 @@ async fn everything_survives_a_reopening(open: &impl AsyncFn(&'static str) -> Ar
         Change::Revoke(host("web1"), at(5)),
         Change::Issue(host("web1"), certificate("a2")),
         Change::Seen(vec![(HostName::anonymous(), at(7))]),
+        Change::Connected(HostName::anonymous(), "CN=a CA".into()),
     ] {
         done(&catalog, change).await;
     }

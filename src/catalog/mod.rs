@@ -120,6 +120,8 @@ pub enum Change {
     Revoke(HostName, time::OffsetDateTime),
     /// Notes when hosts were last seen; several at once, because nothing waits for it.
     Seen(Vec<(HostName, time::OffsetDateTime)>),
+    /// Notes that a host connected with a certificate of this issuer. Changes nothing for a host that is not known.
+    Connected(HostName, String),
     /// Records what is known of a backend, or forgets it.
     Backend(BackendName, Option<BackendRecord>),
 }

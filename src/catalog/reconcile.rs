@@ -450,6 +450,7 @@ mod tests {
         let host = HostName::parse("web1").unwrap();
         let certificate = |serial: &str| Certificate {
             serial: serial.into(),
+            issuer: None,
             issued_at: at(1),
             not_after: at(1000),
             revoked: false,

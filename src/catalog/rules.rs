@@ -94,6 +94,7 @@ impl View {
             Change::Issue(host, certificate) => Ok(self.issue(host, certificate)),
             Change::Revoke(host, at) => Ok(self.revoke(host, at)),
             Change::Seen(hosts) => Ok(self.seen(hosts)),
+            Change::Connected(host, issuer) => Ok(self.connected(host, issuer)),
             Change::Backend(name, record) => self.backend(name, record),
         }
     }
@@ -495,6 +496,7 @@ mod tests {
                     host_name(host),
                     Certificate {
                         serial: format!("{serial}"),
+                        issuer: (serial % 2 == 0).then(|| "CN=a CA".into()),
                         issued_at: at(0),
                         not_after: at(9),
                         revoked: false,
@@ -807,6 +809,10 @@ mod tests {
             (Change::Activate(host("web2")), 1),
             (Change::Seen(vec![(host("web1"), at(1)), (host("web2"), at(1))]), 2),
             (Change::Seen(vec![(host("web1"), at(1)), (host("web2"), at(0))]), 0),
+            (Change::Connected(host("web1"), "CN=one".into()), 1),
+            (Change::Connected(host("web1"), "CN=one".into()), 0),
+            (Change::Connected(host("web1"), "CN=two".into()), 1),
+            (Change::Connected(host("web9"), "CN=one".into()), 0),
         ] {
             assert_eq!(view.apply(change.clone()).unwrap().1.len(), writes, "{change:?}");
         }

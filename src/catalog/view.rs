@@ -64,6 +64,8 @@ pub struct Host {
     pub revoked_at: Option<OffsetDateTime>,
     /// When it last sent a request.
     pub last_seen: Option<OffsetDateTime>,
+    /// Who issued the certificate with which it last connected: the authority's subject.
+    pub last_issuer: Option<String>,
 }
 
 /// A certificate that was issued to a host.
@@ -71,6 +73,8 @@ pub struct Host {
 pub struct Certificate {
     /// Its serial number, in lower-case hexadecimal without leading zeros or separators.
     pub serial: String,
+    /// The subject of the authority that issued it; none where that was not recorded.
+    pub issuer: Option<String>,
     /// When it was issued.
     pub issued_at: OffsetDateTime,
     /// When it expires.

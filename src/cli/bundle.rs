@@ -11,19 +11,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-/// The largest request that is read: a request is about 1 kB.
-const LARGEST_CSR: u64 = 1 << 20;
-
 /// Why there is no bundle.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::cli) enum BundleError {
-    /// The signing request cannot be read.
-    #[error("the signing request {} cannot be read", .path.display())]
-    Csr {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
     /// The file is there.
     #[error("{} exists: name another file, or give --force to replace it", .0.display())]
     Exists(PathBuf),
@@ -47,18 +37,6 @@ pub(in crate::cli) enum BundleError {
     /// The service's answer holds no archive.
     #[error("the certificate was issued, but the bundle in the answer is no base64")]
     NotBase64(#[source] base64::DecodeError),
-}
-
-impl BundleError {
-    /// Reads a signing request from a file.
-    pub(in crate::cli) fn read_csr(path: &Path) -> Result<String, Self> {
-        let read = || {
-            let mut text = String::new();
-            io::Read::read_to_string(&mut io::Read::take(File::open(path)?, LARGEST_CSR), &mut text)?;
-            Ok(text)
-        };
-        read().map_err(|source| Self::Csr { path: path.into(), source })
-    }
 }
 
 /// A file that waits under another name until it is complete. Dropped before, it is removed.

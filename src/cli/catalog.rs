@@ -4,15 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::table::{Listing, counted, or_dash, printable};
-use super::{Error, Shell};
+use super::{Error, Shell, output};
 use crate::app::recovery::{self, Compared, Counts, Looked, Rebuilt};
 use crate::catalog::reconcile::Finding;
 use crate::config::{self, Config, Paths};
-use crate::files;
 
 /// Save the catalog as text, and make it again from text or from the backends
 ///
@@ -70,15 +67,9 @@ pub(super) fn run(command: &Catalog, shell: &mut Shell<'_>) -> Result<(), Error>
 }
 
 fn export(config: &Config, path: &Path, force: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let failed = |doing| move |source| Error::File { path: path.into(), doing, source };
-    let absolute = std::path::absolute(path).map_err(failed("written"))?;
-    if !force && absolute.symlink_metadata().is_ok() {
-        let path = path.display();
-        return Err(Error::Refused(format!("{path} exists: name another file, or give --force")));
-    }
+    output::must_be_free(path, force)?;
     let text = recovery::export(config)?;
-    let write = if force { files::replace } else { files::create };
-    write(&absolute, text.as_bytes(), 0o600).map_err(failed("written"))?;
+    output::write(path, text.as_bytes(), 0o600, force)?;
     // The first line and the last one are no records.
     let records = text.lines().count().saturating_sub(2);
     if shell.global.json {
@@ -114,7 +105,11 @@ fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<
     let mut listing = Listing::new(["BACKEND", "MADE", "COPY"]);
     for Looked { backend, path, at, reason: _ } in looked {
         let path = path.as_ref().map(|path| path.display().to_string());
-        listing.row([backend.to_string(), or_dash(at.map(written).as_deref()), or_dash(path.as_deref())]);
+        listing.row([
+            backend.to_string(),
+            or_dash(at.map(output::written).as_deref()),
+            or_dash(path.as_deref()),
+        ]);
     }
     shell.table(listing)?;
     reasons(looked, shell)?;
@@ -182,7 +177,7 @@ fn reasons(looked: &[Looked], shell: &mut Shell<'_>) -> Result<(), Error> {
 
 fn row_of_looked(Looked { backend, path, at, reason }: &Looked) -> Value {
     let path = path.as_ref().map(|path| path.to_string_lossy());
-    json!({ "backend": backend.as_str(), "path": path, "at": at.map(written), "reason": reason })
+    json!({ "backend": backend.as_str(), "path": path, "at": at.map(output::written), "reason": reason })
 }
 
 fn row_of_finding(Finding { backend, kind, name, what }: &Finding) -> Value {
@@ -215,8 +210,4 @@ fn told(counts: Counts) -> String {
         counted(hosts, "host"),
         counted(backends, "backend")
     )
-}
-
-fn written(at: OffsetDateTime) -> String {
-    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
 }

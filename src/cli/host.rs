@@ -1,4 +1,4 @@
-//! `host ls|add|revoke`: which machines' engines may use this service.
+//! `host ls|add|renew|release|revoke`: which machines' engines may use this service.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::bundle::Destination;
 use super::table::{Listing, counted, mark, or_dash, printable};
-use super::{Error, Shell, mount};
+use super::{Error, Shell, mount, output};
 use crate::admin::wire::{
     Host as Row, HostAdd, HostAdded, HostName, HostRevoked, MountRelease, Nothing, verb,
 };
@@ -22,6 +22,7 @@ Examples:
   volhost host add web1 --advertise https://store1:7443 -o web1.tar
   volhost host add web1 -o - | ssh root@web1 tar -C / -xf -
   volhost host ls                           See who was let in, and who was seen
+  volhost host renew web1 -o web1.tar       Another certificate; the one it has stays good
   volhost host release web1                 Take out what web1 held before it was started again
   volhost host revoke web1                  Shut it out at once")]
 pub(super) enum Host {
@@ -29,6 +30,7 @@ pub(super) enum Host {
     #[command(visible_alias = "list")]
     Ls,
     Add(Add),
+    Renew(Renew),
     Release(Release),
     Revoke(Revoke),
 }
@@ -46,10 +48,34 @@ Examples:
   volhost host add web1 --advertise https://store1.example.org:7443 -o web1.tar
   volhost host add web1 -o - | ssh root@web1 tar -C / -xf -
   volhost host add web1 --csr web1.csr -o web1.tar   The key stays on web1
+  volhost host add web1 --certificate web1.crt -o web1.tar   The CA's key is not here
   volhost host add web1 --plugin-name netshare -o web1.tar
 
 The last one takes the place of the plugin `netshare` on web1.")]
 pub(super) struct Add {
+    #[command(flatten)]
+    bundle: Bundle,
+}
+
+/// Issue another certificate to a host that has one, and make the bundle for it
+///
+/// The certificates that the host has stay good, so that its engine goes on with what it read when it first used the
+/// plugin: unpack the bundle when it suits, and restart the engine when that suits. While the CA rolls over, this is how
+/// a host gets a certificate of the new CA. `host revoke` ends them all.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  volhost host renew web1 -o web1.tar
+  volhost host renew web1 --csr web1.csr -o web1.tar   The key stays on web1
+  volhost pki rollover status                          See which hosts use theirs")]
+pub(super) struct Renew {
+    #[command(flatten)]
+    bundle: Bundle,
+}
+
+// What both commands say of the certificate and of the bundle.
+#[derive(Debug, Args)]
+struct Bundle {
     /// The host's name: what its mounts and rights are kept under
     name: String,
     /// The URL under which that host reaches this service [default: the configured `advertise`]
@@ -61,6 +87,9 @@ pub(super) struct Add {
     /// A certificate signing request (PEM) made on the host; the bundle then holds no key
     #[arg(long, value_name = "FILE")]
     csr: Option<PathBuf>,
+    /// The host's certificate (PEM), signed by `pki sign` where the CA's key is; the bundle then holds no key
+    #[arg(long, value_name = "FILE", conflicts_with = "csr")]
+    certificate: Option<PathBuf>,
     /// Where to write the bundle, readable for its owner alone; `-` is the standard output
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -108,7 +137,8 @@ pub(super) fn run(command: Host, shell: &mut Shell<'_>) -> Result<(), Error> {
             let rows: Vec<Row> = shell.client()?.ask(verb::HOST_LS, &Nothing {})?;
             if shell.global.json { shell.json(&rows) } else { shell.table(listing(&rows)) }
         }
-        Host::Add(args) => add(args, shell),
+        Host::Add(Add { bundle }) => issue(verb::HOST_ADD, bundle, shell),
+        Host::Renew(Renew { bundle }) => issue(verb::HOST_RENEW, bundle, shell),
         Host::Release(Release { name, all, yes }) => {
             let request = MountRelease { volume: None, host: name, id: None, all, dry_run: true };
             mount::release_asked(request, yes, shell)
@@ -133,8 +163,8 @@ fn listing(rows: &[Row]) -> Listing {
     listing
 }
 
-fn add(args: Add, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let Add { name, advertise, plugin_name, csr, output, force } = args;
+fn issue(verb: &str, args: Bundle, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Bundle { name, advertise, plugin_name, csr, certificate, output, force } = args;
     let to_stdout = output == Path::new("-");
     if to_stdout && shell.global.json {
         return Err(Error::Usage("--json and `-o -` both want the standard output: give a file".into()));
@@ -145,12 +175,13 @@ fn add(args: Add, shell: &mut Shell<'_>) -> Result<(), Error> {
                 .into(),
         ));
     }
-    let csr = csr.as_deref().map(BundleError::read_csr).transpose()?;
-    let has_key = csr.is_none();
+    let read = |path: Option<PathBuf>| path.as_deref().map(output::read_pem).transpose();
+    let (csr, certificate) = (read(csr)?, read(certificate)?);
+    let has_key = csr.is_none() && certificate.is_none();
     // The file is made before the service is asked, so that no certificate is issued for want of a place to put it.
     let destination = if to_stdout { None } else { Some(Destination::prepare(&output, force)?) };
-    let added: HostAdded =
-        shell.client()?.ask(verb::HOST_ADD, &HostAdd { name, advertise, plugin_name, csr })?;
+    let request = HostAdd { name, advertise, plugin_name, csr, certificate };
+    let added: HostAdded = shell.client()?.ask(verb, &request)?;
     let bundle = STANDARD.decode(&added.bundle).map_err(BundleError::NotBase64)?;
     let Some(destination) = destination else {
         shell.out.write_all(&bundle).map_err(Error::Output)?;

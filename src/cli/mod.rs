@@ -1,9 +1,9 @@
 //! The command line: one file for each group of commands.
 //!
 //! A client of the admin socket that knows nothing of the inside: a command parses its arguments, asks the service
-//! and prints the answer. `serve`, `check`, `catalog`, `spec` and `doctor`, which work without a running service, hand over to the
-//! rooms that do; `completions` and `man` speak of the command line itself. Results go to the standard output,
-//! everything else to the standard error; no error is a panic.
+//! and prints the answer. `serve`, `check`, `catalog`, `spec`, `doctor` and most of `pki`, which work without a running
+//! service, hand over to the rooms that do; `completions` and `man` speak of the command line itself. Results go to the
+//! standard output, everything else to the standard error; no error is a panic.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -17,6 +17,7 @@ use self::prompt::{Prompt, PromptError};
 use self::table::Listing;
 use crate::admin::client::{Client, ClientError};
 use crate::app::ServeError;
+use crate::app::certificates::CertificatesError;
 use crate::app::recovery::RecoveryError;
 use crate::app::spec::NoSpec;
 use crate::config::paths::PathsError;
@@ -35,6 +36,8 @@ mod host;
 mod lint;
 mod man;
 mod mount;
+mod output;
+mod pki;
 mod prompt;
 mod reload;
 mod serve;
@@ -96,6 +99,8 @@ enum Command {
     #[command(subcommand)]
     Host(host::Host),
     #[command(subcommand)]
+    Pki(pki::Pki),
+    #[command(subcommand)]
     Catalog(catalog::Catalog),
     #[command(subcommand)]
     Spec(spec::Spec),
@@ -152,7 +157,10 @@ enum Error {
     /// The catalog was not exported, imported, rebuilt or compared.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
-    /// An exported catalog cannot be read or written.
+    /// A request was not made or signed, or a certificate not installed.
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
+    /// A file that was named cannot be read or written.
     #[error("{} cannot be {doing}", .path.display())]
     File {
         /// The file.
@@ -186,6 +194,7 @@ impl Error {
             | Self::Serve(_)
             | Self::Probe(_)
             | Self::Recovery(_)
+            | Self::Certificates(_)
             | Self::File { .. }
             | Self::NoSpec(_) => exit::FAILED,
         }
@@ -253,6 +262,7 @@ fn dispatch(command: Command, shell: &mut Shell<'_>) -> Result<(), Error> {
         Command::Mount(command) => mount::run(command, shell),
         Command::Backend(command) => backend::run(command, shell),
         Command::Host(command) => host::run(command, shell),
+        Command::Pki(command) => pki::run(command, shell),
         Command::Catalog(command) => catalog::run(&command, shell),
         Command::Spec(command) => spec::run(&command, shell),
         Command::Doctor(args) => doctor::run(&args, shell),

@@ -14,7 +14,7 @@ pub(super) struct Ran {
 }
 
 /// Runs a command line against `service`, with `typed` at the standard input, if somebody sits there.
-fn run(service: &Service, line: &[&str], typed: Option<&str>) -> Ran {
+pub(super) fn run(service: &Service, line: &[&str], typed: Option<&str>) -> Ran {
     let socket = service.socket();
     let line: Vec<&str> = line.iter().copied().chain(["--socket", socket.to_str().unwrap()]).collect();
     run_line(&line, typed)

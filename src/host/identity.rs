@@ -36,6 +36,8 @@ pub struct Identity {
     pub host: HostName,
     /// The certificate's serial number, as [`serial`] reads it.
     pub serial: String,
+    /// Who issued the certificate: the subject of the authority, as text.
+    pub issuer: String,
     /// When the certificate ends, in seconds since 1970.
     pub not_after: i64,
 }
@@ -46,6 +48,7 @@ pub fn identity(der: &[u8]) -> Result<Identity, IdentityError> {
     Ok(Identity {
         host: host_of(&certificate)?,
         serial: serial_text(certificate.tbs_certificate.raw_serial()),
+        issuer: certificate.issuer().to_string(),
         not_after: certificate.validity().not_after.timestamp(),
     })
 }

@@ -52,6 +52,8 @@ pub struct Signed {
     pub pem: String,
     /// Its serial number, in lower-case hexadecimal without leading zeros.
     pub serial: String,
+    /// Who signed it: the authority's subject, as [`CertInfo::subject`].
+    pub issuer: String,
     /// When it was signed, to the second.
     pub issued_at: OffsetDateTime,
     /// Until when it is valid.
@@ -134,13 +136,22 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let not_after = params.not_after;
         let pem = params.signed_by(key, &self.issuer).map_err(SigningError::Make)?.pem();
-        Ok(Signed { pem, serial: serial.to_string(), issued_at, not_after })
+        let issuer = self.info.subject.clone();
+        Ok(Signed { pem, serial: serial.to_string(), issuer, issued_at, not_after })
     }
 }
 
 /// A new private key: ECDSA on P-256, which every engine and every TLS library takes.
 pub fn new_key() -> Result<KeyPair, SigningError> {
     KeyPair::generate().map_err(SigningError::Make)
+}
+
+/// A request (PEM) that proves who has a key, for these names.
+pub fn request(key: &KeyPair, names: &[ServerName]) -> Result<String, SigningError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject_name(&names.first().map(ToString::to_string).unwrap_or_default());
+    params.subject_alt_names = names.iter().map(alternative).collect::<Result<_, _>>()?;
+    params.serialize_request(key).and_then(|request| request.pem()).map_err(SigningError::Make)
 }
 
 /// A self-signed authority's certificate for this key.
@@ -158,7 +169,8 @@ pub fn self_sign(key: &KeyPair, now: OffsetDateTime) -> Result<Signed, SigningEr
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let not_after = params.not_after;
     let pem = params.self_signed(key).map_err(SigningError::Make)?.pem();
-    Ok(Signed { pem, serial: serial.to_string(), issued_at, not_after })
+    let issuer = certificate::describe(&pem).map_err(SigningError::Certificate)?.subject;
+    Ok(Signed { pem, serial: serial.to_string(), issuer, issued_at, not_after })
 }
 
 /// Whether a certificate is an authority that was made here, not one that an operator brought.

@@ -184,6 +184,13 @@ pub fn decode(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateErr
     if all.is_empty() { Err(CertificateError::None) } else { Ok(all) }
 }
 
+/// Certificates as PEM text.
+pub(super) fn encode<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'a>>) -> String {
+    let blocks: Vec<_> =
+        certificates.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der.as_ref())).collect();
+    pem::encode_many_config(&blocks, pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF))
+}
+
 /// A certificate's subject public key info, in DER.
 pub(super) fn public_key(der: &[u8]) -> Result<Vec<u8>, CertificateError> {
     Ok(parse(der)?.public_key().raw.to_vec())
@@ -213,7 +220,7 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
     }
 }
 
-fn address(octets: &[u8]) -> Option<IpAddr> {
+pub(super) fn address(octets: &[u8]) -> Option<IpAddr> {
     if let Ok(four) = <[u8; 4]>::try_from(octets) {
         return Some(four.into());
     }

@@ -66,6 +66,24 @@ pub enum PkiError {
         /// The file.
         path: PathBuf,
     },
+    /// More than one authority that takes over.
+    #[error("{} holds several certificates, but only one CA can take over: leave that one in it", path.display())]
+    NotOne {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Nothing to finish and nothing to abort.
+    #[error("no rollover of the CA is under way: `volhost pki rollover start` begins one")]
+    NoRollover,
+    /// A certificate that was signed elsewhere and cannot be used.
+    #[error("the certificate is not taken: {0}")]
+    Unfit(String),
+    /// What came from elsewhere is no certificate.
+    #[error("the certificate is not taken")]
+    Unreadable(#[source] CertificateError),
+    /// A request for a server's certificate that is not signed.
+    #[error("the certificate request is refused")]
+    ServerRequest(#[source] RequestError),
     /// Certificates are there, but not what signed them.
     #[error(
         "{ca} is missing, but {leaf} was signed by it: put it back (every host's bundle holds a copy, as /etc/docker/volhost/ca.crt), or move the certificates away to begin with a new CA",
@@ -90,7 +108,7 @@ pub enum PkiError {
         path: PathBuf,
     },
     /// Something must be signed, and the key for it is kept elsewhere.
-    #[error("{need} is needed, but {} to sign it with is missing: put it there and try again", key.display())]
+    #[error("{need} is needed, but {} to sign it with is missing: put it there and try again, or have a request signed where it is (`volhost pki csr`, `volhost pki sign`)", key.display())]
     CaKeyMissing {
         /// Where the authority's key would be.
         key: PathBuf,

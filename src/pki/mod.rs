@@ -3,18 +3,21 @@
 //! Everything lies in one directory (`ca`, `server` and `client`, each a `.crt` and a `.key`). A key is made in
 //! memory, written once, 0600, and never replaced or removed here; a certificate can be made again from its key, so a
 //! renewal is the rename of one file and nobody ever reads a certificate beside another one's key. To change a key,
-//! remove both files of its pair.
+//! remove both files of its pair; that of the authority is changed by a rollover, during which `ca-next` lies there too.
 //!
-//! The authority's key is needed only while something is signed and may be kept elsewhere at other times. Who may
-//! have a certificate is decided by the caller; who is let in with one, by the transport.
+//! The authority's key is needed only while something is signed and may be kept elsewhere at other times: requests go
+//! there and certificates come back. Who may have a certificate is decided by the caller; who is let in with one, by the
+//! transport.
 
 pub mod authority;
 pub mod bundle;
 pub mod certificate;
+mod elsewhere;
 mod error;
 mod pair;
 mod renewal;
 mod request;
+mod rollover;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -25,10 +28,12 @@ use self::authority::{Authority, Signed};
 pub use self::certificate::{
     CertInfo, CertificateError, InvalidServerName, ServerName, describe, describe_der,
 };
+pub use self::elsewhere::{Installed, Request, SignedElsewhere};
 pub use self::error::PkiError;
 pub use self::pair::Pair;
-use self::pair::{Trust, authorities, leaf, read};
+use self::pair::{Purpose, Trust, authorities, leaf, read};
 pub use self::request::RequestError;
+pub use self::rollover::{Finished, Rollover, STEPS, Started};
 use crate::files::Lock;
 use crate::host::name::HostName;
 
@@ -45,6 +50,8 @@ pub struct Issued {
     pub host: HostName,
     /// Its serial number, in lower-case hexadecimal without leading zeros.
     pub serial: String,
+    /// The subject of the authority that signed it.
+    pub issuer: String,
     /// When it was issued.
     pub issued_at: OffsetDateTime,
     /// When it expires.
@@ -104,6 +111,12 @@ impl Pki {
         self.pair("ca")
     }
 
+    /// The files of the authority that takes over, while one does.
+    #[must_use]
+    pub fn next(&self) -> Pair {
+        self.pair("ca-next")
+    }
+
     /// The files that an `https` listener serves with.
     #[must_use]
     pub fn server(&self) -> Pair {
@@ -132,7 +145,7 @@ impl Pki {
     /// Issues a certificate (10 years) and its key to another host.
     pub fn issue_host(&self, host: &HostName) -> Result<IssuedHost, PkiError> {
         let trust = self.trust()?;
-        let authority = trust.authority(|| format!("the certificate of {host}"))?;
+        let authority = trust.authority(Purpose::Host, || format!("the certificate of {host}"))?;
         let key = authority::new_key().map_err(|source| PkiError::signing(host, source))?;
         let signed = sign_host(authority, &key, host, OffsetDateTime::now_utc())?;
         Ok(issued_host(&trust, host, signed, Some(key.serialize_pem())))
@@ -146,7 +159,7 @@ impl Pki {
         let key = request::verify(csr_pem, host)
             .map_err(|source| PkiError::Request { host: host.clone(), source })?;
         let trust = self.trust()?;
-        let authority = trust.authority(|| format!("the certificate of {host}"))?;
+        let authority = trust.authority(Purpose::Host, || format!("the certificate of {host}"))?;
         let signed = sign_host(authority, &key, host, OffsetDateTime::now_utc())?;
         Ok(issued_host(&trust, host, signed, None))
     }
@@ -208,7 +221,7 @@ impl Pki {
     }
 
     fn trust(&self) -> Result<Trust, PkiError> {
-        Trust::read(self.ca())
+        Trust::read(self.ca(), self.next())
     }
 }
 
@@ -230,8 +243,14 @@ fn issued_host(trust: &Trust, host: &HostName, signed: Signed, key_pem: Option<S
 }
 
 fn issued(host: &HostName, signed: &Signed) -> Issued {
-    let Signed { pem: _, serial, issued_at, not_after } = signed;
-    Issued { host: host.clone(), serial: serial.clone(), issued_at: *issued_at, not_after: *not_after }
+    let Signed { pem: _, serial, issuer, issued_at, not_after } = signed;
+    Issued {
+        host: host.clone(),
+        serial: serial.clone(),
+        issuer: issuer.clone(),
+        issued_at: *issued_at,
+        not_after: *not_after,
+    }
 }
 
 #[cfg(test)]
@@ -252,27 +271,27 @@ mod tests {
     use super::*;
     use crate::error::chain;
 
-    fn host(name: &str) -> HostName {
+    pub(super) fn host(name: &str) -> HostName {
         HostName::parse(name).unwrap()
     }
 
-    fn name(text: &str) -> ServerName {
+    pub(super) fn name(text: &str) -> ServerName {
         ServerName::parse(text).unwrap()
     }
 
-    fn empty() -> (tempfile::TempDir, Pki) {
+    pub(super) fn empty() -> (tempfile::TempDir, Pki) {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::new(dir.path().join("pki"));
         (dir, pki)
     }
 
-    fn made() -> (tempfile::TempDir, Pki, Ensured) {
+    pub(super) fn made() -> (tempfile::TempDir, Pki, Ensured) {
         let (dir, pki) = empty();
         let ensured = pki.ensure(&host("store1"), &[name("store1.example.org"), name("10.0.0.7")]).unwrap();
         (dir, pki, ensured)
     }
 
-    fn content(path: &Path) -> String {
+    pub(super) fn content(path: &Path) -> String {
         std::fs::read_to_string(path).unwrap()
     }
 
@@ -288,7 +307,7 @@ mod tests {
         UnixTime::since_unix_epoch(std::time::Duration::from_secs(at.unix_timestamp().try_into().unwrap()))
     }
 
-    fn serves(ca_pem: &str, cert_pem: &str, called: &str) -> Result<(), rustls::Error> {
+    pub(super) fn serves(ca_pem: &str, cert_pem: &str, called: &str) -> Result<(), rustls::Error> {
         let verifier = WebPkiServerVerifier::builder_with_provider(roots(ca_pem), default_provider().into())
             .build()
             .unwrap();
@@ -299,7 +318,7 @@ mod tests {
             .map(|_| ())
     }
 
-    fn is_let_in(ca_pem: &str, cert_pem: &str, at: OffsetDateTime) -> Result<(), rustls::Error> {
+    pub(super) fn is_let_in(ca_pem: &str, cert_pem: &str, at: OffsetDateTime) -> Result<(), rustls::Error> {
         let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca_pem), default_provider().into())
             .build()
             .unwrap();

@@ -22,11 +22,23 @@ pub struct Pair {
     pub key: PathBuf,
 }
 
-/// The authorities in `ca.crt`, and the one that can sign, if its key is here.
+/// The authorities in `ca.crt`, and those that can sign, if their keys are here.
 pub(super) struct Trust {
     pub ca: Pair,
     pub pem: String,
     pub certificates: Vec<CertificateDer<'static>>,
+    /// The one of `ca.key`.
+    pub authority: Option<Authority>,
+    /// The one that takes over, while a rollover is under way.
+    pub successor: Option<Successor>,
+}
+
+/// An authority that is trusted beside the one that it will replace.
+pub(super) struct Successor {
+    pub pair: Pair,
+    pub pem: String,
+    pub certificate: CertificateDer<'static>,
+    /// None while its key is kept elsewhere.
     pub authority: Option<Authority>,
 }
 
@@ -34,32 +46,101 @@ pub(super) struct Trust {
 pub(super) struct Leaf {
     pub key: KeyPair,
     pub info: CertInfo,
+    pub der: CertificateDer<'static>,
+}
+
+/// What a certificate is for, which decides whose signature it bears while one authority replaces another.
+#[derive(Clone, Copy)]
+pub(super) enum Purpose<'a> {
+    /// A host's: its engine is to hold a certificate that stays good.
+    Host,
+    /// The server's, in place of this one: engines that know only the old authority must verify it until the end.
+    Server(Option<&'a Leaf>),
 }
 
 impl Trust {
-    pub fn read(ca: Pair) -> Result<Self, PkiError> {
+    pub fn read(ca: Pair, next: Pair) -> Result<Self, PkiError> {
         let (pem, certificates) = authorities(&ca.cert)?;
-        let authority = match read_key(&ca.key)? {
-            None => None,
-            Some(key) => {
-                // Several certificates lie here while one authority replaces another: the key says which one signs.
-                let public = key.subject_public_key_info();
-                let own = certificates
-                    .iter()
-                    .find(|one| certificate::public_key(one).is_ok_and(|key| key == public));
-                let Some(own) = own else { return Err(PkiError::Mismatch { pair: ca }) };
-                Some(Authority::new(own, key).map_err(|source| PkiError::signing("the CA", source))?)
+        // Several certificates lie here while one authority replaces another: the key says which one signs.
+        let authority = authority_of(&ca, &certificates)?;
+        let successor = match successor(&next)? {
+            // Not in force before it is trusted.
+            Some((pem, certificate)) if certificates.contains(&certificate) => {
+                let authority = authority_of(&next, std::slice::from_ref(&certificate))?;
+                Some(Successor { pair: next, pem, certificate, authority })
             }
+            _ => None,
         };
-        Ok(Self { ca, pem, certificates, authority })
+        Ok(Self { ca, pem, certificates, authority, successor })
     }
 
     /// The authority that signs what is needed.
-    pub fn authority(&self, need: impl FnOnce() -> String) -> Result<&Authority, PkiError> {
-        self.authority
-            .as_ref()
-            .ok_or_else(|| PkiError::CaKeyMissing { key: self.ca.key.clone(), need: need() })
+    pub fn authority(
+        &self,
+        purpose: Purpose<'_>,
+        need: impl FnOnce() -> String,
+    ) -> Result<&Authority, PkiError> {
+        let (authority, pair) = self.signer(purpose);
+        authority.ok_or_else(|| PkiError::CaKeyMissing { key: pair.key.clone(), need: need() })
     }
+
+    /// The authority that signs for a purpose, if its key is here, and where its files are.
+    pub fn signer(&self, purpose: Purpose<'_>) -> (Option<&Authority>, &Pair) {
+        match &self.successor {
+            Some(new) if purpose.is_of(new) => (new.authority.as_ref(), &new.pair),
+            _ => (self.authority.as_ref(), &self.ca),
+        }
+    }
+
+    /// The certificates of the authorities that may have signed what is asked for.
+    pub fn signers(&self, purpose: Purpose<'_>) -> Vec<CertificateDer<'static>> {
+        match &self.successor {
+            Some(new) if purpose.is_of(new) => vec![new.certificate.clone()],
+            Some(new) => self.certificates.iter().filter(|one| **one != new.certificate).cloned().collect(),
+            None => self.certificates.clone(),
+        }
+    }
+}
+
+impl Purpose<'_> {
+    /// Whether the authority that takes over signs for it.
+    fn is_of(self, successor: &Successor) -> bool {
+        match self {
+            Self::Host => true,
+            Self::Server(present) => present.is_some_and(|leaf| successor.signed(leaf)),
+        }
+    }
+}
+
+impl Successor {
+    /// Whether a certificate bears its signature.
+    pub fn signed(&self, leaf: &Leaf) -> bool {
+        certificate::is_signed_by(&leaf.der, &self.certificate)
+    }
+}
+
+/// The authority of a pair's key, whose certificate is one of these; none while the key is kept elsewhere.
+fn authority_of(
+    pair: &Pair,
+    certificates: &[CertificateDer<'static>],
+) -> Result<Option<Authority>, PkiError> {
+    let Some(key) = read_key(&pair.key)? else { return Ok(None) };
+    let public = key.subject_public_key_info();
+    let own = certificates.iter().find(|one| certificate::public_key(one).is_ok_and(|key| key == public));
+    let Some(own) = own else { return Err(PkiError::Mismatch { pair: pair.clone() }) };
+    Authority::new(own, key).map(Some).map_err(|source| PkiError::signing("the CA", source))
+}
+
+/// The certificate of the authority that takes over, as text and in DER, if one does.
+pub(super) fn successor(next: &Pair) -> Result<Option<(String, CertificateDer<'static>)>, PkiError> {
+    let (pem, mut certificates) = match authorities(&next.cert) {
+        Err(PkiError::NoCa { .. }) => return Ok(None),
+        found => found?,
+    };
+    if certificates.len() != 1 {
+        return Err(PkiError::NotOne { path: next.cert.clone() });
+    }
+    Ok(certificates.pop().map(|certificate| (pem, certificate)))
 }
 
 /// The certificates in `ca.crt`, as text and each in DER.
@@ -92,7 +173,7 @@ pub(super) fn leaf(pair: &Pair, trust: &Trust) -> Result<Option<Leaf>, PkiError>
         return Err(PkiError::Stranger { path: pair.cert.clone(), ca: trust.ca.cert.clone() });
     }
     let info = describe_der(first).map_err(unusable)?;
-    Ok(Some(Leaf { key, info }))
+    Ok(Some(Leaf { key, info, der: first.clone() }))
 }
 
 pub(super) fn read_key(path: &Path) -> Result<Option<KeyPair>, PkiError> {

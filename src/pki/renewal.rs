@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::authority::{self, Authority};
 use super::certificate::{CertInfo, ServerName};
-use super::pair::{Leaf, Pair, Trust, leaf, read, read_key};
+use super::pair::{Leaf, Pair, Purpose, Trust, leaf, read, read_key};
 use super::{Ensured, Issued, Pki, PkiError, issued, sign_host};
 use crate::files::{self, Lock};
 use crate::host::name::HostName;
@@ -26,19 +26,15 @@ impl Pki {
         let lock = self.lock()?;
         let (trust, ca_made) = self.make_trust(&lock, now)?;
 
-        let mut names = server_names.to_vec();
-        names.extend([
-            ServerName::Dns("localhost".to_owned()),
-            ServerName::Ip(std::net::Ipv4Addr::LOCALHOST.into()),
-            ServerName::Ip(std::net::Ipv6Addr::LOCALHOST.into()),
-        ]);
+        let names = with_loopback(server_names);
         let pair = self.server();
         let server_renewed = match leaf(&pair, &trust)? {
             Some(leaf) => self.renew_server(&lock, &trust, &leaf, &names, now)?,
             None => {
-                let authority = trust.authority(|| "the server's certificate".to_owned())?;
+                let authority =
+                    trust.authority(Purpose::Server(None), || "the server's certificate".to_owned())?;
                 let key = key_for(&lock, &pair)?;
-                sign_server(&lock, authority, &pair, &key, &union(Vec::new(), &names), now)?;
+                sign_server(&lock, authority, &pair, &key, &names, now)?;
                 true
             }
         };
@@ -47,10 +43,10 @@ impl Pki {
         let (earlier, issued) = match leaf(&pair, &trust)? {
             Some(leaf) => {
                 let issued = renew_client(&lock, &trust, &pair, &leaf, node, now)?;
-                (present(&leaf.info), issued)
+                (host_of(&leaf.info).map(|host| present(host, &leaf.info)), issued)
             }
             None => {
-                let authority = trust.authority(|| format!("the certificate of {node}"))?;
+                let authority = trust.authority(Purpose::Host, || format!("the certificate of {node}"))?;
                 let key = key_for(&lock, &pair)?;
                 (None, Some(sign_client(&lock, authority, &pair, &key, node, now)?))
             }
@@ -75,7 +71,7 @@ impl Pki {
         let pair = self.server();
         let missing = wanted.iter().find(|name| !leaf.info.names.contains(name));
         if missing.is_some() || !leaf.info.is_valid_at(now) {
-            let authority = trust.authority(|| match missing {
+            let authority = trust.authority(Purpose::Server(Some(leaf)), || match missing {
                 Some(name) => format!("a server's certificate that names {name}"),
                 None => format!(
                     "a server's certificate in place of {}, which is not valid now",
@@ -86,10 +82,9 @@ impl Pki {
             sign_server(lock, authority, &pair, &leaf.key, &names, now)?;
             return Ok(true);
         }
-        if !renewable(trust, &pair, &leaf.info, now) {
+        let Some(authority) = renewable(trust, Purpose::Server(Some(leaf)), &pair, &leaf.info, now) else {
             return Ok(false);
-        }
-        let authority = trust.authority(|| "the server's certificate".to_owned())?;
+        };
         sign_server(lock, authority, &pair, &leaf.key, &leaf.info.names, now)?;
         Ok(true)
     }
@@ -98,6 +93,7 @@ impl Pki {
     fn make_trust(&self, lock: &Lock, now: OffsetDateTime) -> Result<(Trust, bool), PkiError> {
         let ca = self.ca();
         if read(&ca.cert)?.is_some() {
+            self.settle(lock)?;
             return Ok((self.trust()?, false));
         }
         for leaf in [self.server().cert, self.client().cert] {
@@ -112,8 +108,8 @@ impl Pki {
     }
 }
 
-/// Makes this machine's client certificate anew if its name has changed or it nears its end. What cannot be signed
-/// is left as it is: the server serves other hosts all the same.
+/// Makes this machine's client certificate anew if its name has changed, it nears its end, or another authority takes
+/// over. What cannot be signed is left as it is: the server serves other hosts all the same.
 fn renew_client(
     lock: &Lock,
     trust: &Trust,
@@ -122,14 +118,22 @@ fn renew_client(
     node: &HostName,
     now: OffsetDateTime,
 ) -> Result<Option<Issued>, PkiError> {
+    let (authority, _) = trust.signer(Purpose::Host);
     let renamed = host_of(&leaf.info).as_ref() != Some(node);
-    if !renamed && !renewable(trust, pair, &leaf.info, now) {
-        return Ok(None);
-    }
-    let Some(authority) = &trust.authority else {
+    let moves = authority.is_some() && trust.successor.as_ref().is_some_and(|new| !new.signed(leaf));
+    let authority = if renamed || moves {
+        authority
+    } else {
+        match renewable(trust, Purpose::Host, pair, &leaf.info, now) {
+            None => return Ok(None),
+            authority => authority,
+        }
+    };
+    let Some(authority) = authority else {
         log::warn!(
-            "{} does not name this machine, {node}, and there is no CA key to make another one with",
-            pair.cert.display()
+            "{} does not name this machine, {node}, and there is no CA key to make another one with: {}",
+            pair.cert.display(),
+            elsewhere("client")
         );
         return Ok(None);
     };
@@ -140,29 +144,50 @@ fn renew_client(
     sign_client(lock, authority, pair, &leaf.key, node, now).map(Some)
 }
 
-/// Whether a certificate nears its end and a later one can be made.
-fn renewable(trust: &Trust, pair: &Pair, info: &CertInfo, now: OffsetDateTime) -> bool {
+/// The authority that makes a certificate anew, where it is time and a later one can be made.
+fn renewable<'a>(
+    trust: &'a Trust,
+    purpose: Purpose<'_>,
+    pair: &Pair,
+    info: &CertInfo,
+    now: OffsetDateTime,
+) -> Option<&'a Authority> {
     if !info.renewal_due(now) {
-        return false;
+        return None;
     }
     let path = pair.cert.display();
-    match &trust.authority {
+    match trust.signer(purpose).0 {
         None => {
+            let which = match purpose {
+                Purpose::Host => "client",
+                Purpose::Server(_) => "server",
+            };
             log::warn!(
-                "{path} expires on {}, and there is no CA key to make another one with",
-                info.not_after
+                "{path} expires on {}, and there is no CA key to make another one with: {}",
+                info.not_after,
+                elsewhere(which)
             );
-            false
+            None
         }
         Some(authority) if authority.not_after() <= info.not_after => {
-            log::warn!("{path} expires on {} together with its CA: it is time for a new CA", info.not_after);
-            false
+            log::warn!(
+                "{path} expires on {} together with its CA: `volhost pki rollover start` begins a new one",
+                info.not_after
+            );
+            None
         }
-        Some(_) => true,
+        authority => authority,
     }
 }
 
-fn sign_server(
+/// How a certificate is had from where the CA's key is.
+fn elsewhere(which: &str) -> String {
+    format!(
+        "put it there, or have the request of `volhost pki csr {which}` signed where it is (`volhost pki sign`) and give the certificate to `volhost pki install`"
+    )
+}
+
+pub(super) fn sign_server(
     lock: &Lock,
     authority: &Authority,
     pair: &Pair,
@@ -175,7 +200,7 @@ fn sign_server(
     write_certificate(lock, &pair.cert, &signed.pem)
 }
 
-fn sign_client(
+pub(super) fn sign_client(
     lock: &Lock,
     authority: &Authority,
     pair: &Pair,
@@ -188,21 +213,32 @@ fn sign_client(
     Ok(issued(node, &signed))
 }
 
-/// A host's certificate that was issued earlier.
-fn present(info: &CertInfo) -> Option<Issued> {
-    Some(Issued {
-        host: host_of(info)?,
+/// A host's certificate that was issued earlier, or elsewhere.
+pub(super) fn present(host: HostName, info: &CertInfo) -> Issued {
+    Issued {
+        host,
         serial: info.serial.clone(),
+        issuer: info.issuer.clone(),
         issued_at: info.not_before + authority::BACKDATED,
         not_after: info.not_after,
-    })
+    }
 }
 
-fn host_of(info: &CertInfo) -> Option<HostName> {
+/// The names that are wanted, and those by which this machine calls itself.
+pub(super) fn with_loopback(wanted: &[ServerName]) -> Vec<ServerName> {
+    let loopback = [
+        ServerName::Dns("localhost".to_owned()),
+        ServerName::Ip(std::net::Ipv4Addr::LOCALHOST.into()),
+        ServerName::Ip(std::net::Ipv6Addr::LOCALHOST.into()),
+    ];
+    union(wanted.to_vec(), &loopback)
+}
+
+pub(super) fn host_of(info: &CertInfo) -> Option<HostName> {
     HostName::parse(info.dns_names.first()?).ok()
 }
 
-fn union(mut names: Vec<ServerName>, more: &[ServerName]) -> Vec<ServerName> {
+pub(super) fn union(mut names: Vec<ServerName>, more: &[ServerName]) -> Vec<ServerName> {
     for name in more {
         if !names.contains(name) {
             names.push(name.clone());
@@ -212,7 +248,7 @@ fn union(mut names: Vec<ServerName>, more: &[ServerName]) -> Vec<ServerName> {
 }
 
 /// The key of a pair whose certificate is to be made: the one that a crash left, or a new one.
-fn key_for(_held: &Lock, pair: &Pair) -> Result<KeyPair, PkiError> {
+pub(super) fn key_for(_held: &Lock, pair: &Pair) -> Result<KeyPair, PkiError> {
     if let Some(key) = read_key(&pair.key)? {
         return Ok(key);
     }
@@ -225,7 +261,7 @@ fn key_for(_held: &Lock, pair: &Pair) -> Result<KeyPair, PkiError> {
     Ok(key)
 }
 
-fn write_certificate(_held: &Lock, path: &Path, pem: &str) -> Result<(), PkiError> {
+pub(super) fn write_certificate(_held: &Lock, path: &Path, pem: &str) -> Result<(), PkiError> {
     files::replace(path, pem.as_bytes(), 0o644).map_err(|source| PkiError::Io {
         did: "write",
         path: path.to_owned(),

@@ -1,6 +1,7 @@
-//! Certificate requests (PKCS #10) of hosts that keep their key to themselves.
+//! Certificate requests (PKCS #10) of those who keep their key to themselves.
 //!
-//! Only the key is taken from a request: what it asks for beside that is granted to nobody.
+//! Only the key is taken from a host's request: what it asks for beside that is granted to nobody. A server's request
+//! says its names, too, which whoever signs it has before their eyes.
 
 use rcgen::SubjectPublicKeyInfo;
 use rustls::pki_types::CertificateSigningRequestDer;
@@ -11,6 +12,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::public_key::PublicKey;
 
+use super::certificate::ServerName;
 use super::{authority, certificate};
 use crate::host::name::HostName;
 
@@ -47,6 +49,14 @@ pub enum RequestError {
         /// The name that was to be certified.
         host: HostName,
     },
+    /// A server's request without a name.
+    #[error(
+        "it holds no name that engines could call the server by (subjectAltName): make it with `volhost pki csr server`; for a host's, say --host NAME"
+    )]
+    Nameless,
+    /// A server's request with a name that is none of a server.
+    #[error("{0} is no name that engines can call a server by")]
+    ServerName(String),
 }
 
 /// The key of a request that may be certified for a host.
@@ -54,6 +64,45 @@ pub enum RequestError {
 /// A common name or DNS name in it that is not the host's is refused, as a sign of a mix-up; everything else it asks
 /// for is passed over.
 pub fn verify(pem: &str, host: &HostName) -> Result<SubjectPublicKeyInfo, RequestError> {
+    verified(pem, |request| {
+        let common_name = certificate::common_name(&request.certification_request_info.subject);
+        let dns_names = alternative_names(request).filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            _ => None,
+        });
+        match common_name.into_iter().chain(dns_names).find(|name| !name.eq_ignore_ascii_case(host.as_str()))
+        {
+            Some(found) => Err(RequestError::OtherName { found, host: host.clone() }),
+            None => Ok(()),
+        }
+    })
+    .map(|(key, ())| key)
+}
+
+/// The key of a server's request, and the names that it is to be certified for: all of its subject alternative name,
+/// which whoever signs is to be shown.
+pub fn verify_server(pem: &str) -> Result<(SubjectPublicKeyInfo, Vec<ServerName>), RequestError> {
+    verified(pem, |request| {
+        let names = alternative_names(request)
+            .map(|name| match name {
+                GeneralName::DNSName(name) => {
+                    ServerName::parse(name).map_err(|_| RequestError::ServerName((*name).to_owned()))
+                }
+                GeneralName::IPAddress(octets) => certificate::address(octets)
+                    .and_then(ServerName::of_address)
+                    .ok_or_else(|| RequestError::ServerName(format!("{octets:?}"))),
+                other => Err(RequestError::ServerName(other.to_string())),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        if names.is_empty() { Err(RequestError::Nameless) } else { Ok(names) }
+    })
+}
+
+/// The key of a request whose signature verifies and that `judge` finds nothing wrong with.
+fn verified<T>(
+    pem: &str,
+    judge: impl FnOnce(&X509CertificationRequest<'_>) -> Result<T, RequestError>,
+) -> Result<(SubjectPublicKeyInfo, T), RequestError> {
     // The label of older tools.
     let pem = pem.replace("NEW CERTIFICATE REQUEST", "CERTIFICATE REQUEST");
     let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(RequestError::Pem)?;
@@ -70,19 +119,7 @@ pub fn verify(pem: &str, host: &HostName) -> Result<SubjectPublicKeyInfo, Reques
         X509Error::SignatureUnsupportedAlgorithm => RequestError::Unsupported,
         _ => RequestError::Signature,
     })?;
-
-    let mut names: Vec<String> = certificate::common_name(&info.subject).into_iter().collect();
-    for extension in request.requested_extensions().into_iter().flatten() {
-        if let ParsedExtension::SubjectAlternativeName(alternative) = extension {
-            names.extend(alternative.general_names.iter().filter_map(|name| match name {
-                GeneralName::DNSName(name) => Some((*name).to_owned()),
-                _ => None,
-            }));
-        }
-    }
-    if let Some(found) = names.into_iter().find(|name| !name.eq_ignore_ascii_case(host.as_str())) {
-        return Err(RequestError::OtherName { found, host: host.clone() });
-    }
+    let judged = judge(&request)?;
 
     let key = authority::public_key(info.subject_pki.raw).map_err(|_| RequestError::Unsupported)?;
     let known = [
@@ -92,7 +129,20 @@ pub fn verify(pem: &str, host: &HostName) -> Result<SubjectPublicKeyInfo, Reques
         &rcgen::PKCS_RSA_SHA256,
     ];
     let algorithm = rcgen::PublicKeyData::algorithm(&key);
-    if known.into_iter().any(|known| known == algorithm) { Ok(key) } else { Err(RequestError::Unsupported) }
+    if known.into_iter().any(|known| known == algorithm) {
+        Ok((key, judged))
+    } else {
+        Err(RequestError::Unsupported)
+    }
+}
+
+fn alternative_names<'a>(
+    request: &'a X509CertificationRequest<'_>,
+) -> impl Iterator<Item = &'a GeneralName<'a>> {
+    request.requested_extensions().into_iter().flatten().flat_map(|extension| match extension {
+        ParsedExtension::SubjectAlternativeName(alternative) => alternative.general_names.as_slice(),
+        _ => &[],
+    })
 }
 
 #[cfg(test)]

@@ -249,7 +249,8 @@ where
         return Err(Closed);
     }
     if connection.caller.via != Via::Admin {
-        (server.on_seen)(&connection.caller.host);
+        let issuer = connection.credential.as_ref().map(Credential::issuer);
+        (server.on_seen)(&connection.caller.host, issuer);
     }
     request.extensions_mut().insert(connection.caller.clone());
     request.extensions_mut().insert(LetIn(Arc::clone(&connection)));

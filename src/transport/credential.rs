@@ -40,6 +40,8 @@ struct Read {
     chain: Chain,
     host: HostName,
     serial: String,
+    /// The subject of the authority that issued the caller's own.
+    issuer: String,
     /// When each of the chain ends, in seconds since 1970: the chain is looked at again then. That it ends is not
     /// decided here, because a peer may send certificates that its chain does not need.
     ends: Vec<i64>,
@@ -62,6 +64,11 @@ impl Credential {
         &self.read.host
     }
 
+    /// The subject of the authority that issued it.
+    pub(super) fn issuer(&self) -> &str {
+        &self.read.issuer
+    }
+
     /// Whether its holder is still let in: the chain is verified again under a new state and when one of its
     /// certificates has ended; what was revoked by name counts at once.
     pub(super) fn check(
@@ -71,7 +78,7 @@ impl Credential {
         verdicts: &mut Verdicts,
     ) -> Result<(), Refused> {
         let Self { read, good_until, generation } = self;
-        let Read { chain, host, serial, ends } = &**read;
+        let Read { chain, host, serial, issuer: _, ends } = &**read;
         let now = now();
         if generation.load(Ordering::Acquire) != state.generation || now > good_until.load(Ordering::Acquire)
         {
@@ -110,10 +117,10 @@ impl Known {
 
 fn read(chain: &[CertificateDer<'static>]) -> Result<Read, IdentityError> {
     let own = chain.first().ok_or(IdentityError::Nameless)?;
-    let Identity { host, serial, not_after } = identity::identity(own)?;
+    let Identity { host, serial, issuer, not_after } = identity::identity(own)?;
     let others = chain.iter().skip(1).map(|der| identity::not_after(der));
     let ends = std::iter::once(Ok(not_after)).chain(others).collect::<Result<_, _>>()?;
-    Ok(Read { chain: chain.into(), host, serial, ends })
+    Ok(Read { chain: chain.into(), host, serial, issuer, ends })
 }
 
 fn now() -> i64 {

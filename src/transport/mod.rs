@@ -114,6 +114,9 @@ impl Default for Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CloseWithoutAnswer;
 
+/// What is told of each request: its host, and the issuer of the host's certificate.
+pub type OnSeen = Arc<dyn Fn(&HostName, Option<&str>) + Send + Sync>;
+
 /// What a [`Server`] is made of.
 pub struct Setup {
     /// This machine's own name: the host of every Unix socket's caller.
@@ -124,8 +127,9 @@ pub struct Setup {
     pub tls: Option<Arc<ArcSwap<tls::State>>>,
     /// Whose certificates are refused by name.
     pub revocation: Arc<dyn Revocation>,
-    /// Told the host of each request but the operator's. It must be quick.
-    pub on_seen: Arc<dyn Fn(&HostName) + Send + Sync>,
+    /// Told the host of each request but the operator's, and who issued the certificate that it came with, if it did. It
+    /// must be quick.
+    pub on_seen: OnSeen,
     /// The service's end.
     pub drain: Drain,
 }
@@ -136,7 +140,7 @@ pub struct Server {
     limits: Arc<ArcSwap<Limits>>,
     tls: Option<Arc<ArcSwap<tls::State>>>,
     revocation: Arc<dyn Revocation>,
-    on_seen: Arc<dyn Fn(&HostName) + Send + Sync>,
+    on_seen: OnSeen,
     drain: Drain,
     registry: Arc<Registry>,
     handshakes: Handshakes,

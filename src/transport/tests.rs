@@ -91,7 +91,7 @@ impl Fixture {
             revocation,
             on_seen: {
                 let seen = Arc::clone(&seen);
-                Arc::new(move |host| seen.lock().unwrap().push(host.to_string()))
+                Arc::new(move |host, _| seen.lock().unwrap().push(host.to_string()))
             },
             drain: drain.clone(),
         };
@@ -358,7 +358,7 @@ async fn an_idle_connection_ends_only_after_very_long() {
         limits: Arc::new(ArcSwap::from_pointee(limits())),
         tls: None,
         revocation: Arc::new(NobodyRevoked),
-        on_seen: Arc::new(|_| {}),
+        on_seen: Arc::new(|_, _| {}),
         drain,
     };
     let server = Arc::new(Server::with_idle(setup, Duration::from_secs(1)));

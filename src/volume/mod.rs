@@ -181,8 +181,16 @@ impl Service {
     }
 
     /// Notes that a host sent a request. A host that the catalog does not know yet is recorded at once, so that it can
-    /// be listed and revoked; the times of the others are written down now and then.
-    pub fn note_seen(&self, host: &HostName) {
+    /// be listed and revoked; the times of the others are written down now and then. Of a certificate's issuer every
+    /// change is recorded at once: who is shut out when a CA goes is told by it.
+    pub fn note_seen(&self, host: &HostName, issuer: Option<&str>) {
+        let view = self.catalog.view();
+        let recorded = view.hosts.get(host);
+        if let (Some(issuer), Some(recorded)) = (issuer, recorded)
+            && recorded.last_issuer.as_deref() != Some(issuer)
+        {
+            self.record(Change::Connected(host.clone(), issuer.to_owned()));
+        }
         let now = OffsetDateTime::now_utc();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = seen.get_mut(host) {
@@ -191,14 +199,19 @@ impl Service {
         }
         seen.insert(host.clone(), now);
         drop(seen);
-        if !self.catalog.view().hosts.contains_key(host) {
-            let recorded = self.catalog.submit(Change::Seen(vec![(host.clone(), now)]));
-            tokio::spawn(async move {
-                if let Err(error) = recorded.await {
-                    log::warn!("that a host was seen could not be written: {}", crate::error::chain(&error));
-                }
-            });
+        if recorded.is_none() {
+            self.record(Change::Seen(vec![(host.clone(), now)]));
         }
+    }
+
+    /// Records what nobody waits for.
+    fn record(&self, change: Change) {
+        let recorded = self.catalog.submit(change);
+        tokio::spawn(async move {
+            if let Err(error) = recorded.await {
+                log::warn!("that a host was seen could not be written: {}", crate::error::chain(&error));
+            }
+        });
     }
 
     /// When a host last sent a request, as far as this process or the catalog knows.

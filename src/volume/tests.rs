@@ -811,10 +811,10 @@ async fn a_copy_is_written_after_a_change_and_only_then() {
     assert_eq!(second.view.volumes, world.service.view().volumes);
     assert!(second.at > first.at);
     // That a host was seen is not worth a copy, but that it is there is.
-    world.service.note_seen(&HostName::parse("web9").unwrap());
+    world.service.note_seen(&HostName::parse("web9").unwrap(), None);
     world.service.write_seen().await;
     assert!(world.service.copy(&backend).await.unwrap());
-    world.service.note_seen(&HostName::parse("web9").unwrap());
+    world.service.note_seen(&HostName::parse("web9").unwrap(), None);
     world.service.write_seen().await;
     assert!(!world.service.copy(&backend).await.unwrap());
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms whose types every room may use: they are words, not behaviour.
-const VOCABULARY: [&str; 9] = [
+const VOCABULARY: [&str; 10] = [
     "volume::name",
     "volume::mounts",
     "volume::options",
@@ -17,6 +17,7 @@ const VOCABULARY: [&str; 9] = [
     "host::mountpoints",
     "error",
     "files",
+    "step",
 ];
 
 /// Which room may use which, beside itself and the vocabulary. `*` is every room; `room::part` only that part of it.
@@ -65,6 +66,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("process", &["config::watch"]),
     ("error", &[]),
     ("files", &[]),
+    ("step", &[]),
 ];
 
 /// How long a file may be before its tests.

@@ -36,6 +36,7 @@ mod podman;
 mod readme;
 mod recovery;
 mod reload;
+mod rollover;
 mod serve;
 mod shaky;
 mod storm;

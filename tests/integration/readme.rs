@@ -370,6 +370,10 @@ fn the_json_fields_are_those_that_are_told() {
     let bundle = bundle.to_str().unwrap();
     ask("host add", &["host", "add", "web1", "--advertise", "https://store1:7443", "-o", bundle]);
     ask("host revoke", &["host", "revoke", "web1"]);
+    ask("pki install", &["pki", "install", &signed(&daemon)]);
+    ask("pki rollover start", &["pki", "rollover", "start"]);
+    ask("pki rollover status", &["pki", "rollover", "status"]);
+    ask("pki rollover finish", &["pki", "rollover", "finish", "--force", "--yes"]);
     for (command, answer) in answers {
         let row = rows.iter().find(|row| quoted(&row[0]).iter().any(|name| name == command));
         let row = row.unwrap_or_else(|| panic!("no row for {command}"));
@@ -381,6 +385,15 @@ fn the_json_fields_are_those_that_are_told() {
         let told: BTreeSet<_> = told.into_iter().filter(|name| *name != "mount ls").collect();
         assert_eq!(told, fields, "{row}");
     }
+}
+
+/// The file of a certificate that this daemon's own CA signed on its request.
+fn signed(daemon: &Daemon<'_>) -> String {
+    let file = |name: &str| daemon.path(name).to_str().unwrap().to_owned();
+    let (request, certificate) = (file("server.csr"), file("server.crt"));
+    daemon.cli(&["pki", "csr", "server", "-o", &request]).ok();
+    daemon.cli(&["pki", "sign", &request, "-o", &certificate]).ok();
+    certificate
 }
 
 fn named_row<'a>(rows: &'a [Vec<String>], word: &str) -> &'a Vec<String> {

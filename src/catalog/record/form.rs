@@ -135,6 +135,8 @@ pub(super) struct HostForm<'a> {
     pub(super) revoked_at: Option<Cow<'a, str>>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub(super) last_seen: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(super) last_issuer: Option<Cow<'a, str>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -142,6 +144,8 @@ pub(super) struct HostForm<'a> {
 pub(super) struct CertificateForm<'a> {
     #[serde(borrow)]
     pub(super) serial: Cow<'a, str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(super) issuer: Option<Cow<'a, str>>,
     #[serde(borrow)]
     pub(super) issued_at: Cow<'a, str>,
     #[serde(borrow)]
@@ -152,14 +156,15 @@ pub(super) struct CertificateForm<'a> {
 
 impl<'a> HostForm<'a> {
     pub(super) fn of(host: &'a Host) -> Self {
-        let Host { activation, certificates, revoked_at, last_seen } = host;
+        let Host { activation, certificates, revoked_at, last_seen, last_issuer } = host;
         Self {
             v: V1,
             activation: activation.0,
             certificates: certificates
                 .iter()
-                .map(|Certificate { serial, issued_at, not_after, revoked }| CertificateForm {
+                .map(|Certificate { serial, issuer, issued_at, not_after, revoked }| CertificateForm {
                     serial: serial.as_str().into(),
+                    issuer: issuer.as_deref().map(Into::into),
                     issued_at: written(*issued_at),
                     not_after: written(*not_after),
                     revoked: *revoked,
@@ -167,6 +172,7 @@ impl<'a> HostForm<'a> {
                 .collect(),
             revoked_at: revoked_at.map(written),
             last_seen: last_seen.map(written),
+            last_issuer: last_issuer.as_deref().map(Into::into),
         }
     }
 }

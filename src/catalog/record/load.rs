@@ -275,15 +275,16 @@ impl At<'_> {
 }
 
 fn host(at: &At<'_>, record: HostForm<'_>) -> Result<Host, InvalidRow> {
-    let HostForm { v: V1, activation, certificates, revoked_at, last_seen } = record;
+    let HostForm { v: V1, activation, certificates, revoked_at, last_seen, last_issuer } = record;
     let time = |field, text: Option<Cow<'_, str>>| text.map(|text| at.time(field, &text)).transpose();
     Ok(Host {
         activation: Activation(activation),
         certificates: certificates
             .into_iter()
-            .map(|CertificateForm { serial, issued_at, not_after, revoked }| {
+            .map(|CertificateForm { serial, issuer, issued_at, not_after, revoked }| {
                 Ok(Certificate {
                     serial: serial.into_owned(),
+                    issuer: issuer.map(Cow::into_owned),
                     issued_at: at.time("issued_at", &issued_at)?,
                     not_after: at.time("not_after", &not_after)?,
                     revoked,
@@ -292,6 +293,7 @@ fn host(at: &At<'_>, record: HostForm<'_>) -> Result<Host, InvalidRow> {
             .collect::<Result<_, _>>()?,
         revoked_at: time("revoked_at", revoked_at)?,
         last_seen: time("last_seen", last_seen)?,
+        last_issuer: last_issuer.map(Cow::into_owned),
     })
 }
 

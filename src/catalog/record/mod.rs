@@ -157,6 +157,11 @@ mod tests {
             &["web1"],
             r#"{"v":1,"activation":3,"certificates":[{"serial":"a1","issued_at":"2026-01-02T03:04:05.678Z","not_after":"2036-01-02T03:04:05.678Z","revoked":true}],"revoked_at":"2026-01-02T03:04:05.678Z","last_seen":"2026-01-02T03:04:05.678Z"}"#,
         ),
+        (
+            Table::Hosts,
+            &["web2"],
+            r#"{"v":1,"activation":0,"certificates":[{"serial":"a2","issuer":"O=volhost, CN=a CA","issued_at":"2026-01-02T03:04:05.678Z","not_after":"2036-01-02T03:04:05.678Z"}],"last_issuer":"O=volhost, CN=a CA"}"#,
+        ),
         (Table::Hosts, &["anonymous"], r#"{"v":1,"activation":0}"#),
         (
             Table::Backends,

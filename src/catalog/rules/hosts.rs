@@ -58,6 +58,15 @@ impl View {
         (Outcome::default(), writes)
     }
 
+    pub(super) fn connected(&mut self, name: HostName, issuer: String) -> (Outcome, Vec<Write>) {
+        let Some(known) = self.hosts.get(&name) else { return Default::default() };
+        if known.last_issuer.as_ref() == Some(&issuer) {
+            return Default::default();
+        }
+        let host = Host { last_issuer: Some(issuer), ..Host::clone(known) };
+        (Outcome::default(), vec![self.store_host(name, host)])
+    }
+
     pub(super) fn backend(&mut self, name: BackendName, record: Option<BackendRecord>) -> Decision {
         let Some(record) = record else {
             let known = self.backends.remove(&name).is_some();

@@ -178,6 +178,9 @@ _volhost() {
             volhost__subcmd__help__subcmd__host,release)
                 cmd="volhost__subcmd__help__subcmd__host__subcmd__release"
                 ;;
+            volhost__subcmd__help__subcmd__host,renew)
+                cmd="volhost__subcmd__help__subcmd__host__subcmd__renew"
+                ;;
             volhost__subcmd__help__subcmd__host,revoke)
                 cmd="volhost__subcmd__help__subcmd__host__subcmd__revoke"
                 ;;
@@ -186,6 +189,30 @@ _volhost() {
                 ;;
             volhost__subcmd__help__subcmd__mount,release)
                 cmd="volhost__subcmd__help__subcmd__mount__subcmd__release"
+                ;;
+            volhost__subcmd__help__subcmd__pki,csr)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__csr"
+                ;;
+            volhost__subcmd__help__subcmd__pki,install)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__install"
+                ;;
+            volhost__subcmd__help__subcmd__pki,rollover)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__rollover"
+                ;;
+            volhost__subcmd__help__subcmd__pki,sign)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__sign"
+                ;;
+            volhost__subcmd__help__subcmd__pki__subcmd__rollover,abort)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__abort"
+                ;;
+            volhost__subcmd__help__subcmd__pki__subcmd__rollover,finish)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__finish"
+                ;;
+            volhost__subcmd__help__subcmd__pki__subcmd__rollover,start)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__start"
+                ;;
+            volhost__subcmd__help__subcmd__pki__subcmd__rollover,status)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__rollover__subcmd__status"
                 ;;
             volhost__subcmd__help__subcmd__spec,lint)
                 cmd="volhost__subcmd__help__subcmd__spec__subcmd__lint"
@@ -229,6 +256,9 @@ _volhost() {
             volhost__subcmd__host,release)
                 cmd="volhost__subcmd__host__subcmd__release"
                 ;;
+            volhost__subcmd__host,renew)
+                cmd="volhost__subcmd__host__subcmd__renew"
+                ;;
             volhost__subcmd__host,revoke)
                 cmd="volhost__subcmd__host__subcmd__revoke"
                 ;;
@@ -243,6 +273,9 @@ _volhost() {
                 ;;
             volhost__subcmd__host__subcmd__help,release)
                 cmd="volhost__subcmd__host__subcmd__help__subcmd__release"
+                ;;
+            volhost__subcmd__host__subcmd__help,renew)
+                cmd="volhost__subcmd__host__subcmd__help__subcmd__renew"
                 ;;
             volhost__subcmd__host__subcmd__help,revoke)
                 cmd="volhost__subcmd__host__subcmd__help__subcmd__revoke"
@@ -267,6 +300,78 @@ _volhost() {
                 ;;
             volhost__subcmd__mount__subcmd__help,release)
                 cmd="volhost__subcmd__mount__subcmd__help__subcmd__release"
+                ;;
+            volhost__subcmd__pki,csr)
+                cmd="volhost__subcmd__pki__subcmd__csr"
+                ;;
+            volhost__subcmd__pki,help)
+                cmd="volhost__subcmd__pki__subcmd__help"
+                ;;
+            volhost__subcmd__pki,install)
+                cmd="volhost__subcmd__pki__subcmd__install"
+                ;;
+            volhost__subcmd__pki,rollover)
+                cmd="volhost__subcmd__pki__subcmd__rollover"
+                ;;
+            volhost__subcmd__pki,sign)
+                cmd="volhost__subcmd__pki__subcmd__sign"
+                ;;
+            volhost__subcmd__pki__subcmd__help,csr)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__csr"
+                ;;
+            volhost__subcmd__pki__subcmd__help,help)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__help"
+                ;;
+            volhost__subcmd__pki__subcmd__help,install)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__install"
+                ;;
+            volhost__subcmd__pki__subcmd__help,rollover)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__rollover"
+                ;;
+            volhost__subcmd__pki__subcmd__help,sign)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__sign"
+                ;;
+            volhost__subcmd__pki__subcmd__help__subcmd__rollover,abort)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__abort"
+                ;;
+            volhost__subcmd__pki__subcmd__help__subcmd__rollover,finish)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__finish"
+                ;;
+            volhost__subcmd__pki__subcmd__help__subcmd__rollover,start)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__start"
+                ;;
+            volhost__subcmd__pki__subcmd__help__subcmd__rollover,status)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__rollover__subcmd__status"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover,abort)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__abort"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover,finish)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__finish"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover,help)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover,start)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__start"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover,status)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__status"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover__subcmd__help,abort)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__abort"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover__subcmd__help,finish)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__finish"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover__subcmd__help,help)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__help"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover__subcmd__help,start)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__start"
+                ;;
+            volhost__subcmd__pki__subcmd__rollover__subcmd__help,status)
+                cmd="volhost__subcmd__pki__subcmd__rollover__subcmd__help__subcmd__status"
                 ;;
             volhost__subcmd__spec,help)
                 cmd="volhost__subcmd__spec__subcmd__help"
@@ -997,7 +1102,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__host)
-            opts="ls add release revoke"
+            opts="ls add renew release revoke"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1039,6 +1144,20 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__host__subcmd__release)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__host__subcmd__renew)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1319,7 +1438,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__host)
-            opts="-h --root --config --socket --json --help ls list add release revoke help"
+            opts="-h --root --config --socket --json --help ls list add renew release revoke help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1345,7 +1464,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__host__subcmd__add)
-            opts="-o -h --advertise --plugin-name --csr --output --force --root --config --socket --json --help"
+            opts="-o -h --advertise --plugin-name --csr --certificate --output --force --root --config --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1360,6 +1479,10 @@ _volhost() {
                     return 0
                     ;;
                 --csr)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --certificate)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1391,7 +1514,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__host__subcmd__help)
-            opts="ls add release revoke help"
+            opts="ls add renew release revoke help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1460,6 +1583,20 @@ _volhost() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        volhost__subcmd__host__subcmd__help__subcmd__renew)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         volhost__subcmd__host__subcmd__help__subcmd__revoke)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
@@ -1507,6 +1644,56 @@ _volhost() {
                 return 0
             fi
             case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__host__subcmd__renew)
+            opts="-o -h --advertise --plugin-name --csr --certificate --output --force --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --advertise)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --plugin-name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --csr)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --certificate)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --root)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -1,0 +1,69 @@
+//! Requests and certificates that travel between the storage host and the machine that keeps the CA's key: what needs
+//! no running service.
+//!
+//! A service that runs follows its files and takes an installed certificate up by itself.
+
+use std::path::Path;
+
+use super::spec::server_names;
+use crate::config::Config;
+use crate::host::name::{HostName, InvalidHostName};
+pub use crate::pki::{Installed, Request, SignedElsewhere};
+use crate::pki::{InvalidServerName, IssuedHost, Pki, PkiError, ServerName};
+
+/// Why there is no request and no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificatesError {
+    /// The directory of certificates, or what was to be done with it.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// No name of a host.
+    #[error(transparent)]
+    Host(#[from] InvalidHostName),
+    /// No name of a server.
+    #[error(transparent)]
+    Server(#[from] InvalidServerName),
+    /// The certificates in use come from somewhere else.
+    #[error(
+        "`tls` names certificates that are not volhost's own: request and replace them where they come from"
+    )]
+    NotOurs,
+}
+
+/// What was signed.
+#[derive(Debug, Clone)]
+pub enum Signed {
+    /// A server's certificate.
+    Server(SignedElsewhere),
+    /// A host's.
+    Host(Box<IssuedHost>),
+}
+
+/// A request (PEM) for one of this machine's certificates; the server's also for names that the configuration does not
+/// tell.
+pub fn request(config: &Config, which: Request, more: &[String]) -> Result<String, CertificatesError> {
+    let mut names = server_names(config);
+    for name in more {
+        names.push(ServerName::parse(name)?);
+    }
+    Ok(own(config)?.request(which, &config.node, &names)?)
+}
+
+/// Puts a certificate in force that was signed on such a request.
+pub fn install(config: &Config, cert_pem: &str) -> Result<Installed, CertificatesError> {
+    Ok(own(config)?.install(cert_pem, &config.node, &server_names(config))?)
+}
+
+/// Signs a request with the CA in a directory: for a host of that name, else for a server with the names it asks for.
+pub fn sign(dir: &Path, host: Option<&str>, csr_pem: &str) -> Result<Signed, CertificatesError> {
+    let pki = Pki::new(dir);
+    Ok(match host {
+        Some(name) => Signed::Host(pki.sign_csr(&HostName::parse(name)?, csr_pem)?.into()),
+        None => Signed::Server(pki.sign_server_csr(csr_pem)?),
+    })
+}
+
+/// The certificates of volhost's own making, where they are those in use.
+fn own(config: &Config) -> Result<Pki, CertificatesError> {
+    if config.tls.server.is_some() { Err(CertificatesError::NotOurs) } else { Ok(Pki::new(&config.pki)) }
+}

@@ -1,0 +1,447 @@
+//! One authority takes over from another, while both are trusted.
+//!
+//! Engines read their files once, so both must be good for as long as the operator needs to restart engines. Meanwhile
+//! `ca.crt` holds both authorities, hosts' certificates are signed by the new one, and the server's stays signed by the
+//! old one, which is the only one that an engine knows that was not restarted.
+//!
+//! How far a rollover has got is told by the files alone. It is under way while `ca-next.crt` is there: one that is not
+//! in `ca.crt` yet is put there, and one that stands there alone becomes `ca`, by whoever comes next. Every step is the
+//! rename of one file, and between any two of them everything that was let in still is. What is given up is kept beside,
+//! under the name of its authority: `ca-41ab12cd.crt` and `.key`.
+
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+use super::certificate::{CertInfo, describe_der};
+use super::pair::{Leaf, Pair, Purpose, Trust, authorities, leaf, successor};
+use super::renewal::{host_of, key_for, sign_client, sign_server, write_certificate};
+use super::{Issued, Pki, PkiError, authority, certificate};
+use crate::files::{self, Lock};
+use crate::step::stop_if_asked;
+
+/// Every durable step, in the order in which a rollover reaches it; those of an abort last.
+pub const STEPS: &[&str] = &[
+    START_KEY,
+    START_CERTIFICATE,
+    START_TRUSTED,
+    START_CLIENT,
+    FINISH_SERVER,
+    FINISH_CLIENT,
+    FINISH_KEPT,
+    FINISH_KEY_ASIDE,
+    FINISH_TRUSTED,
+    FINISH_KEY,
+    ABORT_SERVER,
+    ABORT_CLIENT,
+    ABORT_TRUSTED,
+    ABORT_CERTIFICATE,
+];
+
+const START_KEY: &str = "rollover:start:key";
+const START_CERTIFICATE: &str = "rollover:start:certificate";
+const START_TRUSTED: &str = "rollover:start:trusted";
+const START_CLIENT: &str = "rollover:start:client";
+const FINISH_SERVER: &str = "rollover:finish:server";
+const FINISH_CLIENT: &str = "rollover:finish:client";
+const FINISH_KEPT: &str = "rollover:finish:kept";
+const FINISH_KEY_ASIDE: &str = "rollover:finish:key-aside";
+const FINISH_TRUSTED: &str = "rollover:finish:trusted";
+const FINISH_KEY: &str = "rollover:finish:key";
+const ABORT_SERVER: &str = "rollover:abort:server";
+const ABORT_CLIENT: &str = "rollover:abort:client";
+const ABORT_TRUSTED: &str = "rollover:abort:trusted";
+const ABORT_CERTIFICATE: &str = "rollover:abort:certificate";
+
+/// A rollover that is under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rollover {
+    /// The authorities that are given up: one, unless somebody put more into `ca.crt`.
+    pub old: Vec<CertInfo>,
+    /// The authority that takes over.
+    pub new: CertInfo,
+    /// Whether the server's certificate is of the new one already: a finish was cut off.
+    pub finishing: bool,
+}
+
+/// What [`Pki::start_rollover`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// Whether a rollover was begun now, not before.
+    pub begun: bool,
+    /// The certificate that this machine's own engine got, if it got another one.
+    pub issued: Option<Issued>,
+}
+
+/// What [`Pki::finish_rollover`] and [`Pki::abort_rollover`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// The rollover that has ended.
+    pub rollover: Rollover,
+    /// The certificate that this machine's own engine got, if it got another one.
+    pub issued: Option<Issued>,
+    /// Where what was given up lies. The key may have been kept elsewhere.
+    pub kept: Pair,
+}
+
+impl Pki {
+    /// The rollover that is under way, if one is.
+    pub fn rollover(&self) -> Result<Option<Rollover>, PkiError> {
+        let trust = match self.trust() {
+            Err(PkiError::NoCa { .. }) => return Ok(None),
+            trust => trust?,
+        };
+        let server = leaf(&self.server(), &trust)?;
+        rollover(&trust, server.as_ref())
+    }
+
+    /// Makes an authority, has it trusted beside the one there is, and makes this machine's client certificate anew by
+    /// it. While a rollover is under way no other is begun.
+    pub fn start_rollover(&self) -> Result<Started, PkiError> {
+        let lock = self.lock()?;
+        self.settle(&lock)?;
+        let under_way = self.trust()?.successor.is_some();
+        if !under_way {
+            self.make_successor(&lock)?;
+        }
+        let trust = self.trust()?;
+        let Some(new) = &trust.successor else { return Err(PkiError::NoRollover) };
+        let mut issued = None;
+        if let (Some(leaf), Some(authority)) = (leaf(&self.client(), &trust)?, &new.authority)
+            && !new.signed(&leaf)
+            && let Some(node) = host_of(&leaf.info)
+        {
+            let now = OffsetDateTime::now_utc();
+            issued = Some(sign_client(&lock, authority, &self.client(), &leaf.key, &node, now)?);
+        }
+        stop_if_asked(START_CLIENT);
+        Ok(Started { begun: !under_way, issued })
+    }
+
+    fn make_successor(&self, lock: &Lock) -> Result<(), PkiError> {
+        let next = self.next();
+        let key = key_for(lock, &next)?;
+        stop_if_asked(START_KEY);
+        let signed = authority::self_sign(&key, OffsetDateTime::now_utc())
+            .map_err(|source| PkiError::signing("the CA", source))?;
+        write_certificate(lock, &next.cert, &signed.pem)?;
+        stop_if_asked(START_CERTIFICATE);
+        self.settle(lock)
+    }
+
+    /// Has the new authority take the place of the old: the server's certificate and this machine's client certificate
+    /// are made anew, then the old authority is not trusted any more.
+    ///
+    /// Which engines that shuts out is for the caller to know.
+    pub fn finish_rollover(&self) -> Result<Finished, PkiError> {
+        let (lock, trust, rollover) = self.under_way()?;
+        let Some(new) = &trust.successor else { return Err(PkiError::NoRollover) };
+        let by_new = || {
+            let need = || "the server's and this machine's certificate".to_owned();
+            trust.authority(Purpose::Host, need)
+        };
+        let issued =
+            self.sign_both(&lock, &trust, |leaf| !new.signed(leaf), by_new, [FINISH_SERVER, FINISH_CLIENT])?;
+
+        let kept = self.kept(rollover.old.first());
+        let others = trust.certificates.iter().filter(|one| **one != new.certificate);
+        write_certificate(&lock, &kept.cert, &certificate::encode(others))?;
+        stop_if_asked(FINISH_KEPT);
+        rename_if_there(&trust.ca, &kept)?;
+        stop_if_asked(FINISH_KEY_ASIDE);
+        write_certificate(&lock, &trust.ca.cert, &new.pem)?;
+        stop_if_asked(FINISH_TRUSTED);
+        self.settle(&lock)?;
+        Ok(Finished { rollover, issued, kept })
+    }
+
+    /// Takes back what [`Pki::start_rollover`] began: the new authority is not trusted any more.
+    ///
+    /// Which engines that shuts out is for the caller to know.
+    pub fn abort_rollover(&self) -> Result<Finished, PkiError> {
+        let (lock, mut trust, rollover) = self.under_way()?;
+        if trust.authority.is_none() {
+            // A finish that was cut off may have put it aside.
+            rename_if_there(&self.kept(rollover.old.first()), &trust.ca)?;
+            trust = self.trust()?;
+        }
+        let Some(new) = &trust.successor else { return Err(PkiError::NoRollover) };
+        let by_old = || {
+            let need = || "the server's and this machine's certificate".to_owned();
+            trust.authority(Purpose::Server(None), need)
+        };
+        let issued =
+            self.sign_both(&lock, &trust, |leaf| new.signed(leaf), by_old, [ABORT_SERVER, ABORT_CLIENT])?;
+
+        let kept = self.kept(Some(&rollover.new));
+        let others = trust.certificates.iter().filter(|one| **one != new.certificate);
+        write_certificate(&lock, &trust.ca.cert, &certificate::encode(others))?;
+        stop_if_asked(ABORT_TRUSTED);
+        files::rename(&new.pair.cert, &kept.cert).map_err(|source| PkiError::Io {
+            did: "rename",
+            path: new.pair.cert.clone(),
+            source,
+        })?;
+        stop_if_asked(ABORT_CERTIFICATE);
+        rename_if_there(&new.pair, &kept)?;
+        Ok(Finished { rollover, issued, kept })
+    }
+
+    /// Ends what a process began that was killed: an authority that was made is trusted, and one that alone is trusted
+    /// has the place of the one before.
+    pub(super) fn settle(&self, lock: &Lock) -> Result<(), PkiError> {
+        let (ca, next) = (self.ca(), self.next());
+        let Some((pem, certificate)) = successor(&next)? else { return Ok(()) };
+        let (trusted, certificates) = authorities(&ca.cert)?;
+        if !certificates.contains(&certificate) {
+            let both = format!("{}\n{pem}", trusted.trim_end());
+            write_certificate(lock, &ca.cert, &both)?;
+            stop_if_asked(START_TRUSTED);
+        } else if certificates.len() == 1 {
+            rename_if_there(&next, &ca)?;
+            stop_if_asked(FINISH_KEY);
+            files::remove(&next.cert).map_err(|source| PkiError::Io {
+                did: "remove",
+                path: next.cert,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn under_way(&self) -> Result<(Lock, Trust, Rollover), PkiError> {
+        let lock = self.lock()?;
+        self.settle(&lock)?;
+        let trust = self.trust()?;
+        let server = leaf(&self.server(), &trust)?;
+        match rollover(&trust, server.as_ref())? {
+            Some(rollover) => Ok((lock, trust, rollover)),
+            None => Err(PkiError::NoRollover),
+        }
+    }
+
+    /// Makes the server's certificate and this machine's client certificate anew, as far as they have to be.
+    fn sign_both<'a>(
+        &self,
+        lock: &Lock,
+        trust: &Trust,
+        has_to_be: impl Fn(&Leaf) -> bool,
+        authority: impl Fn() -> Result<&'a authority::Authority, PkiError>,
+        [server_signed, client_signed]: [&'static str; 2],
+    ) -> Result<Option<Issued>, PkiError> {
+        let now = OffsetDateTime::now_utc();
+        let (server, client) = (self.server(), self.client());
+        let present = (leaf(&server, trust)?, leaf(&client, trust)?);
+        if let Some(leaf) = present.0.filter(&has_to_be) {
+            sign_server(lock, authority()?, &server, &leaf.key, &leaf.info.names, now)?;
+        }
+        stop_if_asked(server_signed);
+        let mut issued = None;
+        if let Some(leaf) = present.1.filter(&has_to_be)
+            && let Some(node) = host_of(&leaf.info)
+        {
+            issued = Some(sign_client(lock, authority()?, &client, &leaf.key, &node, now)?);
+        }
+        stop_if_asked(client_signed);
+        Ok(issued)
+    }
+
+    /// Where an authority lies that is given up.
+    fn kept(&self, authority: Option<&CertInfo>) -> Pair {
+        let id: String = authority.map(|info| info.serial.chars().take(8).collect()).unwrap_or_default();
+        self.pair(&format!("ca-{id}"))
+    }
+}
+
+fn rollover(trust: &Trust, server: Option<&Leaf>) -> Result<Option<Rollover>, PkiError> {
+    let Some(new) = &trust.successor else { return Ok(None) };
+    let describe = |one: &CertificateDer<'_>| {
+        describe_der(one).map_err(|source| PkiError::Certificate { path: trust.ca.cert.clone(), source })
+    };
+    let old = trust.certificates.iter().filter(|one| **one != new.certificate).map(describe);
+    let finishing = server.is_some_and(|leaf| new.signed(leaf));
+    Ok(Some(Rollover { old: old.collect::<Result<_, _>>()?, new: describe(&new.certificate)?, finishing }))
+}
+
+/// Gives a pair's key the other pair's name, unless it is kept elsewhere.
+fn rename_if_there(from: &Pair, to: &Pair) -> Result<(), PkiError> {
+    match files::rename(&from.key, &to.key) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(PkiError::Io { did: "rename", path: from.key.clone(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+
+    use super::*;
+    use crate::error::chain;
+    use crate::pki::describe;
+    use crate::pki::tests::{content, host, is_let_in, made, name, serves};
+
+    fn now() -> OffsetDateTime {
+        OffsetDateTime::now_utc()
+    }
+
+    fn names(pki: &Pki) -> Vec<String> {
+        let entries = std::fs::read_dir(pki.dir()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != ".lock");
+        names.sort();
+        names
+    }
+
+    fn remove(path: &Path) {
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn both_are_good_until_the_end_and_then_the_new_one_alone() {
+        let (_dir, pki, _) = made();
+        let old = pki.ca_pem().unwrap();
+        let (keys, files) = ([content(&pki.ca().key), content(&pki.server().key)], names(&pki));
+        let before = pki.issue_host(&host("web1")).unwrap();
+        assert_eq!(pki.rollover().unwrap(), None);
+
+        let started = pki.start_rollover().unwrap();
+        assert!(started.begun);
+        assert_eq!(started.issued.unwrap().host, host("store1"));
+        assert_eq!(std::fs::metadata(pki.next().key).unwrap().permissions().mode() & 0o777, 0o600);
+        let (both, new) = (pki.ca_pem().unwrap(), content(&pki.next().cert));
+        assert!(both.starts_with(old.trim_end()) && both.ends_with(&new));
+        assert!(pki.is_ours(both.as_bytes()));
+        let rollover = pki.rollover().unwrap().unwrap();
+        assert_eq!((rollover.old.len(), rollover.finishing), (1, false));
+        assert_eq!(rollover.new, describe(&new).unwrap());
+        // A second one is not begun, and nothing is made twice.
+        let again = pki.start_rollover().unwrap();
+        assert_eq!(again, Started { begun: false, issued: None });
+        assert_eq!(pki.ca_pem().unwrap(), both);
+        assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
+
+        let renewed = pki.issue_host(&host("web1")).unwrap();
+        assert_eq!(renewed.issued.issuer, rollover.new.subject);
+        assert_eq!(renewed.ca_pem, both);
+        is_let_in(&new, &renewed.cert_pem, now()).unwrap();
+        is_let_in(&both, &before.cert_pem, now()).unwrap();
+        is_let_in(&new, &content(&pki.client().cert), now()).unwrap();
+        // The server stays the old one's, also with a new name: an engine that was not restarted knows no other.
+        assert!(pki.add_server_name(&name("vol.example.org")).unwrap());
+        serves(&old, &content(&pki.server().cert), "vol.example.org").unwrap();
+
+        let finished = pki.finish_rollover().unwrap();
+        assert_eq!((&finished.rollover, finished.issued), (&rollover, None));
+        assert_eq!(pki.ca_pem().unwrap(), new);
+        assert_eq!(pki.rollover().unwrap(), None);
+        serves(&new, &content(&pki.server().cert), "vol.example.org").unwrap();
+        assert!(is_let_in(&pki.ca_pem().unwrap(), &before.cert_pem, now()).is_err());
+        assert_eq!(describe(content(&finished.kept.cert)).unwrap(), rollover.old[0]);
+        assert_eq!([content(&finished.kept.key), content(&pki.server().key)], keys);
+        assert_eq!(std::fs::metadata(&finished.kept.key).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(names(&pki).len(), files.len() + 2, "{:?}", names(&pki));
+        let next = pki.issue_host(&host("web2")).unwrap();
+        is_let_in(&new, &next.cert_pem, now()).unwrap();
+        assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
+        // And once more, beside what was kept.
+        pki.start_rollover().unwrap();
+        let second = pki.finish_rollover().unwrap();
+        assert_ne!(second.kept, finished.kept);
+        serves(&pki.ca_pem().unwrap(), &content(&pki.server().cert), "localhost").unwrap();
+    }
+
+    #[test]
+    fn an_abort_leaves_all_as_it_was() {
+        let (_dir, pki, _) = made();
+        let (old, key) = (pki.ca_pem().unwrap(), content(&pki.ca().key));
+        for rollover in [pki.finish_rollover(), pki.abort_rollover()] {
+            let error = rollover.unwrap_err();
+            assert!(matches!(error, PkiError::NoRollover), "{}", chain(&error));
+        }
+        pki.start_rollover().unwrap();
+        let renewed = pki.issue_host(&host("web1")).unwrap();
+        let aborted = pki.abort_rollover().unwrap();
+        assert_eq!(aborted.issued.unwrap().host, host("store1"));
+        assert_eq!(describe(pki.ca_pem().unwrap()).unwrap(), describe(&old).unwrap());
+        assert_eq!(content(&pki.ca().key), key);
+        assert!(!pki.next().cert.exists() && !pki.next().key.exists());
+        assert!(aborted.kept.key.exists(), "a key was thrown away");
+        is_let_in(&old, &content(&pki.client().cert), now()).unwrap();
+        serves(&old, &content(&pki.server().cert), "localhost").unwrap();
+        assert!(is_let_in(&pki.ca_pem().unwrap(), &renewed.cert_pem, now()).is_err());
+        assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
+    }
+
+    #[test]
+    fn a_finish_that_was_cut_off_can_be_taken_back() {
+        let (_dir, pki, _) = made();
+        let (old, key) = (pki.ca_pem().unwrap(), content(&pki.ca().key));
+        pki.start_rollover().unwrap();
+        let rollover = pki.rollover().unwrap().unwrap();
+        std::fs::rename(pki.ca().key, pki.kept(rollover.old.first()).key).unwrap();
+        pki.abort_rollover().unwrap();
+        assert_eq!(content(&pki.ca().key), key);
+        serves(&old, &content(&pki.server().cert), "localhost").unwrap();
+        is_let_in(&old, &pki.issue_host(&host("web1")).unwrap().cert_pem, now()).unwrap();
+    }
+
+    #[test]
+    fn keys_may_be_elsewhere_until_they_must_sign() {
+        let (dir, pki, _) = made();
+        let away = dir.path().join("away.key");
+        // The old one is not needed for a beginning nor for an end.
+        std::fs::rename(pki.ca().key, &away).unwrap();
+        pki.start_rollover().unwrap();
+        pki.issue_host(&host("web1")).unwrap();
+        let error = pki.add_server_name(&name("vol.example.org")).unwrap_err();
+        assert!(chain(&error).contains("ca.key to sign it with is missing"), "{}", chain(&error));
+        let error = pki.abort_rollover().map(drop);
+        // This machine's engine would be left without a certificate.
+        assert!(matches!(error, Err(PkiError::CaKeyMissing { .. })), "{error:?}");
+        assert!(pki.rollover().unwrap().is_some());
+
+        let new_away = dir.path().join("new-away.key");
+        std::fs::rename(pki.next().key, &new_away).unwrap();
+        pki.ensure(&host("store1"), &[]).unwrap();
+        for error in [pki.issue_host(&host("web1")).map(drop), pki.finish_rollover().map(drop)] {
+            let text = chain(&error.unwrap_err());
+            assert!(text.contains("ca-next.key to sign it with is missing"), "{text}");
+        }
+        std::fs::rename(&new_away, pki.next().key).unwrap();
+        let finished = pki.finish_rollover().unwrap();
+        assert!(!finished.kept.key.exists() && finished.kept.cert.exists());
+        pki.issue_host(&host("web1")).unwrap();
+    }
+
+    #[test]
+    fn a_key_without_its_certificate_is_no_rollover_and_the_next_one_takes_it() {
+        let (_dir, pki, _) = made();
+        pki.start_rollover().unwrap();
+        let key = content(&pki.next().key);
+        pki.abort_rollover().unwrap();
+        std::fs::write(pki.next().key, &key).unwrap();
+        assert_eq!(pki.rollover().unwrap(), None);
+        pki.ensure(&host("store1"), &[]).unwrap();
+        assert!(pki.start_rollover().unwrap().begun);
+        assert_eq!(content(&pki.next().key), key);
+    }
+
+    #[test]
+    fn files_that_no_rollover_leaves_are_errors_with_a_remedy() {
+        let (_dir, pki, _) = made();
+        pki.start_rollover().unwrap();
+        let next = content(&pki.next().cert);
+        std::fs::write(pki.next().cert, next.repeat(2)).unwrap();
+        let text = chain(&pki.ensure(&host("store1"), &[]).unwrap_err());
+        assert!(text.contains("ca-next.crt holds several certificates"), "{text}");
+        std::fs::write(pki.next().cert, &next).unwrap();
+        std::fs::copy(pki.client().key, pki.next().key).unwrap();
+        let text = chain(&pki.ensure(&host("store1"), &[]).unwrap_err());
+        assert!(text.contains("ca-next.key is not the key of"), "{text}");
+        remove(&pki.next().key);
+        pki.ensure(&host("store1"), &[]).unwrap();
+    }
+}
