@@ -29,7 +29,7 @@ fn commands(mark: &str) -> Vec<Shown> {
     for line in block.lines() {
         match line.split_once("# ").filter(|(host, _)| host.bytes().all(|b| b.is_ascii_alphanumeric())) {
             Some((on, command)) => {
-                all.push(Shown { on: on.into(), command: command.into(), output: Vec::new() })
+                all.push(Shown { on: on.into(), command: command.into(), output: Vec::new() });
             }
             None => all.last_mut().unwrap().output.push(line.into()),
         }
