@@ -69,7 +69,7 @@ impl Service {
     pub async fn write_seen(&self) {
         let noted = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
         if !noted.is_empty() {
-            let seen = Change::Seen(noted.into_iter().collect());
+            let seen = Change::Seen(noted.into_iter().map(|(host, noted)| (host, noted.at)).collect());
             self.submit_logged(seen, "when hosts were last seen could not be written").await;
         }
     }

@@ -84,11 +84,23 @@ pub struct Service {
     blocked: Mutex<HashMap<VolumeId, Blocked>>,
     /// Removed volumes whose deletion this process began.
     begun: Mutex<HashSet<VolumeId>>,
-    seen: Mutex<BTreeMap<HostName, OffsetDateTime>>,
+    seen: Mutex<BTreeMap<HostName, Noted>>,
     purge: tokio::sync::Notify,
     /// Looked at by the trash.
     clock: Clock,
     copied: copies::Copied,
+}
+
+/// How often the issuer of a host's certificate is recorded between two times when it is written down who was seen.
+const ISSUERS: u8 = 4;
+
+/// What is noted of a host between two times when that is written down.
+#[derive(Debug, Clone, Copy)]
+struct Noted {
+    /// When it last sent a request.
+    at: OffsetDateTime,
+    /// How often the issuer of its certificate was recorded meanwhile.
+    issuers: u8,
 }
 
 /// A volume as a host sees it.
@@ -181,25 +193,33 @@ impl Service {
     }
 
     /// Notes that a host sent a request. A host that the catalog does not know yet is recorded at once, so that it can
-    /// be listed and revoked; the times of the others are written down now and then. Of a certificate's issuer every
-    /// change is recorded at once: who is shut out when a CA goes is told by it.
+    /// be listed and revoked; the times of the others are written down now and then. That a certificate has another
+    /// issuer is recorded at once, because who is shut out when a CA goes is told by it; but only so often between two
+    /// such times, so that neither two engines of one name nor a full disk make a write of every request.
     pub fn note_seen(&self, host: &HostName, issuer: Option<&str>) {
         let view = self.catalog.view();
         let recorded = view.hosts.get(host);
-        if let (Some(issuer), Some(recorded)) = (issuer, recorded)
-            && recorded.last_issuer.as_deref() != Some(issuer)
-        {
-            self.record(Change::Connected(host.clone(), issuer.to_owned()));
-        }
+        let other_issuer =
+            issuer.filter(|issuer| recorded.is_some_and(|host| host.last_issuer.as_deref() != Some(issuer)));
         let now = OffsetDateTime::now_utc();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = seen.get_mut(host) {
-            *at = now;
-            return;
-        }
-        seen.insert(host.clone(), now);
+        let (first, to_record) = match seen.get_mut(host) {
+            Some(noted) => {
+                noted.at = now;
+                let issuer = other_issuer.filter(|_| noted.issuers < ISSUERS);
+                noted.issuers += u8::from(issuer.is_some());
+                (false, issuer)
+            }
+            None => {
+                seen.insert(host.clone(), Noted { at: now, issuers: other_issuer.is_some().into() });
+                (true, other_issuer)
+            }
+        };
         drop(seen);
-        if recorded.is_none() {
+        if let Some(issuer) = to_record {
+            self.record(Change::Connected(host.clone(), issuer.to_owned()));
+        }
+        if first && recorded.is_none() {
             self.record(Change::Seen(vec![(host.clone(), now)]));
         }
     }
@@ -218,7 +238,7 @@ impl Service {
     #[must_use]
     pub fn last_seen(&self, host: &HostName) -> Option<OffsetDateTime> {
         let recorded = self.catalog.view().hosts.get(host).and_then(|host| host.last_seen);
-        let noted = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(host).copied();
+        let noted = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(host).map(|noted| noted.at);
         noted.max(recorded)
     }
 

@@ -820,6 +820,28 @@ async fn a_copy_is_written_after_a_change_and_only_then() {
 }
 
 #[tokio::test]
+async fn an_issuer_is_recorded_at_once_but_not_by_every_request() {
+    let world = World::new().await;
+    let host = HostName::parse("web9").unwrap();
+    let issuer = || world.service.view().hosts.get(&host).and_then(|host| host.last_issuer.clone());
+    let call = |issuer| world.service.note_seen(&host, Some(issuer));
+    call("CN=one");
+    world.service.write_seen().await;
+    for (called, recorded) in
+        [("CN=one", "CN=one"), ("CN=two", "CN=one"), ("CN=one", "CN=one"), ("CN=two", "CN=one")]
+    {
+        call(called);
+        // The catalog decides in order: this waits for what was submitted before.
+        world.service.catalog.submit(Change::Seen(Vec::new())).await.unwrap();
+        assert_eq!(issuer().as_deref(), Some(recorded), "{called}");
+    }
+    world.service.write_seen().await;
+    call("CN=two");
+    world.service.write_seen().await;
+    assert_eq!(issuer().as_deref(), Some("CN=two"));
+}
+
+#[tokio::test]
 async fn a_copy_that_fails_leaves_a_whole_one() {
     let Some(world) = World::shaky().await else { return };
     let backend = world.backend();
