@@ -18,7 +18,7 @@
 //!
 //! Mostly both steps are one visit to the backend, on one thread of its own: it makes the directory, queues the record,
 //! and waits a moment for that. A backend has few such threads, and its storage may be well while the catalog's is not:
-//! where the record takes longer, the thread is given back, and the rename is a visit of its own.
+//! where the record takes longer, or others wait for a thread, it is given back, and the rename is a visit of its own.
 
 use std::future::ready;
 use std::sync::Arc;
@@ -136,7 +136,7 @@ impl Service {
         &self,
         claim: Arc<Claim>,
         moving: &Moving,
-        backend: &Backend,
+        backend: &Arc<Backend>,
         expect: Expect,
         volume: &Volume,
     ) -> Result<(), Error> {
@@ -164,7 +164,7 @@ impl Service {
         &self,
         claim: Arc<Claim>,
         moving: &Moving,
-        backend: &Backend,
+        backend: &Arc<Backend>,
         expect: Expect,
         volume: &Volume,
     ) -> Result<Begun, Error> {
@@ -172,6 +172,7 @@ impl Service {
         let (uid, gid, mode) = ownership(backend, volume);
         let (tell, told) = oneshot::channel();
         let (catalog, wanted, record) = (Arc::clone(&self.catalog), Arc::clone(&claim), volume.clone());
+        let visited = Arc::clone(backend);
         let work = move |root: &Root| {
             let occupied = |directory| {
                 Err(BackendError::Occupied { path: root.path().join(record.name.as_str()), directory })
@@ -188,7 +189,8 @@ impl Service {
             let name = record.name.clone();
             let recorded = catalog.submit(Change::Insert(record));
             let durable = staged.sync();
-            match soon(recorded, A_MOMENT) {
+            let patience = if visited.is_crowded() { Duration::ZERO } else { A_MOMENT };
+            match soon(recorded, patience) {
                 Ok(Ok(_)) if durable.is_ok() && wanted.wanted() => {
                     step("create:recorded");
                     let _ = tell.send(Told::Renaming);
