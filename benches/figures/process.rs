@@ -105,7 +105,9 @@ impl Root {
     /// Writes the configuration of a volhost that listens for mutual TLS on a port of the kernel's choice.
     pub fn new(path: PathBuf) -> Self {
         let etc = path.join("etc/volhost");
-        std::fs::create_dir_all(&etc).expect("the directory can be made");
+        for directory in [&etc, &path.join("log")] {
+            std::fs::create_dir_all(directory).expect("the directory can be made");
+        }
         std::fs::write(etc.join("volhost.json"), r#"{ "node": "bench", "listen": ["https://127.0.0.1:0"] }"#)
             .expect("the configuration can be written");
         Self(path)
@@ -120,7 +122,8 @@ impl Root {
     pub fn start(&self) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_volhost"));
         command.arg("--root").arg(&self.0).arg("serve").env_remove("RUST_LOG");
-        Process::start(&mut command, &self.path("volhost.log"))
+        // Not in a directory above the configuration: volhost follows those, and each line of its log would wake it.
+        Process::start(&mut command, &self.path("log/volhost.log"))
     }
 
     /// The catalog's file.

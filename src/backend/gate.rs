@@ -86,6 +86,11 @@ impl Gate {
         }
     }
 
+    /// Whether anybody waits for a slot.
+    pub(super) fn has_queue(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) > 0
+    }
+
     fn begin(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Slot {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         let number = under_way.next;
@@ -167,8 +172,10 @@ mod tests {
         while gate.queued.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
+        assert!(gate.has_queue());
         slots.pop();
         assert!(waiting.await.unwrap());
+        assert!(!gate.has_queue());
     }
 
     #[tokio::test]

@@ -207,6 +207,12 @@ impl Backend {
         tokio::task::spawn_blocking(work).await.map_err(|error| self.interrupted(&error))?
     }
 
+    /// Whether operations wait for one of its slots, so that none should be held longer than its work takes.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.state.gate.has_queue()
+    }
+
     /// Refuses, without asking the storage, while it is known to hang.
     pub fn answers(&self) -> Result<(), BackendError> {
         match self.hung_probe() {

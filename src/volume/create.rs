@@ -15,8 +15,16 @@
 //! backend, when that is online and the right one, is taken back. An unconfirmed record whose directory stands under
 //! its name is confirmed: it may have been answered. Nothing that was answered can lack its directory: the rename was
 //! durable before. And a rename only ever moves a directory that has its owner and mode durably.
+//!
+//! Mostly both steps are one visit to the backend, on one thread of its own: it makes the directory, queues the record,
+//! and waits a moment for that. A backend has few such threads, and its storage may be well while the catalog's is not:
+//! where the record takes longer, or others wait for a thread, it is given back, and the rename is a visit of its own.
 
+use std::future::ready;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
@@ -28,11 +36,15 @@ use super::operation::{self, Claim};
 use super::options::{Mode, Options};
 use super::step::step;
 use super::{InForce, Moving, Service, in_sight, log_done, permit};
-use crate::backend::{Backend, BackendError, Expect, VolumeState};
-use crate::catalog::{CatalogError, Change, Refusal, Submitted, Volume};
+use crate::backend::{Backend, BackendError, Expect, Root, VolumeState};
+use crate::catalog::{CatalogError, Change, Outcome, Refusal, Submitted, Volume};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::host::right::Right;
+
+/// How long the thread that made a directory waits for its record, so that it can go on with the rename itself. It is
+/// one of the few that the backend has: a catalog that takes longer is waited for without it.
+const A_MOMENT: Duration = Duration::from_millis(20);
 
 impl Service {
     /// Creates a volume, or answers a repetition (`/VolumeDriver.Create`).
@@ -91,19 +103,19 @@ impl Service {
         let Some(moving) = self.moving(backend.name(), volume.id) else {
             return Err(Error::NotMended(volume.name.clone()));
         };
-        let published = if adopt {
-            self.adopt(&backend, expect, &volume).await?
+        if adopt {
+            self.adopt(&backend, expect, &volume).await?;
         } else {
-            self.make(Arc::clone(claim), &moving, &backend, expect, &volume).await?
-        };
-        let outcome = published.await?;
+            self.make(Arc::clone(claim), &moving, &backend, expect, &volume).await?;
+        }
+        let outcome = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await?;
         step("create:done");
         log_done(if adopt { "adopted" } else { "created" }, &volume.name, caller);
         Ok(outcome.after.unwrap_or_else(|| Arc::new(Volume { visible: true, unconfirmed: false, ..volume })))
     }
 
     /// An existing directory becomes the volume: only the record is new.
-    async fn adopt(&self, backend: &Backend, expect: Expect, volume: &Volume) -> Result<Submitted, Error> {
+    async fn adopt(&self, backend: &Backend, expect: Expect, volume: &Volume) -> Result<(), Error> {
         let name = volume.name.clone();
         match backend.run(expect, move |root| root.volume_state(&name)).await? {
             VolumeState::Directory => {}
@@ -116,22 +128,52 @@ impl Service {
         }
         self.catalog.submit(Change::Insert(volume.clone())).await.map_err(taken)?;
         step("adopt:recorded");
-        Ok(self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)))
+        Ok(())
     }
 
+    /// A new directory becomes the volume: staged and recorded, then renamed.
     async fn make(
         &self,
         claim: Arc<Claim>,
         moving: &Moving,
-        backend: &Backend,
+        backend: &Arc<Backend>,
         expect: Expect,
         volume: &Volume,
-    ) -> Result<Submitted, Error> {
+    ) -> Result<(), Error> {
+        let renamed = match self.begin(claim, moving, backend, expect, volume).await? {
+            Begun::Renamed(renamed) => renamed,
+            Begun::Recorded => {
+                let (id, name) = (volume.id, volume.name.clone());
+                backend.run(expect, move |root| rename(root, id, &name)).await
+            }
+        };
+        if let Err(error) = renamed {
+            if error.effect_unknown() {
+                self.leave_to_recovery(moving, &volume.name, &error);
+            } else if self.undo_record(moving, volume).await {
+                self.undo_stage(moving, backend, expect, volume).await;
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Stages and records; where the record is durable soon, also renames: one way to the backend's thread and back
+    /// then does for all. What fails before the rename is undone here.
+    async fn begin(
+        &self,
+        claim: Arc<Claim>,
+        moving: &Moving,
+        backend: &Arc<Backend>,
+        expect: Expect,
+        volume: &Volume,
+    ) -> Result<Begun, Error> {
         let id = volume.id;
         let (uid, gid, mode) = ownership(backend, volume);
-        let (queued, recorded) = oneshot::channel();
+        let (tell, told) = oneshot::channel();
         let (catalog, wanted, record) = (Arc::clone(&self.catalog), Arc::clone(&claim), volume.clone());
-        let stage = move |root: &crate::backend::Root| {
+        let visited = Arc::clone(backend);
+        let work = move |root: &Root| {
             let occupied = |directory| {
                 Err(BackendError::Occupied { path: root.path().join(record.name.as_str()), directory })
             };
@@ -141,33 +183,53 @@ impl Service {
                 VolumeState::NotADirectory => return occupied(false),
             };
             step("create:staged");
-            if wanted.wanted() {
-                // Only queued here: nothing waits for the catalog in the backend's place.
-                let _ = queued.send(catalog.submit(Change::Insert(record)));
-                staged.sync()?;
+            if !wanted.wanted() {
+                return Ok(());
             }
-            Ok(())
+            let name = record.name.clone();
+            let recorded = catalog.submit(Change::Insert(record));
+            let durable = staged.sync();
+            let patience = if visited.is_crowded() { Duration::ZERO } else { A_MOMENT };
+            match soon(recorded, patience) {
+                Ok(Ok(_)) if durable.is_ok() && wanted.wanted() => {
+                    step("create:recorded");
+                    let _ = tell.send(Told::Renaming);
+                    rename(root, id, &name)
+                }
+                Ok(recorded) => {
+                    let _ = tell.send(Told::Recording(Box::pin(ready(recorded))));
+                    durable
+                }
+                Err(recording) => {
+                    let _ = tell.send(Told::Recording(recording));
+                    durable
+                }
+            }
         };
-        let staged = backend.run(expect, stage).await;
-        let recorded = match recorded.await {
-            Ok(record) => Some(record.await),
+        let done = backend.run(expect, work).await;
+        let recorded = match told.await {
+            Ok(Told::Renaming) => return Ok(Begun::Renamed(done)),
+            Ok(Told::Recording(record)) => Some(record.await),
             Err(_not_queued) => None,
         };
-        match (recorded, staged) {
-            (Some(Ok(_)), Ok(())) if claim.wanted() => {}
+        match (recorded, done) {
+            (Some(Ok(_)), Ok(())) if claim.wanted() => {
+                step("create:recorded");
+                Ok(Begun::Recorded)
+            }
             (Some(Ok(_)), staged) => {
                 if self.undo_record(moving, volume).await {
                     self.undo_stage(moving, backend, expect, volume).await;
                 }
-                return Err(staged.map_or_else(Error::from, |()| Error::Abandoned));
+                Err(staged.map_or_else(Error::from, |()| Error::Abandoned))
             }
             (Some(Err(error)), _) => {
                 self.undo_stage(moving, backend, expect, volume).await;
-                return Err(taken(error));
+                Err(taken(error))
             }
             (None, Ok(())) => {
                 self.undo_stage(moving, backend, expect, volume).await;
-                return Err(Error::Abandoned);
+                Err(Error::Abandoned)
             }
             (
                 None,
@@ -176,28 +238,15 @@ impl Service {
                     | BackendError::Offline { .. }
                     | BackendError::Busy { .. }),
                 ),
-            ) => return Err(error.into()),
+            ) => Err(error.into()),
+            (None, Err(error @ BackendError::Interrupted { .. })) => {
+                // The record may have been queued.
+                self.leave_to_recovery(moving, &volume.name, &error);
+                Err(error.into())
+            }
             (None, Err(error)) => {
                 // Staging takes back what it began, but storage that fails once may have failed at that too.
                 self.undo_stage(moving, backend, expect, volume).await;
-                return Err(error.into());
-            }
-        }
-        step("create:recorded");
-        let (catalog, name) = (Arc::clone(&self.catalog), volume.name.clone());
-        let publish = move |root: &crate::backend::Root| {
-            root.publish(id, &name)?;
-            step("create:renamed");
-            Ok(catalog.submit(Change::Publish(name, id)))
-        };
-        match backend.run(expect, publish).await {
-            Ok(published) => Ok(published),
-            Err(error) => {
-                if error.effect_unknown() {
-                    self.leave_to_recovery(moving, &volume.name, &error);
-                } else if self.undo_record(moving, volume).await {
-                    self.undo_stage(moving, backend, expect, volume).await;
-                }
                 Err(error.into())
             }
         }
@@ -253,6 +302,50 @@ impl Service {
             return Err(Error::Draining(backend.name().clone()));
         }
         Ok(Arc::clone(backend))
+    }
+}
+
+/// How far [`Service::begin`] came.
+enum Begun {
+    /// The directory is staged and recorded, both durably.
+    Recorded,
+    /// The same, and what became of its rename.
+    Renamed(Result<(), BackendError>),
+}
+
+/// What the backend's thread tells once the record is queued.
+enum Told {
+    /// It renames: whatever its work returns is the rename's.
+    Renaming,
+    /// It does not; this becomes of the record.
+    Recording(Submitted),
+}
+
+/// Gives a staged and recorded directory its name, durably.
+fn rename(root: &Root, id: VolumeId, name: &VolumeName) -> Result<(), BackendError> {
+    root.publish(id, name)?;
+    step("create:renamed");
+    Ok(())
+}
+
+/// What became of a change, where that is known within `patience`; else the change, which goes on. Blocks.
+fn soon(mut change: Submitted, patience: Duration) -> Result<Result<Outcome, CatalogError>, Submitted> {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let until = Instant::now() + patience;
+    loop {
+        if let Poll::Ready(outcome) = change.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return Ok(outcome);
+        }
+        match until.checked_duration_since(Instant::now()) {
+            Some(left) => thread::park_timeout(left),
+            None => return Err(change),
+        }
     }
 }
 

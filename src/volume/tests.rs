@@ -24,6 +24,7 @@ struct Unwilling {
     /// How many changes were refused.
     refusals: AtomicUsize,
     late: Mutex<fn(&Change) -> bool>,
+    lateness: Mutex<Duration>,
 }
 
 impl Unwilling {
@@ -34,6 +35,12 @@ impl Unwilling {
 
     /// Answers changes of this kind too late, although it makes them at once.
     fn delay(&self, which: fn(&Change) -> bool) {
+        self.delay_by(LIMIT, which);
+    }
+
+    /// Answers changes of this kind so much later than it makes them.
+    fn delay_by(&self, lateness: Duration, which: fn(&Change) -> bool) {
+        *self.lateness.lock().unwrap() = lateness;
         *self.late.lock().unwrap() = which;
     }
 }
@@ -53,12 +60,12 @@ impl Catalog for Unwilling {
             });
         }
         let late = *self.late.lock().unwrap();
-        let late = late(&change);
+        let (late, lateness) = (late(&change), *self.lateness.lock().unwrap());
         let submitted = self.inner.submit(change);
         Box::pin(async move {
             let answer = submitted.await;
             if late {
-                tokio::time::sleep(LIMIT).await;
+                tokio::time::sleep(lateness).await;
             }
             answer
         })
@@ -190,6 +197,7 @@ async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
         refused: Mutex::new(|_| false),
         refusals: AtomicUsize::new(0),
         late: Mutex::new(|_| false),
+        lateness: Mutex::default(),
     });
     let settings = Settings {
         path: root.into(),
@@ -550,6 +558,37 @@ async fn a_create_that_took_too_long_before_its_record_is_undone() {
         assert!(world.service.view().volumes.is_empty() && world.service.view().trash.is_empty(), "{op:?}");
         world.agrees("afterwards");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_whose_record_takes_its_time_is_made_all_the_same() {
+    let world = World::new().await;
+    world.catalog.delay_by(LIMIT / 8, |change| matches!(change, Change::Insert(_)));
+    world.create("db").await.unwrap();
+    world.agrees("afterwards");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn creates_that_wait_for_the_catalog_keep_no_other_operation_from_the_backend() {
+    let world = World::new().await;
+    world.filled("db").await;
+    world.catalog.delay(|change| matches!(change, Change::Insert(_)));
+    let create = |number| {
+        let service = Arc::clone(&world.service);
+        tokio::spawn(async move {
+            service.create(&engine(), name(&format!("new-{number}")), Options::default()).await
+        })
+    };
+    let creates: Vec<_> = (0..backend::SLOTS).map(create).collect();
+    eventually("they are recorded", || world.service.view().volumes.len() > backend::SLOTS).await;
+    // All that the backend takes at once wait for longer than this may take.
+    world.mount("db").await.unwrap();
+    for create in creates {
+        assert!(matches!(create.await.unwrap(), Err(Error::TooLong { .. })));
+    }
+    // The record is taken back first.
+    eventually("they are undone", || names(&world.root.join(".volhost/new")).is_empty()).await;
+    world.agrees("afterwards");
 }
 
 #[tokio::test(flavor = "multi_thread")]

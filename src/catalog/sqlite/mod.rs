@@ -5,8 +5,9 @@
 //! One thread writes. It takes what has queued up meanwhile, decides each change on a draft of the view, stores the
 //! records of all of them in one transaction and waits for the disk once; only then the draft becomes the view and
 //! the callers are answered. What [may follow](Change::may_follow) its answer waits for the next transaction, or for a
-//! second without a change. Another thread, with a connection of its own, moves the log into the file in the
-//! background, so that no commit waits for it. Readers see neither.
+//! few seconds without a change; while nothing is queued, it is decided right where it is submitted. Another thread,
+//! with a connection of its own, moves the log into the file in the background, so that no commit waits for it. Readers
+//! see neither.
 //!
 //! A file is either opened whole or left alone: what is empty, foreign, damaged or newer is refused byte for byte as
 //! it was, because an empty catalog in the place of a lost one would make every volume vanish from its engines.
@@ -24,11 +25,13 @@ mod checkpoint;
 mod error;
 mod file;
 mod offline;
+mod pending;
 mod place;
 mod presence;
 mod schema;
 mod writer;
 
+use std::future::ready;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::mpsc::{self, Sender};
@@ -40,6 +43,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use self::error::OpenError;
 pub use self::offline::{Claim, peek, read};
+use self::pending::Pending;
 use self::place::Lock;
 use self::writer::{Files, Job, Writer};
 use super::{Catalog, CatalogError, Change, Location, Submitted, View};
@@ -53,6 +57,8 @@ pub struct Sqlite {
     location: String,
     /// `None` once it is being closed.
     queue: Mutex<Option<Sender<Job>>>,
+    /// Locked after `queue`.
+    pending: Arc<Mutex<Pending>>,
     /// Its sender is dropped when the writer has ended, however it ended.
     ended: watch::Receiver<()>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -70,10 +76,17 @@ fn serve(path: &Path, opened: file::Opened, lock: Lock) -> Result<Sqlite, OpenEr
     let location = Location::Sqlite(path.to_path_buf()).to_string();
     let (view, files) = Files::serve(opened, &location)?;
     let view = Arc::new(ArcSwap::from_pointee(view));
-    let fault = Arc::new(ArcSwapOption::empty());
+    let (pending, fault) = (Arc::<Mutex<Pending>>::default(), Arc::new(ArcSwapOption::empty()));
     let (queue, jobs) = mpsc::channel();
     let (ends, ended) = watch::channel(());
-    let writer = Writer::new(files, lock, Arc::clone(&view), Arc::clone(&fault), location.clone());
+    let writer = Writer::new(
+        files,
+        lock,
+        Arc::clone(&view),
+        Arc::clone(&pending),
+        Arc::clone(&fault),
+        location.clone(),
+    );
     let thread = std::thread::Builder::new()
         .name("catalog".into())
         .spawn(move || {
@@ -82,7 +95,7 @@ fn serve(path: &Path, opened: file::Opened, lock: Lock) -> Result<Sqlite, OpenEr
         })
         .map_err(|source| OpenError::Io { path: path.into(), doing: "served by a thread", source })?;
     let (queue, thread) = (Mutex::new(Some(queue)), Mutex::new(Some(thread)));
-    Ok(Sqlite { view, fault, location, queue, ended, thread })
+    Ok(Sqlite { view, fault, location, queue, pending, ended, thread })
 }
 
 impl Sqlite {
@@ -100,6 +113,12 @@ impl Catalog for Sqlite {
     fn submit(&self, change: Change) -> Submitted {
         let (answer, outcome) = oneshot::channel();
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(decided) = pending.decide(&change, &self.view) {
+                return Box::pin(ready(decided));
+            }
+            pending.jobs += 1;
+            drop(pending);
             // Where the writer has ended, the job comes back and is dropped here, and its answer with it.
             let _ = queue.send(Job { change, answer });
         }

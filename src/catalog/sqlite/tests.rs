@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use rusqlite::Connection;
 
 use super::*;
@@ -266,6 +267,28 @@ async fn a_confirmation_follows_its_answer_at_the_latest_with_the_next_change() 
         assert!(Instant::now() < patience, "it is never stored");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+#[tokio::test]
+async fn a_confirmation_waits_for_nobody_while_nothing_is_queued() {
+    let directory = tempfile::tempdir().unwrap();
+    let catalog: Arc<dyn Catalog> = Arc::new(open(&directory.path().join("catalog.db")).unwrap());
+    // The writer may be at its own work just then.
+    let at_once = async |number: u32| {
+        let made = volume(&format!("volume-{number}"));
+        catalog.submit(Change::Insert(made.clone())).await.unwrap();
+        let published = catalog.submit(Change::Publish(made.name.clone(), made.id)).now_or_never();
+        published.is_some_and(|outcome| {
+            let after = outcome.unwrap().after.unwrap();
+            after.visible && catalog.view().volume(made.name.as_str()) == Some(&after)
+        })
+    };
+    for number in 0..20 {
+        if at_once(number).await {
+            return;
+        }
+    }
+    panic!("it always waited for the writer");
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::checkpoint::{Checkpoints, empty_log};
 use super::error::OpenError;
 use super::file::{self, Opened};
+use super::pending::{Pending, volumes_of};
 use super::place::{Lock, beside};
 use super::presence::Presence;
 use super::schema;
@@ -24,7 +25,7 @@ use crate::error::chain;
 use crate::volume::name::VolumeName;
 
 /// How many changes one transaction takes at most, so that the first of them does not wait for too many.
-const BATCH: usize = 1024;
+pub(super) const BATCH: usize = 1024;
 
 /// How long the queue must be empty before what was left over is done: what a failure left is put right, and records
 /// are stored that nobody waits for.
@@ -82,8 +83,7 @@ pub(super) struct Writer {
     /// Whether the files were seen to be gone. They are not trusted again, even if they come back: a commit to them
     /// may have been answered with an error since.
     gone: bool,
-    /// The volumes whose records were shown and answered before they were stored: they go into the next transaction.
-    following: BTreeSet<VolumeName>,
+    pending: Arc<Mutex<Pending>>,
 }
 
 impl Writer {
@@ -91,10 +91,17 @@ impl Writer {
         files: Files,
         lock: Lock,
         view: Arc<ArcSwap<View>>,
+        pending: Arc<Mutex<Pending>>,
         fault: Arc<ArcSwapOption<String>>,
         location: String,
     ) -> Self {
-        Self { files, lock, view, fault, location, unsettled: false, gone: false, following: BTreeSet::new() }
+        Self { files, lock, view, pending, fault, location, unsettled: false, gone: false }
+    }
+
+    /// Locks what waits; never held while the disk is waited for.
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        // It is whole after every statement under this lock.
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serves the queue until its last sender is gone, then closes the file.
@@ -112,14 +119,22 @@ impl Writer {
     }
 
     fn serve(&mut self, queue: &Receiver<Job>) {
+        // What follows a change is mostly there soon after it, and decided without a word to this thread.
+        let mut changed = false;
         loop {
-            let well =
-                !self.unsettled && !self.gone && self.following.is_empty() && self.fault.load().is_none();
+            let well = !self.unsettled && !self.gone && !changed && self.fault.load().is_none();
             match queue.recv_timeout(if well { LOOK } else { PAUSE }) {
                 Ok(first) => {
                     self.turn(std::iter::once(first).chain(queue.try_iter()).take(BATCH).collect());
+                    changed = true;
                 }
-                Err(RecvTimeoutError::Timeout) => self.catch_up(),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.pending().jobs += 1;
+                    self.catch_up();
+                    let mut pending = self.pending();
+                    pending.jobs -= 1;
+                    changed = !pending.following.is_empty();
+                }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -129,7 +144,7 @@ impl Writer {
     fn turn(&mut self, batch: Vec<Job>) {
         let base = self.view.load_full();
         let mut draft = View::clone(&base);
-        let (mut writes, mut following) = (Vec::new(), self.following.clone());
+        let (mut writes, mut following) = (Vec::new(), self.pending().following.clone());
         let mut results = Vec::with_capacity(batch.len());
         for job in &batch {
             results.push(draft.apply(job.change.clone()).map_err(CatalogError::from).map(
@@ -144,11 +159,13 @@ impl Writer {
             ));
         }
         if writes.is_empty() && following.len() < BATCH {
-            self.following = following;
+            self.pending().following = following;
         } else if let Err(failure) = self.keep(&draft, writes, following) {
             (draft, results) = self.without_disk(&base, &batch, &failure.into());
         }
         self.view.store(Arc::new(draft));
+        // Before anybody is answered: what they submit next may then be decided at once.
+        self.pending().jobs -= batch.len();
         for (job, result) in batch.into_iter().zip(results) {
             // Nobody may be waiting any more; the change stands all the same.
             let _ = job.answer.send(result);
@@ -168,7 +185,7 @@ impl Writer {
             let mut trial = draft.clone();
             let (outcome, writes) = trial.apply(job.change.clone())?;
             if writes.is_empty() || job.change.may_follow() {
-                self.following.extend(volumes_of(&writes));
+                self.pending().following.extend(volumes_of(&writes));
                 draft = trial;
                 return Ok(outcome);
             }
@@ -220,13 +237,13 @@ impl Writer {
         writes.extend(there.map(|(name, volume)| Write::Volume(name.clone(), Some(Arc::clone(volume)))));
         match self.transact(&writes) {
             Ok(()) => {
-                self.following.clear();
+                self.pending().following.clear();
                 Ok(())
             }
             Err(_) if 0 < waited_for && waited_for < writes.len() => {
                 writes.truncate(waited_for);
                 self.transact(&writes)?;
-                self.following = following;
+                self.pending().following = following;
                 Ok(())
             }
             Err(failure) => Err(failure),
@@ -279,7 +296,7 @@ impl Writer {
         let (_, files) = Files::serve(file::understand(&path)?, &self.location)?;
         std::mem::replace(&mut self.files, files).abandon();
         (self.gone, self.unsettled) = (false, false);
-        self.following.clear();
+        self.pending().following.clear();
         log::warn!("the catalog {} was made anew from memory, with all that it held", self.location);
         Ok(())
     }
@@ -288,10 +305,11 @@ impl Writer {
     /// is wrong with the files.
     fn catch_up(&mut self) {
         self.look();
-        if self.gone || !self.following.is_empty() {
+        let following = self.pending().following.clone();
+        if self.gone || !following.is_empty() {
             let view = self.view.load_full();
             // Where it fails it was said, and is tried again; a start without what follows finds out the same.
-            let _ = self.keep(&view, Vec::new(), self.following.clone());
+            let _ = self.keep(&view, Vec::new(), following);
         } else if self.unsettled || self.fault.load().is_some() {
             self.settle();
         }
@@ -339,14 +357,6 @@ impl Writer {
         // Only now may another process have the file.
         drop(lock);
     }
-}
-
-/// The volumes whose records these are.
-fn volumes_of(writes: &[Write]) -> impl Iterator<Item = VolumeName> {
-    writes.iter().filter_map(|write| match write {
-        Write::Volume(name, _) => Some(name.clone()),
-        Write::Mount(..) | Write::Removed(..) | Write::Host(..) | Write::Backend(..) => None,
-    })
 }
 
 /// Stores and deletes records, inside the caller's transaction.
