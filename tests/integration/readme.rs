@@ -22,11 +22,40 @@ pub fn block(heading: &str, kind: &str) -> String {
     blocks(heading, kind).swap_remove(0)
 }
 
-/// The command lines of a heading's section, each with the machine that it is typed on: `web1# docker volume ls`.
+/// A command line, the machine that it is typed on (`web1# docker volume ls`), and the lines that it prints there.
+pub struct Typed {
+    /// The machine.
+    pub on: String,
+    /// The command line, in one line.
+    pub command: String,
+    /// What is shown below it.
+    pub output: Vec<String>,
+}
+
+/// The command lines of a heading's section, each with its machine.
 pub fn commands(heading: &str) -> Vec<(String, String)> {
-    let text = blocks(heading, "console").concat().replace("\\\n", "");
-    let typed = text.lines().filter_map(|line| line.split_once("# "));
-    typed.map(|(machine, line)| (machine.to_owned(), line.to_owned())).collect()
+    let all = typed(&blocks(heading, "console").concat());
+    all.into_iter().map(|Typed { on, command, output: _ }| (on, command)).collect()
+}
+
+/// Those of the block after a marker such as `<!-- fleet -->`.
+pub fn marked(marker: &str) -> Vec<Typed> {
+    let text = readme();
+    let (_, after) = text.split_once(&format!("<!-- {marker} -->\n```console\n")).unwrap();
+    typed(after.split("```").next().unwrap())
+}
+
+fn typed(console: &str) -> Vec<Typed> {
+    let mut all: Vec<Typed> = Vec::new();
+    for line in console.replace("\\\n", "").lines() {
+        match line.split_once("# ").filter(|(on, _)| on.bytes().all(|b| b.is_ascii_alphanumeric())) {
+            Some((on, command)) => {
+                all.push(Typed { on: on.into(), command: command.trim().into(), output: Vec::new() });
+            }
+            None => all.last_mut().expect("a command stands before what it prints").output.push(line.into()),
+        }
+    }
+    all
 }
 
 /// The code blocks of a kind in a heading's section.

@@ -15,6 +15,7 @@ use crate::harness::http::{Client, Identity};
 use crate::harness::wait::{self, SOON, until};
 use crate::harness::{Daemon, Engine, Host};
 use crate::hosts::{join, serve_both};
+use crate::readme::{Typed, marked};
 
 const ADVERTISE: [&str; 2] = ["--advertise", "https://store1.example.org:7443"];
 
@@ -369,19 +370,6 @@ fn everything_but_signing_goes_on_without_the_authoritys_key() {
     assert!(!lets_in(&daemon, &web1));
 }
 
-/// The commands of the README's example, each with the machine that it is typed on.
-fn example() -> Vec<(String, String)> {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let (_, after) =
-        readme.split_once("<!-- elsewhere -->\n```console\n").expect("the example is in the README");
-    let (block, _) = after.split_once("```").unwrap();
-    let line = |line: &str| {
-        let (machine, command) = line.split_once('#').unwrap();
-        (machine.to_owned(), command.trim().to_owned())
-    };
-    block.lines().map(line).collect()
-}
-
 #[test]
 fn requests_go_where_the_key_is_and_certificates_come_back_as_the_readme_says() {
     let setup = Daemon::setup();
@@ -407,10 +395,10 @@ fn requests_go_where_the_key_is_and_certificates_come_back_as_the_readme_says() 
         );
         wait::run(Command::new("sh").args(["-c", &format!("cd '{}' && {command}", text(&desk))]))
     };
-    let commands = example();
-    assert_eq!(commands.len(), 6, "{commands:?}");
-    for (machine, command) in &commands {
-        run(if machine == "safe" { &safe } else { &store }, command).ok();
+    let example = marked("elsewhere");
+    assert_eq!(example.len(), 6);
+    for Typed { on, command, output: _ } in &example {
+        run(if on == "safe" { &safe } else { &store }, command).ok();
     }
     until("the certificate that came back", SOON, || (daemon.tls().server() != before).then_some(()));
     assert!(works(&mut open), "an open connection was closed for it");

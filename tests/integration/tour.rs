@@ -12,30 +12,7 @@ use crate::harness::engine::IMAGE;
 use crate::harness::storage::Storage;
 use crate::harness::wait::{Said, run};
 use crate::harness::{Engine, Host};
-
-/// A command of the README, the machine it is for, and the lines that it prints there.
-struct Shown {
-    on: String,
-    command: String,
-    output: Vec<String>,
-}
-
-/// The commands of the block of the README that follows this mark.
-fn commands(mark: &str) -> Vec<Shown> {
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let (_, after) = text.split_once(&format!("<!-- {mark} -->\n```console\n")).unwrap();
-    let (block, _) = after.split_once("\n```\n").unwrap();
-    let mut all: Vec<Shown> = Vec::new();
-    for line in block.lines() {
-        match line.split_once("# ").filter(|(host, _)| host.bytes().all(|b| b.is_ascii_alphanumeric())) {
-            Some((on, command)) => {
-                all.push(Shown { on: on.into(), command: command.into(), output: Vec::new() });
-            }
-            None => all.last_mut().unwrap().output.push(line.into()),
-        }
-    }
-    all
-}
+use crate::readme::{Typed, marked};
 
 /// Text in which what differs from run to run is the same, and columns are as wide as they may be.
 fn comparable(text: &str) -> Vec<String> {
@@ -140,9 +117,9 @@ fn the_tour_of_a_fleet_goes_as_it_is_told() {
     }
 
     let fleet = Fleet { hosts: &hosts, engines, kept: &kept };
-    let tour = commands("fleet");
+    let tour = marked("fleet");
     assert_eq!(tour.len(), 10, "the README promises ten commands");
-    for Shown { on, command, output } in tour.into_iter().chain(commands("fleet, continued")) {
+    for Typed { on, command, output } in tour.into_iter().chain(marked("fleet, continued")) {
         let said = fleet.run(&on, &command);
         let fails = output.first().is_some_and(|line| line.starts_with("volhost: "));
         assert_eq!(said.code == Some(0), !fails, "{on}# {command}\n{}{}", said.stdout, said.stderr);
