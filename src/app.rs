@@ -30,7 +30,7 @@ use self::reload::{Asked, Reloader};
 use self::tls::Tls;
 use crate::admin::{self, Admin, Board, Desk, Issuing};
 use crate::backend;
-use crate::catalog::{self, Catalog, Change, Location};
+use crate::catalog::{self, Catalog, Change, Instance};
 use crate::config::watch::{Unit, Watcher};
 use crate::config::{self, Config, Faults, Loaded, Paths};
 use crate::error::chain;
@@ -74,8 +74,7 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
         );
     }
     // The catalog's lock comes first: a second service on the same files ends before it has changed any.
-    let location = Location::Sqlite(loaded.config.catalog.clone());
-    let catalog = catalog::open(&location)?;
+    let catalog = catalog::open(&loaded.config.catalog, &instance(&loaded.config))?;
     let tls = Tls::prepare(&loaded.config)?;
     make_default_backend(paths, &loaded.config)?;
 
@@ -326,6 +325,11 @@ impl Tls {
         }
         Ok(())
     }
+}
+
+/// What a shared catalog needs to know of this instance.
+fn instance(config: &Config) -> Instance {
+    Instance { node: config.node.clone(), credentials: config.etcd.clone(), spool: config.spool.clone() }
 }
 
 /// The addresses that engines are served at, with their real ports.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
-use volhost::catalog::{self, Change, Location};
+use volhost::catalog::{Catalog as _, Change, sqlite};
 use volhost::host::name::HostName;
 use volhost::volume::name::MountId;
 
@@ -69,7 +69,7 @@ fn mounted(runtime: &Runtime, root: &Root, volumes: u64, mounts: u64) -> (u64, u
     };
     let without = memory();
     runtime.block_on(async {
-        let catalog = catalog::open(&Location::Sqlite(root.catalog())).expect("volhost made it");
+        let catalog = sqlite::open(&root.catalog()).expect("volhost made it");
         let view = catalog.view();
         let every = (volumes / mounts.max(1)).max(1);
         let mut queued = Vec::new();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use volhost::backend::name::BackendName;
-use volhost::catalog::{self, Change, Location, Volume};
+use volhost::catalog::{Catalog as _, Change, Volume, sqlite};
 use volhost::host::name::HostName;
 use volhost::volume::mounts::Ledger;
 use volhost::volume::name::{VolumeId, VolumeName};
@@ -219,7 +219,7 @@ pub fn many(runtime: &Runtime, directory: &Path, volumes: u64) -> Vec<Row> {
 
 /// Writes volumes into the catalog of a volhost that does not run.
 pub fn populate(runtime: &Runtime, root: &Root, volumes: u64) {
-    let catalog = catalog::open(&Location::Sqlite(root.catalog())).expect("volhost made it");
+    let catalog = sqlite::open(&root.catalog()).expect("volhost made it");
     let host = HostName::parse("bench").expect("it is valid");
     let backend = BackendName::parse("default").expect("it is valid");
     runtime.block_on(async {

@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 use tower_service::Service as _;
 use volhost::backend::name::BackendName;
 use volhost::backend::{Map, Settings};
-use volhost::catalog::{self, Catalog, Location, text};
+use volhost::catalog::{Catalog, sqlite, text};
 use volhost::host::access::{Access, Hosts};
 use volhost::host::name::HostName;
 use volhost::host::{Caller, Via};
@@ -102,7 +102,8 @@ impl World {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let dir = TempDir::new().unwrap();
-        let catalog = catalog::open(&Location::Sqlite(dir.path().join("catalog/catalog.db"))).unwrap();
+        let catalog: Arc<dyn Catalog> =
+            Arc::new(sqlite::open(&dir.path().join("catalog/catalog.db")).unwrap());
         let backends = ["default", "second"].map(|name| {
             let path = dir.path().join(name);
             fs::create_dir(&path).unwrap();

@@ -132,12 +132,12 @@ mod tests {
 
     use super::*;
     use crate::admin::board::Reloaded;
-    use crate::catalog::{self, Location};
+    use crate::catalog::sqlite;
 
     #[tokio::test]
     async fn the_catalogs_writer_answers_and_its_end_is_no_answer() {
         let dir = tempfile::tempdir().unwrap();
-        let catalog = catalog::open(&Location::Sqlite(dir.path().join("catalog.db"))).unwrap();
+        let catalog: Arc<dyn Catalog> = Arc::new(sqlite::open(&dir.path().join("catalog.db")).unwrap());
         let answered = async |mut question: Question| loop {
             match question.look() {
                 Found::Silence(_) => tokio::time::sleep(Duration::from_millis(1)).await,

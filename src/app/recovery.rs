@@ -13,11 +13,11 @@ use time::OffsetDateTime;
 use super::convert::in_force;
 use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{self, Backend, BackendError, Expect, Kept, Root};
-use crate::catalog::View;
 use crate::catalog::reconcile::{self, AllFacts, Facts, Finding, Source};
 use crate::catalog::record::Unwritable;
 use crate::catalog::sqlite::{self, Claim};
 use crate::catalog::text::{self, InvalidText};
+use crate::catalog::{Location, View};
 use crate::config::Config;
 
 /// How long a backend may take to be looked through.
@@ -53,6 +53,14 @@ pub enum RecoveryError {
     /// The threads that look at backends cannot be had.
     #[error("the backends cannot be looked at")]
     System(#[source] std::io::Error),
+}
+
+/// The file of an embedded catalog.
+fn file(config: &Config) -> Result<&Path, RecoveryError> {
+    match &config.catalog {
+        Location::Sqlite(path) => Ok(path),
+        Location::Etcd(_) => Err(RecoveryError::Nothing),
+    }
 }
 
 /// How much a catalog holds.
@@ -121,20 +129,20 @@ pub struct Compared {
 
 /// The catalog as text.
 pub fn export(config: &Config) -> Result<String, RecoveryError> {
-    Ok(text::compose(&sqlite::read(&config.catalog)?, None)?)
+    Ok(text::compose(&sqlite::read(file(config)?)?, None)?)
 }
 
 /// Makes a catalog of an exported text, or of a backend's copy.
 pub fn import(config: &Config, path: &Path, text: &str) -> Result<Counts, RecoveryError> {
     let parsed =
         text::parse(text.as_bytes()).map_err(|source| RecoveryError::Text { path: path.into(), source })?;
-    Claim::empty(&config.catalog)?.fill(&parsed.view)?;
+    Claim::empty(file(config)?)?.fill(&parsed.view)?;
     Ok(Counts::of(&parsed.view))
 }
 
 /// Makes a lost catalog again, of the backends' copies and directories.
 pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
-    let claim = Claim::missing(&config.catalog)?;
+    let claim = Claim::missing(file(config)?)?;
     let (mut facts, copies, mut looked) = look_at_all(config, |_| Expect::Nothing)?;
     let mut sources = Vec::new();
     for (backend, Kept { path, content }) in copies {
@@ -170,7 +178,7 @@ pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
 /// Compares the catalog with the backends' directories, also while a service has it.
 pub fn compare(config: &Config) -> Result<Compared, RecoveryError> {
     let look = || -> Result<_, RecoveryError> {
-        let view = sqlite::peek(&config.catalog)?;
+        let view = sqlite::peek(file(config)?)?;
         let expect = |name: &BackendName| {
             view.backends.get(name).map_or(Expect::Unknown, |record| Expect::This(record.id))
         };

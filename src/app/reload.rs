@@ -158,6 +158,7 @@ impl Reloader {
             listen: self.booted.listen.clone(),
             pki: self.booted.pki.clone(),
             catalog: self.booted.catalog.clone(),
+            etcd: self.booted.etcd.clone(),
             admin: self.booted.admin.clone(),
             ..new
         };

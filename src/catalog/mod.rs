@@ -18,7 +18,9 @@
 
 #[cfg(test)]
 mod contract;
-mod location;
+#[cfg(feature = "etcd")]
+pub mod etcd;
+pub mod location;
 pub mod reconcile;
 pub mod record;
 pub mod rules;
@@ -26,16 +28,19 @@ pub mod sqlite;
 pub mod text;
 pub mod view;
 
-use std::future::Future;
+use std::future::{Future, ready};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-pub use self::location::{InvalidLocation, Location};
+use tokio::sync::watch;
+
+pub use self::location::{Cluster, Credentials, InvalidLocation, Location};
 pub use self::rules::{MountKey, Write};
 pub use self::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
 use crate::backend::name::BackendName;
 use crate::host::name::HostName;
-use crate::volume::mounts::Mount;
+use crate::volume::mounts::{Activation, Mount};
 use crate::volume::name::{MountId, VolumeId, VolumeName};
 
 /// A change to the catalog, decided and made durable as one.
@@ -99,6 +104,8 @@ pub enum Change {
         host: HostName,
         /// The engine's ID.
         id: MountId,
+        /// What was known when it was answered, where it is decided later than that.
+        meant: Option<Meant>,
     },
     /// Takes mounts out by the operator's word.
     Release {
@@ -124,6 +131,17 @@ pub enum Change {
     Connected(HostName, String),
     /// Records what is known of a backend, or forgets it.
     Backend(BackendName, Option<BackendRecord>),
+    /// Records a backend that the catalog does not know yet. Refused when it does, by then.
+    Introduce(BackendName, BackendRecord),
+}
+
+/// What an Unmount was of. Decided later than it was answered, it must not meet what came after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meant {
+    /// The volume, where there was one of that name.
+    pub volume: Option<VolumeId>,
+    /// The host's activation: mounts of later ones are others.
+    pub activation: Activation,
 }
 
 impl Change {
@@ -161,6 +179,9 @@ pub enum Refusal {
     /// No removed volume of that identity.
     #[error("no such removed volume")]
     NotInTrash,
+    /// The removed volume is to be deleted, or is being deleted: what came back would not be whole.
+    #[error("removed volume {} is being deleted", .0.volume.name)]
+    Expired(Arc<Removed>),
     /// Hosts use the volume.
     #[error("volume {} is mounted", .0.name)]
     Mounted(Arc<Volume>),
@@ -170,6 +191,9 @@ pub enum Refusal {
     /// The backend's identity belongs to another backend's name.
     #[error("this identity belongs to backend {0:?}")]
     IdentityTaken(BackendName),
+    /// The catalog knows the backend already.
+    #[error("the backend is known already, as {}", .0.id)]
+    Known(Arc<BackendRecord>),
 }
 
 /// Why a change was not made.
@@ -187,6 +211,14 @@ pub enum CatalogError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// A shared catalog does not answer. Nothing was changed, and what is not in memory is not known.
+    #[error("the catalog {location} is out of reach: {why}; what was known before is still shown")]
+    Unreachable {
+        /// Where the catalog lies.
+        location: String,
+        /// What was tried, and what became of it.
+        why: Arc<String>,
+    },
     /// The catalog is being closed.
     #[error("the catalog is closed: volhost is stopping")]
     Closed,
@@ -195,6 +227,44 @@ pub enum CatalogError {
 /// A change under way. It was queued when [`Catalog::submit`] returned, whether or not this is awaited.
 pub type Submitted = Pin<Box<dyn Future<Output = Result<Outcome, CatalogError>> + Send>>;
 
+/// A question to the catalog that may have to wait for others.
+pub type Asked<T> = Pin<Box<dyn Future<Output = Result<T, CatalogError>> + Send>>;
+
+/// That no other instance moves a volume's directory; given back when dropped.
+#[derive(Default)]
+pub struct Claimed(Option<Box<dyn FnOnce() + Send>>);
+
+impl Claimed {
+    /// A claim that is given back by this.
+    #[must_use]
+    pub fn until(release: impl FnOnce() + Send + 'static) -> Self {
+        Self(Some(Box::new(release)))
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if let Some(release) = self.0.take() {
+            release();
+        }
+    }
+}
+
+impl std::fmt::Debug for Claimed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Claimed")
+    }
+}
+
+/// What other instances did, counted: whoever saw an earlier number has something to look after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct News {
+    /// Changes of a host's certificates and revocations.
+    pub hosts: u64,
+    /// Instances that ended without having finished what they had begun, and claims that were left half-done.
+    pub lost: u64,
+}
+
 /// A catalog engine.
 pub trait Catalog: Send + Sync + 'static {
     /// What exists now. Never blocks and never waits for a writer.
@@ -202,6 +272,31 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// Queues a change at once, in the order of calls, and returns what becomes of it.
     fn submit(&self, change: Change) -> Submitted;
+
+    /// Makes sure that the view shows everything that was answered before this call, by whichever instance: to be asked
+    /// before anything is refused, or said not to exist, because of the view. Where only this process changes the
+    /// catalog, that is so already.
+    fn sync(&self) -> Asked<()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    /// Claims the moving of a volume's directory against other instances, before it is moved for any other reason than
+    /// an [`Insert`](Change::Insert) or a [`Restore`](Change::Restore), which claim it themselves until the volume is
+    /// visible. `None` while another instance moves it. Granted, the view is as fresh as after a
+    /// [`sync`](Self::sync). An instance that ended has no claims.
+    fn claim(&self, _id: VolumeId) -> Asked<Option<Claimed>> {
+        Box::pin(ready(Ok(Some(Claimed::default()))))
+    }
+
+    /// Whether other instances may serve this catalog, too.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// What other instances did; nothing, where there are none.
+    fn news(&self) -> Option<watch::Receiver<News>> {
+        None
+    }
 
     /// Where the catalog lies, as the configuration names it (`sqlite:/var/lib/volhost/catalog.db`).
     fn location(&self) -> &str;
@@ -219,12 +314,41 @@ pub enum OpenError {
     /// The embedded engine's reasons.
     #[error(transparent)]
     Sqlite(#[from] sqlite::OpenError),
+    /// The shared engine's reasons.
+    #[cfg(feature = "etcd")]
+    #[error(transparent)]
+    Etcd(#[from] etcd::OpenError),
+    /// The configuration names an engine that this program was built without.
+    #[cfg(not(feature = "etcd"))]
+    #[error(
+        "this volhost was built without etcd, which the catalog {0} needs: install one that was built with it, by \
+         `cargo build --release --features etcd`"
+    )]
+    NoEtcd(Cluster),
+}
+
+/// What a shared catalog needs to know of this instance, beside where it lies.
+#[derive(Debug, Clone)]
+pub struct Instance {
+    /// What this machine is called among the instances.
+    pub node: HostName,
+    /// By what it is let in.
+    pub credentials: Credentials,
+    /// The directory on this machine for what is answered while the catalog is out of reach.
+    pub spool: PathBuf,
 }
 
 /// Opens a catalog, making an empty one where there is none. Blocks until everything in it was read: to be called
 /// before anything is served.
-pub fn open(location: &Location) -> Result<Arc<dyn Catalog>, OpenError> {
+pub fn open(location: &Location, instance: &Instance) -> Result<Arc<dyn Catalog>, OpenError> {
     match location {
         Location::Sqlite(path) => Ok(Arc::new(sqlite::open(path)?)),
+        #[cfg(feature = "etcd")]
+        Location::Etcd(cluster) => Ok(Arc::new(etcd::open(cluster, instance)?)),
+        #[cfg(not(feature = "etcd"))]
+        Location::Etcd(cluster) => {
+            let Instance { node: _, credentials: _, spool: _ } = instance;
+            Err(OpenError::NoEtcd(cluster.clone()))
+        }
     }
 }

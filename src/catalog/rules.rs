@@ -11,7 +11,7 @@ use imbl::OrdMap;
 use time::{OffsetDateTime, UtcOffset};
 
 use super::view::{BackendRecord, Host, Removed, View, Volume};
-use super::{Change, Outcome, Refusal};
+use super::{Change, Meant, Outcome, Refusal};
 use crate::backend::name::BackendName;
 use crate::host::name::HostName;
 use crate::volume::mounts::{Activation, Ledger, Mount};
@@ -86,7 +86,7 @@ impl View {
             Change::Expire(id) => self.expire(id),
             Change::Forget(id) => self.forget(id),
             Change::Mount { name, volume, host, id, at } => self.mount(&name, volume, host, &id, at),
-            Change::Unmount { name, host, id } => Ok(self.unmount(&name, &host, &id)),
+            Change::Unmount { name, host, id, meant } => Ok(self.unmount(&name, &host, &id, meant.as_ref())),
             Change::Release { name, host, id, alive_too } => {
                 self.release(&name, &host, id.as_ref(), alive_too)
             }
@@ -96,6 +96,10 @@ impl View {
             Change::Seen(hosts) => Ok(self.seen(hosts)),
             Change::Connected(host, issuer) => Ok(self.connected(host, issuer)),
             Change::Backend(name, record) => self.backend(name, record),
+            Change::Introduce(name, record) => match self.backends.get(&name) {
+                Some(known) => Err(Refusal::Known(Arc::clone(known))),
+                None => self.backend(name, Some(record)),
+            },
         }
     }
 
@@ -182,6 +186,9 @@ impl View {
 
     fn restore(&mut self, id: VolumeId) -> Decision {
         let removed = self.trash.get(&id).map(Arc::clone).ok_or(Refusal::NotInTrash)?;
+        if removed.expired {
+            return Err(Refusal::Expired(removed));
+        }
         if let Some(taken) = self.volumes.get(&removed.volume.name) {
             return Err(Refusal::Exists(Arc::clone(taken)));
         }
@@ -252,10 +259,18 @@ impl View {
         Ok((Outcome { before: Some(before), after: Some(after), ..Outcome::default() }, writes))
     }
 
-    fn unmount(&mut self, name: &VolumeName, host: &HostName, id: &MountId) -> (Outcome, Vec<Write>) {
+    fn unmount(
+        &mut self,
+        name: &VolumeName,
+        host: &HostName,
+        id: &MountId,
+        meant: Option<&Meant>,
+    ) -> (Outcome, Vec<Write>) {
         let Some(before) = self.volumes.get(name).map(Arc::clone) else { return Default::default() };
         let mut volume = Volume::clone(&before);
-        let Some(taken) = volume.mounts.unmount(host, id) else {
+        let until = meant.map(|meant| meant.activation);
+        let other = meant.and_then(|meant| meant.volume).is_some_and(|id| id != before.id);
+        let Some(taken) = (!other).then(|| volume.mounts.unmount(host, id, until)).flatten() else {
             let after = Some(Arc::clone(&before));
             return (Outcome { before: Some(before), after, ..Outcome::default() }, vec![]);
         };
@@ -482,9 +497,12 @@ mod tests {
                     id: id(mount),
                     at: at(then),
                 },
-                Self::Unmount { name, host, mount } => {
-                    Change::Unmount { name: volume_name(name), host: host_name(host), id: id(mount) }
-                }
+                Self::Unmount { name, host, mount } => Change::Unmount {
+                    name: volume_name(name),
+                    host: host_name(host),
+                    id: id(mount),
+                    meant: None,
+                },
                 Self::Release { name, host, mount, alive_too } => Change::Release {
                     name: volume_name(name),
                     host: host_name(host),
@@ -723,6 +741,8 @@ mod tests {
             Refusal::Mounted(_) => "mounted",
             Refusal::Held(_) => "held",
             Refusal::IdentityTaken(_) => "identity taken",
+            Refusal::Expired(_) => "expired",
+            Refusal::Known(_) => "known",
         }
     }
 
@@ -792,7 +812,8 @@ mod tests {
     fn what_need_not_be_durable_asks_for_no_write() {
         let mut view = View::default();
         let made = volume("db");
-        let unknown = Change::Unmount { name: name("db"), host: host("web1"), id: mount_id("x") };
+        let unknown =
+            Change::Unmount { name: name("db"), host: host("web1"), id: mount_id("x"), meant: None };
         for (change, writes) in [
             (unknown.clone(), 0),
             (Change::Activate(host("web1")), 0),

@@ -32,6 +32,7 @@ pub use self::paths::Paths;
 pub use self::pattern::HostPattern;
 use self::watch::Seen;
 use crate::backend::name::BackendName;
+use crate::catalog::location::{Credentials, Location};
 use crate::host::mountpoints::Mountpoints;
 use crate::host::name::HostName;
 use crate::host::right::Listed;
@@ -58,8 +59,12 @@ pub struct Config {
     pub pki: PathBuf,
     /// The spec file to write, if one is.
     pub spec: Option<SpecSettings>,
-    /// The catalog's SQLite database.
-    pub catalog: PathBuf,
+    /// Where the catalog lies.
+    pub catalog: Location,
+    /// By what an etcd cluster lets this instance in.
+    pub etcd: Credentials,
+    /// Where is kept what was answered while a shared catalog was out of reach. No field of the file sets it.
+    pub spool: PathBuf,
     /// The backend map's file.
     pub map: PathBuf,
     /// The backend map. Empty when the file names none.
@@ -257,6 +262,8 @@ pub fn changes(old: &Config, new: &Config) -> Changes {
         pki,
         spec,
         catalog,
+        etcd,
+        spool: _the_root_alone_sets_it,
         map,
         backends,
         hosts,
@@ -279,6 +286,7 @@ pub fn changes(old: &Config, new: &Config) -> Changes {
         ("listen", *listen != old.listen),
         ("pki", *pki != old.pki),
         ("catalog", *catalog != old.catalog),
+        ("etcd", *etcd != old.etcd),
         ("admin", *admin != old.admin),
     ];
     let differing = |fields: &[(&'static str, bool)]| {

@@ -12,6 +12,7 @@ use super::load::{Surroundings, TlsFilesMust};
 use super::node::{Node, quoted};
 use super::{Config, Fault, HostPattern, KeyPair, Limits, Scope, SpecFormat, SpecSettings, TlsFiles, fields};
 use crate::backend::name::BackendName;
+use crate::catalog::location::{Credentials, Location};
 use crate::host::name::HostName;
 use crate::host::right::{Listed, Right, Rule};
 
@@ -100,7 +101,9 @@ impl Draft {
             catalog: fields
                 .take("catalog")
                 .and_then(|node| catalog(&node))
-                .unwrap_or_else(|| paths.catalog()),
+                .unwrap_or_else(|| Location::Sqlite(paths.catalog())),
+            etcd: Credentials::default(),
+            spool: paths.spool(),
             map,
             backends: Default::default(),
             hosts: fields.take("hosts").filter(|node| !node.is_null()).map(|node| hosts(&node)),
@@ -246,28 +249,32 @@ fn spec(
     Some(SpecSettings { dir, format })
 }
 
-fn catalog(node: &Node<'_>) -> Option<PathBuf> {
+fn catalog(node: &Node<'_>) -> Option<Location> {
     let text = node.string("the catalog's address, such as \"sqlite:/var/lib/volhost/catalog.db\"")?;
-    let takes = "it takes sqlite:/PATH";
+    let takes = "it takes sqlite:/PATH or etcd://HOST:PORT,HOST:PORT,HOST:PORT/PREFIX";
     match text.split_once(':') {
-        Some(("sqlite", path)) if path.starts_with('/') && !path.starts_with("//") => node.absolute(path),
+        Some(("sqlite", path)) if path.starts_with('/') && !path.starts_with("//") => {
+            node.absolute(path).map(Location::Sqlite)
+        }
         Some(("sqlite", path)) => {
             let meant = path.trim_start_matches('/');
             let hint = path.starts_with("//").then(|| format!("did you mean \"sqlite:/{meant}\"?"));
             node.fault_with(format!("{} is no absolute path: {takes}", quoted(path)), hint);
             None
         }
-        Some(("etcd", _)) => {
-            node.fault(format!("this build keeps its catalog in sqlite only: {takes}"));
-            None
-        }
+        Some(("etcd", _)) => match Location::parse(text) {
+            Ok(location) => Some(location),
+            Err(error) => {
+                node.fault(error.to_string());
+                None
+            }
+        },
         scheme => {
             let near = match scheme {
                 None if text.starts_with('/') => Some(format!("did you mean \"sqlite:{text}\"?")),
                 None => None,
-                Some((scheme, _)) => {
-                    crate::error::nearest(scheme, ["sqlite"]).map(|near| format!("did you mean {near:?}?"))
-                }
+                Some((scheme, _)) => crate::error::nearest(scheme, ["sqlite", "etcd"])
+                    .map(|near| format!("did you mean {near:?}?")),
             };
             node.fault_with(format!("{} is no catalog: {takes}", quoted(text)), near);
             None

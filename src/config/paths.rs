@@ -109,6 +109,12 @@ impl Paths {
         self.state.join("catalog.db")
     }
 
+    /// Where is kept what was answered while a shared catalog was out of reach.
+    #[must_use]
+    pub fn spool(&self) -> PathBuf {
+        self.state.join("spool")
+    }
+
     /// The backend `default` where there is no map.
     #[must_use]
     pub fn volumes(&self) -> PathBuf {

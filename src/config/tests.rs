@@ -97,7 +97,9 @@ fn nothing_configured_is_complete() {
         tls: TlsFiles { server: None, client_ca: None, crl: None },
         pki: paths.pki(),
         spec: Some(SpecSettings { dir: paths.spec.clone(), format: None }),
-        catalog: paths.catalog(),
+        catalog: Location::Sqlite(paths.catalog()),
+        etcd: Credentials::default(),
+        spool: paths.spool(),
         map: paths.map(),
         backends: BTreeMap::from([(BackendName::parse("default").unwrap(), backend)]),
         hosts: None,
@@ -125,7 +127,7 @@ fn the_full_sample_is_read() {
     assert_eq!(config.tls.server.unwrap().key, Path::new("/etc/volhost/tls/server.key"));
     assert_eq!(config.tls.crl.as_deref(), Some(Path::new("/etc/volhost/tls/crl.pem")));
     assert_eq!(config.spec.unwrap().format, Some(SpecFormat::Json));
-    assert_eq!(config.catalog, Path::new("/var/lib/volhost/catalog.db"));
+    assert_eq!(config.catalog, Location::Sqlite("/var/lib/volhost/catalog.db".into()));
     assert_eq!(config.limits.request, Duration::from_secs(90));
     let Listed { named, rest } = config.hosts.unwrap();
     let web1 = &named[&HostName::parse("web1").unwrap()];
@@ -467,6 +469,8 @@ fn render(config: &Config) -> (Value, Value) {
         pki: _,
         spec,
         catalog,
+        etcd: _,
+        spool: _,
         map,
         backends,
         hosts,
@@ -507,7 +511,7 @@ fn render(config: &Config) -> (Value, Value) {
         "name": name, "node": node.as_str(), "scope": scope.as_str(),
         "listen": listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "insecure": insecure, "advertise": advertise.as_ref().map(ToString::to_string),
-        "tls": tls_members, "spec": spec, "catalog": format!("sqlite:{}", catalog.display()),
+        "tls": tls_members, "spec": spec, "catalog": catalog.to_string(),
         "backends": map, "hosts": hosts, "admin": admin,
         "limits": {
             "connections": connections, "connections_per_host": connections_per_host, "body_bytes": body_bytes,
@@ -598,7 +602,9 @@ prop_compose! {
             },
             pki: PathBuf::new(),
             spec: some[3].then(|| SpecSettings { dir: at(4), format: some[4].then_some(SpecFormat::Json) }),
-            catalog: at(5),
+            catalog: Location::Sqlite(at(5)),
+            etcd: Credentials::default(),
+            spool: PathBuf::new(),
             map: PathBuf::new(),
             backends: backends.collect(),
             hosts: hosts.map(|(named, rest)| Listed { named, rest }),

@@ -329,7 +329,7 @@ fn status<'a>(service: &Service, seen: &'a Seen) -> Status<'a> {
 mod tests {
     use super::*;
     use crate::backend::name::BackendName;
-    use crate::catalog::{self, Change, Location};
+    use crate::catalog::{self, Catalog, Change, sqlite};
     use crate::host::Via;
     use crate::host::name::HostName;
     use crate::volume::mounts::Ledger;
@@ -338,7 +338,7 @@ mod tests {
     /// Makes `counts` of volumes, one after the other, and lists them each time: how many parts, and which names.
     async fn listed(counts: impl IntoIterator<Item = usize>) -> Vec<(usize, Vec<String>)> {
         let dir = tempfile::tempdir().unwrap();
-        let catalog = catalog::open(&Location::Sqlite(dir.path().join("catalog.db"))).unwrap();
+        let catalog: Arc<dyn Catalog> = Arc::new(sqlite::open(&dir.path().join("catalog.db")).unwrap());
         let service = Service::new(Arc::clone(&catalog), crate::volume::InForce::default());
         let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Admin };
         let mut made = 0;

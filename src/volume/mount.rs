@@ -169,7 +169,8 @@ impl Service {
     /// Counts one Unmount (`/VolumeDriver.Unmount`). A volume or ID that is not known succeeds and is logged. Never
     /// waits for a backend, nor for an operation that does.
     pub async fn unmount(&self, caller: &Caller, name: &VolumeName, id: &MountId) -> Result<(), Error> {
-        let unmount = Change::Unmount { name: name.clone(), host: caller.host.clone(), id: id.clone() };
+        let unmount =
+            Change::Unmount { name: name.clone(), host: caller.host.clone(), id: id.clone(), meant: None };
         let limit = self.in_force.load().request;
         // The catalog has queued it when `submit` returns, so that it is done also when nobody waits for it.
         let outcome = match tokio::time::timeout(limit, self.catalog.submit(unmount)).await {

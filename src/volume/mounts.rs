@@ -85,14 +85,15 @@ impl Ledger {
         mount
     }
 
-    /// Counts one Unmount, on the newest activation that has this host and ID. Returns the entry as it was before,
-    /// or nothing for a mount that is not known.
-    pub fn unmount(&mut self, host: &HostName, id: &MountId) -> Option<Mount> {
+    /// Counts one Unmount, on the newest activation that has this host and ID, and is not later than `until` where that
+    /// is said. Returns the entry as it was before, or nothing for a mount that is not known.
+    pub fn unmount(&mut self, host: &HostName, id: &MountId, until: Option<Activation>) -> Option<Mount> {
         let (index, before) = self
             .0
             .iter()
             .enumerate()
             .filter(|(_, mount)| mount.host == *host && mount.id == *id)
+            .filter(|(_, mount)| until.is_none_or(|until| mount.activation <= until))
             .max_by_key(|(_, mount)| mount.activation)
             .map(|(index, mount)| (index, mount.clone()))?;
         if before.count == 1 {
@@ -141,9 +142,9 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.mount(&host("web1"), &id("x"), Activation(1), NOW);
         assert_eq!(ledger.mount(&host("web1"), &id("x"), Activation(1), NOW).count, 2);
-        ledger.unmount(&host("web1"), &id("x"));
+        ledger.unmount(&host("web1"), &id("x"), None);
         assert!(ledger.held_by(&host("web1")), "the container still runs");
-        ledger.unmount(&host("web1"), &id("x"));
+        ledger.unmount(&host("web1"), &id("x"), None);
         assert!(ledger.is_empty());
     }
 
@@ -152,7 +153,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.mount(&host("web1"), &id("x"), Activation(1), NOW);
         assert_eq!(ledger.mount(&host("web1"), &id("x"), Activation(2), NOW).count, 1);
-        let taken = ledger.unmount(&host("web1"), &id("x")).unwrap();
+        let taken = ledger.unmount(&host("web1"), &id("x"), None).unwrap();
         assert_eq!(taken.activation, Activation(2), "the newest activation is unmounted first");
         assert_eq!(ledger.len(), 1);
         let released = ledger.release(|mount| mount.activation < Activation(2));
@@ -164,7 +165,7 @@ mod tests {
     fn an_unmount_of_another_host_takes_nothing() {
         let mut ledger = Ledger::default();
         ledger.mount(&host("web1"), &id("one-constant"), Activation(0), NOW);
-        assert_eq!(ledger.unmount(&host("web2"), &id("one-constant")), None);
+        assert_eq!(ledger.unmount(&host("web2"), &id("one-constant"), None), None);
         assert!(ledger.held_by(&host("web1")));
     }
 
@@ -183,7 +184,7 @@ mod tests {
                     *model.entry((h, i, activation)).or_default() += 1;
                 } else {
                     let newest = model.range((h, i, 0)..=(h, i, u64::MAX)).next_back().map(|(key, _)| *key);
-                    let taken = ledger.unmount(&name, &mount_id);
+                    let taken = ledger.unmount(&name, &mount_id, None);
                     prop_assert_eq!(taken.map(|mount| mount.activation.0), newest.map(|key| key.2));
                     if let Some(key) = newest {
                         let count = model.get_mut(&key).unwrap();

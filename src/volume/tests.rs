@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::backend::fuse::{Control, FuseFs, Op};
 use crate::backend::{Expect, Map, Settings};
-use crate::catalog::{CatalogError, Location, Submitted};
+use crate::catalog::{CatalogError, Submitted};
 use crate::host::Via;
 
 /// How long a request may take here: long enough for a slow machine, short enough to be waited for.
@@ -191,7 +191,7 @@ impl World {
 }
 
 async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
-    let inner = crate::catalog::open(&Location::Sqlite(dir.join("catalog/catalog.db"))).unwrap();
+    let inner = Arc::new(crate::catalog::sqlite::open(&dir.join("catalog/catalog.db")).unwrap());
     let catalog = Arc::new(Unwilling {
         inner,
         refused: Mutex::new(|_| false),

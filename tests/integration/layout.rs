@@ -7,11 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms whose types every room may use: they are words, not behaviour.
-const VOCABULARY: [&str; 10] = [
+const VOCABULARY: [&str; 11] = [
     "volume::name",
     "volume::mounts",
     "volume::options",
     "backend::name",
+    "catalog::location",
     "host::name",
     "host::right",
     "host::mountpoints",
