@@ -72,6 +72,13 @@ impl Keys {
         format!("{}moving/{id}", self.root)
     }
 
+    /// The range of all claims.
+    pub(super) fn all_moving(&self) -> (String, String) {
+        let first = format!("{}moving/", self.root);
+        let end = behind(&first);
+        (first, end)
+    }
+
     pub(super) fn instances(&self) -> String {
         format!("{}instances/", self.root)
     }

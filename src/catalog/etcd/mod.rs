@@ -65,8 +65,8 @@ pub use self::error::OpenError;
 use self::health::Health;
 use self::keys::Keys;
 use self::load::{Patience, Reader};
-use self::members::Members;
-use self::memory::Memory;
+use self::members::{ANSWER, Members};
+use self::memory::{Memory, Moves};
 use self::order::Order;
 use self::plan::same;
 use self::replay::Place;
@@ -81,7 +81,8 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// How often it is looked whether the credentials' files hold something else.
 const FOLLOW: Duration = Duration::from_secs(1);
 
-/// A catalog in a cluster.
+/// A catalog in a cluster. Dropping it waits for changes under way, as [`close`](Catalog::close) does; what holds only
+/// while the instance lives then ends some seconds later.
 pub struct Etcd {
     core: Arc<Core>,
     /// How many changes are under way.
@@ -126,6 +127,7 @@ async fn build(
     let reader = Reader { members: &members, keys: &keys, location: &location, patience: Patience::Endless };
     reader.ready(true).await?;
     let (slots, place) = settle_slots(&reader, &spool, me, run).await?;
+    end_claims(&reader, me).await?;
     let snapshot = reader.read().await?;
     let lease =
         reader.ask(|client| async move { client.lease_client().grant(session::TTL, None).await }).await?;
@@ -200,6 +202,28 @@ async fn settle_slots(
         spool.pass_over(&numbers);
         return Ok((vec![revision(&answer); SLOTS], place.map_or(0, etcd_client::KeyValue::mod_revision)));
     }
+}
+
+/// Ends the claims that the process before this one made, before their lease does.
+async fn end_claims(reader: &Reader<'_>, me: Uuid) -> Result<(), OpenError> {
+    let (first, end) = reader.keys.all_moving();
+    let found = reader.get(first, GetOptions::new().with_range(end)).await?;
+    let found = found.map(|mut got| got.take_kvs()).unwrap_or_default();
+    let ours: Vec<_> = found
+        .iter()
+        .filter(|pair| serde_json::from_slice::<Moves>(pair.value()).is_ok_and(|moves| moves.by == me))
+        .map(|pair| TxnOp::delete(pair.key(), None))
+        .collect();
+    for some in ours.chunks(SLOTS) {
+        let question = Txn::new().and_then(some);
+        reader
+            .ask(|client| {
+                let question = question.clone();
+                async move { client.kv_client().txn(question).await }
+            })
+            .await?;
+    }
+    Ok(())
 }
 
 /// Uses what the credentials' files hold.
@@ -320,8 +344,14 @@ impl Catalog for Etcd {
 impl Drop for Etcd {
     fn drop(&mut self) {
         self.core.closing.send_replace(true);
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+        let Some(runtime) = self.runtime.take() else { return };
+        let mut under_way = self.under_way.subscribe();
+        // A thread of its own may wait, which the one that drops this may not be allowed to.
+        let end = std::thread::spawn(move || {
+            let _ = runtime.block_on(timeout(CLOSING, under_way.wait_for(|count| *count == 0)));
+            runtime.shutdown_timeout(ANSWER);
+        });
+        // It does not panic, and nothing could be done about it.
+        let _ = end.join();
     }
 }
