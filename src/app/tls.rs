@@ -297,3 +297,37 @@ fn read(path: impl AsRef<Path>) -> Result<Vec<u8>, ServeError> {
 pub(super) fn worded(error: &ServeError) -> String {
     chain(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Paths;
+
+    #[test]
+    fn of_a_shared_catalog_neither_a_start_nor_a_reload_makes_a_ca() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::new(Some(root.path()), true, |_| None).unwrap();
+        let mut config = crate::config::load(&paths, None).unwrap().config;
+        config.catalog = Location::parse("etcd://127.0.0.1:1/volhost").unwrap();
+        let pki = Pki::new(&config.pki);
+        let refused = Tls::prepare(&config).err().unwrap();
+        assert!(refused.is_configuration(), "{refused}");
+        assert!(matches!(refused, ServeError::Pki(PkiError::NoCaGiven { .. })), "{refused}");
+        assert!(!pki.ca().cert.exists() && !pki.ca().key.exists());
+
+        pki.init().unwrap();
+        let mut tls = Tls::prepare(&config).unwrap();
+        assert!(tls.is_ours() && tls.trusts_ours_only());
+        tls.reload(&config).unwrap();
+        for file in std::fs::read_dir(pki.dir()).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        let refused = tls.reload(&config).unwrap_err();
+        assert!(matches!(refused, ServeError::Pki(PkiError::NoCaGiven { .. })), "{refused}");
+        assert!(!pki.ca().cert.exists());
+        // A catalog of its own is another matter.
+        config.catalog = Location::Sqlite(paths.catalog());
+        Tls::prepare(&config).unwrap();
+        assert!(pki.ca().cert.exists());
+    }
+}

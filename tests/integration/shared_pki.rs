@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::harness::http::Identity;
 use crate::harness::wait::{self, Said};
 use crate::harness::{Daemon, scratch};
+use crate::readme::{Typed, marked};
 
 /// Nobody answers there, and nobody has to.
 const CLUSTER: &str = "etcd://127.0.0.1:1/volhost";
@@ -96,11 +97,11 @@ fn no_instance_of_a_shared_catalog_makes_a_ca_unasked_and_what_the_refusal_says_
     refused(&mut store2);
     give(&store1, &store2, "ca.crt");
     let said = refused(&mut store2);
-    let commands = quoted(&said);
-    assert_eq!(commands.len(), 6, "{said}");
-    for command in commands {
-        let on = if command.contains(" sign ") { &store1 } else { &store2 };
-        run(on, command, desk).ok();
+    let example = marked("second instance");
+    let told: Vec<_> = example.iter().map(|typed| &*typed.command).collect();
+    assert_eq!(quoted(&said), told, "the README says something else");
+    for Typed { on, command, output: _ } in &example {
+        run(if on == "store1" { &store1 } else { &store2 }, command, desk).ok();
     }
     store2.cli(&["check"]).ok();
     assert!(!file(&store2, "ca.key").exists());
