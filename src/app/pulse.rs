@@ -108,7 +108,9 @@ impl Question {
     fn look(&mut self) -> Found {
         match (&mut self.answer).now_or_never() {
             None => Found::Silence(self.asked.elapsed()),
-            Some(Ok(Ok(()))) => Found::Answer,
+            // That a shared catalog is out of reach is an answer, too: a restart of this process would mend nothing, and
+            // what it knows would be lost.
+            Some(Ok(Ok(()) | Err(CatalogError::Unreachable { .. }))) => Found::Answer,
             Some(Ok(Err(error))) => Found::End(chain(&error)),
             Some(Err(error)) => Found::End(chain(&error)),
         }
