@@ -83,7 +83,7 @@ impl Service {
         }
     }
 
-    async fn look_after(self: &Arc<Self>, backend: &Arc<Backend>) {
+    pub(super) async fn look_after(self: &Arc<Self>, backend: &Arc<Backend>) {
         let before = backend.health();
         let mending = self.mending(backend.name());
         if mending.is_done() && mending.is_due() {

@@ -1,6 +1,8 @@
 //! The service as a whole, on a real catalog and on storage that fails on command: whatever fails, what was answered
 //! holds, and what was not is finished or undone.
 
+mod several;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
