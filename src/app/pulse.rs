@@ -152,6 +152,20 @@ mod tests {
         assert!(matches!(&found, Found::End(why) if why.contains("closed")), "{found:?}");
     }
 
+    #[tokio::test]
+    async fn a_shared_catalog_out_of_reach_is_no_reason_to_be_killed() {
+        let out_of_reach = CatalogError::Unreachable {
+            location: "etcd://127.0.0.1:2379/volhost".into(),
+            why: Arc::new("no member answers".into()),
+        };
+        let answer = tokio::spawn(async { Err(out_of_reach) });
+        while !answer.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let mut question = Question { asked: Instant::now(), answer, told: false };
+        assert!(matches!(question.look(), Found::Answer));
+    }
+
     #[test]
     fn a_fault_is_shown_before_anything_else() {
         let mut facts = Facts { listening: vec!["https://127.0.0.1:7443".into()], ..Facts::default() };

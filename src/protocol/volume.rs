@@ -340,19 +340,76 @@ fn status<'a>(service: &Service, seen: &'a Seen) -> Status<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+    use std::pin::Pin;
+
     use super::*;
     use crate::backend::name::BackendName;
-    use crate::catalog::{self, Catalog, Change, sqlite};
+    use crate::catalog::{self, Catalog, CatalogError, Change, sqlite};
     use crate::host::Via;
     use crate::host::name::HostName;
+    use crate::volume::InForce;
     use crate::volume::mounts::Ledger;
     use crate::volume::name::VolumeId;
+
+    /// A shared catalog that knows nothing, and cannot be asked; or is broken.
+    struct Away {
+        broken: bool,
+    }
+
+    impl Catalog for Away {
+        fn view(&self) -> Arc<catalog::View> {
+            Arc::default()
+        }
+
+        fn submit(&self, _: Change) -> catalog::Submitted {
+            Box::pin(ready(Err(CatalogError::Closed)))
+        }
+
+        fn sync(&self) -> catalog::Asked<()> {
+            assert!(!self.broken, "on purpose");
+            let why = Arc::new("no member answers".into());
+            Box::pin(ready(Err(CatalogError::Unreachable { location: "the test's".into(), why })))
+        }
+
+        fn is_shared(&self) -> bool {
+            true
+        }
+
+        fn location(&self) -> &str {
+            "the test's"
+        }
+
+        fn fault(&self) -> Option<Arc<String>> {
+            None
+        }
+
+        fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            Box::pin(ready(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_known_is_left_without_an_answer() {
+        let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Tls };
+        let service = |broken| Arc::new(Service::new(Arc::new(Away { broken }), InForce::default()));
+        for (call, broken) in [(Call::Get, false), (Call::Path, false), (Call::Get, true)] {
+            let answer = call.answer(&service(broken), &caller, br#"{"Name":"db"}"#, false).await;
+            assert!(matches!(answer, Answer::None), "{call:?}");
+        }
+        let wrong = Call::Get.answer(&service(true), &caller, br#"{"Name":"a b"}"#, false).await;
+        assert!(!matches!(wrong, Answer::None), "what is no name is answered without the catalog");
+        let Answer::Json(list) = Call::List.answer(&service(false), &caller, b"{}", false).await else {
+            panic!("a list is never refused");
+        };
+        assert_eq!(&list[..], br#"{"Volumes":[]}"#);
+    }
 
     /// Makes `counts` of volumes, one after the other, and lists them each time: how many parts, and which names.
     async fn listed(counts: impl IntoIterator<Item = usize>) -> Vec<(usize, Vec<String>)> {
         let dir = tempfile::tempdir().unwrap();
         let catalog: Arc<dyn Catalog> = Arc::new(sqlite::open(&dir.path().join("catalog.db")).unwrap());
-        let service = Service::new(Arc::clone(&catalog), crate::volume::InForce::default());
+        let service = Service::new(Arc::clone(&catalog), InForce::default());
         let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Admin };
         let mut made = 0;
         let mut all = Vec::new();

@@ -203,7 +203,7 @@ async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
     });
     let settings = Settings {
         path: root.into(),
-        mountpoints: std::path::PathBuf::from(root).into(),
+        mountpoints: PathBuf::from(root).into(),
         draining: false,
         require_mount: false,
         trash: Duration::from_secs(3600),
