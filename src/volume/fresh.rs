@@ -5,6 +5,7 @@
 //! catalog, none of this costs anything.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use tokio::time::{Instant, timeout};
 use super::Service;
 use super::error::Error;
 use super::operation::{self, Claim};
-use crate::backend::BackendError;
 
 /// How long a list waits to be fresh. It is told in any case: some engines forget what a list leaves out.
 const LISTED: Duration = Duration::from_secs(1);
@@ -62,10 +62,7 @@ impl Service {
     }
 
     /// Runs an operation in a task of its own, for as long as a request may take: see [`operation::run`].
-    pub(super) async fn operate<T, F>(
-        &self,
-        work: impl FnOnce(std::sync::Arc<Claim>) -> F,
-    ) -> Result<T, Error>
+    pub(super) async fn operate<T, F>(&self, work: impl FnOnce(Arc<Claim>) -> F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
@@ -129,11 +126,7 @@ fn is_by_view(error: &Error) -> bool {
         | Error::Forbidden { .. }
         | Error::Mounted { .. }
         | Error::Exclusive { .. }
-        | Error::Unmapped { .. }
-        | Error::DirectoryGone { .. }
-        | Error::NotMended(_)
-        | Error::Identity { .. }
-        | Error::Backend(BackendError::Occupied { .. } | BackendError::Missing { .. }) => true,
+        | Error::Unmapped { .. } => true,
         Error::Name(_)
         | Error::MountId(_)
         | Error::Options(_)
@@ -141,7 +134,11 @@ fn is_by_view(error: &Error) -> bool {
         | Error::BackendNotSaid { .. }
         | Error::Draining(_)
         | Error::NothingToAdopt { .. }
+        | Error::Identity { .. }
         | Error::Backend(_)
+        // Whoever mended last asked the catalog for that.
+        | Error::DirectoryGone { .. }
+        | Error::NotMended(_)
         // The catalog refuses only what is true when it decides.
         | Error::Catalog(_)
         | Error::TooLong { .. }

@@ -76,6 +76,10 @@ impl Service {
 
     /// Writes down when hosts were last seen. Nothing hangs on it, so that a failure is only logged.
     pub async fn write_seen(&self) {
+        if self.is_shared() && self.catalog.fault().is_some() {
+            // It is kept until the catalog answers again.
+            return;
+        }
         let noted = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
         if !noted.is_empty() {
             let seen = Change::Seen(noted.into_iter().map(|(host, noted)| (host, noted.at)).collect());

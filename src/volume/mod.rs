@@ -11,6 +11,9 @@
 //! - Undoing uses rmdir and rename, never a recursive delete; only `trash` deletes, and only what was removed.
 //!
 //! Get, List, Path and Unmount never wait for a backend: they are answered from the catalog.
+//!
+//! Several instances may serve one catalog and the same storage: `fresh` tells what may be refused, `moving` who moves
+//! a directory, `remove` how a directory follows its record, and `recover` what is mended of an instance that was lost.
 
 mod copies;
 mod create;

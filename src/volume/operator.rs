@@ -132,6 +132,7 @@ impl Service {
         force: bool,
     ) -> Result<BackendId, Error> {
         let name = backend.name();
+        self.sync().await?;
         let remembered = self.catalog.view().backends.get(name).cloned();
         if let Some(record) = remembered.filter(|record| record.state == BackendState::Established && !force)
         {

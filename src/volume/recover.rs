@@ -24,7 +24,7 @@ use super::name::{VolumeId, VolumeName};
 use super::{Moving, Service};
 use crate::backend::name::BackendName;
 use crate::backend::{Backend, BackendError, Expect, VolumeState};
-use crate::catalog::{Change, Volume};
+use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
 
 impl Service {
@@ -201,11 +201,16 @@ impl Service {
                 }
                 continue;
             }
-            let Some(_moving) = self.take_up_moving(backend, id, &mut left).await? else { continue };
-            if let Some(volume) = self.still(&names, id)
-                && !self.mend_trashed(backend, expect, &volume).await?
-            {
-                left.displaced.insert(id);
+            let Some(moving) = self.take_up_moving(backend, id, &mut left).await? else { continue };
+            let Some(volume) = self.still(&names, id) else { continue };
+            match self.mend_trashed(backend, expect, &volume).await {
+                Ok(true) => {}
+                Ok(false) => drop(left.displaced.insert(id)),
+                // This instance was taken for lost meanwhile, and the volume removed by another one.
+                Err(Error::Catalog(CatalogError::Refused(Refusal::NoSuchVolume))) => {
+                    self.follow_record(&moving, backend, expect, &volume).await;
+                }
+                Err(error) => return Err(error),
             }
         }
         for (id, name) in &names {

@@ -13,7 +13,10 @@
 //!   claimed anew and goes there again, unless its name or its entry in the trash is somebody's by then.
 //! - The removal was refused or not recorded: the directory is claimed anew and goes back to its name only if the
 //!   volume still stands in a view that is fresh. Where another instance removed the volume, the directory stays in the
-//!   trash, which is that one's by then.
+//!   trash, which is that one's by then; and where a later volume has the name, and what was moved was that one's
+//!   directory, it gets it back.
+//! - Whoever brings a directory back from the trash, for a Restore or for what was cut off, and then hears that the
+//!   volume is removed again, takes it there again in the same way.
 //! - Whatever cannot be claimed or looked at now is left to [`super::recover`], of whichever instance.
 //!
 //! In each of these orders the directory has one of its two names at any time, and whoever dies in between leaves what
@@ -30,7 +33,7 @@ use super::name::{VolumeId, VolumeName};
 use super::operation::Claim;
 use super::step::step;
 use super::{Holders, InForce, Moving, Service, in_sight, log_done, permit};
-use crate::backend::{Backend, BackendError, Expect, Root};
+use crate::backend::{Backend, BackendError, Expect, Root, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Removed, Volume};
 use crate::error::chain;
 use crate::host::Caller;
@@ -118,7 +121,7 @@ impl Service {
         if let Err(error) = self.record_removal(claim, &volume, keep).await {
             if keep && self.put_back(&moving, &backend, expect, &volume).await == Stands::Removed {
                 log::info!("volume {name} was removed by another instance meanwhile");
-                return Ok(Some(id));
+                return Ok(self.catalog.view().trash.contains_key(&id).then_some(id));
             }
             return Err(error);
         }
@@ -172,6 +175,8 @@ impl Service {
             Change::Remove { name: volume.name.clone(), id: volume.id, at: OffsetDateTime::now_utc(), keep };
         match self.catalog.submit(remove).await {
             Ok(_) => Ok(()),
+            // Another instance was quicker, and there is no directory to follow it.
+            Err(CatalogError::Refused(Refusal::NoSuchVolume)) if !keep => Ok(()),
             // It was mounted after our look: the catalog decides.
             Err(CatalogError::Refused(Refusal::Mounted(now))) => Err(self.in_use(&now)),
             Err(error) => Err(error.into()),
@@ -179,7 +184,13 @@ impl Service {
     }
 
     /// The directory of a volume whose removal was not recorded goes back to its name, where the volume still stands.
-    async fn put_back(&self, moving: &Moving, backend: &Backend, expect: Expect, volume: &Volume) -> Stands {
+    async fn put_back(
+        self: &Arc<Self>,
+        moving: &Moving,
+        backend: &Backend,
+        expect: Expect,
+        volume: &Volume,
+    ) -> Stands {
         let (id, name) = (volume.id, volume.name.clone());
         match moving.claim_again().await {
             Ok(true) => {}
@@ -200,9 +211,15 @@ impl Service {
         if view.trash.contains_key(&id) {
             return Stands::Removed;
         }
-        if !view.volumes.get(&name).is_some_and(|now| now.id == id) {
-            log::error!("volume {name} was forgotten by another instance: .volhost/trash/{id} is left");
-            return Stands::Unknown;
+        match view.volumes.get(&name) {
+            Some(now) if now.id == id => {}
+            Some(later) if later.backend == *backend.name() => {
+                return self.give_to(later, backend, expect, id).await;
+            }
+            _ => {
+                log::error!("volume {name} was forgotten by another instance: .volhost/trash/{id} is left");
+                return Stands::Unknown;
+            }
         }
         match backend.run(expect, move |root| root.untrash(id, &name)).await {
             Ok(()) => {}
@@ -213,9 +230,58 @@ impl Service {
         Stands::Recorded
     }
 
+    /// A volume was removed, deleted and made anew while this instance stood still: what it moved to the trash, as the
+    /// directory of the volume `id`, is that of the later one, which gets it back.
+    async fn give_to(
+        self: &Arc<Self>,
+        later: &Arc<Volume>,
+        backend: &Backend,
+        expect: Expect,
+        id: VolumeId,
+    ) -> Stands {
+        let name = later.name.clone();
+        let mut patience = Patience::new();
+        loop {
+            match self.claimed(backend.name(), later.id).await {
+                Ok(Some(_moving)) => {
+                    let give = move |root: &Root| match root.volume_state(&name)? {
+                        VolumeState::Missing => root.untrash(id, &name),
+                        VolumeState::Directory | VolumeState::NotADirectory => Ok(()),
+                    };
+                    return match backend.run(expect, give).await {
+                        Ok(()) => Stands::Removed,
+                        Err(error) => {
+                            log::error!(
+                                "the directory of volume {} is in .volhost/trash/{id}: move it back under its name: {}",
+                                later.name,
+                                chain(&error)
+                            );
+                            Stands::Unknown
+                        }
+                    };
+                }
+                Ok(None) if patience.wait().await => {}
+                Ok(None) | Err(_) => {
+                    log::error!(
+                        "the directory of volume {} may be in .volhost/trash/{id}: where it has none, move that back \
+                         under its name",
+                        later.name
+                    );
+                    return Stands::Unknown;
+                }
+            }
+        }
+    }
+
     /// The directory of a volume whose removal was recorded is in the trash, or goes there again: an instance that took
     /// this one for lost may have put it back.
-    async fn follow_record(&self, moving: &Moving, backend: &Backend, expect: Expect, volume: &Volume) {
+    pub(super) async fn follow_record(
+        &self,
+        moving: &Moving,
+        backend: &Backend,
+        expect: Expect,
+        volume: &Volume,
+    ) {
         if !self.is_shared() {
             return;
         }
@@ -321,7 +387,16 @@ impl Service {
             return Err(error.into());
         }
         step("restore:renamed");
-        let outcome = self.catalog.submit(Change::Publish(name.clone(), id)).await?;
+        let outcome = match self.catalog.submit(Change::Publish(name.clone(), id)).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                if matches!(error, CatalogError::Refused(Refusal::NoSuchVolume)) {
+                    // Others took this one for lost, finished it, and removed the volume again.
+                    self.follow_record(&moving, &backend, expect, volume).await;
+                }
+                return Err(error.into());
+            }
+        };
         log_done("restored", &name, caller);
         Ok(outcome.after.unwrap_or_else(|| Arc::clone(volume)))
     }
@@ -343,7 +418,7 @@ impl Service {
 enum Stands {
     /// It stands.
     Recorded,
-    /// Another instance removed it, and the trash keeps it.
+    /// Another instance removed it, and its directory is where that one left it.
     Removed,
     /// That cannot be told now.
     Unknown,

@@ -86,6 +86,8 @@ struct Instance {
     silent: AtomicBool,
     syncs: AtomicUsize,
     still: Mutex<Option<(Still, fn(&Change) -> bool)>>,
+    /// Whether the next claim stands still once it is granted.
+    still_claiming: AtomicBool,
     stands: Arc<Notify>,
     goes_on: Arc<Notify>,
     news: watch::Sender<News>,
@@ -102,6 +104,7 @@ impl Instance {
             silent: AtomicBool::new(false),
             syncs: AtomicUsize::new(0),
             still: Mutex::default(),
+            still_claiming: AtomicBool::new(false),
             stands: Arc::default(),
             goes_on: Arc::default(),
             news: watch::Sender::default(),
@@ -192,7 +195,7 @@ impl Catalog for Instance {
 
     fn claim(&self, id: VolumeId) -> Asked<Option<Claimed>> {
         let (cluster, number) = (Arc::clone(&self.cluster), self.number);
-        self.answer(move || {
+        let asked = self.answer(move || {
             let mut held = cluster.held.lock().unwrap();
             if held.claims.contains_key(&id) || held.making.contains_key(&id) {
                 return None;
@@ -207,6 +210,16 @@ impl Catalog for Instance {
                     held.claims.remove(&id);
                 }
             }))
+        });
+        if !self.still_claiming.swap(false, Ordering::Relaxed) {
+            return asked;
+        }
+        let (stands, goes_on) = (Arc::clone(&self.stands), Arc::clone(&self.goes_on));
+        Box::pin(async move {
+            let granted = asked.await;
+            stands.notify_one();
+            goes_on.notified().await;
+            granted
         })
     }
 
@@ -804,4 +817,67 @@ async fn a_volume_whose_directory_another_instance_is_moving_is_not_gone() {
     assert!(began.elapsed() < LIMIT / 2);
     let look = |root: &backend::Root| root.volume_state(&name("gone"));
     assert_eq!(both.backend(0).run(Expect::Nothing, look).await.unwrap(), VolumeState::Missing);
+}
+
+/// An instance that stood still between its claim and what it claimed the directory for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_late_remove_moved_of_a_later_volume_goes_back_to_that() {
+    let both = Both::new().await;
+    let id = both.filled(0, "db").await;
+    both.catalogs[0].falls_behind();
+    both.catalogs[0].still_claiming.store(true, Ordering::Relaxed);
+    let service = Arc::clone(&both.services[0]);
+    let removing = tokio::spawn(async move { service.remove(&engine(), name("db")).await });
+    both.catalogs[0].stopped().await;
+    both.lose(0);
+    both.remove(1, "db").await.unwrap();
+    both.services[1].expire("db").await.unwrap();
+    let removed = both.services[1].find_removed("db").await.unwrap();
+    both.services[1].purge_volume(&both.backend(1), &removed).await.unwrap();
+    assert_ne!(both.filled(1, "db").await, id);
+    both.catalogs[0].go_on();
+    assert_eq!(removing.await.unwrap().expect("the volume that was meant is gone"), None);
+    assert!(both.has_data("db"));
+    both.agrees();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_late_mender_brought_back_follows_the_removal() {
+    let both = Both::new().await;
+    let id = both.filled(0, "db").await;
+    // What a kill in a remove leaves.
+    std::fs::rename(both.root.join("db"), both.root.join(".volhost/trash").join(id.to_string())).unwrap();
+    both.catalogs[0].falls_behind();
+    both.catalogs[0].still_claiming.store(true, Ordering::Relaxed);
+    let (service, backend) = (Arc::clone(&both.services[0]), both.backend(0));
+    service.mark_unmended(&backend_name());
+    let mending = tokio::spawn(async move { service.ready(&backend).await });
+    both.catalogs[0].stopped().await;
+    both.lose(0);
+    both.mount(1, "db").await.unwrap();
+    both.unmount(1, "db").await;
+    both.remove(1, "db").await.unwrap();
+    both.catalogs[0].go_on();
+    mending.await.unwrap().unwrap();
+    assert!(both.trashed_data(id));
+    both.agrees();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_late_restore_brought_back_follows_the_removal() {
+    let both = Both::new().await;
+    let id = both.filled(0, "db").await;
+    both.remove(0, "db").await.unwrap();
+    both.catalogs[0].stop_at(Still::After, |change| matches!(change, Change::Restore(_)));
+    let service = Arc::clone(&both.services[0]);
+    let restoring = tokio::spawn(async move { service.restore(&operator(), "db").await });
+    both.catalogs[0].stopped().await;
+    both.lose(0);
+    both.mount(1, "db").await.unwrap();
+    both.unmount(1, "db").await;
+    both.remove(1, "db").await.unwrap();
+    both.catalogs[0].go_on();
+    restoring.await.unwrap().unwrap_err();
+    assert!(both.trashed_data(id));
+    both.agrees();
 }
