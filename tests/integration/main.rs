@@ -22,6 +22,7 @@ mod commands;
 mod crash;
 mod doctor;
 mod engine;
+mod etcd;
 mod faults;
 mod fleet;
 mod fuzz;
