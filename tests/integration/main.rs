@@ -23,6 +23,7 @@ mod crash;
 mod doctor;
 mod engine;
 mod etcd;
+mod etcd_outages;
 mod faults;
 mod fleet;
 mod fuzz;

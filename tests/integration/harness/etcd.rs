@@ -42,7 +42,6 @@ pub struct Plan<'a> {
     tls: bool,
     user: Option<(String, String)>,
     host: Option<&'a Host>,
-    options: Vec<String>,
 }
 
 /// A cluster, some members of which may be dead or frozen.
@@ -51,7 +50,6 @@ pub struct Cluster<'a> {
     host: Option<&'a Host>,
     tls: Option<Tls>,
     user: Option<String>,
-    options: Vec<String>,
     dir: TempDir,
     /// That no other test has its address.
     _ours: Option<UnixListener>,
@@ -104,15 +102,9 @@ impl<'a> Plan<'a> {
         self
     }
 
-    /// One more option for the members: `--auto-compaction-retention=1s`.
-    pub fn option(mut self, option: &str) -> Self {
-        self.options.push(option.to_owned());
-        self
-    }
-
     /// Starts it and waits until it answers.
     pub fn start(self) -> Cluster<'a> {
-        let Self { members, tls, user, host, options } = self;
+        let Self { members, tls, user, host } = self;
         assert!(
             Path::new(ETCD).exists(),
             "there is no {ETCD}: install Debian's etcd-server, as tests/run does"
@@ -126,8 +118,7 @@ impl<'a> Plan<'a> {
             next: Authority::new("the cluster's next CA"),
             peers: Authority::new("the members' CA"),
         });
-        let mut cluster =
-            Cluster { members: Vec::new(), host, tls, user: None, options, dir: scratch(), _ours: None };
+        let mut cluster = Cluster { members: Vec::new(), host, tls, user: None, dir: scratch(), _ours: None };
         cluster.start_somewhere(members);
         if let Some((name, password)) = user {
             cluster.let_in_only(&name, &password);
@@ -139,7 +130,7 @@ impl<'a> Plan<'a> {
 impl<'a> Cluster<'a> {
     /// A cluster of one member.
     pub fn single() -> Plan<'a> {
-        Plan { members: 1, tls: false, user: None, host: None, options: Vec::new() }
+        Plan { members: 1, tls: false, user: None, host: None }
     }
 
     /// A cluster of three members.
@@ -188,8 +179,8 @@ impl<'a> Cluster<'a> {
         self.members[member].kill();
     }
 
-    /// Starts a member that was killed, on what it had. Whether it answers is not waited for. To be called by the thread that holds
-    /// the cluster: a member ends with the thread that started it.
+    /// Starts a member that was killed, on what it had. Whether it answers is not waited for. To be called by the thread
+    /// that holds the cluster: a member ends with the thread that started it.
     pub fn start(&mut self, member: usize) {
         let command = self.command(member);
         self.members[member].start(command, self.host.is_some());
@@ -501,6 +492,8 @@ impl<'a> Cluster<'a> {
         add("listen-peer-urls", &peer);
         add("initial-advertise-peer-urls", &peer);
         add("initial-cluster", &all.join(","));
+        // The cheapest there is: passwords are asked for at every other step of a test.
+        add("bcrypt-cost", "4");
         add("initial-cluster-token", &self.dir.path().display().to_string());
         if self.tls.is_some() {
             for (prefix, ca, pair) in [("", "clients.crt", "server"), ("peer-", "peers.crt", "peer")] {
@@ -510,7 +503,6 @@ impl<'a> Cluster<'a> {
                 add(&format!("{prefix}key-file"), &file(&format!("{pair}.key")));
             }
         }
-        command.args(&self.options);
         command
     }
 }
@@ -600,8 +592,8 @@ impl Etcd {
     }
 }
 
-/// An address for a cluster's members, and the first of their ports: on a machine of their own the one that others know;
-/// else one of the loopback network's sixteen million that no test has, for as long as what comes with it is held.
+/// An address for a cluster's members, and the first of their ports: on a machine of their own the one that others
+/// know; else one of the loopback network's many that no test has, for as long as what comes with it is held.
 ///
 /// With an address of its own a member that is down has its port free when it comes back, although others choose ports
 /// by themselves meanwhile.

@@ -21,7 +21,6 @@ pub struct Plan<'a> {
     etcd: Cluster<'a>,
     instances: usize,
     hosts: Vec<&'a Host>,
-    prefix: String,
     changes: Value,
 }
 
@@ -41,7 +40,7 @@ pub struct Fleet<'a> {
 impl<'a> Fleet<'a> {
     /// Instances on this cluster's catalog.
     pub fn of(etcd: Cluster<'a>, instances: usize) -> Plan<'a> {
-        Plan { etcd, instances, hosts: Vec::new(), prefix: PREFIX.to_owned(), changes: json!({}) }
+        Plan { etcd, instances, hosts: Vec::new(), changes: json!({}) }
     }
 
     /// The directory of the backend that all instances have: `default`.
@@ -79,12 +78,6 @@ impl<'a> Plan<'a> {
         self
     }
 
-    /// Has them share the catalog of another prefix than [`PREFIX`].
-    pub fn prefix(mut self, prefix: &str) -> Self {
-        prefix.clone_into(&mut self.prefix);
-        self
-    }
-
     /// Sets fields of every instance's configuration.
     pub fn config(mut self, changes: Value) -> Self {
         self.changes = changes;
@@ -102,7 +95,7 @@ impl<'a> Plan<'a> {
 
     /// Writes the instances' files and leaves their start to the test.
     pub fn prepare(self) -> Fleet<'a> {
-        let Self { etcd, instances, hosts, prefix, changes } = self;
+        let Self { etcd, instances, hosts, changes } = self;
         let mut fleet = Fleet {
             instances: Vec::new(),
             etcd,
@@ -112,7 +105,7 @@ impl<'a> Plan<'a> {
             dir: scratch(),
         };
         std::fs::create_dir(fleet.volumes()).expect("the backend's directory can be made");
-        fleet.instances = (0..instances).map(|at| fleet.setup(at, &prefix, &changes).prepare()).collect();
+        fleet.instances = (0..instances).map(|at| fleet.setup(at, PREFIX, &changes).prepare()).collect();
         fleet
     }
 }
