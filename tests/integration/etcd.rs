@@ -67,7 +67,7 @@ fn a_cluster_of_three_keeps_what_it_holds_through_the_loss_of_members() {
 
     for loss in [Loss::Frozen, Loss::Killed] {
         etcd.lose_quorum(loss);
-        etcd.ctl(&["--command-timeout=2s", "get", "volhost/a"]).fails();
+        etcd.ctl(&["--command-timeout=500ms", "get", "volhost/a"]).fails();
         etcd.recover();
     }
     assert_eq!(etcd.keys(&format!("{PREFIX}/")), ["volhost/a", "volhost/b", "volhost/c"]);
