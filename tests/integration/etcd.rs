@@ -39,49 +39,49 @@ pub fn refused(client: &mut Client, rpc: &str, name: &str, id: &str) -> String {
 #[test]
 fn a_cluster_of_three_keeps_what_it_holds_through_the_loss_of_members() {
     let mut etcd = Cluster::three().tls().user("volhost", "secret").start();
-    etcd.put("volhost/a", "1");
+    etcd.put("/volhost/a", "1");
     etcd.put("elsewhere", "2");
     let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-    assert_eq!(etcd.get("volhost/"), [pair("volhost/a", "1")]);
+    assert_eq!(etcd.get("/volhost/"), [pair("/volhost/a", "1")]);
 
     // The instances' user is limited to the catalog, and known by its password alone.
     let as_instance = |password: &str, words: &[&str]| etcd.ctl_as_instance(password, words);
-    as_instance("secret", &["put", "volhost/b", "3"]).ok();
+    as_instance("secret", &["put", "/volhost/b", "3"]).ok();
     assert!(as_instance("secret", &["get", "elsewhere"]).fails().contains("permission denied"));
-    assert!(as_instance("wrong", &["get", "volhost/b"]).fails().contains("authentication failed"));
+    assert!(as_instance("wrong", &["get", "/volhost/b"]).fails().contains("authentication failed"));
     etcd.change_password("another");
-    as_instance("another", &["get", "volhost/b"]).ok();
-    as_instance("secret", &["get", "volhost/b"]).fails();
+    as_instance("another", &["get", "/volhost/b"]).ok();
+    as_instance("secret", &["get", "/volhost/b"]).fails();
 
     let leader = etcd.leader();
     etcd.kill(leader);
     assert_ne!(etcd.leader(), leader);
-    etcd.put("volhost/a", "4");
+    etcd.put("/volhost/a", "4");
     etcd.start(leader);
     etcd.wait_until_healthy();
     let follower = (etcd.leader() + 1) % etcd.size();
     etcd.freeze(follower);
-    etcd.put("volhost/c", "5");
+    etcd.put("/volhost/c", "5");
     etcd.thaw(follower);
     etcd.wait_until_healthy();
 
     for loss in [Loss::Frozen, Loss::Killed] {
         etcd.lose_quorum(loss);
-        etcd.ctl(&["--command-timeout=500ms", "get", "volhost/a"]).fails();
+        etcd.ctl(&["--command-timeout=500ms", "get", "/volhost/a"]).fails();
         etcd.recover();
     }
-    assert_eq!(etcd.keys(&format!("{PREFIX}/")), ["volhost/a", "volhost/b", "volhost/c"]);
+    assert_eq!(etcd.keys(&format!("/{PREFIX}/")), ["/volhost/a", "/volhost/b", "/volhost/c"]);
     let before = etcd.revision();
     etcd.compact();
-    assert!(etcd.ctl(&["get", "volhost/a", &format!("--rev={}", before - 1)]).fails().contains("compacted"));
-    etcd.del("volhost/c");
-    assert_eq!((etcd.revision(), etcd.get("volhost/c")), (before + 1, vec![]));
+    assert!(etcd.ctl(&["get", "/volhost/a", &format!("--rev={}", before - 1)]).fails().contains("compacted"));
+    etcd.del("/volhost/c");
+    assert_eq!((etcd.revision(), etcd.get("/volhost/c")), (before + 1, vec![]));
 
     // Clients of both authorities are let in until the present one is retired.
     etcd.replace_client_certificate();
-    etcd.put("volhost/a", "6");
+    etcd.put("/volhost/a", "6");
     etcd.retire();
-    assert_eq!(etcd.get("volhost/a"), [pair("volhost/a", "6")]);
+    assert_eq!(etcd.get("/volhost/a"), [pair("/volhost/a", "6")]);
 }
 
 #[test]
@@ -89,10 +89,10 @@ fn clusters_do_not_meet_and_one_member_comes_back_by_itself() {
     let mut first = Cluster::single().start();
     let second = Cluster::single().start();
     assert_ne!(first.addresses(), second.addresses());
-    first.put("volhost/a", "1");
+    first.put("/volhost/a", "1");
     assert_eq!(second.keys(""), [""; 0]);
     first.restart();
-    assert_eq!(first.keys(""), ["volhost/a"]);
+    assert_eq!(first.keys(""), ["/volhost/a"]);
     assert_eq!((first.credentials(), second.leader()), (None, 0));
 }
 
@@ -111,7 +111,7 @@ fn what_is_sent_to_or_by_a_machine_that_is_cut_off_vanishes() {
         cut(&web1, &store);
         assert_eq!(dial(), Err(io::ErrorKind::TimedOut));
         // Neither the members nor the machine itself are concerned.
-        etcd.put("volhost/a", "1");
+        etcd.put("/volhost/a", "1");
         let own = web1.listen([127, 0, 0, 1].into());
         web1.dial(own.local_addr().unwrap()).unwrap();
         web1.heal(&store);
@@ -120,7 +120,7 @@ fn what_is_sent_to_or_by_a_machine_that_is_cut_off_vanishes() {
     etcd.freeze(0);
     etcd.kill(1);
     etcd.recover();
-    assert_eq!(etcd.keys("volhost/"), ["volhost/a"]);
+    assert_eq!(etcd.keys("/volhost/"), ["/volhost/a"]);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn one_instance_keeps_everything_in_a_single_member() {
     assert_eq!(before.1["Volumes"].as_array().unwrap().len(), 1);
     assert!(fleet.volumes().join("db").is_dir() && !fleet.volumes().join("gone").exists());
     let keys = fleet.etcd.keys("");
-    assert!(!keys.is_empty() && keys.iter().all(|key| key.starts_with("volhost/")), "{keys:?}");
+    assert!(!keys.is_empty() && keys.iter().all(|key| key.starts_with("/volhost/")), "{keys:?}");
 
     for killed in [false, true] {
         if !killed {

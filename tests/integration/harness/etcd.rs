@@ -30,7 +30,7 @@ const ETCDCTL: &str = "/usr/bin/etcdctl";
 /// How long a cluster may take until it answers: on a slow machine an election may have to be repeated.
 const START: Duration = Duration::from_secs(60);
 
-/// What the keys begin with that a limited user may read and write, without the slash after it: a catalog's prefix.
+/// The catalog whose keys, which begin with it between slashes, a limited user may read and write.
 pub const PREFIX: &str = "volhost";
 
 /// The password of the user `root`, who is there as soon as there is another one.
@@ -462,7 +462,7 @@ impl<'a> Cluster<'a> {
             &["user", "add", ROOT][..],
             &["user", "grant-role", "root", "root"],
             &["role", "add", "catalog"],
-            &["role", "grant-permission", "--prefix", "catalog", "readwrite", &format!("{PREFIX}/")],
+            &["role", "grant-permission", "--prefix", "catalog", "readwrite", &format!("/{PREFIX}/")],
             &["user", "add", &format!("{name}:{password}")],
             &["user", "grant-role", name, "catalog"],
             &["auth", "enable"],
