@@ -23,6 +23,7 @@ pub mod etcd;
 pub mod location;
 pub mod reconcile;
 pub mod record;
+mod rows;
 pub mod rules;
 pub mod sqlite;
 pub mod text;
@@ -36,7 +37,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use self::location::{Cluster, Credentials, InvalidLocation, Location};
-pub use self::rules::{MountKey, Write};
+pub use self::rules::{MountKey, Premise, RowKey, Write};
 pub use self::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
 use crate::backend::name::BackendName;
 use crate::host::name::HostName;
@@ -188,6 +189,9 @@ pub enum Refusal {
     /// The volume is for one host at a time, and another one uses it.
     #[error("volume {} is exclusive and mounted by another host", .0.name)]
     Held(Arc<Volume>),
+    /// Another instance moves the volume's directory, or did until now: where it stands is to be looked at again.
+    #[error("volume {} is being moved by another instance", .0.name)]
+    Moving(Arc<Volume>),
     /// The backend's identity belongs to another backend's name.
     #[error("this identity belongs to backend {0:?}")]
     IdentityTaken(BackendName),

@@ -4,12 +4,14 @@
 //! the rules of hosts and backends stand in a file of their own.
 
 mod hosts;
+mod premises;
 
 use std::sync::Arc;
 
 use imbl::OrdMap;
 use time::{OffsetDateTime, UtcOffset};
 
+pub use self::premises::Premise;
 use super::view::{BackendRecord, Host, Removed, View, Volume};
 use super::{Change, Meant, Outcome, Refusal};
 use crate::backend::name::BackendName;
@@ -32,6 +34,47 @@ pub enum Write {
     Backend(BackendName, Option<Arc<BackendRecord>>),
 }
 
+impl Write {
+    /// Which record it stores or deletes.
+    #[must_use]
+    pub fn key(&self) -> RowKey {
+        match self {
+            Self::Volume(name, _) => RowKey::Volume(name.clone()),
+            Self::Mount(key, _) => RowKey::Mount(key.clone()),
+            Self::Removed(id, _) => RowKey::Removed(*id),
+            Self::Host(name, _) => RowKey::Host(name.clone()),
+            Self::Backend(name, _) => RowKey::Backend(name.clone()),
+        }
+    }
+
+    /// Whether it deletes the record.
+    #[must_use]
+    pub fn deletes(&self) -> bool {
+        match self {
+            Self::Volume(_, record) => record.is_none(),
+            Self::Mount(_, record) => record.is_none(),
+            Self::Removed(_, record) => record.is_none(),
+            Self::Host(..) => false,
+            Self::Backend(_, record) => record.is_none(),
+        }
+    }
+}
+
+/// Which record a [`Write`] stores or deletes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RowKey {
+    /// A volume.
+    Volume(VolumeName),
+    /// An entry of a volume's ledger.
+    Mount(MountKey),
+    /// A removed volume.
+    Removed(VolumeId),
+    /// A host.
+    Host(HostName),
+    /// A backend.
+    Backend(BackendName),
+}
+
 /// What tells a ledger's entry from all others in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MountKey {
@@ -46,7 +89,7 @@ pub struct MountKey {
 }
 
 impl MountKey {
-    fn of(volume: &VolumeName, mount: &Mount) -> Self {
+    pub(super) fn of(volume: &VolumeName, mount: &Mount) -> Self {
         Self {
             volume: volume.clone(),
             host: mount.host.clone(),
@@ -341,7 +384,7 @@ impl View {
     }
 
     /// Counts a ledger's entry out, where it was of its host's present activation.
-    fn died(&mut self, mount: &Mount) {
+    pub(super) fn died(&mut self, mount: &Mount) {
         if mount.activation != self.activation(&mount.host) {
             return;
         }
@@ -743,6 +786,7 @@ mod tests {
             Refusal::IdentityTaken(_) => "identity taken",
             Refusal::Expired(_) => "expired",
             Refusal::Known(_) => "known",
+            Refusal::Moving(_) => "moving",
         }
     }
 

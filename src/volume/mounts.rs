@@ -104,6 +104,11 @@ impl Ledger {
         Some(before)
     }
 
+    /// Takes an entry in that a catalog recorded, and of which there is none of the same host, ID and activation.
+    pub fn put(&mut self, mount: Mount) {
+        self.0.push(mount);
+    }
+
     /// Takes out every entry that `which` chooses, and returns them.
     pub fn release(&mut self, mut which: impl FnMut(&Mount) -> bool) -> Vec<Mount> {
         self.0.extract_if(.., |mount| which(mount)).collect()

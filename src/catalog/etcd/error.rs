@@ -1,12 +1,149 @@
 //! Why a shared catalog was not opened, and what to do about it.
 
-/// Why a shared catalog was not opened. Nothing in the cluster was changed.
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+
+use crate::catalog::record::{InvalidRow, Unwritable};
+
+/// Why a shared catalog was not opened, or not made. Nothing of it was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The cluster does not let this instance in.
-    #[error("the catalog {location} does not let this instance in")]
+    /// A file of the credentials cannot be read.
+    #[error("{} cannot be read, which \"etcd\" names as \"{field}\"", .path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// The field of `etcd`.
+        field: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The credentials are not understood.
+    #[error("the certificates or the user that \"etcd\" names cannot be used")]
+    Unusable(#[source] Box<dyn Error + Send + Sync>),
+    /// The cluster does not let this instance in, or not to these keys.
+    #[error(
+        "the catalog {location} does not let this instance in: look at \"user\", \"password_file\" and \"cert\" of \
+         \"etcd\", and at the rights of that user to keys that begin with {root}"
+    )]
     Refused {
         /// Where the catalog lies.
         location: String,
+        /// What its keys begin with.
+        root: String,
+        /// What the cluster said.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
     },
+    /// No member answers.
+    #[error("the catalog {location} is out of reach: {why}")]
+    Unreachable {
+        /// Where the catalog lies.
+        location: String,
+        /// What was tried, and what became of it.
+        why: String,
+    },
+    /// Something else has its keys.
+    #[error(
+        "the catalog {location}: {key} is none of volhost's keys; choose another prefix, or delete what is there"
+    )]
+    Foreign {
+        /// Where the catalog lies.
+        location: String,
+        /// The key.
+        key: String,
+    },
+    /// A later volhost made it.
+    #[error(
+        "the catalog {location} has the format {found}, and this volhost knows 1: it was made by a newer volhost; \
+         run that one"
+    )]
+    Newer {
+        /// Where the catalog lies.
+        location: String,
+        /// Its format.
+        found: u64,
+    },
+    /// A record is not understood.
+    #[error("the catalog {location} is not opened")]
+    Row {
+        /// Where the catalog lies.
+        location: String,
+        /// Which record, and why.
+        #[source]
+        source: InvalidRow,
+    },
+    /// An import did not come to its end.
+    #[error(
+        "the catalog {location} was being imported, which was cut off: run `volhost catalog import` again"
+    )]
+    HalfImported {
+        /// Where the catalog lies.
+        location: String,
+    },
+    /// There is no catalog.
+    #[error("there is no catalog at {location}; the first `volhost serve` makes one")]
+    Missing {
+        /// Where it would lie.
+        location: String,
+    },
+    /// There is a catalog where a new one should be made.
+    #[error(
+        "the catalog {location} holds records already: nothing was changed; name another prefix, or delete its keys"
+    )]
+    Taken {
+        /// Where it lies.
+        location: String,
+    },
+    /// Services have it.
+    #[error("the catalog {location} is being served by {nodes}: stop that first")]
+    Served {
+        /// Where it lies.
+        location: String,
+        /// The instances' names.
+        nodes: String,
+    },
+    /// A record cannot be written down.
+    #[error(transparent)]
+    Unwritable(#[from] Unwritable),
+    /// The directory for what is answered while the cluster is out of reach cannot be used.
+    #[error("{} cannot be {doing}: volhost keeps there what it answers while etcd is out of reach", .path.display())]
+    Spool {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried, after "cannot be".
+        doing: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process has that directory.
+    #[error("{} is in use by another volhost; each instance needs its own", .path.display())]
+    Locked {
+        /// The lock's file.
+        path: PathBuf,
+    },
+    /// The file in that directory is not understood.
+    #[error("{} is not understood at line {line}: {fault}; if what it holds can be given up, move it away", .path.display())]
+    SpoolText {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// The system refuses a thread.
+    #[error("the catalog cannot be served")]
+    System(#[source] io::Error),
+}
+
+impl OpenError {
+    /// Whether the configuration is to blame.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Credentials { .. } | Self::Unusable(_) | Self::Refused { .. })
+    }
 }

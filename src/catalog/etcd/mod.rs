@@ -1,11 +1,357 @@
 //! The shared engine: a catalog in an etcd cluster, which any number of instances serve at once.
+//!
+//! # How a change becomes durable
+//!
+//! Each record is a key. A change is decided by the rules on the view in memory and sent as one transaction, which holds
+//! only while the rows that the rules looked at have the revisions that are known; else the view is made fresh and the
+//! change is decided anew. Only then it is shown and answered. Two changes of one instance that touch the same volume or
+//! host are decided in the order in which they were submitted; all others at the same time.
+//!
+//! # How an instance knows what others did
+//!
+//! A watch brings what everybody wrote, in the order of revisions. It is a little behind, so that nothing is refused, and
+//! nothing said not to exist, before the view is [`fresh`]: every transaction writes one key, whose latest revision a
+//! quorum tells and the watch has to reach.
+//!
+//! # What ends with an instance
+//!
+//! That a volume is not visible yet, and that an instance moves a directory, are keys bound to the instance's lease
+//! ([`session`]). When it ends, or is cut off for longer than that, they vanish: its volumes are visible and unconfirmed
+//! to the others, as they are to the embedded engine after a crash, and are mended as those are.
+//!
+//! # When a member does not answer
+//!
+//! Another one is asked. What was sent may still take effect, so it is sent again in the same [`slot`](slots) until it is
+//! known what became of it. While no quorum answers, nothing is begun; Unmounts are kept in the [`spool`] and carried out
+//! exactly once; reads go on from memory.
+//!
+//! It must never answer a change that is not durable in the cluster or in the spool, and never take a lost answer for a
+//! transaction that was not made.
 
+mod core;
 mod error;
+mod fresh;
+mod health;
+mod keys;
+mod load;
+mod members;
+mod memory;
+mod order;
+mod plan;
+mod replay;
+mod session;
+mod slots;
+mod spool;
+#[cfg(test)]
+mod tests;
+mod transact;
+mod watching;
 
+use std::collections::HashMap;
+use std::future::{Future, ready};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
+
+use etcd_client::{GetOptions, Txn, TxnOp};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use self::core::{Core, place};
 pub use self::error::OpenError;
-use super::{Catalog, Cluster, Instance};
+use self::health::Health;
+use self::keys::Keys;
+use self::load::{Patience, Reader};
+use self::members::{ANSWER, Members};
+use self::memory::{Memory, Moves};
+use self::order::Order;
+use self::plan::same;
+use self::replay::Place;
+use self::slots::{SLOTS, Slots};
+use self::spool::Spool;
+use self::transact::revision;
+use super::{Asked, Catalog, CatalogError, Change, Claimed, Cluster, Instance, News, Submitted, View};
 
-/// Opens the catalog in a cluster. Blocks until every record was read, however long the cluster does not answer.
-pub fn open(cluster: &Cluster, _instance: &Instance) -> Result<impl Catalog, OpenError> {
-    Err::<super::sqlite::Sqlite, _>(OpenError::Refused { location: cluster.to_string() })
+/// How long closing waits for changes under way.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the credentials' files hold something else.
+const FOLLOW: Duration = Duration::from_secs(1);
+
+/// A catalog in a cluster. Dropping it waits for changes under way, as [`close`](Catalog::close) does; what holds only
+/// while the instance lives then ends some seconds later.
+pub struct Etcd {
+    core: Arc<Core>,
+    /// How many changes are under way.
+    under_way: Arc<watch::Sender<usize>>,
+    /// Where everything of it runs, so that it goes on whatever becomes of who asks.
+    runtime: Option<Runtime>,
+}
+
+/// Opens the catalog in a cluster, and makes an empty one where there is none. Blocks until every record was read,
+/// however long the cluster does not answer.
+pub fn open(cluster: &Cluster, instance: &Instance) -> Result<Etcd, OpenError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("catalog")
+        .enable_all()
+        .build()
+        .map_err(OpenError::System)?;
+    let (core, place, questions) = runtime.block_on(build(cluster, instance))?;
+    let core = Arc::new(core);
+    runtime.spawn(fresh::answer(Arc::clone(&core), questions));
+    runtime.spawn(watching::watch(Arc::clone(&core)));
+    runtime.spawn(session::keep(Arc::clone(&core), instance.node.to_string()));
+    runtime.spawn(follow(Arc::clone(&core)));
+    // What was answered before is recorded before anything else is.
+    let mut place = place;
+    let of_spool = Arc::clone(&core);
+    runtime.block_on(async { replay::empty(&of_spool, &mut place).await });
+    runtime.spawn(replay::keep_up(Arc::clone(&core), place));
+    Ok(Etcd { core, under_way: Arc::new(watch::Sender::new(0)), runtime: Some(runtime) })
+}
+
+/// Reads everything and takes this instance's place among the others.
+async fn build(
+    cluster: &Cluster,
+    instance: &Instance,
+) -> Result<(Core, Place, mpsc::UnboundedReceiver<fresh::Question>), OpenError> {
+    let Instance { node, credentials, spool } = instance;
+    let (location, keys) = (cluster.to_string(), Keys::of(cluster));
+    let members = Members::new(cluster, credentials)?;
+    let (spool, me) = Spool::open(spool, &cluster.prefix)?;
+    let run = Uuid::new_v4();
+    let reader = Reader { members: &members, keys: &keys, location: &location, patience: Patience::Endless };
+    reader.ready(true).await?;
+    let (slots, place) = settle_slots(&reader, &spool, me, run).await?;
+    end_claims(&reader, me).await?;
+    let snapshot = reader.read().await?;
+    let lease =
+        reader.ask(|client| async move { client.lease_client().grant(session::TTL, None).await }).await?;
+    let lease = lease.map_or(0, |granted| granted.id());
+    let (questions, asked) = mpsc::unbounded_channel();
+    let core = Core {
+        memory: Memory::new(keys.clone(), me, snapshot),
+        health: Health::new(location.clone()),
+        slots: Slots::new(slots),
+        spool,
+        order: Order::default(),
+        lease: AtomicI64::new(lease),
+        lease_gone: tokio::sync::Notify::new(),
+        watch_anew: tokio::sync::Notify::new(),
+        questions,
+        run,
+        numbers: AtomicU64::new(1),
+        closing: watch::Sender::new(false),
+        location,
+        keys,
+        me,
+        members,
+    };
+    // Where that fails, the lease is kept all the same, and it is tried again with the next one.
+    if let Err(trouble) = session::appear(&core, lease, node.as_str()).await {
+        log::debug!("this instance cannot be seen by others yet: {}", trouble.text);
+    }
+    Ok((core, Place { revision: place }, asked))
+}
+
+/// Finds out what became of the transactions that the process before this one had under way, and makes sure that nothing
+/// of them takes effect from now on. Returns the slots' revisions, and that of the spool's place.
+async fn settle_slots(
+    reader: &Reader<'_>,
+    spool: &Spool,
+    me: Uuid,
+    run: Uuid,
+) -> Result<(Vec<i64>, i64), OpenError> {
+    let keys = reader.keys;
+    loop {
+        let (first, end) = (keys.slots(me), keys.slots(me) + "~");
+        let found = reader
+            .get(first.clone(), GetOptions::new().with_range(end))
+            .await?
+            .map(|mut got| got.take_kvs())
+            .unwrap_or_default();
+        let (mut revisions, mut numbers) = (vec![0; SLOTS], HashMap::new());
+        for pair in &found {
+            let number = pair.key_str().ok().and_then(|key| key.strip_prefix(&first)?.parse::<usize>().ok());
+            if let Some(revision) = number.and_then(|number| revisions.get_mut(number)) {
+                *revision = pair.mod_revision();
+            }
+            numbers.extend(number.map(|number| (number, String::from_utf8_lossy(pair.value()).into_owned())));
+        }
+        let place = reader.get(keys.spool(me), GetOptions::new()).await?;
+        let place = place.as_ref().and_then(|got| got.kvs().first());
+        let applied = place.and_then(|pair| pair.value_str().ok()?.parse().ok()).unwrap_or_default();
+
+        let slot = |number| keys.slot(me, number);
+        let unchanged: Vec<_> =
+            revisions.iter().enumerate().map(|(number, revision)| same(slot(number), *revision)).collect();
+        let written = (0..SLOTS).map(|number| TxnOp::put(slot(number), format!("{}.0", run.simple()), None));
+        let question = Txn::new().when(unchanged).and_then(written.collect::<Vec<_>>());
+        let answer = reader
+            .ask(|client| {
+                let question = question.clone();
+                async move { client.kv_client().txn(question).await }
+            })
+            .await?;
+        let Some(answer) = answer.filter(etcd_client::TxnResponse::succeeded) else { continue };
+        spool.done(applied);
+        spool.pass_over(&numbers);
+        return Ok((vec![revision(&answer); SLOTS], place.map_or(0, etcd_client::KeyValue::mod_revision)));
+    }
+}
+
+/// Ends the claims that the process before this one made, before their lease does.
+async fn end_claims(reader: &Reader<'_>, me: Uuid) -> Result<(), OpenError> {
+    let (first, end) = reader.keys.all_moving();
+    let found = reader.get(first, GetOptions::new().with_range(end)).await?;
+    let found = found.map(|mut got| got.take_kvs()).unwrap_or_default();
+    let ours: Vec<_> = found
+        .iter()
+        .filter(|pair| serde_json::from_slice::<Moves>(pair.value()).is_ok_and(|moves| moves.by == me))
+        .map(|pair| TxnOp::delete(pair.key(), None))
+        .collect();
+    for some in ours.chunks(SLOTS) {
+        let question = Txn::new().and_then(some);
+        reader
+            .ask(|client| {
+                let question = question.clone();
+                async move { client.kv_client().txn(question).await }
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+/// Uses what the credentials' files hold.
+async fn follow(core: Arc<Core>) {
+    let mut said = false;
+    loop {
+        tokio::time::sleep(FOLLOW).await;
+        match core.members.follow().await {
+            Ok(true) => {
+                log::info!(
+                    "what \"etcd\" names has changed: the catalog {} is called with it",
+                    core.location
+                );
+                said = false;
+            }
+            Ok(false) => said = false,
+            Err(error) if !said => {
+                log::warn!("{}; what it held before is used on", crate::error::chain(&error));
+                said = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl Etcd {
+    /// Runs a question where it goes on whether or not anybody waits for it.
+    fn run<T: Send + 'static>(
+        &self,
+        question: impl Future<Output = Result<T, CatalogError>> + Send + 'static,
+    ) -> Asked<T> {
+        let Some(runtime) = self.runtime.as_ref().filter(|_| !*self.core.closing.borrow()) else {
+            return Box::pin(ready(Err(CatalogError::Closed)));
+        };
+        let (answer, answered) = oneshot::channel();
+        self.under_way.send_modify(|count| *count += 1);
+        let ended = Ended(Arc::clone(&self.under_way));
+        runtime.spawn(async move {
+            // Nobody may be waiting any more; what was done stands all the same.
+            let _ = answer.send(question.await);
+            drop(ended);
+        });
+        Box::pin(async move { answered.await.unwrap_or(Err(CatalogError::Closed)) })
+    }
+}
+
+/// That something is under way; over when dropped, also by a panic.
+struct Ended(Arc<watch::Sender<usize>>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+impl Catalog for Etcd {
+    fn view(&self) -> Arc<View> {
+        self.core.memory.view()
+    }
+
+    fn submit(&self, change: Change) -> Submitted {
+        let core = Arc::clone(&self.core);
+        // Its place is taken now, in the order of calls.
+        let mut turn = place(&core, &change);
+        self.run(async move {
+            turn.come().await;
+            core.carry_out(change).await
+        })
+    }
+
+    fn sync(&self) -> Asked<()> {
+        let core = Arc::clone(&self.core);
+        self.run(async move { core.sync().await })
+    }
+
+    fn claim(&self, id: crate::volume::name::VolumeId) -> Asked<Option<Claimed>> {
+        let core = Arc::clone(&self.core);
+        self.run(async move { core.claim(id).await })
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn news(&self) -> Option<watch::Receiver<News>> {
+        Some(self.core.memory.news())
+    }
+
+    fn location(&self) -> &str {
+        &self.core.location
+    }
+
+    fn fault(&self) -> Option<Arc<String>> {
+        let fault = self.core.health.fault()?;
+        match self.core.spool.len() {
+            0 => Some(fault),
+            kept => Some(Arc::new(format!("{fault}; {kept} Unmounts are kept until it is back"))),
+        }
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        self.core.closing.send_replace(true);
+        let (core, mut under_way) = (Arc::clone(&self.core), self.under_way.subscribe());
+        let Some(runtime) = &self.runtime else { return Box::pin(ready(())) };
+        let closed = runtime.spawn(async move {
+            if timeout(CLOSING, under_way.wait_for(|count| *count == 0)).await.is_err() {
+                log::warn!("the catalog {} does not answer: changes under way are given up", core.location);
+            }
+            session::leave(&core).await;
+        });
+        Box::pin(async move {
+            // It ends, and what it says it says to the log.
+            let _ = closed.await;
+        })
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.core.closing.send_replace(true);
+        let Some(runtime) = self.runtime.take() else { return };
+        let mut under_way = self.under_way.subscribe();
+        // A thread of its own may wait, which the one that drops this may not be allowed to.
+        let end = std::thread::spawn(move || {
+            let _ = runtime.block_on(timeout(CLOSING, under_way.wait_for(|count| *count == 0)));
+            runtime.shutdown_timeout(ANSWER);
+        });
+        // It does not panic, and nothing could be done about it.
+        let _ = end.join();
+    }
 }

@@ -16,7 +16,7 @@ use super::form::{
 };
 use super::{Table, place};
 use crate::backend::name::{BackendId, BackendName};
-use crate::catalog::rules::{moment, ordered};
+use crate::catalog::rules::{MountKey, RowKey, Write, moment, ordered};
 use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
 use crate::host::mountpoints::Mountpoints;
 use crate::host::name::HostName;
@@ -86,12 +86,26 @@ pub struct Loader {
 impl Loader {
     /// Takes one row in.
     pub fn take(&mut self, table: Table, key: &[&str], record: &str) -> Result<(), InvalidRow> {
+        match self.read(table, key, record)? {
+            Write::Volume(name, volume) => {
+                if let Some(volume) = volume {
+                    self.volumes.insert(name, Arc::unwrap_or_clone(volume));
+                }
+            }
+            Write::Mount(key, mount) => self.mounts.entry(key.volume).or_default().extend(mount),
+            other => self.view.put(other),
+        }
+        Ok(())
+    }
+
+    /// Reads one row: what would have written it. A volume is visible, and has no mounts.
+    pub fn read(&mut self, table: Table, key: &[&str], record: &str) -> Result<Write, InvalidRow> {
         let at = At { table, key };
-        match (table, key) {
+        Ok(match (table, key) {
             (Table::Volumes, [name]) => {
                 let name: VolumeName = at.read("name", name, VolumeName::parse)?;
                 let volume = self.volume(&at, name.clone(), at.json(record)?)?;
-                self.volumes.insert(name, Volume { visible: true, ..volume });
+                Write::Volume(name, Some(Arc::new(Volume { visible: true, ..volume })))
             }
             (Table::Mounts, [volume, host, id, activation]) => {
                 let MountForm { v: V1, count, since } = at.json(record)?;
@@ -103,7 +117,7 @@ impl Loader {
                     since: at.time("since", &since)?,
                 };
                 let volume = at.read("volume", volume, VolumeName::parse)?;
-                self.mounts.entry(volume).or_default().push(mount);
+                Write::Mount(MountKey::of(&volume, &mount), Some(mount))
             }
             (Table::Removed, [id]) => {
                 let RemovedForm { v: V1, name, at: removed_at, expired, volume } = at.json(record)?;
@@ -115,12 +129,12 @@ impl Loader {
                     return Err(InvalidRow::Value { row: at.to_string(), field: "volume.id", source });
                 }
                 let removed = Removed { at: at.time("at", &removed_at)?, expired, volume: Arc::new(volume) };
-                self.view.trash.insert(id, Arc::new(removed));
+                Write::Removed(id, Some(Arc::new(removed)))
             }
             (Table::Hosts, [name]) => {
                 let name = self.host(&at, "name", name)?;
                 let host = host(&at, at.json(record)?)?;
-                self.view.hosts.insert(name, Arc::new(host));
+                Write::Host(name, Arc::new(host))
             }
             (Table::Backends, [name]) => {
                 let name = self.backend(&at, "name", name)?;
@@ -135,12 +149,28 @@ impl Loader {
                 });
                 let by_host = by_host.collect::<Result<_, InvalidRow>>()?;
                 let mountpoints = Mountpoints { usual: mountpoint.into_owned(), by_host };
-                let record = BackendRecord { id, state, mountpoints };
-                self.view.backends.insert(name, Arc::new(record));
+                Write::Backend(name, Some(Arc::new(BackendRecord { id, state, mountpoints })))
             }
             (_, key) => return Err(InvalidRow::Key { row: at.to_string(), parts: key.len() }),
-        }
-        Ok(())
+        })
+    }
+
+    /// Reads the key of one row: what the row is of.
+    pub fn read_key(&mut self, table: Table, key: &[&str]) -> Result<RowKey, InvalidRow> {
+        let at = At { table, key };
+        Ok(match (table, key) {
+            (Table::Volumes, [name]) => RowKey::Volume(at.read("name", name, VolumeName::parse)?),
+            (Table::Mounts, [volume, host, id, activation]) => RowKey::Mount(MountKey {
+                volume: at.read("volume", volume, VolumeName::parse)?,
+                host: self.host(&at, "host", host)?,
+                id: at.read("id", id, MountId::parse)?,
+                activation: Activation(at.exactly("activation", activation, u64::from_str)?),
+            }),
+            (Table::Removed, [id]) => RowKey::Removed(at.exactly("id", id, VolumeId::from_str)?),
+            (Table::Hosts, [name]) => RowKey::Host(self.host(&at, "name", name)?),
+            (Table::Backends, [name]) => RowKey::Backend(self.backend(&at, "name", name)?),
+            (_, key) => return Err(InvalidRow::Key { row: at.to_string(), parts: key.len() }),
+        })
     }
 
     /// The view of all rows that were taken in. Every volume is visible.

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use self::form::{BackendForm, HostForm, MountForm, RemovedForm, VolumeForm};
 pub use self::load::{InvalidRow, Loader};
-use super::rules::{MountKey, Write};
+use super::rules::{MountKey, RowKey, Write};
 
 /// What a key belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,15 +85,9 @@ pub fn encode(write: &Write) -> Result<Row<'_>, Unwritable> {
             let record = volume.as_ref().map(|volume| json(&VolumeForm::of(volume)));
             (Table::Volumes, vec![name.as_str().into()], record)
         }
-        Write::Mount(MountKey { volume, host, id, activation }, mount) => {
-            let key = vec![
-                volume.as_str().into(),
-                host.as_str().into(),
-                id.as_str().into(),
-                activation.0.to_string().into(),
-            ];
+        Write::Mount(key, mount) => {
             let record = mount.as_ref().map(|mount| json(&MountForm::of(mount)));
-            (Table::Mounts, key, record)
+            (Table::Mounts, mount_key(key), record)
         }
         Write::Removed(id, removed) => {
             let record = removed.as_ref().map(|removed| json(&RemovedForm::of(removed)));
@@ -110,6 +104,23 @@ pub fn encode(write: &Write) -> Result<Row<'_>, Unwritable> {
     let record =
         record.transpose().map_err(|source| Unwritable { row: place(table, &key), source: source.into() })?;
     Ok(Row { table, key, record })
+}
+
+/// Where a record is stored: its table, and its key's parts.
+#[must_use]
+pub fn key(row: &RowKey) -> (Table, Vec<Cow<'_, str>>) {
+    match row {
+        RowKey::Volume(name) => (Table::Volumes, vec![name.as_str().into()]),
+        RowKey::Mount(key) => (Table::Mounts, mount_key(key)),
+        RowKey::Removed(id) => (Table::Removed, vec![id.to_string().into()]),
+        RowKey::Host(name) => (Table::Hosts, vec![name.as_str().into()]),
+        RowKey::Backend(name) => (Table::Backends, vec![name.as_str().into()]),
+    }
+}
+
+fn mount_key(key: &MountKey) -> Vec<Cow<'_, str>> {
+    let MountKey { volume, host, id, activation } = key;
+    vec![volume.as_str().into(), host.as_str().into(), id.as_str().into(), activation.0.to_string().into()]
 }
 
 /// `table/key`, as messages name a row.

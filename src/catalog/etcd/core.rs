@@ -1,0 +1,370 @@
+//! What all parts of the engine share, and how a change is carried out with them.
+//!
+//! Plan → send → take in, until the plan's conditions held when it was sent. What is refused by the view is refused only
+//! after the view was made fresh. While the cluster is out of reach nothing is begun but Unmounts, which the spool keeps.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::fresh::Question;
+use super::health::Health;
+use super::keys::Keys;
+use super::members::{Kind, Members, Trouble};
+use super::memory::{Memory, Step};
+use super::order::{Cell, Order, Touch, cells};
+use super::plan::{self, Owner, Planned, Transaction, plan};
+use super::slots::Slots;
+use super::spool::{Entry, Spool};
+use super::transact::{Attempt, Sent};
+use crate::catalog::{CatalogError, Change, Claimed, Meant, Outcome, Refusal, View};
+use crate::host::name::HostName;
+use crate::volume::name::{MountId, VolumeId, VolumeName};
+
+/// How long it is waited for another instance that moves a directory.
+const ELSEWHERE: Duration = Duration::from_secs(1);
+
+/// How many hosts one transaction notes as seen: it may have 128 conditions.
+pub(super) const SEEN_AT_ONCE: usize = 100;
+
+/// What the parts share.
+pub(super) struct Core {
+    pub(super) location: String,
+    pub(super) keys: Keys,
+    /// This instance, for as long as its spool exists.
+    pub(super) me: Uuid,
+    pub(super) members: Members,
+    pub(super) memory: Memory,
+    pub(super) health: Health,
+    pub(super) slots: Slots,
+    pub(super) spool: Spool,
+    pub(super) order: Order,
+    /// The lease that this instance's claims end with.
+    pub(super) lease: AtomicI64,
+    /// Wakes who keeps the lease, where it was found to be gone.
+    pub(super) lease_gone: tokio::sync::Notify,
+    /// Has the watch begun anew, where it is behind.
+    pub(super) watch_anew: tokio::sync::Notify,
+    pub(super) questions: mpsc::UnboundedSender<Question>,
+    /// Tells one process of this instance from the one before, in the numbers of transactions.
+    pub(super) run: Uuid,
+    pub(super) numbers: AtomicU64,
+    /// Whether the catalog is being closed.
+    pub(super) closing: watch::Sender<bool>,
+}
+
+/// What is kept of a change while its transaction is under way.
+type Kept = (Outcome, Vec<Step>);
+
+impl Core {
+    /// A number that no other transaction of any instance has.
+    pub(super) fn number(&self) -> String {
+        format!("{}.{}", self.run.simple(), self.numbers.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(super) fn owner(&self) -> Owner {
+        Owner { me: self.me, lease: self.lease.load(Ordering::Acquire) }
+    }
+
+    fn unreachable(&self, why: Arc<String>) -> CatalogError {
+        CatalogError::Unreachable { location: self.location.clone(), why }
+    }
+
+    fn failed(&self, why: String) -> CatalogError {
+        CatalogError::Write {
+            location: self.location.clone(),
+            source: Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(why)),
+        }
+    }
+
+    /// Makes the view as fresh as what was answered before this call.
+    pub(super) async fn sync(&self) -> Result<(), CatalogError> {
+        if let Some(why) = self.health.fault() {
+            return Err(self.unreachable(why));
+        }
+        let (answer, fresh) = tokio::sync::oneshot::channel();
+        if self.questions.send(answer).is_err() {
+            return Err(CatalogError::Closed);
+        }
+        tokio::select! {
+            biased;
+            answered = fresh => match answered {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(why)) => Err(self.unreachable(why)),
+                Err(_) => Err(CatalogError::Closed),
+            },
+            why = self.health.out_of_reach() => Err(self.unreachable(why)),
+        }
+    }
+
+    /// Carries a change out, once everything in front of it is done.
+    pub(super) async fn carry_out(&self, change: Change) -> Result<Outcome, CatalogError> {
+        match &change {
+            // Nothing but a sign of life, which needs nobody else.
+            Change::Seen(hosts) if hosts.is_empty() => return Ok(Outcome::default()),
+            Change::Seen(hosts) if hosts.len() > SEEN_AT_ONCE => {
+                for part in hosts.chunks(SEEN_AT_ONCE) {
+                    Box::pin(self.decide(&Change::Seen(part.to_vec()))).await?;
+                }
+                return Ok(Outcome::default());
+            }
+            _ => {}
+        }
+        self.decide(&change).await
+    }
+
+    async fn decide(&self, change: &Change) -> Result<Outcome, CatalogError> {
+        let mut attempt = None;
+        let done = self.try_until_it_holds(change, &mut attempt).await;
+        if let (Err(CatalogError::Unreachable { .. }), Change::Unmount { name, host, id, meant: None }) =
+            (&done, change)
+        {
+            return self.keep_for_later(change, name, host, id, attempt).await;
+        }
+        // What was sent may still take effect. An error is answered only once it cannot any more.
+        let settled = match attempt {
+            Some(attempt) => attempt.settle().await,
+            None => None,
+        };
+        match settled {
+            Some((revision, (outcome, steps))) => {
+                self.memory.committed(revision, steps);
+                Ok(outcome)
+            }
+            None => done,
+        }
+    }
+
+    async fn try_until_it_holds<'a>(
+        &'a self,
+        change: &Change,
+        attempt: &mut Option<Attempt<'a, Kept>>,
+    ) -> Result<Outcome, CatalogError> {
+        let mut fresh = needs_a_fresh_view(change);
+        if fresh {
+            self.sync().await?;
+        }
+        let mut waited = false;
+        loop {
+            let planned = plan(&self.memory, &self.keys, self.owner(), change)
+                .map_err(|error| self.failed(crate::error::chain(&error)))?;
+            let (outcome, transaction) = match planned {
+                Planned::Refused(_) | Planned::Elsewhere(_) if !fresh => {
+                    self.sync().await?;
+                    fresh = true;
+                    continue;
+                }
+                Planned::Nothing(_) if !fresh && matches!(change, Change::Unmount { .. }) => {
+                    self.sync().await?;
+                    fresh = true;
+                    continue;
+                }
+                Planned::Refused(refusal) => return Err(refusal.into()),
+                Planned::Nothing(outcome) => return Ok(outcome),
+                Planned::Elsewhere(volume) => {
+                    if waited {
+                        return Err(Refusal::Moving(volume).into());
+                    }
+                    waited = true;
+                    let mut settled = self.memory.settled();
+                    let elsewhere = self.memory.look(|_, known| known.mover(volume.id).is_some());
+                    if elsewhere {
+                        let _ = timeout(ELSEWHERE, settled.changed()).await;
+                    }
+                    if matches!(change, Change::Mount { .. }) {
+                        // Where the directory is now, the catalog does not know.
+                        return Err(Refusal::Moving(volume).into());
+                    }
+                    continue;
+                }
+                Planned::Write(outcome, transaction) => (outcome, transaction),
+            };
+            if attempt.is_none() {
+                if let Some(why) = self.health.fault() {
+                    return Err(self.unreachable(why));
+                }
+                *attempt = Some(Attempt::begin(self).await);
+            }
+            let Some(sender) = attempt.as_mut() else { continue };
+            let keep = (outcome, transaction.steps.clone());
+            match sender.send(&transaction, keep).await {
+                Ok(Sent::Committed(revision, (outcome, steps))) => {
+                    self.memory.committed(revision, steps);
+                    return Ok(outcome);
+                }
+                Ok(Sent::Stale) => {
+                    self.sync().await?;
+                    fresh = true;
+                }
+                Ok(Sent::Unknown) => {
+                    return Err(self.unreachable(self.health.fault().unwrap_or_default()));
+                }
+                Err(Trouble { kind: Kind::LeaseGone, .. }) => {
+                    self.renew_lease().await?;
+                }
+                Err(trouble) => return Err(self.failed(trouble.text)),
+            }
+        }
+    }
+
+    /// What can be done without the cluster: an Unmount is kept, with what is known of it.
+    async fn keep_for_later(
+        &self,
+        change: &Change,
+        name: &VolumeName,
+        host: &HostName,
+        id: &MountId,
+        attempt: Option<Attempt<'_, Kept>>,
+    ) -> Result<Outcome, CatalogError> {
+        let view = self.memory.view();
+        let meant = Meant {
+            volume: view.volumes.get(name).map(|volume| volume.id),
+            activation: view.activation(host),
+        };
+        let sent = match attempt {
+            Some(attempt) if attempt.is_uncertain() => Some(attempt.leave()),
+            Some(attempt) => {
+                attempt.settle().await;
+                None
+            }
+            None => None,
+        };
+        let entry = Entry { volume: name.clone(), host: host.clone(), id: id.clone(), meant, sent };
+        let outcome = View::clone(&view)
+            .apply(change.clone())
+            .map_or_else(|_| Outcome::default(), |(outcome, _)| outcome);
+        match self.spool.keep(entry) {
+            Ok(()) => Ok(outcome),
+            Err(error) => Err(self.failed(format!(
+                "it is out of reach, and the Unmount cannot be kept in {}: {error}",
+                self.spool.path().display()
+            ))),
+        }
+    }
+
+    /// Has the lease renewed, and waits for that.
+    async fn renew_lease(&self) -> Result<(), CatalogError> {
+        let gone = self.lease.load(Ordering::Acquire);
+        while self.lease.load(Ordering::Acquire) == gone {
+            self.lease_gone.notify_one();
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+                why = self.health.out_of_reach() => return Err(self.unreachable(why)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Claims the moving of a volume's directory.
+    pub(super) async fn claim(self: &Arc<Self>, id: VolumeId) -> Result<Option<Claimed>, CatalogError> {
+        let mut turn = self.order.queue(vec![(Cell::Moving(id), Touch::Writes)]);
+        turn.come().await;
+        self.sync().await?;
+        let mover = self.memory.look(|_, known| known.mover(id).map(|(moves, _)| moves.by));
+        match mover {
+            // By hiding it: nobody else can, until it is shown.
+            Some(by) if by == self.me => return Ok(Some(Claimed::default())),
+            Some(_) => return Ok(None),
+            None => {}
+        }
+        let Some(revision) = self.write(|owner| plan::claim(&self.keys, owner, id)).await? else {
+            return Ok(None);
+        };
+        // What was answered before the claim was granted.
+        let mut reached = self.memory.reached();
+        let come = reached.wait_for(|reached| *reached >= revision);
+        tokio::select! {
+            biased;
+            _ = come => {}
+            why = self.health.out_of_reach() => {
+                self.give_back(id, revision);
+                return Err(self.unreachable(why));
+            }
+        }
+        let (core, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
+        Ok(Some(Claimed::until(move || {
+            let _inside = runtime.enter();
+            core.give_back(id, revision);
+        })))
+    }
+
+    /// Gives a claim back, in the background. One that cannot be given back ends with the instance's lease.
+    fn give_back(self: &Arc<Self>, id: VolumeId, revision: i64) {
+        let core = Arc::clone(self);
+        let mut turn = self.order.queue(vec![(Cell::Moving(id), Touch::Writes)]);
+        tokio::spawn(async move {
+            turn.come().await;
+            while !*core.closing.borrow() {
+                match core.write(|_| plan::give_back(&core.keys, id, revision)).await {
+                    Err(CatalogError::Unreachable { .. }) => core.health.back().await,
+                    Err(error) => {
+                        log::warn!("a claim cannot be given back: {}", crate::error::chain(&error));
+                        return;
+                    }
+                    Ok(_) => return,
+                }
+            }
+        });
+    }
+
+    /// Writes what no rule decides; at which revision, or nothing where its conditions do not hold.
+    async fn write(&self, make: impl Fn(Owner) -> Transaction) -> Result<Option<i64>, CatalogError> {
+        loop {
+            if let Some(why) = self.health.fault() {
+                return Err(self.unreachable(why));
+            }
+            let transaction = make(self.owner());
+            let mut attempt = Attempt::begin(self).await;
+            let sent = attempt.send(&transaction, ()).await;
+            let settled = attempt.settle().await.map(|(revision, ())| revision);
+            let revision = match sent {
+                Ok(Sent::Committed(revision, ())) => Some(revision),
+                Ok(Sent::Stale) => settled,
+                Ok(Sent::Unknown) if settled.is_none() => {
+                    return Err(self.unreachable(self.health.fault().unwrap_or_default()));
+                }
+                Ok(Sent::Unknown) => settled,
+                Err(Trouble { kind: Kind::LeaseGone, .. }) => {
+                    self.renew_lease().await?;
+                    continue;
+                }
+                Err(trouble) => return Err(self.failed(trouble.text)),
+            };
+            if let Some(revision) = revision {
+                self.memory.committed(revision, transaction.steps);
+            }
+            return Ok(revision);
+        }
+    }
+}
+
+/// Whether a decision stands on more than its premises tell.
+fn needs_a_fresh_view(change: &Change) -> bool {
+    match change {
+        // Whether an activation matters is told by all ledgers, and a release takes what the operator was shown.
+        Change::Activate(_) | Change::Release { .. } | Change::Backend(..) | Change::Introduce(..) => true,
+        Change::Insert(_)
+        | Change::Publish(..)
+        | Change::Withdraw(..)
+        | Change::Remove { .. }
+        | Change::Restore(_)
+        | Change::Unrestore { .. }
+        | Change::Expire(_)
+        | Change::Forget(_)
+        | Change::Mount { .. }
+        | Change::Unmount { .. }
+        | Change::Issue(..)
+        | Change::Revoke(..)
+        | Change::Seen(_)
+        | Change::Connected(..) => false,
+    }
+}
+
+/// The place of a change in the order of this instance's.
+pub(super) fn place(core: &Core, change: &Change) -> super::order::Turn {
+    core.order.queue(cells(change, &core.memory.view()))
+}

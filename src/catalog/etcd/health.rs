@@ -1,0 +1,78 @@
+//! Whether the cluster answers: as long as it may be an election, one waits; after that everybody is told at once.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+/// How long the cluster may fail to answer before it counts as out of reach. A member that is lost, with an election and
+/// another member to be found, takes less.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// What is known of the cluster's health.
+pub(super) struct Health {
+    location: String,
+    failing: Mutex<Option<Instant>>,
+    fault: watch::Sender<Option<Arc<String>>>,
+}
+
+impl Health {
+    pub(super) fn new(location: String) -> Self {
+        Self { location, failing: Mutex::default(), fault: watch::Sender::new(None) }
+    }
+
+    /// Why the cluster counts as out of reach, if it does.
+    pub(super) fn fault(&self) -> Option<Arc<String>> {
+        self.fault.borrow().clone()
+    }
+
+    /// A quorum answered.
+    pub(super) fn well(&self) {
+        *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let over = self.fault.send_if_modified(|fault| fault.take().is_some());
+        if over {
+            log::info!("the catalog {} answers again", self.location);
+        }
+    }
+
+    /// No answer came that counts.
+    pub(super) fn ill(&self, why: &str) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = *failing.get_or_insert_with(Instant::now);
+        drop(failing);
+        if since.elapsed() < PATIENCE {
+            log::debug!("the catalog {}: {why}", self.location);
+            return;
+        }
+        let new = self.fault.send_if_modified(|fault| {
+            let new = fault.is_none();
+            if fault.as_deref().is_none_or(|known| known != why) {
+                *fault = Some(Arc::new(why.to_owned()));
+            }
+            new
+        });
+        if new {
+            log::error!(
+                "the catalog {} is out of reach: {why}; what is known is still shown, Unmounts are kept until it is \
+                 back, and other changes are refused",
+                self.location
+            );
+        }
+    }
+
+    /// Resolves as soon as the cluster counts as out of reach, with the reason.
+    pub(super) async fn out_of_reach(&self) -> Arc<String> {
+        let mut fault = self.fault.subscribe();
+        // The sender lives as long as `self`.
+        match fault.wait_for(Option::is_some).await {
+            Ok(fault) => fault.clone().unwrap_or_default(),
+            Err(_) => Arc::default(),
+        }
+    }
+
+    /// Resolves as soon as the cluster does not count as out of reach.
+    pub(super) async fn back(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.fault.subscribe().wait_for(Option::is_none).await;
+    }
+}

@@ -1,0 +1,227 @@
+//! Reading a catalog whole, page by page, as it was at one revision.
+//!
+//! What is not understood is not passed over: a catalog is read whole or not at all. Writes nothing but, where there is
+//! no key at all, what says that this is a catalog.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use etcd_client::{Client, Compare, CompareOp, Error, GetOptions, GetResponse, Txn, TxnOp};
+use serde::Deserialize;
+
+use super::error::OpenError;
+use super::keys::{Key, Keys};
+use super::members::{Kind, Members, Trouble};
+use super::memory::Snapshot;
+use crate::catalog::record::Loader;
+
+/// How many keys a page has. With records of the usual size it is a megabyte or two.
+const PAGE: i64 = 4000;
+
+/// How large an answer may be: a page of the largest records.
+const LARGEST: usize = 256 * 1024 * 1024;
+
+/// How long a page may take.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// How often it is said that the cluster does not answer.
+const SAY: Duration = Duration::from_secs(10);
+
+/// What `format` holds.
+const FORMAT: &str = r#"{"volhost":"catalog","v":1}"#;
+
+#[derive(Deserialize)]
+struct Format {
+    volhost: String,
+    v: u64,
+}
+
+/// How long a cluster that does not answer is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Until it does.
+    Endless,
+    /// As long as an election takes.
+    Short,
+}
+
+/// A cluster that is asked until it answers, before anything else can be done.
+pub(super) struct Reader<'a> {
+    pub(super) members: &'a Members,
+    pub(super) keys: &'a Keys,
+    pub(super) location: &'a str,
+    pub(super) patience: Patience,
+}
+
+impl Reader<'_> {
+    /// Reads everything, as it is at one revision.
+    pub(super) async fn read(&self) -> Result<Snapshot, OpenError> {
+        loop {
+            if let Some(snapshot) = self.read_at_once().await? {
+                return Ok(snapshot);
+            }
+            log::debug!("the catalog {} was compacted while it was read: once more", self.location);
+        }
+    }
+
+    /// Asks until there is an answer; nothing, where it lies before the last compaction.
+    pub(super) async fn ask<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        question: impl Fn(Client) -> F,
+    ) -> Result<Option<T>, OpenError> {
+        let (begun, mut said, mut certificates) = (Instant::now(), Instant::now(), 0);
+        loop {
+            let trouble = match self.members.ask(ANSWER, &question).await {
+                Ok(answer) => return Ok(Some(answer)),
+                Err(Trouble { kind: Kind::Compacted, .. }) => return Ok(None),
+                Err(trouble) => trouble,
+            };
+            let location = || self.location.to_owned();
+            match trouble.kind {
+                Kind::Refused => {
+                    return Err(OpenError::Refused {
+                        location: location(),
+                        root: self.keys.root().to_owned(),
+                        source: trouble.text.into(),
+                    });
+                }
+                // One member may have a wrong certificate; where all have, ours is.
+                Kind::Certificates => certificates += 1,
+                Kind::LeaseGone | Kind::Compacted | Kind::Unsent | Kind::Unanswered => certificates = 0,
+            }
+            if certificates >= self.members.len() {
+                return Err(OpenError::Unusable(trouble.text.into()));
+            }
+            if self.patience == Patience::Short && begun.elapsed() >= SAY {
+                return Err(OpenError::Unreachable { location: location(), why: trouble.text });
+            }
+            if said.elapsed() >= SAY || begun == said {
+                said = Instant::now();
+                log::warn!("waiting for the catalog {}: {}", self.location, trouble.text);
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Reads keys until there is an answer.
+    pub(super) async fn get(
+        &self,
+        key: String,
+        options: GetOptions,
+    ) -> Result<Option<GetResponse>, OpenError> {
+        self.ask(|client| {
+            let (key, options) = (key.clone(), options.clone());
+            async move { client.kv_client().max_decoding_message_size(LARGEST).get(key, Some(options)).await }
+        })
+        .await
+    }
+
+    /// Makes sure that there is a catalog. Where there is nothing, and `make` is said, an empty one is made.
+    pub(super) async fn ready(&self, make: bool) -> Result<(), OpenError> {
+        let location = || self.location.to_owned();
+        loop {
+            let everything = GetOptions::new().with_range(self.keys.end()).with_limit(1).with_keys_only();
+            let any = self.get(self.keys.root().to_owned(), everything).await?;
+            let any = any.as_ref().and_then(|got| got.kvs().first());
+            let format = self.get(self.keys.format(), GetOptions::new()).await?;
+            let import = self.get(self.keys.import(), GetOptions::new()).await?;
+            if import.is_some_and(|got| !got.kvs().is_empty()) {
+                return Err(OpenError::HalfImported { location: location() });
+            }
+            if let Some(format) = format.as_ref().and_then(|got| got.kvs().first()) {
+                return match serde_json::from_slice(format.value()) {
+                    Ok(Format { volhost, v: 1 }) if volhost == "catalog" => Ok(()),
+                    Ok(Format { volhost, v }) if volhost == "catalog" => {
+                        Err(OpenError::Newer { location: location(), found: v })
+                    }
+                    _ => Err(OpenError::Foreign { location: location(), key: self.keys.format() }),
+                };
+            }
+            if let Some(key) = any {
+                let key = String::from_utf8_lossy(key.key()).into_owned();
+                return Err(OpenError::Foreign { location: location(), key });
+            }
+            if !make {
+                return Err(OpenError::Missing { location: location() });
+            }
+            self.make().await?;
+        }
+    }
+
+    /// Makes an empty catalog where there is no key; somebody else may be quicker.
+    async fn make(&self) -> Result<(), OpenError> {
+        let nothing =
+            Compare::create_revision(self.keys.root(), CompareOp::Equal, 0).with_range(self.keys.end());
+        let make = Txn::new().when(vec![nothing]).and_then(vec![
+            TxnOp::put(self.keys.format(), FORMAT, None),
+            TxnOp::put(self.keys.head(), "", None),
+        ]);
+        self.ask(|client| {
+            let make = make.clone();
+            async move { client.kv_client().txn(make).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Reads everything at one revision; nothing, where a compaction came between.
+    async fn read_at_once(&self) -> Result<Option<Snapshot>, OpenError> {
+        let mut loader = Loader::default();
+        let (mut rows, mut moving) = (HashMap::new(), HashMap::new());
+        let (mut next, mut revision) = (self.keys.root().to_owned().into_bytes(), 0);
+        loop {
+            let mut options = GetOptions::new().with_range(self.keys.end()).with_limit(PAGE);
+            if revision > 0 {
+                options = options.with_revision(revision);
+            }
+            let from = next.clone();
+            let page = self
+                .ask(|client| {
+                    let (from, options) = (from.clone(), options.clone());
+                    async move {
+                        client.kv_client().max_decoding_message_size(LARGEST).get(from, Some(options)).await
+                    }
+                })
+                .await?;
+            let Some(page) = page else { return Ok(None) };
+            if revision == 0 {
+                revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            for pair in page.kvs() {
+                match self.keys.parse(pair.key()) {
+                    Key::Row(table, parts) => {
+                        let parts: Vec<_> = parts.iter().map(String::as_str).collect();
+                        loader.take(table, &parts, &String::from_utf8_lossy(pair.value())).map_err(
+                            |source| OpenError::Row { location: self.location.to_owned(), source },
+                        )?;
+                        let key = String::from_utf8_lossy(pair.key()).into_owned().into_boxed_str();
+                        rows.insert(key, pair.mod_revision());
+                    }
+                    Key::Moving(id) => {
+                        if let Ok(moves) = serde_json::from_slice(pair.value()) {
+                            moving.insert(id, (moves, pair.mod_revision()));
+                        }
+                    }
+                    Key::Instance(_) | Key::Own | Key::Head | Key::Format | Key::Import => {}
+                    Key::Unknown => {
+                        return Err(OpenError::Foreign {
+                            location: self.location.to_owned(),
+                            key: String::from_utf8_lossy(pair.key()).into_owned(),
+                        });
+                    }
+                }
+            }
+            match page.kvs().last() {
+                Some(last) if page.more() => {
+                    next = last.key().to_vec();
+                    next.push(0);
+                }
+                _ => break,
+            }
+        }
+        let view = loader
+            .finish()
+            .map_err(|source| OpenError::Row { location: self.location.to_owned(), source })?;
+        Ok(Some(Snapshot { view, rows, moving, revision }))
+    }
+}

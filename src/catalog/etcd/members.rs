@@ -1,0 +1,287 @@
+//! The cluster's members, one of which is asked at a time: the next one, as soon as that does not answer.
+//!
+//! Knows no record. It never asks twice by itself: whether a question may be repeated is for those to say who ask.
+
+use std::error::Error as _;
+use std::future::Future;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use tokio::time::timeout;
+
+use super::error::OpenError;
+use crate::catalog::{Cluster, Credentials};
+
+/// How long a member may take to answer before the next one is asked. An election takes about as long.
+pub(super) const ANSWER: Duration = Duration::from_secs(2);
+
+/// How often a connection is looked after, and how long it may be silent then.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3));
+
+/// Why a member gave no answer that counts.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    pub(super) kind: Kind,
+    /// The member and what became of the question.
+    pub(super) text: String,
+}
+
+/// What is known of a question that was not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The cluster refused: nothing was done, and another member says the same.
+    Refused,
+    /// A lease of ours is no more: nothing was done.
+    LeaseGone,
+    /// What was asked for lies before the cluster's last compaction.
+    Compacted,
+    /// Nobody listens there: nothing was asked.
+    Unsent,
+    /// Certificates do not fit: nothing was asked.
+    Certificates,
+    /// Nothing is known: it may have been done, or be done yet.
+    Unanswered,
+}
+
+/// The members of a cluster.
+pub(super) struct Members {
+    urls: Vec<String>,
+    credentials: Credentials,
+    /// What the files of the credentials held when they were last good.
+    read: Mutex<Contents>,
+    current: tokio::sync::Mutex<Current>,
+}
+
+struct Current {
+    options: ConnectOptions,
+    /// How many clients there were before.
+    number: u64,
+    /// Which member is asked.
+    at: usize,
+    client: Option<Client>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Contents {
+    ca: Option<Vec<u8>>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
+    user: Option<(String, String)>,
+}
+
+impl Members {
+    /// Reads the credentials; asks nobody.
+    pub(super) fn new(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
+        let read = Contents::read(credentials)?;
+        let scheme = if credentials.ca.is_some() { "https" } else { "http" };
+        let urls = cluster.members.iter().map(|member| format!("{scheme}://{member}")).collect();
+        let current = Current { options: read.options(), number: 0, at: 0, client: None };
+        Ok(Self {
+            urls,
+            credentials: credentials.clone(),
+            read: Mutex::new(read),
+            current: tokio::sync::Mutex::new(current),
+        })
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.urls.len()
+    }
+
+    /// Asks the present member; where it does not answer within `limit`, the next question goes to another one.
+    pub(super) async fn ask<T, F>(
+        &self,
+        limit: Duration,
+        question: impl FnOnce(Client) -> F,
+    ) -> Result<T, Trouble>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let (number, at, client) = self.client().await?;
+        let trouble = match timeout(limit, question(client)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => self.trouble(at, &error),
+            Err(_) => self.silence(at, limit),
+        };
+        if matches!(trouble.kind, Kind::Unsent | Kind::Unanswered | Kind::Certificates) {
+            self.give_up(number).await;
+        }
+        Err(trouble)
+    }
+
+    /// The present member's client, and its number for [`give_up`](Self::give_up).
+    async fn client(&self) -> Result<(u64, usize, Client), Trouble> {
+        let mut current = self.current.lock().await;
+        if let Some(client) = &current.client {
+            return Ok((current.number, current.at, client.clone()));
+        }
+        let at = current.at;
+        let Some(url) = self.urls.get(at) else { return Err(self.silence(at, ANSWER)) };
+        // With a user, this asks for a token.
+        let connected = timeout(ANSWER, Client::connect([url], Some(current.options.clone()))).await;
+        let trouble = match connected {
+            Ok(Ok(client)) => {
+                current.number += 1;
+                current.client = Some(client.clone());
+                return Ok((current.number, at, client));
+            }
+            Ok(Err(error)) => self.trouble(at, &error),
+            Err(_) => self.silence(at, ANSWER),
+        };
+        current.at = (at + 1) % self.urls.len();
+        Err(trouble)
+    }
+
+    /// Asks the next member from now on, because the present one does not do what it was asked for.
+    pub(super) async fn suspect(&self) {
+        let number = self.current.lock().await.number;
+        self.give_up(number).await;
+    }
+
+    /// Asks the next member from now on, unless somebody has seen to that already.
+    async fn give_up(&self, number: u64) {
+        let mut current = self.current.lock().await;
+        if current.number == number && current.client.take().is_some() {
+            current.at = (current.at + 1) % self.urls.len();
+        }
+    }
+
+    /// Reads the credentials' files again; where they hold something else, it is used from now on. What cannot be read
+    /// is told, and what was read before stays in use.
+    pub(super) async fn follow(&self) -> Result<bool, OpenError> {
+        let now = Contents::read(&self.credentials)?;
+        {
+            // It is whole after every statement under this lock.
+            let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+            if *read == now {
+                return Ok(false);
+            }
+            *read = now.clone();
+        }
+        let mut current = self.current.lock().await;
+        current.options = now.options();
+        current.client = None;
+        Ok(true)
+    }
+
+    fn trouble(&self, at: usize, error: &Error) -> Trouble {
+        let member = self.urls.get(at).map_or("", String::as_str);
+        let (kind, what) = match error {
+            Error::GRpcStatus(status) => {
+                // The numbers are those of gRPC's status codes.
+                let kind = match (status.code() as i32, status.message()) {
+                    (5, message) if message.contains("lease") => Kind::LeaseGone,
+                    (11, _) => Kind::Compacted,
+                    (8, message) if message.contains("too many requests") => Kind::Unanswered,
+                    (3 | 5 | 7 | 8 | 9 | 12 | 16, _) => Kind::Refused,
+                    _ if is_about_certificates(error) => Kind::Certificates,
+                    _ if is_unsent(error) => Kind::Unsent,
+                    _ => Kind::Unanswered,
+                };
+                (kind, innermost(error).unwrap_or_else(|| status.message().to_owned()))
+            }
+            Error::LeaseKeepAliveError(what) if what.contains("not found") => (Kind::LeaseGone, what.clone()),
+            Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
+                (Kind::Refused, error.to_string())
+            }
+            _ if is_about_certificates(error) => {
+                (Kind::Certificates, innermost(error).unwrap_or_else(|| error.to_string()))
+            }
+            _ => (Kind::Unanswered, innermost(error).unwrap_or_else(|| error.to_string())),
+        };
+        Trouble { kind, text: format!("{member}: {what}") }
+    }
+
+    fn silence(&self, at: usize, limit: Duration) -> Trouble {
+        let member = self.urls.get(at).map_or("", String::as_str);
+        let text = format!("{member}: no answer within {}", humantime::format_duration(limit));
+        Trouble { kind: Kind::Unanswered, text }
+    }
+}
+
+/// The sources of an error of the client, which does not tell of them itself.
+fn sources(error: &Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    let first = match error {
+        Error::GRpcStatus(status) => status.source(),
+        Error::TransportError(transport) => transport.source(),
+        Error::IoError(io) => {
+            let io: &(dyn std::error::Error + 'static) = io;
+            Some(io)
+        }
+        _ => None,
+    };
+    std::iter::successors(first, |error| {
+        let error: &(dyn std::error::Error + 'static) = *error;
+        error.source()
+    })
+}
+
+/// What is at the bottom of an error.
+fn innermost(error: &Error) -> Option<String> {
+    sources(error).last().map(ToString::to_string)
+}
+
+/// Whether no connection came about.
+fn is_unsent(error: &Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    sources(error).any(|source| {
+        source.downcast_ref::<std::io::Error>().is_some_and(|error| {
+            matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
+        })
+    })
+}
+
+fn is_about_certificates(error: &Error) -> bool {
+    sources(error).any(|source| {
+        let inner = source.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let tls = source
+            .downcast_ref::<rustls::Error>()
+            .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
+        matches!(tls, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)))
+    })
+}
+
+impl Contents {
+    fn read(credentials: &Credentials) -> Result<Self, OpenError> {
+        let Credentials { ca, cert, key, user, password_file } = credentials;
+        let read = |path: &Path, field| {
+            std::fs::read(path).map_err(|source| OpenError::Credentials { path: path.into(), field, source })
+        };
+        let ca = ca.as_deref().map(|path| read(path, "ca")).transpose()?;
+        let identity = match (cert, key) {
+            (Some(cert), Some(key)) => Some((read(cert, "cert")?, read(key, "key")?)),
+            _ => None,
+        };
+        let user = match (user, password_file) {
+            (Some(user), Some(path)) => {
+                let text = String::from_utf8(read(path, "password_file")?)
+                    .map_err(|error| OpenError::Unusable(Box::new(error)))?;
+                Some((user.clone(), text.lines().next().unwrap_or_default().to_owned()))
+            }
+            _ => None,
+        };
+        Ok(Self { ca, identity, user })
+    }
+
+    fn options(&self) -> ConnectOptions {
+        let mut options = ConnectOptions::new()
+            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+            .with_keep_alive_while_idle(true)
+            .with_connect_timeout(ANSWER)
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        if let Some(ca) = &self.ca {
+            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
+            if let Some((cert, key)) = &self.identity {
+                tls = tls.identity(Identity::from_pem(cert, key));
+            }
+            options = options.with_tls(tls);
+        }
+        if let Some((user, password)) = &self.user {
+            options = options.with_user(user, password);
+        }
+        options
+    }
+}

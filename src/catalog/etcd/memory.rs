@@ -1,0 +1,301 @@
+//! What this instance knows of the catalog: the view, the revision of each row in it, and who moves which directory.
+//!
+//! Rows come from two sides: from the watch, in the order of their revisions, and from this instance's own transactions,
+//! which may be known before the watch has come so far. A row that is known newer is never overwritten by an older one.
+//! Nobody waits under its lock.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use etcd_client::{Event, EventType};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::keys::{Key, Keys};
+use crate::catalog::record::{InvalidRow, Loader};
+use crate::catalog::rows::other_certificates;
+use crate::catalog::{MountKey, News, RowKey, View, Write};
+use crate::volume::name::{VolumeId, VolumeName};
+
+/// The value of a `moving` key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Moves {
+    /// The instance that moves the directory.
+    pub(super) by: Uuid,
+    /// The volume that is not visible meanwhile: one that is being made or restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) hides: Option<String>,
+}
+
+/// A step of what becomes of the memory by one transaction.
+#[derive(Debug, Clone)]
+pub(super) enum Step {
+    /// A row is stored or deleted.
+    Row(Write),
+    /// Somebody moves a volume's directory, or does no more.
+    Moving(VolumeId, Option<Moves>),
+}
+
+/// What is known.
+pub(super) struct Memory {
+    keys: Keys,
+    me: Uuid,
+    view: ArcSwap<View>,
+    known: Mutex<Known>,
+    /// The revision up to which the watch has told everything.
+    reached: watch::Sender<i64>,
+    /// Counts how often a directory's moving ended.
+    settled: watch::Sender<u64>,
+    news: watch::Sender<News>,
+}
+
+/// What is known beside the view, of which it is always the same moment.
+#[derive(Default)]
+pub(super) struct Known {
+    /// The revision of each row in the view, by its key.
+    rows: HashMap<Box<str>, i64>,
+    /// The revisions at which this instance deleted rows, until the watch has come there.
+    gone: HashMap<Box<str>, i64>,
+    moving: HashMap<VolumeId, (Moves, i64)>,
+    /// This instance's own transactions that the watch has not come to yet.
+    own: Vec<(i64, Vec<Step>)>,
+    pub(super) reached: i64,
+    /// Reads rows; keeps the names that many of them have in common.
+    reader: Loader,
+}
+
+impl Known {
+    /// The revision of a row, or 0 where there is none.
+    pub(super) fn revision(&self, key: &str) -> i64 {
+        self.rows.get(key).copied().unwrap_or_default()
+    }
+
+    /// Who moves a volume's directory, and the revision of that.
+    pub(super) fn mover(&self, id: VolumeId) -> Option<&(Moves, i64)> {
+        self.moving.get(&id)
+    }
+}
+
+/// A catalog as it was read whole, at one revision.
+pub(super) struct Snapshot {
+    pub(super) view: View,
+    pub(super) rows: HashMap<Box<str>, i64>,
+    pub(super) moving: HashMap<VolumeId, (Moves, i64)>,
+    pub(super) revision: i64,
+}
+
+impl Memory {
+    pub(super) fn new(keys: Keys, me: Uuid, snapshot: Snapshot) -> Self {
+        let memory = Self {
+            keys,
+            me,
+            view: ArcSwap::default(),
+            known: Mutex::default(),
+            reached: watch::Sender::new(0),
+            settled: watch::Sender::new(0),
+            news: watch::Sender::new(News::default()),
+        };
+        memory.replace(snapshot);
+        memory
+    }
+
+    pub(super) fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    pub(super) fn reached(&self) -> watch::Receiver<i64> {
+        self.reached.subscribe()
+    }
+
+    pub(super) fn settled(&self) -> watch::Receiver<u64> {
+        self.settled.subscribe()
+    }
+
+    pub(super) fn news(&self) -> watch::Receiver<News> {
+        self.news.subscribe()
+    }
+
+    /// Looks at the view and at what is known beside it, of one moment.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Arc<View>, &Known) -> T) -> T {
+        let known = self.known();
+        look(&self.view.load(), &known)
+    }
+
+    /// Takes in a transaction of this instance.
+    pub(super) fn committed(&self, revision: i64, steps: Vec<Step>) {
+        let mut known = self.known();
+        let mut draft = View::clone(&self.view.load());
+        for step in &steps {
+            self.take(&mut known, &mut draft, revision, step.clone());
+        }
+        if revision > known.reached {
+            known.own.push((revision, steps));
+        }
+        self.view.store(Arc::new(draft));
+    }
+
+    /// Takes in what the watch tells, which ends with a whole transaction.
+    pub(super) fn heard(&self, events: &[Event]) -> Result<(), InvalidRow> {
+        let mut known = self.known();
+        let mut draft = View::clone(&self.view.load());
+        let mut news = *self.news.borrow();
+        let mut reached = known.reached;
+        for event in events {
+            let Some(pair) = event.kv() else { continue };
+            reached = reached.max(pair.mod_revision());
+            let deleted = event.event_type() == EventType::Delete;
+            match self.keys.parse(pair.key()) {
+                Key::Row(table, parts) => {
+                    let parts: Vec<_> = parts.iter().map(String::as_str).collect();
+                    let write = if deleted {
+                        deletion(known.reader.read_key(table, &parts)?)
+                    } else {
+                        Some(known.reader.read(table, &parts, &String::from_utf8_lossy(pair.value()))?)
+                    };
+                    if let Some(Write::Host(name, host)) = &write {
+                        news.hosts += u64::from(other_certificates(draft.hosts.get(name), host));
+                    }
+                    if let Some(write) = write {
+                        self.take(&mut known, &mut draft, pair.mod_revision(), Step::Row(write));
+                    }
+                }
+                Key::Moving(id) => {
+                    let moves = if deleted { None } else { serde_json::from_slice(pair.value()).ok() };
+                    self.take(&mut known, &mut draft, pair.mod_revision(), Step::Moving(id, moves));
+                }
+                // It may have left something half-done.
+                Key::Instance(id) if deleted && id != self.me => news.lost += 1,
+                Key::Instance(_) | Key::Own | Key::Head | Key::Format | Key::Import | Key::Unknown => {}
+            }
+        }
+        known.reached = reached;
+        known.own.retain(|(revision, _)| *revision > reached);
+        known.gone.retain(|_, revision| *revision > reached);
+        self.view.store(Arc::new(draft));
+        drop(known);
+        self.reached.send_if_modified(|before| std::mem::replace(before, reached) < reached);
+        self.news.send_if_modified(|before| std::mem::replace(before, news) != news);
+        Ok(())
+    }
+
+    /// Takes in a catalog that was read whole, where the watch cannot tell what happened meanwhile.
+    pub(super) fn replace(&self, snapshot: Snapshot) {
+        let Snapshot { view, rows, moving, revision } = snapshot;
+        let mut known = self.known();
+        let mut news = *self.news.borrow();
+        let before = self.view.load();
+        let others = before.hosts.iter().any(|(name, host)| other_certificates(view.hosts.get(name), host));
+        let mut draft = view;
+        for (id, (moves, _)) in &moving {
+            if let Some(name) = hidden(moves) {
+                draft.set_visible(&name, *id, false);
+            }
+        }
+        known.rows = rows;
+        known.moving = moving;
+        known.gone.clear();
+        known.reached = revision;
+        // What this instance was answered since stays known.
+        let own = std::mem::take(&mut known.own);
+        for (at, steps) in own {
+            if at > revision {
+                for step in &steps {
+                    self.take(&mut known, &mut draft, at, step.clone());
+                }
+                known.own.push((at, steps));
+            }
+        }
+        self.view.store(Arc::new(draft));
+        drop(known);
+        news.hosts += u64::from(others);
+        // Whoever ended meanwhile was not seen to end.
+        news.lost += 1;
+        self.news.send_replace(news);
+        self.settled.send_modify(|count| *count += 1);
+        self.reached.send_replace(revision);
+    }
+
+    /// Takes in a step, unless something newer is known.
+    fn take(&self, known: &mut Known, draft: &mut View, revision: i64, step: Step) {
+        match step {
+            Step::Row(write) => {
+                let key = self.keys.of_row(&write.key()).into_boxed_str();
+                let newer = known.rows.get(&key).or_else(|| known.gone.get(&key));
+                if newer.is_some_and(|newer| *newer >= revision) {
+                    return;
+                }
+                if !write.deletes() {
+                    known.gone.remove(&key);
+                    known.rows.insert(key, revision);
+                } else {
+                    known.rows.remove(&key);
+                    if revision > known.reached {
+                        known.gone.insert(key, revision);
+                    }
+                }
+                let volume = match &write {
+                    Write::Volume(name, Some(volume)) => Some((name.clone(), volume.id)),
+                    _ => None,
+                };
+                draft.put(write);
+                if let Some((name, id)) = volume {
+                    let hides = known.moving.get(&id).is_some_and(|(moves, _)| moves.hides.is_some());
+                    draft.set_visible(&name, id, !hides);
+                }
+            }
+            Step::Moving(id, moves) => {
+                let key = self.keys.moving(id).into_boxed_str();
+                let at = known.moving.get(&id).map(|(_, at)| at).or_else(|| known.gone.get(&key));
+                if at.is_some_and(|at| *at >= revision) {
+                    return;
+                }
+                let before = known.moving.remove(&id);
+                if let Some(name) = before.as_ref().and_then(|(moves, _)| hidden(moves)) {
+                    draft.set_visible(&name, id, true);
+                }
+                match moves {
+                    Some(moves) => {
+                        if let Some(name) = hidden(&moves) {
+                            draft.set_visible(&name, id, false);
+                        }
+                        known.moving.insert(id, (moves, revision));
+                    }
+                    None => {
+                        if revision > known.reached {
+                            known.gone.insert(key, revision);
+                        }
+                        self.settled.send_modify(|count| *count += 1);
+                    }
+                }
+            }
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // What is changed under it is changed by code that does not panic half-way, and is only ever added to.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The name of the volume that is hidden while its directory is moved.
+fn hidden(moves: &Moves) -> Option<VolumeName> {
+    moves.hides.as_deref().and_then(|name| VolumeName::parse(name).ok())
+}
+
+/// What deletes a row; nothing for a host, which no volhost deletes.
+fn deletion(row: RowKey) -> Option<Write> {
+    match row {
+        RowKey::Volume(name) => Some(Write::Volume(name, None)),
+        RowKey::Mount(MountKey { volume, host, id, activation }) => {
+            Some(Write::Mount(MountKey { volume, host, id, activation }, None))
+        }
+        RowKey::Removed(id) => Some(Write::Removed(id, None)),
+        RowKey::Backend(name) => Some(Write::Backend(name, None)),
+        RowKey::Host(name) => {
+            log::warn!("the record of host {name} was deleted in etcd by hand: it is kept in memory");
+            None
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The order of this instance's changes: two that touch the same thing are decided one after the other, as they were
+//! submitted; others at the same time.
+//!
+//! Between instances there is no such order: there the revisions decide.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+use crate::catalog::{Change, View};
+use crate::host::name::HostName;
+use crate::volume::name::{VolumeId, VolumeName};
+
+/// What a change touches.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Cell {
+    /// A volume and its ledger.
+    Volume(VolumeName),
+    /// A host.
+    Host(HostName),
+    /// An entry of the trash.
+    Trash(VolumeId),
+    /// The backends.
+    Backends,
+    /// The moving of a directory.
+    Moving(VolumeId),
+}
+
+/// How a change touches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Touch {
+    Reads,
+    Writes,
+}
+
+/// What a change touches, and how.
+pub(super) fn cells(change: &Change, view: &View) -> Vec<(Cell, Touch)> {
+    let volume = |name: &VolumeName| (Cell::Volume(name.clone()), Touch::Writes);
+    let trash = |id: &VolumeId| (Cell::Trash(*id), Touch::Writes);
+    let host = |name: &HostName, touch| (Cell::Host(name.clone()), touch);
+    match change {
+        Change::Insert(inserted) => vec![volume(&inserted.name)],
+        Change::Publish(name, _) | Change::Withdraw(name, _) => vec![volume(name)],
+        Change::Remove { name, id, .. } | Change::Unrestore { name, id, .. } => vec![volume(name), trash(id)],
+        Change::Restore(id) => {
+            let name = view.trash.get(id).map(|removed| volume(&removed.volume.name));
+            [trash(id)].into_iter().chain(name).collect()
+        }
+        Change::Expire(id) | Change::Forget(id) => vec![trash(id)],
+        Change::Mount { name, host: by, .. }
+        | Change::Unmount { name, host: by, .. }
+        | Change::Release { name, host: by, .. } => vec![volume(name), host(by, Touch::Reads)],
+        Change::Activate(name)
+        | Change::Issue(name, _)
+        | Change::Revoke(name, _)
+        | Change::Connected(name, _) => vec![host(name, Touch::Writes)],
+        Change::Seen(hosts) => hosts.iter().map(|(name, _)| host(name, Touch::Writes)).collect(),
+        Change::Backend(..) | Change::Introduce(..) => vec![(Cell::Backends, Touch::Writes)],
+    }
+}
+
+type Locks = HashMap<Cell, Arc<RwLock<()>>>;
+
+/// Who is in front of whom.
+#[derive(Debug, Default)]
+pub(super) struct Order(Arc<Mutex<Locks>>);
+
+enum Guard {
+    Reads(#[expect(dead_code, reason = "it is held, not looked at")] OwnedRwLockReadGuard<()>),
+    Writes(#[expect(dead_code, reason = "it is held, not looked at")] OwnedRwLockWriteGuard<()>),
+}
+
+type Waiting = Pin<Box<dyn Future<Output = Guard> + Send>>;
+
+/// A place in the order; given up when dropped.
+pub(super) struct Turn {
+    locks: Arc<Mutex<Locks>>,
+    cells: Vec<Cell>,
+    waiting: Vec<Waiting>,
+    held: Vec<Guard>,
+}
+
+impl Order {
+    /// Takes the next place for all of these at once.
+    pub(super) fn queue(&self, cells: Vec<(Cell, Touch)>) -> Turn {
+        let mut turn =
+            Turn { locks: Arc::clone(&self.0), cells: Vec::new(), waiting: Vec::new(), held: Vec::new() };
+        let mut locks = lock(&self.0);
+        for (cell, touch) in cells {
+            // One that is there twice would wait for itself.
+            if turn.cells.contains(&cell) {
+                continue;
+            }
+            let of_cell = Arc::clone(locks.entry(cell.clone()).or_default());
+            turn.cells.push(cell);
+            let mut waiting: Waiting = match touch {
+                Touch::Reads => Box::pin(async move { Guard::Reads(of_cell.read_owned().await) }),
+                Touch::Writes => Box::pin(async move { Guard::Writes(of_cell.write_owned().await) }),
+            };
+            // Asked once, it has its place among those who wait: they are served in that order.
+            match waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(guard) => turn.held.push(guard),
+                Poll::Pending => turn.waiting.push(waiting),
+            }
+        }
+        turn
+    }
+}
+
+impl Turn {
+    /// Waits until everything in front of it is done.
+    pub(super) async fn come(&mut self) {
+        for waiting in self.waiting.drain(..) {
+            self.held.push(waiting.await);
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut locks = lock(&self.locks);
+        self.waiting.clear();
+        self.held.clear();
+        for cell in &self.cells {
+            // Others hold a clone while they wait; new ones are made under this lock only.
+            if locks.get(cell).is_some_and(|of_cell| Arc::strong_count(of_cell) == 1) {
+                locks.remove(cell);
+            }
+        }
+    }
+}
+
+fn lock(locks: &Mutex<Locks>) -> MutexGuard<'_, Locks> {
+    // The map is whole after every statement under this lock.
+    locks.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(name: &str) -> Cell {
+        Cell::Volume(VolumeName::parse(name).unwrap())
+    }
+
+    #[tokio::test]
+    async fn places_are_taken_when_they_are_asked_for() {
+        let order = Order::default();
+        let both = || vec![(cell("a"), Touch::Writes), (cell("b"), Touch::Writes)];
+        let mut first = order.queue(both());
+        let mut second = order.queue(vec![(cell("b"), Touch::Writes)]);
+        let mut third = order.queue(both());
+        let mut other = order.queue(vec![(cell("c"), Touch::Writes), (cell("c"), Touch::Writes)]);
+        other.come().await;
+        first.come().await;
+        let waits = |turn: &mut Turn| {
+            let mut come = Box::pin(turn.come());
+            come.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
+        };
+        let (task, done) = (Arc::new(Mutex::new(Vec::new())), tokio::sync::mpsc::unbounded_channel::<()>());
+        drop(done);
+        let said = Arc::clone(&task);
+        let later = tokio::spawn(async move {
+            third.come().await;
+            said.lock().unwrap().push("third");
+        });
+        assert!(waits(&mut order.queue(vec![(cell("a"), Touch::Reads)])));
+        let said = Arc::clone(&task);
+        let sooner = tokio::spawn(async move {
+            second.come().await;
+            said.lock().unwrap().push("second");
+        });
+        tokio::task::yield_now().await;
+        assert!(task.lock().unwrap().is_empty());
+        drop(first);
+        sooner.await.unwrap();
+        later.await.unwrap();
+        assert_eq!(*task.lock().unwrap(), ["second", "third"]);
+        drop(other);
+        assert!(lock(&order.0).is_empty(), "cells that nobody touches are kept");
+    }
+
+    #[tokio::test]
+    async fn readers_share() {
+        let order = Order::default();
+        let host = || Cell::Host(HostName::parse("web1").unwrap());
+        let mut one = order.queue(vec![(host(), Touch::Reads)]);
+        let mut other = order.queue(vec![(host(), Touch::Reads)]);
+        one.come().await;
+        other.come().await;
+    }
+}

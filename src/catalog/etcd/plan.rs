@@ -1,0 +1,203 @@
+//! From a change to a transaction: what the rules decide on the view in memory, and under which conditions it holds.
+//!
+//! Asks nobody. A plan that was made of a view behind the times fails by its conditions, and is made anew.
+
+use std::sync::Arc;
+
+use etcd_client::{Compare, CompareOp, PutOptions, TxnOp};
+use uuid::Uuid;
+
+use super::keys::Keys;
+use super::memory::{Known, Memory, Moves, Step};
+use crate::catalog::record::{Unwritable, encode};
+use crate::catalog::{Change, Outcome, Premise, Refusal, View, Volume};
+use crate::volume::name::{VolumeId, VolumeName};
+
+/// A transaction without its slot.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Transaction {
+    pub(super) compares: Vec<Compare>,
+    pub(super) writes: Vec<TxnOp>,
+    /// What becomes of the memory by it.
+    pub(super) steps: Vec<Step>,
+}
+
+/// What the rules say of a change at present.
+#[derive(Debug)]
+pub(super) enum Planned {
+    /// There is nothing to do.
+    Nothing(Outcome),
+    /// This is to be written.
+    Write(Outcome, Transaction),
+    /// It is refused.
+    Refused(Refusal),
+    /// Another instance moves the volume's directory.
+    Elsewhere(Arc<Volume>),
+}
+
+/// By whom, and under which lease, keys are written that end with the instance.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Owner {
+    pub(super) me: Uuid,
+    pub(super) lease: i64,
+}
+
+/// Decides a change on the memory.
+pub(super) fn plan(
+    memory: &Memory,
+    keys: &Keys,
+    owner: Owner,
+    change: &Change,
+) -> Result<Planned, Unwritable> {
+    memory.look(|view, known| {
+        if let Some(volume) = concerned(view, change)
+            && known.mover(volume.id).is_some_and(|(moves, _)| moves.by != owner.me)
+        {
+            return Ok(Planned::Elsewhere(Arc::clone(volume)));
+        }
+        let mut draft = View::clone(view);
+        let (outcome, records) = match draft.apply(change.clone()) {
+            Ok(decided) => decided,
+            Err(refusal) => return Ok(Planned::Refused(refusal)),
+        };
+        let mut transaction = Transaction::default();
+        for premise in view.premises(change) {
+            transaction.compare(keys, known, &premise);
+        }
+        for write in records {
+            let row = encode(&write)?;
+            let key = keys.row(row.table, &row.key);
+            transaction.writes.push(match row.record {
+                Some(record) => TxnOp::put(key, record, None),
+                None => TxnOp::delete(key, None),
+            });
+            transaction.steps.push(Step::Row(write));
+        }
+        match change {
+            Change::Insert(volume) => transaction.hide(keys, known, owner, volume.id, &volume.name),
+            Change::Restore(id) => {
+                if let Some(volume) = &outcome.after {
+                    transaction.hide(keys, known, owner, *id, &volume.name);
+                }
+            }
+            Change::Publish(_, id) | Change::Withdraw(_, id) | Change::Unrestore { id, .. } => {
+                transaction.show(keys, known, *id);
+            }
+            Change::Mount { volume, .. } => transaction.unmoved(keys, known, *volume),
+            Change::Remove { id, .. } | Change::Forget(id) => transaction.unmoved(keys, known, *id),
+            Change::Expire(_)
+            | Change::Unmount { .. }
+            | Change::Release { .. }
+            | Change::Activate(_)
+            | Change::Issue(..)
+            | Change::Revoke(..)
+            | Change::Seen(_)
+            | Change::Connected(..)
+            | Change::Backend(..)
+            | Change::Introduce(..) => {}
+        }
+        if transaction.writes.is_empty() {
+            return Ok(Planned::Nothing(outcome));
+        }
+        Ok(Planned::Write(outcome, transaction))
+    })
+}
+
+/// The volume whose directory must not be on the move elsewhere for this change.
+fn concerned<'a>(view: &'a View, change: &Change) -> Option<&'a Arc<Volume>> {
+    match change {
+        Change::Publish(name, _)
+        | Change::Withdraw(name, _)
+        | Change::Remove { name, .. }
+        | Change::Unrestore { name, .. }
+        | Change::Mount { name, .. } => view.volumes.get(name),
+        Change::Restore(id) | Change::Forget(id) => view.trash.get(id).map(|removed| &removed.volume),
+        Change::Insert(_)
+        | Change::Expire(_)
+        | Change::Unmount { .. }
+        | Change::Release { .. }
+        | Change::Activate(_)
+        | Change::Issue(..)
+        | Change::Revoke(..)
+        | Change::Seen(_)
+        | Change::Connected(..)
+        | Change::Backend(..)
+        | Change::Introduce(..) => None,
+    }
+}
+
+/// Claims the moving of a volume's directory, where nobody does.
+pub(super) fn claim(keys: &Keys, owner: Owner, id: VolumeId) -> Transaction {
+    let mut transaction = Transaction::default();
+    transaction.compares.push(same(keys.moving(id), 0));
+    transaction.put_moving(keys, owner, id, None);
+    transaction
+}
+
+/// Gives a claim back, as it was made at a revision.
+pub(super) fn give_back(keys: &Keys, id: VolumeId, revision: i64) -> Transaction {
+    let mut transaction = Transaction::default();
+    transaction.compares.push(same(keys.moving(id), revision));
+    transaction.writes.push(TxnOp::delete(keys.moving(id), None));
+    transaction.steps.push(Step::Moving(id, None));
+    transaction
+}
+
+impl Transaction {
+    fn compare(&mut self, keys: &Keys, known: &Known, premise: &Premise) {
+        // Where there is no key, it has been created at revision 0.
+        let empty = |(first, end): (String, String)| {
+            Compare::create_revision(first, CompareOp::Equal, 0).with_range(end)
+        };
+        match premise {
+            Premise::Same(row) => {
+                let key = keys.of_row(row);
+                let revision = known.revision(&key);
+                self.compares.push(same(key, revision));
+            }
+            Premise::Unused(volume) => self.compares.push(empty(keys.mounts(volume))),
+            Premise::UnusedByOthers(volume, host) => {
+                self.compares.extend(keys.mounts_of_others(volume, host).map(empty));
+            }
+            Premise::SameBackends => {
+                let (first, end) = keys.backends();
+                let compare = Compare::mod_revision(first, CompareOp::Less, known.reached + 1);
+                self.compares.push(compare.with_range(end));
+            }
+        }
+    }
+
+    /// The volume is not visible until this instance shows it, or ends.
+    fn hide(&mut self, keys: &Keys, known: &Known, owner: Owner, id: VolumeId, name: &VolumeName) {
+        self.unmoved(keys, known, id);
+        self.put_moving(keys, owner, id, Some(name.to_string()));
+    }
+
+    /// The volume is visible from now on, or gone.
+    fn show(&mut self, keys: &Keys, known: &Known, id: VolumeId) {
+        self.unmoved(keys, known, id);
+        if known.mover(id).is_some() {
+            self.writes.push(TxnOp::delete(keys.moving(id), None));
+            self.steps.push(Step::Moving(id, None));
+        }
+    }
+
+    /// Nobody moves the directory but, perhaps, this instance.
+    fn unmoved(&mut self, keys: &Keys, known: &Known, id: VolumeId) {
+        let revision = known.mover(id).map_or(0, |(_, revision)| *revision);
+        self.compares.push(same(keys.moving(id), revision));
+    }
+
+    fn put_moving(&mut self, keys: &Keys, owner: Owner, id: VolumeId, hides: Option<String>) {
+        let moves = Moves { by: owner.me, hides };
+        let value = serde_json::json!({ "by": moves.by, "hides": moves.hides }).to_string();
+        let options = PutOptions::new().with_lease(owner.lease);
+        self.writes.push(TxnOp::put(keys.moving(id), value, Some(options)));
+        self.steps.push(Step::Moving(id, Some(moves)));
+    }
+}
+
+/// That a key was last written at a revision; at 0, that there is none.
+pub(super) fn same(key: String, revision: i64) -> Compare {
+    Compare::mod_revision(key, CompareOp::Equal, revision)
+}

@@ -1,0 +1,344 @@
+//! Unmounts that were answered while the cluster was out of reach: a file on this machine, a line for each, durable
+//! before it is answered.
+//!
+//! The file also says which instance this is: what it left in the cluster is found again by that. It is never read by
+//! two processes at once, and no line is taken out before the cluster has it.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::error::OpenError;
+use super::slots::Slot;
+use crate::catalog::{Change, Meant};
+use crate::files;
+use crate::host::name::HostName;
+use crate::volume::mounts::Activation;
+use crate::volume::name::{MountId, VolumeName};
+
+/// How many Unmounts are kept at most: some thirty megabytes.
+const MOST: usize = 100_000;
+
+/// An Unmount that was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) volume: VolumeName,
+    pub(super) host: HostName,
+    pub(super) id: MountId,
+    /// What was known when it was answered.
+    pub(super) meant: Meant,
+    /// In which slot it was sent already, as which transactions, where it is not known what became of them.
+    pub(super) sent: Option<(Slot, Vec<String>)>,
+}
+
+impl Entry {
+    pub(super) fn change(&self) -> Change {
+        Change::Unmount {
+            name: self.volume.clone(),
+            host: self.host.clone(),
+            id: self.id.clone(),
+            meant: Some(self.meant.clone()),
+        }
+    }
+}
+
+/// The spool of an instance.
+pub(super) struct Spool {
+    path: PathBuf,
+    /// Held until the process ends.
+    _lock: File,
+    kept: Mutex<Kept>,
+    more: Notify,
+}
+
+struct Kept {
+    file: File,
+    /// How long the file is without entries, and with those that are durable.
+    head: u64,
+    length: u64,
+    next: u64,
+    waiting: VecDeque<(u64, Entry)>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Head {
+    volhost: String,
+    v: u64,
+    instance: Uuid,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    n: u64,
+    volume: String,
+    host: String,
+    id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    of: Option<String>,
+    activation: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sent: Option<SentLine>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SentLine {
+    slot: usize,
+    revision: i64,
+    numbers: Vec<String>,
+}
+
+impl Spool {
+    /// Opens the spool in a directory, which is made where it is missing; beside it which instance this is.
+    pub(super) fn open(dir: &Path, prefix: &str) -> Result<(Self, Uuid), OpenError> {
+        let path = dir.join(format!("{}.jsonl", prefix.replace('/', "_")));
+        let failed = |path: &Path, doing| {
+            let path = path.to_path_buf();
+            move |source| OpenError::Spool { path, doing, source }
+        };
+        files::make_dir(dir).map_err(failed(dir, "made"))?;
+        let lock_path = path.with_extension("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(failed(&lock_path, "opened"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: lock_path }),
+            Err(TryLockError::Error(source)) => return Err(failed(&lock_path, "locked")(source)),
+        }
+        if files::read(&path).map_err(failed(&path, "read"))?.is_none_or(|text| text.is_empty()) {
+            let head = Head { volhost: "spool".into(), v: 1, instance: Uuid::new_v4() };
+            let text =
+                serde_json::to_string(&head).map_err(io::Error::other).map_err(failed(&path, "written"))?;
+            files::replace(&path, format!("{text}\n").as_bytes(), 0o600).map_err(failed(&path, "written"))?;
+        }
+        let text = files::read(&path).map_err(failed(&path, "read"))?.unwrap_or_default();
+        let (head, instance, waiting, length) = read(&path, &text)?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(failed(&path, "opened"))?;
+        // A line that was cut off was not answered.
+        file.set_len(length).and_then(|()| file.sync_data()).map_err(failed(&path, "written"))?;
+        let next = waiting.back().map_or(1, |(number, _)| number + 1);
+        let kept = Mutex::new(Kept { file, head, length, next, waiting });
+        Ok((Self { path, _lock: lock, kept, more: Notify::new() }, instance))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Keeps an Unmount, durably.
+    pub(super) fn keep(&self, entry: Entry) -> io::Result<()> {
+        let mut kept = self.kept();
+        if kept.waiting.len() >= MOST {
+            return Err(io::Error::other(format!("it holds {MOST} already")));
+        }
+        let number = kept.next;
+        let line = line(number, &entry)?;
+        let before = kept.length;
+        let written = kept.file.write_all(line.as_bytes()).and_then(|()| kept.file.sync_data());
+        if let Err(error) = written {
+            // Nothing of it may be found by the next start: it is answered with an error.
+            kept.file.set_len(before)?;
+            kept.file.sync_data()?;
+            return Err(error);
+        }
+        kept.length += line.len() as u64;
+        kept.next += 1;
+        kept.waiting.push_back((number, entry));
+        drop(kept);
+        self.more.notify_one();
+        Ok(())
+    }
+
+    /// The oldest entry, with its number.
+    pub(super) fn first(&self) -> Option<(u64, Entry)> {
+        self.kept().waiting.front().cloned()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.kept().waiting.len()
+    }
+
+    /// Waits for an entry.
+    pub(super) async fn more(&self) {
+        self.more.notified().await;
+    }
+
+    /// The cluster has all entries up to this number.
+    pub(super) fn done(&self, number: u64) {
+        let mut kept = self.kept();
+        kept.waiting.retain(|(of, _)| *of > number);
+        kept.next = kept.next.max(number + 1);
+        if kept.waiting.is_empty() && kept.length > kept.head {
+            // Where that fails, the next start finds entries that the cluster has, and passes over them.
+            match kept.file.set_len(kept.head).and_then(|()| kept.file.sync_data()) {
+                Ok(()) => kept.length = kept.head,
+                Err(error) => log::warn!("{} cannot be emptied: {error}", self.path.display()),
+            }
+        }
+    }
+
+    /// Takes out what took effect before the process before this one ended, by what stands in its slots.
+    pub(super) fn pass_over(&self, slots: &HashMap<usize, String>) {
+        let mut kept = self.kept();
+        kept.waiting.retain(|(_, entry)| {
+            !entry.sent.as_ref().is_some_and(|(slot, numbers)| {
+                slots.get(&slot.number).is_some_and(|number| numbers.contains(number))
+            })
+        });
+        // Those that did not can never do so: all slots are written before anything else is.
+        for (_, entry) in &mut kept.waiting {
+            entry.sent = None;
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        // It is whole after every statement under this lock.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn line(n: u64, entry: &Entry) -> io::Result<String> {
+    let Entry { volume, host, id, meant: Meant { volume: of, activation }, sent } = entry;
+    let line = Line {
+        n,
+        volume: volume.to_string(),
+        host: host.to_string(),
+        id: id.to_string(),
+        of: of.map(|of| of.to_string()),
+        activation: activation.0,
+        sent: sent.as_ref().map(|(Slot { number, revision }, numbers)| SentLine {
+            slot: *number,
+            revision: *revision,
+            numbers: numbers.clone(),
+        }),
+    };
+    Ok(serde_json::to_string(&line).map_err(io::Error::other)? + "\n")
+}
+
+type Read = (u64, Uuid, VecDeque<(u64, Entry)>, u64);
+
+/// Reads the file: how long its head is, whose it is, the entries, and how long all whole lines are.
+fn read(path: &Path, text: &[u8]) -> Result<Read, OpenError> {
+    let fault = |line: usize, fault: String| OpenError::SpoolText { path: path.into(), line, fault };
+    let mut lines = text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    let first = lines.next().unwrap_or_default();
+    let head: Head = serde_json::from_slice(first).map_err(|error| fault(1, error.to_string()))?;
+    if head.volhost != "spool" || head.v != 1 {
+        return Err(fault(1, format!("it is no spool of version 1, but {} {}", head.volhost, head.v)));
+    }
+    let (mut waiting, mut length) = (VecDeque::new(), first.len() as u64);
+    for (at, line) in lines.enumerate() {
+        let entry = entry(line).map_err(|what| fault(at + 2, what))?;
+        waiting.push_back(entry);
+        length += line.len() as u64;
+    }
+    Ok((first.len() as u64, head.instance, waiting, length))
+}
+
+fn entry(line: &[u8]) -> Result<(u64, Entry), String> {
+    let Line { n, volume, host, id, of, activation, sent } =
+        serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    let meant = Meant {
+        volume: of.map(|of| of.parse()).transpose().map_err(|error| format!("of: {error}"))?,
+        activation: Activation(activation),
+    };
+    let entry = Entry {
+        volume: VolumeName::parse(&volume).map_err(|error| error.to_string())?,
+        host: HostName::parse_or_anonymous(&host).map_err(|error| error.to_string())?,
+        id: MountId::parse(&id).map_err(|error| error.to_string())?,
+        meant,
+        sent: sent.map(|SentLine { slot: number, revision, numbers }| (Slot { number, revision }, numbers)),
+    };
+    Ok((n, entry))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry_of(id: &str) -> Entry {
+        Entry {
+            volume: VolumeName::parse("db").unwrap(),
+            host: HostName::parse("web1").unwrap(),
+            id: MountId::parse(id).unwrap(),
+            meant: Meant { volume: None, activation: Activation(3) },
+            sent: Some((Slot { number: 7, revision: 99 }, vec!["a.1".into()])),
+        }
+    }
+
+    #[test]
+    fn what_was_kept_is_found_again_and_what_was_cut_off_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, me) = Spool::open(dir.path(), "store/volhost").unwrap();
+        assert!(matches!(Spool::open(dir.path(), "store/volhost"), Err(OpenError::Locked { .. })));
+        spool.keep(entry_of("x")).unwrap();
+        spool.keep(entry_of("y")).unwrap();
+        drop(spool);
+        let path = dir.path().join("store_volhost.jsonl");
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, [&*whole, br#"{"n":3,"volu"#].concat()).unwrap();
+
+        let (spool, same) = Spool::open(dir.path(), "store/volhost").unwrap();
+        assert_eq!((me, spool.len()), (same, 2));
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+        assert_eq!(spool.first(), Some((1, entry_of("x"))));
+        spool.done(1);
+        assert_eq!(spool.first(), Some((2, entry_of("y"))));
+        spool.keep(entry_of("z")).unwrap();
+        spool.done(3);
+        assert_eq!(spool.len(), 0);
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1, "the entries are gone");
+        spool.keep(entry_of("z")).unwrap();
+        assert_eq!(spool.first().unwrap().0, 4, "a number is used once");
+    }
+
+    #[test]
+    fn what_took_effect_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        spool.keep(entry_of("x")).unwrap();
+        spool.keep(Entry { sent: None, ..entry_of("y") }).unwrap();
+        spool.pass_over(&HashMap::from([(7, "b.1".into()), (8, "a.1".into())]));
+        assert_eq!(spool.len(), 2);
+        drop(spool);
+        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        spool.pass_over(&HashMap::from([(7, "a.1".into())]));
+        assert_eq!(spool.first(), Some((2, Entry { sent: None, ..entry_of("y") })));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volhost.jsonl");
+        for (text, expected) in [
+            ("x\n", "at line 1"),
+            (
+                "{\"volhost\":\"spool\",\"v\":2,\"instance\":\"6f2b0e0e-8c4b-4b57-9a50-0d8f4e6f0001\"}\n",
+                "version 1",
+            ),
+            (
+                "{\"volhost\":\"spool\",\"v\":1,\"instance\":\"6f2b0e0e-8c4b-4b57-9a50-0d8f4e6f0001\"}\n{\"n\":1}\n",
+                "at line 2",
+            ),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let Err(error) = Spool::open(dir.path(), "volhost") else { panic!("{text} was taken") };
+            assert!(error.to_string().contains(expected), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+}

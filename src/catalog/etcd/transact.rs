@@ -1,0 +1,187 @@
+//! Sending a transaction until it is known what became of it.
+//!
+//! A member that is asked and does not answer may have passed the question on. So it is sent again, in the same slot,
+//! until a member answers; and where nothing is to come of it any more, the slot is written, which ends it for good.
+
+use std::time::Duration;
+
+use etcd_client::{Compare, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
+
+use super::core::Core;
+use super::members::{ANSWER, Kind, Trouble};
+use super::plan::{Transaction, same};
+use super::slots::Slot;
+
+/// How long after a member did not answer the next one is asked.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What became of a transaction.
+pub(super) enum Sent<T> {
+    /// It took effect at this revision; with what its sender keeps of it.
+    Committed(i64, T),
+    /// Its conditions do not hold.
+    Stale,
+    /// The cluster counts as out of reach: what becomes of it is not known, if it was sent.
+    Unknown,
+}
+
+/// The transactions by which one change is tried, one after the other, in one slot.
+pub(super) struct Attempt<'a, T> {
+    core: &'a Core,
+    slot: Slot,
+    /// What was sent and not answered, by its number.
+    unanswered: Vec<(String, T)>,
+}
+
+impl<'a, T: Clone> Attempt<'a, T> {
+    /// Waits for a free slot. It is given back by [`settle`](Self::settle), or kept by [`leave`](Self::leave).
+    pub(super) async fn begin(core: &'a Core) -> Self {
+        let slot = core.slots.take().await;
+        Self { core, slot, unanswered: Vec::new() }
+    }
+
+    /// Sends a transaction until it is answered, or the cluster counts as out of reach. `keep` comes back with the
+    /// transaction that took effect: this one, or an earlier one of this attempt.
+    pub(super) async fn send(&mut self, transaction: &Transaction, keep: T) -> Result<Sent<T>, Trouble> {
+        let number = self.core.number();
+        let key = self.core.keys.slot(self.core.me, self.slot.number);
+        let mut compares = transaction.compares.clone();
+        compares.push(same(key.clone(), self.slot.revision));
+        let mut writes = transaction.writes.clone();
+        writes.push(TxnOp::put(self.core.keys.head(), "", None));
+        let mut sent = false;
+        loop {
+            match ask(self.core, &key, compares.clone(), writes.clone(), &number).await {
+                Ok(response) if response.succeeded() => {
+                    let revision = revision(&response);
+                    self.slot.revision = revision;
+                    self.unanswered.clear();
+                    return Ok(Sent::Committed(revision, keep));
+                }
+                Ok(response) => {
+                    return Ok(match self.found(&response) {
+                        Some((at, by)) if by == number => {
+                            self.unanswered.clear();
+                            Sent::Committed(at, keep)
+                        }
+                        Some((at, by)) => match self.unanswered.drain(..).find(|(sent, _)| *sent == by) {
+                            Some((_, kept)) => Sent::Committed(at, kept),
+                            None => Sent::Stale,
+                        },
+                        None => Sent::Stale,
+                    });
+                }
+                Err(trouble) => {
+                    let may_have_been_sent = match trouble.kind {
+                        Kind::Refused | Kind::LeaseGone | Kind::Compacted => return Err(trouble),
+                        Kind::Unsent | Kind::Certificates => false,
+                        Kind::Unanswered => true,
+                    };
+                    if may_have_been_sent && !sent {
+                        sent = true;
+                        self.unanswered.push((number.clone(), keep.clone()));
+                    }
+                    self.core.health.ill(&trouble.text);
+                    if self.core.health.fault().is_some() {
+                        return Ok(Sent::Unknown);
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Whether something was sent of which it is not known what became.
+    pub(super) fn is_uncertain(&self) -> bool {
+        !self.unanswered.is_empty()
+    }
+
+    /// Makes sure that nothing that was sent takes effect from now on, and gives the slot back. What took effect
+    /// already is told, with its revision. Waits for the cluster as long as it takes.
+    pub(super) async fn settle(mut self) -> Option<(i64, T)> {
+        let settled = self.end().await;
+        self.core.slots.give_back(self.slot);
+        settled
+    }
+
+    /// Leaves the slot as it is, with the numbers of what was sent: for who will [`resume`](Self::resume).
+    pub(super) fn leave(self) -> (Slot, Vec<String>) {
+        (self.slot, self.unanswered.into_iter().map(|(number, _)| number).collect())
+    }
+
+    /// Takes up what was left.
+    pub(super) fn resume(core: &'a Core, slot: Slot, numbers: Vec<String>, keep: &T) -> Self {
+        let unanswered = numbers.into_iter().map(|number| (number, keep.clone())).collect();
+        Self { core, slot, unanswered }
+    }
+
+    /// The same, with the slot kept.
+    pub(super) async fn end(&mut self) -> Option<(i64, T)> {
+        if !self.is_uncertain() {
+            return None;
+        }
+        let (key, number) = (self.core.keys.slot(self.core.me, self.slot.number), self.core.number());
+        loop {
+            match ask(self.core, &key, vec![same(key.clone(), self.slot.revision)], Vec::new(), &number).await
+            {
+                Ok(response) if response.succeeded() => {
+                    self.slot.revision = revision(&response);
+                    self.unanswered.clear();
+                    return None;
+                }
+                Ok(response) => {
+                    let (at, by) = self.found(&response)?;
+                    return self
+                        .unanswered
+                        .drain(..)
+                        .find(|(sent, _)| *sent == by)
+                        .map(|(_, kept)| (at, kept));
+                }
+                Err(trouble) => {
+                    self.core.health.ill(&trouble.text);
+                    tokio::time::sleep(PAUSE).await;
+                    self.core.health.back().await;
+                }
+            }
+        }
+    }
+
+    /// What stands in the slot, where that was written since.
+    fn found(&mut self, response: &TxnResponse) -> Option<(i64, String)> {
+        let pair = first_pair(response)?;
+        if pair.mod_revision() == self.slot.revision {
+            return None;
+        }
+        self.slot.revision = pair.mod_revision();
+        Some((pair.mod_revision(), String::from_utf8_lossy(pair.value()).into_owned()))
+    }
+}
+
+/// Sends a transaction once, which also writes its number to the key that tells whether it took effect; where its
+/// conditions do not hold, that key is read.
+pub(super) async fn ask(
+    core: &Core,
+    key: &str,
+    compares: Vec<Compare>,
+    mut writes: Vec<TxnOp>,
+    number: &str,
+) -> Result<TxnResponse, Trouble> {
+    writes.push(TxnOp::put(key, number, None));
+    let question = Txn::new().when(compares).and_then(writes).or_else(vec![TxnOp::get(key, None)]);
+    let answer = core.members.ask(ANSWER, async move |client| client.kv_client().txn(question).await).await?;
+    core.health.well();
+    Ok(answer)
+}
+
+/// At which revision a transaction took effect.
+pub(super) fn revision(response: &TxnResponse) -> i64 {
+    response.header().map_or(0, etcd_client::ResponseHeader::revision)
+}
+
+/// The key that a transaction read whose conditions did not hold.
+pub(super) fn first_pair(response: &TxnResponse) -> Option<KeyValue> {
+    response.op_responses().into_iter().find_map(|answer| match answer {
+        TxnOpResponse::Get(got) => got.kvs().first().cloned(),
+        TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
+    })
+}

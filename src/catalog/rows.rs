@@ -1,0 +1,102 @@
+//! Single rows put into a view: how an engine that shares its store hears of what others wrote.
+//!
+//! Pure. Rows of one volume may come in another order than they were written, where this process's own are known
+//! before those of others: what a row says is put in as it is, and what has no volume any more is passed over.
+
+use std::sync::Arc;
+
+use super::rules::{Write, ordered};
+use super::view::{Host, View, Volume};
+use crate::host::name::HostName;
+use crate::volume::mounts::Mount;
+use crate::volume::name::{VolumeId, VolumeName};
+
+impl View {
+    /// Puts a row in, or takes it out. Mounts and whether it is visible are a volume's own rows, and stay.
+    pub(super) fn put(&mut self, write: Write) {
+        match write {
+            Write::Volume(name, Some(record)) => self.put_volume(name, &record),
+            Write::Volume(name, None) => {
+                if let Some(volume) = self.volumes.remove(&name) {
+                    volume.mounts.iter().for_each(|mount| self.count_out(mount));
+                }
+            }
+            Write::Mount(key, mount) => {
+                let Some(volume) = self.volumes.get(&key.volume) else { return };
+                let mut volume = Volume::clone(volume);
+                let same = |known: &Mount| {
+                    known.host == key.host && known.id == key.id && known.activation == key.activation
+                };
+                let before = volume.mounts.release(same);
+                before.iter().for_each(|mount| self.count_out(mount));
+                if let Some(mount) = mount {
+                    self.count_in(&mount);
+                    volume.mounts.put(mount);
+                    volume.mounts = ordered(volume.mounts);
+                }
+                self.volumes.insert(key.volume, Arc::new(volume));
+            }
+            Write::Removed(id, Some(removed)) => {
+                self.trash.insert(id, removed);
+            }
+            Write::Removed(id, None) => {
+                self.trash.remove(&id);
+            }
+            Write::Host(name, host) => self.put_host(name, host),
+            Write::Backend(name, Some(backend)) => {
+                self.backends.insert(name, backend);
+            }
+            Write::Backend(name, None) => {
+                self.backends.remove(&name);
+            }
+        }
+    }
+
+    /// Shows or hides a volume.
+    pub(super) fn set_visible(&mut self, name: &VolumeName, id: VolumeId, visible: bool) {
+        let Some(volume) = self.volumes.get(name) else { return };
+        if volume.id == id && volume.visible != visible {
+            let volume = Arc::new(Volume { visible, ..Volume::clone(volume) });
+            self.volumes.insert(name.clone(), volume);
+        }
+    }
+
+    fn put_volume(&mut self, name: VolumeName, record: &Volume) {
+        let mut volume = Volume::clone(record);
+        match self.volumes.get(&name).filter(|known| known.id == volume.id) {
+            Some(known) => {
+                volume.mounts = known.mounts.clone();
+                volume.visible = known.visible;
+            }
+            None => volume.mounts = Default::default(),
+        }
+        if let Some(before) = self.volumes.insert(name, Arc::new(volume))
+            && before.id != record.id
+        {
+            before.mounts.iter().for_each(|mount| self.count_out(mount));
+        }
+    }
+
+    fn put_host(&mut self, name: HostName, host: Arc<Host>) {
+        if host.activation > self.activation(&name) {
+            // What is counted under the new one comes after it.
+            self.live.remove(&name);
+        }
+        self.hosts.insert(name, host);
+    }
+
+    fn count_in(&mut self, mount: &Mount) {
+        if mount.activation == self.activation(&mount.host) {
+            *self.live.entry(mount.host.clone()).or_default() += 1;
+        }
+    }
+
+    fn count_out(&mut self, mount: &Mount) {
+        self.died(mount);
+    }
+}
+
+/// Whether what is known of a host's certificates differs.
+pub(super) fn other_certificates(one: Option<&Arc<Host>>, other: &Host) -> bool {
+    one.is_none_or(|one| one.certificates != other.certificates || one.revoked_at != other.revoked_at)
+}

@@ -1,0 +1,99 @@
+//! What a change was decided by: the rows that the rules looked at, so that an engine which shares its store with
+//! others can make the decision hold only while they are as they were.
+//!
+//! Pure. Two views that agree on the premises of a change decide it alike and write the same; that is tested with
+//! random views beside the rules.
+
+use super::{MountKey, RowKey};
+use crate::catalog::Change;
+use crate::catalog::view::View;
+use crate::host::name::HostName;
+use crate::volume::mounts::Activation;
+use crate::volume::name::{MountId, VolumeName};
+
+/// Something that a decision stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Premise {
+    /// The row is as the view has it; or, where the view has none, there is none.
+    Same(RowKey),
+    /// Nobody mounts the volume.
+    Unused(VolumeName),
+    /// No host but this one mounts the volume.
+    UnusedByOthers(VolumeName, HostName),
+    /// No backend was added or changed.
+    SameBackends,
+}
+
+impl View {
+    /// What the decision of a change by this view stands on. Only for a change that this view does not refuse: a
+    /// refusal is told by a view that is known to be fresh.
+    #[must_use]
+    pub fn premises(&self, change: &Change) -> Vec<Premise> {
+        let volume = |name: &VolumeName| Premise::Same(RowKey::Volume(name.clone()));
+        let host = |name: &HostName| Premise::Same(RowKey::Host(name.clone()));
+        match change {
+            Change::Insert(inserted) => vec![volume(&inserted.name)],
+            Change::Publish(name, _) | Change::Withdraw(name, _) => vec![volume(name)],
+            Change::Remove { name, id, .. } => {
+                vec![volume(name), Premise::Unused(name.clone()), Premise::Same(RowKey::Removed(*id))]
+            }
+            Change::Unrestore { name, id, .. } => vec![volume(name), Premise::Same(RowKey::Removed(*id))],
+            Change::Restore(id) => {
+                let name = self.trash.get(id).map(|removed| volume(&removed.volume.name));
+                [Premise::Same(RowKey::Removed(*id))].into_iter().chain(name).collect()
+            }
+            Change::Expire(id) | Change::Forget(id) => vec![Premise::Same(RowKey::Removed(*id))],
+            Change::Mount { name, host: by, id, .. } => {
+                let mut premises = vec![volume(name), host(by)];
+                premises.push(mount(name, by, id, self.activation(by)));
+                if self.volumes.get(name).is_some_and(|volume| volume.options.is_exclusive()) {
+                    premises.push(Premise::UnusedByOthers(name.clone(), by.clone()));
+                }
+                premises
+            }
+            // Entries of activations between the one that is taken and the present one are known: whoever knows an
+            // activation knows all that was counted before it began.
+            Change::Unmount { name, host: by, id, meant: _ } => {
+                let mut premises = vec![volume(name), host(by), mount(name, by, id, self.activation(by))];
+                self.entries(name, by, |entry| entry == id, &mut premises);
+                premises
+            }
+            Change::Release { name, host: by, id, .. } => {
+                let mut premises = vec![volume(name), host(by)];
+                self.entries(name, by, |entry| id.as_ref().is_none_or(|id| id == entry), &mut premises);
+                premises
+            }
+            // Whether the present activation has a mount is told by all ledgers: an engine makes its view fresh first.
+            Change::Activate(name)
+            | Change::Issue(name, _)
+            | Change::Revoke(name, _)
+            | Change::Connected(name, _) => vec![host(name)],
+            Change::Seen(hosts) => hosts.iter().map(|(name, _)| host(name)).collect(),
+            Change::Backend(name, _) | Change::Introduce(name, _) => {
+                vec![Premise::Same(RowKey::Backend(name.clone())), Premise::SameBackends]
+            }
+        }
+    }
+
+    /// The rows of a host's mounts of a volume that are not among the premises yet.
+    fn entries(
+        &self,
+        name: &VolumeName,
+        host: &HostName,
+        which: impl Fn(&MountId) -> bool,
+        premises: &mut Vec<Premise>,
+    ) {
+        let Some(volume) = self.volumes.get(name) else { return };
+        for entry in volume.mounts.iter().filter(|entry| entry.host == *host && which(&entry.id)) {
+            let premise = Premise::Same(RowKey::Mount(MountKey::of(name, entry)));
+            if !premises.contains(&premise) {
+                premises.push(premise);
+            }
+        }
+    }
+}
+
+fn mount(volume: &VolumeName, host: &HostName, id: &MountId, activation: Activation) -> Premise {
+    let (volume, host, id) = (volume.clone(), host.clone(), id.clone());
+    Premise::Same(RowKey::Mount(MountKey { volume, host, id, activation }))
+}
