@@ -328,6 +328,20 @@ pub enum OpenError {
     NoEtcd(#[from] NoEtcd),
 }
 
+impl OpenError {
+    /// Whether the configuration is to blame.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => false,
+            #[cfg(feature = "etcd")]
+            Self::Etcd(error) => error.is_configuration(),
+            #[cfg(not(feature = "etcd"))]
+            Self::NoEtcd(_) => true,
+        }
+    }
+}
+
 /// What a shared catalog needs to know of this instance, beside where it lies.
 #[derive(Debug, Clone)]
 pub struct Instance {
