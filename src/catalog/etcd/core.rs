@@ -20,7 +20,7 @@ use super::memory::{Memory, Step};
 use super::order::{Cell, Order, Touch, cells};
 use super::plan::{self, Owner, Planned, Transaction, plan};
 use super::slots::Slots;
-use super::spool::{Entry, Spool};
+use super::spool::{Entry, Spool, What};
 use super::transact::{Attempt, Sent};
 use crate::catalog::{CatalogError, Change, Claimed, Meant, Outcome, Refusal, View};
 use crate::host::name::HostName;
@@ -148,12 +148,10 @@ impl Core {
         let mut attempt = None;
         let done = self.try_until_it_holds(change, &mut attempt).await;
         // Refused by the cluster, such as where its storage is full, nothing of it was done, either.
-        if let (
-            Err(CatalogError::Unreachable { .. } | CatalogError::Write { .. }),
-            Change::Unmount { name, host, id, meant: None },
-        ) = (&done, change)
+        if let (Err(CatalogError::Unreachable { .. } | CatalogError::Write { .. }), Some((host, what))) =
+            (&done, self.can_wait(change))
         {
-            return self.keep_for_later(change, name, host, id, attempt).await;
+            return self.keep_for_later(change, host, what, attempt).await;
         }
         // What was sent may still take effect. An error is answered only once it cannot any more.
         let settled = match attempt {
@@ -174,6 +172,13 @@ impl Core {
         change: &Change,
         attempt: &mut Option<Attempt<'a, Kept>>,
     ) -> Result<Outcome, CatalogError> {
+        // What an engine was answered before comes before what it asks for now.
+        if matches!(change, Change::Mount { .. }) && self.spool.len() > 0 {
+            tokio::select! {
+                () = self.spool.emptied() => {}
+                why = self.health.out_of_reach() => return Err(self.unreachable(why)),
+            }
+        }
         let mut fresh = needs_a_fresh_view(change);
         if fresh {
             self.sync().await?;
@@ -241,20 +246,29 @@ impl Core {
         }
     }
 
-    /// What can be done without the cluster: an Unmount is kept, with what is known of it.
+    /// What of a change can be kept until the cluster is back, because the answer to it is always the same.
+    fn can_wait(&self, change: &Change) -> Option<(HostName, What)> {
+        match change {
+            Change::Unmount { name, host, id, meant: None } => {
+                let view = self.memory.view();
+                let meant = Meant {
+                    volume: view.volumes.get(name).map(|volume| volume.id),
+                    activation: view.activation(host),
+                };
+                Some((host.clone(), What::Unmount { volume: name.clone(), id: id.clone(), meant }))
+            }
+            Change::Activate(host) => Some((host.clone(), What::Activate)),
+            _ => None,
+        }
+    }
+
     async fn keep_for_later(
         &self,
         change: &Change,
-        name: &VolumeName,
-        host: &HostName,
-        id: &MountId,
+        host: HostName,
+        what: What,
         attempt: Option<Attempt<'_, Kept>>,
     ) -> Result<Outcome, CatalogError> {
-        let view = self.memory.view();
-        let meant = Meant {
-            volume: view.volumes.get(name).map(|volume| volume.id),
-            activation: view.activation(host),
-        };
         let sent = match attempt {
             Some(attempt) if attempt.is_uncertain() => Some(attempt.leave()),
             Some(attempt) => {
@@ -263,14 +277,13 @@ impl Core {
             }
             None => None,
         };
-        let entry = Entry { volume: name.clone(), host: host.clone(), id: id.clone(), meant, sent };
-        let outcome = View::clone(&view)
+        let outcome = View::clone(&self.memory.view())
             .apply(change.clone())
             .map_or_else(|_| Outcome::default(), |(outcome, _)| outcome);
-        match self.spool.keep(entry) {
+        match self.spool.keep(Entry { host, what, sent }) {
             Ok(()) => Ok(outcome),
             Err(error) => Err(self.failed(format!(
-                "it is out of reach, and the Unmount cannot be kept in {}: {error}",
+                "it is out of reach, and nothing can be kept in {}: {error}",
                 self.spool.path().display()
             ))),
         }

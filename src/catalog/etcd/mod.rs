@@ -320,11 +320,9 @@ impl Catalog for Etcd {
         match (self.core.health.fault(), self.core.spool.len()) {
             (fault, 0) => fault,
             (Some(fault), kept) => {
-                Some(Arc::new(format!("{fault}; {kept} Unmounts are kept until it is back")))
+                Some(Arc::new(format!("{fault}; {kept} answered requests are kept until it is back")))
             }
-            (None, kept) => {
-                Some(Arc::new(format!("{kept} Unmounts that were answered are not recorded yet")))
-            }
+            (None, kept) => Some(Arc::new(format!("{kept} answered requests are not recorded yet"))),
         }
     }
 
