@@ -354,7 +354,8 @@ fn an_instance_that_is_cut_off_gives_nothing_away_that_others_may_have() {
         host.join(store);
     }
     let etcd = Cluster::single().on(store).start();
-    let fleet = Fleet::of(etcd, 2).on(&[web1, web2]).start();
+    let limit = json!({ "limits": { "request": "12s" } });
+    let fleet = Fleet::of(etcd, 2).on(&[web1, web2]).config(limit).start();
     let mut at = [fleet.client(0, "web1"), fleet.client(1, "web2")];
     for name in ["free", "held", "half"] {
         let exclusive = json!({ "Name": name, "Opts": { "access": "exclusive" } });
