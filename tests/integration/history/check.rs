@@ -83,6 +83,9 @@ pub fn explain(items: &[Item]) -> Result<(), Unexplained> {
     Ok(())
 }
 
+/// What a guess has seen, what it has used up of what may be done, and the guess.
+type Weighed = (BTreeSet<usize>, BTreeSet<usize>, Guess);
+
 /// One way in which everything until now can have happened.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Guess {
@@ -273,8 +276,7 @@ impl<'a> Search<'a> {
     /// Drops the guesses that can do no more than another one: of the same world, having done the same that must be
     /// done, seen no more, and used up no less of what may be done.
     fn best(&self, guesses: Vec<Guess>) -> Vec<Guess> {
-        let mut groups: BTreeMap<(World, Vec<usize>), Vec<(BTreeSet<usize>, BTreeSet<usize>, Guess)>> =
-            BTreeMap::new();
+        let mut groups: BTreeMap<(World, Vec<usize>), Vec<Weighed>> = BTreeMap::new();
         for guess in guesses {
             let of = |wanted: fn(&Item) -> bool| {
                 guess.done.iter().copied().filter(move |at| wanted(&self.items[*at]))

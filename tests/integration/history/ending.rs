@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::generate::VOLUMES;
 use super::model::Access;
-use super::record::{Ending, named, number};
+use super::record::{Ending, Found, named, number};
 use crate::harness::etcd::PREFIX;
 use crate::harness::{Cluster, Daemon};
 
@@ -17,11 +17,8 @@ use crate::harness::{Cluster, Daemon};
 /// was killed is another's to finish when the first one's lease is over, and looked for in rounds.
 pub const QUIET: Duration = Duration::from_secs(60);
 
-/// What an instance tells of one volume.
-type Told = Option<(Access, Vec<(usize, u8, u32)>)>;
-
 /// What an instance tells.
-pub fn told(daemon: &Daemon<'_>) -> BTreeMap<usize, (Access, Vec<(usize, u8, u32)>)> {
+pub fn told(daemon: &Daemon<'_>) -> BTreeMap<usize, Found> {
     let rows = daemon.cli(&["volume", "ls", "--json"]).json();
     let access = |row: &Value| match row["options"]["access"].as_str() {
         None => Access::Unsaid,
@@ -46,7 +43,7 @@ pub fn told(daemon: &Daemon<'_>) -> BTreeMap<usize, (Access, Vec<(usize, u8, u32
 /// The endings that an instance tells of.
 pub fn endings(daemon: &Daemon<'_>, instance: usize, at: u64) -> Vec<Ending> {
     let told = told(daemon);
-    let found = |volume| -> Told { told.get(&volume).cloned() };
+    let found = |volume: usize| told.get(&volume).cloned();
     (0..VOLUMES).map(|volume| Ending { instance, at, volume, found: found(volume) }).collect()
 }
 

@@ -70,12 +70,15 @@ enum Source {
     Ending(usize),
 }
 
+/// When something was answered, when the latest of what was answered until then was asked for, and which record that is.
+type Answered = (u64, u64, usize);
+
 struct Judge<'a> {
     history: &'a History,
     limits: &'a Limits,
     items: BTreeMap<usize, Vec<(Item, Source)>>,
     /// By instance and volume: see [`Judge::note_answers`].
-    answered: BTreeMap<(usize, usize), Vec<(u64, u64, usize)>>,
+    answered: BTreeMap<(usize, usize), Vec<Answered>>,
     /// Which item of its volume a record became.
     placed: BTreeMap<usize, usize>,
     complaints: Vec<String>,

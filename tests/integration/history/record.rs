@@ -101,6 +101,9 @@ pub struct Trouble {
     pub struck: BTreeSet<usize>,
 }
 
+/// How a volume was created, and how often each host mounts it under each ID.
+pub type Found = (Access, Vec<(usize, u8, u32)>);
+
 /// What an instance tells of a volume at the end, when everything works and nobody asks for anything.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ending {
@@ -111,7 +114,7 @@ pub struct Ending {
     /// Of which volume.
     pub volume: usize,
     /// How it was created and how often each host mounts it under each ID; nothing where there is no such volume.
-    pub found: Option<(Access, Vec<(usize, u8, u32)>)>,
+    pub found: Option<Found>,
 }
 
 #[derive(Serialize, Deserialize)]
