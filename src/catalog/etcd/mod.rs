@@ -28,6 +28,7 @@
 //! It must never answer a change that is not durable in the cluster or in the spool, and never take a lost answer for a
 //! transaction that was not made.
 
+mod claims;
 mod core;
 mod error;
 mod fresh;
