@@ -30,7 +30,7 @@ use self::reload::{Asked, Reloader};
 use self::tls::Tls;
 use crate::admin::{self, Admin, Board, Desk, Issuing};
 use crate::backend;
-use crate::catalog::{self, Catalog, Change, Instance};
+use crate::catalog::{self, Catalog, Change, Instance, Location};
 use crate::config::watch::{Unit, Watcher};
 use crate::config::{self, Config, Faults, Loaded, Paths};
 use crate::error::chain;
@@ -73,9 +73,16 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
             "{files} files may be open at most (LimitNOFILE), too few for limits.connections and the rest: {needed}"
         );
     }
-    // The catalog's lock comes first: a second service on the same files ends before it has changed any.
-    let catalog = catalog::open(&loaded.config.catalog, &instance(&loaded.config))?;
-    let tls = Tls::prepare(&loaded.config)?;
+    let open = || catalog::open(&loaded.config.catalog, &instance(&loaded.config));
+    let (catalog, tls) = match &loaded.config.catalog {
+        // Its lock comes first: a second service on the same files ends before it has changed any.
+        Location::Sqlite(_) => (open()?, Tls::prepare(&loaded.config)?),
+        // It may be long in answering, and what is wrong with the certificates is told before.
+        Location::Etcd(_) => {
+            let tls = Tls::prepare(&loaded.config)?;
+            (open()?, tls)
+        }
+    };
     make_default_backend(paths, &loaded.config)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -98,10 +105,10 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     result
 }
 
-/// Reads and checks the configuration, with the one check that needs our certificates.
+/// Reads and checks the configuration, with the checks that need our certificates.
 pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
     let loaded = config::load(paths, file)?;
-    match tls::fault_of_client_ca(&loaded) {
+    match tls::fault_of_client_ca(&loaded).or_else(|| tls::fault_of_shared_ca(&loaded)) {
         Some(fault) => Err(Faults::from(fault)),
         None => Ok(loaded),
     }

@@ -14,9 +14,10 @@
 //! swap`. The command line is a client of [`admin`] and knows nothing of the inside; [`doctor`] looks at a host from
 //! outside as its engine does, and asks only what any client may ask.
 //!
-//! The modules `volume::{name, mounts, options}`, `backend::name` and `host::{name, right, mountpoints}` are
-//! vocabulary: types without behaviour beyond their own rules, which every room may use, like the words of [`error`]
-//! and the care of [`files`] and the names of [`step`]. `tests/integration/layout.rs` checks each `use crate::` against this page.
+//! The modules `volume::{name, mounts, options}`, `backend::name`, `catalog::location` and `host::{name, right,
+//! mountpoints}` are vocabulary: types without behaviour beyond their own rules, which every room may use, like the
+//! words of [`error`], the care of [`files`] and the names of [`step`]. `tests/integration/layout.rs` checks each `use
+//! crate::` against this page.
 //!
 //! # The promises
 //!

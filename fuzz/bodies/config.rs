@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use jsonschema::Validator;
 use serde_json::Value;
 use tempfile::TempDir;
-use volhost::catalog::Location;
+use volhost::catalog::{Credentials, Location};
 use volhost::config::{self, Advertise, Config, HostPattern, Listen, Paths};
 use volhost::host::name::HostName;
 
@@ -101,7 +101,17 @@ fn is_checked(config: &Config, paths: &Paths) {
     if let Location::Etcd(_) = &config.catalog {
         assert_eq!(Location::parse(&config.catalog.to_string()).as_ref(), Ok(&config.catalog));
     }
+    let Credentials { ca, cert, key, user, password_file } = &config.etcd;
+    assert!([ca, cert, key, password_file].into_iter().flatten().all(|path| path.is_absolute()));
+    assert!(
+        cert.is_some() == key.is_some() && (cert.is_none() || ca.is_some()),
+        "a certificate that nobody sees"
+    );
+    assert!(user.is_some() == password_file.is_some() && user.as_deref() != Some(""));
+    let given = config.etcd != Credentials::default();
+    assert!(!given || matches!(config.catalog, Location::Etcd(_)), "credentials for nobody");
     assert_eq!(config.pki, paths.pki(), "a file has moved the keys");
+    assert_eq!(config.spool, paths.spool(), "a file has moved what was answered");
     let directories: Vec<_> = config.backends.values().map(|backend| &*backend.path).collect();
     for (at, directory) in directories.iter().enumerate() {
         assert!(is_plain(directory), "{}", directory.display());

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::spec::server_names;
 use crate::config::Config;
 use crate::host::name::{HostName, InvalidHostName};
-pub use crate::pki::{Installed, Request, SignedElsewhere};
+pub use crate::pki::{Installed, MadeCa, Request, SignedElsewhere};
 use crate::pki::{InvalidServerName, IssuedHost, Pki, PkiError, ServerName};
 
 /// Why there is no request and no certificate.
@@ -37,6 +37,14 @@ pub enum Signed {
     Server(SignedElsewhere),
     /// A host's.
     Host(Box<IssuedHost>),
+}
+
+/// Makes the CA where there is none: by hand, where no instance makes it by itself.
+pub fn init(config: &Config) -> Result<MadeCa, CertificatesError> {
+    if config.tls.server.is_some() && config.tls.client_ca.is_some() {
+        return Err(CertificatesError::NotOurs);
+    }
+    Ok(Pki::new(&config.pki).init()?)
 }
 
 /// A request (PEM) for one of this machine's certificates; the server's also for names that the configuration does not

@@ -77,9 +77,12 @@ impl ServeError {
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
+            #[cfg(not(feature = "etcd"))]
+            Self::Open(catalog::OpenError::NoEtcd(_)) => true,
             Self::Configuration(_)
             | Self::Tls { .. }
             | Self::Authority { .. }
+            | Self::Pki(PkiError::NoCaGiven { .. })
             | Self::Bind(BindError::Inherited { .. }) => true,
             Self::Read { .. }
             | Self::Pki(_)

@@ -11,10 +11,11 @@ use time::OffsetDateTime;
 
 use super::ServeError;
 use super::spec::server_names;
+use crate::catalog::Location;
 use crate::config::watch::Seen;
 use crate::config::{Config, Fault, KeyPair, Listen, Loaded, TlsFiles};
 use crate::error::chain;
-use crate::pki::{self, Issued, Pki, PkiError};
+use crate::pki::{self, Issued, Lacking, Pki, PkiError};
 use crate::transport::tls::{Source, State};
 
 /// The certificates in force, and where they come from.
@@ -210,18 +211,31 @@ impl Files {
     }
 }
 
-/// Makes our own certificates where they are missing or old, unless the administrator's take the place of all.
+/// Makes our own certificates where they are missing or old, unless the administrator's take the place of all. No
+/// authority, where the catalog is shared.
 fn ensure(pki: &Pki, config: &Config) -> Result<Option<Issued>, PkiError> {
-    if config.tls.server.is_some() && config.tls.client_ca.is_some() {
+    if !needs_own(config) {
         return Ok(None);
     }
-    let ensured = pki.ensure(&config.node, &server_names(config))?;
+    let names = server_names(config);
+    let ensured = match &config.catalog {
+        Location::Sqlite(_) => pki.ensure(&config.node, &names)?,
+        // The hosts that one instance lets join are let in by all of them.
+        Location::Etcd(_) => pki.ensure_of_given_ca(&config.node, &names)?,
+    };
     if ensured.ca_made {
         log::info!("made an authority and certificates in {}", pki.dir().display());
     } else if ensured.server_renewed {
         log::info!("made the server's certificate in {} anew", pki.dir().display());
     }
     Ok(ensured.client)
+}
+
+/// Whether something is served with certificates of our own making.
+fn needs_own(config: &Config) -> bool {
+    let TlsFiles { server, client_ca, crl: _ } = &config.tls;
+    let served = config.listen.iter().any(|listen| matches!(listen, Listen::Https(_)));
+    served && (server.is_none() || client_ca.is_none())
 }
 
 fn is_ours(config: &Config, pki: &Pki, contents: &Contents) -> bool {
@@ -250,9 +264,28 @@ pub(super) fn fault_of_client_ca(loaded: &Loaded) -> Option<Fault> {
     if config.hosts.is_some() || !served || !own.exists() || is_ours(&own) {
         return None;
     }
+    Some(fault_of(loaded, "hosts", &ServeError::Authority { path: own }))
+}
+
+/// The fault of a configuration whose catalog is shared, while what all instances must have in common is not here.
+pub(super) fn fault_of_shared_ca(loaded: &Loaded) -> Option<Fault> {
+    let config = &loaded.config;
+    if matches!(config.catalog, Location::Sqlite(_)) || !needs_own(config) {
+        return None;
+    }
+    let error = match Pki::new(&config.pki).lacking()? {
+        Lacking::Ca => PkiError::NoCaGiven { pki: config.pki.clone() },
+        Lacking::Signed(missing) => {
+            PkiError::NotSigned { pki: config.pki.clone(), node: config.node.clone(), missing }
+        }
+    };
+    Some(fault_of(loaded, "tls", &error))
+}
+
+/// A fault that no place in the file has.
+fn fault_of(loaded: &Loaded, field: &str, error: &dyn std::error::Error) -> Fault {
     let file = loaded.files.first().map(|seen| seen.path().to_owned()).unwrap_or_default();
-    let what = ServeError::Authority { path: own }.to_string();
-    Some(Fault { file, line: 0, column: 0, field: "hosts".into(), what, hint: None })
+    Fault { file, line: 0, column: 0, field: field.into(), what: error.to_string(), hint: None }
 }
 
 fn read(path: impl AsRef<Path>) -> Result<Vec<u8>, ServeError> {
@@ -263,4 +296,38 @@ fn read(path: impl AsRef<Path>) -> Result<Vec<u8>, ServeError> {
 /// An error in one line for the board.
 pub(super) fn worded(error: &ServeError) -> String {
     chain(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Paths;
+
+    #[test]
+    fn of_a_shared_catalog_neither_a_start_nor_a_reload_makes_a_ca() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::new(Some(root.path()), true, |_| None).unwrap();
+        let mut config = crate::config::load(&paths, None).unwrap().config;
+        config.catalog = Location::parse("etcd://127.0.0.1:1/volhost").unwrap();
+        let pki = Pki::new(&config.pki);
+        let refused = Tls::prepare(&config).err().unwrap();
+        assert!(refused.is_configuration(), "{refused}");
+        assert!(matches!(refused, ServeError::Pki(PkiError::NoCaGiven { .. })), "{refused}");
+        assert!(!pki.ca().cert.exists() && !pki.ca().key.exists());
+
+        pki.init().unwrap();
+        let mut tls = Tls::prepare(&config).unwrap();
+        assert!(tls.is_ours() && tls.trusts_ours_only());
+        tls.reload(&config).unwrap();
+        for file in std::fs::read_dir(pki.dir()).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        let refused = tls.reload(&config).unwrap_err();
+        assert!(matches!(refused, ServeError::Pki(PkiError::NoCaGiven { .. })), "{refused}");
+        assert!(!pki.ca().cert.exists());
+        // A catalog of its own is another matter.
+        config.catalog = Location::Sqlite(paths.catalog());
+        Tls::prepare(&config).unwrap();
+        assert!(pki.ca().cert.exists());
+    }
 }

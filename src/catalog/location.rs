@@ -25,6 +25,14 @@ pub struct Cluster {
     pub prefix: String,
 }
 
+/// That a catalog needs what this program was built without.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this volhost was built without etcd, which the catalog {0} needs: install one that was built with it, by `cargo \
+     build --release --features etcd`"
+)]
+pub struct NoEtcd(pub Cluster);
+
 /// By what an etcd cluster lets this instance in: the configuration's `etcd`. All paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Credentials {

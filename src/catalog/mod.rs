@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use self::location::{Cluster, Credentials, InvalidLocation, Location};
+pub use self::location::{Cluster, Credentials, InvalidLocation, Location, NoEtcd};
 pub use self::rules::{MountKey, Premise, RowKey, Write};
 pub use self::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
 use crate::backend::name::BackendName;
@@ -324,11 +324,8 @@ pub enum OpenError {
     Etcd(#[from] etcd::OpenError),
     /// The configuration names an engine that this program was built without.
     #[cfg(not(feature = "etcd"))]
-    #[error(
-        "this volhost was built without etcd, which the catalog {0} needs: install one that was built with it, by \
-         `cargo build --release --features etcd`"
-    )]
-    NoEtcd(Cluster),
+    #[error(transparent)]
+    NoEtcd(#[from] NoEtcd),
 }
 
 /// What a shared catalog needs to know of this instance, beside where it lies.
@@ -352,7 +349,7 @@ pub fn open(location: &Location, instance: &Instance) -> Result<Arc<dyn Catalog>
         #[cfg(not(feature = "etcd"))]
         Location::Etcd(cluster) => {
             let Instance { node: _, credentials: _, spool: _ } = instance;
-            Err(OpenError::NoEtcd(cluster.clone()))
+            Err(NoEtcd(cluster.clone()).into())
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use clap::builder::Resettable;
 use clap::{Args, CommandFactory as _};
 use clap_mangen::Man as Page;
 use clap_mangen::roff::{Roff, roman};
@@ -60,7 +61,8 @@ fn write(dir: &Path, pages: &[(String, Vec<u8>)]) -> Result<Vec<PathBuf>, ManErr
 
 /// Every page with the name of its file, the main one first.
 fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
-    let mut command = Cli::command().disable_help_subcommand(true);
+    // The manual is the same, however the program was built.
+    let mut command = Cli::command().disable_help_subcommand(true).long_version(Resettable::Reset);
     command.build();
     let mut pages = Vec::new();
     add(&command, "volhost", &mut pages)?;

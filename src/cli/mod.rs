@@ -49,6 +49,7 @@ mod volume;
 /// Directories on local or shared storage as volumes for every Docker host
 #[derive(Debug, Parser)]
 #[command(name = "volhost", version, arg_required_else_help = true, max_term_width = 100, after_help = EXAMPLES)]
+#[cfg_attr(feature = "etcd", command(long_version = concat!(env!("CARGO_PKG_VERSION"), " (with etcd)")))]
 struct Cli {
     #[command(flatten)]
     global: Global,

@@ -1,4 +1,4 @@
-//! `pki rollover start|status|finish|abort`, and `pki csr|sign|install`: the CA behind all certificates.
+//! `pki init`, `pki rollover start|status|finish|abort`, and `pki csr|sign|install`: the CA behind all certificates.
 //!
 //! A rollover is the running service's to do, which knows its hosts. Requests and certificates are files, and need none.
 
@@ -7,21 +7,27 @@ use std::path::{Path, PathBuf};
 use super::table::{Listing, mark, or_dash, printable};
 use super::{Error, Shell, output};
 use crate::admin::wire::{Ca, Nothing, Rollover as Told, RolloverEnd, RolloverEnded, RolloverHost, verb};
-use crate::app::certificates::{self, Installed, Request, Signed, SignedElsewhere};
+use crate::app::certificates::{self, Installed, MadeCa, Request, Signed, SignedElsewhere};
 use crate::config::{self, Config, Paths};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
-/// Replace the CA, and have certificates signed where its key is kept
+/// Make and replace the CA, and have certificates signed where its key is kept
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
+  volhost pki init                          Make the CA of several instances, on the first
   volhost pki rollover start                Trust a new CA beside the old one
   volhost pki rollover status               See which hosts have moved to it
   volhost pki csr server -o server.csr      Ask for a certificate where the CA's key is not
   volhost pki sign server.csr -o server.crt Sign it where it is
   volhost pki install server.crt            And put it in force")]
 pub(super) enum Pki {
+    /// Make the CA by hand, for the first of several instances that share a catalog
+    ///
+    /// Only there it is needed: an instance with a catalog of its own makes its CA by itself. The others are given ca.crt,
+    /// and ca.key where they shall sign, too. Refused where there is a CA.
+    Init,
     #[command(subcommand)]
     Rollover(Rollover),
     Csr(Csr),
@@ -126,6 +132,7 @@ pub(super) struct Install {
 
 pub(super) fn run(command: Pki, shell: &mut Shell<'_>) -> Result<(), Error> {
     match command {
+        Pki::Init => init(shell),
         Pki::Rollover(Rollover::Start) => {
             let told: Told = shell.client()?.ask(verb::ROLLOVER_START, &Nothing {})?;
             tell(&told, shell)
@@ -203,6 +210,15 @@ fn end(verb: &str, &End { force, yes }: &End, shell: &mut Shell<'_>) -> Result<(
         shell.line(&printable(&format!("shut out: {}", shut_out.join(", "))))?;
     }
     Ok(())
+}
+
+fn init(shell: &mut Shell<'_>) -> Result<(), Error> {
+    let MadeCa { path, info } = certificates::init(&configured(shell)?)?;
+    let (file, expires) = (path.display().to_string(), output::written(info.not_after));
+    if shell.global.json {
+        return shell.json(&json!({ "file": file, "name": info.subject, "expires": expires }));
+    }
+    shell.line(&printable(&format!("{file}: {}, until {expires}", info.subject)))
 }
 
 fn csr(Csr { which, names, output, force }: &Csr, shell: &mut Shell<'_>) -> Result<(), Error> {

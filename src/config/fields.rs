@@ -52,6 +52,8 @@ pub enum Takes {
 pub enum Text {
     /// Any.
     Any,
+    /// Any that is not empty.
+    NotEmpty,
     /// A plugin's name.
     PluginName,
     /// A host's name.
@@ -136,9 +138,16 @@ pub const CONFIG: &[Field] = &[
         "catalog",
         Takes::Text(Text::Catalog),
         "`\"sqlite:/var/lib/volhost/catalog.db\"`",
-        "the catalog's file, on a local file system",
+        "`sqlite:/PATH`, a file on a local file system; or `etcd://HOST:PORT,HOST:PORT,HOST:PORT/PREFIX`, shared",
         "restart",
     ),
+    or_null(field(
+        "etcd",
+        Takes::Object(ETCD),
+        "`null`: plain text, no user",
+        "by what the etcd cluster of `catalog` lets volhost in",
+        "restart",
+    )),
     field(
         "backends",
         Takes::Text(Text::Path),
@@ -157,7 +166,6 @@ pub const CONFIG: &[Field] = &[
     field("limits", Takes::Object(LIMITS), "`{}`", "what is too much and what takes too long", "reload"),
     or_null(field("metrics", Takes::Nothing, "", "refused by this version", "")),
     or_null(field("audit", Takes::Nothing, "", "refused by this version", "")),
-    or_null(field("etcd", Takes::Nothing, "", "refused by this version", "")),
     field(
         "$schema",
         Takes::Text(Text::Any),
@@ -198,6 +206,43 @@ pub const TLS: &[Field] = &[
         "reload",
     )),
 ];
+
+/// Those of `etcd`. What stands in the files is followed by whoever talks to the cluster, so that a certificate and a
+/// password can be replaced while volhost serves.
+pub const ETCD: &[Field] = &[
+    or_null(field(
+        "ca",
+        Takes::Text(Text::Path),
+        "none: plain text",
+        "the CAs that sign the members' certificates (PEM); members are called by TLS",
+        FOLLOWED,
+    )),
+    or_null(field(
+        "cert",
+        Takes::Text(Text::Path),
+        "none",
+        "volhost's certificate chain for the members (PEM); only together with `key` and `ca`",
+        FOLLOWED,
+    )),
+    or_null(field("key", Takes::Text(Text::Path), "none", "its private key (PEM, not encrypted)", FOLLOWED)),
+    or_null(field(
+        "user",
+        Takes::Text(Text::NotEmpty),
+        "none",
+        "the user of etcd's own authentication; only together with `password_file`",
+        "restart",
+    )),
+    or_null(field(
+        "password_file",
+        Takes::Text(Text::Path),
+        "none",
+        "the file that has the user's password in its first line",
+        FOLLOWED,
+    )),
+];
+
+/// How a change of a file comes into force whose path only a restart changes.
+const FOLLOWED: &str = "restart; the file is followed";
 
 /// Those of `spec`.
 pub const SPEC: &[Field] = &[

@@ -20,21 +20,23 @@ pub(super) struct Surroundings {
     pub(super) hostname: String,
     /// Who owns new volumes when the map does not say.
     pub(super) owner: Owner,
+    /// Whether this program was built with etcd's client.
+    pub(super) etcd: bool,
 }
 
 impl Surroundings {
-    fn here(paths: &Paths) -> Self {
+    pub(super) fn here(paths: &Paths) -> Self {
         let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         let owner = match uid.is_root() {
             true => Owner { uid: 0, gid: 0 },
             false => Owner { uid: uid.as_raw(), gid: gid.as_raw() },
         };
-        Self { paths: paths.clone(), hostname, owner }
+        Self { paths: paths.clone(), hostname, owner, etcd: cfg!(feature = "etcd") }
     }
 }
 
-/// Whether a TLS file that the configuration names must be there.
+/// Whether a file of keys, certificates or a password that the configuration names must be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TlsFilesMust {
     /// A missing one is a fault.

@@ -9,6 +9,7 @@
 
 pub mod address;
 mod backends;
+mod catalog;
 mod directories;
 pub mod fault;
 pub mod fields;

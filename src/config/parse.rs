@@ -9,10 +9,12 @@ use std::time::Duration;
 use super::address::{self, Advertise, Listen};
 use super::json::Source;
 use super::load::{Surroundings, TlsFilesMust};
-use super::node::{Node, quoted};
-use super::{Config, Fault, HostPattern, KeyPair, Limits, Scope, SpecFormat, SpecSettings, TlsFiles, fields};
+use super::node::{Members, Node, quoted};
+use super::{
+    Config, Fault, HostPattern, KeyPair, Limits, Scope, SpecFormat, SpecSettings, TlsFiles, catalog, fields,
+};
 use crate::backend::name::BackendName;
-use crate::catalog::location::{Credentials, Location};
+use crate::catalog::location::Location;
 use crate::host::name::HostName;
 use crate::host::right::{Listed, Right, Rule};
 
@@ -84,6 +86,15 @@ impl Draft {
             None => (paths.map(), None),
         };
 
+        // Not known, where the field has a fault: then nothing is said of what does not go with it.
+        let catalog = match fields.take("catalog") {
+            Some(node) => catalog::location(&node, around.etcd),
+            None => Some(Location::Sqlite(paths.catalog())),
+        };
+        let etcd = fields.take("etcd").filter(|node| !node.is_null());
+        let etcd =
+            etcd.map(|node| catalog::credentials(&node, catalog.as_ref(), tls_files)).unwrap_or_default();
+
         let config = Config {
             name: fields
                 .take("name")
@@ -98,11 +109,8 @@ impl Draft {
             tls,
             pki: paths.pki(),
             spec,
-            catalog: fields
-                .take("catalog")
-                .and_then(|node| catalog(&node))
-                .unwrap_or_else(|| Location::Sqlite(paths.catalog())),
-            etcd: Credentials::default(),
+            catalog: catalog.unwrap_or_else(|| Location::Sqlite(paths.catalog())),
+            etcd,
             spool: paths.spool(),
             map,
             backends: Default::default(),
@@ -188,18 +196,7 @@ fn advertise(node: &Node<'_>) -> Option<Advertise> {
 fn tls(node: &Node<'_>, files: TlsFilesMust, client_ca_place: &mut Option<Fault>) -> TlsFiles {
     let takes = "an object with \"cert\", \"key\", \"client_ca\" and \"crl\"";
     let mut members = node.members(fields::TLS, takes).unwrap_or_default();
-    let mut file = |name: &str| {
-        let node = members.take(name).filter(|node| !node.is_null())?;
-        let path = node.path("a path");
-        if let Some(path) = path.as_deref().filter(|_| files == TlsFilesMust::Exist) {
-            match std::fs::metadata(path) {
-                Ok(found) if found.is_file() => {}
-                Ok(_) => node.fault(format!("{} is no file", path.display())),
-                Err(error) => node.fault(format!("{} cannot be read: {error}", path.display())),
-            }
-        }
-        Some((node, path))
-    };
+    let mut file = |name: &str| file(&mut members, name, files);
     let server = match (file("cert"), file("key")) {
         (Some((_, cert)), Some((_, key))) => cert.zip(key).map(|(cert, key)| KeyPair { cert, key }),
         (Some(_), None) => {
@@ -217,6 +214,24 @@ fn tls(node: &Node<'_>, files: TlsFilesMust, client_ca_place: &mut Option<Fault>
         path
     });
     TlsFiles { server, client_ca, crl: file("crl").and_then(|(_, path)| path) }
+}
+
+/// A member that names a file, if it was given: its value, and its path if that is one.
+pub(super) fn file<'a>(
+    members: &mut Members<'a>,
+    name: &str,
+    files: TlsFilesMust,
+) -> Option<(Node<'a>, Option<PathBuf>)> {
+    let node = members.take(name).filter(|node| !node.is_null())?;
+    let path = node.path("a path");
+    if let Some(path) = path.as_deref().filter(|_| files == TlsFilesMust::Exist) {
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => node.fault(format!("{} is no file", path.display())),
+            Err(error) => node.fault(format!("{} cannot be read: {error}", path.display())),
+        }
+    }
+    Some((node, path))
 }
 
 fn spec(
@@ -247,39 +262,6 @@ fn spec(
         Some(format)
     });
     Some(SpecSettings { dir, format })
-}
-
-fn catalog(node: &Node<'_>) -> Option<Location> {
-    let text = node.string("the catalog's address, such as \"sqlite:/var/lib/volhost/catalog.db\"")?;
-    let takes = "it takes sqlite:/PATH or etcd://HOST:PORT,HOST:PORT,HOST:PORT/PREFIX";
-    match text.split_once(':') {
-        Some(("sqlite", path)) if path.starts_with('/') && !path.starts_with("//") => {
-            node.absolute(path).map(Location::Sqlite)
-        }
-        Some(("sqlite", path)) => {
-            let meant = path.trim_start_matches('/');
-            let hint = path.starts_with("//").then(|| format!("did you mean \"sqlite:/{meant}\"?"));
-            node.fault_with(format!("{} is no absolute path: {takes}", quoted(path)), hint);
-            None
-        }
-        Some(("etcd", _)) => match Location::parse(text) {
-            Ok(location) => Some(location),
-            Err(error) => {
-                node.fault(error.to_string());
-                None
-            }
-        },
-        scheme => {
-            let near = match scheme {
-                None if text.starts_with('/') => Some(format!("did you mean \"sqlite:{text}\"?")),
-                None => None,
-                Some((scheme, _)) => crate::error::nearest(scheme, ["sqlite", "etcd"])
-                    .map(|near| format!("did you mean {near:?}?")),
-            };
-            node.fault_with(format!("{} is no catalog: {takes}", quoted(text)), near);
-            None
-        }
-    }
 }
 
 fn hosts(node: &Node<'_>) -> Listed {

@@ -146,6 +146,7 @@ mod tests {
         assert_eq!(paths.pki(), Path::new("/etc/volhost/pki"));
         assert_eq!(paths.catalog(), Path::new("/var/lib/volhost/catalog.db"));
         assert_eq!(paths.volumes(), Path::new("/var/lib/volhost/volumes"));
+        assert_eq!(paths.spool(), Path::new("/var/lib/volhost/spool"));
         assert_eq!(paths.admin(), Path::new("/run/volhost/admin.sock"));
         assert_eq!(paths.spec, Path::new("/etc/docker/plugins"));
     }

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::backends::Owner;
 use super::load::{self, Surroundings, TlsFilesMust};
 use super::*;
+use crate::catalog::location::Cluster;
 use crate::host::right::{Right, Rule};
 
 mod schema;
@@ -30,7 +31,7 @@ impl Place {
         let paths = Paths::new(Some(dir.path()), true, |_| None).unwrap();
         fs::create_dir_all(&paths.etc).unwrap();
         let owner = Owner { uid: 12, gid: 34 };
-        Self { dir, around: Surroundings { paths, hostname: "here".into(), owner } }
+        Self { dir, around: Surroundings { paths, hostname: "here".into(), owner, etcd: true } }
     }
 
     fn with(config: &str, map: &str) -> Self {
@@ -127,7 +128,17 @@ fn the_full_sample_is_read() {
     assert_eq!(config.tls.server.unwrap().key, Path::new("/etc/volhost/tls/server.key"));
     assert_eq!(config.tls.crl.as_deref(), Some(Path::new("/etc/volhost/tls/crl.pem")));
     assert_eq!(config.spec.unwrap().format, Some(SpecFormat::Json));
-    assert_eq!(config.catalog, Location::Sqlite("/var/lib/volhost/catalog.db".into()));
+    let catalog = "etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/volhost";
+    assert_eq!(config.catalog.to_string(), catalog);
+    let file = |name: &str| Some(Path::new("/etc/volhost/etcd").join(name));
+    let etcd = Credentials {
+        ca: file("ca.crt"),
+        cert: file("client.crt"),
+        key: file("client.key"),
+        user: Some("volhost".into()),
+        password_file: file("password"),
+    };
+    assert_eq!(config.etcd, etcd);
     assert_eq!(config.limits.request, Duration::from_secs(90));
     let Listed { named, rest } = config.hosts.unwrap();
     let web1 = &named[&HostName::parse("web1").unwrap()];
@@ -191,7 +202,7 @@ fn a_spurious_key_is_refused_in_every_object() {
     let (config, map) = (sample("full/volhost.json"), sample("full/backends.json"));
     let parsed = [&config, &map].map(|text| serde_json::from_str::<Value>(text).unwrap());
     let configs = with_a_spurious_key(&parsed[0]);
-    assert_eq!(configs.len(), 8, "the sample has fewer objects than the configuration");
+    assert_eq!(configs.len(), 9, "the sample has fewer objects than the configuration");
     for changed in configs {
         let faults = Place::with(&changed.to_string(), &map).faults();
         assert!(faults.len() == 1 && faults[0].contains("spurious:"), "{changed}: {faults:?}");
@@ -279,13 +290,29 @@ fn depth_and_size_cost_nothing() {
 
 #[test]
 fn fields_that_are_not_served_yet_are_refused() {
-    let text = r#"{"metrics": "http://127.0.0.1:1", "audit": "/a", "etcd": {"endpoints": []}}"#;
+    let text = r#"{"metrics": "http://127.0.0.1:1", "audit": "/a"}"#;
     let faults = config_faults(text);
-    assert_eq!(faults.len(), 3, "{faults:?}");
+    assert_eq!(faults.len(), 2, "{faults:?}");
     assert!(faults.iter().all(|fault| fault.contains("is not supported by this version")), "{faults:?}");
     assert!(
-        config_faults(r#"{"metrics": null, "audit": null, "hosts": null, "advertise": null}"#).is_empty()
+        config_faults(r#"{"metrics": null, "audit": null, "hosts": null, "advertise": null, "etcd": null}"#)
+            .is_empty()
     );
+}
+
+#[test]
+fn a_catalog_in_etcd_is_refused_where_the_program_was_built_without_it() {
+    let mut place = Place::with(r#"{"catalog": "etcd://a:1,b:2/store", "etcd": {}}"#, "{}");
+    assert_eq!(place.faults(), [""; 0]);
+    place.around.etcd = false;
+    assert_eq!(
+        place.faults(),
+        [
+            "volhost.json:1:13: catalog: this volhost was built without etcd, which the catalog etcd://a:1,b:2/store \
+          needs: install one that was built with it, by `cargo build --release --features etcd`"
+        ]
+    );
+    assert_eq!(Surroundings::here(&place.around.paths).etcd, cfg!(feature = "etcd"));
 }
 
 #[test]
@@ -315,6 +342,41 @@ fn what_would_go_wrong_together_is_a_fault() {
         (r#"{"hosts": {"web1": {}, "WEB1": {}}}"#, "hosts.WEB1: is given twice"),
         (r#"{"catalog": "/var/x.db"}"#, "(did you mean \"sqlite:/var/x.db\"?)"),
         (r#"{"catalog": "sqlite:x.db"}"#, "catalog: \"x.db\" is no absolute path"),
+        (
+            r#"{"catalog": "etcd://a:1"}"#,
+            "catalog: \"etcd://a:1\" names no catalog: it has no prefix for the catalog's keys",
+        ),
+        (r#"{"etcd": {"ca": "/a"}}"#, "etcd: is for a catalog in etcd, but the catalog is sqlite:/"),
+        (
+            r#"{"etcd": {}, "catalog": "sqlite:/a"}"#,
+            "is sqlite:/a: take it out, or set \"catalog\" to etcd://HOST:PORT,",
+        ),
+        // What is wrong with the catalog is told, and not also that it is none in etcd.
+        (r#"{"etcd": {"ca": "/a"}, "catalog": "etc://a:1/p"}"#, "(did you mean \"etcd\"?)"),
+        (
+            r#"{"catalog": "etcd://a:1/p", "etcd": {"ca": "/a", "cert": "/a"}}"#,
+            "etcd.key: is missing: the certificate in \"cert\" needs its private key",
+        ),
+        (
+            r#"{"catalog": "etcd://a:1/p", "etcd": {"ca": "/a", "key": "/a", "cert": null}}"#,
+            "etcd.cert: is missing: the private key in \"key\" needs its certificate",
+        ),
+        (
+            r#"{"catalog": "etcd://a:1/p", "etcd": {"cert": "/a", "key": "/b"}}"#,
+            "etcd.ca: is missing: without the members' CA they are called in plain text",
+        ),
+        (
+            r#"{"catalog": "etcd://a:1/p", "etcd": {"user": "u"}}"#,
+            "etcd.password_file: is missing: the user in \"user\" is let in by a password",
+        ),
+        (
+            r#"{"catalog": "etcd://a:1/p", "etcd": {"password_file": "/a"}}"#,
+            "etcd.user: is missing: whose password is in \"password_file\" must be said",
+        ),
+        (
+            r#"{"catalog": "etcd://a:1/p", "etcd": {"password_file": "/a", "user": ""}}"#,
+            "etcd.user: is empty",
+        ),
         (
             r#"{"limits": {"request": "500ms"}}"#,
             "limits.request: 500ms is out of range: it takes from 1s to 10min",
@@ -365,6 +427,14 @@ fn files_that_are_named_must_be_there() {
     let told: Vec<_> = rejected.faults.iter().map(|fault| (&*fault.field, &*fault.what)).collect();
     assert!(told[0].0 == "tls.client_ca" && told[0].1.contains("cannot be read: No such file"), "{told:?}");
     assert!(told[1].0 == "tls.crl" && told[1].1.ends_with("is no file"), "{told:?}");
+
+    let etcd = json!({"catalog": "etcd://a:1/p", "etcd": {"ca": place.dir.path(), "user": "u", "password_file": absent}});
+    fs::write(place.around.paths.config(), etcd.to_string()).unwrap();
+    assert_eq!(place.faults(), [""; 0], "a reload leaves these to whoever reads them");
+    let rejected = load::read(&place.around, None, TlsFilesMust::Exist).unwrap_err();
+    let told: Vec<_> = rejected.faults.iter().map(|fault| (&*fault.field, &*fault.what)).collect();
+    assert!(told[0].0 == "etcd.ca" && told[0].1.ends_with("is no file"), "{told:?}");
+    assert!(told[1].0 == "etcd.password_file" && told[1].1.contains("cannot be read: No such"), "{told:?}");
 }
 
 #[test]
@@ -450,7 +520,7 @@ fn changes_are_told_by_what_they_need() {
     let plain = Place::with("{}", "{}").read().unwrap().config;
     let all = changes(&full, &Config { name: "other".into(), ..plain });
     assert_eq!(all.hot, ["insecure", "advertise", "tls", "spec", "backends", "hosts", "limits"]);
-    assert_eq!(all.needs_restart, ["name", "node", "scope", "listen", "pki", "catalog", "admin"]);
+    assert_eq!(all.needs_restart, ["name", "node", "scope", "listen", "pki", "catalog", "etcd", "admin"]);
     let limits = Limits { connections: 7, ..full.limits.clone() };
     let one = changes(&full, &Config { limits, ..full.clone() });
     assert_eq!(one, Changes { hot: vec!["limits"], needs_restart: vec![] });
@@ -469,7 +539,7 @@ fn render(config: &Config) -> (Value, Value) {
         pki: _,
         spec,
         catalog,
-        etcd: _,
+        etcd,
         spool: _,
         map,
         backends,
@@ -477,6 +547,10 @@ fn render(config: &Config) -> (Value, Value) {
         admin,
         limits,
     } = config;
+    let etcd = matches!(catalog, Location::Etcd(_)).then(|| {
+        let Credentials { ca, cert, key, user, password_file } = etcd;
+        json!({"ca": ca, "cert": cert, "key": key, "user": user, "password_file": password_file})
+    });
     let duration = |duration: Duration| humantime::format_duration(duration).to_string();
     let texts = |list: &[HostPattern]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
     let mut tls_members = serde_json::Map::new();
@@ -511,7 +585,7 @@ fn render(config: &Config) -> (Value, Value) {
         "name": name, "node": node.as_str(), "scope": scope.as_str(),
         "listen": listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "insecure": insecure, "advertise": advertise.as_ref().map(ToString::to_string),
-        "tls": tls_members, "spec": spec, "catalog": catalog.to_string(),
+        "tls": tls_members, "spec": spec, "catalog": catalog.to_string(), "etcd": etcd,
         "backends": map, "hosts": hosts, "admin": admin,
         "limits": {
             "connections": connections, "connections_per_host": connections_per_host, "body_bytes": body_bytes,
@@ -576,10 +650,28 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn cluster()(members in btree_set("[a-z0-9._-]{1,9}:[1-9][0-9]{0,3}|\\[fd00::[1-9]\\]:2379", 1..4),
+                 prefix in "[a-zA-Z0-9._-]{1,9}(/[a-z]{1,4}){0,2}") -> Cluster {
+        Cluster { members: members.into_iter().collect(), prefix }
+    }
+}
+
+prop_compose! {
+    fn credentials()(paths in vec(path(), 4), user in "\\PC{1,9}", tls in 0..3, with_user in any::<bool>()) -> Credentials {
+        let at = |index: usize, given: bool| given.then(|| paths[index].clone());
+        Credentials {
+            ca: at(0, tls > 0), cert: at(1, tls > 1), key: at(2, tls > 1),
+            user: with_user.then_some(user), password_file: at(3, with_user),
+        }
+    }
+}
+
+prop_compose! {
     fn config()(name in "[a-zA-Z0-9][a-zA-Z0-9_.-]{0,20}", node in "[a-z0-9]{1,9}", global in any::<bool>(),
                 listen in listeners(), advertise in proptest::option::of(1_u16..), paths in vec(path(), 8),
                 some in any::<[bool; 5]>(), hosts in proptest::option::of((btree_map(named(), rule(), 0..4), proptest::option::of(rule()))),
                 backends in btree_map("[a-z0-9]{1,9}", backend(), 0..5),
+                etcd in proptest::option::of((cluster(), credentials())),
                 sizes in (1_usize..=1_000_000, 1_usize..=1_000_000, 4096_usize..1 << 30),
                 times in (1000_u64..=600_000, 1000_u64..=600_000)) -> Config {
         let host = || "engine.example.org".to_owned();
@@ -602,8 +694,8 @@ prop_compose! {
             },
             pki: PathBuf::new(),
             spec: some[3].then(|| SpecSettings { dir: at(4), format: some[4].then_some(SpecFormat::Json) }),
-            catalog: Location::Sqlite(at(5)),
-            etcd: Credentials::default(),
+            catalog: etcd.as_ref().map_or_else(|| Location::Sqlite(at(5)), |(cluster, _)| Location::Etcd(cluster.clone())),
+            etcd: etcd.map(|(_, credentials)| credentials).unwrap_or_default(),
             spool: PathBuf::new(),
             map: PathBuf::new(),
             backends: backends.collect(),
@@ -625,7 +717,7 @@ proptest! {
     fn every_valid_configuration_is_read_as_it_was_meant(config in config()) {
         let place = Place::new();
         let paths = &place.around.paths;
-        let config = Config { pki: paths.pki(), map: paths.map(), ..config };
+        let config = Config { pki: paths.pki(), map: paths.map(), spool: paths.spool(), ..config };
         let (file, map) = render(&config);
         fs::write(paths.config(), file.to_string()).unwrap();
         fs::write(paths.map(), map.to_string()).unwrap();

@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::Pair;
 use super::authority::{KeyError, SigningError};
 use super::certificate::CertificateError;
 use super::request::RequestError;
+use super::{Pair, Request};
 use crate::host::name::HostName;
 
 /// Why a certificate was not made or not read.
@@ -95,6 +95,31 @@ pub enum PkiError {
         /// A certificate of it.
         leaf: PathBuf,
     },
+    /// An authority is there already.
+    #[error("{} is there already: `volhost pki rollover start` begins to replace it", path.display())]
+    CaExists {
+        /// Its certificate.
+        path: PathBuf,
+    },
+    /// There is no authority, and none may be made unasked.
+    #[error(
+        "there is no CA in {pki}, and for a catalog that is shared none is made unasked, because its instances must all have the same one: on the first instance `volhost pki init` makes it; on every other one, put the first one's ca.crt there, with its ca.key (mode 0600) where this instance shall sign, too; or name certificates of your own in `tls`: \"cert\", \"key\" and \"client_ca\"",
+        pki = pki.display()
+    )]
+    NoCaGiven {
+        /// The directory.
+        pki: PathBuf,
+    },
+    /// The authority's certificate is there, but neither its key nor all that it is to sign.
+    #[error("{}", needed(missing, node, pki))]
+    NotSigned {
+        /// The directory.
+        pki: PathBuf,
+        /// This machine's name.
+        node: HostName,
+        /// The certificates that are missing.
+        missing: Vec<Request>,
+    },
     /// No authority was made yet.
     #[error("there is no CA in {}: `volhost serve` makes one when it is first started", path.display())]
     NoCa {
@@ -147,6 +172,28 @@ pub enum PkiError {
         #[source]
         source: SigningError,
     },
+}
+
+/// What to do where certificates and the key to sign them with are missing.
+fn needed(missing: &[Request], node: &HostName, pki: &Path) -> String {
+    let words: Vec<_> = missing
+        .iter()
+        .map(|which| match which {
+            Request::Server => ("server", String::new()),
+            Request::Client => ("client", format!(" --host {node}")),
+        })
+        .collect();
+    let each =
+        |line: &dyn Fn(&(&str, String)) -> String| words.iter().map(line).collect::<Vec<_>>().join(" and ");
+    format!(
+        "{pki} has no {crt}, and no ca.key to sign with: put ca.key there (mode 0600); or run {csr} here, {sign} on an \
+         instance that has ca.key, and {install} here",
+        pki = pki.display(),
+        crt = each(&|(name, _)| format!("{name}.crt")).replace(" and ", " and no "),
+        csr = each(&|(name, _)| format!("`volhost pki csr {name} -o {name}.csr`")),
+        sign = each(&|(name, host)| format!("`volhost pki sign {name}.csr{host} -o {name}.crt`")),
+        install = each(&|(name, _)| format!("`volhost pki install {name}.crt`")),
+    )
 }
 
 impl PkiError {

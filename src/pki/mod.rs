@@ -32,6 +32,7 @@ pub use self::elsewhere::{Installed, Request, SignedElsewhere};
 pub use self::error::PkiError;
 pub use self::pair::Pair;
 use self::pair::{Purpose, Trust, authorities, leaf, read};
+use self::renewal::WithoutCa;
 pub use self::request::RequestError;
 pub use self::rollover::{Finished, Rollover, STEPS, Started};
 use crate::files::Lock;
@@ -70,6 +71,24 @@ pub struct Ensured {
     /// The certificate that is in `client.crt` now, whenever it was issued. A process that ended between issuing and
     /// recording left one the catalog does not know, and only a known certificate can be revoked by its host's name.
     pub client: Option<Issued>,
+}
+
+/// What a directory lacks where no authority may be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lacking {
+    /// The authority: its certificate, and then maybe more.
+    Ca,
+    /// These certificates, and the authority's key to sign them with.
+    Signed(Vec<Request>),
+}
+
+/// An authority that was made by the operator's word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeCa {
+    /// The file of its certificate.
+    pub path: PathBuf,
+    /// What that says.
+    pub info: CertInfo,
 }
 
 /// A certificate for another host, with what its engine needs beside it. Nothing of it is kept here.
@@ -140,6 +159,46 @@ impl Pki {
     /// Blocks: it waits for other processes that write here, and for the disk.
     pub fn ensure(&self, node: &HostName, server_names: &[ServerName]) -> Result<Ensured, PkiError> {
         self.ensure_at(node, server_names, OffsetDateTime::now_utc())
+    }
+
+    /// As [`Pki::ensure`], but never makes an authority: where there is none, that is an error. For instances that let
+    /// in each other's hosts, which are all of one authority.
+    pub fn ensure_of_given_ca(
+        &self,
+        node: &HostName,
+        server_names: &[ServerName],
+    ) -> Result<Ensured, PkiError> {
+        self.ensure_with(WithoutCa::Refuse, node, server_names, OffsetDateTime::now_utc())
+    }
+
+    /// What is missing for [`ensure_of_given_ca`](Self::ensure_of_given_ca), as far as that can be told without reading a
+    /// key or writing anything.
+    #[must_use]
+    pub fn lacking(&self) -> Option<Lacking> {
+        let Pair { cert, key } = self.ca();
+        if !cert.exists() {
+            return Some(Lacking::Ca);
+        }
+        if key.exists() {
+            return None;
+        }
+        let pairs = [(Request::Server, self.server()), (Request::Client, self.client())];
+        let missing: Vec<_> =
+            pairs.into_iter().filter(|(_, pair)| !pair.cert.exists()).map(|(which, _)| which).collect();
+        (!missing.is_empty()).then_some(Lacking::Signed(missing))
+    }
+
+    /// Makes an authority (20 years) in a directory that has none.
+    pub fn init(&self) -> Result<MadeCa, PkiError> {
+        let lock = self.lock()?;
+        let path = self.ca().cert;
+        if read(&path)?.is_some() {
+            return Err(PkiError::CaExists { path });
+        }
+        self.make_ca(&lock, OffsetDateTime::now_utc())?;
+        let info = describe(self.ca_pem()?)
+            .map_err(|source| PkiError::Certificate { path: path.clone(), source })?;
+        Ok(MadeCa { path, info })
     }
 
     /// Issues a certificate (10 years) and its key to another host.
@@ -361,6 +420,57 @@ mod tests {
             .flat_map(|pair| [content(&pair.cert), content(&pair.key)])
             .collect();
         assert!(before == after, "a second start wrote something");
+    }
+
+    #[test]
+    fn where_the_authority_is_given_none_is_made_unasked() {
+        let (_dir, pki) = empty();
+        let (node, wanted) = (host("store1"), [name("10.0.0.7")]);
+        assert_eq!(pki.lacking(), Some(Lacking::Ca));
+        let refused = pki.ensure_of_given_ca(&node, &wanted);
+        assert!(matches!(refused, Err(PkiError::NoCaGiven { .. })), "{refused:?}");
+        assert!(!pki.ca().key.exists() && !pki.ca().cert.exists());
+
+        let made = pki.init().unwrap();
+        assert_eq!(made.path, pki.ca().cert);
+        assert!(made.info.is_ca && pki.is_ours(content(&pki.ca().cert).as_bytes()));
+        let again = pki.init();
+        assert!(matches!(again, Err(PkiError::CaExists { .. })), "{again:?}");
+        assert_eq!(pki.lacking(), None);
+        let ensured = pki.ensure_of_given_ca(&node, &wanted).unwrap();
+        assert!(!ensured.ca_made && ensured.server_renewed);
+        assert_eq!(ensured.client.unwrap().host, node);
+
+        // The key is taken elsewhere, then certificates are lost, then the authority.
+        std::fs::remove_file(pki.ca().key).unwrap();
+        assert_eq!(pki.lacking(), None);
+        assert!(!pki.ensure_of_given_ca(&node, &wanted).unwrap().server_renewed);
+        std::fs::remove_file(pki.client().cert).unwrap();
+        assert_eq!(pki.lacking(), Some(Lacking::Signed(vec![Request::Client])));
+        std::fs::remove_file(pki.ca().cert).unwrap();
+        assert_eq!(pki.lacking(), Some(Lacking::Ca));
+        let lost = pki.init();
+        assert!(matches!(lost, Err(PkiError::CaLost { .. })), "{lost:?}");
+    }
+
+    #[test]
+    fn a_directory_with_the_same_authority_lets_in_the_same_hosts() {
+        let (_dir, one, _) = made();
+        let (_other_dir, other) = empty();
+        std::fs::create_dir_all(other.dir()).unwrap();
+        for (from, to) in [(one.ca().cert, other.ca().cert), (one.ca().key, other.ca().key)] {
+            std::fs::copy(from, to).unwrap();
+        }
+        other.ensure_of_given_ca(&host("store2"), &[name("10.0.0.8")]).unwrap();
+        let hosts = [&one, &other].map(|pki| pki.issue_host(&host("web1")).unwrap());
+        assert_ne!(hosts[0].issued.serial, hosts[1].issued.serial, "revoking one would revoke the other");
+        for pki in [&one, &other] {
+            let ca = pki.ca_pem().unwrap();
+            for host in &hosts {
+                is_let_in(&ca, &host.cert_pem, OffsetDateTime::now_utc()).unwrap();
+            }
+            serves(&ca, &content(&other.server().cert), "10.0.0.8").unwrap();
+        }
     }
 
     #[test]

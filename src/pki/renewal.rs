@@ -15,6 +15,15 @@ use super::{Ensured, Issued, Pki, PkiError, issued, sign_host};
 use crate::files::{self, Lock};
 use crate::host::name::HostName;
 
+/// What becomes of a directory that has no authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WithoutCa {
+    /// It gets one.
+    Make,
+    /// That is an error.
+    Refuse,
+}
+
 impl Pki {
     /// [`Pki::ensure`], at a moment that tests can choose.
     pub(super) fn ensure_at(
@@ -23,8 +32,19 @@ impl Pki {
         server_names: &[ServerName],
         now: OffsetDateTime,
     ) -> Result<Ensured, PkiError> {
+        self.ensure_with(WithoutCa::Make, node, server_names, now)
+    }
+
+    /// Makes what is missing, and anew what is old.
+    pub(super) fn ensure_with(
+        &self,
+        without_ca: WithoutCa,
+        node: &HostName,
+        server_names: &[ServerName],
+        now: OffsetDateTime,
+    ) -> Result<Ensured, PkiError> {
         let lock = self.lock()?;
-        let (trust, ca_made) = self.make_trust(&lock, now)?;
+        let (trust, ca_made) = self.make_trust(&lock, without_ca, now)?;
 
         let names = with_loopback(server_names);
         let pair = self.server();
@@ -90,12 +110,26 @@ impl Pki {
     }
 
     /// The authorities, made where there are none. A key without a certificate is what a crash in here leaves.
-    fn make_trust(&self, lock: &Lock, now: OffsetDateTime) -> Result<(Trust, bool), PkiError> {
-        let ca = self.ca();
-        if read(&ca.cert)?.is_some() {
+    fn make_trust(
+        &self,
+        lock: &Lock,
+        without_ca: WithoutCa,
+        now: OffsetDateTime,
+    ) -> Result<(Trust, bool), PkiError> {
+        if read(&self.ca().cert)?.is_some() {
             self.settle(lock)?;
             return Ok((self.trust()?, false));
         }
+        if without_ca == WithoutCa::Refuse {
+            return Err(PkiError::NoCaGiven { pki: self.dir().to_owned() });
+        }
+        self.make_ca(lock, now)?;
+        Ok((self.trust()?, true))
+    }
+
+    /// Makes the authority, unless there are certificates of one that was lost.
+    pub(super) fn make_ca(&self, lock: &Lock, now: OffsetDateTime) -> Result<(), PkiError> {
+        let ca = self.ca();
         for leaf in [self.server().cert, self.client().cert] {
             if read(&leaf)?.is_some() {
                 return Err(PkiError::CaLost { ca: ca.cert, leaf });
@@ -103,8 +137,7 @@ impl Pki {
         }
         let key = key_for(lock, &ca)?;
         let signed = authority::self_sign(&key, now).map_err(|source| PkiError::signing("the CA", source))?;
-        write_certificate(lock, &ca.cert, &signed.pem)?;
-        Ok((self.trust()?, true))
+        write_certificate(lock, &ca.cert, &signed.pem)
     }
 }
 

@@ -280,7 +280,7 @@ mod tests {
     use super::*;
     use crate::error::chain;
     use crate::pki::describe;
-    use crate::pki::tests::{content, host, is_let_in, made, name, serves};
+    use crate::pki::tests::{content, empty, host, is_let_in, made, name, serves};
 
     fn now() -> OffsetDateTime {
         OffsetDateTime::now_utc()
@@ -351,6 +351,35 @@ mod tests {
         let second = pki.finish_rollover().unwrap();
         assert_ne!(second.kept, finished.kept);
         serves(&pki.ca_pem().unwrap(), &content(&pki.server().cert), "localhost").unwrap();
+    }
+
+    #[test]
+    fn directories_with_the_same_authority_move_to_the_same_new_one() {
+        let (_dir, one, _) = made();
+        let (_other_dir, other) = empty();
+        std::fs::create_dir_all(other.dir()).unwrap();
+        let give = |names: &[&str]| {
+            for name in names {
+                std::fs::copy(one.dir().join(name), other.dir().join(name)).unwrap();
+            }
+        };
+        give(&["ca.crt", "ca.key"]);
+        other.ensure_of_given_ca(&host("store2"), &[name("10.0.0.8")]).unwrap();
+
+        one.start_rollover().unwrap();
+        give(&["ca-next.key", "ca-next.crt", "ca.crt"]);
+        let moved = other.ensure_of_given_ca(&host("store2"), &[]).unwrap();
+        assert_eq!(moved.client.unwrap().issuer, describe(content(&one.next().cert)).unwrap().subject);
+        assert_eq!(other.ca_pem().unwrap(), one.ca_pem().unwrap());
+        let web1 = one.issue_host(&host("web1")).unwrap();
+        for pki in [&one, &other] {
+            pki.finish_rollover().unwrap();
+            is_let_in(&pki.ca_pem().unwrap(), &web1.cert_pem, now()).unwrap();
+        }
+        assert_eq!(other.ca_pem().unwrap(), one.ca_pem().unwrap());
+        serves(&one.ca_pem().unwrap(), &content(&other.server().cert), "10.0.0.8").unwrap();
+        let web2 = other.issue_host(&host("web2")).unwrap();
+        is_let_in(&one.ca_pem().unwrap(), &web2.cert_pem, now()).unwrap();
     }
 
     #[test]

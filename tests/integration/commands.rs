@@ -363,7 +363,10 @@ fn mistyped_words_are_hinted_at_and_end_with_2() {
     }
     let help = volhost(&["--help"]).ok();
     assert!(help.contains("Exit codes: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."), "{help}");
-    assert_eq!(volhost(&["--version"]).ok(), concat!("volhost ", env!("CARGO_PKG_VERSION")));
+    let version = concat!("volhost ", env!("CARGO_PKG_VERSION"));
+    assert_eq!(volhost(&["-V"]).ok(), version);
+    let built = if cfg!(feature = "etcd") { " (with etcd)" } else { "" };
+    assert_eq!(volhost(&["--version"]).ok(), format!("{version}{built}"));
 }
 
 #[test]
@@ -471,6 +474,39 @@ fn the_sample_configurations_are_right_and_a_spurious_key_in_them_is_a_fault() {
         count += 1;
     }
     assert_eq!(count, 8 + 4, "objects in the two samples");
+}
+
+/// The sample for a catalog that is shared, too, but for the files that the cluster's operator gives out.
+#[cfg(feature = "etcd")]
+#[test]
+fn the_sample_for_a_shared_catalog_is_right_with_the_files_that_it_names() {
+    let text = include_str!("../../etc/volhost-etcd.json");
+    let place = Place::with(&[]);
+    let config = place.path("etc/volhost/volhost.json");
+    let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    let missing = |said: &Said| -> Vec<String> {
+        let faults = read(&said.stdout);
+        faults.as_array().unwrap().iter().map(|fault| fault["field"].as_str().unwrap().to_owned()).collect()
+    };
+    fs::create_dir_all(place.path("etc/volhost/etcd")).unwrap();
+    // As if `--root` held for what is written in it.
+    let below = text.replace("\"/etc/", &format!("\"{}/etc/", place.0.path().display()));
+    fs::write(&config, below).unwrap();
+    fs::write(place.path("etc/volhost/backends.json"), include_str!("../../etc/backends.json")).unwrap();
+    let said = place.run(&["check", "--json"]);
+    assert_eq!(said.code, Some(78));
+    assert_eq!(missing(&said), ["etcd.ca", "etcd.cert", "etcd.key", "etcd.password_file"]);
+    for name in ["ca.crt", "client.crt", "client.key", "password"] {
+        fs::write(place.path("etc/volhost/etcd").join(name), "").unwrap();
+    }
+    assert_eq!(missing(&place.run(&["check", "--json"])), ["tls"], "the CA of all instances");
+    place.run(&["pki", "init"]).ok();
+    place.run(&["check"]).ok();
+    for spoilt in with_a_spurious_key(&read(&fs::read_to_string(&config).unwrap())) {
+        fs::write(&config, spoilt.to_string()).unwrap();
+        let said = place.run(&["check", "--json"]);
+        assert!(said.code == Some(78) && missing(&said)[0].ends_with("spurious"), "{}", said.stdout);
+    }
 }
 
 /// Each way to put one member more into one object.

@@ -39,6 +39,8 @@ mod reload;
 mod rollover;
 mod serve;
 mod shaky;
+#[cfg(feature = "etcd")]
+mod shared_pki;
 mod storm;
 mod swarm;
 mod systemd;

@@ -23,6 +23,17 @@ fn config_schema() -> Value {
     let given = |name: &str| json!({"required": [name], "properties": {name: {"type": "string"}}});
     let needs = |one, other| json!({"if": given(one), "then": given(other)});
     schema["properties"]["tls"]["allOf"] = json!([needs("cert", "key"), needs("key", "cert")]);
+    // A certificate is shown to members that are called by TLS; a user has a password.
+    schema["properties"]["etcd"]["allOf"] = json!([
+        needs("cert", "key"),
+        needs("key", "cert"),
+        needs("cert", "ca"),
+        needs("user", "password_file"),
+        needs("password_file", "user"),
+    ]);
+    // What lets volhost into a cluster is for a catalog in one.
+    schema["if"] = json!({"required": ["etcd"], "properties": {"etcd": {"type": "object"}}});
+    schema["then"] = json!({"required": ["catalog"], "properties": {"catalog": {"pattern": "^etcd:"}}});
     schema
 }
 
@@ -98,6 +109,7 @@ fn text(kind: Text) -> Value {
     let pattern = |pattern: &str| json!({"type": "string", "pattern": pattern});
     match kind {
         Text::Any => json!({"type": "string"}),
+        Text::NotEmpty => json!({"type": "string", "minLength": 1}),
         Text::PluginName => pattern("^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$"),
         Text::HostName => json!({
             "type": "string",
@@ -114,7 +126,11 @@ fn text(kind: Text) -> Value {
         Text::Advertise => pattern(
             r"^(https?://([a-zA-Z0-9.-]+|\[[0-9a-fA-F:.]+\]):0*[1-9][0-9]{0,4}$|unix:(///|/([^/]|$)))",
         ),
-        Text::Catalog => pattern("^sqlite:/([^/]|$)"),
+        Text::Catalog => {
+            let member = r"([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\]):\+?0*[1-9][0-9]{0,4}";
+            let part = "[a-zA-Z0-9._-]+";
+            pattern(&format!("^(sqlite:/([^/]|$)|etcd://{member}(,{member})*/{part}(/{part})*/*$)"))
+        }
         Text::Path => pattern("^/"),
         Text::Directory => {
             json!({"type": "string", "pattern": "^/", "not": {"pattern": r"/\.\.(/|$)"}})
@@ -166,17 +182,22 @@ fn the_schemas_in_etc_are_those_of_the_table() {
 #[test]
 fn the_samples_keep_to_the_schemas_that_they_name_and_a_spurious_key_in_them_does_not() {
     let schemas = Schemas::new();
-    for (dir, named) in [(ETC.to_owned(), true), (format!("{DATA}/full"), false)] {
-        for (name, schema) in [("volhost", &schemas.config), ("backends", &schemas.map)] {
-            let sample = value(&fs::read_to_string(format!("{dir}/{name}.json")).unwrap());
-            if named {
-                assert_eq!(sample[fields::SCHEMA], format!("{name}.schema.json"));
-            }
-            let errors: Vec<_> = schema.iter_errors(&sample).map(|error| error.to_string()).collect();
-            assert!(errors.is_empty(), "{dir}/{name}.json: {errors:?}");
-            for spoilt in with_a_spurious_key(&sample) {
-                assert!(!schema.is_valid(&spoilt), "{spoilt}");
-            }
+    let full = format!("{DATA}/full");
+    for (dir, file, name, schema) in [
+        (ETC, "volhost", Some("volhost"), &schemas.config),
+        (ETC, "volhost-etcd", Some("volhost"), &schemas.config),
+        (ETC, "backends", Some("backends"), &schemas.map),
+        (&full, "volhost", None, &schemas.config),
+        (&full, "backends", None, &schemas.map),
+    ] {
+        let sample = value(&fs::read_to_string(format!("{dir}/{file}.json")).unwrap());
+        if let Some(name) = name {
+            assert_eq!(sample[fields::SCHEMA], format!("{name}.schema.json"));
+        }
+        let errors: Vec<_> = schema.iter_errors(&sample).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{dir}/{file}.json: {errors:?}");
+        for spoilt in with_a_spurious_key(&sample) {
+            assert!(!schema.is_valid(&spoilt), "{spoilt}");
         }
     }
     // What the parser makes of the same: `a_spurious_key_is_refused_in_every_object`, and for the samples of `etc` the
@@ -256,6 +277,24 @@ fn what_the_parser_refuses_the_schema_of_the_configuration_refuses() {
         r#"{"metrics": "http://127.0.0.1:1"}"#,
         r#"{"audit": "/a"}"#,
         r#"{"etcd": {}}"#,
+        r#"{"etcd": {}, "catalog": "sqlite:/a"}"#,
+        r#"{"etcd": "/a", "catalog": "etcd://a:1/p"}"#,
+        r#"{"etcd": {"cert": "/a"}, "catalog": "etcd://a:1/p"}"#,
+        r#"{"etcd": {"ca": "/a", "cert": "/a"}, "catalog": "etcd://a:1/p"}"#,
+        r#"{"etcd": {"ca": "/a", "key": "/a"}, "catalog": "etcd://a:1/p"}"#,
+        r#"{"etcd": {"cert": "/a", "key": "/a"}, "catalog": "etcd://a:1/p"}"#,
+        r#"{"etcd": {"user": "u"}, "catalog": "etcd://a:1/p"}"#,
+        r#"{"etcd": {"user": "", "password_file": "/a"}, "catalog": "etcd://a:1/p"}"#,
+        r#"{"etcd": {"password_file": "/a"}, "catalog": "etcd://a:1/p"}"#,
+        r#"{"etcd": {"ca": "ca.crt"}, "catalog": "etcd://a:1/p"}"#,
+        r#"{"catalog": "etcd://a:1,b:2"}"#,
+        r#"{"catalog": "etcd://a:0/p"}"#,
+        r#"{"catalog": "etcd://a:1,/p"}"#,
+        r#"{"catalog": "etcd://a/p"}"#,
+        r#"{"catalog": "etcd://u@a:1/p"}"#,
+        r#"{"catalog": "etcd://a:1/p//q"}"#,
+        r#"{"catalog": "etcd://a:1//p"}"#,
+        r#"{"catalog": "etcd:a:1/p"}"#,
         r#"{"limits": {"connections": 0}}"#,
         r#"{"limits": {"body_bytes": 4095}}"#,
         r#"{"limits": {"body_bytes": "1MiB"}}"#,
@@ -326,6 +365,8 @@ fn with_another_value(value: &Value, field: &str) -> Vec<(String, Value)> {
         json!("http://[::1]:80"),
         json!("https://store1:7443"),
         json!("sqlite:/a"),
+        json!("etcd://a:1,[::1]:02/p/q/"),
+        json!("etcd://a:1/p q"),
         json!([]),
         json!(["web*"]),
         json!(["https://127.0.0.1:1"]),

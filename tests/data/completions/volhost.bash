@@ -199,6 +199,9 @@ _volhost() {
             volhost__subcmd__help__subcmd__pki,csr)
                 cmd="volhost__subcmd__help__subcmd__pki__subcmd__csr"
                 ;;
+            volhost__subcmd__help__subcmd__pki,init)
+                cmd="volhost__subcmd__help__subcmd__pki__subcmd__init"
+                ;;
             volhost__subcmd__help__subcmd__pki,install)
                 cmd="volhost__subcmd__help__subcmd__pki__subcmd__install"
                 ;;
@@ -313,6 +316,9 @@ _volhost() {
             volhost__subcmd__pki,help)
                 cmd="volhost__subcmd__pki__subcmd__help"
                 ;;
+            volhost__subcmd__pki,init)
+                cmd="volhost__subcmd__pki__subcmd__init"
+                ;;
             volhost__subcmd__pki,install)
                 cmd="volhost__subcmd__pki__subcmd__install"
                 ;;
@@ -327,6 +333,9 @@ _volhost() {
                 ;;
             volhost__subcmd__pki__subcmd__help,help)
                 cmd="volhost__subcmd__pki__subcmd__help__subcmd__help"
+                ;;
+            volhost__subcmd__pki__subcmd__help,init)
+                cmd="volhost__subcmd__pki__subcmd__help__subcmd__init"
                 ;;
             volhost__subcmd__pki__subcmd__help,install)
                 cmd="volhost__subcmd__pki__subcmd__help__subcmd__install"
@@ -1248,7 +1257,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__pki)
-            opts="rollover csr sign install"
+            opts="init rollover csr sign install"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1262,6 +1271,20 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__help__subcmd__pki__subcmd__csr)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__help__subcmd__pki__subcmd__init)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -2044,7 +2067,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__pki)
-            opts="-h --root --config --socket --json --help rollover csr sign install help"
+            opts="-h --root --config --socket --json --help init rollover csr sign install help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2108,7 +2131,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__pki__subcmd__help)
-            opts="rollover csr sign install help"
+            opts="init rollover csr sign install help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2136,6 +2159,20 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__pki__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__help__subcmd__init)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -2240,6 +2277,32 @@ _volhost() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        volhost__subcmd__pki__subcmd__init)
+            opts="-h --root --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
