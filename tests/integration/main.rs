@@ -22,6 +22,8 @@ mod commands;
 mod crash;
 mod doctor;
 mod engine;
+mod etcd;
+mod etcd_outages;
 mod faults;
 mod fleet;
 mod fuzz;

@@ -1,6 +1,7 @@
 //! Somebody else's certificate authority, as an administrator who has one brings it along: its certificates, keys and
 //! revocation lists.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use rcgen::{
@@ -54,6 +55,14 @@ impl Authority {
             params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
             params.not_after = end.unwrap_or(params.not_after);
+        })
+    }
+
+    /// A certificate for a server at these addresses, which calls others of its kind with it.
+    pub fn member(&self, addresses: &[IpAddr]) -> Pair {
+        self.issue("localhost", |params| {
+            params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         })
     }
 

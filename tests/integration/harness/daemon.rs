@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ use tempfile::TempDir;
 
 use super::host::Host;
 use super::http::{Client, Identity, Target};
-use super::wait::{self, SOON, Said};
-use super::{children, mortal, print_log, scratch, signal};
+use super::wait::{self, Said};
+use super::{inner, mortal, print_log, scratch, signal};
 
 /// How long volhost may take to be ready, or to stop.
 const START: Duration = Duration::from_secs(60);
@@ -40,6 +41,10 @@ struct Process {
     child: Child,
     /// volhost's own process ID: the child's, or below it where the way leads into a machine.
     pid: u32,
+    /// What it prints. Tests ask one daemon from several threads.
+    lines: Mutex<Receiver<String>>,
+    /// What it has printed, as far as anybody has looked.
+    printed: Vec<String>,
 }
 
 impl<'a> Daemon<'a> {
@@ -234,9 +239,31 @@ impl<'a> Daemon<'a> {
     /// Starts it with these environment variables, for this time only; how it ended, when it did before it was ready.
     pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<(), ExitStatus> {
         assert!(self.process.is_none(), "the daemon runs already");
-        let (process, addresses) = self.setup.spawn(environment)?;
+        let mut process = self.setup.launch(environment);
+        self.addresses = process.ready()?;
         self.process = Some(process);
-        self.addresses = addresses;
+        Ok(())
+    }
+
+    /// Starts it and does not wait until it is ready: for one that has to wait itself, for something that the test
+    /// withholds. To be followed by [`Daemon::ready`].
+    pub fn launch(&mut self) {
+        assert!(self.process.is_none(), "the daemon runs already");
+        self.process = Some(self.setup.launch(&[]));
+    }
+
+    /// What a daemon that was launched has printed so far.
+    pub fn printed(&mut self) -> &[String] {
+        let process = self.process.as_mut().expect("the daemon runs");
+        process.read(Duration::ZERO);
+        &process.printed
+    }
+
+    /// Waits until a daemon that was launched is ready; how it ended, when it did before that.
+    pub fn ready(&mut self) -> Result<(), ExitStatus> {
+        let mut process = self.process.take().expect("the daemon was launched");
+        self.addresses = process.ready()?;
+        self.process = Some(process);
         Ok(())
     }
 
@@ -340,8 +367,9 @@ impl<'a> Setup<'a> {
     /// its files go.
     pub fn refused(self, look: impl FnOnce()) -> (ExitStatus, String) {
         self.write_files();
-        match self.spawn(&[]) {
-            Ok((mut process, addresses)) => {
+        let mut process = self.launch(&[]);
+        match process.ready() {
+            Ok(addresses) => {
                 kill(&mut process);
                 panic!("volhost started although it should not, and listens on {addresses:?}")
             }
@@ -385,7 +413,7 @@ impl<'a> Setup<'a> {
         }
     }
 
-    fn spawn(&self, environment: &[(&str, &str)]) -> Result<(Process, Vec<String>), ExitStatus> {
+    fn launch(&self, environment: &[(&str, &str)]) -> Process {
         let log = File::options().create(true).append(true).open(self.log()).expect("the log can be made");
         let mut command = self.command();
         self.add_root(&mut command);
@@ -393,27 +421,41 @@ impl<'a> Setup<'a> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().expect("volhost can be started");
         let lines = follow(&mut child);
-        let deadline = Instant::now() + START;
-        let mut addresses = Vec::new();
-        loop {
-            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) if line == "ready" => break,
-                Ok(line) => addresses.extend(line.strip_prefix("listening on ").map(str::to_owned)),
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(child.wait().expect("the daemon is our child"));
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    panic!("volhost was not ready within {START:?}; it listens on {addresses:?}");
-                }
-            }
-        }
         let pid = match self.host {
             None => child.id(),
-            Some(_) => wait::until("volhost's process", SOON, || children(child.id()).first().copied()),
+            Some(_) => inner(&mut child),
         };
-        Ok((Process { child, pid }, addresses))
+        Process { child, pid, lines: Mutex::new(lines), printed: Vec::new() }
+    }
+}
+
+impl Process {
+    /// Waits until it is ready, and says where it listens; how it ended, when it did before that.
+    fn ready(&mut self) -> Result<Vec<String>, ExitStatus> {
+        let deadline = Instant::now() + START;
+        let is_address = |line: &String| line.strip_prefix("listening on ").map(str::to_owned);
+        loop {
+            let ended = self.read(deadline.saturating_duration_since(Instant::now()));
+            if self.printed.iter().any(|line| line == "ready") {
+                return Ok(self.printed.iter().filter_map(is_address).collect());
+            }
+            if ended {
+                return Err(self.child.wait().expect("the daemon is our child"));
+            }
+            if Instant::now() >= deadline {
+                kill(self);
+                panic!("volhost was not ready within {START:?}; it printed {:?}", self.printed);
+            }
+        }
+    }
+
+    /// Reads what it prints within that time, one line if there is nothing yet; true when there will be no more.
+    fn read(&mut self, within: Duration) -> bool {
+        let lines = self.lines.get_mut().expect("no holder of this lock panics");
+        let first = lines.recv_timeout(within);
+        let ended = matches!(first, Err(RecvTimeoutError::Disconnected));
+        self.printed.extend(first.into_iter().chain(lines.try_iter()));
+        ended
     }
 }
 
@@ -426,8 +468,10 @@ fn kill(process: &mut Process) {
             .stderr(Stdio::null())
             .status()
             .is_ok_and(|status| status.success());
-    // The way into the machine ends when what it led to has ended, its files closed; not before.
-    if !killed {
+    // The way into the machine ends when what it led to has ended, its files closed; not before. It stops with it, too.
+    if killed {
+        let _ = Command::new("kill").args(["-s", "CONT", &process.child.id().to_string()]).status();
+    } else {
         let _ = process.child.kill();
     }
     let _ = process.child.wait();

@@ -70,6 +70,8 @@ pub struct Host {
     unshare: Child,
     init: u32,
     members: AtomicU8,
+    /// Its number on the network that it has joined.
+    member: AtomicU8,
     dir: tempfile::TempDir,
 }
 
@@ -99,7 +101,14 @@ impl Host {
             panic!("the machine {name} could not be set up");
         }
         let init = children(unshare.id())[0];
-        Self { name: name.to_owned(), unshare, init, members: AtomicU8::new(0), dir }
+        Self {
+            name: name.to_owned(),
+            unshare,
+            init,
+            members: AtomicU8::new(0),
+            member: AtomicU8::new(0),
+            dir,
+        }
     }
 
     /// Its host name.
@@ -168,14 +177,14 @@ impl Host {
             other.run(["ip", "addr", "add", &gateway, "dev", "lan"]).ok();
             other.run(["ip", "link", "set", "lan", "up"]).ok();
         }
+        self.member.store(member, Ordering::Relaxed);
         let port = format!("port{member}");
         let (here, there) = (self.init.to_string(), other.init.to_string());
         let veth =
             ["link", "add", &port, "netns", &there, "type", "veth", "peer", "name", "eth0", "netns", &here];
         wait::run(Command::new("ip").args(veth)).ok();
         other.run(["ip", "link", "set", &port, "master", "lan", "up"]).ok();
-        let [a, b, c, _] = Self::GATEWAY.octets();
-        let address = Ipv4Addr::new(a, b, c, member);
+        let address = self.address();
         self.run(["ip", "addr", "add", &format!("{address}/24"), "dev", "eth0"]).ok();
         self.run(["ip", "link", "set", "eth0", "up"]).ok();
         address
@@ -183,6 +192,48 @@ impl Host {
 
     /// The address of a machine that others have joined, on the network between them.
     pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+    /// Its address on the network that it has joined.
+    pub fn address(&self) -> Ipv4Addr {
+        let [a, b, c, _] = Self::GATEWAY.octets();
+        Ipv4Addr::new(a, b, c, self.member.load(Ordering::Relaxed))
+    }
+
+    /// Cuts the machine off from the one that it has joined: whatever either sends vanishes. Nothing is refused, no
+    /// address becomes unknown and no link goes down, so neither end is told.
+    pub fn cut(&self, other: &Host) {
+        // Once a neighbour does not answer any more a machine says itself that it is out of reach.
+        other.knows(self.address(), "lan", &self.hardware_address("eth0"));
+        self.knows(Self::GATEWAY, "eth0", &other.hardware_address("lan"));
+        other.run(["bridge", "link", "set", "dev", &self.port(), "state", "0"]).ok();
+    }
+
+    /// Has whatever the other machine sends to this one vanish, while what this one sends arrives.
+    pub fn deafen(&self, other: &Host) {
+        other.run(["ip", "route", "replace", "blackhole", &format!("{}/32", self.address())]).ok();
+    }
+
+    /// Takes back a [`Host::cut`] or a [`Host::deafen`].
+    pub fn heal(&self, other: &Host) {
+        other.run(["bridge", "link", "set", "dev", &self.port(), "state", "3"]).ok();
+        // There is none unless it was deafened.
+        let _ = other.run(["ip", "route", "del", "blackhole", &format!("{}/32", self.address())]);
+    }
+
+    fn port(&self) -> String {
+        format!("port{}", self.member.load(Ordering::Relaxed))
+    }
+
+    fn knows(&self, neighbour: Ipv4Addr, device: &str, hardware: &str) {
+        let words =
+            ["replace", &neighbour.to_string(), "lladdr", hardware, "dev", device, "nud", "permanent"];
+        self.run([&["ip", "neigh"][..], &words].concat()).ok();
+    }
+
+    fn hardware_address(&self, device: &str) -> String {
+        let told = self.run(["ip", "-json", "link", "show", "dev", device]).json();
+        told[0]["address"].as_str().expect("a link has an address").to_owned()
+    }
 
     /// Connects as a program on this machine would.
     pub fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {

@@ -1,4 +1,5 @@
-//! The processes of a test: volhost itself ([`Daemon`]), machines ([`Host`]) and Docker Engines on them ([`Engine`]).
+//! The processes of a test: volhost itself ([`Daemon`]), machines ([`Host`]), Docker Engines on them ([`Engine`]), and
+//! clusters of etcd ([`Cluster`]) with the instances of volhost that share one ([`Fleet`]).
 //!
 //! Everything here dies with the test, also with one that is killed: each process is started so that the kernel ends
 //! it with its parent, and whatever a machine mounted or linked lies in namespaces that end with its first process.
@@ -8,6 +9,8 @@ pub mod authority;
 pub mod daemon;
 pub mod disk;
 pub mod engine;
+pub mod etcd;
+pub mod fleet;
 pub mod fuse;
 pub mod host;
 pub mod http;
@@ -21,13 +24,15 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::Once;
 
 use tempfile::TempDir;
 
 pub use self::daemon::Daemon;
 pub use self::engine::Engine;
+pub use self::etcd::Cluster;
+pub use self::fleet::Fleet;
 pub use self::host::Host;
 
 const PREFIX: &str = "volhost-test-";
@@ -94,6 +99,14 @@ pub fn children(pid: u32) -> Vec<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// The process that the way into a machine ([`Host::command`]) led to; the way itself, where both have ended already.
+pub fn inner(way: &mut Child) -> u32 {
+    wait::until("a process on its machine", wait::SOON, || match way.try_wait() {
+        Ok(None) => children(way.id()).first().copied(),
+        _ => Some(way.id()),
+    })
 }
 
 /// Sends a signal, by the name that `kill` knows it by, to a process that the test started.
