@@ -77,8 +77,7 @@ impl ServeError {
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
-            #[cfg(not(feature = "etcd"))]
-            Self::Open(catalog::OpenError::NoEtcd(_)) => true,
+            Self::Open(error) => error.is_configuration(),
             Self::Configuration(_)
             | Self::Tls { .. }
             | Self::Authority { .. }
@@ -86,7 +85,6 @@ impl ServeError {
             | Self::Bind(BindError::Inherited { .. }) => true,
             Self::Read { .. }
             | Self::Pki(_)
-            | Self::Open(_)
             | Self::Catalog(_)
             | Self::Directory { .. }
             | Self::Bind(_)

@@ -21,6 +21,7 @@ mod contract;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod location;
+pub mod offline;
 pub mod reconcile;
 pub mod record;
 mod rows;
@@ -312,7 +313,7 @@ pub trait Catalog: Send + Sync + 'static {
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
-/// Why a catalog was not opened. Its files are as they were.
+/// Why a catalog was not opened, or not made. What stands there is as it was, unless an import was under way.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The embedded engine's reasons.
@@ -326,6 +327,20 @@ pub enum OpenError {
     #[cfg(not(feature = "etcd"))]
     #[error(transparent)]
     NoEtcd(#[from] NoEtcd),
+}
+
+impl OpenError {
+    /// Whether the configuration is to blame.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => false,
+            #[cfg(feature = "etcd")]
+            Self::Etcd(error) => error.is_configuration(),
+            #[cfg(not(feature = "etcd"))]
+            Self::NoEtcd(_) => true,
+        }
+    }
 }
 
 /// What a shared catalog needs to know of this instance, beside where it lies.
