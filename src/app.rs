@@ -7,6 +7,7 @@
 pub mod certificates;
 mod convert;
 mod error;
+mod news;
 mod pulse;
 pub mod recovery;
 mod reload;
@@ -183,6 +184,9 @@ impl App {
         });
         let issuing = Arc::new(ArcSwap::from_pointee(issuing(config, &bound, &tls)));
         let desk = desk(&catalog, &tls, &issuing, &server, &sender);
+        if let Some(news) = catalog.news() {
+            tokio::spawn(news::follow(news, Arc::clone(&desk.changed)));
+        }
         let operator = Caller { host: config.node.clone(), via: Via::Admin };
         let counted = Arc::clone(&server);
         let connections = move || counted.connections().values().sum();

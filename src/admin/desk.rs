@@ -98,6 +98,8 @@ impl Desk {
     /// Another certificate and bundle for a host that has one; those it has stay good.
     pub(super) async fn renew(&self, request: wire::HostAdd) -> Result<wire::HostAdded, DeskError> {
         let host = HostName::parse(&request.name)?;
+        // Another instance may have added it.
+        self.catalog.sync().await?;
         if self.catalog.view().hosts.get(&host).is_none_or(|host| host.certificates.is_empty()) {
             return Err(DeskError::NotAdded(host));
         }
@@ -159,6 +161,7 @@ impl Desk {
 
     pub(super) async fn revoke(&self, request: &wire::HostName) -> Result<wire::HostRevoked, DeskError> {
         let host = HostName::parse(&request.name)?;
+        self.catalog.sync().await?;
         let view = self.catalog.view();
         let mounts =
             view.volumes.values().flat_map(|volume| volume.mounts.iter()).filter(|m| m.host == host).count();

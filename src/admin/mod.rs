@@ -23,9 +23,11 @@ use warp::Filter;
 use warp::reply::{Reply as _, Response};
 
 pub use self::board::Board;
+use self::desk::DeskError;
 pub use self::desk::{Desk, Issuing, certificate};
 use self::wire::{Failure, verb};
 use crate::backend::name::BackendName;
+use crate::catalog::CatalogError;
 use crate::error::{chain, nearest};
 use crate::host::Caller;
 use crate::host::name::HostName;
@@ -90,6 +92,12 @@ impl Admin {
         if method != Method::POST {
             return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "the admin socket takes POST only"));
         }
+        if matches!(
+            path,
+            verb::VOLUME_LS | verb::VOLUME_TRASH | verb::MOUNT_LS | verb::BACKEND_LS | verb::HOST_LS
+        ) {
+            self.service.refresh().await;
+        }
         match path {
             verb::STATUS => json(&views::status(&self.service, &self.board, (self.connections)())),
             verb::RELOAD if (self.reload)().await => json(&views::reloads(&self.board)),
@@ -100,7 +108,7 @@ impl Admin {
             verb::VOLUME_LS => json(&views::volumes(&self.service)),
             verb::VOLUME_TRASH => json(&views::trash(&self.service)),
             verb::VOLUME_CREATE => self.volume_create(decode(body)?).await,
-            verb::VOLUME_INSPECT => self.volume_inspect(&decode(body)?),
+            verb::VOLUME_INSPECT => self.volume_inspect(&decode(body)?).await,
             verb::VOLUME_RM => self.volume_rm(decode(body)?).await,
             verb::VOLUME_RESTORE => self.volume_restore(&decode(body)?).await,
             verb::MOUNT_LS => json(&views::mounts(&self.service)),
@@ -109,13 +117,13 @@ impl Admin {
             verb::BACKEND_INIT => self.backend_init(&decode(body)?).await,
             verb::BACKEND_ADOPT => self.backend_adopt(&decode(body)?).await,
             verb::HOST_LS => json(&views::hosts(&self.service)),
-            verb::HOST_ADD => json(&self.desk.add(decode(body)?).await.map_err(refuse)?),
-            verb::HOST_RENEW => json(&self.desk.renew(decode(body)?).await.map_err(refuse)?),
-            verb::HOST_REVOKE => json(&self.desk.revoke(&decode(body)?).await.map_err(refuse)?),
-            verb::ROLLOVER_STATUS => json(&self.desk.rollover(&self.seen()).await.map_err(refuse)?),
-            verb::ROLLOVER_START => json(&self.desk.start(&self.seen()).await.map_err(refuse)?),
-            verb::ROLLOVER_FINISH => json(&self.desk.finish(decode(body)?).await.map_err(refuse)?),
-            verb::ROLLOVER_ABORT => json(&self.desk.abort(decode(body)?).await.map_err(refuse)?),
+            verb::HOST_ADD => json(&self.desk.add(decode(body)?).await?),
+            verb::HOST_RENEW => json(&self.desk.renew(decode(body)?).await?),
+            verb::HOST_REVOKE => json(&self.desk.revoke(&decode(body)?).await?),
+            verb::ROLLOVER_STATUS => json(&self.desk.rollover(&self.seen()).await?),
+            verb::ROLLOVER_START => json(&self.desk.start(&self.seen()).await?),
+            verb::ROLLOVER_FINISH => json(&self.desk.finish(decode(body)?).await?),
+            verb::ROLLOVER_ABORT => json(&self.desk.abort(decode(body)?).await?),
             unknown => Err(Refusal::unknown(unknown)),
         }
     }
@@ -133,14 +141,17 @@ impl Admin {
         json(&views::volume(&self.service, &volume))
     }
 
-    fn volume_inspect(&self, request: &wire::VolumeName) -> Answer {
-        json(&views::detail(&self.service, &self.service.inspect(&self.operator, &request.name)?))
+    async fn volume_inspect(&self, request: &wire::VolumeName) -> Answer {
+        let seen = self.service.inspect(&self.operator, &request.name).await?;
+        json(&views::detail(&self.service, &seen))
     }
 
     async fn volume_rm(&self, request: wire::VolumeRemove) -> Answer {
         let wire::VolumeRemove { name, now } = request;
-        let known =
-            VolumeName::parse(&name).ok().filter(|name| self.service.view().volumes.contains_key(name));
+        let known = match VolumeName::parse(&name) {
+            Ok(volume) if self.service.exists(&volume).await? => Some(volume),
+            _ => None,
+        };
         let trashed = match known {
             Some(volume) => {
                 let id = self.service.remove(&self.operator, volume).await?;
@@ -180,7 +191,7 @@ impl Admin {
             alive_too: all,
         };
         let Released { released, kept } = if dry_run {
-            self.service.would_release(&release)?
+            self.service.would_release(&release).await?
         } else {
             self.service.release(&release).await?
         };
@@ -244,6 +255,16 @@ impl From<crate::volume::Error> for Refusal {
             Blame::Service | Blame::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, chain(&error))
+    }
+}
+
+impl From<DeskError> for Refusal {
+    fn from(error: DeskError) -> Self {
+        match &error {
+            DeskError::Catalog(CatalogError::Refused(_)) => refuse(error),
+            DeskError::Catalog(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)),
+            _ => refuse(error),
+        }
     }
 }
 

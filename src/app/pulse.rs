@@ -108,7 +108,9 @@ impl Question {
     fn look(&mut self) -> Found {
         match (&mut self.answer).now_or_never() {
             None => Found::Silence(self.asked.elapsed()),
-            Some(Ok(Ok(()))) => Found::Answer,
+            // That a shared catalog is out of reach is an answer, too: a restart of this process would mend nothing, and
+            // what it knows would be lost.
+            Some(Ok(Ok(()) | Err(CatalogError::Unreachable { .. }))) => Found::Answer,
             Some(Ok(Err(error))) => Found::End(chain(&error)),
             Some(Err(error)) => Found::End(chain(&error)),
         }
@@ -148,6 +150,20 @@ mod tests {
         catalog.close().await;
         let found = answered(Question::ask(&*catalog)).await;
         assert!(matches!(&found, Found::End(why) if why.contains("closed")), "{found:?}");
+    }
+
+    #[tokio::test]
+    async fn a_shared_catalog_out_of_reach_is_no_reason_to_be_killed() {
+        let out_of_reach = CatalogError::Unreachable {
+            location: "etcd://127.0.0.1:2379/volhost".into(),
+            why: Arc::new("no member answers".into()),
+        };
+        let answer = tokio::spawn(async { Err(out_of_reach) });
+        while !answer.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let mut question = Question { asked: Instant::now(), answer, told: false };
+        assert!(matches!(question.look(), Found::Answer));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 
-use crate::backend::directory::{HOUSE, Handle, Root, open_beneath};
+use crate::backend::directory::{HOUSE, Handle, Root, open_beneath, unfinished};
 use crate::backend::error::BackendError;
 use crate::volume::name::VolumeName;
 
@@ -20,7 +20,8 @@ const NEWEST: &str = "catalog.jsonl";
 /// The text before.
 const BEFORE: &str = "catalog.jsonl.before";
 
-/// The text while it is being written.
+/// What begins the name of a text while it is being written. Each has a name of its own: a writer that stood still must
+/// not find another one's half under the name of its own.
 const UNFINISHED: &str = "catalog.jsonl.new";
 
 /// What begins the name of a text that is kept for good.
@@ -33,6 +34,13 @@ pub struct Kept<T> {
     pub path: PathBuf,
     /// What its reader made of it; none where it cannot be opened.
     pub content: Option<T>,
+}
+
+impl<T> Kept<T> {
+    /// Whether it is the newest one, which the next one replaces.
+    pub fn is_newest(&self) -> bool {
+        self.path.file_name().is_some_and(|name| name == NEWEST)
+    }
 }
 
 impl Root {
@@ -58,8 +66,9 @@ impl Root {
     }
 
     /// Puts the text that `write` writes in the place of the newest one, durably, once `is_whole` was content with what
-    /// was read back; the one before stays beside it. One writer at a time: the caller sees to that. With `keep`, what
-    /// lies there already is first put aside for good, under that name's end.
+    /// was read back; the one before stays beside it. One writer at a time: the caller sees to that. What an earlier one
+    /// left unfinished is removed, also where it is still at it: it must not put an older text in the place of this one.
+    /// With `keep`, what lies there already is first put aside for good, under that name's end.
     pub fn write_copy(
         &self,
         keep: Option<&str>,
@@ -67,23 +76,25 @@ impl Root {
         is_whole: impl FnOnce(&mut dyn BufRead) -> bool,
     ) -> Result<(), BackendError> {
         let house = self.dir.made(HOUSE)?;
-        let path = house.path.join(UNFINISHED);
+        house.remove_unfinished(UNFINISHED)?;
+        let unfinished = unfinished(UNFINISHED);
+        let path = house.path.join(&unfinished);
         let failed = |what: &'static str, errno| BackendError::io(what, &path, errno);
-        let verified = house.write_new(UNFINISHED, write).and_then(|()| {
-            let file = open(&house, UNFINISHED).map_err(|errno| failed("read", errno))?;
+        let verified = house.write_new(&unfinished, write).and_then(|()| {
+            let file = open(&house, &unfinished).map_err(|errno| failed("read", errno))?;
             let whole = file.is_some_and(|file| is_whole(&mut BufReader::new(file)));
             if whole { Ok(()) } else { Err(failed("read back what was written to", Errno::IO)) }
         });
         if let Err(error) = verified {
             // A full disk must not be kept full by what is of no use.
-            let _ = rustix::fs::unlinkat(&house.fd, UNFINISHED, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&house.fd, &*unfinished, AtFlags::empty());
             return Err(error);
         }
         if let Some(end) = keep {
             put_aside(&house, &format!("{ASIDE}{end}"))?;
         }
         put_aside(&house, BEFORE)?;
-        rename(&house, UNFINISHED, NEWEST).map_err(|source| failed("rename", source))?;
+        rename(&house, &unfinished, NEWEST).map_err(|source| failed("rename", source))?;
         house.sync()
     }
 
@@ -177,7 +188,24 @@ mod tests {
         let broken = root.write_copy(None, |_| Err(io::ErrorKind::StorageFull.into()), |_| true);
         assert!(short.is_err() && broken.is_err());
         assert_eq!(texts(&root), [(NEWEST.to_owned(), Some("one\n".to_owned()))]);
-        assert!(!dir.path().join(HOUSE).join(UNFINISHED).exists());
+        assert_eq!(std::fs::read_dir(dir.path().join(HOUSE)).unwrap().count(), 1, "only the text itself");
+    }
+
+    #[test]
+    fn a_writer_that_another_one_overtook_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let overtaken = root.write_copy(
+            None,
+            |file| {
+                // While this one writes, another one begins and ends.
+                write(&root, "newer\n", None);
+                file.write_all(b"older\n")
+            },
+            |_| true,
+        );
+        assert!(overtaken.is_err());
+        assert_eq!(texts(&root), [(NEWEST.to_owned(), Some("newer\n".to_owned()))]);
     }
 
     #[test]

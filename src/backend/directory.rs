@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use crate::backend::error::BackendError;
 use crate::backend::name::BackendName;
+use crate::volume::name::VolumeId;
 
 /// The directory below a root that is volhost's own.
 pub(super) const HOUSE: &str = ".volhost";
@@ -131,6 +132,11 @@ impl Root {
     }
 }
 
+/// The name of a file while it is being written: nobody else's, in no other process and on no other machine.
+pub(super) fn unfinished(like: &str) -> String {
+    format!("{like}-{}", VolumeId::random())
+}
+
 /// An open directory and the path by which messages name it.
 #[derive(Debug)]
 pub(super) struct Handle {
@@ -196,6 +202,28 @@ impl Handle {
             .map_err(|error| failed("write", Errno::from_io_error(&error).unwrap_or(Errno::IO)))
     }
 
+    /// Removes the files that [`unfinished`] names like this one: those of earlier attempts, and of others that are at
+    /// it, whose attempt fails by that.
+    pub(super) fn remove_unfinished(&self, like: &str) -> Result<(), BackendError> {
+        let mut found = Vec::new();
+        self.for_each(|name, _| {
+            if name.to_bytes().starts_with(like.as_bytes()) {
+                found.push(name.to_owned());
+            }
+            Ok(true)
+        })?;
+        for name in found {
+            match rustix::fs::unlinkat(&self.fd, &*name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => {
+                    let path = self.path.join(&*name.to_string_lossy());
+                    return Err(BackendError::io("remove", &path, errno));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Makes what was done in this directory durable.
     pub(super) fn sync(&self) -> Result<(), BackendError> {
         match rustix::fs::fsync(&self.fd) {
@@ -226,7 +254,7 @@ impl Handle {
     fn holds_nothing(&self) -> Result<bool, BackendError> {
         let mut nothing = true;
         self.for_each(|name, _| {
-            nothing = name.to_bytes() == super::identity::UNFINISHED.as_bytes();
+            nothing = name.to_bytes().starts_with(super::identity::UNFINISHED.as_bytes());
             Ok(nothing)
         })?;
         Ok(nothing)

@@ -13,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::backend::directory::{HOUSE, Root, open_beneath};
+use crate::backend::directory::{HOUSE, Root, open_beneath, unfinished};
 use crate::backend::error::BackendError;
 use crate::backend::name::{BackendId, BackendName};
 
 const FILE: &str = "backend.json";
 
-/// The file's name while it is being written.
+/// What begins the file's name while it is being written. Each attempt has a name of its own: two instances that share
+/// the storage may give the same directory its identity at the same moment.
 pub(super) const UNFINISHED: &str = "backend.json.new";
 
 /// No identity file is longer; what is longer is not one.
@@ -99,13 +100,16 @@ impl Root {
         if let Some(found) = self.identity()? {
             return self.accept(id, &found);
         }
-        let path = house.path.join(UNFINISHED);
-        house.write_new(UNFINISHED, |file| file.write_all(compose(id, name).as_bytes()))?;
+        house.remove_unfinished(UNFINISHED)?;
+        let unfinished = unfinished(UNFINISHED);
+        let path = house.path.join(&unfinished);
+        house.write_new(&unfinished, |file| file.write_all(compose(id, name).as_bytes()))?;
         let renamed =
-            match rustix::fs::renameat_with(&house.fd, UNFINISHED, &house.fd, FILE, RenameFlags::NOREPLACE) {
+            match rustix::fs::renameat_with(&house.fd, &*unfinished, &house.fd, FILE, RenameFlags::NOREPLACE)
+            {
                 // Where flags are not known; the look above then has to do.
                 Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                    rustix::fs::renameat(&house.fd, UNFINISHED, &house.fd, FILE)
+                    rustix::fs::renameat(&house.fd, &*unfinished, &house.fd, FILE)
                 }
                 result => result,
             };
@@ -113,7 +117,7 @@ impl Root {
             Ok(()) => {}
             // Another volhost on the same share was first.
             Err(Errno::EXIST) => {
-                let _ = rustix::fs::unlinkat(&house.fd, UNFINISHED, AtFlags::empty());
+                let _ = rustix::fs::unlinkat(&house.fd, &*unfinished, AtFlags::empty());
                 let found = self.identity()?.ok_or(BackendError::Missing { path: house.path.join(FILE) })?;
                 return self.accept(id, &found);
             }

@@ -156,6 +156,12 @@ impl Root {
         rename_durably(&trash, &trashed, &self.dir, name.as_str())
     }
 
+    /// Whether a volume's directory lies in the trash.
+    pub fn is_trashed(&self, id: VolumeId) -> Result<bool, BackendError> {
+        let Some(trash) = self.house(TRASH)? else { return Ok(false) };
+        Ok(trash.stat(&id.to_string())?.is_some_and(|stat| is_directory(&stat)))
+    }
+
     /// The directories being made.
     pub fn staged(&self) -> Result<Listing, BackendError> {
         self.listing(NEW)

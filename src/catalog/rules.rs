@@ -852,6 +852,81 @@ mod tests {
         }
     }
 
+    /// The step at which each row was last written.
+    type Revisions = BTreeMap<RowKey, usize>;
+
+    fn write_revisions(revisions: &mut Revisions, writes: &[Write], step: usize) {
+        for write in writes {
+            if write.deletes() {
+                revisions.remove(&write.key());
+            } else {
+                revisions.insert(write.key(), step);
+            }
+        }
+    }
+
+    /// Whether a premise of a view that knows `seen` still holds by `truth`, as a store of revisions tells it.
+    fn holds(premise: &Premise, seen: &Revisions, truth: &Revisions, reached: usize) -> bool {
+        let mounts = |of: &VolumeName, but: Option<&HostName>| {
+            truth
+                .keys()
+                .any(|row| matches!(row, RowKey::Mount(key) if key.volume == *of && Some(&key.host) != but))
+        };
+        match premise {
+            Premise::Same(row) => seen.get(row) == truth.get(row),
+            Premise::Unused(volume) => !mounts(volume, None),
+            Premise::UnusedByOthers(volume, host) => !mounts(volume, Some(host)),
+            Premise::SameBackends => {
+                truth.iter().all(|(row, at)| !matches!(row, RowKey::Backend(_)) || *at <= reached)
+            }
+        }
+    }
+
+    /// Whether the two views show and hide the same volumes: what instances tell each other by keys of their own.
+    fn shown_alike(one: &View, other: &View) -> bool {
+        let hidden = |view: &View| -> Vec<_> {
+            view.volumes.values().filter(|volume| !volume.visible).map(|volume| volume.id).collect()
+        };
+        hidden(one) == hidden(other)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        #[test]
+        fn a_decision_of_a_view_behind_holds_as_long_as_its_premises_do(
+            steps in proptest::collection::vec(step(), 0..60),
+            others in proptest::collection::vec(step(), 0..4),
+            last in step(),
+        ) {
+            let (mut behind, mut seen) = (View::default(), Revisions::new());
+            for (at, step) in steps.iter().enumerate() {
+                if let Ok((_, writes)) = behind.apply(step.change()) {
+                    write_revisions(&mut seen, &writes, at);
+                }
+            }
+            let (mut truth, mut revisions) = (behind.clone(), seen.clone());
+            for (at, step) in others.iter().enumerate() {
+                if let Ok((_, writes)) = truth.apply(step.change()) {
+                    write_revisions(&mut revisions, &writes, steps.len() + at);
+                }
+            }
+            let change = last.change();
+            // These stand on more than rows, and are decided on a view that was made fresh.
+            if matches!(change, Change::Activate(_) | Change::Release { .. }) || !shown_alike(&behind, &truth) {
+                return Ok(());
+            }
+            let premises = behind.premises(&change);
+            let Ok((_, decided)) = behind.clone().apply(change.clone()) else { return Ok(()) };
+            if decided.is_empty() || !premises.iter().all(|premise| {
+                holds(premise, &seen, &revisions, steps.len().saturating_sub(1))
+            }) {
+                return Ok(());
+            }
+            let told = truth.apply(change.clone()).map(|(_, writes)| writes);
+            prop_assert_eq!(told.ok(), Some(decided), "{:?} after {:?}", change, others);
+        }
+    }
+
     #[test]
     fn what_need_not_be_durable_asks_for_no_write() {
         let mut view = View::default();

@@ -6,17 +6,18 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
 use super::envelope::{Answer, decode};
 use super::{Empty, Protocol, Verb};
+use crate::error::chain;
 use crate::host::Caller;
 use crate::volume::error::rfc3339;
 use crate::volume::name::{MountId, VolumeName};
@@ -174,9 +175,9 @@ impl Call {
         let answered = match self {
             Self::Capabilities => Ok(capabilities(global)),
             Self::Create => create(service, caller, body).await,
-            Self::Get => Ok(get(service, caller, body)),
-            Self::List => Ok(list(service, caller)),
-            Self::Path => path(service, caller, body),
+            Self::Get => Ok(get(service, caller, body).await),
+            Self::List => Ok(list(service, caller).await),
+            Self::Path => path(service, caller, body).await,
             Self::Mount => mount(service, caller, body).await,
             Self::Unmount => unmount(service, caller, body).await,
             Self::Remove => remove(service, caller, body).await,
@@ -200,13 +201,13 @@ async fn create(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<
 }
 
 /// Whatever goes wrong in here must not be answered: it would cost an engine its labels.
-fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
-    let answered = catch_unwind(AssertUnwindSafe(|| {
+async fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
+    let answered = AssertUnwindSafe(async {
         let Named { name } = decode(body)?;
-        let seen = service.inspect(caller, &name)?;
+        let seen = inspect(service, caller, &name).await?;
         Ok::<_, Answer>(Answer::json(&Got { volume: wire(&seen, Some(status(service, &seen))) }))
-    }));
-    match answered {
+    });
+    match answered.catch_unwind().await {
         Ok(answer) => answer.unwrap_or_else(std::convert::identity),
         Err(_panic) => {
             log::error!("a Get broke off and is left without an answer");
@@ -215,12 +216,24 @@ fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
     }
 }
 
+/// The volume. That there is none is an answer; that a catalog cannot be asked is none: an engine would take any for
+/// the volume's end.
+async fn inspect(service: &Service, caller: &Caller, name: &str) -> Result<Seen, Error> {
+    service.inspect(caller, name).await.map_err(|error| match error {
+        Error::Catalog(_) | Error::TooLong { .. } => {
+            log::warn!("whether there is a volume {name:?} is not known: {}", chain(&error));
+            Error::Unknown
+        }
+        error => error,
+    })
+}
+
 /// How much of a list is made at once, in bytes: what one request keeps a thread and memory for. A shorter list is
 /// answered whole.
 const PART: usize = 64 * 1024;
 
-fn list(service: &Service, caller: &Caller) -> Answer {
-    let mut told = Told { list: service.list(caller), any: false };
+async fn list(service: &Service, caller: &Caller) -> Answer {
+    let mut told = Told { list: service.list(caller).await, any: false };
     let mut text = br#"{"Volumes":["#.to_vec();
     match told.part(&mut text) {
         Ok(false) => Answer::Json(text.into()),
@@ -266,9 +279,9 @@ impl Told {
     }
 }
 
-fn path(service: &Service, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
+async fn path(service: &Service, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
     let Named { name } = decode(body)?;
-    let seen = service.inspect(caller, &name)?;
+    let seen = inspect(service, caller, &name).await?;
     Ok(Answer::json(&Mountpoint { mountpoint: &seen.mountpoint }))
 }
 
@@ -327,19 +340,76 @@ fn status<'a>(service: &Service, seen: &'a Seen) -> Status<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+    use std::pin::Pin;
+
     use super::*;
     use crate::backend::name::BackendName;
-    use crate::catalog::{self, Catalog, Change, sqlite};
+    use crate::catalog::{self, Catalog, CatalogError, Change, sqlite};
     use crate::host::Via;
     use crate::host::name::HostName;
+    use crate::volume::InForce;
     use crate::volume::mounts::Ledger;
     use crate::volume::name::VolumeId;
+
+    /// A shared catalog that knows nothing, and cannot be asked; or is broken.
+    struct Away {
+        broken: bool,
+    }
+
+    impl Catalog for Away {
+        fn view(&self) -> Arc<catalog::View> {
+            Arc::default()
+        }
+
+        fn submit(&self, _: Change) -> catalog::Submitted {
+            Box::pin(ready(Err(CatalogError::Closed)))
+        }
+
+        fn sync(&self) -> catalog::Asked<()> {
+            assert!(!self.broken, "on purpose");
+            let why = Arc::new("no member answers".into());
+            Box::pin(ready(Err(CatalogError::Unreachable { location: "the test's".into(), why })))
+        }
+
+        fn is_shared(&self) -> bool {
+            true
+        }
+
+        fn location(&self) -> &str {
+            "the test's"
+        }
+
+        fn fault(&self) -> Option<Arc<String>> {
+            None
+        }
+
+        fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            Box::pin(ready(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_known_is_left_without_an_answer() {
+        let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Tls };
+        let service = |broken| Arc::new(Service::new(Arc::new(Away { broken }), InForce::default()));
+        for (call, broken) in [(Call::Get, false), (Call::Path, false), (Call::Get, true)] {
+            let answer = call.answer(&service(broken), &caller, br#"{"Name":"db"}"#, false).await;
+            assert!(matches!(answer, Answer::None), "{call:?}");
+        }
+        let wrong = Call::Get.answer(&service(true), &caller, br#"{"Name":"a b"}"#, false).await;
+        assert!(!matches!(wrong, Answer::None), "what is no name is answered without the catalog");
+        let Answer::Json(list) = Call::List.answer(&service(false), &caller, b"{}", false).await else {
+            panic!("a list is never refused");
+        };
+        assert_eq!(&list[..], br#"{"Volumes":[]}"#);
+    }
 
     /// Makes `counts` of volumes, one after the other, and lists them each time: how many parts, and which names.
     async fn listed(counts: impl IntoIterator<Item = usize>) -> Vec<(usize, Vec<String>)> {
         let dir = tempfile::tempdir().unwrap();
         let catalog: Arc<dyn Catalog> = Arc::new(sqlite::open(&dir.path().join("catalog.db")).unwrap());
-        let service = Service::new(Arc::clone(&catalog), crate::volume::InForce::default());
+        let service = Service::new(Arc::clone(&catalog), InForce::default());
         let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Admin };
         let mut made = 0;
         let mut all = Vec::new();
@@ -366,7 +436,7 @@ mod tests {
                     published.await.unwrap();
                 }
             }
-            let parts: Vec<_> = match list(&service, &caller) {
+            let parts: Vec<_> = match list(&service, &caller).await {
                 Answer::Json(text) => vec![text],
                 Answer::Parts(parts) => parts.map(Result::unwrap).collect().await,
                 _ => panic!("a list is never refused"),

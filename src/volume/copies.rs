@@ -1,6 +1,10 @@
 //! The copies of the catalog that every backend keeps, from which a lost catalog is made again.
 //!
 //! Off every request's path: a backend that hangs, is full or is not there has an older copy, and delays nothing.
+//!
+//! Of several instances that serve the catalog, one at a time writes a backend's copy: the backend's identity is claimed
+//! for it, as a volume's is, which also makes the view fresh, so that no older one comes after a newer one. What another
+//! instance wrote already is not written again.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead};
@@ -15,7 +19,7 @@ use crate::backend::name::BackendName;
 use crate::backend::{Backend, BackendError, Expect, Kept, Root, VolumeState};
 use crate::catalog::record::{Loader, Table};
 use crate::catalog::text::{self, Whole};
-use crate::catalog::{View, Volume};
+use crate::catalog::{Claimed, View, Volume};
 use crate::error::chain;
 
 /// How often changes are copied.
@@ -71,8 +75,11 @@ impl Service {
         match self.copy(backend).await {
             Ok(true) => log::debug!("backend {} has a copy of the catalog", backend.name()),
             Ok(false) => {}
-            // That it is offline was told when it went.
-            Err(Error::Backend(error @ (BackendError::Offline { .. } | BackendError::Busy { .. }))) => {
+            // That it is offline, or the catalog out of reach, was told when it went.
+            Err(
+                error @ (Error::Backend(BackendError::Offline { .. } | BackendError::Busy { .. })
+                | Error::Catalog(_)),
+            ) => {
                 log::debug!("no copy of the catalog: {}", chain(&error));
             }
             Err(error) => {
@@ -87,15 +94,51 @@ impl Service {
         let Some(expect) = self.established(name) else { return Ok(false) };
         let latest = self.copied.of(name);
         let mut latest = latest.lock().await;
-        let view = self.catalog.view();
-        if latest.as_ref().is_some_and(|(copied, _)| is_same(copied, &view)) {
+        let is_copied = |view: &View| latest.as_ref().is_some_and(|(copied, _)| is_same(copied, view));
+        if is_copied(&self.catalog.view()) {
             return Ok(false);
         }
-        let (copied, known) = (Arc::clone(&view), latest.as_ref().map(|(_, at)| *at));
-        let at = backend.run(expect, move |root| write(root, &copied, known, expect)).await?;
+        let Some(_turn) = self.turn_to_copy(expect).await? else { return Ok(false) };
+        let view = self.catalog.view();
+        if is_copied(&view) {
+            return Ok(false);
+        }
+        let (copied, shared) = (Arc::clone(&view), self.is_shared());
+        // Where others write as well, what this process wrote last says nothing of what lies there.
+        let known = latest.as_ref().map(|(_, at)| *at).filter(|_| !shared);
+        let write = move |root: &Root| match shared.then(|| same(root, &copied)).transpose()?.flatten() {
+            Some(at) => Ok((at, false)),
+            None => Ok((write(root, &copied, known, expect)?, true)),
+        };
+        let (at, written) = backend.run(expect, write).await?;
         *latest = Some((view, at));
-        Ok(true)
+        Ok(written)
     }
+
+    /// Waits for nobody: nothing, while another instance writes to that backend, or the catalog is not known to be as
+    /// the view shows it.
+    async fn turn_to_copy(&self, backend: Expect) -> Result<Option<Claimed>, Error> {
+        if !self.is_shared() {
+            return Ok(Some(Claimed::default()));
+        }
+        let Expect::This(id) = backend else { return Ok(None) };
+        let Ok(id) = id.to_string().parse() else { return Ok(None) };
+        if self.catalog.fault().is_some() {
+            return Ok(None);
+        }
+        Ok(self.catalog.claim(id).await?)
+    }
+}
+
+/// When the newest copy there was made, if it has the same records.
+fn same(root: &Root, view: &View) -> Result<Option<OffsetDateTime>, BackendError> {
+    let mut newest = true;
+    let copies = root.copies(|input| {
+        let copy = std::mem::take(&mut newest).then(|| text::parse(input).ok()).flatten()?;
+        copy.at.filter(|_| is_same(&copy.view, view))
+    })?;
+    let first = copies.into_iter().next().filter(Kept::is_newest);
+    Ok(first.and_then(|kept| kept.content.flatten()))
 }
 
 /// Writes a copy; `known` is when the newest one there was made, if this process made it.

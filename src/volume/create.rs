@@ -22,9 +22,7 @@
 
 use std::future::ready;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
@@ -32,12 +30,13 @@ use tokio::sync::oneshot;
 use super::error::Error;
 use super::mounts::Ledger;
 use super::name::{VolumeId, VolumeName};
-use super::operation::{self, Claim};
+use super::operation::Claim;
 use super::options::{Mode, Options};
+use super::soon::soon;
 use super::step::step;
 use super::{InForce, Moving, Service, in_sight, log_done, permit};
 use crate::backend::{Backend, BackendError, Expect, Root, VolumeState};
-use crate::catalog::{CatalogError, Change, Outcome, Refusal, Submitted, Volume};
+use crate::catalog::{CatalogError, Change, Refusal, Submitted, Volume};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::host::right::Right;
@@ -58,8 +57,7 @@ impl Service {
         options: Options,
     ) -> Result<Arc<Volume>, Error> {
         let (service, caller) = (Arc::clone(self), caller.clone());
-        let limit = self.in_force.load().request;
-        operation::run(limit, |claim| async move {
+        self.operate(|claim| async move {
             let _held = service.locks.hold(&name, &claim).await?;
             service.create_held(&claim, &caller, name, options).await
         })
@@ -74,14 +72,39 @@ impl Service {
         options: Options,
     ) -> Result<Arc<Volume>, Error> {
         let in_force = self.in_force.load_full();
-        let adopt = options.adopt == Some(true);
         if self.catalog.view().volumes.contains_key(&name) {
-            // Either it is whole, or an earlier operation on it was cut off and can perhaps be mended now.
+            // Either it is whole, or an earlier operation on it was cut off and can perhaps be mended now; and another
+            // instance may have removed it.
+            self.sync().await?;
             if let Some(existing) = self.settled(&name).await? {
                 return repeated(&in_force, caller, &existing, &options);
             }
         }
-        let backend = self.choose_backend(&in_force, caller, &options)?;
+        match self.create_new(claim, &in_force, caller, name.clone(), options.clone()).await {
+            // Another instance made it since we looked.
+            Err(error @ (Error::Exists(_) | Error::Backend(BackendError::Occupied { .. })))
+                if self.is_shared() =>
+            {
+                self.sync().await?;
+                match self.settled(&name).await? {
+                    Some(existing) => repeated(&in_force, caller, &existing, &options),
+                    None => Err(error),
+                }
+            }
+            created => created,
+        }
+    }
+
+    async fn create_new(
+        self: &Arc<Self>,
+        claim: &Arc<Claim>,
+        in_force: &InForce,
+        caller: &Caller,
+        name: VolumeName,
+        options: Options,
+    ) -> Result<Arc<Volume>, Error> {
+        let adopt = options.adopt == Some(true);
+        let backend = self.choose_backend(in_force, caller, &options)?;
         let expect = self.ready(&backend).await?;
         let volume = Volume {
             id: VolumeId::random(),
@@ -148,6 +171,10 @@ impl Service {
             }
         };
         if let Err(error) = renamed {
+            if matches!(error, BackendError::Missing { .. }) && self.is_whole(backend, expect, volume).await {
+                log::info!("another instance finished the create of volume {} for this one", volume.name);
+                return Ok(());
+            }
             if error.effect_unknown() {
                 self.leave_to_recovery(moving, &volume.name, &error);
             } else if self.undo_record(moving, volume).await {
@@ -326,27 +353,6 @@ fn rename(root: &Root, id: VolumeId, name: &VolumeName) -> Result<(), BackendErr
     root.publish(id, name)?;
     step("create:renamed");
     Ok(())
-}
-
-/// What became of a change, where that is known within `patience`; else the change, which goes on. Blocks.
-fn soon(mut change: Submitted, patience: Duration) -> Result<Result<Outcome, CatalogError>, Submitted> {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let until = Instant::now() + patience;
-    loop {
-        if let Poll::Ready(outcome) = change.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return Ok(outcome);
-        }
-        match until.checked_duration_since(Instant::now()) {
-            Some(left) => thread::park_timeout(left),
-            None => return Err(change),
-        }
-    }
 }
 
 /// The user, group and mode of a volume's directory.

@@ -151,10 +151,12 @@ pub enum Error {
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     /// It took longer than a request may, and was given up.
-    #[error("this took longer than {}, the limit of a request, and was given up: `volhost backend ls` shows which backend does not answer", humantime::format_duration(*.limit))]
+    #[error("this took longer than {}, the limit of a request, and was given up: {}", humantime::format_duration(*.limit), slow(.catalog.as_deref()))]
     TooLong {
         /// `limits.request`.
         limit: Duration,
+        /// What is wrong with the catalog, as far as is known.
+        catalog: Option<String>,
     },
     /// Nobody waits for the answer.
     #[error("the caller has gone")]
@@ -241,6 +243,14 @@ fn instead(right: Right) -> &'static str {
     }
 }
 
+/// What may have taken so long.
+fn slow(catalog: Option<&str>) -> String {
+    match catalog {
+        Some(fault) => format!("the catalog takes no changes at present: {fault}"),
+        None => "`volhost backend ls` shows which backend does not answer".into(),
+    }
+}
+
 fn list(differences: &[Difference]) -> String {
     differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
@@ -259,6 +269,37 @@ fn choices(known: &[BackendName]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_took_too_long_is_the_catalogs_fault_where_that_has_one() {
+        let limit = Duration::from_secs(20);
+        let told =
+            |catalog: Option<&str>| Error::TooLong { limit, catalog: catalog.map(str::to_owned) }.to_string();
+        assert_eq!(
+            told(None),
+            "this took longer than 20s, the limit of a request, and was given up: `volhost backend ls` shows which \
+             backend does not answer"
+        );
+        assert_eq!(
+            told(Some("no space left")),
+            "this took longer than 20s, the limit of a request, and was given up: the catalog takes no changes at \
+             present: no space left"
+        );
+    }
+
+    #[test]
+    fn a_catalog_out_of_reach_is_ours_to_mend_and_named() {
+        let error = Error::from(CatalogError::Unreachable {
+            location: "etcd://127.0.0.1:2379/volhost".into(),
+            why: std::sync::Arc::new("no member answers".into()),
+        });
+        assert_eq!(error.blame(), Blame::Service);
+        assert_eq!(
+            crate::error::chain(&error),
+            "the catalog etcd://127.0.0.1:2379/volhost is out of reach: no member answers; what was known before is \
+             still shown"
+        );
+    }
 
     #[test]
     fn backends_that_can_be_chosen_are_listed() {

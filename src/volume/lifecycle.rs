@@ -4,8 +4,11 @@
 //! A backend gets an identity by itself only in an empty directory, and only where the catalog remembers none for it:
 //! an empty directory under a name that is known is an unmounted share.
 
+use std::future::pending;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use super::error::Error;
 use super::rounds::Rounds;
@@ -14,7 +17,7 @@ use super::trash::is_scarce;
 use super::{InForce, Service};
 use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{Backend, Expect, Health};
-use crate::catalog::{BackendRecord, BackendState, Change};
+use crate::catalog::{BackendRecord, BackendState, CatalogError, Change, News, Refusal};
 use crate::error::chain;
 
 /// How often each backend is looked after.
@@ -51,8 +54,14 @@ impl Service {
         let mut rounds = Rounds::default();
         let mut ticks = tokio::time::interval(ROUND);
         let mut written = tokio::time::Instant::now();
+        let mut news = self.news.clone();
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                // What an instance that was lost left half-done is looked at at once.
+                there_are_news = changed(&mut news) => if !there_are_news { news = None },
+            }
+            self.note_lost();
             rounds.begin(
                 &self,
                 |_| true,
@@ -67,6 +76,10 @@ impl Service {
 
     /// Writes down when hosts were last seen. Nothing hangs on it, so that a failure is only logged.
     pub async fn write_seen(&self) {
+        if self.is_shared() && self.catalog.fault().is_some() {
+            // It is kept until the catalog answers again.
+            return;
+        }
         let noted = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
         if !noted.is_empty() {
             let seen = Change::Seen(noted.into_iter().map(|(host, noted)| (host, noted.at)).collect());
@@ -74,8 +87,12 @@ impl Service {
         }
     }
 
-    async fn look_after(self: &Arc<Self>, backend: &Arc<Backend>) {
+    pub(super) async fn look_after(self: &Arc<Self>, backend: &Arc<Backend>) {
         let before = backend.health();
+        let mending = self.mending(backend.name());
+        if mending.is_done() && mending.is_due() {
+            self.mark_unmended(backend.name());
+        }
         // One that may hang is probed first: what it was left with can wait, whether it answers cannot.
         let known = self.established(backend.name());
         let now = match known {
@@ -111,24 +128,43 @@ impl Service {
 
     /// What to expect of a backend; a new one in an empty directory gets its identity here.
     pub(super) async fn identify(&self, backend: &Arc<Backend>) -> Result<Expect, Error> {
-        let record = self.catalog.view().backends.get(backend.name()).cloned();
+        let known = || self.catalog.view().backends.get(backend.name()).cloned();
+        let mut record = known();
+        if record.as_ref().is_none_or(|record| record.state == BackendState::Initialising) {
+            // Another instance may have come further: an empty directory may be an unmounted share by now.
+            self.sync().await?;
+            record = known();
+        }
+        if record.is_none() {
+            let look = |root: &crate::backend::Root| Ok(root.identity()?.is_none() && root.is_empty()?);
+            if !backend.run(Expect::Nothing, look).await? {
+                // The refusal words what is wrong with it, and becomes the backend's state.
+                return backend.run(Expect::Unknown, |_| Ok(Expect::Unknown)).await.map_err(Error::from);
+            }
+            record = Some(self.introduce(backend).await?);
+            step("identity:chosen");
+        }
         match record.as_deref() {
             Some(BackendRecord { id, state: BackendState::Established, .. }) => Ok(Expect::This(*id)),
             Some(BackendRecord { id, state: BackendState::Initialising, .. }) => {
                 self.initialise(backend, *id).await
             }
-            None => {
-                let look = |root: &crate::backend::Root| Ok(root.identity()?.is_none() && root.is_empty()?);
-                if backend.run(Expect::Nothing, look).await? {
-                    let id = BackendId::random();
-                    self.record_backend(backend, id, BackendState::Initialising).await?;
-                    step("identity:chosen");
-                    self.initialise(backend, id).await
-                } else {
-                    // The refusal words what is wrong with it, and becomes the backend's state.
-                    backend.run(Expect::Unknown, |_| Ok(Expect::Unknown)).await.map_err(Error::from)
-                }
-            }
+            None => Ok(Expect::Unknown),
+        }
+    }
+
+    /// Chooses an identity for a new backend, and returns what is recorded: another instance may have been first.
+    async fn introduce(&self, backend: &Backend) -> Result<Arc<BackendRecord>, Error> {
+        let record = BackendRecord {
+            id: BackendId::random(),
+            state: BackendState::Initialising,
+            mountpoints: backend.settings().mountpoints.clone(),
+        };
+        let introduce = Change::Introduce(backend.name().clone(), record.clone());
+        match self.catalog.submit(introduce).await {
+            Ok(_) => Ok(Arc::new(record)),
+            Err(CatalogError::Refused(Refusal::Known(known))) => Ok(known),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -143,6 +179,16 @@ impl Service {
         step("identity:written");
         let expect = Expect::This(id);
         backend.run(expect, |_| Ok(())).await?;
+        // Another instance may have been quicker; and the operator may have chosen otherwise, which counts.
+        let is_open =
+            |known: &Arc<BackendRecord>| known.id == id && known.state == BackendState::Initialising;
+        self.sync().await?;
+        if !self.catalog.view().backends.get(backend.name()).is_some_and(is_open) {
+            return self.established(backend.name()).ok_or_else(|| Error::Identity {
+                backend: backend.name().clone(),
+                reason: "another instance is giving it an identity: it is looked at again soon".into(),
+            });
+        }
         self.record_backend(backend, id, BackendState::Established).await?;
         log::info!("backend {} is {} from now on", backend.name(), id);
         Ok(expect)
@@ -160,17 +206,32 @@ impl Service {
         Ok(())
     }
 
-    /// Keeps where hosts see a backend, for the time when it is not in the map.
+    /// Keeps where hosts see a backend, for the time when it is not in the map. Only what this process was told and did
+    /// not record yet: instances whose maps differ would write in turns for ever.
     async fn remember_mountpoints(&self, backend: &Backend) {
-        let record = self.catalog.view().backends.get(backend.name()).cloned();
-        if let Some(record) = record
-            && record.mountpoints != backend.settings().mountpoints
-        {
-            let record =
-                BackendRecord { mountpoints: backend.settings().mountpoints.clone(), ..(*record).clone() };
-            let change = Change::Backend(backend.name().clone(), Some(record));
-            self.submit_logged(change, "a backend's mountpoints could not be written").await;
+        let (name, mountpoints) = (backend.name(), &backend.settings().mountpoints);
+        let recorded = || self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        if recorded().get(name) == Some(mountpoints) {
+            return;
         }
+        let Some(record) = self.catalog.view().backends.get(name).cloned() else { return };
+        if record.mountpoints != *mountpoints {
+            let record = BackendRecord { mountpoints: mountpoints.clone(), ..(*record).clone() };
+            let change = Change::Backend(name.clone(), Some(record));
+            if let Err(error) = self.catalog.submit(change).await {
+                log::warn!("where hosts see backend {name} could not be written yet: {}", chain(&error));
+                return;
+            }
+        }
+        recorded().insert(name.clone(), mountpoints.clone());
+    }
+}
+
+/// Waits for news of other instances; whether there may be more.
+async fn changed(news: &mut Option<watch::Receiver<News>>) -> bool {
+    match news {
+        Some(news) => news.changed().await.is_ok(),
+        None => pending().await,
     }
 }
 

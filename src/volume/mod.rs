@@ -11,14 +11,20 @@
 //! - Undoing uses rmdir and rename, never a recursive delete; only `trash` deletes, and only what was removed.
 //!
 //! Get, List, Path and Unmount never wait for a backend: they are answered from the catalog.
+//!
+//! Several instances may serve one catalog and the same storage: `fresh` tells what may be refused, `moving` who moves
+//! a directory, `remove` how a directory follows its record, and `recover` what is mended of an instance that was lost.
 
 mod copies;
 mod create;
 pub mod error;
+mod fresh;
 mod holders;
 mod lifecycle;
+mod mending;
 mod mount;
 pub mod mounts;
+mod moving;
 pub mod name;
 mod operation;
 mod operator;
@@ -26,36 +32,41 @@ pub mod options;
 mod recover;
 mod remove;
 mod rounds;
+mod soon;
 mod step;
 #[cfg(test)]
 mod tests;
 mod trash;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::future::ready;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 pub use self::error::{Blame, Error};
 pub use self::holders::Holders;
+use self::mending::Mending;
 pub use self::mount::Counted;
+use self::moving::Moving;
 use self::name::{VolumeId, VolumeName};
 use self::operation::Locks;
 pub use self::operator::{BackendInfo, Release, Released, TrashedInfo};
 use self::options::Options;
-use self::recover::Mending;
 pub use self::step::STEPS;
 use self::trash::Blocked;
 use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{self, Backend, Health};
-use crate::catalog::{Catalog, Change, View, Volume};
+use crate::catalog::{Catalog, Change, News, View, Volume};
 use crate::host::Caller;
 use crate::host::access::{Access, Ask};
+use crate::host::mountpoints::Mountpoints;
 use crate::host::name::HostName;
 use crate::host::right::Right;
 use crate::process::clock::Clock;
@@ -89,6 +100,12 @@ pub struct Service {
     /// Looked at by the trash.
     clock: Clock,
     copied: copies::Copied,
+    /// What other instances did, where there are any.
+    news: Option<watch::Receiver<News>>,
+    /// How many of them were lost, as far as the backends were looked through for it.
+    lost: AtomicU64,
+    /// Where hosts see each backend, as this process last recorded it.
+    recorded: Mutex<HashMap<BackendName, Mountpoints>>,
 }
 
 /// How often the issuer of a host's certificate is recorded between two times when it is written down who was seen.
@@ -119,6 +136,9 @@ impl Service {
     #[must_use]
     pub fn new(catalog: Arc<dyn Catalog>, in_force: InForce) -> Self {
         Self {
+            news: catalog.news(),
+            lost: AtomicU64::new(0),
+            recorded: Mutex::default(),
             catalog,
             in_force: ArcSwap::from_pointee(in_force),
             locks: Arc::default(),
@@ -151,8 +171,13 @@ impl Service {
         self.catalog.fault().as_deref().cloned()
     }
 
-    /// The volume, if it exists and this host may see it (`/VolumeDriver.Get`). Never waits.
-    pub fn inspect(&self, caller: &Caller, name: &str) -> Result<Seen, Error> {
+    /// The volume, if it exists and this host may see it (`/VolumeDriver.Get`). What is known is told without waiting;
+    /// that there is none is told only when the catalog says so.
+    pub async fn inspect(&self, caller: &Caller, name: &str) -> Result<Seen, Error> {
+        self.certain(|| ready(self.known(caller, name))).await
+    }
+
+    fn known(&self, caller: &Caller, name: &str) -> Result<Seen, Error> {
         let view = self.catalog.view();
         let in_force = self.in_force.load();
         match view.volumes.get(name) {
@@ -166,9 +191,19 @@ impl Service {
         }
     }
 
+    /// Whether there is a volume of that name, visible or being made.
+    pub async fn exists(&self, name: &VolumeName) -> Result<bool, Error> {
+        let exists = || self.catalog.view().volumes.contains_key(name);
+        if exists() {
+            return Ok(true);
+        }
+        self.sync().await?;
+        Ok(exists())
+    }
+
     /// The volumes that this host may see, as they are at this moment (`/VolumeDriver.List`).
-    #[must_use]
-    pub fn list(&self, caller: &Caller) -> List {
+    pub async fn list(&self, caller: &Caller) -> List {
+        self.refresh().await;
         List {
             view: self.catalog.view(),
             in_force: self.in_force.load_full(),
@@ -271,21 +306,6 @@ impl Service {
             .cloned()
             .ok_or_else(|| Error::Unmapped { name: volume.name.clone(), backend: volume.backend.clone() })
     }
-
-    /// Claims the moving of a volume's directory until the guard is dropped; nothing, while somebody else moves it.
-    fn moving(self: &Arc<Self>, backend: &BackendName, id: VolumeId) -> Option<Moving> {
-        self.moving_set().insert(id).then(|| Moving {
-            service: Arc::clone(self),
-            backend: backend.clone(),
-            id,
-            half_done: AtomicBool::new(false),
-        })
-    }
-
-    fn moving_set(&self) -> std::sync::MutexGuard<'_, HashSet<VolumeId>> {
-        // The set is whole after every statement under this lock.
-        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// A list of volumes, told in parts. It is of the moment when it was asked for, however long the telling takes.
@@ -314,31 +334,6 @@ impl List {
             }
         }
         false
-    }
-}
-
-/// That an operation is moving a volume's directory.
-struct Moving {
-    service: Arc<Service>,
-    backend: BackendName,
-    id: VolumeId,
-    half_done: AtomicBool,
-}
-
-impl Moving {
-    /// What was begun can neither be finished nor undone now: recovery decides it.
-    fn leave_half_done(&self) {
-        self.half_done.store(true, Ordering::Release);
-    }
-}
-
-impl Drop for Moving {
-    fn drop(&mut self) {
-        self.service.moving_set().remove(&self.id);
-        // Only now: recovery passes over what is being moved, and would take it for looked at.
-        if self.half_done.load(Ordering::Acquire) || std::thread::panicking() {
-            self.service.mark_unmended(&self.backend);
-        }
     }
 }
 

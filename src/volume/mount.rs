@@ -6,12 +6,13 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::error::Error;
+use super::fresh::Patience;
 use super::name::{MountId, VolumeName};
-use super::operation::{self, Claim};
+use super::operation::Claim;
 use super::step::step;
-use super::{Holders, Seen, Service, in_sight, permit, seen};
+use super::{Holders, InForce, Seen, Service, in_sight, permit, seen};
 use crate::backend::VolumeState;
-use crate::catalog::{CatalogError, Change, Refusal};
+use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::host::right::Right;
@@ -67,8 +68,7 @@ impl Service {
         id: MountId,
     ) -> Result<Counted, Error> {
         let (service, caller) = (Arc::clone(self), caller.clone());
-        let limit = self.in_force.load().request;
-        operation::run(limit, |claim| async move {
+        self.operate(|claim| async move {
             let _held = service.locks.hold(&name, &claim).await?;
             service.mount_held(&claim, &caller, &name, &id).await
         })
@@ -84,24 +84,7 @@ impl Service {
     ) -> Result<Counted, Error> {
         let in_force = self.in_force.load_full();
         let missing = || Error::NoSuchVolume(name.to_string());
-        let volume = self.settled(name).await?.ok_or_else(missing)?;
-        if !in_sight(&in_force.access, caller, &volume) {
-            return Err(missing());
-        }
-        permit(&in_force, caller, Right::Mount, &volume.backend, &volume.options)?;
-        let backend = self.backend_of(&volume)?;
-        let expect = self.ready(&backend).await?;
-        let directory = name.clone();
-        match backend.run(expect, move |root| root.volume_state(&directory)).await? {
-            VolumeState::Directory => {}
-            VolumeState::Missing | VolumeState::NotADirectory => {
-                return Err(Error::DirectoryGone {
-                    name: name.clone(),
-                    backend: volume.backend.clone(),
-                    path: self.path(&volume).display().to_string(),
-                });
-            }
-        }
+        let volume = self.certain(|| self.mountable(&in_force, caller, name)).await?;
         step("mount:checked");
         if !claim.wanted() || claim.deserted() {
             return Err(Error::Abandoned);
@@ -139,6 +122,42 @@ impl Service {
         counted.hand_over();
         self.take_back(caller, name, id).await;
         Err(Error::Abandoned)
+    }
+
+    /// The volume, if this host may mount it and its directory is there.
+    async fn mountable(
+        self: &Arc<Self>,
+        in_force: &InForce,
+        caller: &Caller,
+        name: &VolumeName,
+    ) -> Result<Arc<Volume>, Error> {
+        let missing = || Error::NoSuchVolume(name.to_string());
+        let (mut again, mut patience) = (false, Patience::new());
+        loop {
+            let volume = self.settled(name).await?.ok_or_else(missing)?;
+            if !in_sight(&in_force.access, caller, &volume) {
+                return Err(missing());
+            }
+            permit(in_force, caller, Right::Mount, &volume.backend, &volume.options)?;
+            let backend = self.backend_of(&volume)?;
+            let expect = self.ready(&backend).await?;
+            let directory = name.clone();
+            match backend.run(expect, move |root| root.volume_state(&directory)).await? {
+                VolumeState::Directory => return Ok(volume),
+                VolumeState::Missing | VolumeState::NotADirectory => {
+                    // It may have been left in the trash, or another instance may be moving it right now.
+                    if again && !(self.is_elsewhere(name) && patience.wait().await) {
+                        return Err(Error::DirectoryGone {
+                            name: name.clone(),
+                            backend: volume.backend.clone(),
+                            path: self.path(&volume).display().to_string(),
+                        });
+                    }
+                    again = true;
+                    self.mark_unmended(&volume.backend);
+                }
+            }
+        }
     }
 
     /// Takes a mount back of which nobody was told, however often it must be tried: no engine will ever end it. The

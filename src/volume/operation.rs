@@ -90,7 +90,7 @@ where
     waiting.over = true;
     let joined = match in_time {
         Ok(joined) => joined,
-        Err(_) if claim.abandon() => return Err(Error::TooLong { limit }),
+        Err(_) if claim.abandon() => return Err(Error::TooLong { limit, catalog: None }),
         Err(_) => match timeout_at(started + limit, &mut task).await {
             Ok(joined) => joined,
             Err(_) => return Err(Error::Unknown),

@@ -9,12 +9,12 @@ use time::OffsetDateTime;
 use super::error::Error;
 use super::mounts::Mount;
 use super::name::{MountId, VolumeName};
-use super::operation::{self, Claim};
+use super::operation::Claim;
 use super::trash::expires_at;
 use super::{Service, state_word};
 use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{Backend, BackendError, Expect, Health};
-use crate::catalog::{BackendState, Change, Removed};
+use crate::catalog::{BackendState, CatalogError, Change, Refusal, Removed};
 use crate::host::name::HostName;
 
 /// What is known of a backend.
@@ -132,6 +132,7 @@ impl Service {
         force: bool,
     ) -> Result<BackendId, Error> {
         let name = backend.name();
+        self.sync().await?;
         let remembered = self.catalog.view().backends.get(name).cloned();
         if let Some(record) = remembered.filter(|record| record.state == BackendState::Established && !force)
         {
@@ -203,8 +204,7 @@ impl Service {
         F: Future<Output = Result<BackendId, Error>> + Send + 'static,
     {
         let (service, name) = (Arc::clone(self), name.clone());
-        let limit = self.in_force.load().request;
-        operation::run(limit, |claim| async move {
+        self.operate(|claim| async move {
             let backend = service.mapped(&name)?;
             let mending = service.mending(&name);
             let turn = service.turn(&mending).await?;
@@ -238,15 +238,20 @@ impl Service {
 
     /// Has a removed volume, named or identified, deleted now rather than when its time is over.
     pub async fn expire(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
-        let removed = self.find_removed(wanted)?;
-        self.catalog.submit(Change::Expire(removed.volume.id)).await?;
+        let removed = self.find_removed(wanted).await?;
+        self.catalog.submit(Change::Expire(removed.volume.id)).await.map_err(|error| match error {
+            CatalogError::Refused(Refusal::NotInTrash) => Error::NotInTrash(wanted.into()),
+            error => error.into(),
+        })?;
         self.unblock(removed.volume.id);
         self.purge.notify_one();
         Ok(removed)
     }
 
     /// What a release would do.
-    pub fn would_release(&self, release: &Release) -> Result<Released, Error> {
+    pub async fn would_release(&self, release: &Release) -> Result<Released, Error> {
+        // What is not known here would be neither told nor released.
+        self.sync().await?;
         let view = self.catalog.view();
         let volumes: Vec<_> = match &release.volume {
             Some(name) => {
@@ -266,7 +271,7 @@ impl Service {
 
     /// Releases mounts by the operator's word, volume after volume: one that fails leaves those before it released.
     pub async fn release(&self, release: &Release) -> Result<Released, Error> {
-        let Released { released: mut planned, kept } = self.would_release(release)?;
+        let Released { released: mut planned, kept } = self.would_release(release).await?;
         planned.dedup_by(|(one, _), (other, _)| one == other);
         let mut released = Vec::new();
         for (name, _) in planned {

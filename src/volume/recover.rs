@@ -3,66 +3,35 @@
 //!
 //! Nothing is deleted but empty staging directories of volumes that were never recorded. What belongs to nothing known
 //! is reported and left.
+//!
+//! Where several instances serve the catalog, what looks half-done may be another one's work. So nothing is moved but
+//! under a claim, which nobody gets while an instance that lives is at it; a staged directory without a record may be
+//! a create that is about to be recorded, and is removed only when it stayed so for much longer than any create takes.
+//! What was passed over for either reason is looked at again by itself.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use time::OffsetDateTime;
 use tokio::sync::MutexGuard;
 
 use super::create::ownership;
 use super::error::Error;
+use super::fresh::Patience;
+use super::mending::{Left, Mending, is_abandoned};
 use super::name::{VolumeId, VolumeName};
 use super::{Moving, Service};
 use crate::backend::name::BackendName;
 use crate::backend::{Backend, BackendError, Expect, VolumeState};
-use crate::catalog::{Change, Volume};
+use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
-
-/// Whether a backend was looked through since something on it may have been left half-done.
-#[derive(Debug)]
-pub(super) struct Mending {
-    /// Counts what may have been left; begins at 1, because a crash may have come before this process.
-    damage: AtomicU64,
-    /// The damage that was mended.
-    mended: AtomicU64,
-    /// One task mends at a time.
-    turn: tokio::sync::Mutex<()>,
-    /// Volumes whose directories lie in the trash and cannot come back, because something else took their names.
-    displaced: Mutex<HashSet<VolumeId>>,
-}
-
-impl Default for Mending {
-    fn default() -> Self {
-        Self {
-            damage: AtomicU64::new(1),
-            mended: AtomicU64::new(0),
-            turn: tokio::sync::Mutex::default(),
-            displaced: Mutex::default(),
-        }
-    }
-}
-
-impl Mending {
-    fn is_done(&self) -> bool {
-        self.mended.load(Ordering::Acquire) == self.damage.load(Ordering::Acquire)
-    }
-
-    /// Whether what stands under the volume's name is not its directory.
-    fn is_displaced(&self, id: VolumeId) -> bool {
-        self.displaced.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
-    }
-
-    fn set_displaced(&self, displaced: HashSet<VolumeId>) {
-        *self.displaced.lock().unwrap_or_else(PoisonError::into_inner) = displaced;
-    }
-}
 
 impl Service {
     /// Makes sure that the backend is the one the catalog knows and that nothing on it is half-done, and returns what
     /// an operation on it has to expect.
     pub(super) async fn ready(self: &Arc<Self>, backend: &Arc<Backend>) -> Result<Expect, Error> {
+        self.note_lost();
         let mending = self.mending(backend.name());
         if mending.is_done()
             && let Some(expect) = self.established(backend.name())
@@ -75,8 +44,8 @@ impl Service {
         let expect = self.identify(backend).await?;
         let damage = mending.damage.load(Ordering::Acquire);
         if mending.mended.load(Ordering::Acquire) != damage {
-            let displaced = self.mend(backend, expect).await?;
-            mending.set_displaced(displaced);
+            let left = self.mend(backend, expect, &mending).await?;
+            mending.leave(left);
             mending.mended.store(damage, Ordering::Release);
             // What came back may have removed volumes that are due.
             self.purge.notify_one();
@@ -88,14 +57,38 @@ impl Service {
     pub(super) async fn turn<'a>(&self, mending: &'a Mending) -> Result<MutexGuard<'a, ()>, Error> {
         let limit = self.in_force.load().request;
         let turn = tokio::time::timeout(limit, mending.turn.lock()).await;
-        turn.map_err(|_| Error::TooLong { limit })
+        turn.map_err(|_| self.too_long(limit))
     }
 
-    /// The volume of that name once nothing about it is half-done: nothing, when there is none.
+    /// The volume of that name once nothing about it is half-done: nothing, when there is none. An instance that is
+    /// making it is waited for, a while.
     pub(super) async fn settled(self: &Arc<Self>, name: &VolumeName) -> Result<Option<Arc<Volume>>, Error> {
-        let Some(volume) = self.catalog.view().volumes.get(name).cloned() else { return Ok(None) };
+        let mut patience = Patience::new();
+        loop {
+            match self.settled_now(name).await {
+                Err(Error::NotMended(_)) if self.is_elsewhere(name) && patience.wait().await => {
+                    self.sync().await?;
+                }
+                settled => return settled,
+            }
+        }
+    }
+
+    async fn settled_now(self: &Arc<Self>, name: &VolumeName) -> Result<Option<Arc<Volume>>, Error> {
+        self.note_lost();
+        let now = || self.catalog.view().volumes.get(name).cloned();
+        let Some(mut volume) = now() else { return Ok(None) };
+        if is_half_made(&volume) && self.is_shared() {
+            // Another instance may have finished it.
+            self.sync().await?;
+            match now() {
+                Some(fresh) => volume = fresh,
+                None => return Ok(None),
+            }
+        }
         let mending = self.mending(&volume.backend);
-        if !volume.visible || mending.is_displaced(volume.id) {
+        let is_unsettled = |volume: &Arc<Volume>| is_half_made(volume) || mending.is_displaced(volume.id);
+        if is_unsettled(&volume) {
             self.mark_unmended(&volume.backend);
         }
         if mending.is_done() {
@@ -106,12 +99,35 @@ impl Service {
             return Ok(Some(volume));
         };
         self.ready(&backend).await?;
-        match self.catalog.view().volumes.get(name) {
-            Some(volume) if !volume.visible || mending.is_displaced(volume.id) => {
-                Err(Error::NotMended(name.clone()))
-            }
-            settled => Ok(settled.cloned()),
+        match now() {
+            Some(volume) if is_unsettled(&volume) => Err(Error::NotMended(name.clone())),
+            settled => Ok(settled),
         }
+    }
+
+    /// Whether another instance is moving the directory of that volume, as far as the last look told.
+    pub(super) fn is_elsewhere(&self, name: &VolumeName) -> bool {
+        let view = self.catalog.view();
+        view.volumes.get(name).is_some_and(|volume| self.mending(&volume.backend).is_elsewhere(volume.id))
+    }
+
+    /// Whether a volume that this instance was making or restoring is whole without it: its directory is not where it
+    /// was to be taken from, because another instance took this one for lost and finished what it had begun.
+    pub(super) async fn is_whole(&self, backend: &Backend, expect: Expect, volume: &Volume) -> bool {
+        let (id, name) = (volume.id, volume.name.clone());
+        if !self.is_shared() || self.sync().await.is_err() {
+            return false;
+        }
+        // A record that is still hidden is still this instance's: nobody else finished it.
+        let view = self.catalog.view();
+        if !view.volumes.get(&name).is_some_and(|now| now.id == id && now.visible) {
+            return false;
+        }
+        let look = move |root: &crate::backend::Root| {
+            let elsewhere = root.staged()?.volumes.contains(&id) || root.is_trashed(id)?;
+            Ok(!elsewhere && root.volume_state(&name)? == VolumeState::Directory)
+        };
+        backend.run(expect, look).await.unwrap_or(false)
     }
 
     /// Has the backend looked through again before its next operation.
@@ -137,56 +153,93 @@ impl Service {
         }
     }
 
-    /// Looks through the backend once; returns the volumes whose directories stay in the trash because something else
-    /// stands under their names.
+    /// Looks through the backend once; returns what has to be left.
     async fn mend(
         self: &Arc<Self>,
         backend: &Arc<Backend>,
         expect: Expect,
-    ) -> Result<HashSet<VolumeId>, Error> {
+        mending: &Mending,
+    ) -> Result<Left, Error> {
         let look = |root: &crate::backend::Root| {
             root.furnish();
             Ok((root.staged()?, root.trashed()?))
         };
         let (staged, trashed) = backend.run(expect, look).await?;
+        // Whatever lies there was moved by someone whose record, where there is one, is known after this.
+        self.sync().await?;
         for stray in staged.strays.iter().chain(&trashed.strays) {
             log::warn!("backend {}: {} is not volhost's and is left alone", backend.name(), stray.display());
         }
         let found = staged.volumes.iter().chain(&trashed.volumes).copied().collect();
-        let names = self.names_of(backend.name(), &found);
+        let (names, removed) = (self.names_of(backend.name(), &found), self.catalog.view().trash.clone());
+        let mut left = Left::default();
         for id in staged.volumes {
-            // Whoever moves it now knows what becomes of it; once it is ours, a fresh look tells the truth.
-            if let Some(_moving) = self.moving(backend.name(), id) {
-                self.mend_staged(backend, expect, id, self.still(&names, id)).await?;
-            }
-        }
-        let mut displaced = HashSet::new();
-        for id in trashed.volumes {
-            let Some(_moving) = self.moving(backend.name(), id) else { continue };
-            match self.still(&names, id) {
-                Some(volume) => {
-                    if !self.mend_trashed(backend, expect, &volume).await? {
-                        displaced.insert(id);
-                    }
+            if self.is_shared() && !names.contains_key(&id) {
+                let since = mending.unrecorded_since(id);
+                if !is_abandoned(since) {
+                    left.unrecorded.insert(id, since);
+                    continue;
                 }
-                None if self.catalog.view().trash.contains_key(&id) => {}
-                None => log::warn!(
-                    "backend {}: .volhost/trash/{id} belongs to no volume that the catalog knows, and is left",
-                    backend.name()
-                ),
+            }
+            // Whoever moves it now knows what becomes of it; once it is ours, a fresh look tells the truth.
+            let Some(_moving) = self.take_up_moving(backend, id, &mut left).await? else { continue };
+            let volume = if names.contains_key(&id) {
+                self.still(&names, id)
+            } else {
+                // It may have been recorded since.
+                self.still(&self.names_of(backend.name(), &HashSet::from([id])), id)
+            };
+            self.mend_staged(backend, expect, id, volume).await?;
+        }
+        for id in trashed.volumes {
+            if !names.contains_key(&id) {
+                if !removed.contains_key(&id) && !self.moving_now(id) {
+                    log::warn!(
+                        "backend {}: .volhost/trash/{id} belongs to no volume that the catalog knows, and is left",
+                        backend.name()
+                    );
+                }
+                continue;
+            }
+            let Some(moving) = self.take_up_moving(backend, id, &mut left).await? else { continue };
+            let Some(volume) = self.still(&names, id) else { continue };
+            match self.mend_trashed(backend, expect, &volume).await {
+                Ok(true) => {}
+                Ok(false) => drop(left.displaced.insert(id)),
+                // This instance was taken for lost meanwhile, and the volume removed by another one.
+                Err(Error::Catalog(CatalogError::Refused(Refusal::NoSuchVolume))) => {
+                    self.follow_record(&moving, backend, expect, &volume).await;
+                }
+                Err(error) => return Err(error),
             }
         }
         for (id, name) in &names {
             let hidden = || self.still(&names, *id).filter(is_half_made);
             if hidden().is_some()
-                && let Some(_moving) = self.moving(backend.name(), *id)
+                && !left.elsewhere.contains(id)
+                && let Some(_moving) = self.take_up_moving(backend, *id, &mut left).await?
                 && let Some(volume) = hidden()
             {
                 log::debug!("volume {name} is recorded, and its directory was being moved");
                 self.mend_hidden(backend, expect, &volume).await?;
             }
         }
-        Ok(displaced)
+        Ok(left)
+    }
+
+    /// Claims a volume's directory to mend it; where somebody else moves it, that is noted.
+    async fn take_up_moving(
+        self: &Arc<Self>,
+        backend: &Backend,
+        id: VolumeId,
+        left: &mut Left,
+    ) -> Result<Option<Moving>, Error> {
+        let moving = self.claimed(backend.name(), id).await?;
+        // Who moves it in this process has it looked at again by itself.
+        if moving.is_none() && !self.moving_now(id) {
+            left.elsewhere.insert(id);
+        }
+        Ok(moving)
     }
 
     /// The names, as a first look gives them, of a backend's volumes that have one of these identities or are half-made.

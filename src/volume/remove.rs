@@ -1,18 +1,41 @@
 //! Remove and restore: a volume's directory goes to the trash under the volume's identity, and comes back from there.
 //!
 //! Data is never deleted here, and never moved on the word of a caller who is then told that nothing was done.
+//!
+//! # Where several instances serve the catalog
+//!
+//! A Remove claims the volume's directory against the others, looks once more whether nobody mounts it, renames the
+//! directory to the trash and only then records the removal. An instance that stood still for long enough is taken for
+//! lost, and its claim with it: another one puts the directory back, and the first goes on without knowing. So what
+//! counts is the record, and after it the directory follows it:
+//!
+//! - The removal was recorded: it is looked whether the directory is still in the trash. Where it was put back, it is
+//!   claimed anew and goes there again, unless its name or its entry in the trash is somebody's by then.
+//! - The removal was refused or not recorded: the directory is claimed anew and goes back to its name only if the
+//!   volume still stands in a view that is fresh. Where another instance removed the volume, the directory stays in the
+//!   trash, which is that one's by then; and where a later volume has the name, and what was moved was that one's
+//!   directory, it gets it back.
+//! - Whoever brings a directory back from the trash, for a Restore or for what was cut off, and then hears that the
+//!   volume is removed again, takes it there again in the same way.
+//! - Whatever cannot be claimed or looked at now is left to [`super::recover`], of whichever instance.
+//!
+//! In each of these orders the directory has one of its two names at any time, and whoever dies in between leaves what
+//! a Remove that was cut off leaves.
 
+use std::future::ready;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
 
 use super::error::Error;
+use super::fresh::Patience;
 use super::name::{VolumeId, VolumeName};
-use super::operation::{self, Claim};
+use super::operation::Claim;
 use super::step::step;
-use super::{Holders, Moving, Service, in_sight, log_done, permit};
-use crate::backend::{Backend, BackendError, Expect};
+use super::{Holders, InForce, Moving, Service, in_sight, log_done, permit};
+use crate::backend::{Backend, BackendError, Expect, Root, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Removed, Volume};
+use crate::error::chain;
 use crate::host::Caller;
 use crate::host::right::Right;
 
@@ -27,8 +50,7 @@ impl Service {
         name: VolumeName,
     ) -> Result<Option<VolumeId>, Error> {
         let (service, caller) = (Arc::clone(self), caller.clone());
-        let limit = self.in_force.load().request;
-        operation::run(limit, |claim| async move {
+        self.operate(|claim| async move {
             let _held = service.locks.hold(&name, &claim).await?;
             service.remove_held(&claim, &caller, &name).await
         })
@@ -42,37 +64,44 @@ impl Service {
         name: &VolumeName,
     ) -> Result<Option<VolumeId>, Error> {
         let in_force = self.in_force.load_full();
-        let volume = match self.settled(name).await? {
-            Some(volume) if in_sight(&in_force.access, caller, &volume) => volume,
-            _ => {
-                log::info!(
-                    "host {} removed volume {name}, which is unknown to it: nothing to do",
-                    caller.host
-                );
+        let mut patience = Patience::new();
+        let (volume, backend, expect, moving) = loop {
+            let volume = match self.certain(|| self.removable(&in_force, caller, name)).await {
+                Err(Error::NoSuchVolume(_)) => {
+                    log::info!(
+                        "host {} removed volume {name}, which is unknown to it: nothing to do",
+                        caller.host
+                    );
+                    return Ok(None);
+                }
+                found => found?,
+            };
+            if volume.adopted {
+                self.record_removal(claim, &volume, false).await?;
+                log_done("forgot the adopted", name, caller);
                 return Ok(None);
             }
+            let backend = self.backend_of(&volume)?;
+            let expect = self.ready(&backend).await?;
+            if !claim.wanted() {
+                return Err(Error::Abandoned);
+            }
+            match self.claimed(backend.name(), volume.id).await? {
+                Some(moving) if self.is_unused(&volume) => break (volume, backend, expect, moving),
+                // Another instance is at it, or has changed it since we looked.
+                _ if self.is_shared() && patience.wait().await => self.sync().await?,
+                _ => return Err(Error::NotMended(name.clone())),
+            }
         };
-        permit(&in_force, caller, Right::Remove, &volume.backend, &volume.options)?;
-        if !volume.mounts.is_empty() {
-            return Err(self.in_use(&volume));
-        }
-        if volume.adopted {
-            self.record_removal(claim, &volume, false).await?;
-            log_done("forgot the adopted", name, caller);
-            return Ok(None);
-        }
-        let backend = self.backend_of(&volume)?;
-        let expect = self.ready(&backend).await?;
-        if !claim.wanted() {
-            return Err(Error::Abandoned);
-        }
         step("remove:begun");
-        let Some(moving) = self.moving(backend.name(), volume.id) else {
-            return Err(Error::NotMended(volume.name.clone()));
-        };
         let id = volume.id;
         let directory = name.clone();
-        let keep = match backend.run(expect, move |root| root.trash(&directory, id)).await {
+        let trash = move |root: &Root| match root.trash(&directory, id) {
+            // Whoever was to bring it back from the trash was cut off: it is where it is to go.
+            Err(BackendError::Missing { .. }) if root.is_trashed(id)? => Ok(()),
+            done => done,
+        };
+        let keep = match backend.run(expect, trash).await {
             Ok(()) => true,
             Err(BackendError::Missing { path }) => {
                 log::warn!(
@@ -90,15 +119,46 @@ impl Service {
         };
         step("remove:trashed");
         if let Err(error) = self.record_removal(claim, &volume, keep).await {
-            if keep {
-                self.put_back(&moving, &backend, expect, &volume).await;
+            if keep && self.put_back(&moving, &backend, expect, &volume).await == Stands::Removed {
+                log::info!("volume {name} was removed by another instance meanwhile");
+                return Ok(self.catalog.view().trash.contains_key(&id).then_some(id));
             }
             return Err(error);
         }
         step("remove:recorded");
+        if keep {
+            self.follow_record(&moving, &backend, expect, &volume).await;
+        }
         log_done("removed", name, caller);
         self.purge.notify_one();
         Ok(keep.then_some(id))
+    }
+
+    /// The volume, if this host sees it and may remove it, and nobody uses it.
+    async fn removable(
+        self: &Arc<Self>,
+        in_force: &InForce,
+        caller: &Caller,
+        name: &VolumeName,
+    ) -> Result<Arc<Volume>, Error> {
+        let volume = self
+            .settled(name)
+            .await?
+            .filter(|volume| in_sight(&in_force.access, caller, volume))
+            .ok_or_else(|| Error::NoSuchVolume(name.to_string()))?;
+        permit(in_force, caller, Right::Remove, &volume.backend, &volume.options)?;
+        if !volume.mounts.is_empty() {
+            return Err(self.in_use(&volume));
+        }
+        Ok(volume)
+    }
+
+    /// Whether a volume is still what it was when it was looked at, and nobody uses it, in a view that is fresh.
+    fn is_unused(&self, volume: &Volume) -> bool {
+        !self.is_shared()
+            || self.catalog.view().volumes.get(&volume.name).is_some_and(|now| {
+                now.id == volume.id && now.visible && !now.unconfirmed && now.mounts.is_empty()
+            })
     }
 
     fn in_use(&self, volume: &Volume) -> Error {
@@ -115,27 +175,163 @@ impl Service {
             Change::Remove { name: volume.name.clone(), id: volume.id, at: OffsetDateTime::now_utc(), keep };
         match self.catalog.submit(remove).await {
             Ok(_) => Ok(()),
+            // Another instance was quicker, and there is no directory to follow it.
+            Err(CatalogError::Refused(Refusal::NoSuchVolume)) if !keep => Ok(()),
             // It was mounted after our look: the catalog decides.
             Err(CatalogError::Refused(Refusal::Mounted(now))) => Err(self.in_use(&now)),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// The directory of a volume whose removal was not recorded goes back to its name.
-    async fn put_back(&self, moving: &Moving, backend: &Backend, expect: Expect, volume: &Volume) {
+    /// The directory of a volume whose removal was not recorded goes back to its name, where the volume still stands.
+    async fn put_back(
+        self: &Arc<Self>,
+        moving: &Moving,
+        backend: &Backend,
+        expect: Expect,
+        volume: &Volume,
+    ) -> Stands {
         let (id, name) = (volume.id, volume.name.clone());
-        if let Err(error) = backend.run(expect, move |root| root.untrash(id, &name)).await {
-            self.leave_to_recovery(moving, &volume.name, &error);
+        match moving.claim_again().await {
+            Ok(true) => {}
+            Ok(false) => {
+                moving.leave_half_done();
+                return Stands::Unknown;
+            }
+            Err(error) => {
+                log::error!(
+                    "the directory of volume {name} is in the trash and goes back when the catalog answers: {}",
+                    chain(&error)
+                );
+                moving.leave_half_done();
+                return Stands::Unknown;
+            }
+        }
+        let view = self.catalog.view();
+        if view.trash.contains_key(&id) {
+            return Stands::Removed;
+        }
+        match view.volumes.get(&name) {
+            Some(now) if now.id == id => {}
+            Some(later) if later.backend == *backend.name() => {
+                return self.give_to(later, backend, expect, id).await;
+            }
+            _ => {
+                log::error!("volume {name} was forgotten by another instance: .volhost/trash/{id} is left");
+                return Stands::Unknown;
+            }
+        }
+        match backend.run(expect, move |root| root.untrash(id, &name)).await {
+            Ok(()) => {}
+            // Another instance put it back already.
+            Err(BackendError::Missing { .. }) if self.is_shared() => {}
+            Err(error) => self.leave_to_recovery(moving, &volume.name, &error),
+        }
+        Stands::Recorded
+    }
+
+    /// A volume was removed, deleted and made anew while this instance stood still: what it moved to the trash, as the
+    /// directory of the volume `id`, is that of the later one, which gets it back.
+    async fn give_to(
+        self: &Arc<Self>,
+        later: &Arc<Volume>,
+        backend: &Backend,
+        expect: Expect,
+        id: VolumeId,
+    ) -> Stands {
+        let name = later.name.clone();
+        let mut patience = Patience::new();
+        loop {
+            match self.claimed(backend.name(), later.id).await {
+                Ok(Some(_moving)) => {
+                    let give = move |root: &Root| match root.volume_state(&name)? {
+                        VolumeState::Missing => root.untrash(id, &name),
+                        VolumeState::Directory | VolumeState::NotADirectory => Ok(()),
+                    };
+                    return match backend.run(expect, give).await {
+                        Ok(()) => Stands::Removed,
+                        Err(error) => {
+                            log::error!(
+                                "the directory of volume {} is in .volhost/trash/{id}: move it back under its name: {}",
+                                later.name,
+                                chain(&error)
+                            );
+                            Stands::Unknown
+                        }
+                    };
+                }
+                Ok(None) if patience.wait().await => {}
+                Ok(None) | Err(_) => {
+                    log::error!(
+                        "the directory of volume {} may be in .volhost/trash/{id}: where it has none, move that back \
+                         under its name",
+                        later.name
+                    );
+                    return Stands::Unknown;
+                }
+            }
+        }
+    }
+
+    /// The directory of a volume whose removal was recorded is in the trash, or goes there again: an instance that took
+    /// this one for lost may have put it back.
+    pub(super) async fn follow_record(
+        &self,
+        moving: &Moving,
+        backend: &Backend,
+        expect: Expect,
+        volume: &Volume,
+    ) {
+        if !self.is_shared() {
+            return;
+        }
+        let (id, name) = (volume.id, &volume.name);
+        let mut patience = Patience::new();
+        loop {
+            match backend.run(expect, move |root| root.is_trashed(id)).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => {
+                    log::warn!("whether volume {name} is in the trash could not be seen: {}", chain(&error));
+                    return;
+                }
+            }
+            match moving.claim_again().await {
+                Ok(true) => break,
+                Ok(false) if patience.wait().await => {}
+                Ok(false) | Err(_) => {
+                    log::error!(
+                        "volume {name} is removed, and its directory is not in the trash: if {} stands there, an \
+                         adopted volume gets it back",
+                        self.path(volume).display()
+                    );
+                    return;
+                }
+            }
+        }
+        let view = self.catalog.view();
+        // It was deleted for good or restored meanwhile, or a later volume has the name.
+        if !view.trash.contains_key(&id) || view.volumes.contains_key(name) {
+            return;
+        }
+        let directory = name.clone();
+        match backend.run(expect, move |root| root.trash(&directory, id)).await {
+            Ok(()) => {
+                log::warn!("volume {name} was put back while it was removed, and is in the trash again")
+            }
+            Err(BackendError::Missing { .. }) => {}
+            Err(error) => {
+                log::error!("volume {name} is removed, and yet not in the trash: {}", chain(&error))
+            }
         }
     }
 
     /// Brings a removed volume back under its name: the latest one removed of that name, or the one with that
     /// identity. Not one whose data is being deleted: what came back would not be whole.
     pub async fn restore(self: &Arc<Self>, caller: &Caller, wanted: &str) -> Result<Arc<Volume>, Error> {
-        let removed = self.find_removed(wanted)?;
+        let removed = self.find_removed(wanted).await?;
         let (service, caller) = (Arc::clone(self), caller.clone());
-        let limit = self.in_force.load().request;
-        operation::run(limit, |claim| async move {
+        self.operate(|claim| async move {
             let _held = service.locks.hold(&removed.volume.name, &claim).await?;
             service.restore_held(&claim, &caller, &removed.volume).await
         })
@@ -170,34 +366,60 @@ impl Service {
             Err(CatalogError::Refused(Refusal::NotInTrash)) => {
                 return Err(Error::NotInTrash(name.to_string()));
             }
+            Err(CatalogError::Refused(Refusal::Expired(_))) => return Err(Error::BeingDeleted(name)),
             Err(error) => return Err(error.into()),
         };
         step("restore:recorded");
         let directory = name.clone();
-        if let Err(error) = backend.run(expect, move |root| root.untrash(id, &directory)).await {
+        let renamed = match backend.run(expect, move |root| root.untrash(id, &directory)).await {
+            Err(BackendError::Missing { .. }) if self.is_whole(&backend, expect, volume).await => Ok(()),
+            renamed => renamed,
+        };
+        if let Err(error) = renamed {
             if error.effect_unknown() {
                 self.leave_to_recovery(&moving, &name, &error);
             } else if let Err(failed) =
                 self.catalog.submit(Change::Unrestore { name: name.clone(), id, at: removed }).await
             {
-                log::error!(
-                    "volume {name} was not restored, but its record stays: {}",
-                    crate::error::chain(&failed)
-                );
+                log::error!("volume {name} was not restored, but its record stays: {}", chain(&failed));
                 moving.leave_half_done();
             }
             return Err(error.into());
         }
         step("restore:renamed");
-        let outcome = self.catalog.submit(Change::Publish(name.clone(), id)).await?;
+        let outcome = match self.catalog.submit(Change::Publish(name.clone(), id)).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                if matches!(error, CatalogError::Refused(Refusal::NoSuchVolume)) {
+                    // Others took this one for lost, finished it, and removed the volume again.
+                    self.follow_record(&moving, &backend, expect, volume).await;
+                }
+                return Err(error.into());
+            }
+        };
         log_done("restored", &name, caller);
         Ok(outcome.after.unwrap_or_else(|| Arc::clone(volume)))
     }
 
     /// The removed volume that an operator means by a name or an identity.
-    pub(super) fn find_removed(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
-        let view = self.catalog.view();
-        let by_id = wanted.parse::<VolumeId>().ok().and_then(|id| view.trash.get(&id));
-        by_id.or_else(|| view.removed(wanted)).cloned().ok_or_else(|| Error::NotInTrash(wanted.into()))
+    pub(super) async fn find_removed(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
+        self.certain(|| {
+            let view = self.catalog.view();
+            let by_id = wanted.parse::<VolumeId>().ok().and_then(|id| view.trash.get(&id));
+            let found = by_id.or_else(|| view.removed(wanted)).cloned();
+            ready(found.ok_or_else(|| Error::NotInTrash(wanted.into())))
+        })
+        .await
     }
+}
+
+/// What became of the record of a volume whose removal was not recorded by this instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stands {
+    /// It stands.
+    Recorded,
+    /// Another instance removed it, and its directory is where that one left it.
+    Removed,
+    /// That cannot be told now.
+    Unknown,
 }

@@ -1,10 +1,12 @@
 //! The service as a whole, on a real catalog and on storage that fails on command: whatever fails, what was answered
 //! holds, and what was not is finished or undone.
 
+mod several;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 
@@ -201,7 +203,7 @@ async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
     });
     let settings = Settings {
         path: root.into(),
-        mountpoints: std::path::PathBuf::from(root).into(),
+        mountpoints: PathBuf::from(root).into(),
         draining: false,
         require_mount: false,
         trash: Duration::from_secs(3600),
@@ -388,7 +390,7 @@ async fn what_was_answered_is_told_of_although_it_is_not_confirmed_and_its_backe
     let record = Volume { visible: false, unconfirmed: true, ..Volume::clone(&made) };
     world.catalog.submit(Change::Insert(record)).await.unwrap();
     world.restart().await;
-    world.service.inspect(&engine(), "db").expect("it may have been answered");
+    world.service.inspect(&engine(), "db").await.expect("it may have been answered");
     assert!(world.mount("db").await.is_err() && world.remove("db").await.is_err());
     std::fs::rename(&away, &world.root).unwrap();
     world.mount("db").await.expect("its directory is there");
@@ -479,7 +481,7 @@ async fn what_is_due_is_deleted_although_the_catalog_has_no_room_to_say_so() {
     let id = world.filled("db").await;
     std::fs::write(world.root.join("db/more"), "more").unwrap();
     world.remove("db").await.unwrap();
-    let removed = world.service.find_removed("db").unwrap();
+    let removed = world.service.find_removed("db").await.unwrap();
     world.catalog.refuse(|change| matches!(change, Change::Expire(_)));
     // It fails half-way at first: the volume is not to be had back, although no record says so.
     world.fs().fail_after(Op::Unlink, 1, libc::EIO);
@@ -497,7 +499,7 @@ async fn a_volume_whose_deletion_began_is_not_restored() {
     let id = world.filled("db").await;
     std::fs::write(world.root.join("db/more"), "more").unwrap();
     world.remove("db").await.unwrap();
-    let removed = world.service.find_removed("db").unwrap();
+    let removed = world.service.find_removed("db").await.unwrap();
     // Its time is over; one of its two files goes, and then the storage fails.
     world.fs().fail_after(Op::Unlink, 1, libc::EIO);
     world.service.purge_volume(&world.backend(), &removed).await.unwrap_err();
@@ -508,7 +510,7 @@ async fn a_volume_whose_deletion_began_is_not_restored() {
         assert!(world.service.view().volumes.is_empty());
         world.restart().await;
     }
-    let removed = world.service.find_removed("db").unwrap();
+    let removed = world.service.find_removed("db").await.unwrap();
     world.service.purge_volume(&world.backend(), &removed).await.unwrap();
     world.agrees("afterwards");
 }
@@ -763,7 +765,7 @@ async fn a_remove_is_done_or_nothing_is_removed_whatever_the_storage_fails_at() 
             assert_eq!(world.has_data("db"), !answered, "{what}");
             assert!(world.has_data("kept"), "{what}");
             if answered {
-                let id = world.service.find_removed("db").unwrap().volume.id;
+                let id = world.service.view().removed("db").unwrap().volume.id;
                 let data = world.root.join(".volhost/trash").join(id.to_string()).join("data");
                 assert_eq!(std::fs::read_to_string(data).unwrap(), "db", "{what}");
             }
@@ -786,7 +788,7 @@ async fn a_restore_loses_no_data_whatever_the_storage_fails_at() {
             if world.exists("db") {
                 assert!(world.has_data("db"), "{what}");
             } else {
-                let id = world.service.find_removed("db").unwrap().volume.id;
+                let id = world.service.view().removed("db").unwrap().volume.id;
                 let data = world.root.join(".volhost/trash").join(id.to_string()).join("data");
                 assert_eq!(std::fs::read_to_string(data).unwrap(), "db", "{what}");
             }

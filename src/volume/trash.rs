@@ -20,7 +20,7 @@ use super::name::VolumeId;
 use super::rounds::Rounds;
 use super::step::step;
 use crate::backend::{Backend, BackendError, Health, Progress};
-use crate::catalog::{CatalogError, Change, Removed};
+use crate::catalog::{CatalogError, Change, Refusal, Removed};
 use crate::error::chain;
 use crate::process::clock::Look;
 
@@ -143,15 +143,26 @@ impl Service {
         removed: &Removed,
     ) -> Result<(), Error> {
         let (id, name) = (removed.volume.id, &removed.volume.name);
-        // A volume that is being restored is not deleted, and one that is being deleted is not restored.
-        let Some(_moving) = self.moving(backend.name(), id) else {
+        // A volume that is being restored is not deleted, and one that is being deleted is not restored; and no two
+        // instances delete one.
+        let Some(_moving) = self.claimed(backend.name(), id).await? else {
             return Err(Error::NotMended(name.clone()));
         };
-        let Some(now) = self.catalog.view().trash.get(&id).cloned() else { return Ok(()) };
+        let now = self.catalog.view().trash.get(&id).cloned();
+        // It may have been restored and removed again.
+        let Some(now) = now.filter(|now| now.at == removed.at) else { return Ok(()) };
         let expect = self.ready(backend).await?;
         // Known before the first entry goes, so that what is half-deleted is never restored.
-        self.begun_set().insert(id);
-        let mut recorded = now.expired || self.record_begun(id).await?;
+        let first = self.begun_set().insert(id);
+        let mut recorded = match now.expired {
+            true => true,
+            false => self.record_begun(id).await.inspect_err(|_| {
+                // Nothing of it was deleted by this process.
+                if first {
+                    self.begun_set().remove(&id);
+                }
+            })?,
+        };
         loop {
             match backend.run(expect, move |root| root.purge(id, SLICE)).await? {
                 Progress::Done => break,
@@ -166,7 +177,11 @@ impl Service {
             }
         }
         step("purge:deleted");
-        self.catalog.submit(Change::Forget(id)).await?;
+        match self.catalog.submit(Change::Forget(id)).await {
+            // Another instance was quicker.
+            Ok(_) | Err(CatalogError::Refused(Refusal::NotInTrash)) => {}
+            Err(error) => return Err(error.into()),
+        }
         step("purge:forgotten");
         self.unblock(id);
         self.begun_set().remove(&id);
@@ -177,11 +192,12 @@ impl Service {
     }
 
     /// Makes it durable that deleting a volume has begun; `false` where the catalog has no room to write that down.
-    /// Deleting goes on all the same: it may be what makes room.
+    /// Deleting goes on all the same: it may be what makes room. Not so where other instances go by what is written: one
+    /// of them might restore what is being deleted here.
     async fn record_begun(&self, id: VolumeId) -> Result<bool, Error> {
         match self.catalog.submit(Change::Expire(id)).await {
             Ok(_) => Ok(true),
-            Err(CatalogError::Write { .. }) => Ok(false),
+            Err(CatalogError::Write { .. }) if !self.is_shared() => Ok(false),
             Err(error) => Err(error.into()),
         }
     }

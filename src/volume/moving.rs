@@ -1,0 +1,91 @@
+//! Who moves a volume's directory: one operation at a time, in this process and among all that serve the catalog.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Service;
+use super::error::Error;
+use super::name::VolumeId;
+use crate::backend::name::BackendName;
+use crate::catalog::Claimed;
+
+impl Service {
+    /// Keeps others in this process from moving a volume's directory until the guard is dropped; nothing, while
+    /// somebody else moves it. Enough only for a volume that is just being made or restored: its record keeps other
+    /// instances away.
+    pub(super) fn moving(self: &Arc<Self>, backend: &BackendName, id: VolumeId) -> Option<Moving> {
+        self.moving_set().insert(id).then(|| Moving {
+            service: Arc::clone(self),
+            backend: backend.clone(),
+            id,
+            half_done: AtomicBool::new(false),
+            claimed: Mutex::new(None),
+        })
+    }
+
+    /// Keeps everybody from moving a volume's directory, other instances as well; nothing, while somebody else moves
+    /// it. Granted, the view is fresh: what was known of the volume before has to be looked at again.
+    pub(super) async fn claimed(
+        self: &Arc<Self>,
+        backend: &BackendName,
+        id: VolumeId,
+    ) -> Result<Option<Moving>, Error> {
+        let Some(moving) = self.moving(backend, id) else { return Ok(None) };
+        Ok(moving.claim_again().await?.then_some(moving))
+    }
+
+    /// Whether somebody in this process moves a volume's directory.
+    pub(super) fn moving_now(&self, id: VolumeId) -> bool {
+        self.moving_set().contains(&id)
+    }
+
+    fn moving_set(&self) -> MutexGuard<'_, HashSet<VolumeId>> {
+        // The set is whole after every statement under this lock.
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// That an operation is moving a volume's directory.
+pub(super) struct Moving {
+    service: Arc<Service>,
+    /// Where it lies.
+    pub(super) backend: BackendName,
+    id: VolumeId,
+    half_done: AtomicBool,
+    /// The claim against other instances.
+    claimed: Mutex<Option<Claimed>>,
+}
+
+impl Moving {
+    /// What was begun can neither be finished nor undone now: recovery decides it.
+    pub(super) fn leave_half_done(&self) {
+        self.half_done.store(true, Ordering::Release);
+    }
+
+    /// Claims the directory against other instances, anew where it was claimed before: such a claim may have been lost
+    /// while this process stood still. Granted, the view is fresh.
+    pub(super) async fn claim_again(&self) -> Result<bool, Error> {
+        self.give_back();
+        let claimed = self.service.catalog.claim(self.id).await?;
+        let granted = claimed.is_some();
+        *self.claimed.lock().unwrap_or_else(PoisonError::into_inner) = claimed;
+        Ok(granted)
+    }
+
+    fn give_back(&self) {
+        let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(claimed);
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        self.give_back();
+        self.service.moving_set().remove(&self.id);
+        // Only now: recovery passes over what is being moved, and would take it for looked at.
+        if self.half_done.load(Ordering::Acquire) || std::thread::panicking() {
+            self.service.mark_unmended(&self.backend);
+        }
+    }
+}
