@@ -359,7 +359,8 @@ impl Drop for Etcd {
         let mut under_way = self.under_way.subscribe();
         // A thread of its own may wait, which the one that drops this may not be allowed to.
         let end = std::thread::spawn(move || {
-            let _ = runtime.block_on(timeout(CLOSING, under_way.wait_for(|count| *count == 0)));
+            let waited = async { timeout(CLOSING, under_way.wait_for(|count| *count == 0)).await.is_ok() };
+            runtime.block_on(waited);
             runtime.shutdown_timeout(ANSWER);
         });
         // It does not panic, and nothing could be done about it.

@@ -268,3 +268,6 @@ fn none((first, end): (String, String)) -> Compare {
 fn delete((first, end): (String, String)) -> TxnOp {
     TxnOp::delete(first, Some(DeleteOptions::new().with_range(end)))
 }
+
+#[cfg(test)]
+mod tests;
