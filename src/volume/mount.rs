@@ -84,26 +84,32 @@ impl Service {
     ) -> Result<Counted, Error> {
         let in_force = self.in_force.load_full();
         let missing = || Error::NoSuchVolume(name.to_string());
-        let volume = self.certain(|| self.mountable(&in_force, caller, name)).await?;
-        step("mount:checked");
-        if !claim.wanted() || claim.deserted() {
-            return Err(Error::Abandoned);
-        }
-        let mount = Change::Mount {
-            name: name.clone(),
-            volume: volume.id,
-            host: caller.host.clone(),
-            id: id.clone(),
-            at: OffsetDateTime::now_utc(),
-        };
-        let outcome = match self.catalog.submit(mount).await {
-            Ok(outcome) => outcome,
-            Err(CatalogError::Refused(Refusal::NoSuchVolume)) => return Err(missing()),
-            Err(CatalogError::Refused(Refusal::Held(now))) => {
-                let holders = Holders::of(&now, &self.catalog.view());
-                return Err(Error::Exclusive { name: name.clone(), holders });
+        let mut patience = Patience::new();
+        let (volume, outcome) = loop {
+            let volume = self.certain(|| self.mountable(&in_force, caller, name)).await?;
+            step("mount:checked");
+            if !claim.wanted() || claim.deserted() {
+                return Err(Error::Abandoned);
             }
-            Err(error) => return Err(error.into()),
+            let mount = Change::Mount {
+                name: name.clone(),
+                volume: volume.id,
+                host: caller.host.clone(),
+                id: id.clone(),
+                at: OffsetDateTime::now_utc(),
+            };
+            match self.catalog.submit(mount).await {
+                Ok(outcome) => break (volume, outcome),
+                // Its directory was looked at before another instance began to move it.
+                Err(CatalogError::Refused(Refusal::Moving(_))) if patience.wait().await => {}
+                Err(CatalogError::Refused(Refusal::Moving(_))) => return Err(Error::NotMended(name.clone())),
+                Err(CatalogError::Refused(Refusal::NoSuchVolume)) => return Err(missing()),
+                Err(CatalogError::Refused(Refusal::Held(now))) => {
+                    let holders = Holders::of(&now, &self.catalog.view());
+                    return Err(Error::Exclusive { name: name.clone(), holders });
+                }
+                Err(error) => return Err(error.into()),
+            }
         };
         step("mount:recorded");
         let mounted = outcome.after.unwrap_or(volume);

@@ -3,6 +3,7 @@
 //! Plan → send → take in, until the plan's conditions held when it was sent. What is refused by the view is refused only
 //! after the view was made fresh. While the cluster is out of reach nothing is begun but Unmounts, which the spool keeps.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,6 +31,9 @@ const ELSEWHERE: Duration = Duration::from_secs(1);
 
 /// How many hosts one transaction notes as seen: it may have 128 conditions.
 pub(super) const SEEN_AT_ONCE: usize = 100;
+
+/// How many mounts one transaction releases.
+const RELEASED_AT_ONCE: usize = 50;
 
 /// What the parts share.
 pub(super) struct Core {
@@ -112,16 +116,42 @@ impl Core {
                 }
                 return Ok(Outcome::default());
             }
+            Change::Release { name, host, id: None, alive_too } => {
+                let ids = self.ids_of(name, host);
+                if ids.len() > RELEASED_AT_ONCE {
+                    let mut all = Outcome::default();
+                    for id in ids {
+                        let (name, host, id) = (name.clone(), host.clone(), Some(id));
+                        let one = Change::Release { name, host, id, alive_too: *alive_too };
+                        let Outcome { before, after, released, trashed: _ } =
+                            Box::pin(self.decide(&one)).await?;
+                        all.before = all.before.or(before);
+                        all.after = after;
+                        all.released.extend(released);
+                    }
+                    return Ok(all);
+                }
+            }
             _ => {}
         }
         self.decide(&change).await
     }
 
+    /// The IDs by which a host mounts a volume.
+    fn ids_of(&self, volume: &VolumeName, host: &HostName) -> BTreeSet<MountId> {
+        let view = self.memory.view();
+        let mounts = view.volumes.get(volume).into_iter().flat_map(|volume| volume.mounts.iter());
+        mounts.filter(|mount| mount.host == *host).map(|mount| mount.id.clone()).collect()
+    }
+
     async fn decide(&self, change: &Change) -> Result<Outcome, CatalogError> {
         let mut attempt = None;
         let done = self.try_until_it_holds(change, &mut attempt).await;
-        if let (Err(CatalogError::Unreachable { .. }), Change::Unmount { name, host, id, meant: None }) =
-            (&done, change)
+        // Refused by the cluster, such as where its storage is full, nothing of it was done, either.
+        if let (
+            Err(CatalogError::Unreachable { .. } | CatalogError::Write { .. }),
+            Change::Unmount { name, host, id, meant: None },
+        ) = (&done, change)
         {
             return self.keep_for_later(change, name, host, id, attempt).await;
         }

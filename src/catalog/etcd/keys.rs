@@ -56,6 +56,11 @@ impl Keys {
         behind(&self.root)
     }
 
+    /// Behind the last key that concerns all instances: what only its writer reads again comes after it.
+    pub(super) fn end_of_common(&self) -> String {
+        format!("{}~", self.root)
+    }
+
     pub(super) fn head(&self) -> String {
         format!("{}head", self.root)
     }
@@ -114,7 +119,7 @@ impl Keys {
 
     /// What all slots of an instance begin with.
     pub(super) fn slots(&self, instance: Uuid) -> String {
-        format!("{}slots/{instance}/", self.root)
+        format!("{}~slots/{instance}/", self.root)
     }
 
     pub(super) fn slot(&self, instance: Uuid, number: usize) -> String {
@@ -123,7 +128,7 @@ impl Keys {
 
     /// How far an instance's spool was carried out.
     pub(super) fn spool(&self, instance: Uuid) -> String {
-        format!("{}spools/{instance}", self.root)
+        format!("{}~spools/{instance}", self.root)
     }
 
     pub(super) fn row(&self, table: Table, parts: &[Cow<'_, str>]) -> String {
@@ -174,7 +179,7 @@ impl Keys {
         match kind {
             "moving" => rest.parse().map_or(Key::Unknown, Key::Moving),
             "instances" => rest.parse().map_or(Key::Unknown, Key::Instance),
-            "slots" | "spools" => Key::Own,
+            "~slots" | "~spools" => Key::Own,
             _ => {
                 let Some(table) = Table::ALL.into_iter().find(|table| table.name() == kind) else {
                     return Key::Unknown;

@@ -224,7 +224,7 @@ impl Reader<'_> {
         let (mut rows, mut moving) = (HashMap::new(), HashMap::new());
         let (mut next, mut revision) = (self.keys.root().to_owned().into_bytes(), 0);
         loop {
-            let mut options = GetOptions::new().with_range(self.keys.end()).with_limit(PAGE);
+            let mut options = GetOptions::new().with_range(self.keys.end_of_common()).with_limit(PAGE);
             if revision > 0 {
                 options = options.with_revision(revision);
             }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use etcd_client::{Event, EventType};
+use etcd_client::{Event, EventType, KeyValue};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -136,40 +136,20 @@ impl Memory {
         self.view.store(Arc::new(draft));
     }
 
-    /// Takes in what the watch tells, which ends with a whole transaction.
+    /// Takes in what the watch tells, which ends with a whole transaction. What is not understood ends it: what comes
+    /// before it is taken in, and told again.
     pub(super) fn heard(&self, events: &[Event]) -> Result<(), InvalidRow> {
         let mut known = self.known();
         let mut draft = View::clone(&self.view.load());
         let mut news = *self.news.borrow();
-        let mut reached = known.reached;
-        for event in events {
-            let Some(pair) = event.kv() else { continue };
-            reached = reached.max(pair.mod_revision());
-            let deleted = event.event_type() == EventType::Delete;
-            match self.keys.parse(pair.key()) {
-                Key::Row(table, parts) => {
-                    let parts: Vec<_> = parts.iter().map(String::as_str).collect();
-                    let write = if deleted {
-                        deletion(known.reader.read_key(table, &parts)?)
-                    } else {
-                        Some(known.reader.read(table, &parts, &String::from_utf8_lossy(pair.value()))?)
-                    };
-                    if let Some(Write::Host(name, host)) = &write {
-                        news.hosts += u64::from(other_certificates(draft.hosts.get(name), host));
-                    }
-                    if let Some(write) = write {
-                        self.take(&mut known, &mut draft, pair.mod_revision(), Step::Row(write));
-                    }
-                }
-                Key::Moving(id) => {
-                    let moves = if deleted { None } else { serde_json::from_slice(pair.value()).ok() };
-                    self.take(&mut known, &mut draft, pair.mod_revision(), Step::Moving(id, moves));
-                }
-                // It may have left something half-done.
-                Key::Instance(id) if deleted && id != self.me => news.lost += 1,
-                Key::Instance(_) | Key::Own | Key::Head | Key::Format | Key::Import | Key::Unknown => {}
+        let heard = events.iter().try_for_each(|event| self.hear(&mut known, &mut draft, &mut news, event));
+        let reached = match &heard {
+            Ok(()) => {
+                events.iter().filter_map(Event::kv).map(KeyValue::mod_revision).max().unwrap_or_default()
             }
-        }
+            Err(_) => 0,
+        };
+        let reached = known.reached.max(reached);
         known.reached = reached;
         known.own.retain(|(revision, _)| *revision > reached);
         known.gone.retain(|_, revision| *revision > reached);
@@ -177,6 +157,41 @@ impl Memory {
         drop(known);
         self.reached.send_if_modified(|before| std::mem::replace(before, reached) < reached);
         self.news.send_if_modified(|before| std::mem::replace(before, news) != news);
+        heard
+    }
+
+    fn hear(
+        &self,
+        known: &mut Known,
+        draft: &mut View,
+        news: &mut News,
+        event: &Event,
+    ) -> Result<(), InvalidRow> {
+        let Some(pair) = event.kv() else { return Ok(()) };
+        let deleted = event.event_type() == EventType::Delete;
+        match self.keys.parse(pair.key()) {
+            Key::Row(table, parts) => {
+                let parts: Vec<_> = parts.iter().map(String::as_str).collect();
+                let write = if deleted {
+                    deletion(known.reader.read_key(table, &parts)?)
+                } else {
+                    Some(known.reader.read(table, &parts, &String::from_utf8_lossy(pair.value()))?)
+                };
+                if let Some(Write::Host(name, host)) = &write {
+                    news.hosts += u64::from(other_certificates(draft.hosts.get(name), host));
+                }
+                if let Some(write) = write {
+                    self.take(known, draft, pair.mod_revision(), Step::Row(write));
+                }
+            }
+            Key::Moving(id) => {
+                let moves = if deleted { None } else { serde_json::from_slice(pair.value()).ok() };
+                self.take(known, draft, pair.mod_revision(), Step::Moving(id, moves));
+            }
+            // It may have left something half-done.
+            Key::Instance(id) if deleted && id != self.me => news.lost += 1,
+            Key::Instance(_) | Key::Own | Key::Head | Key::Format | Key::Import | Key::Unknown => {}
+        }
         Ok(())
     }
 

@@ -328,10 +328,14 @@ impl Catalog for Etcd {
     }
 
     fn fault(&self) -> Option<Arc<String>> {
-        let fault = self.core.health.fault()?;
-        match self.core.spool.len() {
-            0 => Some(fault),
-            kept => Some(Arc::new(format!("{fault}; {kept} Unmounts are kept until it is back"))),
+        match (self.core.health.fault(), self.core.spool.len()) {
+            (fault, 0) => fault,
+            (Some(fault), kept) => {
+                Some(Arc::new(format!("{fault}; {kept} Unmounts are kept until it is back")))
+            }
+            (None, kept) => {
+                Some(Arc::new(format!("{kept} Unmounts that were answered are not recorded yet")))
+            }
         }
     }
 

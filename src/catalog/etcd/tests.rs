@@ -6,35 +6,47 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::future::join_all;
+
 use super::*;
-use crate::catalog::contract::{self, at, backend, create, host, mount, mount_id, name, remove, volume};
-use crate::catalog::{Credentials, Meant, Outcome, Refusal};
+use crate::catalog::contract::{self, create, host, mount, mount_id, remove, volume};
+use crate::catalog::{Credentials, Outcome, Refusal, Volume};
 use crate::host::name::HostName;
-use crate::volume::mounts::Activation;
-use crate::volume::name::VolumeId;
+use crate::volume::options::Options;
 
 /// One etcd on ports of its own.
 pub(super) struct Server {
     dir: tempfile::TempDir,
     child: Child,
     port: u16,
+    peers: u16,
 }
 
 impl Server {
     pub(super) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         // A port that is free now may be taken until etcd has it: then it ends, and others are tried.
-        for _ in 0..10 {
-            let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let (port, peers) = (free(), free());
-            let mut server = Self { child: run(dir.path(), port, peers), dir, port };
-            if server.answers() {
-                return server;
-            }
-            server.stop();
-            return Self::start();
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (port, peers) = (free(), free());
+        let mut server = Self { child: run(dir.path(), port, peers), dir, port, peers };
+        if server.answers() {
+            return server;
         }
-        panic!("etcd finds no ports")
+        server.stop();
+        Self::start()
+    }
+
+    /// The same, with the data that it has.
+    fn start_again(&mut self) {
+        self.child = run(self.dir.path(), self.port, self.peers);
+        assert!(self.answers(), "etcd does not start again");
+    }
+
+    /// The latest revision.
+    fn revision(&self) -> i64 {
+        let said = self.ctl(&["get", "x", "-w", "fields"]).unwrap();
+        let line = said.lines().find(|line| line.starts_with("\"Revision\"")).unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
     fn answers(&mut self) -> bool {
@@ -115,4 +127,252 @@ pub(super) async fn done(catalog: &Arc<dyn Catalog>, change: Change) -> Outcome 
 async fn it_keeps_what_every_engine_promises() {
     let server = Server::start();
     contract::battery(async |store| server.open(store, "store1").await).await;
+}
+
+#[tokio::test]
+async fn what_one_instance_answered_the_other_knows_at_once() {
+    let server = Server::start();
+    let (one, other) = (server.open("two", "store1").await, server.open("two", "store2").await);
+    for round in 0..50 {
+        let text = format!("v{round}");
+        let made = create(&one, &text).await;
+        other.sync().await.unwrap();
+        assert_eq!(other.view().volume(&text), Some(&made), "a view that was made fresh lacks it");
+        // Nothing is asked before these: what is not known yet is not refused.
+        done(&other, mount(&made, "web1", "x")).await;
+        let refused = one.submit(remove(&made, true)).await;
+        assert!(matches!(refused, Err(CatalogError::Refused(Refusal::Mounted(_)))), "{refused:?}");
+        done(&one, unmount(&made, "x")).await;
+        done(&other, remove(&made, true)).await;
+        let gone = one.submit(mount(&made, "web1", "x")).await;
+        assert!(matches!(gone, Err(CatalogError::Refused(Refusal::NoSuchVolume))), "{gone:?}");
+    }
+    let views = [one.view(), {
+        other.sync().await.unwrap();
+        other.view()
+    }];
+    assert_eq!(views[0], views[1]);
+}
+
+#[tokio::test]
+async fn of_many_who_race_through_two_instances_one_wins() {
+    let server = Server::start();
+    let catalogs = [server.open("race", "store1").await, server.open("race", "store2").await];
+    for round in 0..20 {
+        let text = format!("v{round}");
+        let exclusive =
+            || Volume { options: Options::parse([("access", "exclusive")]).unwrap(), ..volume(&text) };
+        let made = [exclusive(), exclusive()];
+        let inserted = join_all((0..2).map(|at| catalogs[at].submit(Change::Insert(made[at].clone())))).await;
+        let winners: Vec<_> = (0..2).filter(|at| inserted[*at].is_ok()).collect();
+        assert_eq!(winners.len(), 1, "{inserted:?}");
+        let won = &made[winners[0]];
+        done(&catalogs[winners[0]], Change::Publish(won.name.clone(), won.id)).await;
+        let mounts = (0..8).map(|at| catalogs[at % 2].submit(mount(won, &format!("web{at}"), "x")));
+        let mounted = join_all(mounts).await;
+        assert_eq!(mounted.iter().filter(|mounted| mounted.is_ok()).count(), 1, "{mounted:?}");
+        catalogs[0].sync().await.unwrap();
+        let view = catalogs[0].view();
+        assert_eq!(view.volume(&text).unwrap().mounts.len(), 1);
+        assert_eq!(view.volume(&text).unwrap().id, won.id);
+    }
+}
+
+#[tokio::test]
+async fn a_directory_is_moved_by_one_instance_at_a_time() {
+    let server = Server::start();
+    let (one, other) = (server.open("moves", "store1").await, server.open("moves", "store2").await);
+    let made = create(&one, "db").await;
+    let claimed = one.claim(made.id).await.unwrap();
+    assert!(claimed.is_some());
+    assert!(other.claim(made.id).await.unwrap().is_none());
+    let refused = other.submit(mount(&made, "web1", "x")).await;
+    assert!(matches!(refused, Err(CatalogError::Refused(Refusal::Moving(_)))), "{refused:?}");
+    drop(claimed);
+    // It is given back in the background; and to the same instance in the order of calls.
+    assert!(one.claim(made.id).await.unwrap().is_some());
+    eventually("the claim is given back", async || other.claim(made.id).await.unwrap().is_some()).await;
+    eventually("the volume can be mounted", async || other.submit(mount(&made, "web1", "x")).await.is_ok())
+        .await;
+
+    // A volume that is being made belongs to who makes it, and is not visible to anybody.
+    let half = volume("half");
+    done(&one, Change::Insert(half.clone())).await;
+    assert!(other.claim(half.id).await.unwrap().is_none());
+    assert!(!other.view().volume("half").unwrap().visible);
+    let lost = other.news().unwrap().borrow().lost;
+    drop(one);
+    // Nobody gave it back: it ends with the instance's lease.
+    eventually("the instance is missed", async || other.news().unwrap().borrow().lost > lost).await;
+    eventually("its volume is shown", async || other.view().volume("half").unwrap().visible).await;
+    assert!(other.view().volume("half").unwrap().unconfirmed);
+    assert!(other.claim(half.id).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_compacted_history_is_no_loss() {
+    let server = Server::start();
+    let catalog = server.open("compact", "store1").await;
+    let made = create(&catalog, "db").await;
+    // While etcd is compacted, its client hears nothing: it is stopped, and started again with less history.
+    let other = server.open("compact", "store2").await;
+    let mut server = server;
+    server.stop();
+    server.start_again();
+    for at in 0..20 {
+        done(&other, mount(&made, "web1", &format!("m{at}"))).await;
+    }
+    let revision = server.revision();
+    server.ctl(&["compact", &revision.to_string()]).unwrap();
+    catalog.sync().await.unwrap();
+    assert_eq!(catalog.view().volume("db").unwrap().mounts.len(), 20);
+}
+
+/// Whatever a cluster does between a question and its answer, each Mount and each Unmount counts once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_into_the_void_counts_once() {
+    let server = Server::start();
+    let catalogs = [server.open("void", "store1").await, server.open("void", "store2").await];
+    let made = create(&catalogs[0], "db").await;
+    let others: Vec<_> = (0..6).map(|at| format!("v{at}")).collect();
+    for text in &others {
+        create(&catalogs[0], text).await;
+    }
+    let (stop, mut stopped) = watch::channel(false);
+    let frozen = tokio::task::spawn_blocking(move || {
+        let mut server = server;
+        for round in 0..8 {
+            std::thread::sleep(Duration::from_millis(100 + 37 * round));
+            match round % 3 {
+                2 => {
+                    server.stop();
+                    server.start_again();
+                }
+                // Longer than a member is waited for, so that questions are asked again.
+                _ => {
+                    server.signal("STOP");
+                    std::thread::sleep(Duration::from_millis(2300));
+                    server.signal("CONT");
+                }
+            }
+        }
+        stop.send(true).unwrap();
+        server
+    });
+    let mut tasks = Vec::new();
+    for client in 0..8 {
+        let (catalog, made) = (Arc::clone(&catalogs[client % 2]), Arc::clone(&made));
+        let stopped = stopped.clone();
+        tasks.push(tokio::spawn(async move {
+            let (mut mounts, host) = (0_u32, format!("web{client}"));
+            while !*stopped.borrow() {
+                for _ in 0..3 {
+                    match catalog.submit(mount(&made, &host, "x")).await {
+                        Ok(_) => mounts += 1,
+                        Err(CatalogError::Unreachable { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                if mounts > 1 {
+                    let unmount = Change::Unmount {
+                        name: made.name.clone(),
+                        host: contract::host(&host),
+                        id: mount_id("x"),
+                        meant: None,
+                    };
+                    catalog.submit(unmount).await.unwrap();
+                    mounts -= 1;
+                }
+            }
+            (host, mounts)
+        }));
+    }
+    stopped.wait_for(|stopped| *stopped).await.unwrap();
+    let server = frozen.await.unwrap();
+    for task in tasks {
+        let (host, mounts) = task.await.unwrap();
+        for catalog in &catalogs {
+            eventually("every Unmount is recorded", async || catalog.fault().is_none()).await;
+        }
+        catalogs[0].sync().await.unwrap();
+        let view = catalogs[0].view();
+        let counted = view.volume("db").unwrap().mounts.iter().find(|mount| mount.host.as_str() == host);
+        assert_eq!(counted.map(|mount| mount.count), Some(mounts), "{host}");
+    }
+    drop(server);
+}
+
+/// Unmounts that were answered while etcd was gone are recorded once, also by the process after the one that answered.
+#[tokio::test]
+async fn what_was_answered_without_a_cluster_is_recorded_once() {
+    let mut server = Server::start();
+    let catalog = server.open("spool", "store1").await;
+    let made = create(&catalog, "db").await;
+    for _ in 0..5 {
+        done(&catalog, mount(&made, "web1", "x")).await;
+    }
+    server.stop();
+    // As long as it may be an election, one waits; then it is kept.
+    let outcome = done(&catalog, unmount(&made, "x")).await;
+    assert_eq!(outcome.released.len(), 1);
+    let why = catalog.fault().expect("it is out of reach");
+    assert!(why.contains("1 Unmounts are kept"), "{why}");
+    done(&catalog, unmount(&made, "x")).await;
+    done(&catalog, unmount(&made, "not-there")).await;
+    let refused = catalog.submit(mount(&made, "web2", "y")).await.unwrap_err();
+    assert!(refused.to_string().contains("is out of reach: http://127.0.0.1"), "{refused}");
+    assert!(matches!(catalog.sync().await, Err(CatalogError::Unreachable { .. })));
+    assert_eq!(catalog.view().volume("db").unwrap().mounts.iter().next().unwrap().count, 5);
+    done(&catalog, Change::Seen(Vec::new())).await;
+
+    server.start_again();
+    let count = |catalog: &Arc<dyn Catalog>| {
+        catalog.view().volume("db").unwrap().mounts.iter().map(|mount| mount.count).sum::<u32>()
+    };
+    eventually("they are recorded", async || count(&catalog) == 3 && catalog.fault().is_none()).await;
+
+    server.stop();
+    done(&catalog, unmount(&made, "x")).await;
+    drop(catalog);
+    server.start_again();
+    let catalog = server.open("spool", "store1").await;
+    assert_eq!(count(&catalog), 2, "before anything is served");
+    drop(catalog);
+    assert_eq!(count(&server.open("spool", "store1").await), 2);
+}
+
+#[tokio::test]
+async fn a_prefix_that_is_somebody_elses_is_left_alone() {
+    let server = Server::start();
+    server.ctl(&["put", "/taken/by/others", "x"]).unwrap();
+    server.ctl(&["put", "/newer/format", r#"{"volhost":"catalog","v":2}"#]).unwrap();
+    server.ctl(&["put", "/broken/format", r#"{"volhost":"catalog","v":1}"#]).unwrap();
+    server.ctl(&["put", "/broken/volumes/db", r#"{"v":7}"#]).unwrap();
+    let before = server.ctl(&["get", "", "--from-key"]).unwrap();
+    for (prefix, expected) in [
+        ("taken", "/taken/by/others is none of volhost's keys"),
+        ("newer", "has the format 2"),
+        ("broken", "row volumes/db has the version 7"),
+    ] {
+        let (cluster, instance) = (server.cluster(prefix), server.instance("store1"));
+        let opened = tokio::task::spawn_blocking(move || open(&cluster, &instance).map(drop)).await.unwrap();
+        let error = crate::error::chain(&opened.unwrap_err());
+        assert!(error.contains(expected), "{error}");
+    }
+    let after = server.ctl(&["get", "", "--from-key"]).unwrap();
+    let without_slots = |text: &str| text.lines().filter(|line| !line.contains("~slots")).count();
+    assert!(without_slots(&after) <= without_slots(&before) + 64, "{after}");
+}
+
+fn unmount(volume: &Volume, id: &str) -> Change {
+    Change::Unmount { name: volume.name.clone(), host: host("web1"), id: mount_id(id), meant: None }
+}
+
+/// Waits for what happens by itself, within the time that a lease outlives its instance and some more.
+async fn eventually(what: &str, mut is: impl AsyncFnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(40);
+    while !is().await {
+        assert!(Instant::now() < until, "it did not happen that {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

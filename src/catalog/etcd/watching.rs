@@ -55,7 +55,7 @@ pub(super) async fn watch(core: Arc<Core>) {
 
 async fn follow(core: &Core) -> End {
     let from = core.memory.look(|_, known| known.reached) + 1;
-    let options = WatchOptions::new().with_range(core.keys.end()).with_start_revision(from);
+    let options = WatchOptions::new().with_range(core.keys.end_of_common()).with_start_revision(from);
     let root = core.keys.root();
     let begun =
         core.members.ask(ANSWER, async move |client| client.watch_client().watch(root, Some(options)).await);
