@@ -89,12 +89,12 @@ impl Keys {
 
     /// The range of all instances' slots.
     pub(super) fn all_slots(&self) -> (String, String) {
-        self.all("slots")
+        self.all("~slots")
     }
 
     /// The range of what tells how far all instances' spools were carried out.
     pub(super) fn all_spools(&self) -> (String, String) {
-        self.all("spools")
+        self.all("~spools")
     }
 
     /// The ranges of all records, table by table.

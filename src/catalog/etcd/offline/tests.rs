@@ -238,7 +238,7 @@ async fn an_instance_that_was_cut_off_meanwhile_changes_nothing_of_what_was_impo
 }
 
 #[tokio::test]
-async fn an_instance_that_starts_beside_an_import_does_not_come_up() {
+async fn an_instance_and_an_import_that_begin_together_do_not_mix() {
     let server = Server::start();
     let cluster = server.cluster("beside");
     for round in 0..10 {
