@@ -9,7 +9,7 @@ use super::rules::{Write, ordered};
 use super::view::{Host, View, Volume};
 use crate::host::name::HostName;
 use crate::volume::mounts::Mount;
-use crate::volume::name::{VolumeId, VolumeName};
+use crate::volume::name::VolumeName;
 
 impl View {
     /// Puts a row in, or takes it out. Mounts and whether it is visible are a volume's own rows, and stay.
@@ -52,15 +52,6 @@ impl View {
         }
     }
 
-    /// Shows or hides a volume.
-    pub(super) fn set_visible(&mut self, name: &VolumeName, id: VolumeId, visible: bool) {
-        let Some(volume) = self.volumes.get(name) else { return };
-        if volume.id == id && volume.visible != visible {
-            let volume = Arc::new(Volume { visible, ..Volume::clone(volume) });
-            self.volumes.insert(name.clone(), volume);
-        }
-    }
-
     fn put_volume(&mut self, name: VolumeName, record: &Volume) {
         let mut volume = Volume::clone(record);
         match self.volumes.get(&name).filter(|known| known.id == volume.id) {
@@ -94,9 +85,4 @@ impl View {
     fn count_out(&mut self, mount: &Mount) {
         self.died(mount);
     }
-}
-
-/// Whether what is known of a host's certificates differs.
-pub(super) fn other_certificates(one: Option<&Arc<Host>>, other: &Host) -> bool {
-    one.is_none_or(|one| one.certificates != other.certificates || one.revoked_at != other.revoked_at)
 }

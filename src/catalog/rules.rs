@@ -5,6 +5,7 @@
 
 mod hosts;
 mod premises;
+mod write;
 
 use std::sync::Arc;
 
@@ -12,92 +13,12 @@ use imbl::OrdMap;
 use time::{OffsetDateTime, UtcOffset};
 
 pub use self::premises::Premise;
-use super::view::{BackendRecord, Host, Removed, View, Volume};
+pub use self::write::{MountKey, RowKey, Write};
+use super::view::{Removed, View, Volume};
 use super::{Change, Meant, Outcome, Refusal};
-use crate::backend::name::BackendName;
 use crate::host::name::HostName;
-use crate::volume::mounts::{Activation, Ledger, Mount};
+use crate::volume::mounts::{Ledger, Mount};
 use crate::volume::name::{MountId, VolumeId, VolumeName};
-
-/// A record to be stored, or, where there is no value, to be deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Write {
-    /// A volume, without its mounts and without whether it is visible.
-    Volume(VolumeName, Option<Arc<Volume>>),
-    /// One entry of a volume's ledger.
-    Mount(MountKey, Option<Mount>),
-    /// A removed volume.
-    Removed(VolumeId, Option<Arc<Removed>>),
-    /// A host; no change deletes one.
-    Host(HostName, Arc<Host>),
-    /// A backend.
-    Backend(BackendName, Option<Arc<BackendRecord>>),
-}
-
-impl Write {
-    /// Which record it stores or deletes.
-    #[must_use]
-    pub fn key(&self) -> RowKey {
-        match self {
-            Self::Volume(name, _) => RowKey::Volume(name.clone()),
-            Self::Mount(key, _) => RowKey::Mount(key.clone()),
-            Self::Removed(id, _) => RowKey::Removed(*id),
-            Self::Host(name, _) => RowKey::Host(name.clone()),
-            Self::Backend(name, _) => RowKey::Backend(name.clone()),
-        }
-    }
-
-    /// Whether it deletes the record.
-    #[must_use]
-    pub fn deletes(&self) -> bool {
-        match self {
-            Self::Volume(_, record) => record.is_none(),
-            Self::Mount(_, record) => record.is_none(),
-            Self::Removed(_, record) => record.is_none(),
-            Self::Host(..) => false,
-            Self::Backend(_, record) => record.is_none(),
-        }
-    }
-}
-
-/// Which record a [`Write`] stores or deletes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RowKey {
-    /// A volume.
-    Volume(VolumeName),
-    /// An entry of a volume's ledger.
-    Mount(MountKey),
-    /// A removed volume.
-    Removed(VolumeId),
-    /// A host.
-    Host(HostName),
-    /// A backend.
-    Backend(BackendName),
-}
-
-/// What tells a ledger's entry from all others in the catalog.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct MountKey {
-    /// The volume's name.
-    pub volume: VolumeName,
-    /// The host that uses it.
-    pub host: HostName,
-    /// The engine's ID.
-    pub id: MountId,
-    /// Under which of the host's activations.
-    pub activation: Activation,
-}
-
-impl MountKey {
-    pub(super) fn of(volume: &VolumeName, mount: &Mount) -> Self {
-        Self {
-            volume: volume.clone(),
-            host: mount.host.clone(),
-            id: mount.id.clone(),
-            activation: mount.activation,
-        }
-    }
-}
 
 /// What a change did, and the records that must be durable before anyone is told.
 type Decision = Result<(Outcome, Vec<Write>), Refusal>;
@@ -438,8 +359,7 @@ mod tests {
     use crate::backend::name::BackendId;
     use crate::catalog::contract::{at, backend, host, kept, mount_id, name, volume};
     use crate::catalog::record::{Loader, Table, encode};
-    use crate::catalog::view::BackendState;
-    use crate::catalog::view::Certificate;
+    use crate::catalog::view::{BackendRecord, BackendState, Certificate};
     use crate::volume::options::{Options, Sharing};
 
     /// A change in small numbers, so that random ones meet.

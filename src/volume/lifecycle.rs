@@ -162,20 +162,36 @@ impl Service {
         };
         let introduce = Change::Introduce(backend.name().clone(), record.clone());
         match self.catalog.submit(introduce).await {
-            Ok(_) => Ok(Arc::new(record)),
+            Ok(_) => {
+                self.mending(backend.name()).choose(record.id);
+                Ok(Arc::new(record))
+            }
             Err(CatalogError::Refused(Refusal::Known(known))) => Ok(known),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Writes the identity that was chosen, where the directory is still empty, and records that it was.
+    /// Writes the identity that was chosen, where the directory is still empty, and records that it was. One that another
+    /// instance chose is never written here: that one's directory may be another one, and they would pass for the same.
     pub(super) async fn initialise(&self, backend: &Arc<Backend>, id: BackendId) -> Result<Expect, Error> {
         let name = backend.name().clone();
+        let ours = !self.is_shared() || self.mending(&name).chose(id);
         let write = move |root: &crate::backend::Root| match root.identity()? {
-            None if root.is_empty()? => root.write_identity(id, &name),
-            _ => Ok(()),
+            None if !ours => Ok(false),
+            None if root.is_empty()? => root.write_identity(id, &name).map(|()| true),
+            _ => Ok(true),
         };
-        backend.run(Expect::Nothing, write).await?;
+        if !backend.run(Expect::Nothing, write).await? {
+            return Err(Error::Identity {
+                backend: backend.name().clone(),
+                reason: format!(
+                    "another instance is giving it the identity {id}, which {} does not have; is that the same \
+                     storage? where that instance was lost, `volhost backend init {}` begins anew",
+                    backend.settings().path.display(),
+                    backend.name()
+                ),
+            });
+        }
         step("identity:written");
         let expect = Expect::This(id);
         backend.run(expect, |_| Ok(())).await?;

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::name::VolumeId;
+use crate::backend::name::BackendId;
 
 /// How long a staged directory without a record is left alone where several instances make volumes: whoever made it has
 /// given up by then, or was lost.
@@ -22,6 +23,8 @@ pub(super) struct Mending {
     pub(super) turn: tokio::sync::Mutex<()>,
     /// What the last look found and left.
     left: Mutex<Left>,
+    /// The identity that this process chose for the backend, where no catalog knew one.
+    chosen: Mutex<Option<BackendId>>,
 }
 
 /// What was found and left.
@@ -42,11 +45,22 @@ impl Default for Mending {
             mended: AtomicU64::new(0),
             turn: tokio::sync::Mutex::default(),
             left: Mutex::default(),
+            chosen: Mutex::default(),
         }
     }
 }
 
 impl Mending {
+    /// This process chose an identity for the backend, and nobody else writes it.
+    pub(super) fn choose(&self, id: BackendId) {
+        *self.chosen.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+    }
+
+    /// Whether this process chose that identity.
+    pub(super) fn chose(&self, id: BackendId) -> bool {
+        *self.chosen.lock().unwrap_or_else(PoisonError::into_inner) == Some(id)
+    }
+
     pub(super) fn is_done(&self) -> bool {
         self.mended.load(Ordering::Acquire) == self.damage.load(Ordering::Acquire)
     }

@@ -31,6 +31,7 @@ mod operator;
 pub mod options;
 mod recover;
 mod remove;
+mod restore;
 mod rounds;
 mod soon;
 mod step;

@@ -1,4 +1,4 @@
-//! Remove and restore: a volume's directory goes to the trash under the volume's identity, and comes back from there.
+//! Remove: a volume's directory goes to the trash under the volume's identity.
 //!
 //! Data is never deleted here, and never moved on the word of a caller who is then told that nothing was done.
 //!
@@ -22,7 +22,6 @@
 //! In each of these orders the directory has one of its two names at any time, and whoever dies in between leaves what
 //! a Remove that was cut off leaves.
 
-use std::future::ready;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
@@ -34,7 +33,7 @@ use super::operation::Claim;
 use super::step::step;
 use super::{Holders, InForce, Moving, Service, in_sight, log_done, permit};
 use crate::backend::{Backend, BackendError, Expect, Root, VolumeState};
-use crate::catalog::{CatalogError, Change, Refusal, Removed, Volume};
+use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::host::right::Right;
@@ -317,99 +316,13 @@ impl Service {
         let directory = name.clone();
         match backend.run(expect, move |root| root.trash(&directory, id)).await {
             Ok(()) => {
-                log::warn!("volume {name} was put back while it was removed, and is in the trash again")
+                log::warn!("volume {name} was put back while it was removed, and is in the trash again");
             }
             Err(BackendError::Missing { .. }) => {}
             Err(error) => {
-                log::error!("volume {name} is removed, and yet not in the trash: {}", chain(&error))
+                log::error!("volume {name} is removed, and yet not in the trash: {}", chain(&error));
             }
         }
-    }
-
-    /// Brings a removed volume back under its name: the latest one removed of that name, or the one with that
-    /// identity. Not one whose data is being deleted: what came back would not be whole.
-    pub async fn restore(self: &Arc<Self>, caller: &Caller, wanted: &str) -> Result<Arc<Volume>, Error> {
-        let removed = self.find_removed(wanted).await?;
-        let (service, caller) = (Arc::clone(self), caller.clone());
-        self.operate(|claim| async move {
-            let _held = service.locks.hold(&removed.volume.name, &claim).await?;
-            service.restore_held(&claim, &caller, &removed.volume).await
-        })
-        .await
-    }
-
-    async fn restore_held(
-        self: &Arc<Self>,
-        claim: &Claim,
-        caller: &Caller,
-        volume: &Arc<Volume>,
-    ) -> Result<Arc<Volume>, Error> {
-        let (id, name) = (volume.id, volume.name.clone());
-        let backend = self.backend_of(volume)?;
-        let expect = self.ready(&backend).await?;
-        if !claim.wanted() {
-            return Err(Error::Abandoned);
-        }
-        let Some(moving) = self.moving(backend.name(), id) else {
-            return Err(if self.is_being_deleted(id) {
-                Error::BeingDeleted(name)
-            } else {
-                Error::NotMended(name)
-            });
-        };
-        if self.is_being_deleted(id) {
-            return Err(Error::BeingDeleted(name));
-        }
-        let removed = match self.catalog.submit(Change::Restore(id)).await {
-            Ok(outcome) => outcome.trashed.map_or_else(OffsetDateTime::now_utc, |removed| removed.at),
-            Err(CatalogError::Refused(Refusal::Exists(_))) => return Err(Error::Exists(name)),
-            Err(CatalogError::Refused(Refusal::NotInTrash)) => {
-                return Err(Error::NotInTrash(name.to_string()));
-            }
-            Err(CatalogError::Refused(Refusal::Expired(_))) => return Err(Error::BeingDeleted(name)),
-            Err(error) => return Err(error.into()),
-        };
-        step("restore:recorded");
-        let directory = name.clone();
-        let renamed = match backend.run(expect, move |root| root.untrash(id, &directory)).await {
-            Err(BackendError::Missing { .. }) if self.is_whole(&backend, expect, volume).await => Ok(()),
-            renamed => renamed,
-        };
-        if let Err(error) = renamed {
-            if error.effect_unknown() {
-                self.leave_to_recovery(&moving, &name, &error);
-            } else if let Err(failed) =
-                self.catalog.submit(Change::Unrestore { name: name.clone(), id, at: removed }).await
-            {
-                log::error!("volume {name} was not restored, but its record stays: {}", chain(&failed));
-                moving.leave_half_done();
-            }
-            return Err(error.into());
-        }
-        step("restore:renamed");
-        let outcome = match self.catalog.submit(Change::Publish(name.clone(), id)).await {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                if matches!(error, CatalogError::Refused(Refusal::NoSuchVolume)) {
-                    // Others took this one for lost, finished it, and removed the volume again.
-                    self.follow_record(&moving, &backend, expect, volume).await;
-                }
-                return Err(error.into());
-            }
-        };
-        log_done("restored", &name, caller);
-        Ok(outcome.after.unwrap_or_else(|| Arc::clone(volume)))
-    }
-
-    /// The removed volume that an operator means by a name or an identity.
-    pub(super) async fn find_removed(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
-        self.certain(|| {
-            let view = self.catalog.view();
-            let by_id = wanted.parse::<VolumeId>().ok().and_then(|id| view.trash.get(&id));
-            let found = by_id.or_else(|| view.removed(wanted)).cloned();
-            ready(found.ok_or_else(|| Error::NotInTrash(wanted.into())))
-        })
-        .await
     }
 }
 

@@ -15,8 +15,7 @@ use uuid::Uuid;
 
 use super::keys::{Key, Keys};
 use crate::catalog::record::{InvalidRow, Loader};
-use crate::catalog::rows::other_certificates;
-use crate::catalog::{MountKey, News, RowKey, View, Write};
+use crate::catalog::{Host, MountKey, News, RowKey, View, Volume, Write};
 use crate::volume::name::{VolumeId, VolumeName};
 
 /// The value of a `moving` key.
@@ -205,7 +204,7 @@ impl Memory {
         let mut draft = view;
         for (id, (moves, _)) in &moving {
             if let Some(name) = hidden(moves) {
-                draft.set_visible(&name, *id, false);
+                show(&mut draft, &name, *id, false);
             }
         }
         known.rows = rows;
@@ -257,7 +256,7 @@ impl Memory {
                 draft.put(write);
                 if let Some((name, id)) = volume {
                     let hides = known.moving.get(&id).is_some_and(|(moves, _)| moves.hides.is_some());
-                    draft.set_visible(&name, id, !hides);
+                    show(draft, &name, id, !hides);
                 }
             }
             Step::Moving(id, moves) => {
@@ -268,12 +267,12 @@ impl Memory {
                 }
                 let before = known.moving.remove(&id);
                 if let Some(name) = before.as_ref().and_then(|(moves, _)| hidden(moves)) {
-                    draft.set_visible(&name, id, true);
+                    show(draft, &name, id, true);
                 }
                 match moves {
                     Some(moves) => {
                         if let Some(name) = hidden(&moves) {
-                            draft.set_visible(&name, id, false);
+                            show(draft, &name, id, false);
                         }
                         known.moving.insert(id, (moves, revision));
                     }
@@ -292,6 +291,20 @@ impl Memory {
         // What is changed under it is changed by code that does not panic half-way, and is only ever added to.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Shows or hides a volume.
+fn show(view: &mut View, name: &VolumeName, id: VolumeId, visible: bool) {
+    let Some(volume) = view.volumes.get(name) else { return };
+    if volume.id == id && volume.visible != visible {
+        let volume = Arc::new(Volume { visible, ..Volume::clone(volume) });
+        view.volumes.insert(name.clone(), volume);
+    }
+}
+
+/// Whether what is known of a host's certificates differs.
+fn other_certificates(one: Option<&Arc<Host>>, other: &Host) -> bool {
+    one.is_none_or(|one| one.certificates != other.certificates || one.revoked_at != other.revoked_at)
 }
 
 /// The name of the volume that is hidden while its directory is moved.

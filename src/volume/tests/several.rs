@@ -67,6 +67,9 @@ impl Cluster {
     }
 }
 
+/// Whether a change is meant.
+type Which = fn(&Change) -> bool;
+
 /// When a change stands still.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Still {
@@ -85,7 +88,7 @@ struct Instance {
     /// Whether questions are left without an answer.
     silent: AtomicBool,
     syncs: AtomicUsize,
-    still: Mutex<Option<(Still, fn(&Change) -> bool)>>,
+    still: Mutex<Option<(Still, Which)>>,
     /// Whether the next claim stands still once it is granted.
     still_claiming: AtomicBool,
     stands: Arc<Notify>,
@@ -128,7 +131,7 @@ impl Instance {
     }
 
     /// Stands still at the next change of this kind.
-    fn stop_at(&self, when: Still, which: fn(&Change) -> bool) {
+    fn stop_at(&self, when: Still, which: Which) {
         *self.still.lock().unwrap() = Some((when, which));
     }
 
