@@ -38,6 +38,8 @@ mod lint;
 mod podman;
 mod readme;
 mod recovery;
+#[cfg(feature = "etcd")]
+mod recovery_etcd;
 mod reload;
 mod rollover;
 mod serve;
