@@ -72,6 +72,13 @@ impl Known {
         self.rows.get(key).copied().unwrap_or_default()
     }
 
+    /// Whether a row is known, or known to be gone, as it was at a revision or later.
+    fn has_row(&self, key: &[u8], revision: i64) -> bool {
+        let known =
+            std::str::from_utf8(key).ok().and_then(|key| self.rows.get(key).or_else(|| self.gone.get(key)));
+        known.is_some_and(|known| *known >= revision)
+    }
+
     /// Who moves a volume's directory, and the revision of that.
     pub(super) fn mover(&self, id: VolumeId) -> Option<&(Moves, i64)> {
         self.moving.get(&id)
@@ -141,12 +148,14 @@ impl Memory {
         let mut known = self.known();
         let mut draft = View::clone(&self.view.load());
         let mut news = *self.news.borrow();
-        let mut reached = known.reached;
+        let (mut reached, mut changed) = (known.reached, false);
         for event in events {
             let Some(pair) = event.kv() else { continue };
             reached = reached.max(pair.mod_revision());
             let deleted = event.event_type() == EventType::Delete;
             match self.keys.parse(pair.key()) {
+                // Most often this instance's own, which was taken in when it was answered.
+                Key::Row(..) if known.has_row(pair.key(), pair.mod_revision()) => {}
                 Key::Row(table, parts) => {
                     let parts: Vec<_> = parts.iter().map(String::as_str).collect();
                     let write = if deleted {
@@ -158,12 +167,13 @@ impl Memory {
                         news.hosts += u64::from(other_certificates(draft.hosts.get(name), host));
                     }
                     if let Some(write) = write {
-                        self.take(&mut known, &mut draft, pair.mod_revision(), Step::Row(write));
+                        changed |= self.take(&mut known, &mut draft, pair.mod_revision(), Step::Row(write));
                     }
                 }
                 Key::Moving(id) => {
                     let moves = if deleted { None } else { serde_json::from_slice(pair.value()).ok() };
-                    self.take(&mut known, &mut draft, pair.mod_revision(), Step::Moving(id, moves));
+                    changed |=
+                        self.take(&mut known, &mut draft, pair.mod_revision(), Step::Moving(id, moves));
                 }
                 // It may have left something half-done.
                 Key::Instance(id) if deleted && id != self.me => news.lost += 1,
@@ -173,7 +183,9 @@ impl Memory {
         known.reached = reached;
         known.own.retain(|(revision, _)| *revision > reached);
         known.gone.retain(|_, revision| *revision > reached);
-        self.view.store(Arc::new(draft));
+        if changed {
+            self.view.store(Arc::new(draft));
+        }
         drop(known);
         self.reached.send_if_modified(|before| std::mem::replace(before, reached) < reached);
         self.news.send_if_modified(|before| std::mem::replace(before, news) != news);
@@ -217,14 +229,14 @@ impl Memory {
         self.reached.send_replace(revision);
     }
 
-    /// Takes in a step, unless something newer is known.
-    fn take(&self, known: &mut Known, draft: &mut View, revision: i64, step: Step) {
+    /// Takes in a step, unless it is known, or something newer is. Returns whether it was taken in.
+    fn take(&self, known: &mut Known, draft: &mut View, revision: i64, step: Step) -> bool {
         match step {
             Step::Row(write) => {
                 let key = self.keys.of_row(&write.key()).into_boxed_str();
                 let newer = known.rows.get(&key).or_else(|| known.gone.get(&key));
                 if newer.is_some_and(|newer| *newer >= revision) {
-                    return;
+                    return false;
                 }
                 if !write.deletes() {
                     known.gone.remove(&key);
@@ -249,7 +261,7 @@ impl Memory {
                 let key = self.keys.moving(id).into_boxed_str();
                 let at = known.moving.get(&id).map(|(_, at)| at).or_else(|| known.gone.get(&key));
                 if at.is_some_and(|at| *at >= revision) {
-                    return;
+                    return false;
                 }
                 let before = known.moving.remove(&id);
                 if let Some(name) = before.as_ref().and_then(|(moves, _)| hidden(moves)) {
@@ -271,6 +283,7 @@ impl Memory {
                 }
             }
         }
+        true
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
