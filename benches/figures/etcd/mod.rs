@@ -205,7 +205,8 @@ async fn compare(
     let (mut ours, mut floor) = (Taken::default(), Taken::default());
     // So that no two have a volume of one name.
     let tag = if round == Round::Create { 10 } else { 20 } + u64::from(clients > 1) * 30;
-    let mut bare = Bare::several(cluster.client().await, recording, clients, tag * 1_000_000).await;
+    let bare = Bare::several(cluster.client().await, recording, clients, tag * 1_000_000);
+    let mut bare = Box::pin(bare).await;
     let mut asking = Asking::several(client, instances, clients, tag).await;
     for _ in 0..TURNS {
         asking = match round {
@@ -271,7 +272,7 @@ fn write(runtime: &Runtime, directory: &Path) -> Vec<Row> {
                     continue;
                 }
                 let (mut ours, mut floor) =
-                    compare(cluster, &client, &instances, &recording, clients, round).await;
+                    Box::pin(compare(cluster, &client, &instances, &recording, clients, round)).await;
                 let of = if members > 1 { format!(" ({members} members)") } else { String::new() };
                 rows.extend(rate_and_latency(&format!("etcd{of}: {what}"), clients, &mut ours, &mut floor));
             }
