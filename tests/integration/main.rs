@@ -29,6 +29,7 @@ mod fleet;
 mod fuzz;
 mod gluster;
 mod harness;
+mod history;
 mod hostile;
 mod hosts;
 mod hosts_join;

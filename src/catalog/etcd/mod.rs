@@ -28,6 +28,7 @@
 //! It must never answer a change that is not durable in the cluster or in the spool, and never take a lost answer for a
 //! transaction that was not made.
 
+mod claims;
 mod core;
 mod error;
 mod fresh;
@@ -121,7 +122,7 @@ async fn build(
     cluster: &Cluster,
     instance: &Instance,
 ) -> Result<(Core, Place, mpsc::UnboundedReceiver<fresh::Question>), OpenError> {
-    let Instance { node, credentials, spool } = instance;
+    let Instance { node, credentials, spool, request } = instance;
     let (location, keys) = (cluster.to_string(), Keys::of(cluster));
     let members = Members::new(cluster, credentials)?;
     let (spool, me) = Spool::open(spool, &cluster.prefix)?;
@@ -138,7 +139,7 @@ async fn build(
     let (questions, asked) = mpsc::unbounded_channel();
     let core = Core {
         memory: Memory::new(keys.clone(), me, snapshot),
-        health: Health::new(location.clone()),
+        health: Health::new(location.clone(), *request),
         slots: Slots::new(slots),
         spool,
         order: Order::default(),
@@ -331,11 +332,9 @@ impl Catalog for Etcd {
         match (self.core.health.fault(), self.core.spool.len()) {
             (fault, 0) => fault,
             (Some(fault), kept) => {
-                Some(Arc::new(format!("{fault}; {kept} Unmounts are kept until it is back")))
+                Some(Arc::new(format!("{fault}; {kept} answered requests are kept until it is back")))
             }
-            (None, kept) => {
-                Some(Arc::new(format!("{kept} Unmounts that were answered are not recorded yet")))
-            }
+            (None, kept) => Some(Arc::new(format!("{kept} answered requests are not recorded yet"))),
         }
     }
 

@@ -53,7 +53,7 @@ pub(super) async fn empty(core: &Core, place: &mut Place) {
                 }
                 Err(why) => {
                     if tries == 0 {
-                        log::warn!("an Unmount of volume {} has to wait: {why}", entry.volume);
+                        log::warn!("what host {} was answered is not recorded yet: {why}", entry.host);
                     }
                     tries += 1;
                     tokio::time::sleep(PAUSE).await;
@@ -69,7 +69,7 @@ pub(super) async fn empty(core: &Core, place: &mut Place) {
         count += 1;
     }
     if count > 0 {
-        log::info!("{count} Unmounts that were answered while etcd was out of reach are recorded");
+        log::info!("{count} requests that were answered while etcd was out of reach are recorded");
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) async fn empty(core: &Core, place: &mut Place) {
 fn change(core: &Core, change: &crate::catalog::Change) -> Result<Option<Transaction>, String> {
     match plan(&core.memory, &core.keys, core.owner(), change).map_err(|error| chain(&error))? {
         Planned::Write(_, transaction) => Ok(Some(transaction)),
-        // An Unmount is never refused.
+        // Neither is ever refused.
         Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) => Ok(None),
     }
 }

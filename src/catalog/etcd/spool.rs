@@ -1,5 +1,5 @@
-//! Unmounts that were answered while the cluster was out of reach: a file on this machine, a line for each, durable
-//! before it is answered.
+//! What was answered while the cluster was out of reach, Unmounts and Activates: a file on this machine, a line for each,
+//! durable before it is answered.
 //!
 //! The file also says which instance this is: what it left in the cluster is found again by that. It is never read by
 //! two processes at once, and no line is taken out before the cluster has it.
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::error::OpenError;
@@ -23,28 +23,35 @@ use crate::host::name::HostName;
 use crate::volume::mounts::Activation;
 use crate::volume::name::{MountId, VolumeName};
 
-/// How many Unmounts are kept at most: some thirty megabytes.
+/// How many entries are kept at most: some thirty megabytes.
 const MOST: usize = 100_000;
 
-/// An Unmount that was answered.
+/// Something that was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
-    pub(super) volume: VolumeName,
     pub(super) host: HostName,
-    pub(super) id: MountId,
-    /// What was known when it was answered.
-    pub(super) meant: Meant,
+    pub(super) what: What,
     /// In which slot it was sent already, as which transactions, where it is not known what became of them.
     pub(super) sent: Option<(Slot, Vec<String>)>,
 }
 
+/// What was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum What {
+    /// An Unmount, and what was known when it was answered.
+    Unmount { volume: VolumeName, id: MountId, meant: Meant },
+    /// That the host's engine was started.
+    Activate,
+}
+
 impl Entry {
     pub(super) fn change(&self) -> Change {
-        Change::Unmount {
-            name: self.volume.clone(),
-            host: self.host.clone(),
-            id: self.id.clone(),
-            meant: Some(self.meant.clone()),
+        let host = self.host.clone();
+        match self.what.clone() {
+            What::Unmount { volume: name, id, meant } => {
+                Change::Unmount { name, host, id, meant: Some(meant) }
+            }
+            What::Activate => Change::Activate(host),
         }
     }
 }
@@ -55,7 +62,8 @@ pub(super) struct Spool {
     /// Held until the process ends.
     _lock: File,
     kept: Mutex<Kept>,
-    more: Notify,
+    /// How many entries wait.
+    waiting: watch::Sender<usize>,
 }
 
 struct Kept {
@@ -79,14 +87,22 @@ struct Head {
 #[serde(deny_unknown_fields)]
 struct Line {
     n: u64,
-    volume: String,
     host: String,
+    /// None for an Activate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unmount: Option<UnmountLine>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sent: Option<SentLine>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnmountLine {
+    volume: String,
     id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     of: Option<String>,
     activation: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sent: Option<SentLine>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -131,15 +147,16 @@ impl Spool {
         // A line that was cut off was not answered.
         file.set_len(length).and_then(|()| file.sync_data()).map_err(failed(&path, "written"))?;
         let next = waiting.back().map_or(1, |(number, _)| number + 1);
+        let count = watch::Sender::new(waiting.len());
         let kept = Mutex::new(Kept { file, head, length, next, waiting });
-        Ok((Self { path, _lock: lock, kept, more: Notify::new() }, instance))
+        Ok((Self { path, _lock: lock, kept, waiting: count }, instance))
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Keeps an Unmount, durably.
+    /// Keeps an entry, durably.
     pub(super) fn keep(&self, entry: Entry) -> io::Result<()> {
         let mut kept = self.kept();
         if kept.waiting.len() >= MOST {
@@ -158,8 +175,7 @@ impl Spool {
         kept.length += line.len() as u64;
         kept.next += 1;
         kept.waiting.push_back((number, entry));
-        drop(kept);
-        self.more.notify_one();
+        self.waiting.send_replace(kept.waiting.len());
         Ok(())
     }
 
@@ -174,7 +190,14 @@ impl Spool {
 
     /// Waits for an entry.
     pub(super) async fn more(&self) {
-        self.more.notified().await;
+        // The sender lives as long as `self`.
+        let _ = self.waiting.subscribe().wait_for(|count| *count > 0).await;
+    }
+
+    /// Waits until there is no entry.
+    pub(super) async fn emptied(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.waiting.subscribe().wait_for(|count| *count == 0).await;
     }
 
     /// The cluster has all entries up to this number.
@@ -189,6 +212,7 @@ impl Spool {
                 Err(error) => log::warn!("{} cannot be emptied: {error}", self.path.display()),
             }
         }
+        self.waiting.send_replace(kept.waiting.len());
     }
 
     /// Takes out what took effect before the process before this one ended, by what stands in its slots.
@@ -203,6 +227,7 @@ impl Spool {
         for (_, entry) in &mut kept.waiting {
             entry.sent = None;
         }
+        self.waiting.send_replace(kept.waiting.len());
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -212,20 +237,22 @@ impl Spool {
 }
 
 fn line(n: u64, entry: &Entry) -> io::Result<String> {
-    let Entry { volume, host, id, meant: Meant { volume: of, activation }, sent } = entry;
-    let line = Line {
-        n,
-        volume: volume.to_string(),
-        host: host.to_string(),
-        id: id.to_string(),
-        of: of.map(|of| of.to_string()),
-        activation: activation.0,
-        sent: sent.as_ref().map(|(Slot { number, revision }, numbers)| SentLine {
-            slot: *number,
-            revision: *revision,
-            numbers: numbers.clone(),
+    let Entry { host, what, sent } = entry;
+    let unmount = match what {
+        What::Unmount { volume, id, meant: Meant { volume: of, activation } } => Some(UnmountLine {
+            volume: volume.to_string(),
+            id: id.to_string(),
+            of: of.map(|of| of.to_string()),
+            activation: activation.0,
         }),
+        What::Activate => None,
     };
+    let sent = sent.as_ref().map(|(Slot { number, revision }, numbers)| SentLine {
+        slot: *number,
+        revision: *revision,
+        numbers: numbers.clone(),
+    });
+    let line = Line { n, host: host.to_string(), unmount, sent };
     Ok(serde_json::to_string(&line).map_err(io::Error::other)? + "\n")
 }
 
@@ -250,20 +277,21 @@ fn read(path: &Path, text: &[u8]) -> Result<Read, OpenError> {
 }
 
 fn entry(line: &[u8]) -> Result<(u64, Entry), String> {
-    let Line { n, volume, host, id, of, activation, sent } =
-        serde_json::from_slice(line).map_err(|error| error.to_string())?;
-    let meant = Meant {
-        volume: of.map(|of| of.parse()).transpose().map_err(|error| format!("of: {error}"))?,
-        activation: Activation(activation),
+    let Line { n, host, unmount, sent } = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    let what = match unmount {
+        Some(UnmountLine { volume, id, of, activation }) => What::Unmount {
+            volume: VolumeName::parse(&volume).map_err(|error| error.to_string())?,
+            id: MountId::parse(&id).map_err(|error| error.to_string())?,
+            meant: Meant {
+                volume: of.map(|of| of.parse()).transpose().map_err(|error| format!("of: {error}"))?,
+                activation: Activation(activation),
+            },
+        },
+        None => What::Activate,
     };
-    let entry = Entry {
-        volume: VolumeName::parse(&volume).map_err(|error| error.to_string())?,
-        host: HostName::parse_or_anonymous(&host).map_err(|error| error.to_string())?,
-        id: MountId::parse(&id).map_err(|error| error.to_string())?,
-        meant,
-        sent: sent.map(|SentLine { slot: number, revision, numbers }| (Slot { number, revision }, numbers)),
-    };
-    Ok((n, entry))
+    let host = HostName::parse_or_anonymous(&host).map_err(|error| error.to_string())?;
+    let sent = sent.map(|SentLine { slot: number, revision, numbers }| (Slot { number, revision }, numbers));
+    Ok((n, Entry { host, what, sent }))
 }
 
 #[cfg(test)]
@@ -272,10 +300,12 @@ mod tests {
 
     fn entry_of(id: &str) -> Entry {
         Entry {
-            volume: VolumeName::parse("db").unwrap(),
             host: HostName::parse("web1").unwrap(),
-            id: MountId::parse(id).unwrap(),
-            meant: Meant { volume: None, activation: Activation(3) },
+            what: What::Unmount {
+                volume: VolumeName::parse("db").unwrap(),
+                id: MountId::parse(id).unwrap(),
+                meant: Meant { volume: None, activation: Activation(3) },
+            },
             sent: Some((Slot { number: 7, revision: 99 }, vec!["a.1".into()])),
         }
     }
@@ -298,7 +328,11 @@ mod tests {
         assert_eq!(spool.first(), Some((1, entry_of("x"))));
         spool.done(1);
         assert_eq!(spool.first(), Some((2, entry_of("y"))));
-        spool.keep(entry_of("z")).unwrap();
+        spool.keep(Entry { what: What::Activate, ..entry_of("z") }).unwrap();
+        spool.done(2);
+        assert!(
+            matches!(spool.first().unwrap().1.change(), Change::Activate(host) if host.as_str() == "web1")
+        );
         spool.done(3);
         assert_eq!(spool.len(), 0);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1, "the entries are gone");

@@ -87,7 +87,8 @@ impl Server {
 
     pub(super) fn instance(&self, node: &str) -> Instance {
         let spool: PathBuf = self.dir.path().join("spools").join(node);
-        Instance { node: HostName::parse(node).unwrap(), credentials: Credentials::default(), spool }
+        let node = HostName::parse(node).unwrap();
+        Instance { node, credentials: Credentials::default(), spool, request: Duration::from_secs(20) }
     }
 
     /// An instance of the catalog with this prefix.
@@ -316,7 +317,7 @@ async fn what_was_answered_without_a_cluster_is_recorded_once() {
     let outcome = done(&catalog, unmount(&made, "x")).await;
     assert_eq!(outcome.released.len(), 1);
     let why = catalog.fault().expect("it is out of reach");
-    assert!(why.contains("1 Unmounts are kept"), "{why}");
+    assert!(why.contains("1 answered requests are kept"), "{why}");
     done(&catalog, unmount(&made, "x")).await;
     done(&catalog, unmount(&made, "not-there")).await;
     let refused = catalog.submit(mount(&made, "web2", "y")).await.unwrap_err();
