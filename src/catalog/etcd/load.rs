@@ -4,6 +4,7 @@
 //! no key at all, what says that this is a catalog.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, Compare, CompareOp, Error, GetOptions, GetResponse, Txn, TxnOp};
@@ -67,7 +68,7 @@ impl Reader<'_> {
     /// Asks until there is an answer; nothing, where it lies before the last compaction.
     pub(super) async fn ask<T, F: Future<Output = Result<T, Error>>>(
         &self,
-        question: impl Fn(Client) -> F,
+        question: impl Fn(Arc<Client>) -> F,
     ) -> Result<Option<T>, OpenError> {
         let (begun, mut said, mut certificates) = (Instant::now(), Instant::now(), 0);
         loop {
