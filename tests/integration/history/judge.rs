@@ -143,6 +143,11 @@ impl Judge<'_> {
     /// What was not answered, or by a failure, may have been done.
     fn take_failed(&mut self, at: usize, record: &Record, deed: Deed) {
         let Record { volume, invoked, returned, ref answer, .. } = *record;
+        // Refused before it was begun, or made impossible: nobody ever sees it.
+        if matches!(answer, Answer::Failed(why) if why.contains("is out of reach") && !why.contains("took longer"))
+        {
+            return;
+        }
         let lost = matches!(answer, Answer::Lost(_));
         let undo = match deed {
             Deed::Mount(host, id) => Some(Deed::Unmount(host, id)),

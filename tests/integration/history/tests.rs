@@ -262,6 +262,13 @@ fn what_failed_did_not_happen() {
     failed(Call::Mount(0)).ends(300, Some((Unsaid, &[]))).explained();
     failed(Call::Mount(0)).refused((1, 1), (50, 55), Call::Remove, Why::Mounted).explained();
     failed(Call::Mount(0)).ends(300, Some((Unsaid, &[(0, 0, 1)]))).complained(NO_ORDER);
+    // What a catalog out of reach refuses is not even seen.
+    let refused = Answer::Failed("500 the catalog etcd://a:1/b is out of reach: x".into());
+    with(Unsaid)
+        .broken("Cut(0)", 25, 60, &[0])
+        .asked((0, 0), (30, 40), Call::Mount(0), refused)
+        .refused((1, 1), (50, 55), Call::Remove, Why::Mounted)
+        .complained(NO_ORDER);
     // Who was to take it back was killed.
     failed(Call::Mount(0))
         .broken("Kill(0)", 45, 60, &[0])
