@@ -46,6 +46,10 @@ use crate::host::right::Right;
 /// one of the few that the backend has: a catalog that takes longer is waited for without it.
 const A_MOMENT: Duration = Duration::from_millis(20);
 
+/// How often a directory of that name may be found where no volume has it, before it counts as a stranger's: another
+/// instance may have made and removed one between two looks.
+const STRANGERS: u32 = 2;
+
 impl Service {
     /// Creates a volume, or answers a repetition (`/VolumeDriver.Create`).
     ///
@@ -74,7 +78,7 @@ impl Service {
     ) -> Result<Arc<Volume>, Error> {
         let in_force = self.in_force.load_full();
         let exists = || self.catalog.view().volumes.contains_key(&name);
-        let mut patience = Patience::new();
+        let (mut patience, mut strangers) = (Patience::new(), 0);
         loop {
             if exists() {
                 // Either it is whole, or an earlier operation on it was cut off and can perhaps be mended now; and
@@ -89,10 +93,11 @@ impl Service {
                     if self.is_shared() =>
                 {
                     self.sync().await?;
-                    // Another instance made it since we looked, and it may be gone again; or a stranger's directory
-                    // has the name.
+                    // Another instance made it since we looked, and it may be gone again. Where nobody did, time and
+                    // again, a stranger's directory has the name.
                     let made = exists() || matches!(error, Error::Exists(_));
-                    if !(made && patience.wait().await) {
+                    strangers += u32::from(!made);
+                    if strangers > STRANGERS || !patience.wait().await {
                         return Err(error);
                     }
                 }

@@ -32,6 +32,9 @@ pub struct Limits {
     pub reconnect: u64,
     /// Whether instances share a catalog: only then is an Unmount answered that is done later.
     pub shared: bool,
+    /// Whether those whom a Get names as users are of one moment. Where instances share a catalog, one may know of what
+    /// it did itself before it knows of what others did a moment earlier; nothing is decided by that.
+    pub one_moment: bool,
 }
 
 /// Everything that is wrong with a history, in words; empty when nothing is.
@@ -106,7 +109,7 @@ impl Judge<'_> {
             (Answer::Found(seen), None) => {
                 let sight = match seen {
                     // Whether an Unmount that is done later is seen by who took it, is not said.
-                    Some((entries, hosts)) if self.cut_off(record).is_none() => {
+                    Some((entries, hosts)) if self.limits.one_moment && self.cut_off(record).is_none() => {
                         Sight::Used(*entries, hosts.clone())
                     }
                     _ => Sight::Present,

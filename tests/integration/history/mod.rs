@@ -158,11 +158,18 @@ fn length(usual: u64) -> Duration {
 }
 
 /// The limits of instances that share a catalog.
-const SHARED: Limits =
-    Limits { old: 2_000_000, late: 10_000_000, recovery: 12_000_000, reconnect: 5_000_000, shared: true };
+const SHARED: Limits = Limits {
+    old: 2_000_000,
+    late: 10_000_000,
+    recovery: 12_000_000,
+    reconnect: 5_000_000,
+    shared: true,
+    one_moment: false,
+};
 
 /// The limits of an instance that has its catalog for itself: nothing is old and nothing late, but what a kill cut off.
-const ALONE: Limits = Limits { old: 0, late: 100_000, recovery: 100_000, reconnect: 0, shared: false };
+const ALONE: Limits =
+    Limits { old: 0, late: 100_000, recovery: 100_000, reconnect: 0, shared: false, one_moment: true };
 
 #[test]
 fn one_instance_answers_as_if_one_thing_happened_after_the_other_while_it_is_killed() {

@@ -6,7 +6,8 @@ use super::model::Access::{self, Exclusive, Shared, Unsaid};
 use super::record::{Answer, Call, Ending, History, Record, Trouble, Why};
 
 /// Small numbers, so that histories can be read.
-const LIMITS: Limits = Limits { old: 20, late: 50, recovery: 10, reconnect: 10, shared: true };
+const LIMITS: Limits =
+    Limits { old: 20, late: 50, recovery: 10, reconnect: 10, shared: true, one_moment: true };
 
 /// A host, its ID, and how often it has mounted.
 type Mounted = (usize, u8, u32);
