@@ -24,14 +24,14 @@ use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
-use self::convert::{in_force, to_limits, to_transport};
+use self::convert::{in_force, instance, to_limits, to_transport};
 pub use self::error::ServeError;
 use self::pulse::{Pulse, status_line};
 use self::reload::{Asked, Reloader};
 use self::tls::Tls;
 use crate::admin::{self, Admin, Board, Desk, Issuing};
 use crate::backend;
-use crate::catalog::{self, Catalog, Change, Instance, Location};
+use crate::catalog::{self, Catalog, Change, Location};
 use crate::config::watch::{Unit, Watcher};
 use crate::config::{self, Config, Faults, Loaded, Paths};
 use crate::error::chain;
@@ -336,11 +336,6 @@ impl Tls {
         }
         Ok(())
     }
-}
-
-/// What a shared catalog needs to know of this instance.
-fn instance(config: &Config) -> Instance {
-    Instance { node: config.node.clone(), credentials: config.etcd.clone(), spool: config.spool.clone() }
 }
 
 /// The addresses that engines are served at, with their real ports.

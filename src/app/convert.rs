@@ -1,6 +1,7 @@
 //! From the configuration's types to those of the rooms. Every field is named, so that none is forgotten.
 
 use crate::backend;
+use crate::catalog::Instance;
 use crate::config::{self, Config};
 use crate::host::access::{Access, Hosts};
 use crate::transport::{Limits, Listen};
@@ -64,5 +65,15 @@ pub(super) fn to_transport(listen: &config::Listen) -> Listen {
         config::Listen::Https(address) => Listen::Https(*address),
         config::Listen::Http(address) => Listen::Http(*address),
         config::Listen::Unix(path) => Listen::Unix(path.clone()),
+    }
+}
+
+/// What a shared catalog needs to know of this instance.
+pub(super) fn instance(config: &Config) -> Instance {
+    Instance {
+        node: config.node.clone(),
+        credentials: config.etcd.clone(),
+        spool: config.spool.clone(),
+        request: config.limits.request,
     }
 }

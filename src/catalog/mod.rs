@@ -33,6 +33,7 @@ use std::future::{Future, ready};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -351,6 +352,8 @@ pub struct Instance {
     pub credentials: Credentials,
     /// The directory on this machine for what is answered while the catalog is out of reach.
     pub spool: PathBuf,
+    /// How long a request may take: who waits for a catalog that does not answer is told so before.
+    pub request: Duration,
 }
 
 /// Opens a catalog, making an empty one where there is none. Blocks until everything in it was read: to be called
@@ -362,7 +365,7 @@ pub fn open(location: &Location, instance: &Instance) -> Result<Arc<dyn Catalog>
         Location::Etcd(cluster) => Ok(Arc::new(etcd::open(cluster, instance)?)),
         #[cfg(not(feature = "etcd"))]
         Location::Etcd(cluster) => {
-            let Instance { node: _, credentials: _, spool: _ } = instance;
+            let Instance { node: _, credentials: _, spool: _, request: _ } = instance;
             Err(NoEtcd(cluster.clone()).into())
         }
     }

@@ -5,20 +5,26 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-/// How long the cluster may fail to answer before it counts as out of reach. A member that is lost, with an election and
-/// another member to be found, takes less.
+/// How long the cluster may fail to answer at most before it counts as out of reach. A member that is lost, with an
+/// election and another member to be found, takes less.
 const PATIENCE: Duration = Duration::from_secs(8);
+
+/// Which part of a request's limit that may be: who is refused is to be told why within the limit.
+const SHARE: f64 = 0.4;
 
 /// What is known of the cluster's health.
 pub(super) struct Health {
     location: String,
+    patience: Duration,
     failing: Mutex<Option<Instant>>,
     fault: watch::Sender<Option<Arc<String>>>,
 }
 
 impl Health {
-    pub(super) fn new(location: String) -> Self {
-        Self { location, failing: Mutex::default(), fault: watch::Sender::new(None) }
+    /// `request` is how long a request may take.
+    pub(super) fn new(location: String, request: Duration) -> Self {
+        let patience = PATIENCE.min(request.mul_f64(SHARE));
+        Self { location, patience, failing: Mutex::default(), fault: watch::Sender::new(None) }
     }
 
     /// Why the cluster counts as out of reach, if it does.
@@ -40,7 +46,7 @@ impl Health {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         let since = *failing.get_or_insert_with(Instant::now);
         drop(failing);
-        if since.elapsed() < PATIENCE {
+        if since.elapsed() < self.patience {
             log::debug!("the catalog {}: {why}", self.location);
             return;
         }

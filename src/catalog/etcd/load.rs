@@ -69,7 +69,7 @@ impl Reader<'_> {
         &self,
         question: impl Fn(Client) -> F,
     ) -> Result<Option<T>, OpenError> {
-        let (begun, mut said, mut certificates) = (Instant::now(), Instant::now(), 0);
+        let (begun, mut said, mut certificates) = (Instant::now(), None::<Instant>, 0);
         loop {
             let trouble = match self.members.ask(ANSWER, &question).await {
                 Ok(answer) => return Ok(Some(answer)),
@@ -78,7 +78,7 @@ impl Reader<'_> {
             };
             let location = || self.location.to_owned();
             match trouble.kind {
-                Kind::Refused => {
+                Kind::Refused | Kind::LockedOut => {
                     return Err(OpenError::Refused {
                         location: location(),
                         root: self.keys.root().to_owned(),
@@ -87,7 +87,9 @@ impl Reader<'_> {
                 }
                 // One member may have a wrong certificate; where all have, ours is.
                 Kind::Certificates => certificates += 1,
-                Kind::LeaseGone | Kind::Compacted | Kind::Unsent | Kind::Unanswered => certificates = 0,
+                Kind::LeaseGone | Kind::Compacted | Kind::Unsent | Kind::Unanswered => {
+                    certificates = 0;
+                }
             }
             if certificates >= self.members.len() {
                 return Err(OpenError::Unusable(trouble.text.into()));
@@ -95,8 +97,8 @@ impl Reader<'_> {
             if self.patience == Patience::Short && begun.elapsed() >= SAY {
                 return Err(OpenError::Unreachable { location: location(), why: trouble.text });
             }
-            if said.elapsed() >= SAY || begun == said {
-                said = Instant::now();
+            if said.is_none_or(|said| said.elapsed() >= SAY) {
+                said = Some(Instant::now());
                 log::warn!("waiting for the catalog {}: {}", self.location, trouble.text);
             }
             tokio::time::sleep(Duration::from_millis(200)).await;

@@ -33,6 +33,8 @@ pub(super) struct Trouble {
 pub(super) enum Kind {
     /// The cluster refused: nothing was done, and another member says the same.
     Refused,
+    /// The user or the password is not known: nothing was done. They may just have been changed.
+    LockedOut,
     /// A lease of ours is no more: nothing was done.
     LeaseGone,
     /// What was asked for lies before the cluster's last compaction.
@@ -90,7 +92,8 @@ impl Members {
         self.urls.len()
     }
 
-    /// Asks the present member; where it does not answer within `limit`, the next question goes to another one.
+    /// Asks the present member; where it does not answer within `limit`, the next question goes to another one, and
+    /// where it does not let this instance in, the credentials are read again.
     pub(super) async fn ask<T, F>(
         &self,
         limit: Duration,
@@ -99,14 +102,26 @@ impl Members {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let (number, at, client) = self.client().await?;
-        let trouble = match timeout(limit, question(client)).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => self.trouble(at, &error),
-            Err(_) => self.silence(at, limit),
+        let trouble = match self.client().await {
+            Ok((number, at, client)) => {
+                let trouble = match timeout(limit, question(client)).await {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(error)) => self.trouble(at, &error),
+                    Err(_) => self.silence(at, limit),
+                };
+                match trouble.kind {
+                    Kind::Unsent | Kind::Unanswered | Kind::Certificates | Kind::LockedOut => {
+                        self.give_up(number).await;
+                    }
+                    Kind::Refused | Kind::LeaseGone | Kind::Compacted => {}
+                }
+                trouble
+            }
+            Err(trouble) => trouble,
         };
-        if matches!(trouble.kind, Kind::Unsent | Kind::Unanswered | Kind::Certificates) {
-            self.give_up(number).await;
+        if trouble.kind == Kind::LockedOut {
+            // What cannot be read is told by who follows the files.
+            let _ = self.follow().await;
         }
         Err(trouble)
     }
@@ -175,7 +190,9 @@ impl Members {
                     (5, message) if message.contains("lease") => Kind::LeaseGone,
                     (11, _) => Kind::Compacted,
                     (8, message) if message.contains("too many requests") => Kind::Unanswered,
-                    (3 | 5 | 7 | 8 | 9 | 12 | 16, _) => Kind::Refused,
+                    (16, _) => Kind::LockedOut,
+                    (3, message) if message.contains("authentication failed") => Kind::LockedOut,
+                    (3 | 5 | 7 | 8 | 9 | 12, _) => Kind::Refused,
                     _ if is_about_certificates(error) => Kind::Certificates,
                     _ if is_unsent(error) => Kind::Unsent,
                     _ => Kind::Unanswered,

@@ -119,7 +119,7 @@ async fn build(
     cluster: &Cluster,
     instance: &Instance,
 ) -> Result<(Core, Place, mpsc::UnboundedReceiver<fresh::Question>), OpenError> {
-    let Instance { node, credentials, spool } = instance;
+    let Instance { node, credentials, spool, request } = instance;
     let (location, keys) = (cluster.to_string(), Keys::of(cluster));
     let members = Members::new(cluster, credentials)?;
     let (spool, me) = Spool::open(spool, &cluster.prefix)?;
@@ -135,7 +135,7 @@ async fn build(
     let (questions, asked) = mpsc::unbounded_channel();
     let core = Core {
         memory: Memory::new(keys.clone(), me, snapshot),
-        health: Health::new(location.clone()),
+        health: Health::new(location.clone(), *request),
         slots: Slots::new(slots),
         spool,
         order: Order::default(),
@@ -350,7 +350,9 @@ impl Drop for Etcd {
         let mut under_way = self.under_way.subscribe();
         // A thread of its own may wait, which the one that drops this may not be allowed to.
         let end = std::thread::spawn(move || {
-            let _ = runtime.block_on(timeout(CLOSING, under_way.wait_for(|count| *count == 0)));
+            let _ = runtime.block_on(async {
+                timeout(CLOSING, under_way.wait_for(|count| *count == 0)).await.map(drop)
+            });
             runtime.shutdown_timeout(ANSWER);
         });
         // It does not panic, and nothing could be done about it.

@@ -87,7 +87,8 @@ impl Server {
 
     fn instance(&self, node: &str) -> Instance {
         let spool: PathBuf = self.dir.path().join("spools").join(node);
-        Instance { node: HostName::parse(node).unwrap(), credentials: Credentials::default(), spool }
+        let node = HostName::parse(node).unwrap();
+        Instance { node, credentials: Credentials::default(), spool, request: Duration::from_secs(20) }
     }
 
     /// An instance of the catalog with this prefix.

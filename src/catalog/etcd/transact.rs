@@ -74,7 +74,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
                 Err(trouble) => {
                     let may_have_been_sent = match trouble.kind {
                         Kind::Refused | Kind::LeaseGone | Kind::Compacted => return Err(trouble),
-                        Kind::Unsent | Kind::Certificates => false,
+                        Kind::Unsent | Kind::Certificates | Kind::LockedOut => false,
                         Kind::Unanswered => true,
                     };
                     if may_have_been_sent && !sent {
