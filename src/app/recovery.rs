@@ -13,11 +13,11 @@ use time::OffsetDateTime;
 use super::convert::in_force;
 use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{self, Backend, BackendError, Expect, Kept, Root};
+use crate::catalog::offline::{self, Claim};
 use crate::catalog::reconcile::{self, AllFacts, Facts, Finding, Source};
 use crate::catalog::record::Unwritable;
-use crate::catalog::sqlite::{self, Claim};
 use crate::catalog::text::{self, InvalidText};
-use crate::catalog::{Location, View};
+use crate::catalog::{OpenError, View};
 use crate::config::Config;
 
 /// How long a backend may take to be looked through.
@@ -26,12 +26,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long after a difference was seen it is looked at again, while a service may be at work.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Why the catalog was not exported, imported, rebuilt or compared. Nothing was changed.
+/// Why the catalog was not exported, imported, rebuilt or compared. Nothing was changed, but that a shared catalog may
+/// have been made half, which no service takes for one.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
-    /// Its file.
+    /// It cannot be read, or made.
     #[error(transparent)]
-    Catalog(#[from] sqlite::OpenError),
+    Catalog(#[from] OpenError),
     /// A record.
     #[error(transparent)]
     Record(#[from] Unwritable),
@@ -55,11 +56,14 @@ pub enum RecoveryError {
     System(#[source] std::io::Error),
 }
 
-/// The file of an embedded catalog.
-fn file(config: &Config) -> Result<&Path, RecoveryError> {
-    match &config.catalog {
-        Location::Sqlite(path) => Ok(path),
-        Location::Etcd(_) => Err(RecoveryError::Nothing),
+impl RecoveryError {
+    /// Whether the configuration is to blame.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Catalog(error) => error.is_configuration(),
+            Self::Record(_) | Self::Text { .. } | Self::Nothing | Self::System(_) => false,
+        }
     }
 }
 
@@ -129,20 +133,20 @@ pub struct Compared {
 
 /// The catalog as text.
 pub fn export(config: &Config) -> Result<String, RecoveryError> {
-    Ok(text::compose(&sqlite::read(file(config)?)?, None)?)
+    Ok(text::compose(&offline::read(&config.catalog, &config.etcd)?, None)?)
 }
 
 /// Makes a catalog of an exported text, or of a backend's copy.
 pub fn import(config: &Config, path: &Path, text: &str) -> Result<Counts, RecoveryError> {
     let parsed =
         text::parse(text.as_bytes()).map_err(|source| RecoveryError::Text { path: path.into(), source })?;
-    Claim::empty(file(config)?)?.fill(&parsed.view)?;
+    Claim::empty(&config.catalog, &config.etcd)?.fill(&parsed.view)?;
     Ok(Counts::of(&parsed.view))
 }
 
 /// Makes a lost catalog again, of the backends' copies and directories.
 pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
-    let claim = Claim::missing(file(config)?)?;
+    let claim = Claim::missing(&config.catalog, &config.etcd)?;
     let (mut facts, copies, mut looked) = look_at_all(config, |_| Expect::Nothing)?;
     let mut sources = Vec::new();
     for (backend, Kept { path, content }) in copies {
@@ -178,7 +182,7 @@ pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
 /// Compares the catalog with the backends' directories, also while a service has it.
 pub fn compare(config: &Config) -> Result<Compared, RecoveryError> {
     let look = || -> Result<_, RecoveryError> {
-        let view = sqlite::peek(file(config)?)?;
+        let view = offline::peek(&config.catalog, &config.etcd)?;
         let expect = |name: &BackendName| {
             view.backends.get(name).map_or(Expect::Unknown, |record| Expect::This(record.id))
         };

@@ -21,6 +21,7 @@ mod contract;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod location;
+pub mod offline;
 pub mod reconcile;
 pub mod record;
 mod rows;
@@ -313,7 +314,7 @@ pub trait Catalog: Send + Sync + 'static {
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
-/// Why a catalog was not opened. Its files are as they were.
+/// Why a catalog was not opened, or not made. What stands there is as it was, unless an import was under way.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The embedded engine's reasons.

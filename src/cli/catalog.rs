@@ -1,4 +1,4 @@
-//! `catalog export|import|rebuild`, and the comparison that `check --catalog` prints: for a stopped service.
+//! `catalog export|import|rebuild`, and the comparison that `check --catalog` prints: without asking a service.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,8 @@ use crate::config::{self, Config, Paths};
 
 /// Save the catalog as text, and make it again from text or from the backends
 ///
-/// With the service stopped: a running one holds its catalog.
+/// With the service stopped: a running one holds its catalog. A catalog in etcd is exported also while it is served; it
+/// is imported and rebuilt with all its instances stopped.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -30,7 +31,8 @@ pub(super) enum Catalog {
     ///
     /// Takes the newest copy that is whole, `.volhost/catalog.jsonl` on any backend of the map, and from older ones what
     /// still stands. Directories that no copy knows are listed and can be adopted. Nothing is deleted, and nothing on
-    /// a backend changed. Refused while there is a catalog: move it away first, with its -wal.
+    /// a backend changed. Refused while there is a catalog: move it away first, with its -wal, or delete its keys in
+    /// etcd.
     Rebuild,
 }
 

@@ -182,6 +182,7 @@ impl Error {
         match self {
             Self::Usage(_) => exit::USAGE,
             Self::Configuration(_) => exit::CONFIG,
+            Self::Recovery(error) if error.is_configuration() => exit::CONFIG,
             Self::Client(_)
             | Self::Prompt(_)
             | Self::Output(_)

@@ -28,6 +28,7 @@ use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
 use super::error::Error;
+use super::fresh::Patience;
 use super::mounts::Ledger;
 use super::name::{VolumeId, VolumeName};
 use super::operation::Claim;
@@ -72,26 +73,31 @@ impl Service {
         options: Options,
     ) -> Result<Arc<Volume>, Error> {
         let in_force = self.in_force.load_full();
-        if self.catalog.view().volumes.contains_key(&name) {
-            // Either it is whole, or an earlier operation on it was cut off and can perhaps be mended now; and another
-            // instance may have removed it.
-            self.sync().await?;
-            if let Some(existing) = self.settled(&name).await? {
-                return repeated(&in_force, caller, &existing, &options);
-            }
-        }
-        match self.create_new(claim, &in_force, caller, name.clone(), options.clone()).await {
-            // Another instance made it since we looked.
-            Err(error @ (Error::Exists(_) | Error::Backend(BackendError::Occupied { .. })))
-                if self.is_shared() =>
-            {
+        let exists = || self.catalog.view().volumes.contains_key(&name);
+        let mut patience = Patience::new();
+        loop {
+            if exists() {
+                // Either it is whole, or an earlier operation on it was cut off and can perhaps be mended now; and
+                // another instance may have removed it.
                 self.sync().await?;
-                match self.settled(&name).await? {
-                    Some(existing) => repeated(&in_force, caller, &existing, &options),
-                    None => Err(error),
+                if let Some(existing) = self.settled(&name).await? {
+                    return repeated(&in_force, caller, &existing, &options);
                 }
             }
-            created => created,
+            match self.create_new(claim, &in_force, caller, name.clone(), options.clone()).await {
+                Err(error @ (Error::Exists(_) | Error::Backend(BackendError::Occupied { .. })))
+                    if self.is_shared() =>
+                {
+                    self.sync().await?;
+                    // Another instance made it since we looked, and it may be gone again; or a stranger's directory
+                    // has the name.
+                    let made = exists() || matches!(error, Error::Exists(_));
+                    if !(made && patience.wait().await) {
+                        return Err(error);
+                    }
+                }
+                created => return created,
+            }
         }
     }
 

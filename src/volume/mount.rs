@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::error::Error;
 use super::fresh::Patience;
-use super::name::{MountId, VolumeName};
+use super::name::{MountId, VolumeId, VolumeName};
 use super::operation::Claim;
 use super::step::step;
 use super::{Holders, InForce, Seen, Service, in_sight, permit, seen};
@@ -103,6 +103,8 @@ impl Service {
                 // Its directory was looked at before another instance began to move it.
                 Err(CatalogError::Refused(Refusal::Moving(_))) if patience.wait().await => {}
                 Err(CatalogError::Refused(Refusal::Moving(_))) => return Err(Error::NotMended(name.clone())),
+                // What was looked at is gone, and its name another volume's.
+                Err(CatalogError::Refused(Refusal::NoSuchVolume)) if self.is_another(name, volume.id) => {}
                 Err(CatalogError::Refused(Refusal::NoSuchVolume)) => return Err(missing()),
                 Err(CatalogError::Refused(Refusal::Held(now))) => {
                     let holders = Holders::of(&now, &self.catalog.view());
@@ -128,6 +130,11 @@ impl Service {
         counted.hand_over();
         self.take_back(caller, name, id).await;
         Err(Error::Abandoned)
+    }
+
+    /// Whether the name is another volume's than this.
+    fn is_another(&self, name: &VolumeName, id: VolumeId) -> bool {
+        self.catalog.view().volumes.get(name).is_some_and(|now| now.visible && now.id != id)
     }
 
     /// The volume, if this host may mount it and its directory is there.

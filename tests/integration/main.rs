@@ -29,6 +29,7 @@ mod fleet;
 mod fuzz;
 mod gluster;
 mod harness;
+mod history;
 mod hostile;
 mod hosts;
 mod hosts_join;
@@ -37,6 +38,8 @@ mod lint;
 mod podman;
 mod readme;
 mod recovery;
+#[cfg(feature = "etcd")]
+mod recovery_etcd;
 mod reload;
 mod rollover;
 mod serve;

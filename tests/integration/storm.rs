@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use volhost::volume::STEPS;
@@ -17,6 +17,7 @@ use volhost::volume::STEPS;
 use crate::harness::Daemon;
 use crate::harness::disk::{tree, without_top};
 use crate::harness::http::{Answer, Client, Target};
+use crate::harness::random::{Random, seed, setting};
 use crate::harness::wait::SOON;
 
 /// How long the storm lasts, where `VOLHOST_STORM_SECONDS` does not say otherwise.
@@ -33,23 +34,6 @@ const VOLUMES: u64 = 3;
 
 /// The volume that everybody mounts and nobody can remove, because one mount stays.
 const SHARED: &str = "shared";
-
-/// A small generator of numbers that look random (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
 
 /// What may be true of one volume's name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -322,13 +306,10 @@ const ANCHOR: &str = "anchor";
 
 #[test]
 fn nothing_answered_is_lost_in_a_storm_of_kills() {
-    let seed = setting("VOLHOST_SEED").unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        now.as_secs() ^ u64::from(now.subsec_nanos()) << 20
-    });
+    let seed = seed("VOLHOST_SEED");
     let length = setting("VOLHOST_STORM_SECONDS").map_or(STORM, Duration::from_secs);
     eprintln!("VOLHOST_SEED={seed}, for {length:?}");
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
 
     let setup = Daemon::setup();
     let root = setup.root().join("disk/volumes");
@@ -365,7 +346,7 @@ fn nothing_answered_is_lost_in_a_storm_of_kills() {
         known.push(Arc::clone(&knowledge));
         let worker = Worker {
             number,
-            random: Random(random.next()),
+            random: Random::new(random.next()),
             root: root.clone(),
             token: 0,
             knowledge,
@@ -413,9 +394,4 @@ fn nothing_answered_is_lost_in_a_storm_of_kills() {
     let (answered, unanswered) = *counts.lock().unwrap();
     eprintln!("{kills} kills, {answered} requests answered, {unanswered} not");
     assert!(answered > kills, "hardly anything was asked: {answered} answers, {kills} kills");
-}
-
-fn setting(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }

@@ -17,14 +17,14 @@ use super::health::Health;
 use super::keys::Keys;
 use super::members::{Kind, Members, Trouble};
 use super::memory::{Memory, Step};
-use super::order::{Cell, Order, Touch, cells};
-use super::plan::{self, Owner, Planned, Transaction, plan};
+use super::order::{Order, cells};
+use super::plan::{Owner, Planned, plan};
 use super::slots::Slots;
 use super::spool::{Entry, Spool, What};
 use super::transact::{Attempt, Sent};
-use crate::catalog::{CatalogError, Change, Claimed, Meant, Outcome, Refusal, View};
+use crate::catalog::{CatalogError, Change, Meant, Outcome, Refusal, View};
 use crate::host::name::HostName;
-use crate::volume::name::{MountId, VolumeId, VolumeName};
+use crate::volume::name::{MountId, VolumeName};
 
 /// How long it is waited for another instance that moves a directory.
 const ELSEWHERE: Duration = Duration::from_secs(1);
@@ -74,11 +74,11 @@ impl Core {
         Owner { me: self.me, lease: self.lease.load(Ordering::Acquire) }
     }
 
-    fn unreachable(&self, why: Arc<String>) -> CatalogError {
+    pub(super) fn unreachable(&self, why: Arc<String>) -> CatalogError {
         CatalogError::Unreachable { location: self.location.clone(), why }
     }
 
-    fn failed(&self, why: String) -> CatalogError {
+    pub(super) fn failed(&self, why: String) -> CatalogError {
         CatalogError::Write {
             location: self.location.clone(),
             source: Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(why)),
@@ -290,7 +290,7 @@ impl Core {
     }
 
     /// Has the lease renewed, and waits for that.
-    async fn renew_lease(&self) -> Result<(), CatalogError> {
+    pub(super) async fn renew_lease(&self) -> Result<(), CatalogError> {
         let gone = self.lease.load(Ordering::Acquire);
         while self.lease.load(Ordering::Acquire) == gone {
             self.lease_gone.notify_one();
@@ -300,88 +300,6 @@ impl Core {
             }
         }
         Ok(())
-    }
-
-    /// Claims the moving of a volume's directory.
-    pub(super) async fn claim(self: &Arc<Self>, id: VolumeId) -> Result<Option<Claimed>, CatalogError> {
-        let mut turn = self.order.queue(vec![(Cell::Moving(id), Touch::Writes)]);
-        turn.come().await;
-        self.sync().await?;
-        let mover = self.memory.look(|_, known| known.mover(id).map(|(moves, _)| moves.by));
-        match mover {
-            // By hiding it: nobody else can, until it is shown.
-            Some(by) if by == self.me => return Ok(Some(Claimed::default())),
-            Some(_) => return Ok(None),
-            None => {}
-        }
-        let Some(revision) = self.write(|owner| plan::claim(&self.keys, owner, id)).await? else {
-            return Ok(None);
-        };
-        // What was answered before the claim was granted.
-        let mut reached = self.memory.reached();
-        let come = reached.wait_for(|reached| *reached >= revision);
-        tokio::select! {
-            biased;
-            _ = come => {}
-            why = self.health.out_of_reach() => {
-                self.give_back(id, revision);
-                return Err(self.unreachable(why));
-            }
-        }
-        let (core, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
-        Ok(Some(Claimed::until(move || {
-            let _inside = runtime.enter();
-            core.give_back(id, revision);
-        })))
-    }
-
-    /// Gives a claim back, in the background. One that cannot be given back ends with the instance's lease.
-    fn give_back(self: &Arc<Self>, id: VolumeId, revision: i64) {
-        let core = Arc::clone(self);
-        let mut turn = self.order.queue(vec![(Cell::Moving(id), Touch::Writes)]);
-        tokio::spawn(async move {
-            turn.come().await;
-            while !*core.closing.borrow() {
-                match core.write(|_| plan::give_back(&core.keys, id, revision)).await {
-                    Err(CatalogError::Unreachable { .. }) => core.health.back().await,
-                    Err(error) => {
-                        log::warn!("a claim cannot be given back: {}", crate::error::chain(&error));
-                        return;
-                    }
-                    Ok(_) => return,
-                }
-            }
-        });
-    }
-
-    /// Writes what no rule decides; at which revision, or nothing where its conditions do not hold.
-    async fn write(&self, make: impl Fn(Owner) -> Transaction) -> Result<Option<i64>, CatalogError> {
-        loop {
-            if let Some(why) = self.health.fault() {
-                return Err(self.unreachable(why));
-            }
-            let transaction = make(self.owner());
-            let mut attempt = Attempt::begin(self).await;
-            let sent = attempt.send(&transaction, ()).await;
-            let settled = attempt.settle().await.map(|(revision, ())| revision);
-            let revision = match sent {
-                Ok(Sent::Committed(revision, ())) => Some(revision),
-                Ok(Sent::Stale) => settled,
-                Ok(Sent::Unknown) if settled.is_none() => {
-                    return Err(self.unreachable(self.health.fault().unwrap_or_default()));
-                }
-                Ok(Sent::Unknown) => settled,
-                Err(Trouble { kind: Kind::LeaseGone, .. }) => {
-                    self.renew_lease().await?;
-                    continue;
-                }
-                Err(trouble) => return Err(self.failed(trouble.text)),
-            };
-            if let Some(revision) = revision {
-                self.memory.committed(revision, transaction.steps);
-            }
-            return Ok(revision);
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::catalog::record::{InvalidRow, Unwritable};
 
-/// Why a shared catalog was not opened, or not made. Nothing of it was changed.
+/// Why a shared catalog was not opened, or not made. Nothing of it was changed, unless an import was under way.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A file of the credentials cannot be read.
@@ -77,28 +77,48 @@ pub enum OpenError {
     },
     /// An import did not come to its end.
     #[error(
-        "the catalog {location} was being imported, which was cut off: run `volhost catalog import` again"
+        "the catalog {location} is being imported, or that was cut off and it is not whole: where nobody is at it any \
+         more, run that `volhost catalog import` or `volhost catalog rebuild` again"
     )]
     HalfImported {
         /// Where the catalog lies.
         location: String,
     },
-    /// There is no catalog.
-    #[error("there is no catalog at {location}; the first `volhost serve` makes one")]
+    /// Another import began while this one was under way. What this one wrote is cleared away by that one.
+    #[error(
+        "the catalog {location} is being imported by somebody else, who began later: this import was given up"
+    )]
+    Overtaken {
+        /// Where the catalog lies.
+        location: String,
+    },
+    /// It is not there, and is not to be made.
+    #[error(
+        "there is no catalog {location}: `volhost serve` makes one, `volhost catalog rebuild` makes a lost one again"
+    )]
     Missing {
         /// Where it would lie.
         location: String,
     },
-    /// There is a catalog where a new one should be made.
+    /// It is there, and nothing is to take its place.
     #[error(
-        "the catalog {location} holds records already: nothing was changed; name another prefix, or delete its keys"
+        "there is a catalog {location} already{}; to have another in its place, name another prefix, or delete every \
+         key that begins with {root}",
+        if *.filled { " and it is not empty" } else { "" }
     )]
     Taken {
         /// Where it lies.
         location: String,
+        /// What its keys begin with.
+        root: String,
+        /// Whether it was looked into.
+        filled: bool,
     },
-    /// Services have it.
-    #[error("the catalog {location} is being served by {nodes}: stop that first")]
+    /// Instances serve it.
+    #[error(
+        "the catalog {location} is in use by volhost on {nodes}; stop that (one that was killed counts for {} s)",
+        super::session::TTL
+    )]
     Served {
         /// Where it lies.
         location: String,

@@ -79,7 +79,32 @@ impl Keys {
 
     /// The range of all claims.
     pub(super) fn all_moving(&self) -> (String, String) {
-        let first = format!("{}moving/", self.root);
+        self.all("moving")
+    }
+
+    /// The range of all instances that serve.
+    pub(super) fn all_instances(&self) -> (String, String) {
+        self.all("instances")
+    }
+
+    /// The range of all instances' slots.
+    pub(super) fn all_slots(&self) -> (String, String) {
+        self.all("~slots")
+    }
+
+    /// The range of what tells how far all instances' spools were carried out.
+    pub(super) fn all_spools(&self) -> (String, String) {
+        self.all("~spools")
+    }
+
+    /// The ranges of all records, table by table.
+    pub(super) fn tables(&self) -> [(String, String); Table::ALL.len()] {
+        Table::ALL.map(|table| self.all(table.name()))
+    }
+
+    /// The range of all keys of a kind.
+    fn all(&self, kind: &str) -> (String, String) {
+        let first = format!("{}{kind}/", self.root);
         let end = behind(&first);
         (first, end)
     }
@@ -121,9 +146,7 @@ impl Keys {
     }
 
     pub(super) fn backends(&self) -> (String, String) {
-        let first = format!("{}{}/", self.root, Table::Backends.name());
-        let end = behind(&first);
-        (first, end)
+        self.all(Table::Backends.name())
     }
 
     /// The range of all mounts of a volume.

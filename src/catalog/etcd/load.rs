@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, Compare, CompareOp, Error, GetOptions, GetResponse, Txn, TxnOp};
+use etcd_client::{Client, Compare, CompareOp, Error, GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse};
 use serde::Deserialize;
 
 use super::error::OpenError;
 use super::keys::{Key, Keys};
-use super::members::{Kind, Members, Trouble};
+use super::members::{self, Kind, Members, Trouble};
 use super::memory::Snapshot;
 use crate::catalog::record::Loader;
 
@@ -27,13 +27,32 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How often it is said that the cluster does not answer.
 const SAY: Duration = Duration::from_secs(10);
 
-/// What `format` holds.
+/// What `format` holds of a catalog that was begun empty.
 const FORMAT: &str = r#"{"volhost":"catalog","v":1}"#;
 
+/// What `format` holds.
 #[derive(Deserialize)]
-struct Format {
+pub(super) struct Format {
     volhost: String,
     v: u64,
+}
+
+impl Format {
+    /// What it holds of a catalog that this import made.
+    pub(super) fn made_by(import: &str) -> String {
+        serde_json::json!({ "volhost": "catalog", "v": 1, "import": import }).to_string()
+    }
+}
+
+/// What stands below a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// Not a single key.
+    Nothing,
+    /// A catalog that is understood; `format` was written at this revision.
+    Catalog { revision: i64 },
+    /// What is being made a catalog, or was, until it was cut off; `import` was written at this revision.
+    Import { revision: i64 },
 }
 
 /// How long a cluster that does not answer is asked.
@@ -69,9 +88,18 @@ impl Reader<'_> {
         &self,
         question: impl Fn(Client) -> F,
     ) -> Result<Option<T>, OpenError> {
+        self.ask_within(ANSWER, question).await
+    }
+
+    /// The same, with another member as soon as one has not answered for that long.
+    async fn ask_within<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        limit: Duration,
+        question: impl Fn(Client) -> F,
+    ) -> Result<Option<T>, OpenError> {
         let (begun, mut said, mut certificates) = (Instant::now(), None::<Instant>, 0);
         loop {
-            let trouble = match self.members.ask(ANSWER, &question).await {
+            let trouble = match self.members.ask(limit, &question).await {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(Trouble { kind: Kind::Compacted, .. }) => return Ok(None),
                 Err(trouble) => trouble,
@@ -118,35 +146,61 @@ impl Reader<'_> {
         .await
     }
 
+    /// Looks what stands there, at one revision.
+    pub(super) async fn state(&self) -> Result<State, OpenError> {
+        let location = || self.location.to_owned();
+        let any = GetOptions::new().with_range(self.keys.end()).with_limit(1).with_keys_only();
+        let look = Txn::new().and_then([
+            TxnOp::get(self.keys.root(), Some(any)),
+            TxnOp::get(self.keys.format(), None),
+            TxnOp::get(self.keys.import(), None),
+        ]);
+        let looked = self
+            .ask_within(members::ANSWER, |client| {
+                let look = look.clone();
+                async move { client.kv_client().txn(look).await }
+            })
+            .await?;
+        let answers = looked.map(|looked| looked.op_responses()).unwrap_or_default();
+        let mut found = answers.iter().map(|answer| match answer {
+            TxnOpResponse::Get(got) => got.kvs().first(),
+            TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
+        });
+        let mut next = || found.next().flatten();
+        let (any, format, import) = (next(), next(), next());
+        if let Some(import) = import {
+            return Ok(State::Import { revision: import.mod_revision() });
+        }
+        if let Some(format) = format {
+            return match serde_json::from_slice(format.value()) {
+                Ok(Format { volhost, v: 1 }) if volhost == "catalog" => {
+                    Ok(State::Catalog { revision: format.mod_revision() })
+                }
+                Ok(Format { volhost, v }) if volhost == "catalog" => {
+                    Err(OpenError::Newer { location: location(), found: v })
+                }
+                _ => Err(OpenError::Foreign { location: location(), key: self.keys.format() }),
+            };
+        }
+        match any {
+            Some(key) => {
+                let key = String::from_utf8_lossy(key.key()).into_owned();
+                Err(OpenError::Foreign { location: location(), key })
+            }
+            None => Ok(State::Nothing),
+        }
+    }
+
     /// Makes sure that there is a catalog. Where there is nothing, and `make` is said, an empty one is made.
     pub(super) async fn ready(&self, make: bool) -> Result<(), OpenError> {
         let location = || self.location.to_owned();
         loop {
-            let everything = GetOptions::new().with_range(self.keys.end()).with_limit(1).with_keys_only();
-            let any = self.get(self.keys.root().to_owned(), everything).await?;
-            let any = any.as_ref().and_then(|got| got.kvs().first());
-            let format = self.get(self.keys.format(), GetOptions::new()).await?;
-            let import = self.get(self.keys.import(), GetOptions::new()).await?;
-            if import.is_some_and(|got| !got.kvs().is_empty()) {
-                return Err(OpenError::HalfImported { location: location() });
+            match self.state().await? {
+                State::Catalog { .. } => return Ok(()),
+                State::Import { .. } => return Err(OpenError::HalfImported { location: location() }),
+                State::Nothing if !make => return Err(OpenError::Missing { location: location() }),
+                State::Nothing => self.make().await?,
             }
-            if let Some(format) = format.as_ref().and_then(|got| got.kvs().first()) {
-                return match serde_json::from_slice(format.value()) {
-                    Ok(Format { volhost, v: 1 }) if volhost == "catalog" => Ok(()),
-                    Ok(Format { volhost, v }) if volhost == "catalog" => {
-                        Err(OpenError::Newer { location: location(), found: v })
-                    }
-                    _ => Err(OpenError::Foreign { location: location(), key: self.keys.format() }),
-                };
-            }
-            if let Some(key) = any {
-                let key = String::from_utf8_lossy(key.key()).into_owned();
-                return Err(OpenError::Foreign { location: location(), key });
-            }
-            if !make {
-                return Err(OpenError::Missing { location: location() });
-            }
-            self.make().await?;
         }
     }
 
@@ -204,7 +258,10 @@ impl Reader<'_> {
                             moving.insert(id, (moves, pair.mod_revision()));
                         }
                     }
-                    Key::Instance(_) | Key::Own | Key::Head | Key::Format | Key::Import => {}
+                    Key::Import => {
+                        return Err(OpenError::HalfImported { location: self.location.to_owned() });
+                    }
+                    Key::Instance(_) | Key::Own | Key::Head | Key::Format => {}
                     Key::Unknown => {
                         return Err(OpenError::Foreign {
                             location: self.location.to_owned(),

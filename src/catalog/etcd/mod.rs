@@ -28,6 +28,7 @@
 //! It must never answer a change that is not durable in the cluster or in the spool, and never take a lost answer for a
 //! transaction that was not made.
 
+mod claims;
 mod core;
 mod error;
 mod fresh;
@@ -36,6 +37,7 @@ mod keys;
 mod load;
 mod members;
 mod memory;
+mod offline;
 mod order;
 mod plan;
 mod replay;
@@ -67,6 +69,7 @@ use self::keys::Keys;
 use self::load::{Patience, Reader};
 use self::members::{ANSWER, Members};
 use self::memory::{Memory, Moves};
+pub use self::offline::{Claim, read};
 use self::order::Order;
 use self::plan::same;
 use self::replay::Place;
@@ -127,6 +130,7 @@ async fn build(
     let reader = Reader { members: &members, keys: &keys, location: &location, patience: Patience::Endless };
     reader.ready(true).await?;
     let (slots, place) = settle_slots(&reader, &spool, me, run).await?;
+    let still_ours = same(keys.slot(me, 0), slots.first().copied().unwrap_or_default());
     end_claims(&reader, me).await?;
     let snapshot = reader.read().await?;
     let lease =
@@ -151,9 +155,12 @@ async fn build(
         me,
         members,
     };
-    // Where that fails, the lease is kept all the same, and it is tried again with the next one.
-    if let Err(trouble) = session::appear(&core, lease, node.as_str()).await {
-        log::debug!("this instance cannot be seen by others yet: {}", trouble.text);
+    // An import that began since has taken the slots away; once this instance is seen, none begins any more.
+    match session::appear(&core, lease, node.as_str(), Some(still_ours)).await {
+        Ok(true) => {}
+        Ok(false) => return Err(OpenError::HalfImported { location: core.location }),
+        // The lease is kept all the same, and it is tried again with the next one.
+        Err(trouble) => log::debug!("this instance cannot be seen by others yet: {}", trouble.text),
     }
     Ok((core, Place { revision: place }, asked))
 }
@@ -187,8 +194,10 @@ async fn settle_slots(
         let applied = place.and_then(|pair| pair.value_str().ok()?.parse().ok()).unwrap_or_default();
 
         let slot = |number| keys.slot(me, number);
-        let unchanged: Vec<_> =
+        let mut unchanged: Vec<_> =
             revisions.iter().enumerate().map(|(number, revision)| same(slot(number), *revision)).collect();
+        // Who has no slots yet is not kept from writing by an import that takes them away.
+        unchanged.push(same(keys.import(), 0));
         let written = (0..SLOTS).map(|number| TxnOp::put(slot(number), format!("{}.0", run.simple()), None));
         let question = Txn::new().when(unchanged).and_then(written.collect::<Vec<_>>());
         let answer = reader
@@ -197,7 +206,10 @@ async fn settle_slots(
                 async move { client.kv_client().txn(question).await }
             })
             .await?;
-        let Some(answer) = answer.filter(etcd_client::TxnResponse::succeeded) else { continue };
+        let Some(answer) = answer.filter(etcd_client::TxnResponse::succeeded) else {
+            reader.ready(true).await?;
+            continue;
+        };
         spool.done(applied);
         spool.pass_over(&numbers);
         return Ok((vec![revision(&answer); SLOTS], place.map_or(0, etcd_client::KeyValue::mod_revision)));
@@ -350,9 +362,8 @@ impl Drop for Etcd {
         let mut under_way = self.under_way.subscribe();
         // A thread of its own may wait, which the one that drops this may not be allowed to.
         let end = std::thread::spawn(move || {
-            let _ = runtime.block_on(async {
-                timeout(CLOSING, under_way.wait_for(|count| *count == 0)).await.map(drop)
-            });
+            let waited = async { timeout(CLOSING, under_way.wait_for(|count| *count == 0)).await.is_ok() };
+            runtime.block_on(waited);
             runtime.shutdown_timeout(ANSWER);
         });
         // It does not panic, and nothing could be done about it.

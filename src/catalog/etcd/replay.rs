@@ -8,7 +8,7 @@ use etcd_client::TxnOp;
 
 use super::core::Core;
 use super::plan::{Planned, Transaction, plan, same};
-use super::transact::{Attempt, ask, first_pair, revision};
+use super::transact::{Attempt, ask, first_pair, ousted, revision};
 use crate::error::chain;
 
 /// How long after a failure it is tried again.
@@ -115,6 +115,7 @@ async fn carry_out(
             }
             Ok(done)
         }
+        None if place.revision > 0 => Err(ousted().text),
         _ => Ok(false),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use etcd_client::PutOptions;
+use etcd_client::{Compare, PutOptions, Txn, TxnOp};
 use tokio::time::timeout;
 
 use super::core::Core;
@@ -59,7 +59,7 @@ async fn beat(core: &Core, lease: i64) -> Result<(), Trouble> {
 /// Gets another lease. What the last one held is for others to mend by now.
 async fn renew(core: &Core, node: &str) -> Result<(), Trouble> {
     let lease = grant(&core.members).await?;
-    appear(core, lease, node).await?;
+    appear(core, lease, node, None).await?;
     if core.lease.swap(lease, Ordering::AcqRel) != 0 {
         log::warn!(
             "the catalog {}: this instance was away for longer than {TTL} s; what it had begun is mended by others",
@@ -78,12 +78,16 @@ pub(super) async fn leave(core: &Core) {
     }
 }
 
-/// Is there for the others to see.
-pub(super) async fn appear(core: &Core, lease: i64, node: &str) -> Result<(), Trouble> {
+/// Is there for the others to see, unless this condition does not hold.
+pub(super) async fn appear(
+    core: &Core,
+    lease: i64,
+    node: &str,
+    condition: Option<Compare>,
+) -> Result<bool, Trouble> {
     let (key, value) = (core.keys.instance(core.me), serde_json::json!({ "node": node }).to_string());
-    let options = PutOptions::new().with_lease(lease);
-    core.members
-        .ask(ANSWER, async move |client| client.kv_client().put(key, value, Some(options)).await)
-        .await
-        .map(drop)
+    let put = TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)));
+    let appear = Txn::new().when(Vec::from_iter(condition)).and_then([put]);
+    let answer = core.members.ask(ANSWER, async move |client| client.kv_client().txn(appear).await).await?;
+    Ok(answer.succeeded())
 }

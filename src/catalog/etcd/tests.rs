@@ -15,7 +15,7 @@ use crate::host::name::HostName;
 use crate::volume::options::Options;
 
 /// One etcd on ports of its own.
-struct Server {
+pub(super) struct Server {
     dir: tempfile::TempDir,
     child: Child,
     port: u16,
@@ -23,7 +23,7 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         // A port that is free now may be taken until etcd has it: then it ends, and others are tried.
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -60,7 +60,7 @@ impl Server {
         false
     }
 
-    fn ctl(&self, words: &[&str]) -> Option<String> {
+    pub(super) fn ctl(&self, words: &[&str]) -> Option<String> {
         let said = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &format!("127.0.0.1:{}", self.port), "--command-timeout", "2s"])
@@ -71,7 +71,7 @@ impl Server {
         said.status.success().then(|| String::from_utf8(said.stdout).unwrap())
     }
 
-    fn signal(&self, name: &str) {
+    pub(super) fn signal(&self, name: &str) {
         let done = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(done.success());
     }
@@ -81,18 +81,18 @@ impl Server {
         let _ = self.child.wait();
     }
 
-    fn cluster(&self, prefix: &str) -> Cluster {
+    pub(super) fn cluster(&self, prefix: &str) -> Cluster {
         Cluster { members: vec![format!("127.0.0.1:{}", self.port)], prefix: prefix.into() }
     }
 
-    fn instance(&self, node: &str) -> Instance {
+    pub(super) fn instance(&self, node: &str) -> Instance {
         let spool: PathBuf = self.dir.path().join("spools").join(node);
         let node = HostName::parse(node).unwrap();
         Instance { node, credentials: Credentials::default(), spool, request: Duration::from_secs(20) }
     }
 
     /// An instance of the catalog with this prefix.
-    async fn open(&self, prefix: &str, node: &str) -> Arc<dyn Catalog> {
+    pub(super) async fn open(&self, prefix: &str, node: &str) -> Arc<dyn Catalog> {
         let (cluster, instance) = (self.cluster(prefix), self.instance(node));
         // It blocks until everything is read.
         let opened = tokio::task::spawn_blocking(move || open(&cluster, &instance)).await.unwrap();
@@ -120,7 +120,7 @@ fn run(dir: &Path, port: u16, peers: u16) -> Child {
         .expect("etcd is installed (etcd-server)")
 }
 
-async fn done(catalog: &Arc<dyn Catalog>, change: Change) -> Outcome {
+pub(super) async fn done(catalog: &Arc<dyn Catalog>, change: Change) -> Outcome {
     catalog.submit(change.clone()).await.unwrap_or_else(|error| panic!("{change:?}: {error}"))
 }
 

@@ -59,7 +59,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
                     return Ok(Sent::Committed(revision, keep));
                 }
                 Ok(response) => {
-                    return Ok(match self.found(&response) {
+                    return Ok(match self.found(&response)? {
                         Some((at, by)) if by == number => {
                             self.unanswered.clear();
                             Sent::Committed(at, keep)
@@ -130,7 +130,8 @@ impl<'a, T: Clone> Attempt<'a, T> {
                     return None;
                 }
                 Ok(response) => {
-                    let (at, by) = self.found(&response)?;
+                    // Where the slot is gone, nothing that was sent takes effect any more.
+                    let (at, by) = self.found(&response).ok().flatten()?;
                     return self
                         .unanswered
                         .drain(..)
@@ -146,15 +147,24 @@ impl<'a, T: Clone> Attempt<'a, T> {
         }
     }
 
-    /// What stands in the slot, where that was written since.
-    fn found(&mut self, response: &TxnResponse) -> Option<(i64, String)> {
-        let pair = first_pair(response)?;
+    /// What stands in the slot, where that was written since. An error where it is gone.
+    fn found(&mut self, response: &TxnResponse) -> Result<Option<(i64, String)>, Trouble> {
+        let Some(pair) = first_pair(response) else {
+            return if self.slot.revision == 0 { Ok(None) } else { Err(ousted()) };
+        };
         if pair.mod_revision() == self.slot.revision {
-            return None;
+            return Ok(None);
         }
         self.slot.revision = pair.mod_revision();
-        Some((pair.mod_revision(), String::from_utf8_lossy(pair.value()).into_owned()))
+        Ok(Some((pair.mod_revision(), String::from_utf8_lossy(pair.value()).into_owned())))
     }
+}
+
+/// What is to be said where a key is gone that only this instance writes and that is never deleted while it serves.
+pub(super) fn ousted() -> Trouble {
+    let text = "another catalog was imported in its place while this instance was cut off, or its keys were deleted: \
+                restart volhost";
+    Trouble { kind: Kind::Refused, text: text.into() }
 }
 
 /// Sends a transaction once, which also writes its number to the key that tells whether it took effect; where its

@@ -14,6 +14,7 @@ pub mod fleet;
 pub mod fuse;
 pub mod host;
 pub mod http;
+pub mod random;
 pub mod relay;
 pub mod state;
 pub mod storage;
