@@ -84,13 +84,18 @@ impl Client {
 
 /// Calls an RPC and returns the body of its answer, which must be a good one.
 pub async fn call(connection: &mut Connection, rpc: &str, body: String) -> Bytes {
+    let (status, body) = ask(connection, rpc, body).await;
+    assert_eq!(status, StatusCode::OK, "{rpc}: {}", String::from_utf8_lossy(&body));
+    body
+}
+
+/// Calls an RPC and returns its answer, which may be an error.
+pub async fn ask(connection: &mut Connection, rpc: &str, body: String) -> (StatusCode, Bytes) {
     let request = Request::post(rpc).header("Host", "volhost").body(Full::from(body)).expect("it is valid");
     connection.ready().await.expect("the connection stands");
     let response = connection.send_request(request).await.expect("the server answers");
     let status = response.status();
-    let body = response.into_body().collect().await.expect("the answer is whole").to_bytes();
-    assert_eq!(status, StatusCode::OK, "{rpc}: {}", String::from_utf8_lossy(&body));
-    body
+    (status, response.into_body().collect().await.expect("the answer is whole").to_bytes())
 }
 
 /// Gets a volume of [`name`].

@@ -1,10 +1,11 @@
 //! The figures that the README gives: `cargo bench --bench figures`.
 //!
 //! ```text
-//! cargo bench --bench figures -- [get] [create] [many] [process] [mount] [hosts] [--volumes N] [--dir DIR]
+//! cargo bench --bench figures -- [get] [create] [many] [process] [mount] [hosts] [etcd] [--volumes N] [--dir DIR]
 //! ```
 //!
-//! Without a subject it runs all of them. `--volumes` says how many volumes are many (100000); `--dir` where the files
+//! Without a subject it runs all of them. `etcd` is four: `etcd-write`, `etcd-many`, `etcd-instances` and `etcd-get`,
+//! which need the feature `etcd` and the program of that name, and are left out without. `--volumes` says how many volumes are many (100000); `--dir` where the files
 //! lie, and so on which file system. Each floor runs in the same run as what it is compared with, by turns, so that
 //! whatever else the machine does meets both. Nothing here is a test: no figure makes it fail.
 
@@ -16,6 +17,8 @@
 )]
 #![allow(clippy::cast_precision_loss, reason = "figures are shown with three digits")]
 
+#[cfg(feature = "etcd")]
+mod etcd;
 mod fleet;
 mod floor;
 mod load;
@@ -45,11 +48,13 @@ fn main() {
             Some("--dir") => directory = next().into(),
             // cargo says it.
             Some("--bench") => {}
-            Some(subject) if subjects::NAMES.contains(&subject) => chosen.push(subject.to_owned()),
+            Some(subject) if subjects::NAMES.iter().any(|name| is_of(name, subject)) => {
+                chosen.push(subject.to_owned());
+            }
             _ => panic!("{} is none of {}", word.display(), subjects::NAMES.join(", ")),
         }
     }
-    let wanted = |subject: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == subject);
+    let wanted = |subject: &str| chosen.is_empty() || chosen.iter().any(|chosen| is_of(subject, chosen));
 
     let scratch =
         tempfile::Builder::new().prefix("figures-").tempdir_in(&directory).expect("DIR can be written");
@@ -57,7 +62,7 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().expect("threads can be made");
     let mut rows = Vec::new();
     for subject in subjects::NAMES.into_iter().filter(|subject| wanted(subject)) {
-        eprint_progress(subject);
+        eprint_line(&format!("measuring: {subject}"));
         let path = scratch.path().join(subject);
         std::fs::create_dir(&path).expect("DIR can be written");
         rows.extend(match subject {
@@ -66,15 +71,30 @@ fn main() {
             "many" => subjects::many(&runtime, &path, volumes),
             "mount" => fleet::mount(&runtime, &path, volumes),
             "hosts" => fleet::hosts(&runtime, &path),
+            etcd if is_of(etcd, "etcd") => in_etcd(etcd, &runtime, &path, volumes),
             _ => subjects::process(&runtime, &path),
         });
     }
     print_table(&rows);
 }
 
-fn eprint_progress(subject: &str) {
+/// Whether a subject is what a word chooses: the subject of that name, or all those whose names begin with it.
+fn is_of(subject: &str, word: &str) -> bool {
+    subject.strip_prefix(word).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
+#[cfg(feature = "etcd")]
+use etcd::measure as in_etcd;
+
+#[cfg(not(feature = "etcd"))]
+fn in_etcd(subject: &str, _: &tokio::runtime::Runtime, _: &Path, _: u64) -> Vec<Row> {
+    eprint_line(&format!("{subject} is left out: it needs `--features etcd`"));
+    Vec::new()
+}
+
+fn eprint_line(line: &str) {
     use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "measuring: {subject}");
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The table, as Markdown that can be read as it is.

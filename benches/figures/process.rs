@@ -113,6 +113,25 @@ impl Root {
         Self(path)
     }
 
+    /// The same for an instance among others: with another root's authority, a catalog that is named, and the directory
+    /// that all of them have their volumes in.
+    #[cfg(feature = "etcd")]
+    pub fn sharing(path: PathBuf, other: &Self, catalog: &str, volumes: &Path) -> Self {
+        let root = Self::new(path);
+        let node = root.0.file_name().map(|name| name.to_string_lossy().into_owned());
+        let config =
+            serde_json::json!({ "node": node, "listen": ["https://127.0.0.1:0"], "catalog": catalog });
+        let map = serde_json::json!({ "default": { "path": volumes } });
+        for (file, text) in [("volhost.json", config), ("backends.json", map)] {
+            std::fs::write(root.path("etc/volhost").join(file), text.to_string())
+                .expect("the configuration can be written");
+        }
+        std::fs::create_dir_all(volumes).expect("the directory can be made");
+        let copied = Command::new("cp").arg("-a").arg(other.pki().dir()).arg(root.pki().dir()).status();
+        assert!(copied.is_ok_and(|status| status.success()), "the certificates are copied");
+        root
+    }
+
     /// A path below the root.
     pub fn path(&self, relative: &str) -> PathBuf {
         self.0.join(relative)

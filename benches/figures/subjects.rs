@@ -18,10 +18,21 @@ use crate::load::{self, Client};
 use crate::process::{Process, Root};
 
 /// The subjects, in their order.
-pub const NAMES: [&str; 6] = ["get", "create", "many", "process", "mount", "hosts"];
+pub const NAMES: [&str; 10] = [
+    "get",
+    "create",
+    "many",
+    "process",
+    "mount",
+    "hosts",
+    "etcd-write",
+    "etcd-many",
+    "etcd-instances",
+    "etcd-get",
+];
 
 /// How many connections, or clients, are many.
-const CLIENTS: usize = 64;
+pub const CLIENTS: usize = 64;
 
 /// How often two are measured by turns.
 const TURNS: usize = 4;
@@ -220,24 +231,10 @@ pub fn many(runtime: &Runtime, directory: &Path, volumes: u64) -> Vec<Row> {
 /// Writes volumes into the catalog of a volhost that does not run.
 pub fn populate(runtime: &Runtime, root: &Root, volumes: u64) {
     let catalog = sqlite::open(&root.catalog()).expect("volhost made it");
-    let host = HostName::parse("bench").expect("it is valid");
-    let backend = BackendName::parse("default").expect("it is valid");
     runtime.block_on(async {
         let mut queued = Vec::new();
         for index in 0..volumes {
-            let volume = Volume {
-                id: VolumeId::random(),
-                name: VolumeName::parse(&load::name(index)).expect("it is valid"),
-                backend: backend.clone(),
-                options: Options::default(),
-                created_at: OffsetDateTime::now_utc(),
-                adopted: false,
-                known_to: vec![host.clone()],
-                mounts: Ledger::default(),
-                visible: false,
-                unconfirmed: false,
-            };
-            queued.push(catalog.submit(Change::Insert(volume)));
+            queued.push(catalog.submit(Change::Insert(new_volume(index))));
             if queued.len() == 1000 || index + 1 == volumes {
                 for inserted in queued.drain(..) {
                     inserted.await.expect("the catalog takes it");
@@ -246,6 +243,22 @@ pub fn populate(runtime: &Runtime, root: &Root, volumes: u64) {
         }
         catalog.close().await;
     });
+}
+
+/// The volume of [`load::name`], before it is visible.
+pub fn new_volume(index: u64) -> Volume {
+    Volume {
+        id: VolumeId::random(),
+        name: VolumeName::parse(&load::name(index)).expect("it is valid"),
+        backend: BackendName::parse("default").expect("it is valid"),
+        options: Options::default(),
+        created_at: OffsetDateTime::now_utc(),
+        adopted: false,
+        known_to: vec![HostName::parse("bench").expect("it is valid")],
+        mounts: Ledger::default(),
+        visible: false,
+        unconfirmed: false,
+    }
 }
 
 /// Idle memory, the second start, and how soon a changed backend map is in force.
@@ -302,7 +315,7 @@ pub fn process(runtime: &Runtime, directory: &Path) -> Vec<Row> {
 }
 
 /// The processor time, in microseconds, of a Get over connections that stand.
-async fn kept_alive(client: &Client, process: &Process, volumes: u64, time: Duration) -> f64 {
+pub async fn kept_alive(client: &Client, process: &Process, volumes: u64, time: Duration) -> f64 {
     let connections = client.connect_all(process.address, CLIENTS).await;
     let (connections, _) = load::gets(connections, volumes, Duration::from_millis(200)).await;
     let before = process.cpu();
@@ -323,7 +336,7 @@ pub fn by_turns(mut measure: impl FnMut(bool) -> f64) -> (f64, f64) {
 }
 
 /// The middle one; sorts them.
-fn median(figures: &mut [f64]) -> f64 {
+pub fn median(figures: &mut [f64]) -> f64 {
     figures.sort_unstable_by(f64::total_cmp);
     let half = figures.len() / 2;
     match (figures.get(half), half.checked_sub(1).and_then(|below| figures.get(below))) {
@@ -333,11 +346,11 @@ fn median(figures: &mut [f64]) -> f64 {
     }
 }
 
-fn micros(time: Duration) -> f64 {
+pub fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-fn millis(time: Duration) -> String {
+pub fn millis(time: Duration) -> String {
     format!("{:.0} ms", time.as_secs_f64() * 1e3)
 }
 

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::table::{Listing, counted, or_dash, printable};
 use super::{Error, Shell, output};
-use crate::app::recovery::{self, Compared, Counts, Looked, Rebuilt};
+use crate::app::recovery::{self, Compared, Counts, Looked, Rebuilt, RecoveryError};
 use crate::catalog::reconcile::Finding;
 use crate::config::{self, Config, Paths};
+use crate::error::chain;
 
 /// Save the catalog as text, and make it again from text or from the backends
 ///
@@ -50,6 +51,12 @@ pub(super) struct Export {
 pub(super) struct Import {
     /// What `catalog export` wrote, or a backend's .volhost/catalog.jsonl; `-` for the standard input
     file: PathBuf,
+}
+
+impl From<RecoveryError> for Error {
+    fn from(error: RecoveryError) -> Self {
+        if error.is_configuration() { Self::Configuration(chain(&error)) } else { Self::Recovery(error) }
+    }
 }
 
 pub(super) fn run(command: &Catalog, shell: &mut Shell<'_>) -> Result<(), Error> {

@@ -157,7 +157,7 @@ enum Error {
     Probe(#[source] io::Error),
     /// The catalog was not exported, imported, rebuilt or compared.
     #[error(transparent)]
-    Recovery(#[from] RecoveryError),
+    Recovery(RecoveryError),
     /// A request was not made or signed, or a certificate not installed.
     #[error(transparent)]
     Certificates(#[from] CertificatesError),
@@ -182,7 +182,6 @@ impl Error {
         match self {
             Self::Usage(_) => exit::USAGE,
             Self::Configuration(_) => exit::CONFIG,
-            Self::Recovery(error) if error.is_configuration() => exit::CONFIG,
             Self::Client(_)
             | Self::Prompt(_)
             | Self::Output(_)

@@ -26,9 +26,10 @@ use crate::discovery::lint::Places;
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The words of all checks, in the order in which they are made.
-pub const CHECKS: [&str; 14] = [
+pub const CHECKS: [&str; 15] = [
     "configuration",
     "service",
+    "catalog",
     "reload",
     "server-certificate",
     "backend",

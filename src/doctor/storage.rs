@@ -1,4 +1,4 @@
-//! The storage host: its configuration, its service as it tells of itself, and the room for its catalog.
+//! The storage host: its configuration, its service as it tells of itself, and what its catalog needs of it.
 
 use std::path::Path;
 
@@ -9,11 +9,13 @@ use super::space::{self, Space};
 use super::{Finding, PATIENCE, Scope, Verdict, shown};
 use crate::admin::client::{Client, ClientError};
 use crate::admin::wire::{self, Nothing, Reload, verb};
+use crate::catalog::location::Location;
 use crate::config;
 use crate::error::chain;
 
 const CONFIGURATION: &str = "configuration";
 const SERVICE: &str = "service";
+const CATALOG: &str = "catalog";
 const RELOAD: &str = "reload";
 const CERTIFICATE: &str = "server-certificate";
 const BACKEND: &str = "backend";
@@ -52,12 +54,14 @@ pub(super) fn examine(scope: &Scope, findings: &mut Vec<Finding>) -> Option<Stor
     let admin = socket.clone().or_else(|| followed.as_ref().map(|config| config.admin.clone()));
     let admin = admin.unwrap_or_else(|| paths.admin());
     service(&admin, findings);
-    // The catalog's own room; it lies on a local disk.
+    // What the catalog needs on a local disk; with one in etcd that is little, and not always.
+    let shared = followed.as_ref().is_some_and(|config| matches!(config.catalog, Location::Etcd(_)));
+    let used_for = if shared { "Unmounts while etcd is out of reach" } else { "the catalog" };
     match Space::of(&paths.state) {
-        Ok(space) => findings.push(space::judge(&shown(&paths.state), space, "the catalog")),
+        Ok(space) => findings.push(space::judge(&shown(&paths.state), space, used_for)),
         Err(rustix::io::Errno::NOENT) => {}
         Err(error) => {
-            let message = format!("the room for the catalog cannot be told: {error}");
+            let message = format!("the room for {used_for} cannot be told: {error}");
             findings.push(Finding::new("space", shown(&paths.state), Verdict::Warning, message));
         }
     }
@@ -111,9 +115,17 @@ fn service(admin: &Path, findings: &mut Vec<Finding>) {
     };
     let message = format!("volhost {} serves since {}", status.version, status.since);
     findings.push(finding(Verdict::Ok, message));
+    findings.extend(catalog(&status));
     reload(&status, findings);
     certificate(&status, OffsetDateTime::now_utc(), findings);
     status.backends.iter().for_each(|backend| findings.extend(self::backend(backend)));
+}
+
+/// Why the service cannot change its catalog, if it cannot.
+fn catalog(status: &wire::Status) -> Option<Finding> {
+    let fault = status.catalog_fault.as_ref()?;
+    let remedy = "mend what it names: it is tried again by itself, and what was answered is not lost";
+    Some(Finding::new(CATALOG, &status.catalog, Verdict::Wrong, fault.clone()).remedy(remedy))
 }
 
 fn reload(status: &wire::Status, findings: &mut Vec<Finding>) {
@@ -223,6 +235,16 @@ mod tests {
             assert_eq!(findings[0].verdict, verdict, "{findings:?}");
             assert!(findings[0].message.contains(words), "{findings:?}");
         }
+    }
+
+    #[test]
+    fn a_catalog_that_cannot_be_changed_is_wrong() {
+        let mut status = status();
+        assert!(catalog(&status).is_none());
+        status.catalog_fault = Some("http://10.0.0.1:2379: no answer within 2s".into());
+        let found = catalog(&status).unwrap();
+        assert_eq!((found.check, found.verdict), (CATALOG, Verdict::Wrong));
+        assert!(found.message.contains("no answer within 2s"), "{found:?}");
     }
 
     #[test]

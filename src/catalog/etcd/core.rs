@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -53,6 +53,8 @@ pub(super) struct Core {
     pub(super) lease_gone: tokio::sync::Notify,
     /// Has the watch begun anew, where it is behind.
     pub(super) watch_anew: tokio::sync::Notify,
+    /// Whether the cluster's history is not the one that the memory was made of.
+    pub(super) other_history: AtomicBool,
     pub(super) questions: mpsc::UnboundedSender<Question>,
     /// Tells one process of this instance from the one before, in the numbers of transactions.
     pub(super) run: Uuid,
@@ -72,6 +74,18 @@ impl Core {
 
     pub(super) fn owner(&self) -> Owner {
         Owner { me: self.me, lease: self.lease.load(Ordering::Acquire) }
+    }
+
+    /// The cluster is at an earlier revision than the memory: it was restored from a snapshot. Everything is read again.
+    pub(super) fn history_changed(&self, revision: i64) {
+        if !self.other_history.swap(true, Ordering::AcqRel) {
+            log::error!(
+                "the catalog {} went back to revision {revision}: was etcd restored from a snapshot? what was recorded \
+                 since is lost; `volhost check --catalog` compares it with the directories",
+                self.location
+            );
+        }
+        self.watch_anew.notify_one();
     }
 
     pub(super) fn unreachable(&self, why: Arc<String>) -> CatalogError {

@@ -50,7 +50,12 @@ pub(super) async fn answer(core: Arc<Core>, mut questions: mpsc::UnboundedReceiv
 async fn make_fresh(core: &Core, only_the_pulse: bool) -> Result<(), Arc<String>> {
     let head = loop {
         match head(core).await {
-            Ok(head) => break head,
+            Ok((head, revision)) => {
+                if revision < core.memory.look(|_, known| known.reached) {
+                    core.history_changed(revision);
+                }
+                break head;
+            }
             Err(trouble) => {
                 core.health.ill(&trouble.text);
                 if let Some(why) = core.health.fault() {
@@ -75,9 +80,10 @@ async fn make_fresh(core: &Core, only_the_pulse: bool) -> Result<(), Arc<String>
     Err(Arc::new("its members do not tell what was changed".into()))
 }
 
-/// The revision of the latest transaction, as a quorum knows it.
-async fn head(core: &Core) -> Result<i64, Trouble> {
+/// The revision of the latest transaction, and that of the whole cluster, as a quorum knows them.
+async fn head(core: &Core) -> Result<(i64, i64), Trouble> {
     let key = core.keys.head();
     let got = core.members.ask(ANSWER, async move |client| client.kv_client().get(key, None).await).await?;
-    Ok(got.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision))
+    let revision = got.header().map_or(0, etcd_client::ResponseHeader::revision);
+    Ok((got.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), revision))
 }

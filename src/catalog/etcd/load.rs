@@ -4,6 +4,7 @@
 //! no key at all, what says that this is a catalog.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, Compare, CompareOp, Error, GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse};
@@ -86,7 +87,7 @@ impl Reader<'_> {
     /// Asks until there is an answer; nothing, where it lies before the last compaction.
     pub(super) async fn ask<T, F: Future<Output = Result<T, Error>>>(
         &self,
-        question: impl Fn(Client) -> F,
+        question: impl Fn(Arc<Client>) -> F,
     ) -> Result<Option<T>, OpenError> {
         self.ask_within(ANSWER, question).await
     }

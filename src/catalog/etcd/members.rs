@@ -5,7 +5,7 @@
 use std::error::Error as _;
 use std::future::Future;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
@@ -62,7 +62,8 @@ struct Current {
     number: u64,
     /// Which member is asked.
     at: usize,
-    client: Option<Client>,
+    /// Shared: a copy of it would be one of the client of each of etcd's services.
+    client: Option<Arc<Client>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,7 +98,7 @@ impl Members {
     pub(super) async fn ask<T, F>(
         &self,
         limit: Duration,
-        question: impl FnOnce(Client) -> F,
+        question: impl FnOnce(Arc<Client>) -> F,
     ) -> Result<T, Trouble>
     where
         F: Future<Output = Result<T, Error>>,
@@ -127,10 +128,10 @@ impl Members {
     }
 
     /// The present member's client, and its number for [`give_up`](Self::give_up).
-    async fn client(&self) -> Result<(u64, usize, Client), Trouble> {
+    async fn client(&self) -> Result<(u64, usize, Arc<Client>), Trouble> {
         let mut current = self.current.lock().await;
         if let Some(client) = &current.client {
-            return Ok((current.number, current.at, client.clone()));
+            return Ok((current.number, current.at, Arc::clone(client)));
         }
         let at = current.at;
         let Some(url) = self.urls.get(at) else { return Err(self.silence(at, ANSWER)) };
@@ -139,7 +140,8 @@ impl Members {
         let trouble = match connected {
             Ok(Ok(client)) => {
                 current.number += 1;
-                current.client = Some(client.clone());
+                let client = Arc::new(client);
+                current.client = Some(Arc::clone(&client));
                 return Ok((current.number, at, client));
             }
             Ok(Err(error)) => self.trouble(at, &error),

@@ -71,6 +71,13 @@ impl Known {
         self.rows.get(key).copied().unwrap_or_default()
     }
 
+    /// Whether a row is known, or known to be gone, as it was at a revision or later.
+    fn has_row(&self, key: &[u8], revision: i64) -> bool {
+        let known =
+            std::str::from_utf8(key).ok().and_then(|key| self.rows.get(key).or_else(|| self.gone.get(key)));
+        known.is_some_and(|known| *known >= revision)
+    }
+
     /// Who moves a volume's directory, and the revision of that.
     pub(super) fn mover(&self, id: VolumeId) -> Option<&(Moves, i64)> {
         self.moving.get(&id)
@@ -141,7 +148,11 @@ impl Memory {
         let mut known = self.known();
         let mut draft = View::clone(&self.view.load());
         let mut news = *self.news.borrow();
-        let heard = events.iter().try_for_each(|event| self.hear(&mut known, &mut draft, &mut news, event));
+        let mut changed = false;
+        let heard = events.iter().try_for_each(|event| {
+            changed |= self.hear(&mut known, &mut draft, &mut news, event)?;
+            Ok(())
+        });
         let reached = match &heard {
             Ok(()) => {
                 events.iter().filter_map(Event::kv).map(KeyValue::mod_revision).max().unwrap_or_default()
@@ -152,23 +163,28 @@ impl Memory {
         known.reached = reached;
         known.own.retain(|(revision, _)| *revision > reached);
         known.gone.retain(|_, revision| *revision > reached);
-        self.view.store(Arc::new(draft));
+        if changed {
+            self.view.store(Arc::new(draft));
+        }
         drop(known);
         self.reached.send_if_modified(|before| std::mem::replace(before, reached) < reached);
         self.news.send_if_modified(|before| std::mem::replace(before, news) != news);
         heard
     }
 
+    /// Takes in one event. Returns whether the view is another one by it.
     fn hear(
         &self,
         known: &mut Known,
         draft: &mut View,
         news: &mut News,
         event: &Event,
-    ) -> Result<(), InvalidRow> {
-        let Some(pair) = event.kv() else { return Ok(()) };
+    ) -> Result<bool, InvalidRow> {
+        let Some(pair) = event.kv() else { return Ok(false) };
         let deleted = event.event_type() == EventType::Delete;
-        match self.keys.parse(pair.key()) {
+        Ok(match self.keys.parse(pair.key()) {
+            // Most often this instance's own, which was taken in when it was answered.
+            Key::Row(..) if known.has_row(pair.key(), pair.mod_revision()) => false,
             Key::Row(table, parts) => {
                 let parts: Vec<_> = parts.iter().map(String::as_str).collect();
                 let write = if deleted {
@@ -179,19 +195,19 @@ impl Memory {
                 if let Some(Write::Host(name, host)) = &write {
                     news.hosts += u64::from(other_certificates(draft.hosts.get(name), host));
                 }
-                if let Some(write) = write {
-                    self.take(known, draft, pair.mod_revision(), Step::Row(write));
-                }
+                write.is_some_and(|write| self.take(known, draft, pair.mod_revision(), Step::Row(write)))
             }
             Key::Moving(id) => {
                 let moves = if deleted { None } else { serde_json::from_slice(pair.value()).ok() };
-                self.take(known, draft, pair.mod_revision(), Step::Moving(id, moves));
+                self.take(known, draft, pair.mod_revision(), Step::Moving(id, moves))
             }
-            // It may have left something half-done.
-            Key::Instance(id) if deleted && id != self.me => news.lost += 1,
-            Key::Instance(_) | Key::Own | Key::Head | Key::Format | Key::Import | Key::Unknown => {}
-        }
-        Ok(())
+            Key::Instance(id) => {
+                // It may have left something half-done.
+                news.lost += u64::from(deleted && id != self.me);
+                false
+            }
+            Key::Own | Key::Head | Key::Format | Key::Import | Key::Unknown => false,
+        })
     }
 
     /// Takes in a catalog that was read whole, where the watch cannot tell what happened meanwhile.
@@ -207,13 +223,14 @@ impl Memory {
                 show(&mut draft, &name, *id, false);
             }
         }
+        let same_history = revision >= known.reached;
         known.rows = rows;
         known.moving = moving;
         known.gone.clear();
         known.reached = revision;
-        // What this instance was answered since stays known.
+        // What this instance was answered since stays known; of a history that was given up, it is lost.
         let own = std::mem::take(&mut known.own);
-        for (at, steps) in own {
+        for (at, steps) in own.into_iter().filter(|_| same_history) {
             if at > revision {
                 for step in &steps {
                     self.take(&mut known, &mut draft, at, step.clone());
@@ -231,14 +248,14 @@ impl Memory {
         self.reached.send_replace(revision);
     }
 
-    /// Takes in a step, unless something newer is known.
-    fn take(&self, known: &mut Known, draft: &mut View, revision: i64, step: Step) {
+    /// Takes in a step, unless it is known, or something newer is. Returns whether it was taken in.
+    fn take(&self, known: &mut Known, draft: &mut View, revision: i64, step: Step) -> bool {
         match step {
             Step::Row(write) => {
                 let key = self.keys.of_row(&write.key()).into_boxed_str();
                 let newer = known.rows.get(&key).or_else(|| known.gone.get(&key));
                 if newer.is_some_and(|newer| *newer >= revision) {
-                    return;
+                    return false;
                 }
                 if !write.deletes() {
                     known.gone.remove(&key);
@@ -263,7 +280,7 @@ impl Memory {
                 let key = self.keys.moving(id).into_boxed_str();
                 let at = known.moving.get(&id).map(|(_, at)| at).or_else(|| known.gone.get(&key));
                 if at.is_some_and(|at| *at >= revision) {
-                    return;
+                    return false;
                 }
                 let before = known.moving.remove(&id);
                 if let Some(name) = before.as_ref().and_then(|(moves, _)| hidden(moves)) {
@@ -285,6 +302,7 @@ impl Memory {
                 }
             }
         }
+        true
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

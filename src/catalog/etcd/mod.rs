@@ -53,7 +53,7 @@ use std::collections::HashMap;
 use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use etcd_client::{GetOptions, Txn, TxnOp};
@@ -146,6 +146,7 @@ async fn build(
         lease: AtomicI64::new(lease),
         lease_gone: tokio::sync::Notify::new(),
         watch_anew: tokio::sync::Notify::new(),
+        other_history: AtomicBool::new(false),
         questions,
         run,
         numbers: AtomicU64::new(1),

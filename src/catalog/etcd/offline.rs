@@ -9,6 +9,7 @@
 //! Nothing here changes a catalog that holds something, or that an instance serves.
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, KeyValue, Txn, TxnOp, TxnResponse};
+use futures_util::{TryStreamExt as _, stream};
 use serde::Deserialize;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
@@ -20,13 +21,16 @@ use super::members::Members;
 use super::plan::same;
 use super::transact::{first_pair, revision};
 use crate::catalog::record::encode;
-use crate::catalog::{Cluster, Credentials, View};
+use crate::catalog::{Cluster, Credentials, View, Write};
 
 /// How many records one transaction writes: etcd takes 128 operations by default.
 const RECORDS: usize = 100;
 
 /// How many bytes one transaction writes, one record more or less: etcd takes 1.5 MiB by default.
 const BYTES: usize = 512 * 1024;
+
+/// How many transactions are under way at a time: etcd brings several to the disk at once.
+const AT_ONCE: usize = 8;
 
 /// How often it is tried to begin, while others change what stands there.
 const TRIES: usize = 10;
@@ -186,18 +190,23 @@ impl Place {
 
     /// Writes every record.
     async fn write(&self, import: i64, view: &View) -> Result<(), OpenError> {
-        let (mut some, mut bytes) = (Vec::new(), 0);
-        for write in view.records() {
+        let mut records = view.records();
+        let parts = std::iter::from_fn(|| self.part(&mut records).transpose());
+        let write = |part| self.go_on(import, part);
+        stream::iter(parts).try_for_each_concurrent(AT_ONCE, write).await
+    }
+
+    /// As many of the records as one transaction writes; nothing at their end.
+    fn part(&self, records: &mut impl Iterator<Item = Write>) -> Result<Option<Vec<TxnOp>>, OpenError> {
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        while part.len() < RECORDS && bytes < BYTES {
+            let Some(write) = records.next() else { break };
             let row = encode(&write)?;
             let (key, record) = (self.keys.row(row.table, &row.key), row.record.unwrap_or_default());
             bytes += key.len() + record.len();
-            some.push(TxnOp::put(key, record, None));
-            if some.len() >= RECORDS || bytes >= BYTES {
-                self.go_on(import, std::mem::take(&mut some)).await?;
-                bytes = 0;
-            }
+            part.push(TxnOp::put(key, record, None));
         }
-        if some.is_empty() { Ok(()) } else { self.go_on(import, some).await }
+        Ok(Some(part).filter(|part| !part.is_empty()))
     }
 
     /// Makes a catalog of what was written.

@@ -4,6 +4,7 @@
 //! compaction, the catalog is read whole again. It never skips an event.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use etcd_client::WatchOptions;
@@ -21,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 enum End {
     /// It broke off, or is behind.
     Broken(String),
-    /// What it should tell is not kept any more.
+    /// What it should tell is not kept any more, or never was in this history.
     Compacted,
 }
 
@@ -34,7 +35,10 @@ pub(super) async fn watch(core: Arc<Core>) {
                 tokio::time::sleep(PAUSE).await;
             }
             End::Compacted => {
-                log::info!("the catalog {} is read whole again: its history was compacted", core.location);
+                log::info!(
+                    "the catalog {} is read whole again: its history is another one, or was compacted",
+                    core.location
+                );
                 let reader = Reader {
                     members: &core.members,
                     keys: &core.keys,
@@ -54,6 +58,9 @@ pub(super) async fn watch(core: Arc<Core>) {
 }
 
 async fn follow(core: &Core) -> End {
+    if core.other_history.swap(false, Ordering::AcqRel) {
+        return End::Compacted;
+    }
     let from = core.memory.look(|_, known| known.reached) + 1;
     let options = WatchOptions::new().with_range(core.keys.end_of_common()).with_start_revision(from);
     let root = core.keys.root();

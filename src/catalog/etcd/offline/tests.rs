@@ -230,6 +230,7 @@ async fn an_instance_that_was_cut_off_meanwhile_changes_nothing_of_what_was_impo
         assert!(told.contains("restart volhost"), "{told}");
     }
     assert_eq!(read_now(&cluster).await.unwrap(), view);
+    catalog.sync().await.unwrap();
     assert_eq!(*catalog.view(), view, "it does not know what was imported");
     catalog.close().await;
     drop(catalog);
