@@ -96,7 +96,7 @@ impl Reader<'_> {
     async fn ask_within<T, F: Future<Output = Result<T, Error>>>(
         &self,
         limit: Duration,
-        question: impl Fn(Client) -> F,
+        question: impl Fn(Arc<Client>) -> F,
     ) -> Result<Option<T>, OpenError> {
         let (begun, mut said, mut certificates) = (Instant::now(), None::<Instant>, 0);
         loop {

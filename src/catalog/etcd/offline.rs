@@ -237,7 +237,7 @@ impl Place {
 
     async fn send(&self, question: &Txn) -> Result<TxnResponse, OpenError> {
         loop {
-            let ask = |client: etcd_client::Client| {
+            let ask = |client: Arc<etcd_client::Client>| {
                 let question = question.clone();
                 async move { client.kv_client().txn(question).await }
             };
