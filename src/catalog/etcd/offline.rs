@@ -8,6 +8,8 @@
 //!
 //! Nothing here changes a catalog that holds something, or that an instance serves.
 
+use std::sync::Arc;
+
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, KeyValue, Txn, TxnOp, TxnResponse};
 use futures_util::{TryStreamExt as _, stream};
 use serde::Deserialize;
