@@ -28,7 +28,7 @@ case "$*" in
 "kill etcd") end etcd KILL ;;
 "start --no-block etcd")
     set -a
-    ETCD_NAME=$(hostname) ETCD_DATA_DIR=/var/lib/etcd/default
+    ETCD_DATA_DIR=/var/lib/etcd/default
     . /etc/default/etcd
     setsid setpriv --reuid=etcd --regid=etcd --clear-groups /usr/bin/etcd >/run/etcd.log 2>&1 </dev/null &
     echo $! >/run/etcd.pid ;;
