@@ -31,7 +31,7 @@ pub enum Claim {
     Sqlite(sqlite::Claim),
     /// In a cluster.
     #[cfg(feature = "etcd")]
-    Etcd(super::etcd::Claim),
+    Etcd(Box<super::etcd::Claim>),
 }
 
 impl Claim {
@@ -40,7 +40,9 @@ impl Claim {
         match location {
             Location::Sqlite(path) => Ok(Self::Sqlite(sqlite::Claim::missing(path)?)),
             #[cfg(feature = "etcd")]
-            Location::Etcd(cluster) => Ok(Self::Etcd(super::etcd::Claim::missing(cluster, credentials)?)),
+            Location::Etcd(cluster) => {
+                Ok(Self::Etcd(super::etcd::Claim::missing(cluster, credentials)?.into()))
+            }
             #[cfg(not(feature = "etcd"))]
             Location::Etcd(cluster) => without(cluster, credentials),
         }
@@ -51,7 +53,9 @@ impl Claim {
         match location {
             Location::Sqlite(path) => Ok(Self::Sqlite(sqlite::Claim::empty(path)?)),
             #[cfg(feature = "etcd")]
-            Location::Etcd(cluster) => Ok(Self::Etcd(super::etcd::Claim::empty(cluster, credentials)?)),
+            Location::Etcd(cluster) => {
+                Ok(Self::Etcd(super::etcd::Claim::empty(cluster, credentials)?.into()))
+            }
             #[cfg(not(feature = "etcd"))]
             Location::Etcd(cluster) => without(cluster, credentials),
         }
