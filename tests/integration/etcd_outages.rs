@@ -230,6 +230,40 @@ fn an_instance_that_slept_through_a_compaction_reads_everything_again() {
 }
 
 #[test]
+fn a_cluster_that_is_restored_from_a_snapshot_is_noticed_and_read_again() {
+    let mut fleet = Fleet::of(Cluster::single().start(), 2).start();
+    let mut at = [fleet.client(0, "web1"), fleet.client(1, "web1")];
+    ok(&mut at[0], "Create", "kept", "");
+    ok(&mut at[0], "Mount", "kept", "before");
+    let snapshot = fleet.etcd.save();
+    ok(&mut at[0], "Create", "lost", "");
+    ok(&mut at[1], "Get", "lost", "");
+    ok(&mut at[1], "Unmount", "kept", "before");
+
+    fleet.etcd.take_back(&snapshot);
+    for (instance, client) in fleet.instances.iter().zip(&mut at) {
+        until("the log to tell of it", SOON, || {
+            instance.log().contains("went back to revision").then_some(())
+        });
+        until("the catalog to be read again", SOON, || {
+            call(client, "Get", "lost", "").err().contains("no such volume").then_some(())
+        });
+        instance.has_mounts(&[("kept", "web1", false)]);
+    }
+    let compared = fleet.instances[0].cli(&["check", "--catalog"]);
+    assert!(compared.code == Some(1) && compared.stdout.contains("lost"), "{compared:?}");
+
+    // They are of one mind about what comes after it, and about what is known again.
+    ok(&mut at[0], "Create", "new", "");
+    ok(&mut at[1], "Get", "new", "");
+    ok(&mut at[1], "Unmount", "kept", "before");
+    ok(&mut at[0], "Remove", "kept", "");
+    ok(&mut at[1], "Mount", "new", "one");
+    assert!(refused(&mut at[0], "Remove", "new", "").contains("web1"));
+    assert_eq!(fleet.instances[1].volumes(), ["new"]);
+}
+
+#[test]
 #[cfg_attr(not(feature = "etcd"), ignore = "this volhost is built without etcd")]
 fn without_a_quorum_what_is_known_is_told_and_unmounts_are_kept() {
     let mut fleet = Fleet::of(Cluster::three().start(), 2).start();

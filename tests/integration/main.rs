@@ -49,6 +49,8 @@ mod shared_pki;
 mod storm;
 mod swarm;
 mod systemd;
+#[cfg(feature = "etcd")]
+mod three_nodes;
 mod tour;
 mod traces;
 mod transports;

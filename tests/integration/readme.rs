@@ -45,6 +45,14 @@ pub fn marked(marker: &str) -> Vec<Typed> {
     typed(after.split("```").next().unwrap())
 }
 
+/// What stands in the block of a kind after a marker such as `<!-- three nodes: member -->`.
+#[cfg(feature = "etcd")]
+pub fn after(marker: &str, kind: &str) -> String {
+    let text = readme();
+    let (_, after) = text.split_once(&format!("<!-- {marker} -->\n```{kind}\n")).unwrap();
+    after.split("```").next().unwrap().to_owned()
+}
+
 fn typed(console: &str) -> Vec<Typed> {
     let mut all: Vec<Typed> = Vec::new();
     for line in console.replace("\\\n", "").lines() {
@@ -69,7 +77,7 @@ fn blocks(heading: &str, kind: &str) -> Vec<String> {
 }
 
 /// The rows of the table after a marker such as `<!-- options -->`, without its header.
-fn table(marker: &str) -> Vec<Vec<String>> {
+pub fn table(marker: &str) -> Vec<Vec<String>> {
     let text = readme();
     let (_, after) = text.split_once(&format!("<!-- {marker} -->\n")).unwrap();
     let rows: Vec<_> = after.lines().take_while(|line| line.starts_with('|')).skip(2).map(cells).collect();
@@ -84,7 +92,7 @@ fn cells(row: &str) -> Vec<String> {
 }
 
 /// What stands between backquotes.
-fn quoted(text: &str) -> Vec<String> {
+pub fn quoted(text: &str) -> Vec<String> {
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
     flat.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }

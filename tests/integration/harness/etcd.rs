@@ -238,6 +238,32 @@ impl<'a> Cluster<'a> {
         self.recover();
     }
 
+    /// Saves what the cluster holds, as an operator does who keeps backups: for [`Cluster::take_back`].
+    pub fn save(&self) -> PathBuf {
+        let file = self.dir.path().join("snapshot");
+        // Of one member, whichever.
+        let address = self.url(self.members[0].client);
+        let mut command = self.ctl_command_at(&address, ROOT);
+        wait::run(command.args(["snapshot", "save"]).arg(&file)).ok();
+        file
+    }
+
+    /// Restores what was saved, in the place of all that came after it.
+    pub fn take_back(&mut self, snapshot: &Path) {
+        for at in 0..self.size() {
+            self.kill(at);
+            let member = &self.members[at];
+            let data = member.dir.join("data");
+            std::fs::remove_dir_all(&data).expect("a member's data can be removed");
+            let mut command = self.program(ETCDCTL);
+            command.env("ETCDCTL_API", "3").args(["snapshot", "restore"]).arg(snapshot);
+            command.arg("--data-dir").arg(&data).args(["--name", &member.name]);
+            command.args(["--initial-cluster", &self.peers(), "--initial-cluster-token", &self.token()]);
+            wait::run(command.args(["--initial-advertise-peer-urls", &self.url(member.peer)])).ok();
+        }
+        self.recover();
+    }
+
     /// Waits until each member that runs answers a read that a majority has agreed to.
     pub fn wait_until_healthy(&self) {
         for member in self.members.iter().filter(|member| member.runs()) {
@@ -475,9 +501,18 @@ impl<'a> Cluster<'a> {
         self.wait_until_healthy();
     }
 
+    /// All members, as each of them is told of the others.
+    fn peers(&self) -> String {
+        let all = self.members.iter().map(|member| format!("{}={}", member.name, self.url(member.peer)));
+        all.collect::<Vec<_>>().join(",")
+    }
+
+    /// What tells this cluster from others.
+    fn token(&self) -> String {
+        self.dir.path().display().to_string()
+    }
+
     fn command(&self, member: usize) -> Command {
-        let all: Vec<_> =
-            self.members.iter().map(|member| format!("{}={}", member.name, self.url(member.peer))).collect();
         let member = &self.members[member];
         let (client, peer) = (self.url(member.client), self.url(member.peer));
         let mut command = self.program(ETCD);
@@ -491,10 +526,10 @@ impl<'a> Cluster<'a> {
         add("advertise-client-urls", &client);
         add("listen-peer-urls", &peer);
         add("initial-advertise-peer-urls", &peer);
-        add("initial-cluster", &all.join(","));
+        add("initial-cluster", &self.peers());
         // The cheapest there is: passwords are asked for at every other step of a test.
         add("bcrypt-cost", "4");
-        add("initial-cluster-token", &self.dir.path().display().to_string());
+        add("initial-cluster-token", &self.token());
         if self.tls.is_some() {
             for (prefix, ca, pair) in [("", "clients.crt", "server"), ("peer-", "peers.crt", "peer")] {
                 add(&format!("{prefix}client-cert-auth"), "true");
