@@ -145,7 +145,7 @@ impl Service {
         name: &VolumeName,
     ) -> Result<Arc<Volume>, Error> {
         let missing = || Error::NoSuchVolume(name.to_string());
-        let (mut again, mut patience) = (false, Patience::new());
+        let (mut gone, mut patience) = (None, Patience::new());
         loop {
             let volume = self.settled(name).await?.ok_or_else(missing)?;
             if !in_sight(&in_force.access, caller, &volume) {
@@ -158,15 +158,19 @@ impl Service {
             match backend.run(expect, move |root| root.volume_state(&directory)).await? {
                 VolumeState::Directory => return Ok(volume),
                 VolumeState::Missing | VolumeState::NotADirectory => {
-                    // It may have been left in the trash, or another instance may be moving it right now.
-                    if again && !(self.is_elsewhere(name) && patience.wait().await) {
-                        return Err(Error::DirectoryGone {
-                            name: name.clone(),
-                            backend: volume.backend.clone(),
-                            path: self.path(&volume).display().to_string(),
-                        });
+                    // It may have been left in the trash, or another instance may be moving it right now; or the
+                    // volume is no more.
+                    if gone == Some(volume.id) && !(self.is_elsewhere(name) && patience.wait().await) {
+                        self.sync().await?;
+                        if self.catalog.view().volumes.get(name).is_some_and(|now| now.id == volume.id) {
+                            return Err(Error::DirectoryGone {
+                                name: name.clone(),
+                                backend: volume.backend.clone(),
+                                path: self.path(&volume).display().to_string(),
+                            });
+                        }
                     }
-                    again = true;
+                    gone = Some(volume.id);
                     self.mark_unmended(&volume.backend);
                 }
             }

@@ -49,9 +49,10 @@ pub(super) async fn answer(core: Arc<Core>, mut questions: mpsc::UnboundedReceiv
 
 async fn make_fresh(core: &Core, only_the_pulse: bool) -> Result<(), Arc<String>> {
     let head = loop {
+        let reached = core.memory.look(|_, known| known.reached);
         match head(core).await {
             Ok((head, revision)) => {
-                if revision < core.memory.look(|_, known| known.reached) {
+                if revision < reached {
                     core.history_changed(revision);
                 }
                 break head;
