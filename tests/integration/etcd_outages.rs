@@ -230,6 +230,39 @@ fn an_instance_that_slept_through_a_compaction_reads_everything_again() {
 }
 
 #[test]
+fn etcd_without_space_takes_no_change_and_loses_no_unmount() {
+    let fleet = Fleet::of(Cluster::single().quota(2 * 1024 * 1024).start(), 2).start();
+    let mut at = [fleet.client(0, "web1"), fleet.client(1, "web1")];
+    ok(&mut at[0], "Create", "db", "");
+    ok(&mut at[0], "Mount", "db", "one");
+    let much = "x".repeat(100_000);
+    let filled =
+        (0..100).any(|number| fleet.etcd.ctl(&["put", &format!("/other/{number}"), &much]).code != Some(0));
+    assert!(filled, "etcd keeps to no quota");
+
+    let why = refused(&mut at[1], "Create", "new", "");
+    assert!(why.contains("database space exceeded"), "{why}");
+    ok(&mut at[1], "Get", "db", "");
+    assert!(refused(&mut at[1], "Get", "unknown", "").contains("no such volume"));
+    ok(&mut at[1], "Unmount", "db", "one");
+    let fault = || fleet.instances[1].status()["catalog_fault"].as_str().map(str::to_owned);
+    until("the status to tell what is kept", SOON, || fault().filter(|fault| fault.contains("1 answered")));
+    fleet.instances[0].has_mounts(&[("db", "web1", false)]);
+
+    // As the README says it.
+    fleet.etcd.ctl(&["del", "--prefix", "/other/"]).ok();
+    fleet.etcd.compact();
+    for words in [&["defrag"][..], &["alarm", "disarm"]] {
+        fleet.etcd.ctl(words).ok();
+    }
+    until("what was kept to be recorded", SOON, || {
+        fault().is_none().then_some(()).filter(|()| fleet.instances[0].mounts().is_empty())
+    });
+    ok(&mut at[1], "Create", "new", "");
+    ok(&mut at[0], "Remove", "db", "");
+}
+
+#[test]
 fn a_cluster_that_is_restored_from_a_snapshot_is_noticed_and_read_again() {
     let mut fleet = Fleet::of(Cluster::single().start(), 2).start();
     let mut at = [fleet.client(0, "web1"), fleet.client(1, "web1")];

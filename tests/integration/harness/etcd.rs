@@ -42,6 +42,7 @@ pub struct Plan<'a> {
     tls: bool,
     user: Option<(String, String)>,
     host: Option<&'a Host>,
+    quota: Option<u32>,
 }
 
 /// A cluster, some members of which may be dead or frozen.
@@ -50,6 +51,7 @@ pub struct Cluster<'a> {
     host: Option<&'a Host>,
     tls: Option<Tls>,
     user: Option<String>,
+    quota: Option<u32>,
     dir: TempDir,
     /// That no other test has its address.
     _ours: Option<UnixListener>,
@@ -102,9 +104,15 @@ impl<'a> Plan<'a> {
         self
     }
 
+    /// Has etcd refuse to grow beyond so many bytes.
+    pub fn quota(mut self, bytes: u32) -> Self {
+        self.quota = Some(bytes);
+        self
+    }
+
     /// Starts it and waits until it answers.
     pub fn start(self) -> Cluster<'a> {
-        let Self { members, tls, user, host } = self;
+        let Self { members, tls, user, host, quota } = self;
         assert!(
             Path::new(ETCD).exists(),
             "there is no {ETCD}: install Debian's etcd-server, as tests/run does"
@@ -118,7 +126,8 @@ impl<'a> Plan<'a> {
             next: Authority::new("the cluster's next CA"),
             peers: Authority::new("the members' CA"),
         });
-        let mut cluster = Cluster { members: Vec::new(), host, tls, user: None, dir: scratch(), _ours: None };
+        let mut cluster =
+            Cluster { members: Vec::new(), host, tls, user: None, quota, dir: scratch(), _ours: None };
         cluster.start_somewhere(members);
         if let Some((name, password)) = user {
             cluster.let_in_only(&name, &password);
@@ -130,7 +139,7 @@ impl<'a> Plan<'a> {
 impl<'a> Cluster<'a> {
     /// A cluster of one member.
     pub fn single() -> Plan<'a> {
-        Plan { members: 1, tls: false, user: None, host: None }
+        Plan { members: 1, tls: false, user: None, host: None, quota: None }
     }
 
     /// A cluster of three members.
@@ -530,6 +539,9 @@ impl<'a> Cluster<'a> {
         // The cheapest there is: passwords are asked for at every other step of a test.
         add("bcrypt-cost", "4");
         add("initial-cluster-token", &self.token());
+        if let Some(bytes) = self.quota {
+            add("quota-backend-bytes", &bytes.to_string());
+        }
         if self.tls.is_some() {
             for (prefix, ca, pair) in [("", "clients.crt", "server"), ("peer-", "peers.crt", "peer")] {
                 add(&format!("{prefix}client-cert-auth"), "true");
