@@ -66,7 +66,10 @@ impl Service {
         let mut patience = Patience::new();
         loop {
             match self.settled_now(name).await {
-                Err(Error::NotMended(_)) if self.is_elsewhere(name) && patience.wait().await => {
+                // Another instance is at it, or at one that got this name since the last look.
+                Err(Error::NotMended(_))
+                    if self.is_shared() && !self.is_displaced(name) && patience.wait().await =>
+                {
                     self.sync().await?;
                 }
                 settled => return settled,
@@ -103,6 +106,12 @@ impl Service {
             Some(volume) if is_unsettled(&volume) => Err(Error::NotMended(name.clone())),
             settled => Ok(settled),
         }
+    }
+
+    /// Whether what stands under that volume's name is not its directory, as far as the last look told.
+    fn is_displaced(&self, name: &VolumeName) -> bool {
+        let view = self.catalog.view();
+        view.volumes.get(name).is_some_and(|volume| self.mending(&volume.backend).is_displaced(volume.id))
     }
 
     /// Whether another instance is moving the directory of that volume, as far as the last look told.

@@ -76,12 +76,12 @@ impl Core {
         Owner { me: self.me, lease: self.lease.load(Ordering::Acquire) }
     }
 
-    /// The cluster is at an earlier revision than the memory: it was restored from a snapshot. Everything is read again.
+    /// The cluster does not hold what the memory was made of: it was restored from a snapshot. Everything is read again.
     pub(super) fn history_changed(&self, revision: i64) {
         if !self.other_history.swap(true, Ordering::AcqRel) {
             log::error!(
-                "the catalog {} went back to revision {revision}: was etcd restored from a snapshot? what was recorded \
-                 since is lost; `volhost check --catalog` compares it with the directories",
+                "the catalog {} has another history at revision {revision}: was etcd restored from a snapshot? what was \
+                 recorded since that is lost; `volhost check --catalog` compares it with the directories",
                 self.location
             );
         }
@@ -189,7 +189,8 @@ impl Core {
         // What an engine was answered before comes before what it asks for now.
         if matches!(change, Change::Mount { .. }) && self.spool.len() > 0 {
             tokio::select! {
-                () = self.spool.emptied() => {}
+                // Where the cluster has no room for it, it has none for the Mount, either, and says so.
+                _ = timeout(ELSEWHERE, self.spool.emptied()) => {}
                 why = self.health.out_of_reach() => return Err(self.unreachable(why)),
             }
         }

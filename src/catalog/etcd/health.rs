@@ -1,5 +1,6 @@
 //! Whether the cluster answers: as long as it may be an election, one waits; after that everybody is told at once.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ pub(super) struct Health {
     location: String,
     patience: Duration,
     failing: Mutex<Option<Instant>>,
+    /// Whether what the cluster holds is not understood, however well it answers.
+    stuck: AtomicBool,
     fault: watch::Sender<Option<Arc<String>>>,
 }
 
@@ -24,7 +27,13 @@ impl Health {
     /// `request` is how long a request may take.
     pub(super) fn new(location: String, request: Duration) -> Self {
         let patience = PATIENCE.min(request.mul_f64(SHARE));
-        Self { location, patience, failing: Mutex::default(), fault: watch::Sender::new(None) }
+        Self {
+            location,
+            patience,
+            failing: Mutex::default(),
+            stuck: AtomicBool::new(false),
+            fault: watch::Sender::new(None),
+        }
     }
 
     /// Why the cluster counts as out of reach, if it does.
@@ -32,8 +41,27 @@ impl Health {
         self.fault.borrow().clone()
     }
 
+    /// What others wrote is not understood: nothing is decided on what is known from now on.
+    pub(super) fn stuck(&self, why: &str) {
+        if !self.stuck.swap(true, Ordering::AcqRel) {
+            log::error!(
+                "the catalog {}: {why}; what is known is still shown, and no change is taken in",
+                self.location
+            );
+        }
+        self.fault.send_replace(Some(Arc::new(why.to_owned())));
+    }
+
+    /// What others wrote is understood.
+    pub(super) fn unstuck(&self) {
+        self.stuck.store(false, Ordering::Release);
+    }
+
     /// A quorum answered.
     pub(super) fn well(&self) {
+        if self.stuck.load(Ordering::Acquire) {
+            return;
+        }
         *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let over = self.fault.send_if_modified(|fault| fault.take().is_some());
         if over {

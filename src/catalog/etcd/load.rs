@@ -116,7 +116,7 @@ impl Reader<'_> {
                 }
                 // One member may have a wrong certificate; where all have, ours is.
                 Kind::Certificates => certificates += 1,
-                Kind::LeaseGone | Kind::Compacted | Kind::Unsent | Kind::Unanswered => {
+                Kind::Full | Kind::LeaseGone | Kind::Compacted | Kind::Unsent | Kind::Unanswered => {
                     certificates = 0;
                 }
             }
@@ -224,7 +224,7 @@ impl Reader<'_> {
     /// Reads everything at one revision; nothing, where a compaction came between.
     async fn read_at_once(&self) -> Result<Option<Snapshot>, OpenError> {
         let mut loader = Loader::default();
-        let (mut rows, mut moving) = (HashMap::new(), HashMap::new());
+        let (mut rows, mut moving, mut head) = (HashMap::new(), HashMap::new(), None);
         let (mut next, mut revision) = (self.keys.root().to_owned().into_bytes(), 0);
         loop {
             let mut options = GetOptions::new().with_range(self.keys.end_of_common()).with_limit(PAGE);
@@ -262,7 +262,8 @@ impl Reader<'_> {
                     Key::Import => {
                         return Err(OpenError::HalfImported { location: self.location.to_owned() });
                     }
-                    Key::Instance(_) | Key::Own | Key::Head | Key::Format => {}
+                    Key::Head => head = Some((pair.mod_revision(), pair.value().to_vec())),
+                    Key::Instance(_) | Key::Own | Key::Format => {}
                     Key::Unknown => {
                         return Err(OpenError::Foreign {
                             location: self.location.to_owned(),
@@ -282,6 +283,6 @@ impl Reader<'_> {
         let view = loader
             .finish()
             .map_err(|source| OpenError::Row { location: self.location.to_owned(), source })?;
-        Ok(Some(Snapshot { view, rows, moving, revision }))
+        Ok(Some(Snapshot { view, rows, moving, head, revision }))
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Trouble {
 pub(super) enum Kind {
     /// The cluster refused: nothing was done, and another member says the same.
     Refused,
+    /// It has no room: nothing was done.
+    Full,
     /// The user or the password is not known: nothing was done. They may just have been changed.
     LockedOut,
     /// A lease of ours is no more: nothing was done.
@@ -114,7 +116,7 @@ impl Members {
                     Kind::Unsent | Kind::Unanswered | Kind::Certificates | Kind::LockedOut => {
                         self.give_up(number).await;
                     }
-                    Kind::Refused | Kind::LeaseGone | Kind::Compacted => {}
+                    Kind::Refused | Kind::Full | Kind::LeaseGone | Kind::Compacted => {}
                 }
                 trouble
             }
@@ -192,9 +194,10 @@ impl Members {
                     (5, message) if message.contains("lease") => Kind::LeaseGone,
                     (11, _) => Kind::Compacted,
                     (8, message) if message.contains("too many requests") => Kind::Unanswered,
+                    (8, _) => Kind::Full,
                     (16, _) => Kind::LockedOut,
                     (3, message) if message.contains("authentication failed") => Kind::LockedOut,
-                    (3 | 5 | 7 | 8 | 9 | 12, _) => Kind::Refused,
+                    (3 | 5 | 7 | 9 | 12, _) => Kind::Refused,
                     _ if is_about_certificates(error) => Kind::Certificates,
                     _ if is_unsent(error) => Kind::Unsent,
                     _ => Kind::Unanswered,

@@ -61,6 +61,8 @@ pub(super) struct Known {
     /// This instance's own transactions that the watch has not come to yet.
     own: Vec<(i64, Vec<Step>)>,
     pub(super) reached: i64,
+    /// The key that every transaction writes, as it was at that revision.
+    pub(super) head: Option<Head>,
     /// Reads rows; keeps the names that many of them have in common.
     reader: Loader,
 }
@@ -84,11 +86,15 @@ impl Known {
     }
 }
 
+/// A key's revision and value.
+pub(super) type Head = (i64, Vec<u8>);
+
 /// A catalog as it was read whole, at one revision.
 pub(super) struct Snapshot {
     pub(super) view: View,
     pub(super) rows: HashMap<Box<str>, i64>,
     pub(super) moving: HashMap<VolumeId, (Moves, i64)>,
+    pub(super) head: Option<Head>,
     pub(super) revision: i64,
 }
 
@@ -103,7 +109,7 @@ impl Memory {
             settled: watch::Sender::new(0),
             news: watch::Sender::new(News::default()),
         };
-        memory.replace(snapshot);
+        memory.replace(snapshot, true);
         memory
     }
 
@@ -143,12 +149,13 @@ impl Memory {
     }
 
     /// Takes in what the watch tells, which ends with a whole transaction. What is not understood ends it: what comes
-    /// before it is taken in, and told again.
-    pub(super) fn heard(&self, events: &[Event]) -> Result<(), InvalidRow> {
+    /// before it is taken in, and told again. Returns whether it tells of all transactions of this instance: where it
+    /// does not, it is of another history.
+    pub(super) fn heard(&self, events: &[Event]) -> Result<bool, InvalidRow> {
         let mut known = self.known();
         let mut draft = View::clone(&self.view.load());
         let mut news = *self.news.borrow();
-        let mut changed = false;
+        let (mut changed, head) = (false, known.head.clone());
         let heard = events.iter().try_for_each(|event| {
             changed |= self.hear(&mut known, &mut draft, &mut news, event)?;
             Ok(())
@@ -157,10 +164,19 @@ impl Memory {
             Ok(()) => {
                 events.iter().filter_map(Event::kv).map(KeyValue::mod_revision).max().unwrap_or_default()
             }
-            Err(_) => 0,
+            Err(_) => {
+                known.head = head;
+                0
+            }
         };
         let reached = known.reached.max(reached);
         known.reached = reached;
+        let told: Vec<_> = events.iter().filter_map(Event::kv).collect();
+        let head = self.keys.head();
+        let is_told = |revision: i64| {
+            told.iter().any(|pair| pair.mod_revision() == revision && pair.key() == head.as_bytes())
+        };
+        let whole = known.own.iter().all(|(revision, _)| *revision > reached || is_told(*revision));
         known.own.retain(|(revision, _)| *revision > reached);
         known.gone.retain(|_, revision| *revision > reached);
         if changed {
@@ -169,7 +185,7 @@ impl Memory {
         drop(known);
         self.reached.send_if_modified(|before| std::mem::replace(before, reached) < reached);
         self.news.send_if_modified(|before| std::mem::replace(before, news) != news);
-        heard
+        heard.map(|()| whole)
     }
 
     /// Takes in one event. Returns whether the view is another one by it.
@@ -206,13 +222,18 @@ impl Memory {
                 news.lost += u64::from(deleted && id != self.me);
                 false
             }
-            Key::Own | Key::Head | Key::Format | Key::Import | Key::Unknown => false,
+            Key::Head => {
+                known.head = Some((pair.mod_revision(), pair.value().to_vec()));
+                false
+            }
+            Key::Own | Key::Format | Key::Import | Key::Unknown => false,
         })
     }
 
-    /// Takes in a catalog that was read whole, where the watch cannot tell what happened meanwhile.
-    pub(super) fn replace(&self, snapshot: Snapshot) {
-        let Snapshot { view, rows, moving, revision } = snapshot;
+    /// Takes in a catalog that was read whole, where the watch cannot tell what happened meanwhile; or where what is
+    /// known is of another history, and nothing of it is to stay.
+    pub(super) fn replace(&self, snapshot: Snapshot, same_history: bool) {
+        let Snapshot { view, rows, moving, head, revision } = snapshot;
         let mut known = self.known();
         let mut news = *self.news.borrow();
         let before = self.view.load();
@@ -223,9 +244,10 @@ impl Memory {
                 show(&mut draft, &name, *id, false);
             }
         }
-        let same_history = revision >= known.reached;
+        let same_history = same_history && revision >= known.reached;
         known.rows = rows;
         known.moving = moving;
+        known.head = head;
         known.gone.clear();
         known.reached = revision;
         // What this instance was answered since stays known; of a history that was given up, it is lost.

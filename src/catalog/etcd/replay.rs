@@ -92,7 +92,7 @@ async fn carry_out(
     let Transaction { mut compares, mut writes, steps } = transaction.unwrap_or_default();
     let (key, number) = (core.keys.spool(core.me), number.to_string());
     compares.push(same(key.clone(), place.revision));
-    writes.push(TxnOp::put(core.keys.head(), "", None));
+    writes.push(TxnOp::put(core.keys.head(), core.number(), None));
     let response = match ask(core, &key, compares, writes, &number).await {
         Ok(response) => response,
         Err(trouble) => {

@@ -42,6 +42,23 @@ impl Server {
         assert!(self.answers(), "etcd does not start again");
     }
 
+    /// The same, with the data of a snapshot.
+    fn restore(&mut self, snapshot: &Path) {
+        let data = self.dir.path().join("data");
+        std::fs::remove_dir_all(&data).unwrap();
+        let (data, peers) = (data.to_str().unwrap(), format!("http://127.0.0.1:{}", self.peers));
+        let cluster = format!("one={peers}");
+        let words = ["snapshot", "restore", snapshot.to_str().unwrap(), "--data-dir", data, "--name", "one"];
+        let done = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(words)
+            .args(["--initial-cluster", &cluster, "--initial-advertise-peer-urls", &peers])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        self.start_again();
+    }
+
     /// The latest revision.
     fn revision(&self) -> i64 {
         let said = self.ctl(&["get", "x", "-w", "fields"]).unwrap();
@@ -376,4 +393,55 @@ async fn eventually(what: &str, mut is: impl AsyncFnMut() -> bool) {
         assert!(Instant::now() < until, "it did not happen that {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// What a newer volhost wrote beside this one must not be lost by what this one would write over it.
+#[tokio::test]
+async fn what_is_not_understood_stops_every_change_until_it_is_gone() {
+    let server = Server::start();
+    let catalog = server.open("newer", "store1").await;
+    let made = create(&catalog, "db").await;
+    server.ctl(&["put", "/newer/volumes/other", r#"{"v":2}"#]).unwrap();
+    eventually("it is noticed", async || catalog.fault().is_some()).await;
+    for _ in 0..30 {
+        let why = catalog.fault().expect("it stays so, however well the cluster answers");
+        assert!(why.contains("row volumes/other has the version 2"), "{why}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let refused = catalog.submit(mount(&made, "web1", "x")).await;
+    assert!(matches!(refused, Err(CatalogError::Unreachable { .. })), "{refused:?}");
+    assert_eq!(catalog.view().volume("db"), Some(&made));
+    server.ctl(&["del", "/newer/volumes/other"]).unwrap();
+    // The history still has it: it is read whole again once that is compacted.
+    server.ctl(&["compact", &server.revision().to_string()]).unwrap();
+    eventually("changes are taken in", async || catalog.submit(mount(&made, "web1", "x")).await.is_ok())
+        .await;
+}
+
+/// A cluster that was taken back to a snapshot may be as far as it was before, by what others did since.
+#[tokio::test]
+async fn another_history_is_noticed_also_where_it_came_as_far() {
+    let mut server = Server::start();
+    let catalog = server.open("history", "store1").await;
+    create(&catalog, "kept").await;
+    let snapshot = server.dir.path().join("snapshot");
+    server.ctl(&["snapshot", "save", snapshot.to_str().unwrap()]).unwrap();
+    // One that the watch has told, and one that it perhaps has not.
+    create(&catalog, "told").await;
+    catalog.sync().await.unwrap();
+    create(&catalog, "lost").await;
+    let reached = server.revision();
+
+    server.stop();
+    server.restore(&snapshot);
+    while server.revision() <= reached {
+        server.ctl(&["put", "/somebody/elses", "x"]).unwrap();
+    }
+    eventually("what was lost is lost", async || {
+        ["lost", "told"].iter().all(|name| catalog.view().volume(name).is_none())
+    })
+    .await;
+    assert!(catalog.view().volume("kept").is_some());
+    eventually("changes are taken in", async || catalog.submit(Change::Insert(volume("new"))).await.is_ok())
+        .await;
 }

@@ -48,7 +48,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
         let mut compares = transaction.compares.clone();
         compares.push(same(key.clone(), self.slot.revision));
         let mut writes = transaction.writes.clone();
-        writes.push(TxnOp::put(self.core.keys.head(), "", None));
+        writes.push(TxnOp::put(self.core.keys.head(), number.as_str(), None));
         let mut sent = false;
         loop {
             match ask(self.core, &key, compares.clone(), writes.clone(), &number).await {
@@ -73,7 +73,9 @@ impl<'a, T: Clone> Attempt<'a, T> {
                 }
                 Err(trouble) => {
                     let may_have_been_sent = match trouble.kind {
-                        Kind::Refused | Kind::LeaseGone | Kind::Compacted => return Err(trouble),
+                        Kind::Refused | Kind::Full | Kind::LeaseGone | Kind::Compacted => {
+                            return Err(trouble);
+                        }
                         Kind::Unsent | Kind::Certificates | Kind::LockedOut => false,
                         Kind::Unanswered => true,
                     };

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use etcd_client::WatchOptions;
+use etcd_client::{GetOptions, WatchOptions};
 use tokio::time::timeout;
 
 use super::core::Core;
 use super::load::{Patience, Reader};
-use super::members::ANSWER;
+use super::members::{ANSWER, Kind, Trouble};
+use super::memory::Head;
 use crate::error::chain;
 
 /// How long after the watch broke off it is begun anew.
@@ -22,8 +23,12 @@ const PAUSE: Duration = Duration::from_millis(100);
 enum End {
     /// It broke off, or is behind.
     Broken(String),
-    /// What it should tell is not kept any more, or never was in this history.
+    /// It told what this volhost does not understand.
+    NotUnderstood,
+    /// What it should tell is not kept any more.
     Compacted,
+    /// The cluster's history is not the one that is known.
+    OtherHistory,
 }
 
 /// Watches for as long as the catalog is served.
@@ -34,34 +39,55 @@ pub(super) async fn watch(core: Arc<Core>) {
                 log::debug!("the watch of the catalog {}: {why}", core.location);
                 tokio::time::sleep(PAUSE).await;
             }
+            End::NotUnderstood => tokio::time::sleep(Duration::from_secs(1)).await,
             End::Compacted => {
-                log::info!(
-                    "the catalog {} is read whole again: its history is another one, or was compacted",
-                    core.location
-                );
-                let reader = Reader {
-                    members: &core.members,
-                    keys: &core.keys,
-                    location: &core.location,
-                    patience: Patience::Endless,
-                };
-                match reader.read().await {
-                    Ok(snapshot) => core.memory.replace(snapshot),
-                    Err(error) => {
-                        core.health.ill(&chain(&error));
-                        tokio::time::sleep(Duration::from_secs(1)).await;
-                    }
-                }
+                log::info!("the catalog {} is read whole again: its history was compacted", core.location);
+                read_again(&core, true).await;
+            }
+            End::OtherHistory => {
+                log::info!("the catalog {} is read whole again: its history is another one", core.location);
+                read_again(&core, false).await;
             }
         }
     }
 }
 
-async fn follow(core: &Core) -> End {
-    if core.other_history.swap(false, Ordering::AcqRel) {
-        return End::Compacted;
+/// Reads the catalog whole, where the watch cannot tell what happened.
+async fn read_again(core: &Core, same_history: bool) {
+    let reader = Reader {
+        members: &core.members,
+        keys: &core.keys,
+        location: &core.location,
+        patience: Patience::Endless,
+    };
+    match reader.read().await {
+        Ok(snapshot) => {
+            core.memory.replace(snapshot, same_history);
+            core.other_history.store(false, Ordering::Release);
+        }
+        Err(error) => {
+            core.health.ill(&chain(&error));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
     }
-    let from = core.memory.look(|_, known| known.reached) + 1;
+}
+
+async fn follow(core: &Core) -> End {
+    if core.other_history.load(Ordering::Acquire) {
+        return End::OtherHistory;
+    }
+    let (reached, head) = core.memory.look(|_, known| (known.reached, known.head.clone()));
+    match head_at(core, reached).await {
+        Ok(found) if found == head => {}
+        // Another history has come as far, or does not reach back so far.
+        Ok(_) => {
+            core.history_changed(reached);
+            return End::OtherHistory;
+        }
+        Err(Trouble { kind: Kind::Compacted, .. }) => return End::Compacted,
+        Err(trouble) => return End::Broken(trouble.text),
+    }
+    let from = reached + 1;
     let options = WatchOptions::new().with_range(core.keys.end_of_common()).with_start_revision(from);
     let root = core.keys.root();
     let begun =
@@ -101,10 +127,28 @@ async fn follow(core: &Core) -> End {
                 End::Broken(message.cancel_reason().to_owned())
             };
         }
-        if let Err(error) = core.memory.heard(message.events()) {
+        match core.memory.heard(message.events()) {
+            Ok(true) => {}
+            Ok(false) => {
+                core.history_changed(core.memory.look(|_, known| known.reached));
+                return End::OtherHistory;
+            }
             // What a newer volhost wrote would be lost by the next change: nothing is changed from now on.
-            core.health.ill(&format!("{}; no change is taken in", chain(&error)));
-            return End::Broken(chain(&error));
+            Err(error) => {
+                core.health.stuck(&chain(&error));
+                return End::NotUnderstood;
+            }
         }
+        core.health.unstuck();
     }
+}
+
+/// The key that every transaction writes, as it was at a revision: its own revision and value.
+async fn head_at(core: &Core, revision: i64) -> Result<Option<Head>, Trouble> {
+    let (key, options) = (core.keys.head(), GetOptions::new().with_revision(revision));
+    let got = core
+        .members
+        .ask(ANSWER, async move |client| client.kv_client().get(key, Some(options)).await)
+        .await?;
+    Ok(got.kvs().first().map(|pair| (pair.mod_revision(), pair.value().to_vec())))
 }
