@@ -33,6 +33,7 @@ mod recover;
 mod remove;
 mod restore;
 mod rounds;
+mod settled;
 mod soon;
 mod step;
 #[cfg(test)]

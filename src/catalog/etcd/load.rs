@@ -102,7 +102,7 @@ impl Reader<'_> {
         loop {
             let trouble = match self.members.ask(limit, &question).await {
                 Ok(answer) => return Ok(Some(answer)),
-                Err(Trouble { kind: Kind::Compacted, .. }) => return Ok(None),
+                Err(Trouble { kind: Kind::Compacted | Kind::Ahead, .. }) => return Ok(None),
                 Err(trouble) => trouble,
             };
             let location = || self.location.to_owned();
@@ -116,7 +116,12 @@ impl Reader<'_> {
                 }
                 // One member may have a wrong certificate; where all have, ours is.
                 Kind::Certificates => certificates += 1,
-                Kind::Full | Kind::LeaseGone | Kind::Compacted | Kind::Unsent | Kind::Unanswered => {
+                Kind::Full
+                | Kind::LeaseGone
+                | Kind::Compacted
+                | Kind::Ahead
+                | Kind::Unsent
+                | Kind::Unanswered => {
                     certificates = 0;
                 }
             }

@@ -41,6 +41,8 @@ pub(super) enum Kind {
     LeaseGone,
     /// What was asked for lies before the cluster's last compaction.
     Compacted,
+    /// What was asked for lies behind the end of the cluster's history.
+    Ahead,
     /// Nobody listens there: nothing was asked.
     Unsent,
     /// Certificates do not fit: nothing was asked.
@@ -116,7 +118,7 @@ impl Members {
                     Kind::Unsent | Kind::Unanswered | Kind::Certificates | Kind::LockedOut => {
                         self.give_up(number).await;
                     }
-                    Kind::Refused | Kind::Full | Kind::LeaseGone | Kind::Compacted => {}
+                    Kind::Refused | Kind::Full | Kind::LeaseGone | Kind::Compacted | Kind::Ahead => {}
                 }
                 trouble
             }
@@ -192,6 +194,7 @@ impl Members {
                 // The numbers are those of gRPC's status codes.
                 let kind = match (status.code() as i32, status.message()) {
                     (5, message) if message.contains("lease") => Kind::LeaseGone,
+                    (11, message) if message.contains("future revision") => Kind::Ahead,
                     (11, _) => Kind::Compacted,
                     (8, message) if message.contains("too many requests") => Kind::Unanswered,
                     (8, _) => Kind::Full,

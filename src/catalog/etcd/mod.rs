@@ -358,13 +358,17 @@ impl Catalog for Etcd {
 
 impl Drop for Etcd {
     fn drop(&mut self) {
-        self.core.closing.send_replace(true);
+        let closed = self.core.closing.send_replace(true);
         let Some(runtime) = self.runtime.take() else { return };
         let mut under_way = self.under_way.subscribe();
         // A thread of its own may wait, which the one that drops this may not be allowed to.
         let end = std::thread::spawn(move || {
-            let waited = async { timeout(CLOSING, under_way.wait_for(|count| *count == 0)).await.is_ok() };
-            runtime.block_on(waited);
+            // Closed before, it was waited for already.
+            if !closed {
+                let waited =
+                    async { timeout(CLOSING, under_way.wait_for(|count| *count == 0)).await.is_ok() };
+                runtime.block_on(waited);
+            }
             runtime.shutdown_timeout(ANSWER);
         });
         // It does not panic, and nothing could be done about it.

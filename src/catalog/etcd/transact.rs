@@ -73,7 +73,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
                 }
                 Err(trouble) => {
                     let may_have_been_sent = match trouble.kind {
-                        Kind::Refused | Kind::Full | Kind::LeaseGone | Kind::Compacted => {
+                        Kind::Refused | Kind::Full | Kind::LeaseGone | Kind::Compacted | Kind::Ahead => {
                             return Err(trouble);
                         }
                         Kind::Unsent | Kind::Certificates | Kind::LockedOut => false,

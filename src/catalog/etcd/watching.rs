@@ -79,8 +79,8 @@ async fn follow(core: &Core) -> End {
     let (reached, head) = core.memory.look(|_, known| (known.reached, known.head.clone()));
     match head_at(core, reached).await {
         Ok(found) if found == head => {}
-        // Another history has come as far, or does not reach back so far.
-        Ok(_) => {
+        // Another history has come as far, or not so far.
+        Ok(_) | Err(Trouble { kind: Kind::Ahead, .. }) => {
             core.history_changed(reached);
             return End::OtherHistory;
         }
