@@ -120,7 +120,7 @@ impl Bare {
             // A slot that was written before.
             for seen in recording.create.iter().flat_map(|seen| &seen.writes) {
                 let key = bare.replaced(&seen.key);
-                if key.contains("/slots/") {
+                if key.contains("/~slots/") {
                     let put = bare.client.put(key.clone(), "", None).await.expect("etcd answers");
                     bare.revisions.insert(key, put.header().expect("it has one").revision());
                 }
@@ -155,7 +155,7 @@ impl Bare {
         let mut written = Vec::new();
         for Write { key, value, leased } in &seen.writes {
             let key = self.replaced(key);
-            if key.contains("/slots/") {
+            if key.contains("/~slots/") {
                 slot = Some(key.clone());
             }
             // Everybody writes it, and nobody compares it.
@@ -199,8 +199,8 @@ impl Bare {
     fn replaced(&self, text: &str) -> String {
         let text = text.replace(&self.recording.name, &self.name).replace(&self.recording.id, &self.id);
         let Some(rest) = text.strip_prefix(&format!("/{OURS}/")) else { return text };
-        match rest.strip_prefix("slots/").and_then(|slot| slot.rsplit_once('/')) {
-            Some((instance, _)) => format!("/{BARE}/slots/{instance}/{:02}", self.who),
+        match rest.strip_prefix("~slots/").and_then(|slot| slot.rsplit_once('/')) {
+            Some((instance, _)) => format!("/{BARE}/~slots/{instance}/{:02}", self.who),
             None => format!("/{BARE}/{rest}"),
         }
     }
