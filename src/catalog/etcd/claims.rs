@@ -66,11 +66,13 @@ impl Core {
     /// Writes what no rule decides; at which revision, or nothing where its conditions do not hold.
     async fn write(&self, make: impl Fn(Owner) -> Transaction) -> Result<Option<i64>, CatalogError> {
         loop {
-            if let Some(why) = self.health.fault() {
-                return Err(self.unreachable(why));
-            }
-            let transaction = make(self.owner());
-            let mut attempt = Attempt::begin(self).await;
+            let mut attempt = tokio::select! {
+                biased;
+                why = self.health.out_of_reach() => return Err(self.unreachable(why)),
+                begun = Attempt::begin(self) => begun,
+            };
+            let owner = self.owner();
+            let transaction = make(owner);
             let sent = attempt.send(&transaction, ()).await;
             let settled = attempt.settle().await.map(|(revision, ())| revision);
             let revision = match sent {
@@ -81,7 +83,7 @@ impl Core {
                 }
                 Ok(Sent::Unknown) => settled,
                 Err(Trouble { kind: Kind::LeaseGone, .. }) => {
-                    self.renew_lease().await?;
+                    self.renew_lease(owner.lease).await?;
                     continue;
                 }
                 Err(trouble) => return Err(self.failed(trouble.text)),

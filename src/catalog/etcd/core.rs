@@ -17,7 +17,7 @@ use super::health::Health;
 use super::keys::Keys;
 use super::members::{Kind, Members, Trouble};
 use super::memory::{Memory, Step};
-use super::order::{Order, cells};
+use super::order::{Order, Turn, cells};
 use super::plan::{Owner, Planned, plan};
 use super::slots::Slots;
 use super::spool::{Entry, Spool, What};
@@ -200,7 +200,8 @@ impl Core {
         }
         let mut waited = false;
         loop {
-            let planned = plan(&self.memory, &self.keys, self.owner(), change)
+            let owner = self.owner();
+            let planned = plan(&self.memory, &self.keys, owner, change)
                 .map_err(|error| self.failed(crate::error::chain(&error)))?;
             let (outcome, transaction) = match planned {
                 Planned::Refused(_) | Planned::Elsewhere(_) if !fresh => {
@@ -234,10 +235,12 @@ impl Core {
                 Planned::Write(outcome, transaction) => (outcome, transaction),
             };
             if attempt.is_none() {
-                if let Some(why) = self.health.fault() {
-                    return Err(self.unreachable(why));
-                }
-                *attempt = Some(Attempt::begin(self).await);
+                // Slots of what was sent and not answered are not free before the cluster is back.
+                *attempt = Some(tokio::select! {
+                    biased;
+                    why = self.health.out_of_reach() => return Err(self.unreachable(why)),
+                    begun = Attempt::begin(self) => begun,
+                });
             }
             let Some(sender) = attempt.as_mut() else { continue };
             let keep = (outcome, transaction.steps.clone());
@@ -253,11 +256,23 @@ impl Core {
                 Ok(Sent::Unknown) => {
                     return Err(self.unreachable(self.health.fault().unwrap_or_default()));
                 }
-                Err(Trouble { kind: Kind::LeaseGone, .. }) => {
-                    self.renew_lease().await?;
-                }
+                Err(Trouble { kind: Kind::LeaseGone, .. }) => self.renew_lease(owner.lease).await?,
                 Err(trouble) => return Err(self.failed(trouble.text)),
             }
+        }
+    }
+
+    /// Waits until everything in front of a change is done. What can be kept does not wait for what cannot be known
+    /// before the cluster is back.
+    pub(super) async fn wait_for_turn(&self, turn: &mut Turn, change: &Change) {
+        if self.can_wait(change).is_some() {
+            tokio::select! {
+                biased;
+                () = turn.come() => {}
+                _ = self.health.out_of_reach() => {}
+            }
+        } else {
+            turn.come().await;
         }
     }
 
@@ -304,9 +319,8 @@ impl Core {
         }
     }
 
-    /// Has the lease renewed, and waits for that.
-    pub(super) async fn renew_lease(&self) -> Result<(), CatalogError> {
-        let gone = self.lease.load(Ordering::Acquire);
+    /// Has the lease that is gone renewed, and waits for that.
+    pub(super) async fn renew_lease(&self, gone: i64) -> Result<(), CatalogError> {
         while self.lease.load(Ordering::Acquire) == gone {
             self.lease_gone.notify_one();
             tokio::select! {
@@ -341,6 +355,6 @@ fn needs_a_fresh_view(change: &Change) -> bool {
 }
 
 /// The place of a change in the order of this instance's.
-pub(super) fn place(core: &Core, change: &Change) -> super::order::Turn {
+pub(super) fn place(core: &Core, change: &Change) -> Turn {
     core.order.queue(cells(change, &core.memory.view()))
 }

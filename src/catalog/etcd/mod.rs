@@ -302,7 +302,7 @@ impl Catalog for Etcd {
         // Its place is taken now, in the order of calls.
         let mut turn = place(&core, &change);
         self.run(async move {
-            turn.come().await;
+            core.wait_for_turn(&mut turn, &change).await;
             core.carry_out(change).await
         })
     }

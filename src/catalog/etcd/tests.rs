@@ -445,3 +445,36 @@ async fn another_history_is_noticed_also_where_it_came_as_far() {
     eventually("changes are taken in", async || catalog.submit(Change::Insert(volume("new"))).await.is_ok())
         .await;
 }
+
+/// What was sent and not answered holds its volume and its slot until etcd is back; an Unmount waits for neither.
+#[tokio::test]
+async fn an_unmount_waits_for_nothing_that_cannot_be_known() {
+    let server = Server::start();
+    let catalog = server.open("behind", "store1").await;
+    let made = create(&catalog, "db").await;
+    done(&catalog, mount(&made, "web1", "x")).await;
+    server.signal("STOP");
+    // More than there are slots, all of one volume or another's.
+    let mut pending = vec![catalog.submit(mount(&made, "web2", "y"))];
+    for at in 0..2 * SLOTS {
+        pending.push(catalog.submit(Change::Insert(volume(&format!("v{at}")))));
+    }
+    let asked = Instant::now();
+    let outcome = done(&catalog, unmount(&made, "x")).await;
+    assert!(
+        outcome.released.len() == 1 && asked.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        asked.elapsed()
+    );
+    server.signal("CONT");
+    // What became of them is told once it is known: each was done, or never will be.
+    let results = join_all(pending).await;
+    eventually("the Unmount is recorded", async || catalog.fault().is_none()).await;
+    catalog.sync().await.unwrap();
+    let view = catalog.view();
+    for (at, result) in results.iter().skip(1).enumerate() {
+        assert_eq!(result.is_ok(), view.volume(&format!("v{at}")).is_some(), "{at}: {result:?}");
+    }
+    let mounted: Vec<_> = view.volume("db").unwrap().mounts.iter().map(|mount| mount.host.as_str()).collect();
+    assert_eq!(mounted, if results[0].is_ok() { vec!["web2"] } else { vec![] });
+}
