@@ -138,13 +138,15 @@ impl Memory {
     /// Takes in a transaction of this instance.
     pub(super) fn committed(&self, revision: i64, steps: Vec<Step>) {
         let mut known = self.known();
+        // The watch has told it already, and perhaps what others made of it since.
+        if revision <= known.reached {
+            return;
+        }
         let mut draft = View::clone(&self.view.load());
         for step in &steps {
             self.take(&mut known, &mut draft, revision, step.clone());
         }
-        if revision > known.reached {
-            known.own.push((revision, steps));
-        }
+        known.own.push((revision, steps));
         self.view.store(Arc::new(draft));
     }
 
@@ -365,5 +367,33 @@ fn deletion(row: RowKey) -> Option<Write> {
             log::warn!("the record of host {name} was deleted in etcd by hand: it is kept in memory");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Cluster;
+    use crate::catalog::contract::volume;
+
+    #[test]
+    fn an_answer_that_comes_after_the_watch_brings_nothing_back() {
+        let keys = Keys::of(&Cluster { members: vec!["a:1".into()], prefix: "p".into() });
+        let (view, rows, moving) = Default::default();
+        let memory =
+            Memory::new(keys, Uuid::nil(), Snapshot { view, rows, moving, head: None, revision: 10 });
+        let made = Arc::new(volume("db"));
+        let steps = |made: &Arc<Volume>| {
+            let moves = Moves { by: Uuid::nil(), hides: Some(made.name.to_string()) };
+            let row = Step::Row(Write::Volume(made.name.clone(), Some(Arc::clone(made))));
+            vec![Step::Moving(made.id, Some(moves)), row]
+        };
+        // What it made was removed again, and the watch has told both.
+        memory.committed(9, steps(&made));
+        assert!(memory.view().volumes.is_empty());
+        assert!(memory.look(|_, known| known.mover(made.id).is_none()));
+        memory.committed(11, steps(&made));
+        assert!(!memory.view().volume("db").unwrap().visible);
+        assert!(memory.look(|_, known| known.mover(made.id).is_some()));
     }
 }
