@@ -18,7 +18,7 @@ impl View {
             Write::Volume(name, Some(record)) => self.put_volume(name, &record),
             Write::Volume(name, None) => {
                 if let Some(volume) = self.volumes.remove(&name) {
-                    volume.mounts.iter().for_each(|mount| self.count_out(mount));
+                    volume.mounts.iter().for_each(|mount| self.died(mount));
                 }
             }
             Write::Mount(key, mount) => {
@@ -28,7 +28,7 @@ impl View {
                     known.host == key.host && known.id == key.id && known.activation == key.activation
                 };
                 let before = volume.mounts.release(same);
-                before.iter().for_each(|mount| self.count_out(mount));
+                before.iter().for_each(|mount| self.died(mount));
                 if let Some(mount) = mount {
                     self.count_in(&mount);
                     volume.mounts.put(mount);
@@ -64,7 +64,7 @@ impl View {
         if let Some(before) = self.volumes.insert(name, Arc::new(volume))
             && before.id != record.id
         {
-            before.mounts.iter().for_each(|mount| self.count_out(mount));
+            before.mounts.iter().for_each(|mount| self.died(mount));
         }
     }
 
@@ -80,9 +80,5 @@ impl View {
         if mount.activation == self.activation(&mount.host) {
             *self.live.entry(mount.host.clone()).or_default() += 1;
         }
-    }
-
-    fn count_out(&mut self, mount: &Mount) {
-        self.died(mount);
     }
 }
