@@ -32,6 +32,10 @@ const ELSEWHERE: Duration = Duration::from_secs(1);
 /// How many hosts one transaction notes as seen: it may have 128 conditions.
 pub(super) const SEEN_AT_ONCE: usize = 100;
 
+/// How often in a row a change may have been decided on rows that are other ones by then. Others who write the same rows do
+/// that to it a few times; so often, it is what is known that is wrong.
+const STALE: usize = 50;
+
 /// How many mounts one transaction releases.
 const RELEASED_AT_ONCE: usize = 50;
 
@@ -55,6 +59,8 @@ pub(super) struct Core {
     pub(super) watch_anew: tokio::sync::Notify,
     /// Whether the cluster's history is not the one that the memory was made of.
     pub(super) other_history: AtomicBool,
+    /// Whether what is known contradicts the cluster although it is fresh.
+    pub(super) doubted: AtomicBool,
     pub(super) questions: mpsc::UnboundedSender<Question>,
     /// Tells one process of this instance from the one before, in the numbers of transactions.
     pub(super) run: Uuid,
@@ -86,6 +92,20 @@ impl Core {
             );
         }
         self.watch_anew.notify_one();
+    }
+
+    /// What is known is not what the cluster holds, and no event is going to tell: everything is read again. Waits until
+    /// that is done, or takes long.
+    async fn doubt(&self, change: &Change) {
+        log::error!(
+            "what is known of the catalog {} is not what it holds, as {STALE} attempts at {change:?} showed: it is read \
+             whole again",
+            self.location
+        );
+        let mut settled = self.memory.settled();
+        self.doubted.store(true, Ordering::Release);
+        self.watch_anew.notify_one();
+        let _ = timeout(ELSEWHERE, settled.changed()).await;
     }
 
     pub(super) fn unreachable(&self, why: Arc<String>) -> CatalogError {
@@ -198,7 +218,7 @@ impl Core {
         if fresh {
             self.sync().await?;
         }
-        let mut waited = false;
+        let (mut waited, mut stale) = (false, 0);
         loop {
             let owner = self.owner();
             let planned = plan(&self.memory, &self.keys, owner, change)
@@ -250,6 +270,10 @@ impl Core {
                     return Ok(outcome);
                 }
                 Ok(Sent::Stale) => {
+                    stale += 1;
+                    if stale % STALE == 0 {
+                        self.doubt(change).await;
+                    }
                     self.sync().await?;
                     fresh = true;
                 }

@@ -213,7 +213,14 @@ impl Memory {
                 if let Some(Write::Host(name, host)) = &write {
                     news.hosts += u64::from(other_certificates(draft.hosts.get(name), host));
                 }
-                write.is_some_and(|write| self.take(known, draft, pair.mod_revision(), Step::Row(write)))
+                match write {
+                    Some(write) => self.take(known, draft, pair.mod_revision(), Step::Row(write)),
+                    // What stays in the view without a key is written as a new one.
+                    None => {
+                        known.rows.remove(&*String::from_utf8_lossy(pair.key()));
+                        false
+                    }
+                }
             }
             Key::Moving(id) => {
                 let moves = if deleted { None } else { serde_json::from_slice(pair.value()).ok() };
@@ -327,6 +334,12 @@ impl Memory {
             }
         }
         true
+    }
+
+    /// Has a row known at a revision that the cluster never gave it: what no watch would ever mend.
+    #[cfg(test)]
+    pub(super) fn mistake(&self, row: &RowKey) {
+        self.known().rows.insert(self.keys.of_row(row).into_boxed_str(), i64::MAX);
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -147,6 +147,7 @@ async fn build(
         lease_gone: tokio::sync::Notify::new(),
         watch_anew: tokio::sync::Notify::new(),
         other_history: AtomicBool::new(false),
+        doubted: AtomicBool::new(false),
         questions,
         run,
         numbers: AtomicU64::new(1),

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::catalog::contract::{self, create, host, mount, mount_id, remove, volume};
-use crate::catalog::{Credentials, Outcome, Refusal, Volume};
+use crate::catalog::{Credentials, Outcome, Refusal, RowKey, Volume};
 use crate::host::name::HostName;
 use crate::volume::options::Options;
 
@@ -477,4 +477,37 @@ async fn an_unmount_waits_for_nothing_that_cannot_be_known() {
     }
     let mounted: Vec<_> = view.volume("db").unwrap().mounts.iter().map(|mount| mount.host.as_str()).collect();
     assert_eq!(mounted, if results[0].is_ok() { vec!["web2"] } else { vec![] });
+}
+
+/// No volhost deletes the record of a host; somebody's hand may.
+#[tokio::test]
+async fn a_host_whose_record_was_deleted_is_recorded_anew() {
+    let server = Server::start();
+    let catalog = server.open("hand", "store1").await;
+    let made = create(&catalog, "db").await;
+    done(&catalog, mount(&made, "web1", "x")).await;
+    done(&catalog, Change::Activate(host("web1"))).await;
+    let before = catalog.view().hosts.get(&host("web1")).cloned().unwrap();
+    assert_eq!(server.ctl(&["del", "/hand/hosts/web1"]).unwrap().trim(), "1");
+    let next = timeout(Duration::from_secs(10), catalog.submit(mount(&made, "web1", "y"))).await;
+    next.expect("it is not tried for ever").unwrap();
+    let seen = Change::Seen(vec![(host("web1"), time::OffsetDateTime::now_utc())]);
+    timeout(Duration::from_secs(10), catalog.submit(seen)).await.expect("nor is this").unwrap();
+    assert!(server.ctl(&["get", "/hand/hosts/web1"]).unwrap().contains("\"activation\":1"));
+    assert_eq!(catalog.view().hosts.get(&host("web1")).unwrap().activation, before.activation);
+}
+
+/// The second line of defence, should what is known ever be wrong in a way that no event mends.
+#[tokio::test]
+async fn what_contradicts_the_cluster_is_read_again() {
+    let server = Server::start();
+    let (cluster, instance) = (server.cluster("doubt"), server.instance("store1"));
+    let opened = tokio::task::spawn_blocking(move || open(&cluster, &instance)).await.unwrap();
+    let etcd = Arc::new(opened.unwrap());
+    let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
+    let made = create(&catalog, "db").await;
+    etcd.core.memory.mistake(&RowKey::Volume(made.name.clone()));
+    let mounted = timeout(Duration::from_secs(20), catalog.submit(mount(&made, "web1", "x"))).await;
+    mounted.expect("it is not tried for ever").unwrap();
+    assert_eq!(catalog.view().volume("db").unwrap().mounts.len(), 1);
 }

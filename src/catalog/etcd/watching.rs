@@ -29,6 +29,8 @@ enum End {
     Compacted,
     /// The cluster's history is not the one that is known.
     OtherHistory,
+    /// What it told does not make what the cluster holds.
+    Doubted,
 }
 
 /// Watches for as long as the catalog is served.
@@ -48,6 +50,7 @@ pub(super) async fn watch(core: Arc<Core>) {
                 log::info!("the catalog {} is read whole again: its history is another one", core.location);
                 read_again(&core, false).await;
             }
+            End::Doubted => read_again(&core, true).await,
         }
     }
 }
@@ -64,6 +67,7 @@ async fn read_again(core: &Core, same_history: bool) {
         Ok(snapshot) => {
             core.memory.replace(snapshot, same_history);
             core.other_history.store(false, Ordering::Release);
+            core.doubted.store(false, Ordering::Release);
         }
         Err(error) => {
             core.health.ill(&chain(&error));
@@ -75,6 +79,9 @@ async fn read_again(core: &Core, same_history: bool) {
 async fn follow(core: &Core) -> End {
     if core.other_history.load(Ordering::Acquire) {
         return End::OtherHistory;
+    }
+    if core.doubted.load(Ordering::Acquire) {
+        return End::Doubted;
     }
     let (reached, head) = core.memory.look(|_, known| (known.reached, known.head.clone()));
     match head_at(core, reached).await {
