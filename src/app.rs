@@ -307,8 +307,7 @@ impl App {
         if unfinished > 0 {
             log::warn!("{unfinished} connections did not finish in time");
         }
-        service.write_seen().await;
-        service.last_copies().await;
+        service.write_last().await;
         Ok(())
     }
 }

@@ -142,7 +142,7 @@ impl Service {
         } else {
             self.make(Arc::clone(claim), &moving, &backend, expect, &volume).await?;
         }
-        let outcome = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await?;
+        let outcome = self.show(&moving, &volume).await?;
         step("create:done");
         log_done(if adopt { "adopted" } else { "created" }, &volume.name, caller);
         Ok(outcome.after.unwrap_or_else(|| Arc::new(Volume { visible: true, unconfirmed: false, ..volume })))

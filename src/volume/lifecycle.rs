@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::error::Error;
 use super::rounds::Rounds;
@@ -25,6 +26,9 @@ const ROUND: Duration = Duration::from_secs(5);
 
 /// How often it is written down when hosts were last seen.
 const SEEN: Duration = Duration::from_secs(60);
+
+/// How long the end of the service waits until that is written down.
+const AT_THE_END: Duration = Duration::from_secs(2);
 
 impl Service {
     /// Puts another part of the configuration in force. Operations under way end as they began.
@@ -43,7 +47,7 @@ impl Service {
             rounds.spawn(async move { service.look_after(&backend).await });
         }
         let all = async { while rounds.join_next().await.is_some() {} };
-        if tokio::time::timeout(patience, all).await.is_err() {
+        if timeout(patience, all).await.is_err() {
             log::warn!("some backends do not answer yet: volumes on the others are served");
         }
         rounds.detach_all();
@@ -69,9 +73,20 @@ impl Service {
             );
             if written.elapsed() >= SEEN {
                 written = tokio::time::Instant::now();
-                self.write_seen().await;
+                // A catalog that does not answer keeps nobody from looking after the backends.
+                let service = Arc::clone(&self);
+                tokio::spawn(async move { service.write_seen().await });
             }
         }
+    }
+
+    /// Writes down what the end of the service would lose: when hosts were last seen, and each backend's copy of the
+    /// catalog. A catalog or a backend that does not answer is not waited for long.
+    pub async fn write_last(self: &Arc<Self>) {
+        if timeout(AT_THE_END, self.write_seen()).await.is_err() {
+            log::warn!("when hosts were last seen is not written down: the catalog does not answer");
+        }
+        self.last_copies().await;
     }
 
     /// Writes down when hosts were last seen. Nothing hangs on it, so that a failure is only logged.

@@ -163,6 +163,9 @@ impl Service {
                     if gone == Some(volume.id) && !(self.is_elsewhere(name) && patience.wait().await) {
                         self.sync().await?;
                         if self.catalog.view().volumes.get(name).is_some_and(|now| now.id == volume.id) {
+                            if self.is_elsewhere(name) {
+                                return Err(Error::NotMended(name.clone()));
+                            }
                             return Err(Error::DirectoryGone {
                                 name: name.clone(),
                                 backend: volume.backend.clone(),

@@ -8,7 +8,7 @@ use super::Service;
 use super::error::Error;
 use super::name::VolumeId;
 use crate::backend::name::BackendName;
-use crate::catalog::Claimed;
+use crate::catalog::{CatalogError, Change, Claimed, Outcome, Volume};
 
 impl Service {
     /// Keeps others in this process from moving a volume's directory until the guard is dropped; nothing, while
@@ -33,6 +33,13 @@ impl Service {
     ) -> Result<Option<Moving>, Error> {
         let Some(moving) = self.moving(backend, id) else { return Ok(None) };
         Ok(moving.claim_again().await?.then_some(moving))
+    }
+
+    /// Shows a volume whose directory has come to its name. Where the catalog does not take that, it would stay hidden
+    /// from everybody for as long as this process lives: recovery sees to it.
+    pub(super) async fn show(&self, moving: &Moving, volume: &Volume) -> Result<Outcome, CatalogError> {
+        let shown = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await;
+        shown.inspect_err(|_| moving.leave_half_done())
     }
 
     /// Whether somebody in this process moves a volume's directory.

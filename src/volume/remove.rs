@@ -13,8 +13,8 @@
 //!   claimed anew and goes there again, unless its name or its entry in the trash is somebody's by then.
 //! - The removal was refused or not recorded: the directory is claimed anew and goes back to its name only if the
 //!   volume still stands in a view that is fresh. Where another instance removed the volume, the directory stays in the
-//!   trash, which is that one's by then; and where a later volume has the name, and what was moved was that one's
-//!   directory, it gets it back.
+//!   trash, which is that one's by then; and where a later volume has the name, and what this operation moved was that
+//!   one's directory, it gets it back before the trash is believed to hold the first one's.
 //! - Whoever brings a directory back from the trash, for a Restore or for what was cut off, and then hears that the
 //!   volume is removed again, takes it there again in the same way.
 //! - Whatever cannot be claimed or looked at now is left to [`super::recover`], of whichever instance.
@@ -97,17 +97,17 @@ impl Service {
         let directory = name.clone();
         let trash = move |root: &Root| match root.trash(&directory, id) {
             // Whoever was to bring it back from the trash was cut off: it is where it is to go.
-            Err(BackendError::Missing { .. }) if root.is_trashed(id)? => Ok(()),
-            done => done,
+            Err(BackendError::Missing { .. }) if root.is_trashed(id)? => Ok(Trashed::Before),
+            done => done.map(|()| Trashed::Now),
         };
-        let keep = match backend.run(expect, trash).await {
-            Ok(()) => true,
+        let trashed = match backend.run(expect, trash).await {
+            Ok(trashed) => Some(trashed),
             Err(BackendError::Missing { path }) => {
                 log::warn!(
                     "volume {name} is removed without a directory: {} is gone already",
                     path.display()
                 );
-                false
+                None
             }
             Err(error) => {
                 if error.effect_unknown() {
@@ -117,8 +117,11 @@ impl Service {
             }
         };
         step("remove:trashed");
+        let keep = trashed.is_some();
         if let Err(error) = self.record_removal(claim, &volume, keep).await {
-            if keep && self.put_back(&moving, &backend, expect, &volume).await == Stands::Removed {
+            if let Some(trashed) = trashed
+                && self.put_back(&moving, &backend, expect, &volume, trashed).await == Stands::Removed
+            {
                 log::info!("volume {name} was removed by another instance meanwhile");
                 return Ok(self.catalog.view().trash.contains_key(&id).then_some(id));
             }
@@ -189,32 +192,38 @@ impl Service {
         backend: &Backend,
         expect: Expect,
         volume: &Volume,
+        trashed: Trashed,
     ) -> Stands {
         let (id, name) = (volume.id, volume.name.clone());
-        match moving.claim_again().await {
-            Ok(true) => {}
-            Ok(false) => {
-                moving.leave_half_done();
-                return Stands::Unknown;
-            }
-            Err(error) => {
-                log::error!(
-                    "the directory of volume {name} is in the trash and goes back when the catalog answers: {}",
-                    chain(&error)
-                );
-                moving.leave_half_done();
-                return Stands::Unknown;
+        let mut patience = Patience::new();
+        loop {
+            match moving.claim_again().await {
+                Ok(true) => break,
+                // Another instance puts it back, or deletes it for good.
+                Ok(false) if patience.wait().await => {}
+                Ok(false) => {
+                    moving.leave_half_done();
+                    return Stands::Unknown;
+                }
+                Err(error) => {
+                    log::error!(
+                        "the directory of volume {name} is in the trash and goes back when the catalog answers: {}",
+                        chain(&error)
+                    );
+                    moving.leave_half_done();
+                    return Stands::Unknown;
+                }
             }
         }
         let view = self.catalog.view();
-        if view.trash.contains_key(&id) {
-            return Stands::Removed;
-        }
+        let is_in_trash = view.trash.contains_key(&id);
         match view.volumes.get(&name) {
             Some(now) if now.id == id => {}
-            Some(later) if later.backend == *backend.name() => {
+            // The trash may still tell of the one that was meant although its directory was gone from there.
+            Some(later) if later.backend == *backend.name() && (trashed == Trashed::Now || !is_in_trash) => {
                 return self.give_to(later, backend, expect, id).await;
             }
+            _ if is_in_trash => return Stands::Removed,
             _ => {
                 log::error!("volume {name} was forgotten by another instance: .volhost/trash/{id} is left");
                 return Stands::Unknown;
@@ -324,6 +333,15 @@ impl Service {
             }
         }
     }
+}
+
+/// When a volume's directory came to the trash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trashed {
+    /// By this operation: whatever stood under the name lies there now.
+    Now,
+    /// Before it.
+    Before,
 }
 
 /// What became of the record of a volume whose removal was not recorded by this instance.

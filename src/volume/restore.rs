@@ -81,7 +81,7 @@ impl Service {
             return Err(error.into());
         }
         step("restore:renamed");
-        let outcome = match self.catalog.submit(Change::Publish(name.clone(), id)).await {
+        let outcome = match self.show(&moving, volume).await {
             Ok(outcome) => outcome,
             Err(error) => {
                 if matches!(error, CatalogError::Refused(Refusal::NoSuchVolume)) {

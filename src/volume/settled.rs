@@ -51,9 +51,12 @@ impl Service {
         if mending.is_done() {
             return Ok(Some(volume));
         }
-        let Ok(backend) = self.backend_of(&volume) else {
-            // Whether the directory of a volume on an unmapped backend is whole cannot be known, and need not be.
-            return Ok(Some(volume));
+        let backend = match self.backend_of(&volume) {
+            Ok(backend) => backend,
+            // Whether it is going to be whole is known only where its backend is mapped.
+            Err(unmapped) if is_half_made(&volume) => return Err(unmapped),
+            // Whether the directory of one that was whole still is so, need not be known here.
+            Err(_) => return Ok(Some(volume)),
         };
         self.ready(&backend).await?;
         match now() {

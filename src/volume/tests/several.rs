@@ -170,6 +170,9 @@ impl Catalog for Instance {
     }
 
     fn submit(&self, change: Change) -> Submitted {
+        if self.silent.load(Ordering::Relaxed) {
+            return Box::pin(std::future::pending());
+        }
         if self.unreachable.load(Ordering::Relaxed) {
             return Box::pin(ready(Err(unreachable())));
         }
@@ -200,7 +203,13 @@ impl Catalog for Instance {
         let (cluster, number) = (Arc::clone(&self.cluster), self.number);
         let asked = self.answer(move || {
             let mut held = cluster.held.lock().unwrap();
-            if held.claims.contains_key(&id) || held.making.contains_key(&id) {
+            // Who makes it has it already.
+            match held.making.get(&id) {
+                Some((maker, _)) if *maker == number => return Some(Claimed::default()),
+                Some(_) => return None,
+                None => {}
+            }
+            if held.claims.contains_key(&id) {
                 return None;
             }
             held.claimed += 1;
@@ -842,6 +851,84 @@ async fn what_a_late_remove_moved_of_a_later_volume_goes_back_to_that() {
     assert_eq!(removing.await.unwrap().expect("the volume that was meant is gone"), None);
     assert!(both.has_data("db"));
     both.agrees();
+}
+
+/// The same, where the trash still tells of the volume that was meant, but its directory is gone from there: deleted by
+/// hand, or by an instance that was killed before it recorded that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_late_remove_moved_goes_back_also_where_the_trash_has_an_entry_for_it() {
+    let both = Both::new().await;
+    let id = both.filled(0, "db").await;
+    both.catalogs[0].falls_behind();
+    both.catalogs[0].still_claiming.store(true, Ordering::Relaxed);
+    let service = Arc::clone(&both.services[0]);
+    let removing = tokio::spawn(async move { service.remove(&engine(), name("db")).await });
+    both.catalogs[0].stopped().await;
+    both.lose(0);
+    both.remove(1, "db").await.unwrap();
+    std::fs::remove_dir_all(both.root.join(".volhost/trash").join(id.to_string())).unwrap();
+    assert_ne!(both.filled(1, "db").await, id);
+    both.catalogs[0].go_on();
+    assert_eq!(removing.await.unwrap().expect("the volume that was meant is removed"), Some(id));
+    assert!(both.has_data("db"), "the later volume's directory is in the trash of the one before");
+    both.mount(1, "db").await.unwrap();
+}
+
+/// A catalog that stops answering between the record of a volume and its being shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_could_not_be_shown_is_shown_by_the_next_round() {
+    let both = Both::new().await;
+    let id = both.filled(1, "back").await;
+    both.remove(1, "back").await.unwrap();
+    let is_recorded: Which = |change| matches!(change, Change::Insert(_) | Change::Restore(_));
+    for name_of in ["made", "back"] {
+        both.catalogs[0].stop_at(Still::After, is_recorded);
+        let service = Arc::clone(&both.services[0]);
+        let doing = tokio::spawn(async move {
+            match name_of {
+                "made" => service.create(&engine(), name(name_of), Options::default()).await,
+                _ => service.restore(&operator(), name_of).await,
+            }
+        });
+        both.catalogs[0].stopped().await;
+        both.catalogs[0].loses_touch(true);
+        both.catalogs[0].go_on();
+        let refused = doing.await.unwrap();
+        assert!(matches!(refused, Err(Error::Catalog(CatalogError::Unreachable { .. }))), "{refused:?}");
+        assert!(!both.catalogs[1].now().volumes[name_of].visible);
+        both.catalogs[0].loses_touch(false);
+        both.services[0].look_after(&both.backend(0)).await;
+        both.mount(1, name_of).await.unwrap();
+    }
+    assert_eq!(both.catalogs[1].now().volumes["back"].id, id);
+    both.agrees();
+}
+
+/// What another instance is making on a backend that this one does not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_being_made_elsewhere_is_not_answered_as_made() {
+    let both = Both::new().await;
+    both.catalogs[0].stop_at(Still::After, |change| matches!(change, Change::Insert(_)));
+    let service = Arc::clone(&both.services[0]);
+    let making = tokio::spawn(async move { service.create(&engine(), name("db"), Options::default()).await });
+    both.catalogs[0].stopped().await;
+    let unmapped = InForce { map: Map::default(), access: Access::default(), request: LIMIT };
+    both.services[1].put_in_force(unmapped);
+    let answered = both.create(1, "db").await;
+    assert!(matches!(answered, Err(Error::Unmapped { .. })), "{answered:?}");
+    both.catalogs[0].go_on();
+    making.await.unwrap().unwrap();
+    both.create(1, "db").await.expect("it is made, wherever it lies");
+}
+
+/// The service ends although the catalog says nothing.
+#[tokio::test]
+async fn the_last_words_are_given_up_in_time() {
+    let both = Both::new().await;
+    both.services[0].note_seen(&engine().host, None);
+    both.services[0].note_seen(&engine().host, None);
+    both.catalogs[0].silent.store(true, Ordering::Relaxed);
+    tokio::time::timeout(Duration::from_secs(20), both.services[0].write_last()).await.expect("it hangs");
 }
 
 #[tokio::test(flavor = "multi_thread")]
