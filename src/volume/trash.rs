@@ -36,6 +36,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How long a volume that could not be deleted is left alone.
 const RETRY: Duration = Duration::from_secs(60);
 
+/// How long one is left alone that another instance is at work on.
+const ELSEWHERE: Duration = Duration::from_secs(5);
+
 /// How long the clock must have gone evenly before anything is deleted for its age: time for a clock that is wrong at
 /// the start, or was set wrong, to be noticed. Not longer than the backend's own trash time.
 const GRACE: Duration = Duration::from_secs(3600);
@@ -48,8 +51,8 @@ const SCARCE: u64 = 10;
 pub(super) struct Blocked {
     /// What stands in the way.
     pub(super) reason: String,
-    /// When that was found.
-    at: Instant,
+    /// Until when it is left alone.
+    until: Instant,
     /// Which removal it was of: a volume can be restored and removed again.
     removed_at: OffsetDateTime,
 }
@@ -98,6 +101,8 @@ impl Service {
         while let Some(removed) = self.next_due(backend) {
             match self.purge_volume(backend, &removed).await {
                 Ok(()) => {}
+                // Another instance is at it, or should be: the others do not wait for that.
+                Err(error @ Error::NotMended(_)) if self.is_shared() => self.pass_over(&removed, &error),
                 // Nothing is wrong with this volume: the backend is away, or somebody is looking after the directory.
                 Err(
                     error @ (Error::NotMended(_)
@@ -127,7 +132,7 @@ impl Service {
         view.trash
             .values()
             .filter(|removed| removed.volume.backend == *backend.name())
-            .filter(|removed| self.blocked(removed).is_none_or(|blocked| blocked.at.elapsed() >= RETRY))
+            .filter(|removed| self.blocked(removed).is_none_or(|blocked| blocked.until <= Instant::now()))
             .filter(|removed| {
                 scarce
                     || time_left(removed, backend.settings().trash, now, even_for)
@@ -213,12 +218,26 @@ impl Service {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Leaves a volume alone for a while of which another instance has the directory.
+    fn pass_over(&self, removed: &Removed, error: &Error) {
+        log::debug!("removed volume {} has to wait: {}", removed.volume.name, chain(error));
+        self.note_blocked(removed, "another instance is at work on it".into(), ELSEWHERE);
+    }
+
     fn block(&self, removed: &Removed, reason: String) {
         if self.blocked(removed).is_none_or(|known| known.reason != reason) {
             log::warn!("removed volume {} cannot be deleted yet: {reason}", removed.volume.name);
         }
-        let blocked = Blocked { reason, at: Instant::now(), removed_at: removed.at };
-        self.blocked_map().insert(removed.volume.id, blocked);
+        self.note_blocked(removed, reason, RETRY);
+    }
+
+    fn note_blocked(&self, removed: &Removed, reason: String, pause: Duration) {
+        let blocked = Blocked { reason, until: Instant::now() + pause, removed_at: removed.at };
+        let view = self.catalog.view();
+        let mut all = self.blocked_map();
+        // Others delete volumes, too.
+        all.retain(|id, _| view.trash.contains_key(id));
+        all.insert(removed.volume.id, blocked);
     }
 
     /// Why this removed volume could not be deleted when it was last tried.

@@ -100,6 +100,17 @@ pub enum OpenError {
         /// Where it would lie.
         location: String,
     },
+    /// Its keys would lie among those of another catalog.
+    #[error(
+        "the catalog {location} would lie among the keys of another one, which begin with {outer}; name a prefix that is \
+         not below that one"
+    )]
+    Nested {
+        /// Where it would lie.
+        location: String,
+        /// What the other catalog's keys begin with.
+        outer: String,
+    },
     /// It is there, and nothing is to take its place.
     #[error(
         "there is a catalog {location} already{}; to have another in its place, name another prefix, or delete every \
@@ -164,6 +175,9 @@ impl OpenError {
     /// Whether the configuration is to blame.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Credentials { .. } | Self::Unusable(_) | Self::Refused { .. })
+        matches!(
+            self,
+            Self::Credentials { .. } | Self::Unusable(_) | Self::Refused { .. } | Self::Nested { .. }
+        )
     }
 }

@@ -61,6 +61,13 @@ impl Keys {
         format!("{}~", self.root)
     }
 
+    /// The keys of the catalogs that this one would lie in: those below each shorter prefix.
+    pub(super) fn outer(&self) -> impl Iterator<Item = Self> + '_ {
+        let ends = self.root.match_indices('/').skip(1).map(|(end, _)| end + 1);
+        ends.filter_map(|end| self.root.get(..end).filter(|outer| outer.len() < self.root.len()))
+            .map(|outer| Self { root: outer.into() })
+    }
+
     pub(super) fn head(&self) -> String {
         format!("{}head", self.root)
     }

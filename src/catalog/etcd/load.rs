@@ -212,6 +212,7 @@ impl Reader<'_> {
 
     /// Makes an empty catalog where there is no key; somebody else may be quicker.
     async fn make(&self) -> Result<(), OpenError> {
+        self.is_outermost().await?;
         let nothing =
             Compare::create_revision(self.keys.root(), CompareOp::Equal, 0).with_range(self.keys.end());
         let make = Txn::new().when(vec![nothing]).and_then(vec![
@@ -223,6 +224,32 @@ impl Reader<'_> {
             async move { client.kv_client().txn(make).await }
         })
         .await?;
+        Ok(())
+    }
+
+    /// Makes sure that the keys of a catalog below this prefix would not lie among those of another one, below a shorter
+    /// prefix, which could then not be read any more. Who may not read there is told nothing.
+    pub(super) async fn is_outermost(&self) -> Result<(), OpenError> {
+        for outer in self.keys.outer() {
+            let look = Txn::new().and_then([outer.format(), outer.import()].map(|key| TxnOp::get(key, None)));
+            let ask = |client: Arc<Client>| {
+                let look = look.clone();
+                async move { client.kv_client().txn(look).await }
+            };
+            let looked = match self.ask(ask).await {
+                Err(OpenError::Refused { .. }) => continue,
+                looked => looked?,
+            };
+            let answers = looked.map(|looked| looked.op_responses()).unwrap_or_default();
+            let is_there = |answer: &TxnOpResponse| match answer {
+                TxnOpResponse::Get(got) => !got.kvs().is_empty(),
+                TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => false,
+            };
+            if answers.iter().any(is_there) {
+                let (location, outer) = (self.location.to_owned(), outer.root().to_owned());
+                return Err(OpenError::Nested { location, outer });
+            }
+        }
         Ok(())
     }
 

@@ -156,7 +156,10 @@ impl Place {
             let state = self.examine(accepts).await?;
             let mut when = vec![none(keys.all_instances())];
             match state {
-                State::Nothing => when.push(none((keys.root().to_owned(), keys.end()))),
+                State::Nothing => {
+                    self.reader().is_outermost().await?;
+                    when.push(none((keys.root().to_owned(), keys.end())));
+                }
                 State::Catalog { revision } => {
                     when.extend([same(keys.import(), 0), same(keys.format(), revision)]);
                     when.extend(keys.tables().map(none));
@@ -177,17 +180,32 @@ impl Place {
             };
             let Some(import) = begun else { continue };
             if let State::Import { .. } = state {
-                log::info!(
-                    "the catalog {}: what an import left that was cut off is cleared away",
-                    self.location
-                );
-                for table in keys.tables() {
-                    self.go_on(import, vec![delete(table)]).await?;
-                }
+                return self.clear_away(import, run).await;
             }
             return Ok(import);
         }
         Err(self.overtaken())
+    }
+
+    /// Clears away what an import left that was cut off. Returns the revision under which this one goes on: another one,
+    /// so that a deletion that was sent twice and comes late takes nothing of what is written from now on.
+    async fn clear_away(&self, import: i64, run: &str) -> Result<i64, OpenError> {
+        log::info!("the catalog {}: what an import left that was cut off is cleared away", self.location);
+        let keys = &self.keys;
+        for table in keys.tables() {
+            self.go_on(import, vec![delete(table)]).await?;
+        }
+        let cleared = Txn::new()
+            .when([same(keys.import(), import)])
+            .and_then([TxnOp::put(keys.import(), run, None)])
+            .or_else([TxnOp::get(keys.import(), None)]);
+        let answer = self.send(&cleared).await?;
+        if answer.succeeded() {
+            return Ok(revision(&answer));
+        }
+        // It was sent before, and not answered.
+        let ours = first_pair(&answer).filter(|pair| pair.value() == run.as_bytes());
+        ours.map(|pair| pair.mod_revision()).ok_or_else(|| self.overtaken())
     }
 
     /// Writes every record.

@@ -77,6 +77,22 @@ async fn what_is_made_is_read_back_and_served() {
     catalog.close().await;
 }
 
+/// Each catalog would find keys among its own that are not its own.
+#[tokio::test]
+async fn no_catalog_is_begun_inside_another_one() {
+    let server = Server::start();
+    let outer = server.open("outer", "store1").await;
+    let (cluster, instance) = (server.cluster("outer/inner/most"), server.instance("store2"));
+    let opened = blocking(move || super::super::open(&cluster, &instance).map(drop)).await;
+    assert!(matches!(&opened, Err(OpenError::Nested { outer, .. }) if outer == "/outer/"), "{opened:?}");
+    let imported = import(&server.cluster("outer/inner"), &View::default()).await;
+    assert!(matches!(imported, Err(OpenError::Nested { .. })), "{imported:?}");
+    assert!(server.ctl(&["get", "--prefix", "/outer/inner"]).unwrap().is_empty());
+    create(&outer, "db").await;
+    // Beside it there is room, also for one whose prefix begins with the same letters.
+    server.open("outer2/inner", "store1").await;
+}
+
 #[tokio::test]
 async fn records_that_are_large_together_take_several_transactions() {
     let server = Server::start();
