@@ -375,15 +375,15 @@ async fn an_answer_that_nobody_reads_is_given_up() {
     let limits = Limits { request: Duration::from_millis(300), ..limits() };
     let fixture = Fixture::of(Listen::Http(LOOPBACK), limits).await;
     let mut client = Client::tcp(fixture.port).await;
-    client.send("POST /large HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     let anonymous = HostName::anonymous();
-    let gone = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        while fixture.server.connections().contains_key(&anonymous) {
+    let until_open = async |open: bool| {
+        while fixture.server.connections().contains_key(&anonymous) != open {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(LONG, gone).await.unwrap();
+    tokio::time::timeout(LONG, until_open(true)).await.unwrap();
+    client.send("POST /large HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    tokio::time::timeout(LONG, until_open(false)).await.unwrap();
     assert!(client.rest().await.len() < 32 << 20);
 }
 

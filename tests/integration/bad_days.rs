@@ -6,7 +6,7 @@
 //! those that other files tell.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 use crate::engine::show_spec;
-use crate::harness::authority::Authority;
+use crate::harness::authority::{Authority, from_now};
 use crate::harness::http::{Client, Identity, Target};
 use crate::harness::storage::{Storage, backend, create, done, names, refused, rpc, says, until_backend};
 use crate::harness::wait::{SOON, run, until};
@@ -127,18 +127,31 @@ impl<'a> Day<'a> {
 /// The way in which a catalog goes away under the service.
 type Loss = (&'static str, fn(&Path));
 
+/// Removes a file that the service may remove as well, once it sees what becomes of the others.
+fn remove(file: &Path) {
+    if let Err(e) = fs::remove_file(file) {
+        assert_eq!(e.kind(), io::ErrorKind::NotFound, "{}: {e}", file.display());
+    }
+}
+
 #[test]
 fn a_catalog_that_is_removed_is_made_anew_from_memory() {
     let losses: [Loss; 6] = [
         ("its files removed", |directory| {
             for file in names(directory) {
-                fs::remove_file(directory.join(file)).unwrap();
+                remove(&directory.join(file));
             }
         }),
         ("its file removed", |directory| fs::remove_file(directory.join("catalog.db")).unwrap()),
         ("its log removed", |directory| fs::remove_file(directory.join("catalog.db-wal")).unwrap()),
         ("its lock removed", |directory| fs::remove_file(directory.join("catalog.db.lock")).unwrap()),
-        ("its directory removed", |directory| fs::remove_dir_all(directory).unwrap()),
+        ("its directory removed", |directory| {
+            // The service may make files in it anew while it is being emptied.
+            until("the directory to be removed", SOON, || match fs::remove_dir_all(directory) {
+                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => None,
+                removed => Some(removed.unwrap()),
+            });
+        }),
         ("its directory moved away", |directory| {
             let _ = fs::remove_dir_all(directory.with_extension("away"));
             fs::rename(directory, directory.with_extension("away")).unwrap();
@@ -176,7 +189,7 @@ fn a_catalog_that_is_removed_from_a_full_disk_is_made_anew_when_there_is_room() 
     for (round, room) in (0..=160_u64).step_by(8).enumerate() {
         let _ = fs::write(&filler, vec![1; 4 << 20]).unwrap_err();
         for file in ["catalog.db", "catalog.db-wal", "catalog.db-shm"] {
-            fs::remove_file(directory.join(file)).unwrap();
+            remove(&directory.join(file));
         }
         let file = fs::File::options().write(true).open(&filler).unwrap();
         file.set_len(file.metadata().unwrap().len().saturating_sub(room << 10)).unwrap();
@@ -647,8 +660,8 @@ fn expired_certificates_are_told_and_replaced_while_serving() {
     assert!(works(&mut open));
 
     // A host's own.
-    let late = ca.expired("web2", 3);
-    let ended = time::OffsetDateTime::now_utc() - time::Duration::days(3);
+    let ended = from_now(-3);
+    let late = ca.expired("web2", ended);
     let web2 = late.keep(&hosts, "web2", &ca.pem());
     let lets_in =
         |identity: &Identity| day.daemon.connect(identity).is_ok_and(|mut client| works(&mut client));
@@ -663,7 +676,7 @@ fn expired_certificates_are_told_and_replaced_while_serving() {
     assert!(lets_in(&ca.client("web2", 2).keep(&hosts, "web2-new", &ca.pem())));
 
     // The server's: whoever comes anew refuses it, who is there stays.
-    let old = ca.expired_server(3);
+    let old = ca.expired_server(ended);
     day.daemon.put("tls/server.key", &old.key);
     day.daemon.put("tls/server.crt", &old.cert);
     until("the certificate to be in force", SOON, || {

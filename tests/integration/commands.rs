@@ -297,7 +297,7 @@ fn backends_and_the_status_are_told() {
     assert_eq!(status["name"], "volhost");
     assert_eq!(status["last_reload"], Value::Null);
     has_fields(&status["backends"][0], &fields);
-    fs::write(daemon.path("etc/volhost/backends.json"), "{ \"default\": 7 }").unwrap();
+    daemon.put("etc/volhost/backends.json", "{ \"default\": 7 }");
     let rejected = || {
         let status = daemon.cli(&["status", "--json"]).json();
         (status["last_reload"]["result"] == "rejected").then_some(status)

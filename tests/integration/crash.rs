@@ -354,9 +354,8 @@ fn what_a_kill_at_any_step_leaves_on_a_backend_that_is_away_is_mended_when_it_co
         // The first operation that needs the backend finds it again; nobody has to wait for a round.
         scene.ok("Create", "another", "");
         scene.ok("Remove", "another", "");
-        let log = scene.daemon.log();
         if let Some(said) = case.log {
-            until(said, SOON, || log.contains(said).then_some(()));
+            until(said, SOON, || scene.daemon.log().contains(said).then_some(()));
         }
         scene.is(case.after);
         if !matches!(case.ask, Ask::Start) {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 
 use crate::engine::show_spec;
-use crate::harness::authority::{Authority, server_near_its_end};
+use crate::harness::authority::{Authority, from_now, server_near_its_end};
 use crate::harness::storage::Storage;
 use crate::harness::wait::{SOON, Said, until};
 use crate::harness::{Daemon, Engine, Host};
@@ -215,7 +215,7 @@ fn what_is_wrong_with_a_hosts_files_is_told() {
         .says("address", "skipped", "");
     break_by(&format!("chmod 644 {key}")).blames("certificates", "mode 0644").says("address", "ok", "");
     let other = Authority::new("another CA");
-    let (stranger, expired) = (other.client("web2", 1), other.expired("web2", 3));
+    let (stranger, expired) = (other.client("web2", 1), other.expired("web2", from_now(-3)));
     let put =
         |name: &str, text: &str| fs::write(web2.path(&format!("/etc/docker/volhost/{name}")), text).unwrap();
     mend();
@@ -494,6 +494,10 @@ fn what_is_wrong_with_the_storage_host_is_told() {
     daemon.put("etc/volhost/volhost.json", &json!({ "listen": listen, "node": "other" }).to_string());
     until("a restart to be needed", SOON, || {
         daemon.status()["needs_restart"].as_array().is_some_and(|list| !list.is_empty()).then_some(())
+    });
+    // What is in force is told a moment later.
+    until("the reload to be told", SOON, || {
+        (daemon.status()["last_reload"]["result"] == "applied").then_some(())
     });
     let later = report();
     assert_eq!(later.code, Some(0), "{}", later.all());

@@ -13,6 +13,7 @@ use crate::etcd::{call, ok, refused};
 use crate::harness::authority::Authority;
 use crate::harness::etcd::{Loss, PREFIX};
 use crate::harness::http::Client;
+use crate::harness::state::Mount;
 use crate::harness::wait::{SOON, until};
 use crate::harness::{Cluster, Daemon, Fleet, Host};
 
@@ -318,6 +319,10 @@ fn without_a_quorum_what_is_known_is_told_and_unmounts_are_kept() {
         })
     };
     let before = told(&mut at[0]);
+    until("the other one to know it", SOON, || {
+        let known = ["Get", "Path", "List"].map(|rpc| ok(&mut at[1], rpc, "db", ""));
+        (known == before).then_some(())
+    });
 
     fleet.etcd.lose_quorum(Loss::Killed);
     let gone = Instant::now();
@@ -473,9 +478,16 @@ fn an_instance_that_is_cut_off_gives_nothing_away_that_others_may_have() {
     until("what was used to be removed", SOON, || {
         (call(light, "Remove", "used", "").status == 200).then_some(())
     });
-    assert!(refused(dark, "Mount", "free", "one").contains("web2"));
+    // It refuses in any case, and knows why when it hears of the others again.
+    until("the one that was cut off to know the holder", SOON, || {
+        refused(dark, "Mount", "free", "one").contains("web2").then_some(())
+    });
     ok(dark, "Get", "new", "");
-    fleet.instances[0].has_mounts(&[("free", "web2", false), ("held", "web2", false)]);
+    until("it to know all that was done meanwhile", SOON, || {
+        let mounts = fleet.instances[0].mounts();
+        let known = [("free", "web2", 1, false), ("held", "web2", 1, false)];
+        mounts.iter().map(Mount::essence).eq(known).then_some(())
+    });
 
     // What it sends arrives, and it does not hear what became of it.
     web1.deafen(store);

@@ -13,7 +13,7 @@ use crate::harness::relay::Relay;
 use crate::harness::state::Mount;
 use crate::harness::wait::{SOON, Said, until};
 use crate::harness::{Daemon, Engine, Host};
-use crate::hosts::{join, serve_both};
+use crate::hosts::{join, serve_both, until_all_stale};
 
 /// Whose engine, under which ID, and whether it is stale, of every mount.
 fn held(daemon: &Daemon<'_>) -> Vec<(String, String, bool)> {
@@ -169,6 +169,7 @@ fn with_live_restore_a_container_outlives_its_engine_and_its_mount_is_stale_unti
     assert_eq!(second.ok(&["inspect", "--format", "{{.State.Pid}}", "c1"]), pid, "the container was ended");
     // No Mount is sent for what runs: it is known from before, and stale as soon as the plugin is asked for anything.
     second.ok(&["volume", "ls"]);
+    until_all_stale(&daemon);
     daemon.has_mounts(&[("db", "web2", true)]);
     let refusal = daemon.cli(&["volume", "rm", "db"]).fails();
     assert!(refusal.contains("host web2 (mount ") && refusal.contains(", stale)"), "{refusal}");
@@ -302,6 +303,7 @@ fn a_container_that_ends_while_volhost_is_away_is_unmounted_for_15_s_and_then_le
     second.stop();
     second.start_again();
     second.ok(&["volume", "ls"]);
+    until_all_stale(&daemon);
     let (code, screen) = daemon.typed(&["host", "release", "web2"], "y\n");
     assert_eq!(code, Some(0), "{screen}");
     daemon.has_mounts(&[]);

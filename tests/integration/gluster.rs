@@ -90,6 +90,10 @@ fn two_hosts_share_a_glusterfs_and_nothing_is_written_beside_it() {
     says(&refusal, &["fast", "offline"]);
     web1.run(["gluster", "--mode=script", "volume", "start", "gv", "force"]).ok();
     until_backend(&daemon, "fast", "online");
+    // Each machine's client finds the brick again at a time of its own.
+    until("the other client to have the brick again", SOON, || {
+        (web2.run(["cat", &format!("{ON_WEB2}/db/file")]).code == Some(0)).then_some(())
+    });
     assert_eq!(second.run(&["-v", "db:/x"], "cat /x/file"), "from web2");
 
     // The share is unmounted under volhost: below it is an empty directory of the machine's own disk.

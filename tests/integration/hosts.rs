@@ -38,6 +38,12 @@ pub fn join(daemon: &Daemon<'_>, host: &Host) {
     host.run(["tar", "-C", "/", "-xf", bundle]).ok();
 }
 
+/// Waits until a new activation is recorded that makes every mount stale: an engine has its answer before that.
+#[track_caller]
+pub fn until_all_stale(daemon: &Daemon<'_>) {
+    until("the new activation", SOON, || daemon.mounts().iter().all(|mount| mount.stale).then_some(()));
+}
+
 #[test]
 fn a_second_host_joins_by_a_bundle_and_shares_the_volumes() {
     let (web1, web2) = (Host::new("web1"), Host::new("web2"));
@@ -116,8 +122,7 @@ fn a_crashed_engine_leaves_mounts_that_only_the_operator_releases() {
     join(&daemon, &web2);
     let second = Engine::start(&web2);
     assert_eq!(second.ok(&["volume", "ls", "-q"]), "db");
-    let is_stale = || daemon.mounts().iter().all(|mount| mount.stale).then_some(());
-    until("the new activation", SOON, is_stale);
+    until_all_stale(&daemon);
     daemon.has_mounts(&[("db", "web2", true)]);
     second.sleeper("c2", &["-v", "db:/x"]);
     second.ok(&["rm", "--force", "c2"]);

@@ -11,7 +11,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::harness::authority::Authority;
+use crate::harness::authority::{Authority, from_now};
 use crate::harness::{Daemon, Engine, Host};
 use crate::hosts;
 
@@ -175,7 +175,7 @@ fn cases(web1: &Host) -> Vec<Case> {
     const OURS: &str = "/etc/volhost/pki";
     let other = Authority::new("another CA");
     let stranger = other.client("web1", 1);
-    let expired = other.expired("web1", 3);
+    let expired = other.expired("web1", from_now(-3));
     put(web1, "/etc/docker/other/ca.crt", &other.pem());
     for (name, pair) in [("stranger", &stranger), ("expired", &expired)] {
         put(web1, &format!("/etc/docker/other/{name}.crt"), &pair.cert);

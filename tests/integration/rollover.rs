@@ -212,6 +212,7 @@ fn hosts_that_have_not_moved_are_named_and_shut_out_by_force_alone() {
     daemon.restart();
     stands(&daemon, "web1", &(false, true, json!("old")));
     assert!([&renewed, &web2].iter().all(|identity| lets_in(&daemon, identity)));
+    stands(&daemon, "web1", &(true, true, json!("new")));
 
     let said = daemon.cli(&["pki", "rollover", "finish"]).fails();
     assert!(said.contains("2 hosts would be shut out"), "{said}");

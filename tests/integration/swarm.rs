@@ -35,7 +35,8 @@ fn starts(daemon: &Daemon<'_>, volume: &str) -> usize {
 fn make_swarm(store1: &Engine<'_>, web1: &Engine<'_>, manager: Ipv4Addr) {
     let manager = manager.to_string();
     store1.ok(&["swarm", "init", "--advertise-addr", &manager]);
-    store1.ok(&["swarm", "update", "--dispatcher-heartbeat", "1s"]);
+    // A node is taken for lost after three of these: soon, and not because a busy machine held it up.
+    store1.ok(&["swarm", "update", "--dispatcher-heartbeat", "3s"]);
     let token = store1.ok(&["swarm", "join-token", "--quiet", "worker"]);
     web1.ok(&["swarm", "join", "--token", &token, &format!("{manager}:2377")]);
 }

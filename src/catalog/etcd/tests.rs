@@ -1,6 +1,8 @@
 //! The engine with a real etcd: what every engine promises, and what only one that is shared must.
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -14,31 +16,63 @@ use crate::catalog::{Credentials, Outcome, Refusal, RowKey, Volume};
 use crate::host::name::HostName;
 use crate::volume::options::Options;
 
-/// One etcd on ports of its own.
+/// One etcd at an address of its own: there its ports are free when it comes back, although others choose ports by
+/// themselves meanwhile.
 pub(super) struct Server {
     dir: tempfile::TempDir,
     child: Child,
+    place: Place,
+}
+
+/// One of the loopback network's many addresses, with the first of two free ports, the clients' and its peers'.
+struct Place {
+    address: Ipv4Addr,
     port: u16,
-    peers: u16,
+    /// Whoever has this name has the address.
+    _ours: UnixListener,
+}
+
+impl Place {
+    fn find() -> Self {
+        let start = std::process::id();
+        for number in start..start + 60_000 {
+            let [_, _, third, fourth] = number.to_be_bytes();
+            if [0, 255].contains(&fourth) {
+                continue;
+            }
+            let address = Ipv4Addr::new(127, 78, third, fourth);
+            let name = UnixAddr::from_abstract_name(format!("volhost-test-etcd-{address}")).unwrap();
+            let Ok(ours) = UnixListener::bind_addr(&name) else { continue };
+            // Somebody may listen on a port at every address.
+            for port in [2379, 12379, 22379] {
+                if [port, port + 1].iter().all(|port| TcpListener::bind((address, *port)).is_ok()) {
+                    return Self { address, port, _ours: ours };
+                }
+            }
+        }
+        panic!("no address of the loopback network has free ports for etcd");
+    }
+
+    fn clients(&self) -> String {
+        format!("{}:{}", self.address, self.port)
+    }
+
+    fn peers(&self) -> String {
+        format!("http://{}:{}", self.address, self.port + 1)
+    }
 }
 
 impl Server {
     pub(super) fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        // A port that is free now may be taken until etcd has it: then it ends, and others are tried.
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (port, peers) = (free(), free());
-        let mut server = Self { child: run(dir.path(), port, peers), dir, port, peers };
-        if server.answers() {
-            return server;
-        }
-        server.stop();
-        Self::start()
+        let (dir, place) = (tempfile::tempdir().unwrap(), Place::find());
+        let mut server = Self { child: run(dir.path(), &place), dir, place };
+        assert!(server.answers(), "etcd does not start");
+        server
     }
 
     /// The same, with the data that it has.
     fn start_again(&mut self) {
-        self.child = run(self.dir.path(), self.port, self.peers);
+        self.child = run(self.dir.path(), &self.place);
         assert!(self.answers(), "etcd does not start again");
     }
 
@@ -46,7 +80,7 @@ impl Server {
     fn restore(&mut self, snapshot: &Path) {
         let data = self.dir.path().join("data");
         std::fs::remove_dir_all(&data).unwrap();
-        let (data, peers) = (data.to_str().unwrap(), format!("http://127.0.0.1:{}", self.peers));
+        let (data, peers) = (data.to_str().unwrap(), self.place.peers());
         let cluster = format!("one={peers}");
         let words = ["snapshot", "restore", snapshot.to_str().unwrap(), "--data-dir", data, "--name", "one"];
         let done = Command::new("etcdctl")
@@ -67,7 +101,7 @@ impl Server {
     }
 
     fn answers(&mut self) -> bool {
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(60);
         while Instant::now() < until && self.child.try_wait().unwrap().is_none() {
             if self.ctl(&["get", "x"]).is_some() {
                 return true;
@@ -80,7 +114,7 @@ impl Server {
     pub(super) fn ctl(&self, words: &[&str]) -> Option<String> {
         let said = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &format!("127.0.0.1:{}", self.port), "--command-timeout", "2s"])
+            .args(["--endpoints", &self.place.clients(), "--command-timeout", "2s"])
             .args(words)
             .stderr(Stdio::null())
             .output()
@@ -99,7 +133,7 @@ impl Server {
     }
 
     pub(super) fn cluster(&self, prefix: &str) -> Cluster {
-        Cluster { members: vec![format!("127.0.0.1:{}", self.port)], prefix: prefix.into() }
+        Cluster { members: vec![self.place.clients()], prefix: prefix.into() }
     }
 
     pub(super) fn instance(&self, node: &str) -> Instance {
@@ -123,8 +157,8 @@ impl Drop for Server {
     }
 }
 
-fn run(dir: &Path, port: u16, peers: u16) -> Child {
-    let (clients, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peers}"));
+fn run(dir: &Path, place: &Place) -> Child {
+    let (clients, peers) = (format!("http://{}", place.clients()), place.peers());
     Command::new("etcd")
         .arg("--data-dir")
         .arg(dir.join("data"))
@@ -338,7 +372,8 @@ async fn what_was_answered_without_a_cluster_is_recorded_once() {
     done(&catalog, unmount(&made, "x")).await;
     done(&catalog, unmount(&made, "not-there")).await;
     let refused = catalog.submit(mount(&made, "web2", "y")).await.unwrap_err();
-    assert!(refused.to_string().contains("is out of reach: http://127.0.0.1"), "{refused}");
+    let place = format!("is out of reach: http://{}", server.place.clients());
+    assert!(refused.to_string().contains(&place), "{refused}");
     assert!(matches!(catalog.sync().await, Err(CatalogError::Unreachable { .. })));
     assert_eq!(catalog.view().volume("db").unwrap().mounts.iter().next().unwrap().count, 5);
     done(&catalog, Change::Seen(Vec::new())).await;

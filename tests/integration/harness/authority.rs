@@ -45,9 +45,9 @@ impl Authority {
         self.server_until(None)
     }
 
-    /// The same, ended a number of days ago.
-    pub fn expired_server(&self, days: i64) -> Pair {
-        self.server_until(Some(from_now(-days)))
+    /// The same, ended already.
+    pub fn expired_server(&self, end: OffsetDateTime) -> Pair {
+        self.server_until(Some(end))
     }
 
     fn server_until(&self, end: Option<OffsetDateTime>) -> Pair {
@@ -71,9 +71,9 @@ impl Authority {
         self.issue(name, |params| params.serial_number = Some(SerialNumber::from_slice(&[serial])))
     }
 
-    /// A client's certificate that ended a number of days ago.
-    pub fn expired(&self, name: &str, days: i64) -> Pair {
-        self.issue(name, |params| params.not_after = from_now(-days))
+    /// A client's certificate that ended already.
+    pub fn expired(&self, name: &str, end: OffsetDateTime) -> Pair {
+        self.issue(name, |params| params.not_after = end)
     }
 
     fn issue(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Pair {
@@ -129,6 +129,7 @@ impl Pair {
     }
 }
 
-fn from_now(days: i64) -> OffsetDateTime {
+/// A number of days from now, or ago.
+pub fn from_now(days: i64) -> OffsetDateTime {
     OffsetDateTime::now_utc() + time::Duration::days(days)
 }
