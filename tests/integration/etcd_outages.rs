@@ -419,6 +419,25 @@ fn a_frozen_quorum_delays_nothing_that_is_known_and_goes_on_where_it_was() {
     fleet.instances[0].agrees_with(&fleet.volumes());
 }
 
+/// etcd and volhost go down together where their machines do.
+#[test]
+#[cfg_attr(not(feature = "etcd"), ignore = "this volhost is built without etcd")]
+fn an_instance_whose_cluster_says_nothing_ends_in_time_when_it_is_told_to() {
+    let mut fleet = Fleet::of(Cluster::single().start(), 1).start();
+    let mut client = fleet.client(0, "web1");
+    // What is to be written at the end is when this host was seen last.
+    for rpc in ["Create", "Get", "Get"] {
+        ok(&mut client, rpc, "db", "");
+    }
+    fleet.etcd.lose_quorum(Loss::Frozen);
+    let told = Instant::now();
+    assert!(fleet.instances[0].terminate().success());
+    assert!(told.elapsed() < LIMIT, "it took {:?}", told.elapsed());
+    fleet.etcd.recover();
+    fleet.instances[0].start_again();
+    assert_eq!(fleet.instances[0].volumes(), ["db"]);
+}
+
 #[test]
 #[cfg_attr(not(feature = "etcd"), ignore = "this volhost is built without etcd")]
 fn an_instance_that_is_cut_off_gives_nothing_away_that_others_may_have() {
