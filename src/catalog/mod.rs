@@ -81,8 +81,14 @@ pub enum Change {
         /// When it had been removed: what the [`Restore`](Change::Restore) told in its [`Outcome::trashed`].
         at: time::OffsetDateTime,
     },
-    /// Has a removed volume deleted now rather than when its time is over.
-    Expire(VolumeId),
+    /// Has a removed volume deleted now rather than when its time is over. Refused as `NotInTrash` where it is another
+    /// removal that the volume is in the trash by.
+    Expire {
+        /// The volume.
+        id: VolumeId,
+        /// When it was removed.
+        removed: time::OffsetDateTime,
+    },
     /// Forgets a removed volume whose directory is gone for good.
     Forget(VolumeId),
     /// Counts one Mount of a visible volume under the host's present activation, and remembers that the host knows

@@ -47,7 +47,7 @@ impl View {
             Change::Remove { name, id, at, keep } => self.remove(&name, id, at, keep),
             Change::Restore(id) => self.restore(id),
             Change::Unrestore { name, id, at } => self.unrestore(&name, id, at),
-            Change::Expire(id) => self.expire(id),
+            Change::Expire { id, removed } => self.expire(id, removed),
             Change::Forget(id) => self.forget(id),
             Change::Mount { name, volume, host, id, at } => self.mount(&name, volume, host, &id, at),
             Change::Unmount { name, host, id, meant } => Ok(self.unmount(&name, &host, &id, meant.as_ref())),
@@ -173,8 +173,8 @@ impl View {
         Ok((Outcome { before: Some(before), trashed, ..Outcome::default() }, writes))
     }
 
-    fn expire(&mut self, id: VolumeId) -> Decision {
-        let removed = self.trash.get(&id).ok_or(Refusal::NotInTrash)?;
+    fn expire(&mut self, id: VolumeId, at: OffsetDateTime) -> Decision {
+        let removed = self.trash.get(&id).filter(|removed| removed.at == at).ok_or(Refusal::NotInTrash)?;
         let expired = Arc::new(Removed { expired: true, ..Removed::clone(removed) });
         self.trash.insert(id, Arc::clone(&expired));
         let outcome = Outcome { trashed: Some(Arc::clone(&expired)), ..Outcome::default() };

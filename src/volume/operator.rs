@@ -239,10 +239,12 @@ impl Service {
     /// Has a removed volume, named or identified, deleted now rather than when its time is over.
     pub async fn expire(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
         let removed = self.find_removed(wanted).await?;
-        self.catalog.submit(Change::Expire(removed.volume.id)).await.map_err(|error| match error {
-            CatalogError::Refused(Refusal::NotInTrash) => Error::NotInTrash(wanted.into()),
-            error => error.into(),
-        })?;
+        self.catalog.submit(Change::Expire { id: removed.volume.id, removed: removed.at }).await.map_err(
+            |error| match error {
+                CatalogError::Refused(Refusal::NotInTrash) => Error::NotInTrash(wanted.into()),
+                error => error.into(),
+            },
+        )?;
         self.unblock(removed.volume.id);
         self.purge.notify_one();
         Ok(removed)

@@ -482,7 +482,7 @@ async fn what_is_due_is_deleted_although_the_catalog_has_no_room_to_say_so() {
     std::fs::write(world.root.join("db/more"), "more").unwrap();
     world.remove("db").await.unwrap();
     let removed = world.service.find_removed("db").await.unwrap();
-    world.catalog.refuse(|change| matches!(change, Change::Expire(_)));
+    world.catalog.refuse(|change| matches!(change, Change::Expire { .. }));
     // It fails half-way at first: the volume is not to be had back, although no record says so.
     world.fs().fail_after(Op::Unlink, 1, libc::EIO);
     world.service.purge_volume(&world.backend(), &removed).await.unwrap_err();

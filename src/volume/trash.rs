@@ -100,7 +100,7 @@ impl Service {
     async fn purge_due(self: &Arc<Self>, backend: &Arc<Backend>) {
         while let Some(removed) = self.next_due(backend) {
             match self.purge_volume(backend, &removed).await {
-                Ok(()) => {}
+                Ok(()) | Err(Error::NotInTrash(_)) => {}
                 // Another instance is at it, or should be: the others do not wait for that.
                 Err(error @ Error::NotMended(_)) if self.is_shared() => self.pass_over(&removed, &error),
                 // Nothing is wrong with this volume: the backend is away, or somebody is looking after the directory.
@@ -161,7 +161,7 @@ impl Service {
         let first = self.begun_set().insert(id);
         let mut recorded = match now.expired {
             true => true,
-            false => self.record_begun(id).await.inspect_err(|_| {
+            false => self.record_begun(removed).await.inspect_err(|_| {
                 // Nothing of it was deleted by this process.
                 if first {
                     self.begun_set().remove(&id);
@@ -172,7 +172,7 @@ impl Service {
             match backend.run(expect, move |root| root.purge(id, SLICE)).await? {
                 Progress::Done => break,
                 Progress::More { .. } => {
-                    recorded = recorded || self.record_begun(id).await?;
+                    recorded = recorded || self.record_begun(removed).await?;
                     tokio::time::sleep(PAUSE).await;
                 }
                 Progress::Blocked { path, reason } => {
@@ -199,9 +199,13 @@ impl Service {
     /// Makes it durable that deleting a volume has begun; `false` where the catalog has no room to write that down.
     /// Deleting goes on all the same: it may be what makes room. Not so where other instances go by what is written: one
     /// of them might restore what is being deleted here.
-    async fn record_begun(&self, id: VolumeId) -> Result<bool, Error> {
-        match self.catalog.submit(Change::Expire(id)).await {
+    async fn record_begun(&self, removed: &Removed) -> Result<bool, Error> {
+        match self.catalog.submit(Change::Expire { id: removed.volume.id, removed: removed.at }).await {
             Ok(_) => Ok(true),
+            // It was restored meanwhile, and perhaps removed again since.
+            Err(CatalogError::Refused(Refusal::NotInTrash)) => {
+                Err(Error::NotInTrash(removed.volume.name.to_string()))
+            }
             Err(CatalogError::Write { .. }) if !self.is_shared() => Ok(false),
             Err(error) => Err(error.into()),
         }

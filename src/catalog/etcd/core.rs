@@ -367,7 +367,7 @@ fn needs_a_fresh_view(change: &Change) -> bool {
         | Change::Remove { .. }
         | Change::Restore(_)
         | Change::Unrestore { .. }
-        | Change::Expire(_)
+        | Change::Expire { .. }
         | Change::Forget(_)
         | Change::Mount { .. }
         | Change::Unmount { .. }

@@ -50,7 +50,7 @@ pub(super) fn cells(change: &Change, view: &View) -> Vec<(Cell, Touch)> {
             let name = view.trash.get(id).map(|removed| volume(&removed.volume.name));
             [trash(id)].into_iter().chain(name).collect()
         }
-        Change::Expire(id) | Change::Forget(id) => vec![trash(id)],
+        Change::Expire { id, .. } | Change::Forget(id) => vec![trash(id)],
         Change::Mount { name, host: by, .. }
         | Change::Unmount { name, host: by, .. }
         | Change::Release { name, host: by, .. } => vec![volume(name), host(by, Touch::Reads)],

@@ -85,7 +85,7 @@ pub(super) fn plan(
             }
             Change::Mount { volume, .. } => transaction.unmoved(keys, known, *volume),
             Change::Remove { id, .. } | Change::Forget(id) => transaction.unmoved(keys, known, *id),
-            Change::Expire(_)
+            Change::Expire { .. }
             | Change::Unmount { .. }
             | Change::Release { .. }
             | Change::Activate(_)
@@ -113,7 +113,7 @@ fn concerned<'a>(view: &'a View, change: &Change) -> Option<&'a Arc<Volume>> {
         | Change::Mount { name, .. } => view.volumes.get(name),
         Change::Restore(id) | Change::Forget(id) => view.trash.get(id).map(|removed| &removed.volume),
         Change::Insert(_)
-        | Change::Expire(_)
+        | Change::Expire { .. }
         | Change::Unmount { .. }
         | Change::Release { .. }
         | Change::Activate(_)

@@ -42,7 +42,7 @@ impl View {
                 let name = self.trash.get(id).map(|removed| volume(&removed.volume.name));
                 [Premise::Same(RowKey::Removed(*id))].into_iter().chain(name).collect()
             }
-            Change::Expire(id) | Change::Forget(id) => vec![Premise::Same(RowKey::Removed(*id))],
+            Change::Expire { id, .. } | Change::Forget(id) => vec![Premise::Same(RowKey::Removed(*id))],
             Change::Mount { name, host: by, id, .. } => {
                 let mut premises = vec![volume(name), host(by)];
                 premises.push(mount(name, by, id, self.activation(by)));

@@ -758,7 +758,7 @@ async fn nothing_is_deleted_that_another_instance_may_restore() {
     let id = both.filled(0, "db").await;
     both.remove(0, "db").await.unwrap();
     let removed = both.services[0].find_removed("db").await.unwrap();
-    both.catalogs[0].stop_at(Still::Before, |change| matches!(change, Change::Expire(_)));
+    both.catalogs[0].stop_at(Still::Before, |change| matches!(change, Change::Expire { .. }));
     let (service, backend) = (Arc::clone(&both.services[0]), both.backend(0));
     let due = Removed::clone(&removed);
     let purging = tokio::spawn(async move { service.purge_volume(&backend, &due).await });
@@ -775,6 +775,29 @@ async fn nothing_is_deleted_that_another_instance_may_restore() {
     both.catalogs[0].loses_touch(true);
     both.services[0].purge_volume(&both.backend(0), &removed).await.unwrap_err();
     assert!(both.trashed_data(id), "what is not recorded is not deleted");
+}
+
+/// Its time begins anew by the later removal.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_deletion_spares_what_was_restored_and_removed_again() {
+    let both = Both::new().await;
+    let id = both.filled(0, "db").await;
+    both.remove(0, "db").await.unwrap();
+    let due = Removed::clone(&*both.services[0].find_removed("db").await.unwrap());
+    both.catalogs[0].stop_at(Still::Before, |change| matches!(change, Change::Expire { .. }));
+    let (service, backend) = (Arc::clone(&both.services[0]), both.backend(0));
+    let purging = tokio::spawn(async move { service.purge_volume(&backend, &due).await });
+    both.catalogs[0].stopped().await;
+    both.lose(0);
+    both.services[1].restore(&operator(), "db").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    both.remove(1, "db").await.unwrap();
+    both.catalogs[0].go_on();
+    let refused = purging.await.unwrap();
+    assert!(matches!(refused, Err(Error::NotInTrash(_))), "{refused:?}");
+    assert!(both.trashed_data(id));
+    both.services[0].restore(&operator(), "db").await.expect("nothing of it was deleted");
+    both.agrees();
 }
 
 #[tokio::test(flavor = "multi_thread")]
