@@ -147,9 +147,10 @@ fn a_catalog_that_is_removed_is_made_anew_from_memory() {
         ("its lock removed", |directory| fs::remove_file(directory.join("catalog.db.lock")).unwrap()),
         ("its directory removed", |directory| {
             // The service may make files in it anew while it is being emptied.
-            until("the directory to be removed", SOON, || match fs::remove_dir_all(directory) {
-                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => None,
-                removed => Some(removed.unwrap()),
+            until("the directory to be removed", SOON, || {
+                let failure = fs::remove_dir_all(directory).map_err(|e| e.kind()).err();
+                assert!(matches!(failure, None | Some(io::ErrorKind::DirectoryNotEmpty)), "{failure:?}");
+                failure.is_none().then_some(())
             });
         }),
         ("its directory moved away", |directory| {

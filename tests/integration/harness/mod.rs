@@ -42,7 +42,7 @@ const PREFIX: &str = "volhost-test-";
 pub fn scratch() -> TempDir {
     static SWEEP: Once = Once::new();
     SWEEP.call_once(sweep);
-    let free = rustix::fs::statvfs(&std::env::temp_dir()).expect("the temporary directory is there");
+    let free = rustix::fs::statvfs(std::env::temp_dir()).expect("the temporary directory is there");
     // Backends with less than a tenth free have their trash emptied before its time, as volhost promises.
     assert!(
         free.f_bavail.saturating_mul(100) >= free.f_blocks.saturating_mul(12),
