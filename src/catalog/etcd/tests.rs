@@ -14,31 +14,40 @@ use crate::catalog::{Credentials, Outcome, Refusal, RowKey, Volume};
 use crate::host::name::HostName;
 use crate::volume::options::Options;
 
+mod trouble;
+
 /// One etcd on ports of its own.
 pub(super) struct Server {
     dir: tempfile::TempDir,
     child: Child,
     port: u16,
     peers: u16,
+    /// What else it is started with.
+    words: Vec<String>,
 }
 
 impl Server {
     pub(super) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(words: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // A port that is free now may be taken until etcd has it: then it ends, and others are tried.
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (port, peers) = (free(), free());
-        let mut server = Self { child: run(dir.path(), port, peers), dir, port, peers };
+        let more: Vec<_> = words.iter().map(ToString::to_string).collect();
+        let mut server = Self { child: run(dir.path(), port, peers, &more), dir, port, peers, words: more };
         if server.answers() {
             return server;
         }
         server.stop();
-        Self::start()
+        Self::start_with(words)
     }
 
     /// The same, with the data that it has.
     fn start_again(&mut self) {
-        self.child = run(self.dir.path(), self.port, self.peers);
+        self.child = run(self.dir.path(), self.port, self.peers, &self.words);
         assert!(self.answers(), "etcd does not start again");
     }
 
@@ -123,7 +132,7 @@ impl Drop for Server {
     }
 }
 
-fn run(dir: &Path, port: u16, peers: u16) -> Child {
+fn run(dir: &Path, port: u16, peers: u16, words: &[String]) -> Child {
     let (clients, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peers}"));
     Command::new("etcd")
         .arg("--data-dir")
@@ -131,6 +140,7 @@ fn run(dir: &Path, port: u16, peers: u16) -> Child {
         .args(["--name", "one", "--listen-client-urls", &clients, "--advertise-client-urls", &clients])
         .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
         .args(["--initial-cluster", &format!("one={peers}")])
+        .args(words)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
