@@ -33,7 +33,7 @@ pub(super) struct Trouble {
 pub(super) enum Kind {
     /// The cluster refused: nothing was done, and another member says the same.
     Refused,
-    /// It has no room: nothing was done.
+    /// It has no room. Nothing will be done, and nothing was, unless it ran out of room by this very question.
     Full,
     /// The user or the password is not known: nothing was done. They may just have been changed.
     LockedOut,

@@ -16,12 +16,16 @@ use crate::catalog::{Credentials, Outcome, Refusal, RowKey, Volume};
 use crate::host::name::HostName;
 use crate::volume::options::Options;
 
+mod trouble;
+
 /// One etcd at an address of its own: there its ports are free when it comes back, although others choose ports by
 /// themselves meanwhile.
 pub(super) struct Server {
     dir: tempfile::TempDir,
     child: Child,
     place: Place,
+    /// What else it is started with.
+    words: Vec<String>,
 }
 
 /// One of the loopback network's many addresses, with the first of two free ports, the clients' and its peers'.
@@ -64,15 +68,21 @@ impl Place {
 
 impl Server {
     pub(super) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// One that is started with more words.
+    fn start_with(words: &[&str]) -> Self {
         let (dir, place) = (tempfile::tempdir().unwrap(), Place::find());
-        let mut server = Self { child: run(dir.path(), &place), dir, place };
+        let words: Vec<_> = words.iter().map(ToString::to_string).collect();
+        let mut server = Self { child: run(dir.path(), &place, &words), dir, place, words };
         assert!(server.answers(), "etcd does not start");
         server
     }
 
     /// The same, with the data that it has.
     fn start_again(&mut self) {
-        self.child = run(self.dir.path(), &self.place);
+        self.child = run(self.dir.path(), &self.place, &self.words);
         assert!(self.answers(), "etcd does not start again");
     }
 
@@ -157,7 +167,7 @@ impl Drop for Server {
     }
 }
 
-fn run(dir: &Path, place: &Place) -> Child {
+fn run(dir: &Path, place: &Place, words: &[String]) -> Child {
     let (clients, peers) = (format!("http://{}", place.clients()), place.peers());
     Command::new("etcd")
         .arg("--data-dir")
@@ -165,6 +175,7 @@ fn run(dir: &Path, place: &Place) -> Child {
         .args(["--name", "one", "--listen-client-urls", &clients, "--advertise-client-urls", &clients])
         .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
         .args(["--initial-cluster", &format!("one={peers}")])
+        .args(words)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

@@ -59,21 +59,30 @@ impl<'a, T: Clone> Attempt<'a, T> {
                     return Ok(Sent::Committed(revision, keep));
                 }
                 Ok(response) => {
-                    return Ok(match self.found(&response)? {
-                        Some((at, by)) if by == number => {
-                            self.unanswered.clear();
-                            Sent::Committed(at, keep)
-                        }
-                        Some((at, by)) => match self.unanswered.drain(..).find(|(sent, _)| *sent == by) {
-                            Some((_, kept)) => Sent::Committed(at, kept),
-                            None => Sent::Stale,
-                        },
+                    let found = self.found(first_pair(&response))?;
+                    return Ok(match found {
+                        Some((at, by)) => self.took_effect(at, &by, &number, keep).unwrap_or(Sent::Stale),
                         None => Sent::Stale,
                     });
                 }
-                Err(trouble) => {
+                Err(mut trouble) => {
+                    if trouble.kind == Kind::Full {
+                        // It answers so also where it was within its quota when it took the transaction in, and not
+                        // any more when it carried it out: the slot tells.
+                        match look(self.core, &key).await {
+                            Ok(pair) => {
+                                if let Some((at, by)) = self.found(pair)? {
+                                    return match self.took_effect(at, &by, &number, keep) {
+                                        Some(sent) => Ok(sent),
+                                        None => Err(trouble),
+                                    };
+                                }
+                            }
+                            Err(silence) => trouble = Trouble { kind: Kind::Unanswered, ..silence },
+                        }
+                    }
                     let may_have_been_sent = match trouble.kind {
-                        Kind::Refused | Kind::Full | Kind::LeaseGone | Kind::Compacted | Kind::Ahead => {
+                        Kind::Full | Kind::Refused | Kind::LeaseGone | Kind::Compacted | Kind::Ahead => {
                             return Err(trouble);
                         }
                         Kind::Unsent | Kind::Certificates | Kind::LockedOut => false,
@@ -91,6 +100,14 @@ impl<'a, T: Clone> Attempt<'a, T> {
                 }
             }
         }
+    }
+
+    /// What became of this attempt, where its slot was written: by the transaction with this number or an earlier one of
+    /// this attempt. Nothing, where it was written to end an earlier one.
+    fn took_effect(&mut self, at: i64, by: &str, number: &str, keep: T) -> Option<Sent<T>> {
+        let earlier = self.unanswered.drain(..).find(|(sent, _)| sent == by);
+        let kept = if by == number { Some(keep) } else { earlier.map(|(_, kept)| kept) };
+        kept.map(|kept| Sent::Committed(at, kept))
     }
 
     /// Whether something was sent of which it is not known what became.
@@ -133,14 +150,16 @@ impl<'a, T: Clone> Attempt<'a, T> {
                 }
                 Ok(response) => {
                     // Where the slot is gone, nothing that was sent takes effect any more.
-                    let (at, by) = self.found(&response).ok().flatten()?;
-                    return self
-                        .unanswered
-                        .drain(..)
-                        .find(|(sent, _)| *sent == by)
-                        .map(|(_, kept)| (at, kept));
+                    return self.settled_by(first_pair(&response));
                 }
                 Err(trouble) => {
+                    // What takes no change in tells all the same whether it took one in before.
+                    if trouble.kind == Kind::Full
+                        && let Ok(pair) = look(self.core, &key).await
+                        && pair.as_ref().map_or(0, KeyValue::mod_revision) != self.slot.revision
+                    {
+                        return self.settled_by(pair);
+                    }
                     self.core.health.ill(&trouble.text);
                     tokio::time::sleep(PAUSE).await;
                     self.core.health.back().await;
@@ -149,9 +168,17 @@ impl<'a, T: Clone> Attempt<'a, T> {
         }
     }
 
+    /// What took effect of what was sent, where the slot was written since, or is gone.
+    fn settled_by(&mut self, pair: Option<KeyValue>) -> Option<(i64, T)> {
+        let found = self.found(pair).ok().flatten();
+        let mut sent = self.unanswered.drain(..);
+        let (at, by) = found?;
+        sent.find(|(number, _)| *number == by).map(|(_, kept)| (at, kept))
+    }
+
     /// What stands in the slot, where that was written since. An error where it is gone.
-    fn found(&mut self, response: &TxnResponse) -> Result<Option<(i64, String)>, Trouble> {
-        let Some(pair) = first_pair(response) else {
+    fn found(&mut self, pair: Option<KeyValue>) -> Result<Option<(i64, String)>, Trouble> {
+        let Some(pair) = pair else {
             return if self.slot.revision == 0 { Ok(None) } else { Err(ousted()) };
         };
         if pair.mod_revision() == self.slot.revision {
@@ -183,6 +210,13 @@ pub(super) async fn ask(
     let answer = core.members.ask(ANSWER, async move |client| client.kv_client().txn(question).await).await?;
     core.health.well();
     Ok(answer)
+}
+
+/// Reads a key from a quorum. A transaction would not be taken in where there is no room, not even one that only reads.
+async fn look(core: &Core, key: &str) -> Result<Option<KeyValue>, Trouble> {
+    let key = key.to_owned();
+    let got = core.members.ask(ANSWER, async move |client| client.kv_client().get(key, None).await).await?;
+    Ok(got.kvs().first().cloned())
 }
 
 /// At which revision a transaction took effect.
