@@ -51,7 +51,17 @@ impl<'a, T: Clone> Attempt<'a, T> {
         writes.push(TxnOp::put(self.core.keys.head(), number.as_str(), None));
         let mut sent = false;
         loop {
-            match ask(self.core, &key, compares.clone(), writes.clone(), &number).await {
+            if self.core.health.fault().is_some() {
+                return Ok(Sent::Unknown);
+            }
+            let asked = tokio::select! {
+                biased;
+                answer = ask(self.core, &key, compares.clone(), writes.clone(), &number) => answer,
+                why = self.core.health.out_of_reach() => {
+                    Err(Trouble { kind: Kind::Unanswered, text: String::clone(&why) })
+                }
+            };
+            match asked {
                 Ok(response) if response.succeeded() => {
                     let revision = revision(&response);
                     self.slot.revision = revision;
