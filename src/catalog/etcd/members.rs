@@ -6,7 +6,7 @@ use std::error::Error as _;
 use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use tokio::sync::watch;
@@ -27,6 +27,8 @@ pub(super) struct Trouble {
     pub(super) kind: Kind,
     /// The member and what became of the question.
     pub(super) text: String,
+    /// When it was asked.
+    pub(super) asked: Instant,
 }
 
 /// What is known of a question that was not answered.
@@ -113,6 +115,7 @@ impl Members {
     where
         F: Future<Output = Result<T, Error>>,
     {
+        let asked = Instant::now();
         let made = timeout(limit, self.client()).await;
         let made = made.unwrap_or_else(|_| Err(silence(self.url(self.current().at), limit)));
         let trouble = match made {
@@ -136,7 +139,7 @@ impl Members {
             // What cannot be read is told by who follows the files.
             let _ = self.follow();
         }
-        Err(trouble)
+        Err(Trouble { asked, ..trouble })
     }
 
     /// The present member's client, and its number for [`give_up`](Self::give_up).
@@ -261,13 +264,13 @@ fn trouble(member: &str, error: &Error) -> Trouble {
         }
         _ => (Kind::Unanswered, innermost(error).unwrap_or_else(|| error.to_string())),
     };
-    Trouble { kind, text: format!("{member}: {what}") }
+    Trouble { kind, text: format!("{member}: {what}"), asked: Instant::now() }
 }
 
 /// A question that a member did not answer in time.
 fn silence(member: &str, limit: Duration) -> Trouble {
     let text = format!("{member}: no answer within {}", humantime::format_duration(limit));
-    Trouble { kind: Kind::Unanswered, text }
+    Trouble { kind: Kind::Unanswered, text, asked: Instant::now() }
 }
 
 /// The sources of an error of the client, which does not tell of them itself.

@@ -79,3 +79,27 @@ async fn a_password_makes_nobody_stand_in_line() {
     catalog.sync().await.unwrap();
     assert!(catalog.view().volume("db").unwrap().mounts.is_empty());
 }
+
+/// Whoever asks again when the limit is over, as dockerd does, must have been answered by then: an Unmount that is kept
+/// after that counts once more.
+#[tokio::test]
+async fn an_unmount_is_kept_within_a_limit_that_is_short() {
+    let server = Server::start();
+    for seconds in [3, 1] {
+        let (prefix, request) = (format!("short{seconds}"), Duration::from_secs(seconds));
+        let catalog = open_as(&server, &prefix, Instance { request, ..server.instance(&prefix) }).await;
+        let made = create(&catalog, "db").await;
+        for _ in 0..2 {
+            done(&catalog, mount(&made, "web1", "x")).await;
+        }
+        server.signal("STOP");
+        let kept = timeout(request, catalog.submit(unmount(&made, "x"))).await;
+        server.signal("CONT");
+        kept.unwrap_or_else(|_| panic!("it is not answered within {request:?}")).unwrap();
+        eventually("the Unmount is recorded", async || catalog.fault().is_none()).await;
+        catalog.sync().await.unwrap();
+        let view = catalog.view();
+        let counted: Vec<_> = view.volume("db").unwrap().mounts.iter().map(|mount| mount.count).collect();
+        assert_eq!(counted, [1]);
+    }
+}
