@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::core::Core;
-use super::members::{ANSWER, Trouble};
+use super::members::Trouble;
 
 /// Who is told once the view is fresh, or why it cannot be.
 pub(super) type Question = oneshot::Sender<Result<(), Arc<String>>>;
@@ -58,7 +58,7 @@ async fn make_fresh(core: &Core, only_the_pulse: bool) -> Result<(), Arc<String>
                 break head;
             }
             Err(trouble) => {
-                core.health.ill(&trouble.text);
+                core.health.unanswered(&trouble);
                 if let Some(why) = core.health.fault() {
                     return Err(why);
                 }
@@ -84,7 +84,8 @@ async fn make_fresh(core: &Core, only_the_pulse: bool) -> Result<(), Arc<String>
 /// The revision of the latest transaction, and that of the whole cluster, as a quorum knows them.
 async fn head(core: &Core) -> Result<(i64, i64), Trouble> {
     let key = core.keys.head();
-    let got = core.members.ask(ANSWER, async move |client| client.kv_client().get(key, None).await).await?;
+    let limit = core.health.answer();
+    let got = core.members.ask(limit, async move |client| client.kv_client().get(key, None).await).await?;
     let revision = got.header().map_or(0, etcd_client::ResponseHeader::revision);
     Ok((got.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), revision))
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::members::{ANSWER, Trouble};
+
 /// How long the cluster may fail to answer at most before it counts as out of reach. A member that is lost, with an
 /// election and another member to be found, takes less.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -17,10 +19,20 @@ const SHARE: f64 = 0.4;
 pub(super) struct Health {
     location: String,
     patience: Duration,
-    failing: Mutex<Option<Instant>>,
+    answer: Duration,
+    times: Mutex<Times>,
     /// Whether what the cluster holds is not understood, however well it answers.
     stuck: AtomicBool,
     fault: watch::Sender<Option<Arc<String>>>,
+}
+
+/// Since when what is the case.
+#[derive(Default)]
+struct Times {
+    /// When the first of the questions was asked that were not answered since a quorum answered.
+    failing: Option<Instant>,
+    /// When a quorum answered last.
+    well: Option<Instant>,
 }
 
 impl Health {
@@ -30,10 +42,17 @@ impl Health {
         Self {
             location,
             patience,
-            failing: Mutex::default(),
+            // Within it another member is asked as well.
+            answer: ANSWER.min(patience / 2),
+            times: Mutex::default(),
             stuck: AtomicBool::new(false),
             fault: watch::Sender::new(None),
         }
+    }
+
+    /// How long a member may take to answer before the next one is asked.
+    pub(super) fn answer(&self) -> Duration {
+        self.answer
     }
 
     /// Why the cluster counts as out of reach, if it does.
@@ -62,18 +81,31 @@ impl Health {
         if self.stuck.load(Ordering::Acquire) {
             return;
         }
-        *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.times.lock().unwrap_or_else(PoisonError::into_inner) =
+            Times { failing: None, well: Some(Instant::now()) };
         let over = self.fault.send_if_modified(|fault| fault.take().is_some());
         if over {
             log::info!("the catalog {} answers again", self.location);
         }
     }
 
+    /// A question was not answered in a way that counts.
+    pub(super) fn unanswered(&self, trouble: &Trouble) {
+        self.ill_since(trouble.asked, &trouble.text);
+    }
+
     /// No answer came that counts.
     pub(super) fn ill(&self, why: &str) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = *failing.get_or_insert_with(Instant::now);
-        drop(failing);
+        self.ill_since(Instant::now(), why);
+    }
+
+    fn ill_since(&self, asked: Instant, why: &str) {
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever was answered meanwhile asked the same cluster.
+        let asked = times.well.map_or(asked, |well| well.max(asked));
+        let since = times.failing.map_or(asked, |failing| failing.min(asked));
+        times.failing = Some(since);
+        drop(times);
         if since.elapsed() < self.patience {
             log::debug!("the catalog {}: {why}", self.location);
             return;

@@ -5,10 +5,11 @@
 use std::error::Error as _;
 use std::future::Future;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::error::OpenError;
@@ -21,11 +22,13 @@ pub(super) const ANSWER: Duration = Duration::from_secs(2);
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3));
 
 /// Why a member gave no answer that counts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Trouble {
     pub(super) kind: Kind,
     /// The member and what became of the question.
     pub(super) text: String,
+    /// When it was asked.
+    pub(super) asked: Instant,
 }
 
 /// What is known of a question that was not answered.
@@ -57,18 +60,23 @@ pub(super) struct Members {
     credentials: Credentials,
     /// What the files of the credentials held when they were last good.
     read: Mutex<Contents>,
-    current: tokio::sync::Mutex<Current>,
+    current: Arc<Mutex<Current>>,
 }
 
 struct Current {
     options: ConnectOptions,
-    /// How many clients there were before.
+    /// The number of the present client, or of the one that is being made.
     number: u64,
     /// Which member is asked.
     at: usize,
     /// Shared: a copy of it would be one of the client of each of etcd's services.
     client: Option<Arc<Client>>,
+    /// What becomes of the client that is being made.
+    coming: Option<watch::Receiver<Option<Made>>>,
 }
+
+/// A client, its number, and which member it asks; or why there is none.
+type Made = Result<(u64, usize, Arc<Client>), Trouble>;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Contents {
@@ -83,12 +91,12 @@ impl Members {
         let read = Contents::read(credentials)?;
         let scheme = if credentials.ca.is_some() { "https" } else { "http" };
         let urls = cluster.members.iter().map(|member| format!("{scheme}://{member}")).collect();
-        let current = Current { options: read.options(), number: 0, at: 0, client: None };
+        let current = Current { options: read.options(), number: 0, at: 0, client: None, coming: None };
         Ok(Self {
             urls,
             credentials: credentials.clone(),
             read: Mutex::new(read),
-            current: tokio::sync::Mutex::new(current),
+            current: Arc::new(Mutex::new(current)),
         })
     }
 
@@ -107,16 +115,19 @@ impl Members {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let trouble = match self.client().await {
+        let asked = Instant::now();
+        let made = timeout(limit, self.client()).await;
+        let made = made.unwrap_or_else(|_| Err(silence(self.url(self.current().at), limit)));
+        let trouble = match made {
             Ok((number, at, client)) => {
                 let trouble = match timeout(limit, question(client)).await {
                     Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(error)) => self.trouble(at, &error),
-                    Err(_) => self.silence(at, limit),
+                    Ok(Err(error)) => trouble(self.url(at), &error),
+                    Err(_) => silence(self.url(at), limit),
                 };
                 match trouble.kind {
                     Kind::Unsent | Kind::Unanswered | Kind::Certificates | Kind::LockedOut => {
-                        self.give_up(number).await;
+                        self.give_up(number);
                     }
                     Kind::Refused | Kind::Full | Kind::LeaseGone | Kind::Compacted | Kind::Ahead => {}
                 }
@@ -126,52 +137,81 @@ impl Members {
         };
         if trouble.kind == Kind::LockedOut {
             // What cannot be read is told by who follows the files.
-            let _ = self.follow().await;
+            let _ = self.follow();
         }
-        Err(trouble)
+        Err(Trouble { asked, ..trouble })
     }
 
     /// The present member's client, and its number for [`give_up`](Self::give_up).
-    async fn client(&self) -> Result<(u64, usize, Arc<Client>), Trouble> {
-        let mut current = self.current.lock().await;
-        if let Some(client) = &current.client {
-            return Ok((current.number, current.at, Arc::clone(client)));
-        }
-        let at = current.at;
-        let Some(url) = self.urls.get(at) else { return Err(self.silence(at, ANSWER)) };
-        // With a user, this asks for a token.
-        let connected = timeout(ANSWER, Client::connect([url], Some(current.options.clone()))).await;
-        let trouble = match connected {
-            Ok(Ok(client)) => {
-                current.number += 1;
-                let client = Arc::new(client);
-                current.client = Some(Arc::clone(&client));
-                return Ok((current.number, at, client));
+    async fn client(&self) -> Made {
+        let mut coming = {
+            let mut current = self.current();
+            match (&current.client, &current.coming) {
+                (Some(client), _) => return Ok((current.number, current.at, Arc::clone(client))),
+                (None, Some(coming)) => coming.clone(),
+                (None, None) => self.make(&mut current),
             }
-            Ok(Err(error)) => self.trouble(at, &error),
-            Err(_) => self.silence(at, ANSWER),
         };
-        current.at = (at + 1) % self.urls.len();
-        Err(trouble)
+        // It ends without a word only with the runtime.
+        let made = coming.wait_for(Option::is_some).await.ok().and_then(|made| made.clone());
+        made.unwrap_or_else(|| Err(silence("", ANSWER)))
+    }
+
+    /// Begins to make the present member's client, once for all who wait for it, and whether or not they do so until its
+    /// end: with a user, this asks for a token, which a member that is frozen leaves unanswered.
+    fn make(&self, current: &mut Current) -> watch::Receiver<Option<Made>> {
+        current.number += 1;
+        let (number, at, options) = (current.number, current.at, current.options.clone());
+        let (url, next) = (self.url(at).to_owned(), (at + 1) % self.urls.len());
+        let (tell, coming) = watch::channel(None);
+        current.coming = Some(coming.clone());
+        let shared = Arc::clone(&self.current);
+        tokio::spawn(async move {
+            let made = match timeout(ANSWER, Client::connect([&url], Some(options))).await {
+                Ok(Ok(client)) => Ok((number, at, Arc::new(client))),
+                Ok(Err(error)) => Err(trouble(&url, &error)),
+                Err(_) => Err(silence(&url, ANSWER)),
+            };
+            let mut current = lock(&shared);
+            // Else the credentials are other ones by now.
+            if current.number == number {
+                current.coming = None;
+                match &made {
+                    Ok((_, _, client)) => current.client = Some(Arc::clone(client)),
+                    Err(_) => current.at = next,
+                }
+            }
+            drop(current);
+            tell.send_replace(Some(made));
+        });
+        coming
     }
 
     /// Asks the next member from now on, because the present one does not do what it was asked for.
-    pub(super) async fn suspect(&self) {
-        let number = self.current.lock().await.number;
-        self.give_up(number).await;
+    pub(super) fn suspect(&self) {
+        let number = self.current().number;
+        self.give_up(number);
     }
 
     /// Asks the next member from now on, unless somebody has seen to that already.
-    async fn give_up(&self, number: u64) {
-        let mut current = self.current.lock().await;
+    fn give_up(&self, number: u64) {
+        let mut current = self.current();
         if current.number == number && current.client.take().is_some() {
             current.at = (current.at + 1) % self.urls.len();
         }
     }
 
+    fn current(&self) -> MutexGuard<'_, Current> {
+        lock(&self.current)
+    }
+
+    fn url(&self, at: usize) -> &str {
+        self.urls.get(at).map_or("", String::as_str)
+    }
+
     /// Reads the credentials' files again; where they hold something else, it is used from now on. What cannot be read
     /// is told, and what was read before stays in use.
-    pub(super) async fn follow(&self) -> Result<bool, OpenError> {
+    pub(super) fn follow(&self) -> Result<bool, OpenError> {
         let now = Contents::read(&self.credentials)?;
         {
             // It is whole after every statement under this lock.
@@ -181,49 +221,56 @@ impl Members {
             }
             *read = now.clone();
         }
-        let mut current = self.current.lock().await;
+        let mut current = self.current();
         current.options = now.options();
-        current.client = None;
+        // What is being made with the ones before is not used.
+        current.number += 1;
+        (current.client, current.coming) = (None, None);
         Ok(true)
     }
+}
 
-    fn trouble(&self, at: usize, error: &Error) -> Trouble {
-        let member = self.urls.get(at).map_or("", String::as_str);
-        let (kind, what) = match error {
-            Error::GRpcStatus(status) => {
-                // The numbers are those of gRPC's status codes.
-                let kind = match (status.code() as i32, status.message()) {
-                    (5, message) if message.contains("lease") => Kind::LeaseGone,
-                    (11, message) if message.contains("future revision") => Kind::Ahead,
-                    (11, _) => Kind::Compacted,
-                    (8, message) if message.contains("too many requests") => Kind::Unanswered,
-                    (8, _) => Kind::Full,
-                    (16, _) => Kind::LockedOut,
-                    (3, message) if message.contains("authentication failed") => Kind::LockedOut,
-                    (3 | 5 | 7 | 9 | 12, _) => Kind::Refused,
-                    _ if is_about_certificates(error) => Kind::Certificates,
-                    _ if is_unsent(error) => Kind::Unsent,
-                    _ => Kind::Unanswered,
-                };
-                (kind, innermost(error).unwrap_or_else(|| status.message().to_owned()))
-            }
-            Error::LeaseKeepAliveError(what) if what.contains("not found") => (Kind::LeaseGone, what.clone()),
-            Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
-                (Kind::Refused, error.to_string())
-            }
-            _ if is_about_certificates(error) => {
-                (Kind::Certificates, innermost(error).unwrap_or_else(|| error.to_string()))
-            }
-            _ => (Kind::Unanswered, innermost(error).unwrap_or_else(|| error.to_string())),
-        };
-        Trouble { kind, text: format!("{member}: {what}") }
-    }
+/// It is whole after every statement under this lock.
+fn lock(current: &Mutex<Current>) -> MutexGuard<'_, Current> {
+    current.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn silence(&self, at: usize, limit: Duration) -> Trouble {
-        let member = self.urls.get(at).map_or("", String::as_str);
-        let text = format!("{member}: no answer within {}", humantime::format_duration(limit));
-        Trouble { kind: Kind::Unanswered, text }
-    }
+/// What is known of a question that a member answered with an error.
+fn trouble(member: &str, error: &Error) -> Trouble {
+    let (kind, what) = match error {
+        Error::GRpcStatus(status) => {
+            // The numbers are those of gRPC's status codes.
+            let kind = match (status.code() as i32, status.message()) {
+                (5, message) if message.contains("lease") => Kind::LeaseGone,
+                (11, message) if message.contains("future revision") => Kind::Ahead,
+                (11, _) => Kind::Compacted,
+                (8, message) if message.contains("too many requests") => Kind::Unanswered,
+                (8, _) => Kind::Full,
+                (16, _) => Kind::LockedOut,
+                (3, message) if message.contains("authentication failed") => Kind::LockedOut,
+                (3 | 5 | 7 | 9 | 12, _) => Kind::Refused,
+                _ if is_about_certificates(error) => Kind::Certificates,
+                _ if is_unsent(error) => Kind::Unsent,
+                _ => Kind::Unanswered,
+            };
+            (kind, innermost(error).unwrap_or_else(|| status.message().to_owned()))
+        }
+        Error::LeaseKeepAliveError(what) if what.contains("not found") => (Kind::LeaseGone, what.clone()),
+        Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
+            (Kind::Refused, error.to_string())
+        }
+        _ if is_about_certificates(error) => {
+            (Kind::Certificates, innermost(error).unwrap_or_else(|| error.to_string()))
+        }
+        _ => (Kind::Unanswered, innermost(error).unwrap_or_else(|| error.to_string())),
+    };
+    Trouble { kind, text: format!("{member}: {what}"), asked: Instant::now() }
+}
+
+/// A question that a member did not answer in time.
+fn silence(member: &str, limit: Duration) -> Trouble {
+    let text = format!("{member}: no answer within {}", humantime::format_duration(limit));
+    Trouble { kind: Kind::Unanswered, text, asked: Instant::now() }
 }
 
 /// The sources of an error of the client, which does not tell of them itself.

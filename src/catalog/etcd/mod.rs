@@ -245,7 +245,7 @@ async fn follow(core: Arc<Core>) {
     let mut said = false;
     loop {
         tokio::time::sleep(FOLLOW).await;
-        match core.members.follow().await {
+        match core.members.follow() {
             Ok(true) => {
                 log::info!(
                     "what \"etcd\" names has changed: the catalog {} is called with it",

@@ -96,7 +96,7 @@ async fn carry_out(
     let response = match ask(core, &key, compares, writes, &number).await {
         Ok(response) => response,
         Err(trouble) => {
-            core.health.ill(&trouble.text);
+            core.health.unanswered(&trouble);
             return Err(trouble.text);
         }
     };

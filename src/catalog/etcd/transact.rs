@@ -3,12 +3,12 @@
 //! A member that is asked and does not answer may have passed the question on. So it is sent again, in the same slot,
 //! until a member answers; and where nothing is to come of it any more, the slot is written, which ends it for good.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcd_client::{Compare, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
 use super::core::Core;
-use super::members::{ANSWER, Kind, Trouble};
+use super::members::{Kind, Trouble};
 use super::plan::{Transaction, same};
 use super::slots::Slot;
 
@@ -51,7 +51,17 @@ impl<'a, T: Clone> Attempt<'a, T> {
         writes.push(TxnOp::put(self.core.keys.head(), number.as_str(), None));
         let mut sent = false;
         loop {
-            match ask(self.core, &key, compares.clone(), writes.clone(), &number).await {
+            if self.core.health.fault().is_some() {
+                return Ok(Sent::Unknown);
+            }
+            let asked = tokio::select! {
+                biased;
+                answer = ask(self.core, &key, compares.clone(), writes.clone(), &number) => answer,
+                why = self.core.health.out_of_reach() => {
+                    Err(Trouble { kind: Kind::Unanswered, text: String::clone(&why), asked: Instant::now() })
+                }
+            };
+            match asked {
                 Ok(response) if response.succeeded() => {
                     let revision = revision(&response);
                     self.slot.revision = revision;
@@ -92,7 +102,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
                         sent = true;
                         self.unanswered.push((number.clone(), keep.clone()));
                     }
-                    self.core.health.ill(&trouble.text);
+                    self.core.health.unanswered(&trouble);
                     if self.core.health.fault().is_some() {
                         return Ok(Sent::Unknown);
                     }
@@ -160,7 +170,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
                     {
                         return self.settled_by(pair);
                     }
-                    self.core.health.ill(&trouble.text);
+                    self.core.health.unanswered(&trouble);
                     tokio::time::sleep(PAUSE).await;
                     self.core.health.back().await;
                 }
@@ -193,7 +203,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
 pub(super) fn ousted() -> Trouble {
     let text = "another catalog was imported in its place while this instance was cut off, or its keys were deleted: \
                 restart volhost";
-    Trouble { kind: Kind::Refused, text: text.into() }
+    Trouble { kind: Kind::Refused, text: text.into(), asked: Instant::now() }
 }
 
 /// Sends a transaction once, which also writes its number to the key that tells whether it took effect; where its
@@ -207,7 +217,10 @@ pub(super) async fn ask(
 ) -> Result<TxnResponse, Trouble> {
     writes.push(TxnOp::put(key, number, None));
     let question = Txn::new().when(compares).and_then(writes).or_else(vec![TxnOp::get(key, None)]);
-    let answer = core.members.ask(ANSWER, async move |client| client.kv_client().txn(question).await).await?;
+    let answer = core
+        .members
+        .ask(core.health.answer(), async move |client| client.kv_client().txn(question).await)
+        .await?;
     core.health.well();
     Ok(answer)
 }
@@ -215,7 +228,10 @@ pub(super) async fn ask(
 /// Reads a key from a quorum. A transaction would not be taken in where there is no room, not even one that only reads.
 async fn look(core: &Core, key: &str) -> Result<Option<KeyValue>, Trouble> {
     let key = key.to_owned();
-    let got = core.members.ask(ANSWER, async move |client| client.kv_client().get(key, None).await).await?;
+    let got = core
+        .members
+        .ask(core.health.answer(), async move |client| client.kv_client().get(key, None).await)
+        .await?;
     Ok(got.kvs().first().cloned())
 }
 

@@ -121,7 +121,7 @@ async fn follow(core: &Core) -> End {
             Ok(Ok(None)) => return End::Broken("its member ended it".into()),
             Ok(Err(error)) => return End::Broken(error.to_string()),
             Err(_) => {
-                core.members.suspect().await;
+                core.members.suspect();
                 return End::Broken("its member does not begin it".into());
             }
         };
