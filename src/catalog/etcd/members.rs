@@ -36,7 +36,8 @@ pub(super) struct Trouble {
 pub(super) enum Kind {
     /// The cluster refused: nothing was done, and another member says the same.
     Refused,
-    /// It has no room. Nothing will be done, and nothing was, unless it ran out of room by this very question.
+    /// It takes no change in until somebody looks after it: it has no room, or its members hold different things.
+    /// Nothing will be done, and nothing was, unless it ran out of room by this very question.
     Full,
     /// The user or the password is not known: nothing was done. They may just have been changed.
     LockedOut,
@@ -246,6 +247,7 @@ fn trouble(member: &str, error: &Error) -> Trouble {
                 (11, _) => Kind::Compacted,
                 (8, message) if message.contains("too many requests") => Kind::Unanswered,
                 (8, _) => Kind::Full,
+                (15, message) if message.contains("corrupt cluster") => Kind::Full,
                 (16, _) => Kind::LockedOut,
                 (3, message) if message.contains("authentication failed") => Kind::LockedOut,
                 (3 | 5 | 7 | 9 | 12, _) => Kind::Refused,
