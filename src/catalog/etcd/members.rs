@@ -47,7 +47,8 @@ pub(super) enum Kind {
     Compacted,
     /// What was asked for lies behind the end of the cluster's history.
     Ahead,
-    /// Nobody listens there: nothing was asked.
+    /// Nobody listens there, or nobody looks at what is asked with a token that a later change of any user or role made
+    /// useless: nothing was done, and with another client it may be.
     Unsent,
     /// Certificates do not fit: nothing was asked.
     Certificates,
@@ -250,6 +251,7 @@ fn trouble(member: &str, error: &Error) -> Trouble {
                 (15, message) if message.contains("corrupt cluster") => Kind::Full,
                 (16, _) => Kind::LockedOut,
                 (3, message) if message.contains("authentication failed") => Kind::LockedOut,
+                (3, message) if message.contains("revision of auth store is old") => Kind::Unsent,
                 (3 | 5 | 7 | 9 | 12, _) => Kind::Refused,
                 _ if is_about_certificates(error) => Kind::Certificates,
                 _ if is_unsent(error) => Kind::Unsent,
