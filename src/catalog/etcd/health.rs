@@ -1,7 +1,7 @@
 //! Whether the cluster answers: as long as it may be an election, one waits; after that everybody is told at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -23,6 +23,8 @@ pub(super) struct Health {
     times: Mutex<Times>,
     /// Whether what the cluster holds is not understood, however well it answers.
     stuck: AtomicBool,
+    /// Whether no change is taken in, however well questions are answered.
+    hangs: watch::Sender<bool>,
     fault: watch::Sender<Option<Arc<String>>>,
 }
 
@@ -33,6 +35,8 @@ struct Times {
     failing: Option<Instant>,
     /// When a quorum answered last.
     well: Option<Instant>,
+    /// When a change was taken in last.
+    taken_in: Option<Instant>,
 }
 
 impl Health {
@@ -46,6 +50,7 @@ impl Health {
             answer: ANSWER.min(patience / 2),
             times: Mutex::default(),
             stuck: AtomicBool::new(false),
+            hangs: watch::Sender::new(false),
             fault: watch::Sender::new(None),
         }
     }
@@ -81,12 +86,46 @@ impl Health {
         if self.stuck.load(Ordering::Acquire) {
             return;
         }
-        *self.times.lock().unwrap_or_else(PoisonError::into_inner) =
-            Times { failing: None, well: Some(Instant::now()) };
+        {
+            let mut times = self.times();
+            (times.failing, times.well) = (None, Some(Instant::now()));
+        }
+        if *self.hangs.borrow() {
+            return;
+        }
         let over = self.fault.send_if_modified(|fault| fault.take().is_some());
         if over {
             log::info!("the catalog {} answers again", self.location);
         }
+    }
+
+    /// A quorum took a change in, or would have, had its conditions held.
+    pub(super) fn taken_in(&self) {
+        self.times().taken_in = Some(Instant::now());
+        self.hangs.send_if_modified(std::mem::take);
+        self.well();
+    }
+
+    /// A change that was sent first at this time is not taken in yet. Returns whether that is as long as one waits. Where
+    /// no other one was taken in since, either, the cluster counts as out of reach until one is.
+    pub(super) fn not_taken_in(&self, begun: Instant, why: &str) -> bool {
+        if begun.elapsed() < self.patience {
+            return false;
+        }
+        if self.times().taken_in.is_none_or(|taken_in| taken_in < begun) {
+            self.hangs.send_if_modified(|hangs| !std::mem::replace(hangs, true));
+            // Where the cluster is gone as a whole, that is told already.
+            if self.fault.borrow().is_none() {
+                self.count_out(&format!("no change is taken in: {why}"));
+            }
+        }
+        true
+    }
+
+    /// Resolves as soon as no change is taken in.
+    pub(super) async fn hangs(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.hangs.subscribe().wait_for(|hangs| *hangs).await;
     }
 
     /// A question was not answered in a way that counts.
@@ -100,7 +139,7 @@ impl Health {
     }
 
     fn ill_since(&self, asked: Instant, why: &str) {
-        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut times = self.times();
         // Whoever was answered meanwhile asked the same cluster.
         let asked = times.well.map_or(asked, |well| well.max(asked));
         let since = times.failing.map_or(asked, |failing| failing.min(asked));
@@ -110,6 +149,11 @@ impl Health {
             log::debug!("the catalog {}: {why}", self.location);
             return;
         }
+        self.count_out(why);
+    }
+
+    /// The cluster counts as out of reach from now on.
+    fn count_out(&self, why: &str) {
         let new = self.fault.send_if_modified(|fault| {
             let new = fault.is_none();
             if fault.as_deref().is_none_or(|known| known != why) {
@@ -124,6 +168,11 @@ impl Health {
                 self.location
             );
         }
+    }
+
+    fn times(&self) -> MutexGuard<'_, Times> {
+        // It is whole after every statement under this lock.
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Resolves as soon as the cluster counts as out of reach, with the reason.

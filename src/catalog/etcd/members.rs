@@ -36,7 +36,8 @@ pub(super) struct Trouble {
 pub(super) enum Kind {
     /// The cluster refused: nothing was done, and another member says the same.
     Refused,
-    /// It has no room. Nothing will be done, and nothing was, unless it ran out of room by this very question.
+    /// It takes no change in until somebody looks after it: it has no room, or its members hold different things.
+    /// Nothing will be done, and nothing was, unless it ran out of room by this very question.
     Full,
     /// The user or the password is not known: nothing was done. They may just have been changed.
     LockedOut,
@@ -46,7 +47,8 @@ pub(super) enum Kind {
     Compacted,
     /// What was asked for lies behind the end of the cluster's history.
     Ahead,
-    /// Nobody listens there: nothing was asked.
+    /// Nobody listens there, or nobody looks at what is asked with a token that a later change of any user or role made
+    /// useless: nothing was done, and with another client it may be.
     Unsent,
     /// Certificates do not fit: nothing was asked.
     Certificates,
@@ -246,8 +248,10 @@ fn trouble(member: &str, error: &Error) -> Trouble {
                 (11, _) => Kind::Compacted,
                 (8, message) if message.contains("too many requests") => Kind::Unanswered,
                 (8, _) => Kind::Full,
+                (15, message) if message.contains("corrupt cluster") => Kind::Full,
                 (16, _) => Kind::LockedOut,
                 (3, message) if message.contains("authentication failed") => Kind::LockedOut,
+                (3, message) if message.contains("revision of auth store is old") => Kind::Unsent,
                 (3 | 5 | 7 | 9 | 12, _) => Kind::Refused,
                 _ if is_about_certificates(error) => Kind::Certificates,
                 _ if is_unsent(error) => Kind::Unsent,

@@ -109,6 +109,7 @@ pub fn open(cluster: &Cluster, instance: &Instance) -> Result<Etcd, OpenError> {
     runtime.spawn(watching::watch(Arc::clone(&core)));
     runtime.spawn(session::keep(Arc::clone(&core), instance.node.to_string()));
     runtime.spawn(follow(Arc::clone(&core)));
+    runtime.spawn(transact::probe(Arc::clone(&core)));
     // What was answered before is recorded before anything else is.
     let mut place = place;
     let of_spool = Arc::clone(&core);

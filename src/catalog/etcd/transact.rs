@@ -3,9 +3,11 @@
 //! A member that is asked and does not answer may have passed the question on. So it is sent again, in the same slot,
 //! until a member answers; and where nothing is to come of it any more, the slot is written, which ends it for good.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Compare, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
+use tokio::time::timeout;
 
 use super::core::Core;
 use super::members::{Kind, Trouble};
@@ -14,6 +16,9 @@ use super::slots::Slot;
 
 /// How long after a member did not answer the next one is asked.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How often a cluster that counts as out of reach is asked all the same for what cannot be left.
+const LATER: Duration = Duration::from_secs(1);
 
 /// What became of a transaction.
 pub(super) enum Sent<T> {
@@ -40,8 +45,9 @@ impl<'a, T: Clone> Attempt<'a, T> {
         Self { core, slot, unanswered: Vec::new() }
     }
 
-    /// Sends a transaction until it is answered, or the cluster counts as out of reach. `keep` comes back with the
-    /// transaction that took effect: this one, or an earlier one of this attempt.
+    /// Sends a transaction until it is answered, the cluster counts as out of reach, or this one is not answered for as
+    /// long as that takes. `keep` comes back with the transaction that took effect: this one, or an earlier one of this
+    /// attempt.
     pub(super) async fn send(&mut self, transaction: &Transaction, keep: T) -> Result<Sent<T>, Trouble> {
         let number = self.core.number();
         let key = self.core.keys.slot(self.core.me, self.slot.number);
@@ -49,7 +55,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
         compares.push(same(key.clone(), self.slot.revision));
         let mut writes = transaction.writes.clone();
         writes.push(TxnOp::put(self.core.keys.head(), number.as_str(), None));
-        let mut sent = false;
+        let (begun, mut sent) = (Instant::now(), false);
         loop {
             if self.core.health.fault().is_some() {
                 return Ok(Sent::Unknown);
@@ -103,8 +109,12 @@ impl<'a, T: Clone> Attempt<'a, T> {
                         self.unanswered.push((number.clone(), keep.clone()));
                     }
                     self.core.health.unanswered(&trouble);
+                    let long = self.core.health.not_taken_in(begun, &trouble.text);
                     if self.core.health.fault().is_some() {
                         return Ok(Sent::Unknown);
+                    }
+                    if long {
+                        return Err(trouble);
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -128,7 +138,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
     /// Makes sure that nothing that was sent takes effect from now on, and gives the slot back. What took effect
     /// already is told, with its revision. Waits for the cluster as long as it takes.
     pub(super) async fn settle(mut self) -> Option<(i64, T)> {
-        let settled = self.end().await;
+        let settled = self.end_since(Some(Instant::now())).await;
         self.core.slots.give_back(self.slot);
         settled
     }
@@ -144,8 +154,12 @@ impl<'a, T: Clone> Attempt<'a, T> {
         Self { core, slot, unanswered }
     }
 
-    /// The same, with the slot kept.
+    /// The same, with the slot kept, and with nobody behind it who would have to be told that it takes long.
     pub(super) async fn end(&mut self) -> Option<(i64, T)> {
+        self.end_since(None).await
+    }
+
+    async fn end_since(&mut self, begun: Option<Instant>) -> Option<(i64, T)> {
         if !self.is_uncertain() {
             return None;
         }
@@ -171,8 +185,13 @@ impl<'a, T: Clone> Attempt<'a, T> {
                         return self.settled_by(pair);
                     }
                     self.core.health.unanswered(&trouble);
+                    if let Some(begun) = begun {
+                        self.core.health.not_taken_in(begun, &trouble.text);
+                    }
                     tokio::time::sleep(PAUSE).await;
-                    self.core.health.back().await;
+                    // What counts as out of reach may take this in all the same: it is not understood, or takes in
+                    // changes again, which is found out by such as this.
+                    let _ = timeout(LATER, self.core.health.back()).await;
                 }
             }
         }
@@ -199,6 +218,19 @@ impl<'a, T: Clone> Attempt<'a, T> {
     }
 }
 
+/// Finds out when changes are taken in again, where they are not although questions are answered: nobody else may begin
+/// one until then. Runs for as long as the catalog is served.
+pub(super) async fn probe(core: Arc<Core>) {
+    loop {
+        core.health.hangs().await;
+        tokio::time::sleep(LATER).await;
+        // Where no slot is free, those find it out who have them.
+        let slot = core.slots.take().await;
+        // As if something had been sent: the slot is written.
+        Attempt::resume(&core, slot, vec![core.number()], &()).settle().await;
+    }
+}
+
 /// What is to be said where a key is gone that only this instance writes and that is never deleted while it serves.
 pub(super) fn ousted() -> Trouble {
     let text = "another catalog was imported in its place while this instance was cut off, or its keys were deleted: \
@@ -221,7 +253,7 @@ pub(super) async fn ask(
         .members
         .ask(core.health.answer(), async move |client| client.kv_client().txn(question).await)
         .await?;
-    core.health.well();
+    core.health.taken_in();
     Ok(answer)
 }
 

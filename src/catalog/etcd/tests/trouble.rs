@@ -1,5 +1,12 @@
 //! A real etcd that answers late, in part, or with what means something else than it says.
 
+use std::collections::HashSet;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::Ordering;
+
+use etcd_client::{AlarmAction, AlarmType};
+
 use super::*;
 
 /// etcd answers what it did with "no space", where its file outgrew the quota between the question and the doing.
@@ -34,7 +41,7 @@ async fn what_was_refused_for_want_of_room_was_not_done() {
 }
 
 /// Has etcd ask for a password, and tells how an instance is let in.
-fn with_a_password(server: &Server, node: &str, more: &[&str]) -> Instance {
+fn with_a_password(server: &Server, node: &str) -> Instance {
     let file = server.dir.path().join("password");
     std::fs::write(&file, "secret\n").unwrap();
     for words in [
@@ -43,10 +50,9 @@ fn with_a_password(server: &Server, node: &str, more: &[&str]) -> Instance {
         &["role", "add", "volhost"],
         &["role", "grant-permission", "--prefix", "volhost", "readwrite", "/"],
         &["user", "grant-role", "volhost", "volhost"],
-        more,
         &["auth", "enable"],
     ] {
-        assert!(words.is_empty() || server.ctl(words).is_some(), "{words:?}");
+        assert!(server.ctl(words).is_some(), "{words:?}");
     }
     let credentials =
         Credentials { user: Some("volhost".into()), password_file: Some(file), ..Credentials::default() };
@@ -54,7 +60,10 @@ fn with_a_password(server: &Server, node: &str, more: &[&str]) -> Instance {
 }
 
 async fn open_as(server: &Server, prefix: &str, instance: Instance) -> Arc<dyn Catalog> {
-    let cluster = server.cluster(prefix);
+    open_in(server.cluster(prefix), instance).await
+}
+
+async fn open_in(cluster: Cluster, instance: Instance) -> Arc<dyn Catalog> {
     Arc::new(tokio::task::spawn_blocking(move || open(&cluster, &instance)).await.unwrap().unwrap())
 }
 
@@ -62,7 +71,7 @@ async fn open_as(server: &Server, prefix: &str, instance: Instance) -> Arc<dyn C
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_makes_nobody_stand_in_line() {
     let server = Server::start();
-    let instance = with_a_password(&server, "store1", &[]);
+    let instance = with_a_password(&server, "store1");
     let catalog = open_as(&server, "line", instance).await;
     let made = create(&catalog, "db").await;
     done(&catalog, mount(&made, "web1", "x")).await;
@@ -101,5 +110,152 @@ async fn an_unmount_is_kept_within_a_limit_that_is_short() {
         let view = catalog.view();
         let counted: Vec<_> = view.volume("db").unwrap().mounts.iter().map(|mount| mount.count).collect();
         assert_eq!(counted, [1]);
+    }
+}
+
+/// A way to an etcd on which, while it is said so, what is to be written is lost and everything else arrives.
+fn way_without_writes(to: u16) -> (u16, Arc<AtomicBool>) {
+    let (listener, lost) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(AtomicBool::new(false)));
+    let (port, losing) = (listener.local_addr().unwrap().port(), Arc::clone(&lost));
+    std::thread::spawn(move || {
+        for near in listener.incoming() {
+            let (near, far) = (near.unwrap(), TcpStream::connect(("127.0.0.1", to)).unwrap());
+            let (mut from, mut back) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut back);
+                let _ = back.shutdown(Shutdown::Both);
+            });
+            let losing = Arc::clone(&losing);
+            std::thread::spawn(move || {
+                let _ = forward(&near, &far, &losing);
+                let _ = far.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    (port, lost)
+}
+
+/// Passes HTTP/2 on, frame by frame; not those with data of a transaction, which names its slot.
+fn forward(mut near: &TcpStream, mut far: &TcpStream, losing: &AtomicBool) -> std::io::Result<()> {
+    let mut preface = [0; 24];
+    near.read_exact(&mut preface)?;
+    far.write_all(&preface)?;
+    let mut lost = HashSet::new();
+    loop {
+        let mut head = [0; 9];
+        near.read_exact(&mut head)?;
+        let mut frame = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        near.read_exact(&mut frame)?;
+        let (is_data, stream) = (head[3] == 0, [head[5], head[6], head[7], head[8]]);
+        let writes = is_data && frame.windows(6).any(|part| part == b"~slots");
+        if writes && losing.load(Ordering::SeqCst) {
+            lost.insert(stream);
+        }
+        // The end of what is lost may be a frame of its own.
+        if !(is_data && lost.contains(&stream)) {
+            far.write_all(&[&head, &*frame].concat())?;
+        }
+    }
+}
+
+/// A disk that hangs lets a cluster answer questions and take in no change.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_are_not_taken_in_count_although_questions_are_answered() {
+    let server = Server::start();
+    let (port, lost) = way_without_writes(server.port);
+    let cluster = Cluster { members: vec![format!("127.0.0.1:{port}")], ..server.cluster("hangs") };
+    let limit = Duration::from_secs(8);
+    let instance = Instance { request: limit, ..server.instance("store1") };
+    let catalog = open_in(cluster, instance).await;
+    let made = create(&catalog, "db").await;
+    for _ in 0..3 {
+        done(&catalog, mount(&made, "web1", "x")).await;
+    }
+    let count = || catalog.view().volume("db").unwrap().mounts.iter().map(|mount| mount.count).sum::<u32>();
+    let kept = async |what: &str| {
+        let kept = timeout(limit, catalog.submit(unmount(&made, "x"))).await;
+        kept.unwrap_or_else(|_| panic!("{what}: it is not answered")).unwrap();
+        for _ in 0..30 {
+            let why = catalog.fault().expect("it stays so, however well questions are answered");
+            assert!(why.contains("no change is taken in") && why.contains("no answer within"), "{why}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    lost.store(true, Ordering::SeqCst);
+    kept("alone").await;
+    let refused = catalog.submit(Change::Insert(volume("other"))).await;
+    assert!(matches!(refused, Err(CatalogError::Unreachable { .. })), "{refused:?}");
+    lost.store(false, Ordering::SeqCst);
+    eventually("it is recorded", async || catalog.fault().is_none()).await;
+    assert_eq!(count(), 2);
+
+    lost.store(true, Ordering::SeqCst);
+    let mounted = catalog.submit(mount(&made, "web2", "y"));
+    kept("behind a Mount").await;
+    lost.store(false, Ordering::SeqCst);
+    let mounted = mounted.await.is_ok();
+    eventually("it is recorded", async || catalog.fault().is_none()).await;
+    assert_eq!(count(), 1 + u32::from(mounted));
+    done(&catalog, mount(&made, "web3", "z")).await;
+}
+
+/// What was sent and not answered is settled as soon as it can be, whether or not what others wrote is understood.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_understood_keeps_nobody_waiting() {
+    let server = Server::start();
+    let (port, lost) = way_without_writes(server.port);
+    let cluster = Cluster { members: vec![format!("127.0.0.1:{port}")], ..server.cluster("held") };
+    let catalog = open_in(cluster, server.instance("store1")).await;
+    create(&catalog, "db").await;
+    lost.store(true, Ordering::SeqCst);
+    let sent = catalog.submit(Change::Insert(volume("other")));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    server.ctl(&["put", "/held/volumes/newer", r#"{"v":2}"#]).unwrap();
+    eventually("it is noticed", async || catalog.fault().is_some()).await;
+    lost.store(false, Ordering::SeqCst);
+    let answered = timeout(Duration::from_secs(5), sent).await.expect("it is answered");
+    assert!(matches!(answered, Err(CatalogError::Unreachable { .. })), "{answered:?}");
+    assert!(catalog.fault().unwrap().contains("has the version 2"));
+}
+
+/// Members that hold different things answer questions, and refuse every change until somebody looks after them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_corrupt_cluster_refuses_is_told_at_once() {
+    let server = Server::start();
+    let catalog = server.open("corrupt", "store1").await;
+    let made = create(&catalog, "db").await;
+    done(&catalog, mount(&made, "web1", "x")).await;
+    let url = format!("http://127.0.0.1:{}", server.port);
+    let mut client = etcd_client::Client::connect([url], None).await.unwrap();
+    client.alarm(AlarmAction::Activate, AlarmType::Corrupt, None).await.unwrap();
+    let soon = Duration::from_secs(5);
+    let refused = timeout(soon, catalog.submit(mount(&made, "web2", "y"))).await.expect("it is told");
+    let said = crate::error::chain(&refused.unwrap_err());
+    assert!(said.contains("corrupt cluster"), "{said}");
+    timeout(soon, catalog.submit(unmount(&made, "x"))).await.expect("it is kept").unwrap();
+    server.ctl(&["alarm", "disarm"]).unwrap();
+    eventually("it is recorded", async || catalog.fault().is_none()).await;
+    assert!(catalog.view().volume("db").unwrap().mounts.is_empty());
+}
+
+/// A token of this kind is of no use from the next change of any user or role on, and does not end by that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_too_old_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    std::fs::write(&key, "one that is long enough for this").unwrap();
+    let tokens = format!("jwt,priv-key={},sign-method=HS256,ttl=10m", key.display());
+    let server = Server::start_with(&["--auth-token", &tokens]);
+    let instance = with_a_password(&server, "store1");
+    let catalog = open_as(&server, "tokens", instance).await;
+    for round in 0..3 {
+        let made = create(&catalog, &format!("v{round}")).await;
+        let root = ["--user", "root:secret", "role", "add", &format!("other{round}")];
+        server.ctl(&root).unwrap();
+        done(&catalog, mount(&made, "web1", "x")).await;
+        server.ctl(&["--user", "root:secret", "user", "add", &format!("other{round}:x")]).unwrap();
+        catalog.sync().await.unwrap();
+        done(&catalog, unmount(&made, "x")).await;
+        assert_eq!(catalog.fault(), None);
     }
 }
