@@ -3,7 +3,6 @@
 //! Plan → send → take in, until the plan's conditions held when it was sent. What is refused by the view is refused only
 //! after the view was made fresh. While the cluster is out of reach nothing is begun but Unmounts, which the spool keeps.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,13 +17,12 @@ use super::keys::Keys;
 use super::members::{Kind, Members, Trouble};
 use super::memory::{Memory, Step};
 use super::order::{Order, Turn, cells};
-use super::plan::{Owner, Planned, plan};
+use super::plan::{Owner, Planned, RELEASED_AT_ONCE, plan};
 use super::slots::Slots;
 use super::spool::{Entry, Spool, What};
 use super::transact::{Attempt, Sent};
 use crate::catalog::{CatalogError, Change, Meant, Outcome, Refusal, View};
 use crate::host::name::HostName;
-use crate::volume::name::{MountId, VolumeName};
 
 /// How long it is waited for another instance that moves a directory.
 const ELSEWHERE: Duration = Duration::from_secs(1);
@@ -35,9 +33,6 @@ pub(super) const SEEN_AT_ONCE: usize = 100;
 /// How often in a row a change may have been decided on rows that are other ones by then. Others who write the same rows do
 /// that to it a few times; so often, it is what is known that is wrong.
 const STALE: usize = 50;
-
-/// How many mounts one transaction releases.
-const RELEASED_AT_ONCE: usize = 50;
 
 /// What the parts share.
 pub(super) struct Core {
@@ -150,32 +145,29 @@ impl Core {
                 }
                 return Ok(Outcome::default());
             }
-            Change::Release { name, host, id: None, alive_too } => {
-                let ids = self.ids_of(name, host);
-                if ids.len() > RELEASED_AT_ONCE {
-                    let mut all = Outcome::default();
-                    for id in ids {
-                        let (name, host, id) = (name.clone(), host.clone(), Some(id));
-                        let one = Change::Release { name, host, id, alive_too: *alive_too };
-                        let Outcome { before, after, released, trashed: _ } =
-                            Box::pin(self.decide(&one)).await?;
-                        all.before = all.before.or(before);
-                        all.after = after;
-                        all.released.extend(released);
-                    }
-                    return Ok(all);
-                }
-            }
+            Change::Release { .. } => return self.release(&change).await,
             _ => {}
         }
         self.decide(&change).await
     }
 
-    /// The IDs by which a host mounts a volume.
-    fn ids_of(&self, volume: &VolumeName, host: &HostName) -> BTreeSet<MountId> {
-        let view = self.memory.view();
-        let mounts = view.volumes.get(volume).into_iter().flat_map(|volume| volume.mounts.iter());
-        mounts.filter(|mount| mount.host == *host).map(|mount| mount.id.clone()).collect()
+    /// Releases mounts, in as many transactions as that takes.
+    async fn release(&self, change: &Change) -> Result<Outcome, CatalogError> {
+        let mut all = Box::pin(self.decide(change)).await?;
+        let mut last = all.released.len();
+        while last == RELEASED_AT_ONCE {
+            match Box::pin(self.decide(change)).await {
+                Ok(Outcome { after, released, .. }) => {
+                    last = released.len();
+                    all.after = after;
+                    all.released.extend(released);
+                }
+                // Removed by others meanwhile: nobody mounts it any more.
+                Err(CatalogError::Refused(Refusal::NoSuchVolume)) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(all)
     }
 
     async fn decide(&self, change: &Change) -> Result<Outcome, CatalogError> {

@@ -1,5 +1,7 @@
 //! The engine with a real etcd: what every engine promises, and what only one that is shared must.
 
+mod spooling;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
