@@ -257,13 +257,8 @@ impl View {
         alive_too: bool,
     ) -> Decision {
         let before = self.volumes.get(name).map(Arc::clone).ok_or(Refusal::NoSuchVolume)?;
-        let present = self.activation(host);
         let mut volume = Volume::clone(&before);
-        let released = volume.mounts.release(|mount| {
-            mount.host == *host
-                && id.is_none_or(|id| mount.id == *id)
-                && (alive_too || mount.activation < present)
-        });
+        let released = volume.mounts.release(|mount| self.releases(mount, host, id, alive_too));
         for mount in &released {
             self.died(mount);
         }
@@ -271,6 +266,13 @@ impl View {
         let (after, _only_its_ledger_changed) = self.store(volume);
         let outcome = Outcome { before: Some(before), after: Some(after), released, ..Outcome::default() };
         Ok((outcome, writes))
+    }
+
+    /// Whether a release takes an entry of the volume's ledger.
+    fn releases(&self, mount: &Mount, host: &HostName, id: Option<&MountId>, alive_too: bool) -> bool {
+        mount.host == *host
+            && id.is_none_or(|id| mount.id == *id)
+            && (alive_too || mount.activation < self.activation(host))
     }
 
     fn meant(&self, name: &VolumeName, id: VolumeId) -> Result<Arc<Volume>, Refusal> {

@@ -85,17 +85,26 @@ impl Ledger {
         mount
     }
 
-    /// Counts one Unmount, on the newest activation that has this host and ID, and is not later than `until` where that
-    /// is said. Returns the entry as it was before, or nothing for a mount that is not known.
-    pub fn unmount(&mut self, host: &HostName, id: &MountId, until: Option<Activation>) -> Option<Mount> {
-        let (index, before) = self
-            .0
+    /// The entry on which an Unmount counts: the newest activation's that has this host and ID, and is not later than
+    /// `until` where that is said.
+    #[must_use]
+    pub fn newest(&self, host: &HostName, id: &MountId, until: Option<Activation>) -> Option<&Mount> {
+        self.find(host, id, until).map(|(_, mount)| mount)
+    }
+
+    fn find(&self, host: &HostName, id: &MountId, until: Option<Activation>) -> Option<(usize, &Mount)> {
+        self.0
             .iter()
             .enumerate()
             .filter(|(_, mount)| mount.host == *host && mount.id == *id)
             .filter(|(_, mount)| until.is_none_or(|until| mount.activation <= until))
             .max_by_key(|(_, mount)| mount.activation)
-            .map(|(index, mount)| (index, mount.clone()))?;
+    }
+
+    /// Counts one Unmount on the [`newest`](Self::newest) entry. Returns the entry as it was before, or nothing for a
+    /// mount that is not known.
+    pub fn unmount(&mut self, host: &HostName, id: &MountId, until: Option<Activation>) -> Option<Mount> {
+        let (index, before) = self.find(host, id, until).map(|(index, mount)| (index, mount.clone()))?;
         if before.count == 1 {
             self.0.remove(index);
         } else if let Some(mount) = self.0.get_mut(index) {

@@ -3,7 +3,6 @@
 //! Plan → send → take in, until the plan's conditions held when it was sent. What is refused by the view is refused only
 //! after the view was made fresh. While the cluster is out of reach nothing is begun but Unmounts, which the spool keeps.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,26 +17,25 @@ use super::keys::Keys;
 use super::members::{Kind, Members, Trouble};
 use super::memory::{Memory, Step};
 use super::order::{Order, Turn, cells};
-use super::plan::{Owner, Planned, plan};
+use super::plan::{Owner, Planned, RELEASED_AT_ONCE, plan};
 use super::slots::Slots;
 use super::spool::{Entry, Spool, What};
 use super::transact::{Attempt, Sent};
 use crate::catalog::{CatalogError, Change, Meant, Outcome, Refusal, View};
 use crate::host::name::HostName;
-use crate::volume::name::{MountId, VolumeName};
 
 /// How long it is waited for another instance that moves a directory.
 const ELSEWHERE: Duration = Duration::from_secs(1);
+
+/// How long a Mount waits for it to be recorded that its engine was started.
+const STARTED: Duration = Duration::from_secs(7);
 
 /// How many hosts one transaction notes as seen: it may have 128 conditions.
 pub(super) const SEEN_AT_ONCE: usize = 100;
 
 /// How often in a row a change may have been decided on rows that are other ones by then. Others who write the same rows do
 /// that to it a few times; so often, it is what is known that is wrong.
-const STALE: usize = 50;
-
-/// How many mounts one transaction releases.
-const RELEASED_AT_ONCE: usize = 50;
+pub(super) const STALE: usize = 50;
 
 /// What the parts share.
 pub(super) struct Core {
@@ -96,7 +94,7 @@ impl Core {
 
     /// What is known is not what the cluster holds, and no event is going to tell: everything is read again. Waits until
     /// that is done, or takes long.
-    async fn doubt(&self, change: &Change) {
+    pub(super) async fn doubt(&self, change: &Change) {
         log::error!(
             "what is known of the catalog {} is not what it holds, as {STALE} attempts at {change:?} showed: it is read \
              whole again",
@@ -150,32 +148,29 @@ impl Core {
                 }
                 return Ok(Outcome::default());
             }
-            Change::Release { name, host, id: None, alive_too } => {
-                let ids = self.ids_of(name, host);
-                if ids.len() > RELEASED_AT_ONCE {
-                    let mut all = Outcome::default();
-                    for id in ids {
-                        let (name, host, id) = (name.clone(), host.clone(), Some(id));
-                        let one = Change::Release { name, host, id, alive_too: *alive_too };
-                        let Outcome { before, after, released, trashed: _ } =
-                            Box::pin(self.decide(&one)).await?;
-                        all.before = all.before.or(before);
-                        all.after = after;
-                        all.released.extend(released);
-                    }
-                    return Ok(all);
-                }
-            }
+            Change::Release { .. } => return self.release(&change).await,
             _ => {}
         }
         self.decide(&change).await
     }
 
-    /// The IDs by which a host mounts a volume.
-    fn ids_of(&self, volume: &VolumeName, host: &HostName) -> BTreeSet<MountId> {
-        let view = self.memory.view();
-        let mounts = view.volumes.get(volume).into_iter().flat_map(|volume| volume.mounts.iter());
-        mounts.filter(|mount| mount.host == *host).map(|mount| mount.id.clone()).collect()
+    /// Releases mounts, in as many transactions as that takes.
+    async fn release(&self, change: &Change) -> Result<Outcome, CatalogError> {
+        let mut all = Box::pin(self.decide(change)).await?;
+        let mut last = all.released.len();
+        while last == RELEASED_AT_ONCE {
+            match Box::pin(self.decide(change)).await {
+                Ok(Outcome { after, released, .. }) => {
+                    last = released.len();
+                    all.after = after;
+                    all.released.extend(released);
+                }
+                // Removed by others meanwhile: nobody mounts it any more.
+                Err(CatalogError::Refused(Refusal::NoSuchVolume)) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(all)
     }
 
     async fn decide(&self, change: &Change) -> Result<Outcome, CatalogError> {
@@ -214,6 +209,17 @@ impl Core {
                 why = self.health.out_of_reach() => return Err(self.unreachable(why)),
             }
         }
+        // Mounted before it is recorded that its engine was started, it would count as one of before.
+        if let Change::Mount { host, .. } = change {
+            tokio::select! {
+                biased;
+                started = timeout(STARTED, self.spool.started(host)) => if started.is_err() {
+                    let why = format!("it is not recorded yet that the engine of {host} was started");
+                    return Err(self.unreachable(Arc::new(why)));
+                },
+                why = self.health.out_of_reach() => return Err(self.unreachable(why)),
+            }
+        }
         let mut fresh = needs_a_fresh_view(change);
         if fresh {
             self.sync().await?;
@@ -229,7 +235,10 @@ impl Core {
                     fresh = true;
                     continue;
                 }
-                Planned::Nothing(_) if !fresh && matches!(change, Change::Unmount { .. }) => {
+                // Nothing to be done is nothing that conditions could tell to be behind.
+                Planned::Nothing(_)
+                    if !fresh && matches!(change, Change::Unmount { .. } | Change::Publish(..)) =>
+                {
                     self.sync().await?;
                     fresh = true;
                     continue;
@@ -334,13 +343,19 @@ impl Core {
         let outcome = View::clone(&self.memory.view())
             .apply(change.clone())
             .map_or_else(|_| Outcome::default(), |(outcome, _)| outcome);
-        match self.spool.keep(Entry { host, what, sent }) {
-            Ok(()) => Ok(outcome),
-            Err(error) => Err(self.failed(format!(
-                "it is out of reach, and nothing can be kept in {}: {error}",
-                self.spool.path().display()
-            ))),
+        let Err(error) = self.spool.keep(Entry { host, what, sent: sent.clone() }) else {
+            return Ok(outcome);
+        };
+        // What was sent may still take effect: an error is answered only once it cannot any more.
+        if let Some((slot, numbers)) = sent
+            && Attempt::resume(self, slot, numbers, &()).settle().await.is_some()
+        {
+            return Ok(outcome);
         }
+        Err(self.failed(format!(
+            "it is out of reach, and nothing can be kept in {}: {error}",
+            self.spool.path().display()
+        )))
     }
 
     /// Has the lease that is gone renewed, and waits for that.
@@ -357,7 +372,7 @@ impl Core {
 }
 
 /// Whether a decision stands on more than its premises tell.
-fn needs_a_fresh_view(change: &Change) -> bool {
+pub(super) fn needs_a_fresh_view(change: &Change) -> bool {
     match change {
         // Whether an activation matters is told by all ledgers, and a release takes what the operator was shown.
         Change::Activate(_) | Change::Release { .. } | Change::Backend(..) | Change::Introduce(..) => true,

@@ -170,6 +170,9 @@ async fn build(
 
 /// Finds out what became of the transactions that the process before this one had under way, and makes sure that nothing
 /// of them takes effect from now on. Returns the slots' revisions, and that of the spool's place.
+///
+/// What is found out is durable before the slots are written, because they tell it no more afterwards: not to the next
+/// round, where the answer to that transaction is lost, nor to the next start, where this process is killed.
 async fn settle_slots(
     reader: &Reader<'_>,
     spool: &Spool,
@@ -195,14 +198,18 @@ async fn settle_slots(
         let place = reader.get(keys.spool(me), GetOptions::new()).await?;
         let place = place.as_ref().and_then(|got| got.kvs().first());
         let applied = place.and_then(|pair| pair.value_str().ok()?.parse().ok()).unwrap_or_default();
+        spool.pass_over(applied, &numbers)?;
 
         let slot = |number| keys.slot(me, number);
         let mut unchanged: Vec<_> =
             revisions.iter().enumerate().map(|(number, revision)| same(slot(number), *revision)).collect();
+        unchanged.push(same(keys.spool(me), place.map_or(0, etcd_client::KeyValue::mod_revision)));
         // Who has no slots yet is not kept from writing by an import that takes them away.
         unchanged.push(same(keys.import(), 0));
-        let written = (0..SLOTS).map(|number| TxnOp::put(slot(number), format!("{}.0", run.simple()), None));
-        let question = Txn::new().when(unchanged).and_then(written.collect::<Vec<_>>());
+        let mut written: Vec<_> =
+            (0..SLOTS).map(|number| TxnOp::put(slot(number), format!("{}.0", run.simple()), None)).collect();
+        written.push(TxnOp::put(keys.spool(me), applied.to_string(), None));
+        let question = Txn::new().when(unchanged).and_then(written);
         let answer = reader
             .ask(|client| {
                 let question = question.clone();
@@ -213,9 +220,8 @@ async fn settle_slots(
             reader.ready(true).await?;
             continue;
         };
-        spool.done(applied);
-        spool.pass_over(&numbers);
-        return Ok((vec![revision(&answer); SLOTS], place.map_or(0, etcd_client::KeyValue::mod_revision)));
+        spool.forget_slots();
+        return Ok((vec![revision(&answer); SLOTS], revision(&answer)));
     }
 }
 

@@ -10,8 +10,12 @@ use uuid::Uuid;
 use super::keys::Keys;
 use super::memory::{Known, Memory, Moves, Step};
 use crate::catalog::record::{Unwritable, encode};
-use crate::catalog::{Change, Outcome, Premise, Refusal, View, Volume};
+use crate::catalog::{Change, Outcome, Premise, Refusal, RowKey, View, Volume, Write};
 use crate::volume::name::{VolumeId, VolumeName};
+
+/// How many mounts one transaction releases: it may have 128 conditions, and 128 writes. What there is beyond that is
+/// planned once these are gone.
+pub(super) const RELEASED_AT_ONCE: usize = 50;
 
 /// A transaction without its slot.
 #[derive(Debug, Clone, Default)]
@@ -56,12 +60,22 @@ pub(super) fn plan(
             return Ok(Planned::Elsewhere(Arc::clone(volume)));
         }
         let mut draft = View::clone(view);
-        let (outcome, records) = match draft.apply(change.clone()) {
+        let (mut outcome, mut records) = match draft.apply(change.clone()) {
             Ok(decided) => decided,
             Err(refusal) => return Ok(Planned::Refused(refusal)),
         };
+        let mut premises = view.premises(change);
+        if matches!(change, Change::Release { .. }) && records.len() > RELEASED_AT_ONCE {
+            records.truncate(RELEASED_AT_ONCE);
+            outcome.released.truncate(RELEASED_AT_ONCE);
+            let released: Vec<_> = records.iter().map(Write::key).collect();
+            premises.retain(|premise| match premise {
+                Premise::Same(row @ RowKey::Mount(_)) => released.contains(row),
+                _ => true,
+            });
+        }
         let mut transaction = Transaction::default();
-        for premise in view.premises(change) {
+        for premise in premises {
             transaction.compare(keys, known, &premise);
         }
         for write in records {

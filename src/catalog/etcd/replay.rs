@@ -1,14 +1,20 @@
 //! Carrying out what the spool kept, exactly once: each entry in a transaction that also stores its number, in one key
 //! that only this instance writes.
+//!
+//! An entry that the cluster refuses, however well it answers, must hold up neither the others nor a start: it is set
+//! aside.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::TxnOp;
 
-use super::core::Core;
+use super::core::{Core, STALE, needs_a_fresh_view};
+use super::members::Kind;
 use super::plan::{Planned, Transaction, plan, same};
+use super::spool::Entry;
 use super::transact::{Attempt, ask, first_pair, ousted, revision};
+use crate::catalog::Change;
 use crate::error::chain;
 
 /// How long after a failure it is tried again.
@@ -28,6 +34,14 @@ pub(super) async fn keep_up(core: Arc<Core>, mut place: Place) {
     }
 }
 
+/// Why an entry is not recorded yet.
+enum Trouble {
+    /// Nothing tells that it will not be in a while.
+    Passing(String),
+    /// As it is, it will never be.
+    Refused(String),
+}
+
 /// Carries out what there is. Waits for the cluster as long as it takes.
 pub(super) async fn empty(core: &Core, place: &mut Place) {
     let mut count = 0_usize;
@@ -38,48 +52,113 @@ pub(super) async fn empty(core: &Core, place: &mut Place) {
         if let Some(attempt) = &mut left {
             took_effect = attempt.end().await.is_some();
         }
-        let mut tries = 0;
-        loop {
-            let what = if took_effect { Ok(None) } else { change(core, &entry.change()) };
-            let done = match what {
-                Ok(transaction) => carry_out(core, place, number, transaction).await,
-                Err(error) => Err(error),
-            };
-            match done {
-                Ok(true) => break,
-                // Somebody else changed the same rows: the view is made fresh, and it is decided anew.
-                Ok(false) => {
-                    let _ = core.sync().await;
-                }
-                Err(why) => {
-                    if tries == 0 {
-                        log::warn!("what host {} was answered is not recorded yet: {why}", entry.host);
-                    }
-                    tries += 1;
-                    tokio::time::sleep(PAUSE).await;
-                    core.health.back().await;
-                }
-            }
-        }
-        core.spool.done(number);
+        count += usize::from(record(core, place, number, &entry, took_effect).await);
         // Only now: the slot's number told, until here, that the entry was carried out.
         if let Some(attempt) = left {
             attempt.settle().await;
         }
-        count += 1;
     }
     if count > 0 {
         log::info!("{count} requests that were answered while etcd was out of reach are recorded");
     }
 }
 
-/// What an entry changes at present; nothing, where what it was of is gone.
-fn change(core: &Core, change: &crate::catalog::Change) -> Result<Option<Transaction>, String> {
-    match plan(&core.memory, &core.keys, core.owner(), change).map_err(|error| chain(&error))? {
-        Planned::Write(_, transaction) => Ok(Some(transaction)),
-        // Neither is ever refused.
-        Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) => Ok(None),
+/// Carries an entry out, or sets it aside: false then.
+async fn record(core: &Core, place: &mut Place, number: u64, entry: &Entry, took_effect: bool) -> bool {
+    let change = entry.change();
+    let (mut tries, mut stale) = (0, 0);
+    loop {
+        let transaction = if took_effect { Ok(None) } else { decide(core, &change).await };
+        let done = match transaction {
+            Ok(transaction) => carry_out(core, place, number, transaction).await,
+            Err(trouble) => Err(trouble),
+        };
+        let why = match done {
+            Ok(true) => {
+                core.spool.done(number);
+                return true;
+            }
+            // Somebody else changed the same rows: the view is made fresh, and it is decided anew.
+            Ok(false) => {
+                stale += 1;
+                if stale % STALE == 0 {
+                    core.doubt(&change).await;
+                }
+                match core.sync().await {
+                    Ok(()) => continue,
+                    Err(error) => error.to_string(),
+                }
+            }
+            Err(Trouble::Refused(why)) => match set_aside(core, place, number, entry, &why).await {
+                Ok(Some(recorded)) => return recorded,
+                Ok(None) => continue,
+                Err(Trouble::Passing(why) | Trouble::Refused(why)) => why,
+            },
+            Err(Trouble::Passing(why)) => why,
+        };
+        if tries == 0 {
+            log::warn!("what host {} was answered is not recorded yet: {why}", entry.host);
+        }
+        tries += 1;
+        tokio::time::sleep(PAUSE).await;
+        core.health.back().await;
     }
+}
+
+/// What an entry changes at present; nothing, where what it was of is gone by what is known for certain.
+async fn decide(core: &Core, change: &Change) -> Result<Option<Transaction>, Trouble> {
+    let mut fresh = false;
+    if needs_a_fresh_view(change) {
+        core.sync().await.map_err(|error| Trouble::Passing(chain(&error)))?;
+        fresh = true;
+    }
+    loop {
+        let planned = plan(&core.memory, &core.keys, core.owner(), change)
+            .map_err(|error| Trouble::Refused(chain(&error)))?;
+        match planned {
+            Planned::Write(_, transaction) => return Ok(Some(transaction)),
+            // Neither is ever refused.
+            Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) if fresh => return Ok(None),
+            // The cluster answers again before the watch has told what others did meanwhile.
+            Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) => {
+                core.sync().await.map_err(|error| Trouble::Passing(chain(&error)))?;
+                fresh = true;
+            }
+        }
+    }
+}
+
+/// Sets an entry aside that the cluster refused, where it refuses nothing else, for the others to go on. Returns whether
+/// it turned out to be recorded; nothing, where that is not known, and it is to be tried again.
+async fn set_aside(
+    core: &Core,
+    place: &mut Place,
+    number: u64,
+    entry: &Entry,
+    refused: &str,
+) -> Result<Option<bool>, Trouble> {
+    // It may have been sent before, and not answered. By this nothing of it takes effect from now on.
+    let before = number.saturating_sub(1);
+    let (ended, value) = write(core, place, before, Transaction::default()).await?;
+    if !ended {
+        let recorded = value == number.to_string();
+        if recorded {
+            core.spool.done(number);
+        }
+        return Ok(recorded.then_some(true));
+    }
+    core.spool.set_aside(number).map_err(|error| {
+        Trouble::Passing(format!("{refused}; and {} cannot be written: {error}", core.spool.path().display()))
+    })?;
+    log::error!(
+        "host {} was answered, and the catalog {} refuses to record it: {refused}. It is kept in {}, and tried again \
+         when volhost is started next: {:?}",
+        entry.host,
+        core.location,
+        core.spool.path().display(),
+        entry.change()
+    );
+    Ok(Some(false))
 }
 
 /// Whether it is done: false, where its conditions do not hold.
@@ -88,34 +167,49 @@ async fn carry_out(
     place: &mut Place,
     number: u64,
     transaction: Option<Transaction>,
-) -> Result<bool, String> {
-    let Transaction { mut compares, mut writes, steps } = transaction.unwrap_or_default();
+) -> Result<bool, Trouble> {
+    let transaction = transaction.unwrap_or_default();
+    let (steps, before) = (transaction.steps.clone(), place.revision);
+    let (succeeded, value) = write(core, place, number, transaction).await?;
+    // It may have been sent before, and not answered.
+    let done = succeeded || (place.revision != before && value == number.to_string());
+    if done {
+        core.memory.committed(place.revision, steps);
+    }
+    Ok(done)
+}
+
+/// Sends a transaction that also writes how far the spool was carried out. Returns whether it took effect, and what is
+/// written there now.
+async fn write(
+    core: &Core,
+    place: &mut Place,
+    number: u64,
+    transaction: Transaction,
+) -> Result<(bool, String), Trouble> {
+    let Transaction { mut compares, mut writes, steps: _ } = transaction;
     let (key, number) = (core.keys.spool(core.me), number.to_string());
     compares.push(same(key.clone(), place.revision));
     writes.push(TxnOp::put(core.keys.head(), core.number(), None));
     let response = match ask(core, &key, compares, writes, &number).await {
         Ok(response) => response,
+        // It was answered: that is no sign of a cluster out of reach.
+        Err(trouble) if trouble.kind == Kind::Refused => return Err(Trouble::Refused(trouble.text)),
         Err(trouble) => {
             core.health.unanswered(&trouble);
-            return Err(trouble.text);
+            return Err(Trouble::Passing(trouble.text));
         }
     };
     if response.succeeded() {
         place.revision = revision(&response);
-        core.memory.committed(place.revision, steps);
-        return Ok(true);
+        return Ok((true, number));
     }
     match first_pair(&response) {
-        // It was sent before, and not answered.
-        Some(pair) if pair.mod_revision() != place.revision => {
+        Some(pair) => {
             place.revision = pair.mod_revision();
-            let done = pair.value() == number.as_bytes();
-            if done {
-                core.memory.committed(place.revision, steps);
-            }
-            Ok(done)
+            Ok((false, String::from_utf8_lossy(pair.value()).into_owned()))
         }
-        None if place.revision > 0 => Err(ousted().text),
-        _ => Ok(false),
+        None if place.revision > 0 => Err(Trouble::Passing(ousted().text)),
+        None => Ok((false, String::new())),
     }
 }

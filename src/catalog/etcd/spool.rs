@@ -3,6 +3,9 @@
 //!
 //! The file also says which instance this is: what it left in the cluster is found again by that. It is never read by
 //! two processes at once, and no line is taken out before the cluster has it.
+//!
+//! An entry that the cluster takes in no form is set aside: its line stays, the others go on without it, and the next
+//! start tries it again.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -68,11 +71,14 @@ pub(super) struct Spool {
 
 struct Kept {
     file: File,
-    /// How long the file is without entries, and with those that are durable.
-    head: u64,
+    /// The file's first line.
+    head: Vec<u8>,
+    /// How long the file is with the entries that are durable.
     length: u64,
     next: u64,
     waiting: VecDeque<(u64, Entry)>,
+    /// Those that were set aside.
+    aside: Vec<(u64, Entry)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -93,6 +99,9 @@ struct Line {
     unmount: Option<UnmountLine>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sent: Option<SentLine>,
+    /// Whether it was set aside.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    aside: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -142,13 +151,12 @@ impl Spool {
             files::replace(&path, format!("{text}\n").as_bytes(), 0o600).map_err(failed(&path, "written"))?;
         }
         let text = files::read(&path).map_err(failed(&path, "read"))?.unwrap_or_default();
-        let (head, instance, waiting, length) = read(&path, &text)?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(failed(&path, "opened"))?;
+        let Read { head, instance, waiting, aside, next, length } = read(&path, &text)?;
+        let file = append_to(&path).map_err(failed(&path, "opened"))?;
         // A line that was cut off was not answered.
         file.set_len(length).and_then(|()| file.sync_data()).map_err(failed(&path, "written"))?;
-        let next = waiting.back().map_or(1, |(number, _)| number + 1);
         let count = watch::Sender::new(waiting.len());
-        let kept = Mutex::new(Kept { file, head, length, next, waiting });
+        let kept = Mutex::new(Kept { file, head, length, next, waiting, aside });
         Ok((Self { path, _lock: lock, kept, waiting: count }, instance))
     }
 
@@ -159,11 +167,11 @@ impl Spool {
     /// Keeps an entry, durably.
     pub(super) fn keep(&self, entry: Entry) -> io::Result<()> {
         let mut kept = self.kept();
-        if kept.waiting.len() >= MOST {
+        if kept.waiting.len() + kept.aside.len() >= MOST {
             return Err(io::Error::other(format!("it holds {MOST} already")));
         }
         let number = kept.next;
-        let line = line(number, &entry)?;
+        let line = line(number, &entry, false)?;
         let before = kept.length;
         let written = kept.file.write_all(line.as_bytes()).and_then(|()| kept.file.sync_data());
         if let Err(error) = written {
@@ -184,8 +192,14 @@ impl Spool {
         self.kept().waiting.front().cloned()
     }
 
+    /// How many entries wait. Nothing waits for those that were set aside.
     pub(super) fn len(&self) -> usize {
         self.kept().waiting.len()
+    }
+
+    /// Whether it waits to be recorded that a host's engine was started.
+    fn starts(&self, host: &HostName) -> bool {
+        self.kept().waiting.iter().any(|(_, entry)| entry.what == What::Activate && entry.host == *host)
     }
 
     /// Waits for an entry.
@@ -200,34 +214,84 @@ impl Spool {
         let _ = self.waiting.subscribe().wait_for(|count| *count == 0).await;
     }
 
-    /// The cluster has all entries up to this number.
+    /// Waits until it is recorded that a host's engine was started.
+    pub(super) async fn started(&self, host: &HostName) {
+        let mut waiting = self.waiting.subscribe();
+        while self.starts(host) {
+            // The sender lives as long as `self`.
+            let _ = waiting.changed().await;
+        }
+    }
+
+    /// The cluster has all entries up to this number, but those that were set aside.
     pub(super) fn done(&self, number: u64) {
         let mut kept = self.kept();
-        kept.waiting.retain(|(of, _)| *of > number);
-        kept.next = kept.next.max(number + 1);
-        if kept.waiting.is_empty() && kept.length > kept.head {
+        kept.pass(number);
+        if kept.waiting.is_empty() && kept.length > kept.head.len() as u64 {
             // Where that fails, the next start finds entries that the cluster has, and passes over them.
-            match kept.file.set_len(kept.head).and_then(|()| kept.file.sync_data()) {
-                Ok(()) => kept.length = kept.head,
-                Err(error) => log::warn!("{} cannot be emptied: {error}", self.path.display()),
+            let emptied = if kept.aside.is_empty() {
+                let head = kept.head.len() as u64;
+                kept.file.set_len(head).and_then(|()| kept.file.sync_data()).map(|()| kept.length = head)
+            } else {
+                kept.rewrite(&self.path)
+            };
+            if let Err(error) = emptied {
+                log::warn!("{} cannot be emptied: {error}", self.path.display());
             }
         }
         self.waiting.send_replace(kept.waiting.len());
     }
 
-    /// Takes out what took effect before the process before this one ended, by what stands in its slots.
-    pub(super) fn pass_over(&self, slots: &HashMap<usize, String>) {
+    /// Sets an entry aside, durably. Nothing that was sent of it may take effect any more.
+    pub(super) fn set_aside(&self, number: u64) -> io::Result<()> {
         let mut kept = self.kept();
+        let Some(at) = kept.waiting.iter().position(|(of, _)| *of == number) else { return Ok(()) };
+        let Some((_, entry)) = kept.waiting.remove(at) else { return Ok(()) };
+        kept.aside.push((number, Entry { sent: None, ..entry.clone() }));
+        let written = kept.rewrite(&self.path);
+        if written.is_err() {
+            kept.aside.pop();
+            kept.waiting.insert(at, (number, entry));
+        }
+        self.waiting.send_replace(kept.waiting.len());
+        written
+    }
+
+    /// Takes out, durably, what took effect before the process before this one ended: all up to this number, and what
+    /// the slots tell. To be told before these are written: afterwards nothing tells it any more. What was set aside
+    /// waits again, behind all others.
+    pub(super) fn pass_over(&self, number: u64, slots: &HashMap<usize, String>) -> Result<(), OpenError> {
+        let mut kept = self.kept();
+        let before = kept.waiting.len();
+        kept.pass(number);
         kept.waiting.retain(|(_, entry)| {
             !entry.sent.as_ref().is_some_and(|(slot, numbers)| {
                 slots.get(&slot.number).is_some_and(|number| numbers.contains(number))
             })
         });
-        // Those that did not can never do so: all slots are written before anything else is.
-        for (_, entry) in &mut kept.waiting {
+        let changed = kept.waiting.len() < before || !kept.aside.is_empty();
+        for (_, entry) in std::mem::take(&mut kept.aside) {
+            let number = kept.next;
+            kept.next += 1;
+            kept.waiting.push_back((number, entry));
+        }
+        let written = if changed { kept.rewrite(&self.path) } else { Ok(()) };
+        self.waiting.send_replace(kept.waiting.len());
+        written.map_err(|source| OpenError::Spool { path: self.path.clone(), doing: "written", source })
+    }
+
+    /// Nothing that was sent before this process began takes effect from now on: all slots were written since.
+    pub(super) fn forget_slots(&self) {
+        // The file may tell of them still: no slot will ever hold their numbers again.
+        for (_, entry) in &mut self.kept().waiting {
             entry.sent = None;
         }
-        self.waiting.send_replace(kept.waiting.len());
+    }
+
+    /// Has nothing written to it any more.
+    #[cfg(test)]
+    pub(super) fn fill(&self) {
+        self.kept().file = append_to(Path::new("/dev/full")).unwrap();
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -236,7 +300,34 @@ impl Spool {
     }
 }
 
-fn line(n: u64, entry: &Entry) -> io::Result<String> {
+impl Kept {
+    /// The cluster has all entries up to this number, but those that were set aside.
+    fn pass(&mut self, number: u64) {
+        self.waiting.retain(|(of, _)| *of > number);
+        self.next = self.next.max(number + 1);
+    }
+
+    /// Has the file hold what is in memory, or what it held.
+    fn rewrite(&mut self, path: &Path) -> io::Result<()> {
+        let mut text = self.head.clone();
+        for (number, entry) in &self.aside {
+            text.extend(line(*number, entry, true)?.into_bytes());
+        }
+        for (number, entry) in &self.waiting {
+            text.extend(line(*number, entry, false)?.into_bytes());
+        }
+        files::replace(path, &text, 0o600)?;
+        self.file = append_to(path)?;
+        self.length = text.len() as u64;
+        Ok(())
+    }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).open(path)
+}
+
+fn line(n: u64, entry: &Entry, aside: bool) -> io::Result<String> {
     let Entry { host, what, sent } = entry;
     let unmount = match what {
         What::Unmount { volume, id, meant: Meant { volume: of, activation } } => Some(UnmountLine {
@@ -252,13 +343,21 @@ fn line(n: u64, entry: &Entry) -> io::Result<String> {
         revision: *revision,
         numbers: numbers.clone(),
     });
-    let line = Line { n, host: host.to_string(), unmount, sent };
+    let line = Line { n, host: host.to_string(), unmount, sent, aside };
     Ok(serde_json::to_string(&line).map_err(io::Error::other)? + "\n")
 }
 
-type Read = (u64, Uuid, VecDeque<(u64, Entry)>, u64);
+/// What the file holds.
+struct Read {
+    head: Vec<u8>,
+    instance: Uuid,
+    waiting: VecDeque<(u64, Entry)>,
+    aside: Vec<(u64, Entry)>,
+    next: u64,
+    /// How long all whole lines are.
+    length: u64,
+}
 
-/// Reads the file: how long its head is, whose it is, the entries, and how long all whole lines are.
 fn read(path: &Path, text: &[u8]) -> Result<Read, OpenError> {
     let fault = |line: usize, fault: String| OpenError::SpoolText { path: path.into(), line, fault };
     let mut lines = text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
@@ -267,17 +366,25 @@ fn read(path: &Path, text: &[u8]) -> Result<Read, OpenError> {
     if head.volhost != "spool" || head.v != 1 {
         return Err(fault(1, format!("it is no spool of version 1, but {} {}", head.volhost, head.v)));
     }
-    let (mut waiting, mut length) = (VecDeque::new(), first.len() as u64);
+    let (mut waiting, mut aside, mut next) = (VecDeque::new(), Vec::new(), 1);
+    let mut length = first.len() as u64;
     for (at, line) in lines.enumerate() {
-        let entry = entry(line).map_err(|what| fault(at + 2, what))?;
-        waiting.push_back(entry);
+        let (number, entry, is_aside) = entry(line).map_err(|what| fault(at + 2, what))?;
+        if is_aside {
+            aside.push((number, entry));
+        } else {
+            waiting.push_back((number, entry));
+        }
+        next = next.max(number + 1);
         length += line.len() as u64;
     }
-    Ok((first.len() as u64, head.instance, waiting, length))
+    Ok(Read { head: first.into(), instance: head.instance, waiting, aside, next, length })
 }
 
-fn entry(line: &[u8]) -> Result<(u64, Entry), String> {
-    let Line { n, host, unmount, sent } = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+/// An entry with its number, and whether it was set aside.
+fn entry(line: &[u8]) -> Result<(u64, Entry, bool), String> {
+    let Line { n, host, unmount, sent, aside } =
+        serde_json::from_slice(line).map_err(|error| error.to_string())?;
     let what = match unmount {
         Some(UnmountLine { volume, id, of, activation }) => What::Unmount {
             volume: VolumeName::parse(&volume).map_err(|error| error.to_string())?,
@@ -291,7 +398,7 @@ fn entry(line: &[u8]) -> Result<(u64, Entry), String> {
     };
     let host = HostName::parse_or_anonymous(&host).map_err(|error| error.to_string())?;
     let sent = sent.map(|SentLine { slot: number, revision, numbers }| (Slot { number, revision }, numbers));
-    Ok((n, Entry { host, what, sent }))
+    Ok((n, Entry { host, what, sent }, aside))
 }
 
 #[cfg(test)]
@@ -346,12 +453,50 @@ mod tests {
         let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
         spool.keep(entry_of("x")).unwrap();
         spool.keep(Entry { sent: None, ..entry_of("y") }).unwrap();
-        spool.pass_over(&HashMap::from([(7, "b.1".into()), (8, "a.1".into())]));
+        spool.pass_over(0, &HashMap::from([(7, "b.1".into()), (8, "a.1".into())])).unwrap();
         assert_eq!(spool.len(), 2);
         drop(spool);
         let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
-        spool.pass_over(&HashMap::from([(7, "a.1".into())]));
+        spool.pass_over(0, &HashMap::from([(7, "a.1".into())])).unwrap();
         assert_eq!(spool.first(), Some((2, Entry { sent: None, ..entry_of("y") })));
+        drop(spool);
+        // The slots hold something else by then.
+        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        spool.pass_over(0, &HashMap::from([(7, "c.0".into())])).unwrap();
+        assert_eq!((spool.len(), spool.first().unwrap().0), (1, 2));
+        spool.keep(entry_of("z")).unwrap();
+        spool.forget_slots();
+        assert_eq!(spool.first(), Some((2, Entry { sent: None, ..entry_of("y") })));
+        drop(spool);
+        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        spool.pass_over(2, &HashMap::new()).unwrap();
+        assert_eq!((spool.len(), spool.first()), (1, Some((3, entry_of("z")))));
+    }
+
+    #[test]
+    fn what_was_set_aside_waits_again_after_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, me) = Spool::open(dir.path(), "volhost").unwrap();
+        for id in ["x", "y", "z"] {
+            spool.keep(entry_of(id)).unwrap();
+        }
+        let path = dir.path().join("volhost.jsonl");
+        let lines = || std::fs::read_to_string(&path).unwrap().lines().count() - 1;
+        spool.set_aside(1).unwrap();
+        assert_eq!((spool.len(), spool.first().unwrap().0, lines()), (2, 2, 3));
+        spool.keep(entry_of("v")).unwrap();
+        spool.done(3);
+        assert_eq!((spool.first().unwrap().0, lines()), (4, 4));
+        spool.done(4);
+        assert_eq!((spool.first(), lines()), (None, 1));
+        drop(spool);
+        let (spool, same) = Spool::open(dir.path(), "volhost").unwrap();
+        assert_eq!((same, spool.len()), (me, 0));
+        // It is none of those that the cluster has, and what was in its slot was found out before.
+        spool.pass_over(4, &HashMap::from([(7, "a.1".into())])).unwrap();
+        assert_eq!(spool.first(), Some((5, Entry { sent: None, ..entry_of("x") })));
+        spool.set_aside(5).unwrap();
+        assert_eq!((spool.first(), lines()), (None, 1));
     }
 
     #[test]

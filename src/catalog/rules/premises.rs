@@ -52,15 +52,22 @@ impl View {
                 premises
             }
             // Entries of activations between the one that is taken and the present one are known: whoever knows an
-            // activation knows all that was counted before it began.
-            Change::Unmount { name, host: by, id, meant: _ } => {
+            // activation knows all that was counted before it began. Those that are older than the one that is taken
+            // have no say; and they may be more than an engine can name.
+            Change::Unmount { name, host: by, id, meant } => {
                 let mut premises = vec![volume(name), host(by), mount(name, by, id, self.activation(by))];
-                self.entries(name, by, |entry| entry == id, &mut premises);
+                let until = meant.as_ref().map(|meant| meant.activation);
+                let taken = self.volumes.get(name).and_then(|volume| volume.mounts.newest(by, id, until));
+                let taken = taken.map(|taken| mount(name, by, id, taken.activation));
+                premises.extend(taken.filter(|taken| !premises.contains(taken)));
                 premises
             }
-            Change::Release { name, host: by, id, .. } => {
+            Change::Release { name, host: by, id, alive_too } => {
                 let mut premises = vec![volume(name), host(by)];
-                self.entries(name, by, |entry| id.as_ref().is_none_or(|id| id == entry), &mut premises);
+                let ledger = self.volumes.get(name).into_iter().flat_map(|volume| volume.mounts.iter());
+                let released = ledger.filter(|entry| self.releases(entry, by, id.as_ref(), *alive_too));
+                premises
+                    .extend(released.map(|entry| Premise::Same(RowKey::Mount(MountKey::of(name, entry)))));
                 premises
             }
             // Whether the present activation has a mount is told by all ledgers: an engine makes its view fresh first.
@@ -71,23 +78,6 @@ impl View {
             Change::Seen(hosts) => hosts.iter().map(|(name, _)| host(name)).collect(),
             Change::Backend(name, _) | Change::Introduce(name, _) => {
                 vec![Premise::Same(RowKey::Backend(name.clone())), Premise::SameBackends]
-            }
-        }
-    }
-
-    /// The rows of a host's mounts of a volume that are not among the premises yet.
-    fn entries(
-        &self,
-        name: &VolumeName,
-        host: &HostName,
-        which: impl Fn(&MountId) -> bool,
-        premises: &mut Vec<Premise>,
-    ) {
-        let Some(volume) = self.volumes.get(name) else { return };
-        for entry in volume.mounts.iter().filter(|entry| entry.host == *host && which(&entry.id)) {
-            let premise = Premise::Same(RowKey::Mount(MountKey::of(name, entry)));
-            if !premises.contains(&premise) {
-                premises.push(premise);
             }
         }
     }

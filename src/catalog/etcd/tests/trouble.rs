@@ -114,12 +114,12 @@ async fn an_unmount_is_kept_within_a_limit_that_is_short() {
 }
 
 /// A way to an etcd on which, while it is said so, what is to be written is lost and everything else arrives.
-fn way_without_writes(to: u16) -> (u16, Arc<AtomicBool>) {
+fn way_without_writes(to: String) -> (u16, Arc<AtomicBool>) {
     let (listener, lost) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(AtomicBool::new(false)));
     let (port, losing) = (listener.local_addr().unwrap().port(), Arc::clone(&lost));
     std::thread::spawn(move || {
         for near in listener.incoming() {
-            let (near, far) = (near.unwrap(), TcpStream::connect(("127.0.0.1", to)).unwrap());
+            let (near, far) = (near.unwrap(), TcpStream::connect(&to).unwrap());
             let (mut from, mut back) = (far.try_clone().unwrap(), near.try_clone().unwrap());
             std::thread::spawn(move || {
                 let _ = std::io::copy(&mut from, &mut back);
@@ -162,7 +162,7 @@ fn forward(mut near: &TcpStream, mut far: &TcpStream, losing: &AtomicBool) -> st
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_that_are_not_taken_in_count_although_questions_are_answered() {
     let server = Server::start();
-    let (port, lost) = way_without_writes(server.port);
+    let (port, lost) = way_without_writes(server.address());
     let cluster = Cluster { members: vec![format!("127.0.0.1:{port}")], ..server.cluster("hangs") };
     let limit = Duration::from_secs(8);
     let instance = Instance { request: limit, ..server.instance("store1") };
@@ -203,7 +203,7 @@ async fn changes_that_are_not_taken_in_count_although_questions_are_answered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_understood_keeps_nobody_waiting() {
     let server = Server::start();
-    let (port, lost) = way_without_writes(server.port);
+    let (port, lost) = way_without_writes(server.address());
     let cluster = Cluster { members: vec![format!("127.0.0.1:{port}")], ..server.cluster("held") };
     let catalog = open_in(cluster, server.instance("store1")).await;
     create(&catalog, "db").await;
@@ -225,7 +225,7 @@ async fn what_a_corrupt_cluster_refuses_is_told_at_once() {
     let catalog = server.open("corrupt", "store1").await;
     let made = create(&catalog, "db").await;
     done(&catalog, mount(&made, "web1", "x")).await;
-    let url = format!("http://127.0.0.1:{}", server.port);
+    let url = format!("http://{}", server.address());
     let mut client = etcd_client::Client::connect([url], None).await.unwrap();
     client.alarm(AlarmAction::Activate, AlarmType::Corrupt, None).await.unwrap();
     let soon = Duration::from_secs(5);

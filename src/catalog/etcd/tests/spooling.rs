@@ -1,0 +1,399 @@
+//! What the spool keeps is carried out once, and nothing waits for it in vain: with ways to etcd that lose answers.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::catalog::Meant;
+use crate::catalog::etcd::slots::Slot;
+use crate::catalog::etcd::spool::{Entry, What};
+use crate::volume::mounts::Activation;
+
+async fn opened(cluster: Cluster, instance: Instance) -> Arc<Etcd> {
+    // It blocks until everything is read.
+    let opened = tokio::task::spawn_blocking(move || open(&cluster, &instance)).await.unwrap();
+    Arc::new(opened.unwrap())
+}
+
+fn kept_unmount(volume: &Volume, by: &str, id: &str, activation: u64) -> Entry {
+    let meant = Meant { volume: Some(volume.id), activation: Activation(activation) };
+    let what = What::Unmount { volume: volume.name.clone(), id: mount_id(id), meant };
+    Entry { host: host(by), what, sent: None }
+}
+
+fn kept_activate(by: &str) -> Entry {
+    Entry { host: host(by), what: What::Activate, sent: None }
+}
+
+async fn recorded(etcd: &Etcd) {
+    let emptied = timeout(Duration::from_secs(20), etcd.core.spool.emptied()).await;
+    emptied.expect("what is kept is recorded");
+}
+
+fn count(view: &View, volume: &str) -> u32 {
+    view.volume(volume).unwrap().mounts.iter().map(|mount| mount.count).sum()
+}
+
+/// A way to etcd that can lose and delay what goes along it.
+struct Way {
+    port: u16,
+    state: Arc<WayState>,
+}
+
+#[derive(Default)]
+struct WayState {
+    /// Whether answers are lost.
+    mute: AtomicBool,
+    /// What is in the question whose answer is lost, with the connection; once.
+    loses: Mutex<Option<Vec<u8>>>,
+    /// What is in the questions that never arrive.
+    bars: Mutex<Option<Vec<u8>>>,
+    /// How many connections there were, and how many of them are answered later.
+    count: AtomicUsize,
+    late: AtomicUsize,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+impl Way {
+    fn to(server: &Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (port, to, state) = (listener.local_addr().unwrap().port(), server.address(), Arc::default());
+        let way = Self { port, state: Arc::clone(&state) };
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                let Ok(server) = TcpStream::connect(&to) else { continue };
+                state.open.lock().unwrap().extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
+                let number = state.count.fetch_add(1, Ordering::SeqCst);
+                for forth in [true, false] {
+                    let (client, server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                    let state = Arc::clone(&state);
+                    std::thread::spawn(move || state.carry(forth, number, client, server));
+                }
+            }
+        });
+        way
+    }
+
+    fn cluster(&self, prefix: &str) -> Cluster {
+        Cluster { members: vec![format!("127.0.0.1:{}", self.port)], prefix: prefix.into() }
+    }
+
+    /// Loses every answer, or none any more.
+    fn mute(&self, mute: bool) {
+        self.state.mute.store(mute, Ordering::SeqCst);
+        if !mute {
+            self.state.close();
+        }
+    }
+}
+
+impl WayState {
+    fn carry(&self, forth: bool, number: usize, client: TcpStream, server: TcpStream) {
+        let (mut from, mut to) = if forth { (client, server) } else { (server, client) };
+        let mut part = vec![0; 65536];
+        while let Ok(length @ 1..) = from.read(&mut part) {
+            let part = &part[..length];
+            let has = |what: &Option<Vec<u8>>| {
+                forth && what.as_ref().is_some_and(|what| part.windows(what.len()).any(|seen| seen == what))
+            };
+            if has(&self.bars.lock().unwrap()) {
+                break;
+            }
+            while !forth && number < self.late.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let mut loses = self.loses.lock().unwrap();
+            let lost = has(&loses);
+            if lost {
+                *loses = None;
+                self.mute.store(true, Ordering::SeqCst);
+            }
+            drop(loses);
+            if forth || !self.mute.load(Ordering::SeqCst) {
+                let _ = to.write_all(part);
+            }
+            if lost {
+                // By then it has taken effect.
+                std::thread::sleep(Duration::from_millis(500));
+                self.mute.store(false, Ordering::SeqCst);
+                self.close();
+            }
+        }
+        let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+    }
+
+    fn close(&self) {
+        for stream in self.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// An instance by a way on which its watch can be made late, while all that it asks is answered at once.
+async fn with_a_late_watch(server: &Server, prefix: &str) -> (Way, Arc<Etcd>) {
+    let way = Way::to(server);
+    let etcd = opened(way.cluster(prefix), server.instance("store1")).await;
+    etcd.sync().await.unwrap();
+    // What is asked from now on is asked on another connection.
+    etcd.core.members.suspect();
+    (way, etcd)
+}
+
+impl Way {
+    /// Has the watch of [`with_a_late_watch`] stand still during something.
+    async fn late<T>(&self, during: impl Future<Output = T>) -> T {
+        self.state.late.store(1, Ordering::SeqCst);
+        let done = during.await;
+        self.state.late.store(0, Ordering::SeqCst);
+        done
+    }
+}
+
+/// An instance that was away knows what it is to record before it knows what the others did.
+#[tokio::test]
+async fn what_is_kept_is_decided_by_what_others_did_before() {
+    let server = Server::start();
+    let other = server.open("behind", "store2").await;
+    let made = create(&other, "db").await;
+    let (way, one) = with_a_late_watch(&server, "behind").await;
+    for (round, kept) in [kept_unmount(&made, "web1", "x", 0), kept_activate("web1")].into_iter().enumerate()
+    {
+        way.late(async {
+            done(&other, mount(&made, "web1", "x")).await;
+            one.core.spool.keep(kept).unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        })
+        .await;
+        recorded(&one).await;
+        other.sync().await.unwrap();
+        let told = (count(&other.view(), "db"), other.view().activation(&host("web1")));
+        assert_eq!(told, [(0, Activation(0)), (1, Activation(1))][round]);
+    }
+}
+
+/// What a process that was killed had kept although it had taken effect, told by the number in its slot.
+fn as_left_behind(server: &Server, prefix: &str, made: &Volume) {
+    let all = server.ctl(&["get", "--prefix", &format!("/{prefix}/~slots/")]).unwrap();
+    let head = server.ctl(&["get", &format!("/{prefix}/head"), "--print-value-only"]).unwrap();
+    let lines: Vec<_> = all.lines().collect();
+    let at = lines.iter().position(|line| *line == head.trim()).expect("a slot holds the last number");
+    let number: usize = lines[at - 1].rsplit('/').next().unwrap().parse().unwrap();
+    let (spool, _) = Spool::open(&server.instance("store1").spool, prefix).unwrap();
+    let sent = Some((Slot { number, revision: 1 }, vec![head.trim().to_owned()]));
+    spool.keep(Entry { sent, ..kept_unmount(made, "web1", "x", 0) }).unwrap();
+}
+
+#[tokio::test]
+async fn what_took_effect_before_two_restarts_counts_once() {
+    let server = Server::start();
+    let catalog = server.open("restarts", "store1").await;
+    let made = create(&catalog, "db").await;
+    for _ in 0..9 {
+        done(&catalog, mount(&made, "web1", "x")).await;
+    }
+    done(&catalog, unmount(&made, "x")).await;
+    drop(catalog);
+    as_left_behind(&server, "restarts", &made);
+    for _ in 0..3 {
+        let catalog = server.open("restarts", "store1").await;
+        assert_eq!(count(&catalog.view(), "db"), 8);
+    }
+}
+
+#[tokio::test]
+async fn what_took_effect_counts_once_where_the_answer_about_the_slots_is_lost() {
+    let server = Server::start();
+    let first = opened(server.cluster("asked"), server.instance("store1")).await;
+    let me = first.core.me;
+    let catalog: Arc<dyn Catalog> = first;
+    let made = create(&catalog, "db").await;
+    for _ in 0..9 {
+        done(&catalog, mount(&made, "web1", "x")).await;
+    }
+    done(&catalog, unmount(&made, "x")).await;
+    drop(catalog);
+    as_left_behind(&server, "asked", &made);
+    let way = Way::to(&server);
+    *way.state.loses.lock().unwrap() = Some(format!("{me}/63").into_bytes());
+    let catalog = opened(way.cluster("asked"), server.instance("store1")).await;
+    assert!(way.state.loses.lock().unwrap().is_none(), "an answer was lost");
+    assert_eq!(count(&catalog.view(), "db"), 8);
+}
+
+/// Where nothing can be kept, an error is answered only for what never takes effect.
+#[tokio::test]
+async fn a_full_spool_tells_what_became_of_an_unmount() {
+    let server = Server::start();
+    let way = Way::to(&server);
+    let instance = Instance { request: Duration::from_secs(5), ..server.instance("store1") };
+    let etcd = opened(way.cluster("full"), instance).await;
+    let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
+    let made = create(&catalog, "db").await;
+    for _ in 0..5 {
+        done(&catalog, mount(&made, "web1", "x")).await;
+    }
+    etcd.core.spool.fill();
+    way.mute(true);
+    let asked = catalog.submit(unmount(&made, "x"));
+    eventually("etcd counts as out of reach", async || catalog.fault().is_some()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    way.mute(false);
+    let answered = timeout(Duration::from_secs(30), asked).await.expect("it is answered in the end");
+    eventually("etcd is back", async || catalog.fault().is_none()).await;
+    catalog.sync().await.unwrap();
+    let expected = if answered.is_ok() { 4 } else { 5 };
+    assert_eq!(count(&catalog.view(), "db"), expected, "{answered:?}");
+    for _ in 0..SLOTS {
+        timeout(Duration::from_secs(5), etcd.core.slots.take()).await.expect("every slot is given back");
+    }
+}
+
+/// An engine that crashes again and again, with a container that is started each time.
+#[tokio::test]
+async fn many_activations_of_one_mount_are_no_hindrance() {
+    let server = Server::start();
+    let etcd = opened(server.cluster("crashes"), server.instance("store1")).await;
+    let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
+    let made = create(&catalog, "db").await;
+    for at in 0..150 {
+        done(&catalog, mount(&made, "web1", "x")).await;
+        if at < 149 {
+            done(&catalog, Change::Activate(host("web1"))).await;
+        }
+    }
+    let taken = done(&catalog, unmount(&made, "x")).await;
+    assert_eq!(taken.released[0].activation, Activation(149));
+    assert_eq!((count(&catalog.view(), "db"), etcd.core.spool.len(), catalog.fault()), (149, 0, None));
+    done(&catalog, unmount(&made, "x")).await;
+    assert_eq!((count(&catalog.view(), "db"), etcd.core.spool.len(), catalog.fault()), (148, 0, None));
+    let id = Some(mount_id("x"));
+    let release = Change::Release { name: made.name.clone(), host: host("web1"), id, alive_too: false };
+    assert_eq!(done(&catalog, release.clone()).await.released.len(), 148);
+    assert_eq!(done(&catalog, release).await.released.len(), 0);
+}
+
+#[tokio::test]
+async fn what_one_transaction_cannot_release_several_do() {
+    let server = Server::start();
+    let catalog = server.open("release", "store1").await;
+    let made = create(&catalog, "db").await;
+    done(&catalog, mount(&made, "web2", "x")).await;
+    for _ in 0..4 {
+        done(&catalog, Change::Activate(host("web1"))).await;
+        for id in 0..40 {
+            done(&catalog, mount(&made, "web1", &format!("m{id}"))).await;
+        }
+    }
+    let release = |alive_too| {
+        let (name, host) = (made.name.clone(), host("web1"));
+        Change::Release { name, host, id: None, alive_too }
+    };
+    // By one that learnt of them from etcd.
+    let other = server.open("release", "store2").await;
+    let outcome = done(&other, release(false)).await;
+    assert_eq!((outcome.released.len(), outcome.before.unwrap().mounts.len()), (120, 161));
+    assert_eq!(outcome.after.unwrap().mounts.len(), 41);
+    assert_eq!(done(&catalog, release(true)).await.released.len(), 40);
+    assert_eq!(catalog.view().volume("db").unwrap().mounts.len(), 1);
+}
+
+/// One request that etcd takes in no form delays no other; it is kept, and tried again by the next start.
+#[tokio::test]
+async fn what_etcd_always_refuses_blocks_nothing() {
+    let mut server = Server::start();
+    let etcd = opened(server.cluster("refused"), server.instance("store1")).await;
+    let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
+    let made = create(&catalog, "db").await;
+    done(&catalog, mount(&made, "web1", "stale")).await;
+    done(&catalog, Change::Activate(host("web1"))).await;
+    for id in ["x", "y"] {
+        done(&catalog, mount(&made, "web1", id)).await;
+    }
+    // An Unmount of what is stale has a condition more than another one, and this etcd takes not so many.
+    server.stop();
+    server.words = ["--max-txn-ops", "4"].map(str::to_owned).into();
+    server.start_again();
+    catalog.sync().await.unwrap();
+    etcd.core.spool.keep(kept_unmount(&made, "web1", "x", 1)).unwrap();
+    etcd.core.spool.keep(kept_unmount(&made, "web1", "stale", 1)).unwrap();
+    etcd.core.spool.keep(kept_unmount(&made, "web1", "y", 1)).unwrap();
+    recorded(&etcd).await;
+    assert_eq!((count(&catalog.view(), "db"), catalog.fault()), (1, None));
+    let path = etcd.core.spool.path().to_path_buf();
+    drop((etcd, catalog));
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.lines().count() == 2 && text.contains("stale"), "{text}");
+
+    server.stop();
+    server.words.clear();
+    server.start_again();
+    for _ in 0..2 {
+        let catalog = server.open("refused", "store1").await;
+        assert_eq!(count(&catalog.view(), "db"), 0);
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
+}
+
+/// A mount of an engine that was started must not be taken for one of before, however long that takes to be recorded.
+#[tokio::test]
+async fn a_mount_comes_after_the_start_of_its_engine() {
+    let server = Server::start();
+    let way = Way::to(&server);
+    let etcd = opened(way.cluster("started"), server.instance("store1")).await;
+    let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
+    let made = create(&catalog, "db").await;
+    done(&catalog, mount(&made, "web1", "before")).await;
+    *way.state.bars.lock().unwrap() = Some(b"/~spools/".to_vec());
+    etcd.core.spool.keep(kept_activate("web1")).unwrap();
+    let mounted = catalog.submit(mount(&made, "web1", "after"));
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    *way.state.bars.lock().unwrap() = None;
+    let mounted = mounted.await;
+    recorded(&etcd).await;
+    catalog.sync().await.unwrap();
+    let view = catalog.view();
+    assert_eq!(view.activation(&host("web1")), Activation(1));
+    let mut of: Vec<_> =
+        view.volume("db").unwrap().mounts.iter().map(|m| (m.id.as_str(), m.activation.0)).collect();
+    of.sort_unstable();
+    mounted.expect("it waited, and was done");
+    assert_eq!(of, [("after", 1), ("before", 0)]);
+}
+
+/// The second line of defence, should what is known ever be wrong in a way that no event mends.
+#[tokio::test]
+async fn what_contradicts_the_cluster_is_read_again_for_what_is_kept() {
+    let server = Server::start();
+    let etcd = opened(server.cluster("doubted"), server.instance("store1")).await;
+    let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
+    let made = create(&catalog, "db").await;
+    done(&catalog, mount(&made, "web1", "x")).await;
+    catalog.sync().await.unwrap();
+    etcd.core.memory.mistake(&RowKey::Volume(made.name.clone()));
+    etcd.core.spool.keep(kept_unmount(&made, "web1", "x", 0)).unwrap();
+    recorded(&etcd).await;
+    assert_eq!(count(&catalog.view(), "db"), 0);
+}
+
+/// A volume that others removed meanwhile is not said to be published.
+#[tokio::test]
+async fn what_was_removed_by_others_is_not_published() {
+    let server = Server::start();
+    let other = server.open("gone", "store2").await;
+    let made = create(&other, "db").await;
+    let (way, one) = with_a_late_watch(&server, "gone").await;
+    let publish = Change::Publish(made.name.clone(), made.id);
+    let published = way
+        .late(async {
+            done(&other, remove(&made, true)).await;
+            let published = one.submit(publish);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            published
+        })
+        .await
+        .await;
+    assert!(matches!(published, Err(CatalogError::Refused(Refusal::NoSuchVolume))), "{published:?}");
+}
