@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::fresh::Question;
 use super::health::Health;
+use super::hearing::Hearing;
 use super::keys::Keys;
 use super::members::{Kind, Members, Trouble};
 use super::memory::{Memory, Step};
@@ -59,6 +60,8 @@ pub(super) struct Core {
     pub(super) watch_anew: tokio::sync::Notify,
     /// Whether the cluster's history is not the one that the memory was made of.
     pub(super) other_history: AtomicBool,
+    /// Whether what others do is heard and understood.
+    pub(super) hearing: Hearing,
     /// Whether what is known contradicts the cluster although it is fresh.
     pub(super) doubted: AtomicBool,
     pub(super) questions: mpsc::UnboundedSender<Question>,

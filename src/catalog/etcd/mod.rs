@@ -11,7 +11,8 @@
 //!
 //! A watch brings what everybody wrote, in the order of revisions. It is a little behind, so that nothing is refused, and
 //! nothing said not to exist, before the view is [`fresh`]: every transaction writes one key, whose latest revision a
-//! quorum tells and the watch has to reach.
+//! quorum tells and the watch has to reach. An instance that does not hear what others do, or does not understand it,
+//! decides nothing ([`hearing`]).
 //!
 //! # What ends with an instance
 //!
@@ -33,6 +34,7 @@ mod core;
 mod error;
 mod fresh;
 mod health;
+mod hearing;
 mod keys;
 mod load;
 mod members;
@@ -148,6 +150,7 @@ async fn build(
         watch_anew: tokio::sync::Notify::new(),
         other_history: AtomicBool::new(false),
         doubted: AtomicBool::new(false),
+        hearing: hearing::Hearing::default(),
         questions,
         run,
         numbers: AtomicU64::new(1),

@@ -1,0 +1,198 @@
+//! What an instance hears of the others late, or not, or not as it was: a proxy stands between it and etcd.
+
+use etcd_client::Client;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::*;
+use crate::catalog::Write;
+use crate::catalog::record::encode;
+
+/// A way to etcd that can be made slow, or closed.
+struct Proxy {
+    port: u16,
+    way: watch::Sender<Way>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Open,
+    /// So many bytes a second come from etcd, on each connection.
+    Slow(u32),
+    /// Every connection ends.
+    Cut,
+}
+
+impl Proxy {
+    async fn before(server: &Server) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let way = watch::Sender::new(Way::Open);
+        let (at, ways) = (server.port, way.clone());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", at)).await else { continue };
+                let (mut from_client, mut to_client) = client.into_split();
+                let (mut from_server, mut to_server) = server.into_split();
+                let ways = ways.clone();
+                tokio::spawn(async move {
+                    let mut cut = ways.subscribe();
+                    let up = async {
+                        let mut part = vec![0; 16 * 1024];
+                        while let Ok(read @ 1..) = from_client.read(&mut part).await {
+                            open(&ways).await;
+                            if to_server.write_all(&part[..read]).await.is_err() {
+                                break;
+                            }
+                        }
+                    };
+                    let down = async {
+                        let mut part = vec![0; 16 * 1024];
+                        while let Ok(read @ 1..) = from_server.read(&mut part).await {
+                            if let Way::Slow(bytes) = open(&ways).await {
+                                tokio::time::sleep(
+                                    Duration::from_secs(1) * u32::try_from(read).unwrap() / bytes,
+                                )
+                                .await;
+                            }
+                            if to_client.write_all(&part[..read]).await.is_err() {
+                                break;
+                            }
+                        }
+                    };
+                    tokio::select! {
+                        () = up => {}
+                        () = down => {}
+                        _ = cut.wait_for(|way| *way == Way::Cut) => {}
+                    }
+                });
+            }
+        });
+        Self { port, way }
+    }
+
+    fn set(&self, way: Way) {
+        self.way.send_replace(way);
+    }
+
+    fn member(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+}
+
+/// Waits until something gets through.
+async fn open(way: &watch::Sender<Way>) -> Way {
+    *way.subscribe().wait_for(|way| *way != Way::Cut).await.unwrap()
+}
+
+async fn through(
+    proxies: &[&Proxy],
+    server: &Server,
+    prefix: &str,
+    node: &str,
+) -> (Arc<Etcd>, Arc<dyn Catalog>) {
+    let members = proxies.iter().map(|proxy| proxy.member()).collect();
+    let (cluster, instance) = (Cluster { members, prefix: prefix.into() }, server.instance(node));
+    let opened = tokio::task::spawn_blocking(move || super::open(&cluster, &instance)).await.unwrap();
+    let etcd = Arc::new(opened.unwrap());
+    (Arc::clone(&etcd), etcd)
+}
+
+/// Writes so many volumes as another instance would, each some kilobytes large.
+async fn write_much(server: &Server, prefix: &str, count: usize) {
+    let mut client = Client::connect([format!("127.0.0.1:{}", server.port)], None).await.unwrap();
+    let keys = Keys::of(&server.cluster(prefix));
+    let known_to: Vec<_> = (0..500).map(|at| host(&format!("web-{at:04}.example"))).collect();
+    let all: Vec<_> = (0..count).collect();
+    for part in all.chunks(50) {
+        let mut writes: Vec<_> = part
+            .iter()
+            .map(|at| {
+                let made = Volume { known_to: known_to.clone(), ..volume(&format!("much{at}")) };
+                let write = Write::Volume(made.name.clone(), Some(Arc::new(made)));
+                let row = encode(&write).unwrap();
+                TxnOp::put(keys.row(row.table, &row.key), row.record.unwrap(), None)
+            })
+            .collect();
+        writes.push(TxnOp::put(keys.head(), format!("much.{}", part[0]), None));
+        client.txn(Txn::new().and_then(writes)).await.unwrap();
+    }
+}
+
+/// All that was missed may come in one message, however large that is, and however slowly.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_far_behind_catches_up() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let (_, catalog) = through(&[&proxy], &server, "far", "store1").await;
+    for (way, count) in [(Way::Open, 700), (Way::Slow(1_200_000), 1000)] {
+        // As by a network that is gone for a while.
+        proxy.set(Way::Cut);
+        write_much(&server, "far", count).await;
+        proxy.set(way);
+        eventually("it knows everything", async || catalog.view().volumes.len() == count).await;
+        proxy.set(Way::Open);
+        eventually("it is not told to be behind", async || catalog.fault().is_none()).await;
+        catalog.sync().await.unwrap();
+        server.ctl(&["del", "--prefix", "/far/volumes/"]).unwrap();
+        eventually("it forgets everything", async || catalog.view().volumes.is_empty()).await;
+    }
+}
+
+/// What everybody asks who sends hosts elsewhere when an instance does not hear what others do.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_stays_behind_says_so() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let (etcd, catalog) = through(&[&proxy], &server, "behind", "store1").await;
+    let made = create(&catalog, "db").await;
+    catalog.sync().await.unwrap();
+    proxy.set(Way::Cut);
+    write_much(&server, "behind", 700).await;
+    proxy.set(Way::Slow(200_000));
+    eventually("it says so", async || catalog.fault().is_some_and(|why| why.contains("what was changed")))
+        .await;
+    etcd.core.health.well();
+    assert!(catalog.fault().is_some(), "answers do not make up for it");
+    let refused = catalog.submit(mount(&made, "web1", "x")).await;
+    assert!(matches!(refused, Err(CatalogError::Unreachable { .. })), "{refused:?}");
+    proxy.set(Way::Open);
+    eventually("it catches up", async || catalog.fault().is_none()).await;
+    assert_eq!(catalog.view().volumes.len(), 701);
+    done(&catalog, mount(&made, "web1", "x")).await;
+}
+
+/// A cluster that was taken back, and where others go on, before this instance has read what stands there now.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_in_another_history_is_not_said_to_be_missing() {
+    let mut server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let (_, catalog) = through(&[&proxy], &server, "other", "store1").await;
+    create(&catalog, "kept").await;
+    let snapshot = server.dir.path().join("snapshot");
+    server.ctl(&["snapshot", "save", snapshot.to_str().unwrap()]).unwrap();
+    for (history, is_longer) in [("shorter", false), ("longer", true)] {
+        for at in 0..50 {
+            create(&catalog, &format!("lost{at}")).await;
+        }
+        catalog.sync().await.unwrap();
+        let reached = server.revision();
+        proxy.set(Way::Cut);
+        server.stop();
+        server.restore(&snapshot);
+        let other = server.open("other", "store2").await;
+        let made = create(&other, &format!("made-in-the-{history}-one")).await;
+        while is_longer && server.revision() <= reached {
+            server.ctl(&["put", "/somebody/elses", "x"]).unwrap();
+        }
+        proxy.set(Way::Open);
+        let mut answer = Err(CatalogError::Closed);
+        eventually("it answers", async || {
+            answer = catalog.submit(mount(&made, "web1", "x")).await;
+            !matches!(answer, Err(CatalogError::Unreachable { .. }))
+        })
+        .await;
+        answer.unwrap();
+        drop(other);
+    }
+}
