@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::claims::Ended;
 use super::fresh::Question;
 use super::health::Health;
 use super::hearing::Hearing;
@@ -52,6 +53,8 @@ pub(super) struct Core {
     pub(super) slots: Slots,
     pub(super) spool: Spool,
     pub(super) order: Order,
+    /// The claims that are to be given back.
+    pub(super) ended: Ended,
     /// The lease that this instance's claims end with.
     pub(super) lease: AtomicI64,
     /// Wakes who keeps the lease, where it was found to be gone.

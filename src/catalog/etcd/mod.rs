@@ -145,6 +145,7 @@ async fn build(
         slots: Slots::new(slots),
         spool,
         order: Order::default(),
+        ended: claims::Ended::default(),
         lease: AtomicI64::new(lease),
         lease_gone: tokio::sync::Notify::new(),
         watch_anew: tokio::sync::Notify::new(),

@@ -1,6 +1,8 @@
 //! What an instance hears of the others late, or not, or not as it was: a proxy stands between it and etcd.
 
-use etcd_client::Client;
+use std::sync::Mutex;
+
+use etcd_client::{AlarmAction, AlarmType, Client};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -12,13 +14,19 @@ use crate::catalog::record::encode;
 struct Proxy {
     port: u16,
     way: watch::Sender<Way>,
+    /// Closes the way as soon as this is sent; or cuts it as soon as etcd has it, before it answers.
+    ends_at: Arc<Mutex<Option<End>>>,
 }
+
+type End = (Vec<u8>, Way);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Open,
     /// So many bytes a second come from etcd, on each connection.
     Slow(u32),
+    /// Nothing gets through, either way, and nothing ends.
+    Closed,
     /// Every connection ends.
     Cut,
 }
@@ -27,22 +35,34 @@ impl Proxy {
     async fn before(server: &Server) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let way = watch::Sender::new(Way::Open);
-        let (at, ways) = (server.port, way.clone());
+        let (way, ends_at) = (watch::Sender::new(Way::Open), Arc::new(Mutex::new(None)));
+        let (at, ways, ends) = (server.port, way.clone(), Arc::clone(&ends_at));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", at)).await else { continue };
                 let (mut from_client, mut to_client) = client.into_split();
                 let (mut from_server, mut to_server) = server.into_split();
-                let ways = ways.clone();
+                let (ways, ends) = (ways.clone(), Arc::clone(&ends));
                 tokio::spawn(async move {
                     let mut cut = ways.subscribe();
                     let up = async {
                         let mut part = vec![0; 16 * 1024];
                         while let Ok(read @ 1..) = from_client.read(&mut part).await {
-                            open(&ways).await;
-                            if to_server.write_all(&part[..read]).await.is_err() {
+                            let part = &part[..read];
+                            let is_seen = |(what, _): &mut End| part.windows(what.len()).any(|at| at == what);
+                            let end = ends.lock().unwrap().take_if(is_seen).map(|(_, end)| end);
+                            if end.is_some() {
+                                ways.send_replace(Way::Closed);
+                            }
+                            if end != Some(Way::Cut) {
+                                open(&ways).await;
+                            }
+                            if to_server.write_all(part).await.is_err() {
                                 break;
+                            }
+                            if end == Some(Way::Cut) {
+                                tokio::time::sleep(Duration::from_millis(300)).await;
+                                ways.send_replace(Way::Cut);
                             }
                         }
                     };
@@ -68,7 +88,7 @@ impl Proxy {
                 });
             }
         });
-        Self { port, way }
+        Self { port, way, ends_at }
     }
 
     fn set(&self, way: Way) {
@@ -82,7 +102,7 @@ impl Proxy {
 
 /// Waits until something gets through.
 async fn open(way: &watch::Sender<Way>) -> Way {
-    *way.subscribe().wait_for(|way| *way != Way::Cut).await.unwrap()
+    *way.subscribe().wait_for(|way| !matches!(way, Way::Closed | Way::Cut)).await.unwrap()
 }
 
 async fn through(
@@ -160,6 +180,91 @@ async fn an_instance_that_stays_behind_says_so() {
     eventually("it catches up", async || catalog.fault().is_none()).await;
     assert_eq!(catalog.view().volumes.len(), 701);
     done(&catalog, mount(&made, "web1", "x")).await;
+}
+
+/// Has etcd refuse everything that takes room, as where its storage is full; or not any more.
+async fn no_room(server: &Server, is_so: bool) {
+    let mut client = Client::connect([format!("127.0.0.1:{}", server.port)], None).await.unwrap();
+    let action = if is_so { AlarmAction::Activate } else { AlarmAction::Deactivate };
+    let members = client.member_list().await.unwrap();
+    let mut options = etcd_client::AlarmOptions::new();
+    options.with_member(members.members()[0].id());
+    client.maintenance_client().alarm(action, AlarmType::Nospace, Some(options)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_claim_that_cannot_be_given_back_is_given_back_later() {
+    let server = Server::start();
+    let (one, other) = (server.open("full", "store1").await, server.open("full", "store2").await);
+    let made = create(&one, "db").await;
+    for takes_it_over in [false, true] {
+        let claimed = one.claim(made.id).await.unwrap();
+        assert!(claimed.is_some());
+        no_room(&server, true).await;
+        drop(claimed);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(other.claim(made.id).await.unwrap().is_none());
+        // Who wants it meanwhile need not wait until it is known that nothing can be written.
+        assert!(one.claim(made.id).await.is_err());
+        no_room(&server, false).await;
+        let again = if takes_it_over { one.claim(made.id).await.unwrap() } else { None };
+        assert_eq!(again.is_some(), takes_it_over);
+        if takes_it_over {
+            // What was to be given back is not any more.
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            assert!(other.claim(made.id).await.unwrap().is_none());
+            drop(again);
+        }
+        eventually("it is given back", async || other.claim(made.id).await.unwrap().is_some()).await;
+        eventually("it is given back again", async || one.claim(made.id).await.unwrap().is_some()).await;
+    }
+}
+
+/// What an instance knows of its own claim it may have slept through.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_is_granted_by_nothing_but_its_key() {
+    let server = Server::start();
+    let proxies = [Proxy::before(&server).await, Proxy::before(&server).await];
+    let (etcd, one) = through(&[&proxies[0], &proxies[1]], &server, "own", "store1").await;
+    let other = server.open("own", "store2").await;
+    let (made, half) = (create(&one, "db").await, volume("half"));
+    done(&one, Change::Insert(half.clone())).await;
+    let claimed = one.claim(made.id).await.unwrap();
+    assert!(claimed.is_some());
+    // The watch goes by the first one, and hangs; what is asked goes by the second one.
+    proxies[0].set(Way::Closed);
+    let lease = etcd.core.owner().lease;
+    one.sync().await.unwrap();
+    server.ctl(&["lease", "revoke", &format!("{lease:x}")]).unwrap();
+    drop(claimed);
+    let granted = [one.claim(made.id).await.unwrap(), one.claim(half.id).await.unwrap()];
+    for (granted, id) in granted.iter().zip([made.id, half.id]) {
+        let others = other.claim(id).await.unwrap();
+        assert!(granted.is_none() || others.is_none(), "both move a directory");
+    }
+    eventually("it hears of it", async || one.claim(made.id).await.is_ok_and(|claimed| claimed.is_some()))
+        .await;
+}
+
+/// What was sent and not answered may have taken effect, whatever is answered when it is sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_was_made_is_granted_or_ends() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let (_, one) = through(&[&proxy], &server, "twice", "store1").await;
+    let other = server.open("twice", "store2").await;
+    let made = create(&one, "db").await;
+    let key = format!("/twice/moving/{}", made.id);
+    *proxy.ends_at.lock().unwrap() = Some((key.clone().into_bytes(), Way::Cut));
+    let claimed = one.claim(made.id);
+    eventually("it is claimed", async || *proxy.way.borrow() == Way::Cut).await;
+    eventually("etcd has it", async || server.ctl(&["get", &key]).unwrap().contains("by")).await;
+    no_room(&server, true).await;
+    proxy.set(Way::Open);
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    no_room(&server, false).await;
+    drop(claimed.await);
+    eventually("others have it then", async || other.claim(made.id).await.unwrap().is_some()).await;
 }
 
 /// A cluster that was taken back, and where others go on, before this instance has read what stands there now.
