@@ -55,7 +55,7 @@ use std::collections::HashMap;
 use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use etcd_client::{GetOptions, Txn, TxnOp};
@@ -137,7 +137,7 @@ async fn build(
     let snapshot = reader.read().await?;
     let lease =
         reader.ask(|client| async move { client.lease_client().grant(session::TTL, None).await }).await?;
-    let lease = lease.map_or(0, |granted| granted.id());
+    let lease = lease.map_or(session::NONE, |granted| granted.id());
     let (questions, asked) = mpsc::unbounded_channel();
     let core = Core {
         memory: Memory::new(keys.clone(), me, snapshot),
@@ -165,8 +165,11 @@ async fn build(
     match session::appear(&core, lease, node.as_str(), Some(still_ours)).await {
         Ok(true) => {}
         Ok(false) => return Err(OpenError::HalfImported { location: core.location }),
-        // The lease is kept all the same, and it is tried again with the next one.
-        Err(trouble) => log::debug!("this instance cannot be seen by others yet: {}", trouble.text),
+        // It is tried again with another lease, at once.
+        Err(trouble) => {
+            log::debug!("this instance cannot be seen by others yet: {}", trouble.text);
+            core.lease.store(session::NONE, Ordering::Release);
+        }
     }
     Ok((core, Place { revision: place }, asked))
 }

@@ -12,11 +12,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::core::Core;
 use super::error::OpenError;
-use super::fresh;
 use super::hearing::Deaf;
 use super::load::{LARGEST, Patience, Reader};
 use super::members::{ANSWER, Kind, Trouble};
 use super::memory::Head;
+use super::{fresh, session};
 use crate::error::chain;
 
 /// How long after the watch broke off it is begun anew.
@@ -83,12 +83,15 @@ async fn read_again(core: &Core) {
         location: &core.location,
         patience: Patience::Endless,
     };
-    let mut pause = READ_AGAIN.0;
+    let (mut pause, mut ended) = (READ_AGAIN.0, false);
     loop {
         let other_history = core.other_history.load(Ordering::Acquire);
+        if other_history && !ended {
+            ended = session::end(core).await;
+        }
         match reader.read().await {
-            // It changed while it was read.
-            Ok(_) if core.other_history.load(Ordering::Acquire) && !other_history => {}
+            // It changed while it was read, or what it brought back has not ended yet.
+            Ok(_) if core.other_history.load(Ordering::Acquire) && !(other_history && ended) => {}
             Ok(snapshot) => {
                 core.memory.replace(snapshot, !other_history);
                 core.other_history.store(false, Ordering::Release);

@@ -301,3 +301,53 @@ async fn what_is_made_in_another_history_is_not_said_to_be_missing() {
         drop(other);
     }
 }
+
+/// etcd brings leases back with what hangs on them, and this instance would keep its own.
+#[tokio::test]
+async fn claims_that_a_snapshot_brings_back_end() {
+    let mut server = Server::start();
+    let catalog = server.open("snapshot", "store1").await;
+    let made = create(&catalog, "db").await;
+    let claimed = catalog.claim(made.id).await.unwrap();
+    assert!(claimed.is_some());
+    let snapshot = server.dir.path().join("snapshot");
+    server.ctl(&["snapshot", "save", snapshot.to_str().unwrap()]).unwrap();
+    drop(claimed);
+    create(&catalog, "later").await;
+    server.stop();
+    server.restore(&snapshot);
+    eventually("the catalog is what it was", async || catalog.view().volume("later").is_none()).await;
+    eventually("nothing is claimed", async || {
+        server.ctl(&["get", "--prefix", "/snapshot/moving/"]).is_some_and(|all| all.is_empty())
+    })
+    .await;
+    eventually("this instance is seen", async || {
+        server.ctl(&["get", "--prefix", "/snapshot/instances/"]).is_some_and(|all| !all.is_empty())
+    })
+    .await;
+    let other = server.open("snapshot", "store2").await;
+    assert!(other.claim(made.id).await.unwrap().is_some());
+}
+
+/// Whoever imports looks for those who serve.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_is_seen_also_where_its_first_word_was_lost() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    *proxy.ends_at.lock().unwrap() = Some((b"/seen/instances/".to_vec(), Way::Closed));
+    let (_, catalog) = through(&[&proxy], &server, "seen", "store1").await;
+    assert_eq!(*proxy.way.borrow(), Way::Closed, "it says that it is there");
+    assert_eq!(server.ctl(&["get", "--prefix", "/seen/instances/"]).unwrap(), "");
+    proxy.set(Way::Cut);
+    proxy.set(Way::Open);
+    eventually("it is seen", async || {
+        server.ctl(&["get", "--prefix", "/seen/instances/"]).is_some_and(|all| !all.is_empty())
+    })
+    .await;
+    // What is being made is hidden by a key that ends with the instance.
+    done(&catalog, Change::Insert(volume("half"))).await;
+    let client = Client::connect([format!("127.0.0.1:{}", server.port)], None).await.unwrap();
+    let moving =
+        client.kv_client().get("/seen/moving/", Some(GetOptions::new().with_prefix())).await.unwrap();
+    assert!(moving.kvs()[0].lease() > 0);
+}
