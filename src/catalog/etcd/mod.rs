@@ -58,7 +58,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use etcd_client::{GetOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -227,16 +227,22 @@ async fn settle_slots(
 
 /// Ends the claims that the process before this one made, before their lease does.
 async fn end_claims(reader: &Reader<'_>, me: Uuid) -> Result<(), OpenError> {
-    let (first, end) = reader.keys.all_moving();
-    let found = reader.get(first, GetOptions::new().with_range(end)).await?;
-    let found = found.map(|mut got| got.take_kvs()).unwrap_or_default();
-    let ours: Vec<_> = found
-        .iter()
-        .filter(|pair| serde_json::from_slice::<Moves>(pair.value()).is_ok_and(|moves| moves.by == me))
-        .map(|pair| TxnOp::delete(pair.key(), None))
-        .collect();
-    for some in ours.chunks(SLOTS) {
-        let question = Txn::new().and_then(some);
+    loop {
+        let (first, end) = reader.keys.all_moving();
+        let found = reader.get(first, GetOptions::new().with_range(end)).await?;
+        let found = found.map(|mut got| got.take_kvs()).unwrap_or_default();
+        let is_ours = |pair: &&etcd_client::KeyValue| {
+            serde_json::from_slice::<Moves>(pair.value()).is_ok_and(|moves| moves.by == me)
+        };
+        let ours: Vec<_> = found.iter().filter(is_ours).take(SLOTS).collect();
+        if ours.is_empty() {
+            return Ok(());
+        }
+        // One that ended just now may be another instance's by the time that this is carried out.
+        let still_ours =
+            ours.iter().map(|pair| Compare::mod_revision(pair.key(), CompareOp::Equal, pair.mod_revision()));
+        let deleted = ours.iter().map(|pair| TxnOp::delete(pair.key(), None));
+        let question = Txn::new().when(still_ours.collect::<Vec<_>>()).and_then(deleted.collect::<Vec<_>>());
         reader
             .ask(|client| {
                 let question = question.clone();
@@ -244,7 +250,6 @@ async fn end_claims(reader: &Reader<'_>, me: Uuid) -> Result<(), OpenError> {
             })
             .await?;
     }
-    Ok(())
 }
 
 /// Uses what the credentials' files hold.

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use etcd_client::{AlarmAction, AlarmType, Client};
+use etcd_client::{AlarmAction, AlarmType, Client, PutOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -350,4 +350,31 @@ async fn an_instance_is_seen_also_where_its_first_word_was_lost() {
     let moving =
         client.kv_client().get("/seen/moving/", Some(GetOptions::new().with_prefix())).await.unwrap();
     assert!(moving.kvs()[0].lease() > 0);
+}
+
+/// What the process before this one had claimed may be another instance's by the time that it is given back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_ends_no_claims_but_its_own() {
+    let server = Server::start();
+    let before = server.open("start", "store1").await;
+    // Nobody shows it any more: its claim is there until the lease ends.
+    let made = volume("half");
+    done(&before, Change::Insert(made.clone())).await;
+    drop(before);
+    let key = format!("/start/moving/{}", made.id);
+    let proxy = Proxy::before(&server).await;
+    *proxy.ends_at.lock().unwrap() = Some((key.clone().into_bytes(), Way::Closed));
+    let theirs = serde_json::json!({ "by": Uuid::from_u128(7) }).to_string();
+    let others = async {
+        eventually("it ends claims", async || *proxy.way.borrow() == Way::Closed).await;
+        let mut client = Client::connect([format!("127.0.0.1:{}", server.port)], None).await.unwrap();
+        let lease = client.lease_grant(60, None).await.unwrap().id();
+        let options = PutOptions::new().with_lease(lease);
+        client.put(key.clone(), theirs.clone(), Some(options)).await.unwrap();
+        proxy.set(Way::Open);
+    };
+    let proxies = [&proxy];
+    let ((_, catalog), ()) = tokio::join!(through(&proxies, &server, "start", "store1"), others);
+    assert!(server.ctl(&["get", &key]).unwrap().contains(&theirs));
+    assert!(catalog.claim(made.id).await.unwrap().is_none());
 }
