@@ -11,8 +11,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::claims::Ended;
 use super::fresh::Question;
 use super::health::Health;
+use super::hearing::Hearing;
 use super::keys::Keys;
 use super::members::{Kind, Members, Trouble};
 use super::memory::{Memory, Step};
@@ -25,7 +27,7 @@ use crate::catalog::{CatalogError, Change, Meant, Outcome, Refusal, View};
 use crate::host::name::HostName;
 
 /// How long it is waited for another instance that moves a directory.
-const ELSEWHERE: Duration = Duration::from_secs(1);
+pub(super) const ELSEWHERE: Duration = Duration::from_secs(1);
 
 /// How long a Mount waits for it to be recorded that its engine was started.
 const STARTED: Duration = Duration::from_secs(7);
@@ -49,6 +51,8 @@ pub(super) struct Core {
     pub(super) slots: Slots,
     pub(super) spool: Spool,
     pub(super) order: Order,
+    /// The claims that are to be given back.
+    pub(super) ended: Ended,
     /// The lease that this instance's claims end with.
     pub(super) lease: AtomicI64,
     /// Wakes who keeps the lease, where it was found to be gone.
@@ -57,6 +61,8 @@ pub(super) struct Core {
     pub(super) watch_anew: tokio::sync::Notify,
     /// Whether the cluster's history is not the one that the memory was made of.
     pub(super) other_history: AtomicBool,
+    /// Whether what others do is heard and understood.
+    pub(super) hearing: Hearing,
     /// Whether what is known contradicts the cluster although it is fresh.
     pub(super) doubted: AtomicBool,
     pub(super) questions: mpsc::UnboundedSender<Question>,
@@ -78,32 +84,6 @@ impl Core {
 
     pub(super) fn owner(&self) -> Owner {
         Owner { me: self.me, lease: self.lease.load(Ordering::Acquire) }
-    }
-
-    /// The cluster does not hold what the memory was made of: it was restored from a snapshot. Everything is read again.
-    pub(super) fn history_changed(&self, revision: i64) {
-        if !self.other_history.swap(true, Ordering::AcqRel) {
-            log::error!(
-                "the catalog {} has another history at revision {revision}: was etcd restored from a snapshot? what was \
-                 recorded since that is lost; `volhost check --catalog` compares it with the directories",
-                self.location
-            );
-        }
-        self.watch_anew.notify_one();
-    }
-
-    /// What is known is not what the cluster holds, and no event is going to tell: everything is read again. Waits until
-    /// that is done, or takes long.
-    pub(super) async fn doubt(&self, change: &Change) {
-        log::error!(
-            "what is known of the catalog {} is not what it holds, as {STALE} attempts at {change:?} showed: it is read \
-             whole again",
-            self.location
-        );
-        let mut settled = self.memory.settled();
-        self.doubted.store(true, Ordering::Release);
-        self.watch_anew.notify_one();
-        let _ = timeout(ELSEWHERE, settled.changed()).await;
     }
 
     pub(super) fn unreachable(&self, why: Arc<String>) -> CatalogError {

@@ -11,7 +11,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::core::Core;
+use super::hearing::Deaf;
 use super::members::Trouble;
+use super::memory::Head;
 
 /// Who is told once the view is fresh, or why it cannot be.
 pub(super) type Question = oneshot::Sender<Result<(), Arc<String>>>;
@@ -19,10 +21,10 @@ pub(super) type Question = oneshot::Sender<Result<(), Arc<String>>>;
 /// How often the cluster is asked for its health.
 const PULSE: Duration = Duration::from_secs(1);
 
-/// How long the watch may be behind before it is begun anew.
+/// How long the watch may be behind before it is asked whether it is to be begun anew.
 const BEHIND: Duration = Duration::from_secs(2);
 
-/// How often that is tried.
+/// How often that is done before the instance counts as one that does not hear what others do.
 const TRIES: usize = 5;
 
 /// Answers until nobody can ask any more.
@@ -48,14 +50,37 @@ pub(super) async fn answer(core: Arc<Core>, mut questions: mpsc::UnboundedReceiv
 }
 
 async fn make_fresh(core: &Core, only_the_pulse: bool) -> Result<(), Arc<String>> {
-    let head = loop {
-        let reached = core.memory.look(|_, known| known.reached);
+    let mut awaited = i64::MAX;
+    for _ in 0..TRIES {
+        let Some(latest) = latest(core, only_the_pulse).await? else { return Ok(()) };
+        // In the same history that is later; another one may not have come as far as the one that it took the place of.
+        awaited = awaited.min(latest);
+        if timeout(BEHIND, told(core, awaited)).await.is_ok() {
+            core.not_deaf(Deaf::Behind);
+            return Ok(());
+        }
+        log::debug!("the watch of the catalog {} is behind", core.location);
+        core.watch_anew.notify_one();
+    }
+    let why = "its members do not tell what was changed";
+    core.deaf(Deaf::Behind, why);
+    Err(Arc::new(why.into()))
+}
+
+/// The revision of the latest transaction, as a quorum knows it; nothing, where none answers yet and nobody waits.
+async fn latest(core: &Core, only_the_pulse: bool) -> Result<Option<i64>, Arc<String>> {
+    loop {
+        let (reached, known) = core.memory.look(|_, known| (known.reached, known.head.clone()));
         match head(core).await {
             Ok((head, revision)) => {
-                if revision < reached {
+                core.health.well();
+                // What was heard before the question is no later than the answer to it.
+                let at = |head: &Option<Head>| head.as_ref().map_or(0, |(at, _)| *at);
+                if revision < reached || at(&head) < at(&known) || (at(&head) == at(&known) && head != known)
+                {
                     core.history_changed(revision);
                 }
-                break head;
+                return Ok(Some(at(&head)));
             }
             Err(trouble) => {
                 core.health.unanswered(&trouble);
@@ -63,29 +88,39 @@ async fn make_fresh(core: &Core, only_the_pulse: bool) -> Result<(), Arc<String>
                     return Err(why);
                 }
                 if only_the_pulse {
-                    return Ok(());
+                    return Ok(None);
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
-    };
-    core.health.well();
-    let mut reached = core.memory.reached();
-    for _ in 0..TRIES {
-        if timeout(BEHIND, reached.wait_for(|reached| *reached >= head)).await.is_ok() {
-            return Ok(());
-        }
-        log::debug!("the watch of the catalog {} is behind: it is begun anew", core.location);
-        core.watch_anew.notify_one();
     }
-    Err(Arc::new("its members do not tell what was changed".into()))
 }
 
-/// The revision of the latest transaction, and that of the whole cluster, as a quorum knows them.
-async fn head(core: &Core) -> Result<(i64, i64), Trouble> {
+/// Waits until everything is known up to a transaction, in the history that the cluster has.
+async fn told(core: &Core, latest: i64) {
+    let mut reached = core.memory.reached();
+    loop {
+        // The sender lives as long as `core`.
+        let _ = reached.wait_for(|reached| *reached >= latest).await;
+        if !core.is_read_again() {
+            let (reached, known) = core.memory.look(|_, known| (known.reached, known.head.clone()));
+            if reached >= latest && known.map_or(0, |(at, _)| at) >= latest {
+                return;
+            }
+            // It has come so far by other changes, and was not told of this one.
+            if reached >= latest {
+                core.history_changed(reached);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The key that every transaction writes, and the revision of the whole cluster, as a quorum knows them.
+pub(super) async fn head(core: &Core) -> Result<(Option<Head>, i64), Trouble> {
     let key = core.keys.head();
     let limit = core.health.answer();
     let got = core.members.ask(limit, async move |client| client.kv_client().get(key, None).await).await?;
     let revision = got.header().map_or(0, etcd_client::ResponseHeader::revision);
-    Ok((got.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), revision))
+    Ok((got.kvs().first().map(|pair| (pair.mod_revision(), pair.value().to_vec())), revision))
 }

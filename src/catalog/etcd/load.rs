@@ -19,8 +19,8 @@ use crate::catalog::record::Loader;
 /// How many keys a page has. With records of the usual size it is a megabyte or two.
 const PAGE: i64 = 4000;
 
-/// How large an answer may be: a page of the largest records.
-const LARGEST: usize = 256 * 1024 * 1024;
+/// How large an answer may be: a page of the largest records, or what a watch missed.
+pub(super) const LARGEST: usize = 256 * 1024 * 1024;
 
 /// How long a page may take.
 const ANSWER: Duration = Duration::from_secs(10);

@@ -11,7 +11,8 @@
 //!
 //! A watch brings what everybody wrote, in the order of revisions. It is a little behind, so that nothing is refused, and
 //! nothing said not to exist, before the view is [`fresh`]: every transaction writes one key, whose latest revision a
-//! quorum tells and the watch has to reach.
+//! quorum tells and the watch has to reach. An instance that does not hear what others do, or does not understand it,
+//! decides nothing ([`hearing`]).
 //!
 //! # What ends with an instance
 //!
@@ -33,6 +34,7 @@ mod core;
 mod error;
 mod fresh;
 mod health;
+mod hearing;
 mod keys;
 mod load;
 mod members;
@@ -53,10 +55,10 @@ use std::collections::HashMap;
 use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use etcd_client::{GetOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -136,7 +138,7 @@ async fn build(
     let snapshot = reader.read().await?;
     let lease =
         reader.ask(|client| async move { client.lease_client().grant(session::TTL, None).await }).await?;
-    let lease = lease.map_or(0, |granted| granted.id());
+    let lease = lease.map_or(session::NONE, |granted| granted.id());
     let (questions, asked) = mpsc::unbounded_channel();
     let core = Core {
         memory: Memory::new(keys.clone(), me, snapshot),
@@ -144,11 +146,13 @@ async fn build(
         slots: Slots::new(slots),
         spool,
         order: Order::default(),
+        ended: claims::Ended::default(),
         lease: AtomicI64::new(lease),
         lease_gone: tokio::sync::Notify::new(),
         watch_anew: tokio::sync::Notify::new(),
         other_history: AtomicBool::new(false),
         doubted: AtomicBool::new(false),
+        hearing: hearing::Hearing::default(),
         questions,
         run,
         numbers: AtomicU64::new(1),
@@ -162,8 +166,11 @@ async fn build(
     match session::appear(&core, lease, node.as_str(), Some(still_ours)).await {
         Ok(true) => {}
         Ok(false) => return Err(OpenError::HalfImported { location: core.location }),
-        // The lease is kept all the same, and it is tried again with the next one.
-        Err(trouble) => log::debug!("this instance cannot be seen by others yet: {}", trouble.text),
+        // It is tried again with another lease, at once.
+        Err(trouble) => {
+            log::debug!("this instance cannot be seen by others yet: {}", trouble.text);
+            core.lease.store(session::NONE, Ordering::Release);
+        }
     }
     Ok((core, Place { revision: place }, asked))
 }
@@ -227,16 +234,22 @@ async fn settle_slots(
 
 /// Ends the claims that the process before this one made, before their lease does.
 async fn end_claims(reader: &Reader<'_>, me: Uuid) -> Result<(), OpenError> {
-    let (first, end) = reader.keys.all_moving();
-    let found = reader.get(first, GetOptions::new().with_range(end)).await?;
-    let found = found.map(|mut got| got.take_kvs()).unwrap_or_default();
-    let ours: Vec<_> = found
-        .iter()
-        .filter(|pair| serde_json::from_slice::<Moves>(pair.value()).is_ok_and(|moves| moves.by == me))
-        .map(|pair| TxnOp::delete(pair.key(), None))
-        .collect();
-    for some in ours.chunks(SLOTS) {
-        let question = Txn::new().and_then(some);
+    loop {
+        let (first, end) = reader.keys.all_moving();
+        let found = reader.get(first, GetOptions::new().with_range(end)).await?;
+        let found = found.map(|mut got| got.take_kvs()).unwrap_or_default();
+        let is_ours = |pair: &&etcd_client::KeyValue| {
+            serde_json::from_slice::<Moves>(pair.value()).is_ok_and(|moves| moves.by == me)
+        };
+        let ours: Vec<_> = found.iter().filter(is_ours).take(SLOTS).collect();
+        if ours.is_empty() {
+            return Ok(());
+        }
+        // One that ended just now may be another instance's by the time that this is carried out.
+        let still_ours =
+            ours.iter().map(|pair| Compare::mod_revision(pair.key(), CompareOp::Equal, pair.mod_revision()));
+        let deleted = ours.iter().map(|pair| TxnOp::delete(pair.key(), None));
+        let question = Txn::new().when(still_ours.collect::<Vec<_>>()).and_then(deleted.collect::<Vec<_>>());
         reader
             .ask(|client| {
                 let question = question.clone();
@@ -244,7 +257,6 @@ async fn end_claims(reader: &Reader<'_>, me: Uuid) -> Result<(), OpenError> {
             })
             .await?;
     }
-    Ok(())
 }
 
 /// Uses what the credentials' files hold.

@@ -140,11 +140,12 @@ fn concerned<'a>(view: &'a View, change: &Change) -> Option<&'a Arc<Volume>> {
     }
 }
 
-/// Claims the moving of a volume's directory, where nobody does.
-pub(super) fn claim(keys: &Keys, owner: Owner, id: VolumeId) -> Transaction {
+/// Claims the moving of a volume's directory, where nobody does; or claims it anew, where what is known of a claim of this
+/// instance, with its revision, still stands.
+pub(super) fn claim(keys: &Keys, owner: Owner, id: VolumeId, before: Option<&(Moves, i64)>) -> Transaction {
     let mut transaction = Transaction::default();
-    transaction.compares.push(same(keys.moving(id), 0));
-    transaction.put_moving(keys, owner, id, None);
+    transaction.compares.push(same(keys.moving(id), before.map_or(0, |(_, revision)| *revision)));
+    transaction.put_moving(keys, owner, id, before.and_then(|(moves, _)| moves.hides.clone()));
     transaction
 }
 

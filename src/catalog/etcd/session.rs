@@ -14,6 +14,10 @@ use super::members::{ANSWER, Kind, Members, Trouble};
 /// For how long a claim outlives the instance that made it, in seconds.
 pub(super) const TTL: i64 = 15;
 
+/// A lease that there never is: what is written with it is refused until there is another one. With 0 it would be
+/// written without a lease, and would not end with the instance.
+pub(super) const NONE: i64 = -1;
+
 /// How often it is said that the instance lives.
 const BEAT: Duration = Duration::from_secs(4);
 
@@ -60,7 +64,7 @@ async fn beat(core: &Core, lease: i64) -> Result<(), Trouble> {
 async fn renew(core: &Core, node: &str) -> Result<(), Trouble> {
     let lease = grant(&core.members).await?;
     appear(core, lease, node, None).await?;
-    if core.lease.swap(lease, Ordering::AcqRel) != 0 {
+    if core.lease.swap(lease, Ordering::AcqRel) != NONE {
         log::warn!(
             "the catalog {}: this instance was away for longer than {TTL} s; what it had begun is mended by others",
             core.location
@@ -71,11 +75,31 @@ async fn renew(core: &Core, node: &str) -> Result<(), Trouble> {
 
 /// Ends what holds while this instance lives, at once.
 pub(super) async fn leave(core: &Core) {
-    let lease = core.lease.load(Ordering::Acquire);
-    let left = core.members.ask(ANSWER, async move |client| client.lease_client().revoke(lease).await).await;
-    if let Err(trouble) = left {
+    if let Err(trouble) = revoke(core, core.lease.load(Ordering::Acquire)).await {
         log::debug!("the lease of this instance ends by itself: {}", trouble.text);
     }
+}
+
+/// Ends what a history that came back has of this instance's: claims that it has given back since, whose lease it would
+/// keep for ever. The next lease holds nothing. Returns whether that is done.
+pub(super) async fn end(core: &Core) -> bool {
+    let lease = core.lease.load(Ordering::Acquire);
+    match revoke(core, lease).await {
+        Ok(()) | Err(Trouble { kind: Kind::LeaseGone, .. }) => {
+            // Where it is another one by now, that is of the history that there is.
+            let _ = core.lease.compare_exchange(lease, NONE, Ordering::AcqRel, Ordering::Acquire);
+            core.lease_gone.notify_one();
+            true
+        }
+        Err(trouble) => {
+            log::debug!("the lease of this instance: {}", trouble.text);
+            false
+        }
+    }
+}
+
+async fn revoke(core: &Core, lease: i64) -> Result<(), Trouble> {
+    core.members.ask(ANSWER, async move |client| client.lease_client().revoke(lease).await).await.map(drop)
 }
 
 /// Is there for the others to see, unless this condition does not hold.

@@ -197,11 +197,6 @@ impl Spool {
         self.kept().waiting.len()
     }
 
-    /// Whether it waits to be recorded that a host's engine was started.
-    fn starts(&self, host: &HostName) -> bool {
-        self.kept().waiting.iter().any(|(_, entry)| entry.what == What::Activate && entry.host == *host)
-    }
-
     /// Waits for an entry.
     pub(super) async fn more(&self) {
         // The sender lives as long as `self`.
@@ -217,7 +212,8 @@ impl Spool {
     /// Waits until it is recorded that a host's engine was started.
     pub(super) async fn started(&self, host: &HostName) {
         let mut waiting = self.waiting.subscribe();
-        while self.starts(host) {
+        let is = |entry: &Entry| entry.what == What::Activate && entry.host == *host;
+        while self.kept().waiting.iter().any(|(_, entry)| is(entry)) {
             // The sender lives as long as `self`.
             let _ = waiting.changed().await;
         }

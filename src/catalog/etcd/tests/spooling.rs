@@ -386,14 +386,14 @@ async fn what_was_removed_by_others_is_not_published() {
     let made = create(&other, "db").await;
     let (way, one) = with_a_late_watch(&server, "gone").await;
     let publish = Change::Publish(made.name.clone(), made.id);
-    let published = way
-        .late(async {
-            done(&other, remove(&made, true)).await;
-            let published = one.submit(publish);
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            published
-        })
-        .await
-        .await;
+    let (asked, answered) = oneshot::channel();
+    way.late(async {
+        done(&other, remove(&made, true)).await;
+        // It may have to wait for what the watch tells.
+        let _ = asked.send(one.submit(publish));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    })
+    .await;
+    let published = answered.await.unwrap().await;
     assert!(matches!(published, Err(CatalogError::Refused(Refusal::NoSuchVolume))), "{published:?}");
 }
