@@ -161,11 +161,15 @@ impl Server {
 
     /// An instance of the catalog with this prefix.
     pub(super) async fn open(&self, prefix: &str, node: &str) -> Arc<dyn Catalog> {
-        let (cluster, instance) = (self.cluster(prefix), self.instance(node));
-        // It blocks until everything is read.
-        let opened = tokio::task::spawn_blocking(move || open(&cluster, &instance)).await.unwrap();
-        Arc::new(opened.unwrap())
+        opened(self.cluster(prefix), self.instance(node)).await
     }
+}
+
+/// An instance, with what is behind it.
+async fn opened(cluster: Cluster, instance: Instance) -> Arc<Etcd> {
+    // It blocks until everything is read.
+    let opened = tokio::task::spawn_blocking(move || open(&cluster, &instance)).await.unwrap();
+    Arc::new(opened.unwrap())
 }
 
 impl Drop for Server {
@@ -554,9 +558,7 @@ async fn a_host_whose_record_was_deleted_is_recorded_anew() {
 #[tokio::test]
 async fn what_contradicts_the_cluster_is_read_again() {
     let server = Server::start();
-    let (cluster, instance) = (server.cluster("doubt"), server.instance("store1"));
-    let opened = tokio::task::spawn_blocking(move || open(&cluster, &instance)).await.unwrap();
-    let etcd = Arc::new(opened.unwrap());
+    let etcd = opened(server.cluster("doubt"), server.instance("store1")).await;
     let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
     let made = create(&catalog, "db").await;
     etcd.core.memory.mistake(&RowKey::Volume(made.name.clone()));

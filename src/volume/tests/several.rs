@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use super::*;
 use crate::backend::VolumeState;
@@ -342,6 +343,19 @@ impl Both {
     fn lose(&self, lost: usize) {
         self.cluster.lose(lost);
         self.catalogs[1 - lost].news.send_modify(|news| news.lost += 1);
+    }
+
+    /// Begins a Remove at the first instance, which stands still between its claim and what it claimed the directory for,
+    /// until it was taken for lost and the other one has removed the volume.
+    async fn overtaken_remove(&self, text: &'static str) -> JoinHandle<Result<Option<VolumeId>, Error>> {
+        self.catalogs[0].falls_behind();
+        self.catalogs[0].still_claiming.store(true, Ordering::Relaxed);
+        let service = Arc::clone(&self.services[0]);
+        let removing = tokio::spawn(async move { service.remove(&engine(), name(text)).await });
+        self.catalogs[0].stopped().await;
+        self.lose(0);
+        self.remove(1, text).await.unwrap();
+        removing
     }
 
     /// Looks through the backend as that instance's next operation would.
@@ -854,18 +868,11 @@ async fn a_volume_whose_directory_another_instance_is_moving_is_not_gone() {
     assert_eq!(both.backend(0).run(Expect::Nothing, look).await.unwrap(), VolumeState::Missing);
 }
 
-/// An instance that stood still between its claim and what it claimed the directory for.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_late_remove_moved_of_a_later_volume_goes_back_to_that() {
     let both = Both::new().await;
     let id = both.filled(0, "db").await;
-    both.catalogs[0].falls_behind();
-    both.catalogs[0].still_claiming.store(true, Ordering::Relaxed);
-    let service = Arc::clone(&both.services[0]);
-    let removing = tokio::spawn(async move { service.remove(&engine(), name("db")).await });
-    both.catalogs[0].stopped().await;
-    both.lose(0);
-    both.remove(1, "db").await.unwrap();
+    let removing = both.overtaken_remove("db").await;
     both.services[1].expire("db").await.unwrap();
     let removed = both.services[1].find_removed("db").await.unwrap();
     both.services[1].purge_volume(&both.backend(1), &removed).await.unwrap();
@@ -882,13 +889,7 @@ async fn what_a_late_remove_moved_of_a_later_volume_goes_back_to_that() {
 async fn what_a_late_remove_moved_goes_back_also_where_the_trash_has_an_entry_for_it() {
     let both = Both::new().await;
     let id = both.filled(0, "db").await;
-    both.catalogs[0].falls_behind();
-    both.catalogs[0].still_claiming.store(true, Ordering::Relaxed);
-    let service = Arc::clone(&both.services[0]);
-    let removing = tokio::spawn(async move { service.remove(&engine(), name("db")).await });
-    both.catalogs[0].stopped().await;
-    both.lose(0);
-    both.remove(1, "db").await.unwrap();
+    let removing = both.overtaken_remove("db").await;
     std::fs::remove_dir_all(both.root.join(".volhost/trash").join(id.to_string())).unwrap();
     assert_ne!(both.filled(1, "db").await, id);
     both.catalogs[0].go_on();

@@ -11,12 +11,6 @@ use crate::catalog::etcd::slots::Slot;
 use crate::catalog::etcd::spool::{Entry, What};
 use crate::volume::mounts::Activation;
 
-async fn opened(cluster: Cluster, instance: Instance) -> Arc<Etcd> {
-    // It blocks until everything is read.
-    let opened = tokio::task::spawn_blocking(move || open(&cluster, &instance)).await.unwrap();
-    Arc::new(opened.unwrap())
-}
-
 fn kept_unmount(volume: &Volume, by: &str, id: &str, activation: u64) -> Entry {
     let meant = Meant { volume: Some(volume.id), activation: Activation(activation) };
     let what = What::Unmount { volume: volume.name.clone(), id: mount_id(id), meant };

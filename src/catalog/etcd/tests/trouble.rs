@@ -64,7 +64,7 @@ async fn open_as(server: &Server, prefix: &str, instance: Instance) -> Arc<dyn C
 }
 
 async fn open_in(cluster: Cluster, instance: Instance) -> Arc<dyn Catalog> {
-    Arc::new(tokio::task::spawn_blocking(move || open(&cluster, &instance)).await.unwrap().unwrap())
+    opened(cluster, instance).await
 }
 
 /// Who asks for a token waits for one that does not come; others do not wait for that one after the other.
