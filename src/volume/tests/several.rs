@@ -270,6 +270,12 @@ impl Both {
     async fn new() -> Self {
         let both = Self::empty();
         both.bring_up().await;
+        // On a machine that is held up a first look may have been given up, as a service's may, which looks again.
+        let until = std::time::Instant::now() + Duration::from_secs(20);
+        while both.services.iter().any(|service| service.established(&backend_name()).is_none()) {
+            assert!(std::time::Instant::now() < until, "the backend does not come up");
+            both.bring_up().await;
+        }
         both
     }
 
