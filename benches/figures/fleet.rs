@@ -83,6 +83,7 @@ fn mounted(runtime: &Runtime, root: &Root, volumes: u64, mounts: u64) -> (u64, u
                 // As engines make them.
                 id: MountId::parse(&format!("{number:064x}")).expect("it is valid"),
                 at: OffsetDateTime::now_utc(),
+                again: false,
             }));
         }
         for mounted in queued {

@@ -78,7 +78,7 @@ pub(super) fn volume(text: &str) -> Volume {
 
 pub(super) fn mount(volume: &Volume, by: &str, id: &str) -> Change {
     let (name, volume) = (volume.name.clone(), volume.id);
-    Change::Mount { name, volume, host: host(by), id: mount_id(id), at: at(10) }
+    Change::Mount { name, volume, host: host(by), id: mount_id(id), at: at(10), again: false }
 }
 
 fn unmount(volume: &Volume, by: &str, id: &str) -> Change {

@@ -104,6 +104,21 @@ pub enum Change {
         id: MountId,
         /// When.
         at: time::OffsetDateTime,
+        /// Whether it is counted only as a repetition: refused as `NotMounted` unless this host and ID are counted
+        /// already. A repetition is not refused for another host's mounts.
+        again: bool,
+    },
+    /// Takes back a Mount of which its engine heard nothing; see [`Ledger::take_back`]. Changes nothing where the entry
+    /// is another one by now.
+    ///
+    /// [`Ledger::take_back`]: crate::volume::mounts::Ledger::take_back
+    TakeBack {
+        /// The volume's name.
+        name: VolumeName,
+        /// The volume that was mounted.
+        volume: VolumeId,
+        /// The ledger's entry as it was right after that Mount.
+        counted: Mount,
     },
     /// Counts one Unmount on the newest activation with this host and ID. What is not known changes nothing.
     Unmount {
@@ -170,7 +185,7 @@ pub struct Outcome {
     pub before: Option<Arc<Volume>>,
     /// The volume as it is now, where there is one.
     pub after: Option<Arc<Volume>>,
-    /// The mounts that an `Unmount` or a `Release` took out or counted down, as they were before.
+    /// The mounts that an `Unmount`, a `TakeBack` or a `Release` took out or counted down, as they were before.
     pub released: Vec<Mount>,
     /// The entry of the trash that the change put in (`Remove`, `Unrestore`) or took out (`Restore`, `Forget`).
     pub trashed: Option<Arc<Removed>>,
@@ -197,6 +212,9 @@ pub enum Refusal {
     /// The volume is for one host at a time, and another one uses it.
     #[error("volume {} is exclusive and mounted by another host", .0.name)]
     Held(Arc<Volume>),
+    /// The host has not mounted the volume with that ID, so that nothing is repeated.
+    #[error("volume {} is not mounted by that host and ID", .0.name)]
+    NotMounted(Arc<Volume>),
     /// Another instance moves the volume's directory, or did until now: where it stands is to be looked at again.
     #[error("volume {} is being moved by another instance", .0.name)]
     Moving(Arc<Volume>),

@@ -49,7 +49,10 @@ impl View {
             Change::Unrestore { name, id, at } => self.unrestore(&name, id, at),
             Change::Expire { id, removed } => self.expire(id, removed),
             Change::Forget(id) => self.forget(id),
-            Change::Mount { name, volume, host, id, at } => self.mount(&name, volume, host, &id, at),
+            Change::Mount { name, volume, host, id, at, again } => {
+                self.mount(&name, volume, host, &id, at, again)
+            }
+            Change::TakeBack { name, volume, counted } => Ok(self.take_back(&name, volume, &counted)),
             Change::Unmount { name, host, id, meant } => Ok(self.unmount(&name, &host, &id, meant.as_ref())),
             Change::Release { name, host, id, alive_too } => {
                 self.release(&name, &host, id.as_ref(), alive_too)
@@ -195,10 +198,16 @@ impl View {
         host: HostName,
         id: &MountId,
         at: OffsetDateTime,
+        again: bool,
     ) -> Decision {
         let before = self.visible(name, volume)?;
-        if before.options.is_exclusive() && before.mounts.iter().any(|mount| mount.host != host) {
-            return Err(Refusal::Held(before));
+        if before.mounts.newest(&host, id, None).is_none() {
+            if again {
+                return Err(Refusal::NotMounted(before));
+            }
+            if before.options.is_exclusive() && before.mounts.iter().any(|mount| mount.host != host) {
+                return Err(Refusal::Held(before));
+            }
         }
         let host = known(&self.hosts, host);
         let activation = self.activation(&host);
@@ -230,16 +239,35 @@ impl View {
         id: &MountId,
         meant: Option<&Meant>,
     ) -> (Outcome, Vec<Write>) {
+        let until = meant.map(|meant| meant.activation);
+        let of = meant.and_then(|meant| meant.volume);
+        self.count_down(name, of, |mounts| mounts.unmount(host, id, until))
+    }
+
+    fn take_back(&mut self, name: &VolumeName, volume: VolumeId, counted: &Mount) -> (Outcome, Vec<Write>) {
+        self.count_down(name, Some(volume), |mounts| mounts.take_back(counted))
+    }
+
+    /// Has `take` count an entry down in the ledger of the volume of that name, which must be `of` where that is said.
+    /// `take` returns the entry as it was before.
+    fn count_down(
+        &mut self,
+        name: &VolumeName,
+        of: Option<VolumeId>,
+        take: impl FnOnce(&mut Ledger) -> Option<Mount>,
+    ) -> (Outcome, Vec<Write>) {
         let Some(before) = self.volumes.get(name).map(Arc::clone) else { return Default::default() };
         let mut volume = Volume::clone(&before);
-        let until = meant.map(|meant| meant.activation);
-        let other = meant.and_then(|meant| meant.volume).is_some_and(|id| id != before.id);
-        let Some(taken) = (!other).then(|| volume.mounts.unmount(host, id, until)).flatten() else {
+        let other = of.is_some_and(|id| id != before.id);
+        let Some(taken) = (!other).then(|| take(&mut volume.mounts)).flatten() else {
             let after = Some(Arc::clone(&before));
             return (Outcome { before: Some(before), after, ..Outcome::default() }, vec![]);
         };
         let key = MountKey::of(name, &taken);
-        let left = (taken.count > 1).then(|| Mount { count: taken.count - 1, ..taken.clone() });
+        let is_left = |mount: &&Mount| {
+            mount.activation == taken.activation && mount.host == taken.host && mount.id == taken.id
+        };
+        let left = volume.mounts.iter().find(is_left).cloned();
         if left.is_none() {
             self.died(&taken);
         }
@@ -362,6 +390,7 @@ mod tests {
     use crate::catalog::contract::{at, backend, host, kept, mount_id, name, volume};
     use crate::catalog::record::{Loader, Table, encode};
     use crate::catalog::view::{BackendRecord, BackendState, Certificate};
+    use crate::volume::mounts::Activation;
     use crate::volume::options::{Options, Sharing};
 
     /// A change in small numbers, so that random ones meet.
@@ -374,7 +403,8 @@ mod tests {
         Restore { id: u8 },
         Unrestore { name: u8, id: u8, at: i64 },
         Forget { id: u8 },
-        Mount { name: u8, id: u8, host: u8, mount: u8, at: i64 },
+        Mount { name: u8, id: u8, host: u8, mount: u8, at: i64, again: bool },
+        TakeBack { name: u8, id: u8, host: u8, mount: u8, activation: u64, since: i64, unmounts: u32 },
         Unmount { name: u8, host: u8, mount: u8 },
         Release { name: u8, host: u8, mount: Option<u8>, alive_too: bool },
         Activate { host: u8 },
@@ -397,8 +427,14 @@ mod tests {
             2 => n.clone().prop_map(|id| Step::Restore { id }),
             1 => (n.clone(), n.clone(), t.clone()).prop_map(|(name, id, at)| Step::Unrestore { name, id, at }),
             1 => n.clone().prop_map(|id| Step::Forget { id }),
-            8 => (n.clone(), n.clone(), h.clone(), n.clone(), t.clone())
-                .prop_map(|(name, id, host, mount, at)| Step::Mount { name, id, host, mount, at }),
+            8 => (n.clone(), n.clone(), h.clone(), n.clone(), t.clone(), proptest::bool::weighted(0.2)).prop_map(
+                |(name, id, host, mount, at, again)| Step::Mount { name, id, host, mount, at, again }
+            ),
+            4 => (n.clone(), n.clone(), h.clone(), n.clone(), 0u64..2, t.clone(), 0u32..2).prop_map(
+                |(name, id, host, mount, activation, since, unmounts)| {
+                    Step::TakeBack { name, id, host, mount, activation, since, unmounts }
+                }
+            ),
             6 => (n.clone(), h.clone(), n.clone())
                 .prop_map(|(name, host, mount)| Step::Unmount { name, host, mount }),
             2 => (n.clone(), h.clone(), proptest::option::of(n.clone()), any::<bool>())
@@ -455,13 +491,28 @@ mod tests {
                     Change::Unrestore { name: volume_name(name), id: volume_id(id), at: at(then) }
                 }
                 Self::Forget { id } => Change::Forget(volume_id(id)),
-                Self::Mount { name, id: volume, host, mount, at: then } => Change::Mount {
+                Self::Mount { name, id: volume, host, mount, at: then, again } => Change::Mount {
                     name: volume_name(name),
                     volume: volume_id(volume),
                     host: host_name(host),
                     id: id(mount),
                     at: at(then),
+                    again,
                 },
+                Self::TakeBack { name, id: volume, host, mount, activation, since, unmounts } => {
+                    Change::TakeBack {
+                        name: volume_name(name),
+                        volume: volume_id(volume),
+                        counted: Mount {
+                            host: host_name(host),
+                            id: id(mount),
+                            activation: Activation(activation),
+                            count: 1,
+                            since: kept(since),
+                            unmounts,
+                        },
+                    }
+                }
                 Self::Unmount { name, host, mount } => Change::Unmount {
                     name: volume_name(name),
                     host: host_name(host),
@@ -520,8 +571,15 @@ mod tests {
         adopted: bool,
         exclusive: bool,
         known_to: BTreeSet<u8>,
-        /// (host, ID, activation) to count.
-        mounts: BTreeMap<(u8, u8, u64), u32>,
+        /// (host, ID, activation) to the entry.
+        mounts: BTreeMap<(u8, u8, u64), Entry>,
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Entry {
+        count: u32,
+        since: i64,
+        unmounts: u32,
     }
 
     impl Model {
@@ -575,26 +633,40 @@ mod tests {
                 Step::Forget { id } => {
                     self.trash.remove(&id).ok_or("not in trash")?;
                 }
-                Step::Mount { name, id, host, mount, at: _ } => {
+                Step::Mount { name, id, host, mount, at, again } => {
                     meant(self, name, id, true)?;
                     let activation = self.activation(host);
                     let volume = self.volumes.get_mut(&name).unwrap();
-                    if volume.exclusive && volume.mounts.keys().any(|(by, ..)| *by != host) {
+                    let repeats = volume.mounts.keys().any(|(by, id, _)| (*by, *id) == (host, mount));
+                    if again && !repeats {
+                        return Err("not mounted");
+                    }
+                    if !repeats && volume.exclusive && volume.mounts.keys().any(|(by, ..)| *by != host) {
                         return Err("held");
                     }
                     volume.known_to.insert(host);
-                    *volume.mounts.entry((host, mount, activation)).or_default() += 1;
+                    let new = Entry { count: 0, since: at, unmounts: 0 };
+                    volume.mounts.entry((host, mount, activation)).or_insert(new).count += 1;
                 }
                 Step::Unmount { name, host, mount } => {
                     let Some(volume) = self.volumes.get_mut(&name) else { return Ok(()) };
                     let range = (host, mount, 0)..=(host, mount, u64::MAX);
-                    if let Some((key, count)) = volume.mounts.range_mut(range).next_back() {
-                        *count -= 1;
-                        let (key, count) = (*key, *count);
-                        if count == 0 {
-                            volume.mounts.remove(&key);
-                        }
+                    if let Some((_, entry)) = volume.mounts.range_mut(range).next_back() {
+                        entry.count -= 1;
+                        entry.unmounts += 1;
                     }
+                    volume.mounts.retain(|_, entry| entry.count > 0);
+                }
+                Step::TakeBack { name, id, host, mount, activation, since, unmounts } => {
+                    let Some(volume) = self.volumes.get_mut(&name).filter(|volume| volume.id == id) else {
+                        return Ok(());
+                    };
+                    if let Some(entry) = volume.mounts.get_mut(&(host, mount, activation))
+                        && (entry.since, entry.unmounts) == (since, unmounts)
+                    {
+                        entry.count -= 1;
+                    }
+                    volume.mounts.retain(|_, entry| entry.count > 0);
                 }
                 Step::Release { name, host, mount, alive_too } => {
                     let present = self.activation(host);
@@ -663,7 +735,9 @@ mod tests {
                         let by = (0..9).find(|n| host_name(*n) == m.host).unwrap();
                         let mount = (0..9).find(|n| id(*n) == m.id).unwrap();
                         assert_eq!(view.stale(m), m.activation.0 < self.activation(by));
-                        ((by, mount, m.activation.0), m.count)
+                        let since = (0..9).find(|second| kept(*second) == m.since).unwrap();
+                        let entry = Entry { count: m.count, since, unmounts: m.unmounts };
+                        ((by, mount, m.activation.0), entry)
                     })
                     .collect(),
             };
@@ -705,6 +779,7 @@ mod tests {
             Refusal::NotInTrash => "not in trash",
             Refusal::Mounted(_) => "mounted",
             Refusal::Held(_) => "held",
+            Refusal::NotMounted(_) => "not mounted",
             Refusal::IdentityTaken(_) => "identity taken",
             Refusal::Expired(_) => "expired",
             Refusal::Known(_) => "known",

@@ -70,6 +70,7 @@ mod tests {
             activation: Activation(1),
             count,
             since: OffsetDateTime::UNIX_EPOCH,
+            unmounts: 0,
         }
     }
 

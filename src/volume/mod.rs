@@ -18,6 +18,7 @@
 mod copies;
 mod create;
 pub mod error;
+mod forgiven;
 mod fresh;
 mod holders;
 mod lifecycle;
@@ -53,6 +54,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 pub use self::error::{Blame, Error};
+use self::forgiven::Forgiven;
 pub use self::holders::Holders;
 use self::mending::Mending;
 pub use self::mount::Counted;
@@ -98,6 +100,7 @@ pub struct Service {
     /// Removed volumes whose deletion this process began.
     begun: Mutex<HashSet<VolumeId>>,
     seen: Mutex<BTreeMap<HostName, Noted>>,
+    forgiven: Forgiven,
     purge: tokio::sync::Notify,
     /// Looked at by the trash.
     clock: Clock,
@@ -149,6 +152,7 @@ impl Service {
             blocked: Mutex::default(),
             begun: Mutex::default(),
             seen: Mutex::default(),
+            forgiven: Forgiven::default(),
             purge: tokio::sync::Notify::new(),
             clock: Clock::default(),
             copied: copies::Copied::default(),

@@ -1,4 +1,11 @@
 //! Mount and Unmount: who uses a volume, counted durably before the engine is told where it lies.
+//!
+//! A Mount of an ID that its host has mounted already, under whichever activation, is a **repetition**: it is counted
+//! again and answered from memory, whatever the rights or the backend have become. A refusal would gain nothing, since
+//! the host has the volume, and lose the live mount to engines that send an Unmount after it; see [`super::forgiven`].
+//!
+//! Must never count a mount too low: then another host gets an exclusive volume, or a volume is removed under a
+//! container. A count that is too high is shown to the operator.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,15 +13,18 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::error::Error;
+use super::forgiven::Attempt;
 use super::fresh::Patience;
+use super::mounts::Mount;
 use super::name::{MountId, VolumeId, VolumeName};
 use super::operation::Claim;
 use super::step::step;
 use super::{Holders, InForce, Seen, Service, in_sight, permit, seen};
 use crate::backend::VolumeState;
-use crate::catalog::{CatalogError, Change, Refusal, Volume};
+use crate::catalog::{CatalogError, Change, Outcome, Refusal, Volume};
 use crate::error::chain;
 use crate::host::Caller;
+use crate::host::name::HostName;
 use crate::host::right::Right;
 
 /// How long after a failure it is tried again to take a late mount back.
@@ -24,8 +34,10 @@ const TAKE_BACK: Duration = Duration::from_secs(1);
 /// Mount is taken back: nobody would ever unmount it.
 pub struct Counted {
     service: Arc<Service>,
-    caller: Caller,
-    id: MountId,
+    /// The ledger's entry as it was right after this Mount; `None` only for a volume without one, which cannot be.
+    entry: Option<Mount>,
+    /// Whether the host had mounted the volume with this ID before.
+    again: bool,
     seen: Seen,
     handed_over: bool,
 }
@@ -49,30 +61,95 @@ impl Drop for Counted {
         if self.handed_over {
             return;
         }
-        let (service, caller, id) = (Arc::clone(&self.service), self.caller.clone(), self.id.clone());
-        let name = self.seen.volume.name.clone();
-        log::warn!("a mount of volume {name} by host {} has nobody to answer and is taken back", caller.host);
-        runtime.spawn(async move { service.take_back(&caller, &name, &id).await });
+        let Some(entry) = self.entry.take() else { return };
+        let (service, volume, again) = (Arc::clone(&self.service), Arc::clone(&self.seen.volume), self.again);
+        log::warn!(
+            "a mount of volume {} by host {} has nobody to answer and is taken back",
+            volume.name,
+            entry.host
+        );
+        runtime.spawn(async move {
+            // An Unmount that the engine sends because it heard nothing is of this Mount: it takes what else would be
+            // taken back here.
+            if again {
+                tokio::time::sleep(service.forgiven.window()).await;
+            }
+            service.take_back(&volume, entry).await;
+        });
     }
 }
 
 impl Service {
     /// Counts one Mount and tells where the volume lies (`/VolumeDriver.Mount`).
     ///
-    /// The backend must be online and the directory there. A Mount whose caller has given up or gone away is
-    /// taken back: nobody would unmount it.
+    /// The backend must be online and the directory there, unless it is a repetition. A Mount whose caller has given up
+    /// or gone away is taken back: nobody would unmount it.
     pub async fn mount(
         self: &Arc<Self>,
         caller: &Caller,
         name: VolumeName,
         id: MountId,
     ) -> Result<Counted, Error> {
-        let (service, caller) = (Arc::clone(self), caller.clone());
-        self.operate(|claim| async move {
-            let _held = service.locks.hold(&name, &claim).await?;
-            service.mount_held(&claim, &caller, &name, &id).await
-        })
-        .await
+        let attempt = Attempt::new(self, &name, &caller.host, &id);
+        let (service, caller, failing) = (Arc::clone(self), caller.clone(), attempt.clone());
+        let mounted = self
+            .operate(|claim| async move {
+                let mounted = service.mount_any(&claim, &caller, &name, &id).await;
+                // The caller may have gone and hear nothing of it.
+                mounted.inspect_err(|_| failing.failed())
+            })
+            .await;
+        mounted.inspect_err(|_| attempt.failed())
+    }
+
+    async fn mount_any(
+        self: &Arc<Self>,
+        claim: &Claim,
+        caller: &Caller,
+        name: &VolumeName,
+        id: &MountId,
+    ) -> Result<Counted, Error> {
+        // As an Unmount, it waits for no backend, nor for an operation that does.
+        if let Some(counted) = self.mount_again(claim, caller, name, id).await? {
+            return Ok(counted);
+        }
+        let _held = self.locks.hold(name, claim).await?;
+        match self.mount_held(claim, caller, name, id).await {
+            // It may be a repetition of what another instance counted.
+            Err(error) if self.is_shared() && claim.wanted() && self.sync().await.is_ok() => {
+                self.mount_again(claim, caller, name, id).await?.ok_or(error)
+            }
+            mounted => mounted,
+        }
+    }
+
+    /// Returns true if the host has mounted the volume with this ID, under whichever activation.
+    pub(super) fn is_counted(&self, name: &VolumeName, host: &HostName, id: &MountId) -> bool {
+        let view = self.catalog.view();
+        view.volumes.get(name).is_some_and(|volume| volume.mounts.newest(host, id, None).is_some())
+    }
+
+    /// Counts a repetition; `None` where the Mount is none. It is counted also when its caller has gone: an engine may
+    /// send an Unmount for it.
+    async fn mount_again(
+        self: &Arc<Self>,
+        claim: &Claim,
+        caller: &Caller,
+        name: &VolumeName,
+        id: &MountId,
+    ) -> Result<Option<Counted>, Error> {
+        if !self.is_counted(name, &caller.host, id) {
+            return Ok(None);
+        }
+        let Some(volume) = self.catalog.view().volumes.get(name).cloned() else { return Ok(None) };
+        match self.catalog.submit(count(&volume, caller, id, true)).await {
+            Ok(outcome) => self.counted(claim, caller, id, volume, outcome, true).await.map(Some),
+            // It ended meanwhile; another instance may tell of the volume otherwise.
+            Err(CatalogError::Refused(
+                Refusal::NotMounted(_) | Refusal::NoSuchVolume | Refusal::Moving(_),
+            )) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn mount_held(
@@ -91,14 +168,7 @@ impl Service {
             if !claim.wanted() || claim.deserted() {
                 return Err(Error::Abandoned);
             }
-            let mount = Change::Mount {
-                name: name.clone(),
-                volume: volume.id,
-                host: caller.host.clone(),
-                id: id.clone(),
-                at: OffsetDateTime::now_utc(),
-            };
-            match self.catalog.submit(mount).await {
+            match self.catalog.submit(count(&volume, caller, id, false)).await {
                 Ok(outcome) => break (volume, outcome),
                 // Its directory was looked at before another instance began to move it.
                 Err(CatalogError::Refused(Refusal::Moving(_))) if patience.wait().await => {}
@@ -113,22 +183,43 @@ impl Service {
                 Err(error) => return Err(error.into()),
             }
         };
+        self.counted(claim, caller, id, volume, outcome, false).await
+    }
+
+    /// What a Mount that was recorded is answered with. One whose caller was told already that it took too long is
+    /// taken back.
+    async fn counted(
+        self: &Arc<Self>,
+        claim: &Claim,
+        caller: &Caller,
+        id: &MountId,
+        volume: Arc<Volume>,
+        outcome: Outcome,
+        again: bool,
+    ) -> Result<Counted, Error> {
         step("mount:recorded");
+        let again = again
+            || outcome.before.is_some_and(|before| before.mounts.newest(&caller.host, id, None).is_some());
         let mounted = outcome.after.unwrap_or(volume);
-        let seen = seen(&self.catalog.view(), &in_force.map, &mounted, &caller.host);
-        let counted = Counted {
+        let mut counted = Counted {
             service: Arc::clone(self),
-            caller: caller.clone(),
-            id: id.clone(),
-            seen,
+            entry: mounted.mounts.newest(&caller.host, id, None).cloned(),
+            again,
+            seen: seen(&self.catalog.view(), &self.in_force.load().map, &mounted, &caller.host),
             handed_over: false,
         };
         if claim.decide() {
             return Ok(counted);
         }
-        log::warn!("a mount of volume {name} by host {} came too late and is taken back", caller.host);
-        counted.hand_over();
-        self.take_back(caller, name, id).await;
+        // The volume is held until a first Mount is taken back, so that a Remove which waits for it finds no mount.
+        if let Some(entry) = counted.entry.take_if(|_| !again) {
+            log::warn!(
+                "a mount of volume {} by host {} came too late and is taken back",
+                mounted.name,
+                caller.host
+            );
+            self.take_back(&mounted, entry).await;
+        }
         Err(Error::Abandoned)
     }
 
@@ -180,23 +271,28 @@ impl Service {
         }
     }
 
-    /// Takes a mount back of which nobody was told, however often it must be tried: no engine will ever end it. The
-    /// volume is held meanwhile.
-    async fn take_back(&self, caller: &Caller, name: &VolumeName, id: &MountId) {
+    /// Takes a mount back of which nobody was told, however often it must be tried: no engine will ever end it.
+    async fn take_back(&self, volume: &Volume, counted: Mount) {
+        let (name, id, host) = (volume.name.clone(), counted.id.clone(), counted.host.clone());
+        let change = Change::TakeBack { name: name.clone(), volume: volume.id, counted };
         loop {
-            match self.unmount(caller, name, id).await {
-                Ok(()) => return,
-                // The next start knows nothing of it: the operator's word is needed then.
-                Err(Error::Catalog(CatalogError::Closed)) => {
-                    log::error!("mount {id} of volume {name} by host {} stays: nobody uses it", caller.host);
+            match self.catalog.submit(change.clone()).await {
+                Ok(outcome) => {
+                    if outcome.released.is_empty() {
+                        log::info!(
+                            "mount {id} of volume {name} by host {host} was ended before it was taken back"
+                        );
+                    }
                     return;
                 }
-                // It is queued, and done as soon as the catalog answers.
-                Err(Error::Unknown) => return,
+                // The next start knows nothing of it: the operator's word is needed then.
+                Err(CatalogError::Closed) => {
+                    log::error!("mount {id} of volume {name} by host {host} stays: nobody uses it");
+                    return;
+                }
                 Err(error) => {
                     log::warn!(
-                        "mount {id} of volume {name} by host {} cannot be taken back yet: {}",
-                        caller.host,
+                        "mount {id} of volume {name} by host {host} cannot be taken back yet: {}",
                         chain(&error)
                     );
                     tokio::time::sleep(TAKE_BACK).await;
@@ -208,6 +304,13 @@ impl Service {
     /// Counts one Unmount (`/VolumeDriver.Unmount`). A volume or ID that is not known succeeds and is logged. Never
     /// waits for a backend, nor for an operation that does.
     pub async fn unmount(&self, caller: &Caller, name: &VolumeName, id: &MountId) -> Result<(), Error> {
+        if self.forgiven.take(name, &caller.host, id) {
+            log::warn!(
+                "host {} unmounted volume {name} with ID {id} after a Mount of it failed: nothing is taken",
+                caller.host
+            );
+            return Ok(());
+        }
         let unmount =
             Change::Unmount { name: name.clone(), host: caller.host.clone(), id: id.clone(), meant: None };
         let limit = self.in_force.load().request;
@@ -232,5 +335,17 @@ impl Service {
         if let Err(error) = self.catalog.submit(change).await {
             log::error!("{what}: {}", chain(&error));
         }
+    }
+}
+
+/// The change that counts one Mount.
+fn count(volume: &Volume, caller: &Caller, id: &MountId, again: bool) -> Change {
+    Change::Mount {
+        name: volume.name.clone(),
+        volume: volume.id,
+        host: caller.host.clone(),
+        id: id.clone(),
+        at: OffsetDateTime::now_utc(),
+        again,
     }
 }

@@ -27,6 +27,8 @@ pub struct Mount {
     pub count: u32,
     /// When the first of them was answered.
     pub since: OffsetDateTime,
+    /// How many Unmounts have been counted on this entry. A Mount that is taken back is not one of them.
+    pub unmounts: u32,
 }
 
 /// The mounts of one volume.
@@ -75,7 +77,14 @@ impl Ledger {
         let index = match self.0.iter().position(same) {
             Some(index) => index,
             None => {
-                self.0.push(Mount { host: host.clone(), id: id.clone(), activation, count: 0, since: now });
+                self.0.push(Mount {
+                    host: host.clone(),
+                    id: id.clone(),
+                    activation,
+                    count: 0,
+                    since: now,
+                    unmounts: 0,
+                });
                 self.0.len() - 1
             }
         };
@@ -105,12 +114,41 @@ impl Ledger {
     /// mount that is not known.
     pub fn unmount(&mut self, host: &HostName, id: &MountId, until: Option<Activation>) -> Option<Mount> {
         let (index, before) = self.find(host, id, until).map(|(index, mount)| (index, mount.clone()))?;
-        if before.count == 1 {
-            self.0.remove(index);
-        } else if let Some(mount) = self.0.get_mut(index) {
-            mount.count -= 1;
+        if let Some(left) = self.count_down(index) {
+            left.unmounts = left.unmounts.saturating_add(1);
         }
         Some(before)
+    }
+
+    /// Takes a Mount back of which the engine heard nothing. `counted` is its entry as it was right after that Mount.
+    /// Returns the entry as it was before this call; `None` where nothing is taken.
+    ///
+    /// An Unmount that was counted on the entry since then may have been of this very Mount. Then nothing is taken: a
+    /// count that is too high is shown to the operator, and one that is too low loses data.
+    pub fn take_back(&mut self, counted: &Mount) -> Option<Mount> {
+        let Mount { host, id, activation, count: _, since, unmounts } = counted;
+        let same = |mount: &Mount| {
+            mount.host == *host
+                && mount.id == *id
+                && mount.activation == *activation
+                && mount.since == *since
+                && mount.unmounts == *unmounts
+        };
+        let index = self.0.iter().position(same)?;
+        let before = self.0.get(index).cloned();
+        self.count_down(index);
+        before
+    }
+
+    /// Takes one off an entry's count. Returns the entry, or `None` where it is gone by that.
+    fn count_down(&mut self, index: usize) -> Option<&mut Mount> {
+        if self.0.get(index)?.count <= 1 {
+            self.0.remove(index);
+            return None;
+        }
+        let mount = self.0.get_mut(index)?;
+        mount.count -= 1;
+        Some(mount)
     }
 
     /// Takes an entry in that a catalog recorded, and of which there is none of the same host, ID and activation.
@@ -173,6 +211,26 @@ mod tests {
         let released = ledger.release(|mount| mount.activation < Activation(2));
         assert_eq!(released.len(), 1);
         assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn a_mount_is_taken_back_unless_it_may_have_been_unmounted() {
+        let (web1, x) = (host("web1"), id("x"));
+        let mut ledger = Ledger::default();
+        ledger.mount(&web1, &x, Activation(1), NOW);
+        let lost = ledger.mount(&web1, &x, Activation(1), NOW).clone();
+        let lost_too = ledger.mount(&web1, &x, Activation(1), NOW).clone();
+        assert_eq!(ledger.take_back(&lost).unwrap().count, 3);
+        assert_eq!(ledger.take_back(&lost_too).unwrap().count, 2, "the one before was no Unmount");
+
+        let lost = ledger.mount(&web1, &x, Activation(1), NOW).clone();
+        ledger.unmount(&web1, &x, None);
+        assert_eq!(ledger.take_back(&lost), None, "the engine may have unmounted it");
+        assert!(ledger.held_by(&web1), "the live mount was taken");
+
+        ledger.unmount(&web1, &x, None);
+        ledger.mount(&web1, &x, Activation(1), NOW + time::Duration::SECOND);
+        assert_eq!(ledger.take_back(&lost), None, "this entry is another one");
     }
 
     #[test]

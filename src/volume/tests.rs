@@ -1,6 +1,7 @@
 //! The service as a whole, on a real catalog and on storage that fails on command: whatever fails, what was answered
 //! holds, and what was not is finished or undone.
 
+mod repetition;
 mod several;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,17 +54,15 @@ impl Catalog for Unwilling {
     }
 
     fn submit(&self, change: Change) -> Submitted {
-        let refused = *self.refused.lock().unwrap();
-        if refused(&change) {
+        let (refused, late) = (*self.refused.lock().unwrap(), *self.late.lock().unwrap());
+        let (late, lateness) = (late(&change), *self.lateness.lock().unwrap());
+        let submitted: Submitted = if refused(&change) {
             self.refusals.fetch_add(1, Ordering::Relaxed);
             let source = Arc::new(std::io::Error::from_raw_os_error(libc::ENOSPC));
-            return Box::pin(async {
-                Err(CatalogError::Write { location: "the test's catalog".into(), source })
-            });
-        }
-        let late = *self.late.lock().unwrap();
-        let (late, lateness) = (late(&change), *self.lateness.lock().unwrap());
-        let submitted = self.inner.submit(change);
+            Box::pin(async { Err(CatalogError::Write { location: "the test's catalog".into(), source }) })
+        } else {
+            self.inner.submit(change)
+        };
         Box::pin(async move {
             let answer = submitted.await;
             if late {
@@ -112,6 +111,14 @@ impl World {
             Some(FuseFs::mount(&dir.join("backing"), &dir.join("root")).unwrap())
         };
         Some(Self::on(mount).await)
+    }
+
+    /// On a directory; an Unmount is taken for the consequence of a failed Mount for so long.
+    async fn forgiving(window: Duration) -> Self {
+        let mut world = Self::new().await;
+        world.catalog.close().await;
+        (world.catalog, world.service) = begin_with(world.dir.path(), &world.root, window).await;
+        world
     }
 
     async fn on(mount: impl FnOnce(&Path) -> Option<FuseFs>) -> Self {
@@ -193,6 +200,10 @@ impl World {
 }
 
 async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
+    begin_with(dir, root, Forgiven::default().window()).await
+}
+
+async fn begin_with(dir: &Path, root: &Path, forgiving: Duration) -> (Arc<Unwilling>, Arc<Service>) {
     let inner = Arc::new(crate::catalog::sqlite::open(&dir.join("catalog/catalog.db")).unwrap());
     let catalog = Arc::new(Unwilling {
         inner,
@@ -213,7 +224,9 @@ async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
     };
     let map = Map::build(&Map::default(), BTreeMap::from([(backend_name(), settings)]));
     let in_force = InForce { map, access: Access::default(), request: LIMIT };
-    let service = Arc::new(Service::new(Arc::<Unwilling>::clone(&catalog), in_force));
+    let mut service = Service::new(Arc::<Unwilling>::clone(&catalog), in_force);
+    service.forgiven = Forgiven::within(forgiving);
+    let service = Arc::new(service);
     service.bring_up(Duration::from_secs(20)).await;
     (catalog, service)
 }
@@ -609,7 +622,7 @@ async fn a_late_mount_is_taken_back_also_while_the_catalog_cannot_be_written() {
     let world = World::new().await;
     world.filled("db").await;
     world.catalog.delay(|change| matches!(change, Change::Mount { .. }));
-    world.catalog.refuse(|change| matches!(change, Change::Unmount { .. }));
+    world.catalog.refuse(|change| matches!(change, Change::TakeBack { .. }));
     assert!(matches!(world.mount("db").await, Err(Error::TooLong { .. })));
     tokio::time::sleep(LIMIT).await;
     world.catalog.delay(|_| false);
@@ -638,7 +651,8 @@ async fn an_unmount_waits_neither_for_a_backend_nor_for_an_operation_that_does()
     world.mount("db").await.unwrap();
     world.fs().hang(true);
     let service = Arc::clone(&world.service);
-    let mounting = tokio::spawn(async move { service.mount(&engine(), name("db"), mount_id()).await });
+    let other = name::MountId::parse("two").unwrap();
+    let mounting = tokio::spawn(async move { service.mount(&engine(), name("db"), other).await });
     assert!(world.fs().wait_for_hanging(1, Duration::from_secs(10)));
     let (caller, volume, id) = (engine(), name("db"), mount_id());
     let unmount = world.service.unmount(&caller, &volume, &id);

@@ -217,7 +217,11 @@ impl Core {
                 }
                 // Nothing to be done is nothing that conditions could tell to be behind.
                 Planned::Nothing(_)
-                    if !fresh && matches!(change, Change::Unmount { .. } | Change::Publish(..)) =>
+                    if !fresh
+                        && matches!(
+                            change,
+                            Change::Unmount { .. } | Change::TakeBack { .. } | Change::Publish(..)
+                        ) =>
                 {
                     self.sync().await?;
                     fresh = true;
@@ -365,6 +369,7 @@ pub(super) fn needs_a_fresh_view(change: &Change) -> bool {
         | Change::Expire { .. }
         | Change::Forget(_)
         | Change::Mount { .. }
+        | Change::TakeBack { .. }
         | Change::Unmount { .. }
         | Change::Issue(..)
         | Change::Revoke(..)

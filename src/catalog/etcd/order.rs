@@ -13,6 +13,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::catalog::{Change, View};
 use crate::host::name::HostName;
+use crate::volume::mounts::Mount;
 use crate::volume::name::{VolumeId, VolumeName};
 
 /// What a change touches.
@@ -53,7 +54,10 @@ pub(super) fn cells(change: &Change, view: &View) -> Vec<(Cell, Touch)> {
         Change::Expire { id, .. } | Change::Forget(id) => vec![trash(id)],
         Change::Mount { name, host: by, .. }
         | Change::Unmount { name, host: by, .. }
-        | Change::Release { name, host: by, .. } => vec![volume(name), host(by, Touch::Reads)],
+        | Change::Release { name, host: by, .. }
+        | Change::TakeBack { name, counted: Mount { host: by, .. }, .. } => {
+            vec![volume(name), host(by, Touch::Reads)]
+        }
         Change::Activate(name)
         | Change::Issue(name, _)
         | Change::Revoke(name, _)

@@ -100,6 +100,7 @@ pub(super) fn plan(
             Change::Mount { volume, .. } => transaction.unmoved(keys, known, *volume),
             Change::Remove { id, .. } | Change::Forget(id) => transaction.unmoved(keys, known, *id),
             Change::Expire { .. }
+            | Change::TakeBack { .. }
             | Change::Unmount { .. }
             | Change::Release { .. }
             | Change::Activate(_)
@@ -128,6 +129,7 @@ fn concerned<'a>(view: &'a View, change: &Change) -> Option<&'a Arc<Volume>> {
         Change::Restore(id) | Change::Forget(id) => view.trash.get(id).map(|removed| &removed.volume),
         Change::Insert(_)
         | Change::Expire { .. }
+        | Change::TakeBack { .. }
         | Change::Unmount { .. }
         | Change::Release { .. }
         | Change::Activate(_)

@@ -87,13 +87,20 @@ pub(super) struct MountForm<'a> {
     pub(super) count: u32,
     #[serde(borrow)]
     pub(super) since: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) unmounts: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands the field over so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl MountForm<'_> {
     pub(super) fn of(mount: &Mount) -> Self {
         // The key says the rest.
-        let Mount { host: _, id: _, activation: _, count, since } = mount;
-        Self { v: V1, count: *count, since: written(*since) }
+        let Mount { host: _, id: _, activation: _, count, since, unmounts } = mount;
+        Self { v: V1, count: *count, since: written(*since), unmounts: *unmounts }
     }
 }
 

@@ -108,13 +108,14 @@ impl Loader {
                 Write::Volume(name, Some(Arc::new(Volume { visible: true, ..volume })))
             }
             (Table::Mounts, [volume, host, id, activation]) => {
-                let MountForm { v: V1, count, since } = at.json(record)?;
+                let MountForm { v: V1, count, since, unmounts } = at.json(record)?;
                 let mount = Mount {
                     host: self.host(&at, "host", host)?,
                     id: at.read("id", id, MountId::parse)?,
                     activation: Activation(at.exactly("activation", activation, u64::from_str)?),
                     count: at.read("count", "", |_| if count > 0 { Ok(count) } else { Err("it is 0") })?,
                     since: at.time("since", &since)?,
+                    unmounts,
                 };
                 let volume = at.read("volume", volume, VolumeName::parse)?;
                 Write::Mount(MountKey::of(&volume, &mount), Some(mount))

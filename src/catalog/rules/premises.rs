@@ -46,10 +46,23 @@ impl View {
             Change::Mount { name, host: by, id, .. } => {
                 let mut premises = vec![volume(name), host(by)];
                 premises.push(mount(name, by, id, self.activation(by)));
-                if self.volumes.get(name).is_some_and(|volume| volume.options.is_exclusive()) {
-                    premises.push(Premise::UnusedByOthers(name.clone(), by.clone()));
+                let Some(volume) = self.volumes.get(name) else { return premises };
+                match volume.mounts.newest(by, id, None) {
+                    // A repetition stands on what is repeated alone.
+                    Some(entry) => {
+                        let entry = mount(name, by, id, entry.activation);
+                        premises.extend((!premises.contains(&entry)).then_some(entry));
+                    }
+                    None if volume.options.is_exclusive() => {
+                        premises.push(Premise::UnusedByOthers(name.clone(), by.clone()));
+                    }
+                    None => {}
                 }
                 premises
+            }
+            Change::TakeBack { name, volume: _, counted } => {
+                let entry = mount(name, &counted.host, &counted.id, counted.activation);
+                vec![volume(name), host(&counted.host), entry]
             }
             // Entries of activations between the one that is taken and the present one are known: whoever knows an
             // activation knows all that was counted before it began. Those that are older than the one that is taken

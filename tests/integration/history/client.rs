@@ -82,10 +82,16 @@ impl<'a> Scene<'a> {
         self.over.store(true, Ordering::Release);
     }
 
-    /// Asks for one thing after the other until the end.
-    pub fn work(&self, client: usize, plan: Plan, instances: usize) {
+    /// Asks for one thing after the other until the end. A Mount that fails is followed by an Unmount at the same
+    /// instance, as Docker Engine 20.10 sends it.
+    pub fn work(&self, client: usize, mut plan: Plan, instances: usize) {
         let mut connections: Vec<Option<(Client, u64)>> = (0..instances).map(|_| None).collect();
-        for (number, Planned { instance, call, volume, pause }) in plan.enumerate() {
+        let mut consequence = None;
+        for number in 0.. {
+            let Some(Planned { instance, call, volume, pause }) = consequence.take().or_else(|| plan.next())
+            else {
+                return;
+            };
             if self.over.load(Ordering::Acquire) {
                 return;
             }
@@ -111,6 +117,10 @@ impl<'a> Scene<'a> {
                 }
             };
             let returned = self.now();
+            if let (Call::Mount(id), Answer::Failed(_) | Answer::Lost(_)) = (call, &answer) {
+                let (call, pause) = (Call::Unmount(id), Duration::ZERO);
+                consequence = Some(Planned { instance, call, volume, pause });
+            }
             let record = Record { client, number, instance, call, volume, invoked, returned, answer };
             self.records.lock().expect("no client panics with the lock").push(record);
         }

@@ -1,7 +1,7 @@
 //! What clients will ask for, and what will be broken when: all of it told by the seed, whatever is answered.
 //!
 //! There are few volumes, hosts and IDs, so that operations meet; and a client mostly ends what it began, so that
-//! volumes are removed now and then.
+//! volumes are removed now and then. Often it mounts again what it holds, as `docker cp` does with a running container.
 
 use std::time::Duration;
 
@@ -51,6 +51,12 @@ impl Plan {
     }
 
     fn mount(&mut self, volume: usize) -> (usize, Call) {
+        if !self.held.is_empty() && self.below(3) == 0 {
+            let at = self.below(self.held.len() as u64);
+            let (volume, id) = self.held[at];
+            self.held.push((volume, id));
+            return (volume, Call::Mount(id));
+        }
         let id = if self.below(4) == 0 { self.below(IDS) } else { 0 };
         let id = u8::try_from(id).expect("there are few IDs");
         self.held.push((volume, id));

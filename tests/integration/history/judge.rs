@@ -9,12 +9,16 @@
 //! - What was not answered may be done until [`Limits::late`] after the trouble, or not at all. A Mount that nobody was
 //!   told of is taken back, unless the instance is killed before.
 //! - What was answered with status 500 was not done. A Mount may have been, for a moment.
+//! - An Unmount after a Mount of the same host and ID that failed takes nothing, where that was counted already: an engine
+//!   sends it because of the failure. Where the instance cannot have known of the failure, or of the count, it may take
+//!   one. See [`Consequences`].
 //! - Nothing fails and nothing is left without an answer where nothing is broken.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::check::{Duty, Item, Unexplained, explain};
+use super::consequences::{Consequences, Takes};
 use super::generate::VOLUMES;
 use super::model::{Deed, Mounts, Sight, Volume};
 use super::record::{Answer, Call, History, Record, Trouble, Why};
@@ -44,7 +48,8 @@ pub fn complaints(history: &History, limits: &Limits) -> Vec<String> {
     history.records.sort_by_key(|record| record.returned);
     let history = &history;
     let (items, answered, placed) = Default::default();
-    let mut judge = Judge { history, limits, items, answered, placed, complaints: Vec::new() };
+    let consequences = Consequences::default();
+    let mut judge = Judge { history, limits, items, answered, placed, consequences, complaints: Vec::new() };
     judge.note_answers();
     for (at, record) in history.records.iter().enumerate() {
         judge.take(at, record);
@@ -84,12 +89,14 @@ struct Judge<'a> {
     answered: BTreeMap<(usize, usize), Vec<Answered>>,
     /// Which item of its volume a record became.
     placed: BTreeMap<usize, usize>,
+    consequences: Consequences,
     complaints: Vec<String>,
 }
 
 impl Judge<'_> {
     fn take(&mut self, at: usize, record: &Record) {
         let Record { client, call, volume, invoked, returned, ref answer, .. } = *record;
+        let takes = self.consequences.take(record, &self.history.troubles);
         let deed = match call {
             Call::Create(access) => Some(Deed::Create(access)),
             Call::Mount(id) => Some(Deed::Mount(client, id)),
@@ -98,10 +105,12 @@ impl Judge<'_> {
             Call::Get | Call::Path | Call::List => None,
         };
         match (answer, deed) {
+            (Answer::Done, Some(Deed::Unmount(..))) if takes == Takes::Nothing => {}
             (Answer::Done, Some(deed)) => {
+                let duty = if takes == Takes::Perhaps { Duty::May } else { Duty::Must };
                 let spooled = self.cut_off(record).filter(|_| matches!(deed, Deed::Unmount(..)));
                 let until = spooled.map_or(returned, |(_, end)| returned.max(end + self.limits.late));
-                self.add(volume, Source::Record(at), invoked, until, deed, Duty::Must);
+                self.add(volume, Source::Record(at), invoked, until, deed, duty);
                 if let Some((item, _)) = self.items.get_mut(&volume).and_then(|items| items.last_mut()) {
                     item.soonest = returned;
                 }
@@ -166,7 +175,12 @@ impl Judge<'_> {
                     && trouble.struck.contains(&record.instance)
                     && trouble.from >= invoked
             });
-            let duty = if lost || killed { Duty::May } else { Duty::Must };
+            // A repetition is taken back later than any history ends.
+            let duty = if lost || killed || self.consequences.is_repetition(record) {
+                Duty::May
+            } else {
+                Duty::Must
+            };
             let items = self.items.entry(volume).or_default();
             let after = Some(items.len() - 1);
             let until = until + self.limits.late;

@@ -3,8 +3,8 @@
 //! volumes that are never lost, doubled or split would have answered so.
 //!
 //! `model` says what a volume's name stands for and what an operation makes of it, `check` looks for the order, `judge`
-//! says what may be late or old, `generate` and `faults` make a run out of a seed, `client` asks, `ending` looks at what
-//! is left.
+//! says what may be late or old, `consequences` what an Unmount after a failed Mount takes, `generate` and `faults` make
+//! a run out of a seed, `client` asks, `ending` looks at what is left.
 //!
 //! The seed is printed and repeats what is asked and what is broken when; the answers' times are the machine's.
 //! `tests/history` runs longer histories, by `VOLHOST_HISTORY_SEED` and `VOLHOST_HISTORY_SECONDS`. A history that has
@@ -12,6 +12,7 @@
 
 mod check;
 mod client;
+mod consequences;
 mod ending;
 mod faults;
 mod generate;

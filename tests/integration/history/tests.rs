@@ -308,3 +308,35 @@ fn a_crowd_is_looked_through_in_a_moment() {
     crowd().ends(300, Some((Unsaid, &[]))).explained();
     crowd().ends(300, Some((Unsaid, &[(0, 0, 2)]))).complained(NO_ORDER);
 }
+
+#[test]
+fn an_unmount_after_a_repetition_that_failed_takes_nothing() {
+    let failed = || Answer::Failed("500 the disk is full".into());
+    let copied = || {
+        with(Exclusive)
+            .done((0, 0), (30, 40), Call::Mount(0))
+            .broken("Quorum", 45, 55, &[0])
+            .asked((0, 0), (50, 60), Call::Mount(0), failed())
+            .done((0, 0), (70, 80), Call::Unmount(0))
+    };
+    copied().ends(300, Some((Exclusive, &[(0, 0, 1)]))).explained();
+    copied().ends(300, None).complained(NO_ORDER);
+    copied().ends(300, Some((Exclusive, &[]))).complained(NO_ORDER);
+    copied().done((1, 1), (90, 100), Call::Mount(0)).complained(NO_ORDER);
+    // The next one is counted.
+    copied().done((0, 0), (90, 100), Call::Unmount(0)).ends(300, Some((Exclusive, &[]))).explained();
+}
+
+#[test]
+fn an_unmount_after_a_failure_that_its_instance_cannot_know_may_take_one() {
+    for (found, killed) in [(&[(0, 0, 1)][..], false), (&[], false), (&[], true)] {
+        let copied = with(Exclusive).done((0, 0), (30, 40), Call::Mount(0)).broken("Quorum", 45, 55, &[0, 1]);
+        let copied = if killed {
+            let failed = Answer::Failed("500 the disk is full".into());
+            copied.asked((0, 0), (50, 60), Call::Mount(0), failed).broken("Kill", 65, 66, &[0])
+        } else {
+            copied.lost((0, 0), (50, 60), Call::Mount(0))
+        };
+        copied.done((0, 0), (70, 80), Call::Unmount(0)).ends(300, Some((Exclusive, found))).explained();
+    }
+}
