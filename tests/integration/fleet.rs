@@ -365,6 +365,53 @@ fn rights_narrowed_while_serving_cost_an_engine_no_labels() {
     assert_eq!(known(&second), before);
 }
 
+/// Docker Engine 20.10, which is Debian's, repeats the live Mount for `docker cp`, and sends an Unmount where that is
+/// refused.
+#[test]
+fn a_copy_from_a_running_container_costs_no_host_its_mount_whatever_is_taken_away() {
+    let (web1, web2) = (Host::new("web1"), Host::new("web2"));
+    let daemon = serve_both(&web1, &web2);
+    join(&daemon, &web2);
+    let (first, second) = (Engine::start(&web1), Engine::start(&web2));
+    second.ok(&["volume", "create", "-d", "volhost", "-o", "access=exclusive", "db"]);
+    second.sleeper("c1", &["-v", "db:/x"]);
+    fs::write(directory(&daemon, "db").join("file"), "kept\n").unwrap();
+    let local = web2.dir().join("file");
+    let copy = ["cp", "c1:/x/file", local.to_str().unwrap()];
+    let is_held = || {
+        daemon.has_mounts(&[("db", "web2", false)]);
+        let refusal = first.fails(&["run", "--rm", "--network", "none", "-v", "db:/x", "box", "true"]);
+        assert!(refusal.contains("exclusive") && refusal.contains("web2"), "{refusal}");
+        let refusal = first.fails(&["volume", "rm", "db"]);
+        assert!(refusal.contains("web2"), "{refusal}");
+    };
+    is_held();
+
+    let configuration = fs::read_to_string(daemon.path("etc/volhost/volhost.json")).unwrap();
+    let mut narrowed: Value = serde_json::from_str(&configuration).unwrap();
+    narrowed["hosts"] = json!({ "web1": {}, "web2": { "rights": [] } });
+    daemon.put("etc/volhost/volhost.json", &narrowed.to_string());
+    until("the narrower rights", SOON, || {
+        let said = second.docker(&["run", "--rm", "--network", "none", "-v", "db:/x", "box", "true"]);
+        (said.code != Some(0) && said.stderr.contains("rights")).then_some(())
+    });
+    second.ok(&copy);
+    assert_eq!(fs::read_to_string(&local).unwrap(), "kept\n");
+    is_held();
+
+    // Another directory stands where the backend was, as where a share is not mounted.
+    let (here, away) = (daemon.path("var/lib/volhost/volumes"), daemon.path("var/lib/volhost/away"));
+    fs::rename(&here, &away).unwrap();
+    fs::create_dir(&here).unwrap();
+    second.fails(&copy);
+    fs::remove_dir(&here).unwrap();
+    fs::rename(&away, &here).unwrap();
+    is_held();
+
+    second.ok(&["rm", "--force", "c1"]);
+    daemon.has_mounts(&[]);
+}
+
 #[test]
 fn of_two_engines_exactly_one_gets_an_exclusive_volume_and_the_other_is_told_who() {
     const ROUNDS: usize = 8;

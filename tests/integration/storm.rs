@@ -1,5 +1,7 @@
 //! A storm of kills: clients work as fast as they can, the service is killed -9 at random moments and started again,
-//! and after each start a model says what may be true and what may not.
+//! and after each start a model says what may be true and what may not. In some of its lives the hosts have not the
+//! right to mount: then a Mount is refused, unless it repeats one that is counted, and the client sends an Unmount after
+//! a refusal, as Docker Engine 20.10 does.
 //!
 //! The seed is printed; `VOLHOST_SEED` repeats its choices (not the scheduling of threads), and
 //! `VOLHOST_STORM_SECONDS` makes the storm longer.
@@ -57,8 +59,8 @@ enum Ask {
 }
 
 impl World {
-    /// What the request makes of this world, and whether it is answered well.
-    fn after(&self, ask: &Ask) -> (Self, bool) {
+    /// What the request makes of this world, and whether it is answered well by a service that lets hosts mount or not.
+    fn after(&self, ask: &Ask, may_mount: bool) -> (Self, bool) {
         let mut world = self.clone();
         let answered = match ask {
             Ask::Create => {
@@ -66,10 +68,11 @@ impl World {
                 true
             }
             Ask::Mount(id) => {
-                if world.data.is_some() {
+                let answered = world.data.is_some() && (may_mount || world.mounts.contains_key(id));
+                if answered {
                     *world.mounts.entry(id.clone()).or_default() += 1;
                 }
-                world.data.is_some()
+                answered
             }
             Ask::Unmount(id) => {
                 if let Some(count) = world.mounts.get_mut(id) {
@@ -108,6 +111,8 @@ struct GateState {
     /// Where to connect, for each client; nothing while the service is down.
     targets: Vec<Target>,
     admin: PathBuf,
+    /// Whether the hosts have the right to mount.
+    may_mount: bool,
     generation: u64,
     waiting: usize,
     over: bool,
@@ -115,7 +120,7 @@ struct GateState {
 
 impl Gate {
     /// Waits until there is a service of a later generation than the one given; nothing when the storm is over.
-    fn pass(&self, client: usize, generation: &mut u64) -> Option<(Target, PathBuf)> {
+    fn pass(&self, client: usize, generation: &mut u64) -> Option<(Target, PathBuf, bool)> {
         let mut state = self.state.lock().unwrap();
         state.waiting += 1;
         self.changed.notify_all();
@@ -126,12 +131,13 @@ impl Gate {
             return None;
         }
         *generation = state.generation;
-        Some((state.targets[client].clone(), state.admin.clone()))
+        Some((state.targets[client].clone(), state.admin.clone(), state.may_mount))
     }
 
-    fn open(&self, targets: Vec<Target>, admin: PathBuf) {
+    fn open(&self, targets: Vec<Target>, admin: PathBuf, may_mount: bool) {
         let mut state = self.state.lock().unwrap();
-        *state = GateState { targets, admin, generation: state.generation + 1, waiting: 0, over: false };
+        let generation = state.generation + 1;
+        *state = GateState { targets, admin, may_mount, generation, waiting: 0, over: false };
         self.changed.notify_all();
     }
 
@@ -157,6 +163,8 @@ struct Worker {
     random: Random,
     root: PathBuf,
     token: u64,
+    /// The volume and the ID of a Mount that was refused a moment ago.
+    refused: Option<(String, String)>,
     knowledge: Arc<Mutex<Knowledge>>,
     /// The requests that were answered, and those that were not.
     counts: Arc<Mutex<(u64, u64)>>,
@@ -165,17 +173,17 @@ struct Worker {
 impl Worker {
     fn work(mut self, gate: &Gate) {
         let mut generation = 0;
-        while let Some((target, admin)) = gate.pass(self.number, &mut generation) {
+        while let Some((target, admin, may_mount)) = gate.pass(self.number, &mut generation) {
             // Whatever fails here fails because the service is gone.
             let connected = Client::connect(&target)
                 .and_then(|client| Ok((client, Client::connect(&Target::Unix(admin))?)));
             let Ok((mut client, mut admin)) = connected else { continue };
-            while self.step(&mut client, &mut admin) {}
+            while self.step(&mut client, &mut admin, may_mount) {}
         }
     }
 
     /// One request; `false` when it was not answered.
-    fn step(&mut self, client: &mut Client, admin: &mut Client) -> bool {
+    fn step(&mut self, client: &mut Client, admin: &mut Client, may_mount: bool) -> bool {
         let own = format!("c{}-{}", self.number, self.random.below(VOLUMES));
         let id = format!("m{}-{}", self.number, self.random.below(2));
         let shared = self.random.below(6) == 0;
@@ -188,12 +196,19 @@ impl Worker {
             _ => Ask::Restore,
         };
         let name = if shared { SHARED.to_owned() } else { own };
+        let (name, ask) = match self.refused.take() {
+            Some((volume, id)) => (volume, Ask::Unmount(id)),
+            None => (name, ask),
+        };
         let answer = send(&ask, &name, client, admin);
         let answered = answer.is_ok();
+        if let (Ask::Mount(id), Ok(Answer { status: 403, .. })) = (&ask, &answer) {
+            self.refused = Some((name.clone(), id.clone()));
+        }
         let shared_knowledge = Arc::clone(&self.knowledge);
         let mut knowledge = shared_knowledge.lock().unwrap();
         let worlds = knowledge.get_mut(&name).expect("all names are known");
-        learn(worlds, &name, &ask, answer.ok().as_ref());
+        learn(worlds, &name, &ask, may_mount, answer.ok().as_ref());
         if answered && matches!(ask, Ask::Create) && !shared {
             self.write_token(&name, worlds);
         }
@@ -236,10 +251,10 @@ fn send(ask: &Ask, name: &str, client: &mut Client, admin: &mut Client) -> io::R
 const RESTORE: &str = "/volume/restore";
 
 /// What a request and its answer, or its lack, say of the worlds that are possible.
-fn learn(worlds: &mut Vec<World>, name: &str, ask: &Ask, answer: Option<&Answer>) {
+fn learn(worlds: &mut Vec<World>, name: &str, ask: &Ask, may_mount: bool, answer: Option<&Answer>) {
     let before = std::mem::take(worlds);
     for world in &before {
-        let (after, well) = world.after(ask);
+        let (after, well) = world.after(ask, may_mount);
         match answer {
             // Not answered: done or not.
             None => worlds.extend([world.clone(), after]),
@@ -318,6 +333,7 @@ fn nothing_answered_is_lost_in_a_storm_of_kills() {
     fs::create_dir_all(outside.join("deep")).unwrap();
     fs::write(outside.join("deep/file"), "untouched").unwrap();
     let untouched = tree(&outside);
+    let mut configuration = setup.standard();
     let mut daemon = setup.backends(&json!({ "default": root })).start();
     let identities = [
         daemon.identity(),
@@ -349,6 +365,7 @@ fn nothing_answered_is_lost_in_a_storm_of_kills() {
             random: Random::new(random.next()),
             root: root.clone(),
             token: 0,
+            refused: None,
             knowledge,
             counts: Arc::clone(&counts),
         };
@@ -359,10 +376,11 @@ fn nothing_answered_is_lost_in_a_storm_of_kills() {
     let begun = Instant::now();
     let mut kills = 0;
     let mut stopping: Option<&str> = None;
+    let mut may_mount = true;
     while begun.elapsed() < length {
         let tls = |identity: usize| Target::Tls(daemon.tcp("https"), identities[identity].clone());
         let targets = vec![tls(0), Target::Unix(daemon.socket()), tls(1), tls(0)];
-        gate.open(targets, daemon.path("run/volhost/admin.sock"));
+        gate.open(targets, daemon.path("run/volhost/admin.sock"), may_mount);
         std::thread::sleep(Duration::from_millis(random.below(LIFE)));
         if stopping.is_some() {
             // It may not have come to that step, and then is killed like the others.
@@ -375,6 +393,11 @@ fn nothing_answered_is_lost_in_a_storm_of_kills() {
         // Some die at a durable step, which a kill at a random moment seldom meets.
         stopping =
             (random.below(3) == 0).then(|| STEPS[usize::try_from(random.below(STEPS.len() as u64)).unwrap()]);
+        may_mount = random.below(3) > 0;
+        let mount = may_mount.then_some("mount");
+        let rights: Vec<_> = ["create", "remove"].into_iter().chain(mount).collect();
+        configuration["hosts"] = json!({ "*": { "rights": rights } });
+        daemon.put("etc/volhost/volhost.json", &configuration.to_string());
         let environment: Vec<_> = stopping.iter().map(|step| ("VOLHOST_STOP_AT", *step)).collect();
         daemon.start_with(&environment).unwrap();
         let seen = observe(&daemon, &root);
