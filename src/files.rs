@@ -1,16 +1,18 @@
 //! Small files of our own, whole or not at all: the lock that serialises their writers, and writing that leaves the
 //! old content or the new one, whatever happens.
 //!
-//! For keys, certificates and spec files; nothing below a backend is touched with this.
+//! For keys, certificates and spec files; below a backend no more than [`rename_to_free`] is used.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 /// The exclusive right to write what a lock file stands for, until it is dropped.
 #[derive(Debug)]
@@ -51,7 +53,7 @@ pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 
 /// Writes a file under a name that must be free. The caller holds the lock that its other writers take.
 pub fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    write(path, content, mode, rename_to_free)
+    write(path, content, mode, |from, to| Ok(rename_to_free(CWD, from, CWD, to)?))
 }
 
 /// Writes a file in place of the one that may be there. The caller holds the lock that its other writers take.
@@ -62,24 +64,66 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 /// Gives a file another name in its directory, durably; one that must be free. The caller holds the lock that its
 /// other writers take.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    rename_to_free(from, to)?;
-    File::open(to.parent().unwrap_or(Path::new("/")))?.sync_all()
+    rename_to_free(CWD, from, CWD, to)?;
+    sync_parent(to)
 }
 
 /// Removes a file, durably.
 pub fn remove(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    sync_parent(path)
 }
 
-fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system without this flag: the lock keeps our own processes out between the look and the rename.
-        Err(Errno::INVAL | Errno::NOSYS) if std::fs::symlink_metadata(to).is_err() => {
-            std::fs::rename(from, to)
-        }
-        done => Ok(done?),
+/// Makes a file's name durable, or that it is gone.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = match path.parent() {
+        // That of a bare name is written as nothing.
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        parent => parent.unwrap_or(Path::new("/")),
+    };
+    match File::open(parent)?.sync_all() {
+        // Some network file systems know no such call: what they answered is durable.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        done => done,
     }
+}
+
+/// Gives a file another name, relative to open directories. A name that is taken stays as it is: the error is `EXIST`.
+///
+/// File systems without `RENAME_NOREPLACE` (NFS, Ceph, GlusterFS) refuse a hard link where the name is taken, which is as
+/// safe. A crash between the link and the removal of the old name leaves both; called again, this removes the old one.
+pub fn rename_to_free<P: Arg + Copy>(
+    from_dir: impl AsFd,
+    from: P,
+    to_dir: impl AsFd,
+    to: P,
+) -> Result<(), Errno> {
+    let (from_dir, to_dir) = (from_dir.as_fd(), to_dir.as_fd());
+    let file = |dir, name| {
+        rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| (stat.st_dev, stat.st_ino))
+    };
+    let linked = match rustix::fs::renameat_with(from_dir, from, to_dir, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            rustix::fs::linkat(from_dir, from, to_dir, to, AtFlags::empty())
+        }
+        Err(Errno::EXIST) => Err(Errno::EXIST),
+        done => return done,
+    };
+    match linked {
+        Ok(()) => {}
+        // By a call before this one, or by this one on a server whose first answer was lost.
+        Err(Errno::EXIST) if file(from_dir, from)? == file(to_dir, to)? => {}
+        // Hard links are unknown, too: to exFAT, say, which no two machines have at the same time.
+        Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            return match file(to_dir, to) {
+                Err(Errno::NOENT) => rustix::fs::renameat(from_dir, from, to_dir, to),
+                Err(errno) => Err(errno),
+                Ok(_) => Err(Errno::EXIST),
+            };
+        }
+        refused => return refused,
+    }
+    rustix::fs::unlinkat(from_dir, from, AtFlags::empty())
 }
 
 /// The temporary name begins with a dot and ends in nothing that an engine reads.
@@ -108,7 +152,7 @@ fn write(
         file.write_all(content)?;
         file.sync_all()?;
         rename(&temporary, path)?;
-        File::open(dir)?.sync_all()
+        sync_parent(path)
     })();
     if done.is_err() {
         // The first error is the one to tell; a leftover is swept away by the next attempt.
@@ -120,6 +164,7 @@ fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::fuse::{FuseFs, Op};
 
     #[test]
     fn a_created_file_takes_nobodys_place_and_a_replaced_one_is_whole() {
@@ -139,6 +184,34 @@ mod tests {
         assert_eq!(read(&path).unwrap(), None);
         remove(&other).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a temporary file was left");
+    }
+
+    /// As on NFS: by a hard link.
+    #[test]
+    fn a_name_that_is_taken_stays_where_no_rename_spares_it() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can mount a file system");
+            return;
+        }
+        let (backing, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let storage = FuseFs::mount(backing.path(), at.path()).unwrap();
+        storage.control().refuse_rename_flags(true);
+        let (path, other) = (at.path().join("key"), at.path().join("other"));
+        create(&path, b"first", 0o600).unwrap();
+        assert_eq!(create(&path, b"second", 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(read(&path).unwrap().as_deref(), Some(&b"first"[..]));
+        // What a crash between the two steps leaves.
+        std::fs::hard_link(&path, &other).unwrap();
+        rename(&path, &other).unwrap();
+        assert_eq!((read(&path).unwrap(), read(&other).unwrap().as_deref()), (None, Some(&b"first"[..])));
+        // exFAT knows neither.
+        storage.control().fail_once(Op::Link, libc::EPERM);
+        rename(&other, &path).unwrap();
+        create(&other, b"other", 0o600).unwrap();
+        storage.control().fail_once(Op::Link, libc::EPERM);
+        assert_eq!(rename(&path, &other).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(read(&other).unwrap().as_deref(), Some(&b"other"[..]));
+        assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -170,6 +170,7 @@ impl Reloader {
             log::warn!("a restart is needed for what changed in {}", needs_restart.join(", "));
         }
         self.limits.store(Arc::new(to_limits(&new)));
+        self.catalog.limit_requests(new.limits.request);
         let before = self.service.in_force();
         self.service.put_in_force(in_force(&new, &before.map));
         self.config = new;

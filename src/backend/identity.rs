@@ -7,7 +7,7 @@ use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -104,16 +104,7 @@ impl Root {
         let unfinished = unfinished(UNFINISHED);
         let path = house.path.join(&unfinished);
         house.write_new(&unfinished, |file| file.write_all(compose(id, name).as_bytes()))?;
-        let renamed =
-            match rustix::fs::renameat_with(&house.fd, &*unfinished, &house.fd, FILE, RenameFlags::NOREPLACE)
-            {
-                // Where flags are not known; the look above then has to do.
-                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                    rustix::fs::renameat(&house.fd, &*unfinished, &house.fd, FILE)
-                }
-                result => result,
-            };
-        match renamed {
+        match crate::files::rename_to_free(&house.fd, &*unfinished, &house.fd, FILE) {
             Ok(()) => {}
             // Another volhost on the same share was first.
             Err(Errno::EXIST) => {
@@ -229,6 +220,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
+    use crate::backend::fuse::{FuseFs, Op};
     use crate::backend::tests::{backend_name, open};
 
     #[test]
@@ -256,6 +248,41 @@ mod tests {
         assert_eq!(json["version"], 1);
         assert_eq!(json["id"], id.to_string());
         assert_eq!(std::fs::read_dir(dir.path().join(HOUSE)).unwrap().count(), 1);
+    }
+
+    /// As on NFS, where no rename is told to spare what is there.
+    #[test]
+    fn another_ones_identity_stays_where_no_rename_spares_it() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can mount a file system");
+            return;
+        }
+        let (backing, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let storage = FuseFs::mount(backing.path(), at.path()).unwrap();
+        let (ours, theirs, name) = (BackendId::random(), BackendId::random(), backend_name("fast"));
+        storage.control().refuse_rename_flags(true);
+        storage.control().hang_on(Op::Rename, true);
+        std::thread::scope(|threads| {
+            let late = threads.spawn(|| open(at.path()).write_identity(ours, &name));
+            assert!(storage.control().wait_for_hanging(1, std::time::Duration::from_secs(20)));
+            // Another machine that has the same storage.
+            std::fs::write(backing.path().join(HOUSE).join(FILE), compose(theirs, &name)).unwrap();
+            storage.control().hang_on(Op::Rename, false);
+            let refused = late.join().unwrap().unwrap_err();
+            assert!(
+                matches!(refused, BackendError::Identified { found, .. } if found == theirs),
+                "{refused}"
+            );
+        });
+        let house = backing.path().join(HOUSE);
+        assert_eq!(identity_at(backing.path()).unwrap().unwrap().id, theirs);
+        assert_eq!(std::fs::read_dir(&house).unwrap().count(), 1);
+        // Alone, it is the first.
+        std::fs::remove_file(house.join(FILE)).unwrap();
+        let root = open(at.path());
+        root.write_identity(ours, &name).unwrap();
+        assert_eq!(root.identity().unwrap().unwrap().id, ours);
+        assert_eq!(std::fs::read_dir(&house).unwrap().count(), 1);
     }
 
     #[test]

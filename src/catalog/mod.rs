@@ -323,6 +323,10 @@ pub trait Catalog: Send + Sync + 'static {
         false
     }
 
+    /// Says how long a request may take from now on: whoever waits for a shared catalog that does not answer is told so
+    /// before.
+    fn limit_requests(&self, _limit: Duration) {}
+
     /// What other instances did; nothing, where there are none.
     fn news(&self) -> Option<watch::Receiver<News>> {
         None

@@ -3,13 +3,10 @@
 //! It holds a private key: it is never readable for others, not for a moment, never half-written under its name, and
 //! never takes an existing file's place unasked.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
+use super::output::Pending;
 
 /// Why there is no bundle.
 #[derive(Debug, thiserror::Error)]
@@ -39,62 +36,34 @@ pub(in crate::cli) enum BundleError {
     NotBase64(#[source] base64::DecodeError),
 }
 
-/// A file that waits under another name until it is complete. Dropped before, it is removed.
+/// Where a bundle goes: a file that has another name until it is complete. Dropped before, it is removed.
 pub(in crate::cli) struct Destination {
     path: PathBuf,
-    waiting: PathBuf,
-    file: File,
-    replace: bool,
+    file: Pending,
 }
 
 impl Destination {
-    /// Makes the waiting file, empty and for its owner alone, in the directory of `path`.
+    /// Makes the file, empty and for its owner alone, in the directory of `path`.
     pub(in crate::cli) fn prepare(path: &Path, replace: bool) -> Result<Self, BundleError> {
-        let Some(name) = path.file_name().filter(|_| !path.is_dir()) else {
+        if path.file_name().is_none() || path.is_dir() {
             return Err(BundleError::NoFile(path.into()));
-        };
+        }
         // A dangling symlink is something too.
         if !replace && path.symlink_metadata().is_ok() {
             return Err(BundleError::Exists(path.into()));
         }
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}", uuid::Uuid::new_v4().simple()));
-        let waiting = path.with_file_name(hidden);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&waiting)
+        let file = Pending::begin(path, 0o600, replace)
             .map_err(|source| BundleError::Prepare { path: path.into(), source })?;
-        Ok(Self { path: path.into(), waiting, file, replace })
+        Ok(Self { path: path.into(), file })
     }
 
     /// Writes the bundle and gives the file its name.
-    pub(in crate::cli) fn write(mut self, bundle: &[u8]) -> Result<(), BundleError> {
-        let written = self.file.write_all(bundle).and_then(|()| self.file.sync_all());
-        written.and_then(|()| self.settle()).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => BundleError::Exists(self.path.clone()),
-            _ => BundleError::Write { path: self.path.clone(), source },
+    pub(in crate::cli) fn write(self, bundle: &[u8]) -> Result<(), BundleError> {
+        let Self { path, file } = self;
+        file.finish(bundle).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => BundleError::Exists(path),
+            _ => BundleError::Write { path, source },
         })
-    }
-
-    fn settle(&self) -> io::Result<()> {
-        if self.replace {
-            return std::fs::rename(&self.waiting, &self.path);
-        }
-        match renameat_with(CWD, &self.waiting, CWD, &self.path, RenameFlags::NOREPLACE) {
-            // Network file systems refuse the flag; the look before the service was asked has to do there.
-            Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(&self.waiting, &self.path),
-            result => Ok(result?),
-        }
-    }
-}
-
-impl Drop for Destination {
-    fn drop(&mut self) {
-        // Once renamed it is not there any more, which is as good.
-        let _ = std::fs::remove_file(&self.waiting);
     }
 }
 
@@ -103,6 +72,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::backend::fuse::{FuseFs, Op};
 
     fn names(directory: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(directory).unwrap();
@@ -114,7 +84,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("web1.tar");
         let destination = Destination::prepare(&path, false).unwrap();
-        let waiting = std::fs::metadata(&destination.waiting).unwrap();
+        let [waiting] = &names(directory.path())[..] else { panic!("no file waits") };
+        let waiting = std::fs::metadata(directory.path().join(waiting)).unwrap();
         assert_eq!(waiting.permissions().mode() & 0o777, 0o600);
         assert!(!path.exists(), "nothing bears the name before it is complete");
         destination.write(b"archive").unwrap();
@@ -135,6 +106,38 @@ mod tests {
         assert_eq!(names(directory.path()), ["web1.tar"]);
         Destination::prepare(&path, true).unwrap().write(b"archive").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"archive");
+    }
+
+    /// As on NFS, where no rename is told to spare what is there.
+    #[test]
+    fn a_file_made_meanwhile_stays_where_no_rename_spares_it() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can mount a file system");
+            return;
+        }
+        let (backing, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let storage = FuseFs::mount(backing.path(), at.path()).unwrap();
+        storage.control().refuse_rename_flags(true);
+        let path = at.path().join("web1.tar");
+        let late = Destination::prepare(&path, false).unwrap();
+        storage.control().hang_on(Op::Rename, true);
+        std::thread::scope(|threads| {
+            let late = threads.spawn(|| late.write(b"archive"));
+            assert!(storage.control().wait_for_hanging(1, std::time::Duration::from_secs(20)));
+            std::fs::write(backing.path().join("web1.tar"), "mine").unwrap();
+            storage.control().hang_on(Op::Rename, false);
+            assert!(matches!(late.join().unwrap(), Err(BundleError::Exists(_))));
+        });
+        assert_eq!(std::fs::read(backing.path().join("web1.tar")).unwrap(), b"mine");
+        std::fs::remove_file(&path).unwrap();
+        let flushes = storage.control().seen(Op::Fsyncdir);
+        Destination::prepare(&path, false).unwrap().write(b"archive").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"archive");
+        assert_eq!(names(at.path()), ["web1.tar"]);
+        assert!(
+            storage.control().seen(Op::Fsyncdir) > flushes,
+            "the new name may not outlast a loss of power"
+        );
     }
 
     #[test]

@@ -85,11 +85,13 @@ impl Service {
             if !claim.wanted() {
                 return Err(Error::Abandoned);
             }
-            match self.claimed(backend.name(), volume.id).await? {
-                Some(moving) if self.is_unused(&volume) => break (volume, backend, expect, moving),
+            // A claim that is of no use is given back before the wait: another instance may need the directory.
+            let claimed = self.claimed(backend.name(), volume.id).await?.filter(|_| self.is_unused(&volume));
+            match claimed {
+                Some(moving) => break (volume, backend, expect, moving),
                 // Another instance is at it, or has changed it since we looked.
-                _ if self.is_shared() && patience.wait().await => self.sync().await?,
-                _ => return Err(Error::NotMended(name.clone())),
+                None if self.is_shared() && patience.wait().await => self.sync().await?,
+                None => return Err(Error::NotMended(name.clone())),
             }
         };
         step("remove:begun");

@@ -17,6 +17,9 @@ use crate::harness::state::Mount;
 use crate::harness::wait::{SOON, until};
 use crate::harness::{Cluster, Daemon, Fleet, Host};
 
+/// The configuration below an instance's root.
+const CONFIG: &str = "etc/volhost/volhost.json";
+
 /// How long a request may take while a member of several is lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -77,6 +80,31 @@ fn the_loss_of_one_member_of_three_costs_no_request() {
         instance.has_mounts(&[]);
         assert_eq!(instance.status()["catalog_fault"], Value::Null);
     }
+}
+
+/// Answered later than that, it would be sent again, kept twice, and counted twice: another container's mount would go.
+#[test]
+#[cfg_attr(not(feature = "etcd"), ignore = "this volhost is built without etcd")]
+fn an_unmount_is_kept_within_the_limit_that_a_reload_set() {
+    let mut fleet = Fleet::of(Cluster::single().start(), 1).start();
+    let mut client = fleet.client(0, "web1");
+    ok(&mut client, "Create", "db", "");
+    for _ in 0..2 {
+        ok(&mut client, "Mount", "db", "one");
+    }
+    let Fleet { instances, etcd, .. } = &mut fleet;
+    let daemon = &instances[0];
+    let text = std::fs::read(daemon.path(CONFIG)).unwrap();
+    let mut config: Value = serde_json::from_slice(&text).unwrap();
+    config["limits"] = json!({ "request": "5s" });
+    daemon.put(CONFIG, &config.to_string());
+    daemon.cli(&["reload"]).ok();
+    etcd.lose(0, Loss::Frozen);
+    ok(&mut client, "Unmount", "db", "one");
+    etcd.recover();
+    until("it to be counted", SOON, || {
+        daemon.mounts().iter().map(Mount::essence).eq([("db", "web1", 1, false)]).then_some(())
+    });
 }
 
 /// Ends a load when it goes.

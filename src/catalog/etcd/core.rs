@@ -49,7 +49,7 @@ pub(super) struct Core {
     pub(super) memory: Memory,
     pub(super) health: Health,
     pub(super) slots: Slots,
-    pub(super) spool: Spool,
+    pub(super) spool: Arc<Spool>,
     pub(super) order: Order,
     /// The claims that are to be given back.
     pub(super) ended: Ended,
@@ -327,13 +327,23 @@ impl Core {
         let outcome = View::clone(&self.memory.view())
             .apply(change.clone())
             .map_or_else(|_| Outcome::default(), |(outcome, _)| outcome);
-        let Err(error) = self.spool.keep(Entry { host, what, sent: sent.clone() }) else {
+        let entry = Entry { host, what, sent: sent.clone() };
+        let Err(error) = self.spool.with_disk(move |spool| spool.keep(entry)).await else {
             return Ok(outcome);
         };
         // What was sent may still take effect: an error is answered only once it cannot any more.
-        if let Some((slot, numbers)) = sent
-            && Attempt::resume(self, slot, numbers, &()).settle().await.is_some()
-        {
+        let took_effect = match sent {
+            Some((slot, numbers)) => Attempt::resume(self, slot, numbers, &()).settle().await.is_some(),
+            None => false,
+        };
+        // The slot tells no longer what became of it, should the next start find something of it in the file.
+        if let Err(error) = self.spool.with_disk(Spool::cut_off).await {
+            log::error!(
+                "{} may end with a request that was not kept, and that the next start would count: {error}",
+                self.spool.path().display()
+            );
+        }
+        if took_effect {
             return Ok(outcome);
         }
         Err(self.failed(format!(

@@ -18,14 +18,20 @@ const SHARE: f64 = 0.4;
 /// What is known of the cluster's health.
 pub(super) struct Health {
     location: String,
-    patience: Duration,
-    answer: Duration,
+    limit: Mutex<Limit>,
     times: Mutex<Times>,
     /// Whether what the cluster holds is not understood, however well it answers.
     stuck: AtomicBool,
     /// Whether no change is taken in, however well questions are answered.
     hangs: watch::Sender<bool>,
     fault: watch::Sender<Option<Arc<String>>>,
+}
+
+/// How long a request may take.
+struct Limit {
+    now: Duration,
+    /// What it is from then on.
+    soon: Option<(Instant, Duration)>,
 }
 
 /// Since when what is the case.
@@ -42,12 +48,9 @@ struct Times {
 impl Health {
     /// `request` is how long a request may take.
     pub(super) fn new(location: String, request: Duration) -> Self {
-        let patience = PATIENCE.min(request.mul_f64(SHARE));
         Self {
             location,
-            patience,
-            // Within it another member is asked as well.
-            answer: ANSWER.min(patience / 2),
+            limit: Mutex::new(Limit { now: request, soon: None }),
             times: Mutex::default(),
             stuck: AtomicBool::new(false),
             hangs: watch::Sender::new(false),
@@ -55,9 +58,27 @@ impl Health {
         }
     }
 
+    /// How long a request may take from now on.
+    pub(super) fn limit_requests(&self, to: Duration) {
+        let mut limit = self.limit();
+        let now = limit.at_present();
+        *limit = if to <= now {
+            Limit { now: to, soon: None }
+        } else {
+            // Requests that began before end within what was in force for them.
+            Limit { now, soon: Some((Instant::now() + now, to)) }
+        };
+    }
+
+    /// How long the cluster may fail to answer before it counts as out of reach.
+    fn patience(&self) -> Duration {
+        PATIENCE.min(self.limit().at_present().mul_f64(SHARE))
+    }
+
     /// How long a member may take to answer before the next one is asked.
     pub(super) fn answer(&self) -> Duration {
-        self.answer
+        // Within the patience another member is asked as well.
+        ANSWER.min(self.patience() / 2)
     }
 
     /// Why the cluster counts as out of reach, if it does.
@@ -109,7 +130,7 @@ impl Health {
     /// A change that was sent first at this time is not taken in yet. Returns whether that is as long as one waits. Where
     /// no other one was taken in since, either, the cluster counts as out of reach until one is.
     pub(super) fn not_taken_in(&self, begun: Instant, why: &str) -> bool {
-        if begun.elapsed() < self.patience {
+        if begun.elapsed() < self.patience() {
             return false;
         }
         if self.times().taken_in.is_none_or(|taken_in| taken_in < begun) {
@@ -145,7 +166,7 @@ impl Health {
         let since = times.failing.map_or(asked, |failing| failing.min(asked));
         times.failing = Some(since);
         drop(times);
-        if since.elapsed() < self.patience {
+        if since.elapsed() < self.patience() {
             log::debug!("the catalog {}: {why}", self.location);
             return;
         }
@@ -170,6 +191,11 @@ impl Health {
         }
     }
 
+    fn limit(&self) -> MutexGuard<'_, Limit> {
+        // It is whole after every statement under this lock.
+        self.limit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn times(&self) -> MutexGuard<'_, Times> {
         // It is whole after every statement under this lock.
         self.times.lock().unwrap_or_else(PoisonError::into_inner)
@@ -189,5 +215,35 @@ impl Health {
     pub(super) async fn back(&self) {
         // The sender lives as long as `self`.
         let _ = self.fault.subscribe().wait_for(Option::is_none).await;
+    }
+}
+
+impl Limit {
+    fn at_present(&self) -> Duration {
+        match self.soon {
+            Some((from, limit)) if from <= Instant::now() => limit,
+            _ => self.now,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_longer_limit_is_in_force_once_no_request_has_the_shorter_one() {
+        let [short, long] = [Duration::from_secs(2), Duration::from_secs(10)];
+        let health = Health::new("etcd".into(), long);
+        assert_eq!((health.patience(), health.answer()), (Duration::from_secs(4), ANSWER));
+        health.limit_requests(short);
+        assert_eq!(health.patience(), short.mul_f64(SHARE));
+        health.limit_requests(long);
+        assert_eq!(health.patience(), short.mul_f64(SHARE), "those that have begun are told in time");
+        let until = Instant::now() + Duration::from_secs(60);
+        while health.patience() != long.mul_f64(SHARE) {
+            assert!(Instant::now() < until, "the longer limit is never in force");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }

@@ -62,6 +62,8 @@ pub(super) struct Members {
     credentials: Credentials,
     /// What the files of the credentials held when they were last good.
     read: Mutex<Contents>,
+    /// Held by who reads them: where they lie on storage that hangs, one thread is enough for that.
+    reading: Arc<tokio::sync::Mutex<()>>,
     current: Arc<Mutex<Current>>,
 }
 
@@ -98,6 +100,7 @@ impl Members {
             urls,
             credentials: credentials.clone(),
             read: Mutex::new(read),
+            reading: Arc::default(),
             current: Arc::new(Mutex::new(current)),
         })
     }
@@ -138,8 +141,8 @@ impl Members {
             Err(trouble) => trouble,
         };
         if trouble.kind == Kind::LockedOut {
-            // What cannot be read is told by who follows the files.
-            let _ = self.follow();
+            // What cannot be read, or not in time, is told by who follows the files.
+            let _ = timeout(limit, self.follow()).await;
         }
         Err(Trouble { asked, ..trouble })
     }
@@ -213,8 +216,16 @@ impl Members {
 
     /// Reads the credentials' files again; where they hold something else, it is used from now on. What cannot be read
     /// is told, and what was read before stays in use.
-    pub(super) fn follow(&self) -> Result<bool, OpenError> {
-        let now = Contents::read(&self.credentials)?;
+    pub(super) async fn follow(&self) -> Result<bool, OpenError> {
+        let reading = Arc::clone(&self.reading).lock_owned().await;
+        let credentials = self.credentials.clone();
+        // On a thread that may wait for the storage.
+        let read = tokio::task::spawn_blocking(move || {
+            let read = Contents::read(&credentials);
+            drop(reading);
+            read
+        });
+        let now = read.await.map_err(|error| OpenError::System(std::io::Error::other(error)))??;
         {
             // It is whole after every statement under this lock.
             let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);

@@ -86,6 +86,9 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// How often it is looked whether the credentials' files hold something else.
 const FOLLOW: Duration = Duration::from_secs(1);
 
+/// How long reading them may take before that is told.
+const SLOW: Duration = Duration::from_secs(10);
+
 /// A catalog in a cluster. Dropping it waits for changes under way, as [`close`](Catalog::close) does; what holds only
 /// while the instance lives then ends some seconds later.
 pub struct Etcd {
@@ -144,7 +147,7 @@ async fn build(
         memory: Memory::new(keys.clone(), me, snapshot),
         health: Health::new(location.clone(), *request),
         slots: Slots::new(slots),
-        spool,
+        spool: Arc::new(spool),
         order: Order::default(),
         ended: claims::Ended::default(),
         lease: AtomicI64::new(lease),
@@ -264,7 +267,18 @@ async fn follow(core: Arc<Core>) {
     let mut said = false;
     loop {
         tokio::time::sleep(FOLLOW).await;
-        match core.members.follow() {
+        let Ok(followed) = timeout(SLOW, core.members.follow()).await else {
+            if !said {
+                log::warn!(
+                    "what \"etcd\" names could not be read within {} s: its storage does not answer; what it held before \
+                     is used on",
+                    SLOW.as_secs()
+                );
+            }
+            said = true;
+            continue;
+        };
+        match followed {
             Ok(true) => {
                 log::info!(
                     "what \"etcd\" names has changed: the catalog {} is called with it",
@@ -339,6 +353,10 @@ impl Catalog for Etcd {
 
     fn is_shared(&self) -> bool {
         true
+    }
+
+    fn limit_requests(&self, limit: Duration) {
+        self.core.health.limit_requests(limit);
     }
 
     fn news(&self) -> Option<watch::Receiver<News>> {

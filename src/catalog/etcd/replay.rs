@@ -12,7 +12,7 @@ use etcd_client::TxnOp;
 use super::core::{Core, STALE, needs_a_fresh_view};
 use super::members::Kind;
 use super::plan::{Planned, Transaction, plan, same};
-use super::spool::Entry;
+use super::spool::{Entry, Spool};
 use super::transact::{Attempt, ask, first_pair, ousted, revision};
 use crate::catalog::Change;
 use crate::error::chain;
@@ -75,7 +75,7 @@ async fn record(core: &Core, place: &mut Place, number: u64, entry: &Entry, took
         };
         let why = match done {
             Ok(true) => {
-                core.spool.done(number);
+                passed(core, number).await;
                 return true;
             }
             // Somebody else changed the same rows: the view is made fresh, and it is decided anew.
@@ -102,6 +102,16 @@ async fn record(core: &Core, place: &mut Place, number: u64, entry: &Entry, took
         tries += 1;
         tokio::time::sleep(PAUSE).await;
         core.health.back().await;
+    }
+}
+
+/// Takes an entry out that the cluster has.
+async fn passed(core: &Core, number: u64) {
+    core.spool.done(number);
+    if core.spool.len() == 0
+        && let Err(error) = core.spool.with_disk(Spool::empty).await
+    {
+        log::warn!("{} cannot be emptied: {error}", core.spool.path().display());
     }
 }
 
@@ -143,11 +153,11 @@ async fn set_aside(
     if !ended {
         let recorded = value == number.to_string();
         if recorded {
-            core.spool.done(number);
+            passed(core, number).await;
         }
         return Ok(recorded.then_some(true));
     }
-    core.spool.set_aside(number).map_err(|error| {
+    core.spool.with_disk(move |spool| spool.set_aside(number)).await.map_err(|error| {
         Trouble::Passing(format!("{refused}; and {} cannot be written: {error}", core.spool.path().display()))
     })?;
     log::error!(

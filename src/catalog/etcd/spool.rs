@@ -6,13 +6,16 @@
 //!
 //! An entry that the cluster takes in no form is set aside: its line stays, the others go on without it, and the next
 //! start tries it again.
+//!
+//! Looking never waits for the disk; what changes the file does, and is called through [`Spool::with_disk`] where others
+//! run on the same thread.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -64,17 +67,26 @@ pub(super) struct Spool {
     path: PathBuf,
     /// Held until the process ends.
     _lock: File,
-    kept: Mutex<Kept>,
+    /// Held while the disk works, by one at a time, and taken before `entries`.
+    file: Mutex<SpoolFile>,
+    /// What the file holds. Never held while the disk works.
+    entries: Mutex<Entries>,
     /// How many entries wait.
     waiting: watch::Sender<usize>,
+    /// Held by who waits for `file` on a thread of its own: one thread is enough for a disk that hangs.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-struct Kept {
+pub(super) struct SpoolFile {
     file: File,
     /// The file's first line.
     head: Vec<u8>,
     /// How long the file is with the entries that are durable.
     length: u64,
+}
+
+#[derive(Clone)]
+struct Entries {
     next: u64,
     waiting: VecDeque<(u64, Entry)>,
     /// Those that were set aside.
@@ -125,39 +137,53 @@ struct SentLine {
 impl Spool {
     /// Opens the spool in a directory, which is made where it is missing; beside it which instance this is.
     pub(super) fn open(dir: &Path, prefix: &str) -> Result<(Self, Uuid), OpenError> {
-        let path = dir.join(format!("{}.jsonl", prefix.replace('/', "_")));
-        let failed = |path: &Path, doing| {
-            let path = path.to_path_buf();
+        let path = dir.join(format!("{}.jsonl", file_name(prefix)));
+        let failed = |doing| {
+            let path = path.clone();
             move |source| OpenError::Spool { path, doing, source }
         };
-        files::make_dir(dir).map_err(failed(dir, "made"))?;
-        let lock_path = path.with_extension("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(failed(&lock_path, "opened"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: lock_path }),
-            Err(TryLockError::Error(source)) => return Err(failed(&lock_path, "locked")(source)),
-        }
-        if files::read(&path).map_err(failed(&path, "read"))?.is_none_or(|text| text.is_empty()) {
+        files::make_dir(dir).map_err(|source| OpenError::Spool {
+            path: dir.into(),
+            doing: "made",
+            source,
+        })?;
+        let lock = lock(&path)?;
+        take_over(&dir.join(format!("{}.jsonl", prefix.replace('/', "_"))), &path)?;
+        if files::read(&path).map_err(failed("read"))?.is_none_or(|text| text.is_empty()) {
             let head = Head { volhost: "spool".into(), v: 1, instance: Uuid::new_v4() };
-            let text =
-                serde_json::to_string(&head).map_err(io::Error::other).map_err(failed(&path, "written"))?;
-            files::replace(&path, format!("{text}\n").as_bytes(), 0o600).map_err(failed(&path, "written"))?;
+            let text = serde_json::to_string(&head).map_err(io::Error::other).map_err(failed("written"))?;
+            files::replace(&path, format!("{text}\n").as_bytes(), 0o600).map_err(failed("written"))?;
         }
-        let text = files::read(&path).map_err(failed(&path, "read"))?.unwrap_or_default();
+        let text = files::read(&path).map_err(failed("read"))?.unwrap_or_default();
         let Read { head, instance, waiting, aside, next, length } = read(&path, &text)?;
-        let file = append_to(&path).map_err(failed(&path, "opened"))?;
+        let mut file = SpoolFile { file: open_to_write(&path).map_err(failed("opened"))?, head, length };
         // A line that was cut off was not answered.
-        file.set_len(length).and_then(|()| file.sync_data()).map_err(failed(&path, "written"))?;
-        let count = watch::Sender::new(waiting.len());
-        let kept = Mutex::new(Kept { file, head, length, next, waiting, aside });
-        Ok((Self { path, _lock: lock, kept, waiting: count }, instance))
+        file.cut_off().map_err(failed("written"))?;
+        let spool = Self {
+            path,
+            _lock: lock,
+            waiting: watch::Sender::new(waiting.len()),
+            file: Mutex::new(file),
+            entries: Mutex::new(Entries { next, waiting, aside }),
+            turn: Arc::default(),
+        };
+        Ok((spool, instance))
+    }
+
+    /// Does what changes the file on a thread that may wait for the disk.
+    pub(super) async fn with_disk<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let spool = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work(&spool);
+            drop(turn);
+            done
+        });
+        // It is not begun any more where the catalog is closed.
+        done.await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -166,35 +192,36 @@ impl Spool {
 
     /// Keeps an entry, durably.
     pub(super) fn keep(&self, entry: Entry) -> io::Result<()> {
-        let mut kept = self.kept();
-        if kept.waiting.len() + kept.aside.len() >= MOST {
-            return Err(io::Error::other(format!("it holds {MOST} already")));
-        }
-        let number = kept.next;
-        let line = line(number, &entry, false)?;
-        let before = kept.length;
-        let written = kept.file.write_all(line.as_bytes()).and_then(|()| kept.file.sync_data());
-        if let Err(error) = written {
-            // Nothing of it may be found by the next start: it is answered with an error.
-            kept.file.set_len(before)?;
-            kept.file.sync_data()?;
-            return Err(error);
-        }
-        kept.length += line.len() as u64;
-        kept.next += 1;
-        kept.waiting.push_back((number, entry));
-        self.waiting.send_replace(kept.waiting.len());
+        let mut file = self.file();
+        let number = {
+            let entries = self.entries();
+            if entries.waiting.len() + entries.aside.len() >= MOST {
+                return Err(io::Error::other(format!("it holds {MOST} already")));
+            }
+            entries.next
+        };
+        file.append(line(number, &entry, false)?.as_bytes())?;
+        let mut entries = self.entries();
+        entries.next = number + 1;
+        entries.waiting.push_back((number, entry));
+        self.tell(&entries);
         Ok(())
+    }
+
+    /// Has the file hold no more than the entries. What could not be kept, and not be cut off again, would be found by the
+    /// next start.
+    pub(super) fn cut_off(&self) -> io::Result<()> {
+        self.file().cut_off()
     }
 
     /// The oldest entry, with its number.
     pub(super) fn first(&self) -> Option<(u64, Entry)> {
-        self.kept().waiting.front().cloned()
+        self.entries().waiting.front().cloned()
     }
 
     /// How many entries wait. Nothing waits for those that were set aside.
     pub(super) fn len(&self) -> usize {
-        self.kept().waiting.len()
+        *self.waiting.borrow()
     }
 
     /// Waits for an entry.
@@ -213,7 +240,7 @@ impl Spool {
     pub(super) async fn started(&self, host: &HostName) {
         let mut waiting = self.waiting.subscribe();
         let is = |entry: &Entry| entry.what == What::Activate && entry.host == *host;
-        while self.kept().waiting.iter().any(|(_, entry)| is(entry)) {
+        while self.entries().waiting.iter().any(|(_, entry)| is(entry)) {
             // The sender lives as long as `self`.
             let _ = waiting.changed().await;
         }
@@ -221,106 +248,209 @@ impl Spool {
 
     /// The cluster has all entries up to this number, but those that were set aside.
     pub(super) fn done(&self, number: u64) {
-        let mut kept = self.kept();
-        kept.pass(number);
-        if kept.waiting.is_empty() && kept.length > kept.head.len() as u64 {
-            // Where that fails, the next start finds entries that the cluster has, and passes over them.
-            let emptied = if kept.aside.is_empty() {
-                let head = kept.head.len() as u64;
-                kept.file.set_len(head).and_then(|()| kept.file.sync_data()).map(|()| kept.length = head)
-            } else {
-                kept.rewrite(&self.path)
-            };
-            if let Err(error) = emptied {
-                log::warn!("{} cannot be emptied: {error}", self.path.display());
+        let mut entries = self.entries();
+        entries.pass(number);
+        self.tell(&entries);
+    }
+
+    /// Takes the lines of all entries out, if none waits. Where that fails, the next start finds entries that the cluster
+    /// has, and passes over them.
+    pub(super) fn empty(&self) -> io::Result<()> {
+        let mut file = self.file();
+        let entries = {
+            let entries = self.entries();
+            if !entries.waiting.is_empty() || file.length <= file.head.len() as u64 {
+                return Ok(());
             }
-        }
-        self.waiting.send_replace(kept.waiting.len());
+            entries.clone()
+        };
+        if entries.aside.is_empty() { file.empty() } else { file.rewrite(&self.path, &entries) }
     }
 
     /// Sets an entry aside, durably. Nothing that was sent of it may take effect any more.
     pub(super) fn set_aside(&self, number: u64) -> io::Result<()> {
-        let mut kept = self.kept();
-        let Some(at) = kept.waiting.iter().position(|(of, _)| *of == number) else { return Ok(()) };
-        let Some((_, entry)) = kept.waiting.remove(at) else { return Ok(()) };
-        kept.aside.push((number, Entry { sent: None, ..entry.clone() }));
-        let written = kept.rewrite(&self.path);
-        if written.is_err() {
-            kept.aside.pop();
-            kept.waiting.insert(at, (number, entry));
-        }
-        self.waiting.send_replace(kept.waiting.len());
-        written
+        let mut file = self.file();
+        let mut entries = self.entries().clone();
+        let Some(at) = entries.waiting.iter().position(|(of, _)| *of == number) else { return Ok(()) };
+        let Some((_, entry)) = entries.waiting.remove(at) else { return Ok(()) };
+        entries.aside.push((number, Entry { sent: None, ..entry }));
+        file.rewrite(&self.path, &entries)?;
+        self.put(entries);
+        Ok(())
     }
 
     /// Takes out, durably, what took effect before the process before this one ended: all up to this number, and what
     /// the slots tell. To be told before these are written: afterwards nothing tells it any more. What was set aside
     /// waits again, behind all others.
     pub(super) fn pass_over(&self, number: u64, slots: &HashMap<usize, String>) -> Result<(), OpenError> {
-        let mut kept = self.kept();
-        let before = kept.waiting.len();
-        kept.pass(number);
-        kept.waiting.retain(|(_, entry)| {
+        let mut file = self.file();
+        let mut entries = self.entries().clone();
+        let before = entries.waiting.len();
+        entries.pass(number);
+        entries.waiting.retain(|(_, entry)| {
             !entry.sent.as_ref().is_some_and(|(slot, numbers)| {
                 slots.get(&slot.number).is_some_and(|number| numbers.contains(number))
             })
         });
-        let changed = kept.waiting.len() < before || !kept.aside.is_empty();
-        for (_, entry) in std::mem::take(&mut kept.aside) {
-            let number = kept.next;
-            kept.next += 1;
-            kept.waiting.push_back((number, entry));
+        let changed = entries.waiting.len() < before || !entries.aside.is_empty();
+        for (_, entry) in std::mem::take(&mut entries.aside) {
+            let number = entries.next;
+            entries.next += 1;
+            entries.waiting.push_back((number, entry));
         }
-        let written = if changed { kept.rewrite(&self.path) } else { Ok(()) };
-        self.waiting.send_replace(kept.waiting.len());
-        written.map_err(|source| OpenError::Spool { path: self.path.clone(), doing: "written", source })
+        if changed {
+            file.rewrite(&self.path, &entries).map_err(|source| OpenError::Spool {
+                path: self.path.clone(),
+                doing: "written",
+                source,
+            })?;
+        }
+        self.put(entries);
+        Ok(())
     }
 
     /// Nothing that was sent before this process began takes effect from now on: all slots were written since.
     pub(super) fn forget_slots(&self) {
         // The file may tell of them still: no slot will ever hold their numbers again.
-        for (_, entry) in &mut self.kept().waiting {
+        for (_, entry) in &mut self.entries().waiting {
             entry.sent = None;
         }
+    }
+
+    /// Holds up what is written to it, as a disk that hangs does, until this is dropped.
+    #[cfg(test)]
+    pub(super) fn hang(&self) -> MutexGuard<'_, SpoolFile> {
+        self.file()
     }
 
     /// Has nothing written to it any more.
     #[cfg(test)]
     pub(super) fn fill(&self) {
-        self.kept().file = append_to(Path::new("/dev/full")).unwrap();
+        self.file().file = open_to_write(Path::new("/dev/full")).unwrap();
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        // It is whole after every statement under this lock.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn file(&self) -> MutexGuard<'_, SpoolFile> {
+        // What it says of the file is true after every statement under this lock.
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        // They are whole after every statement under this lock.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts other entries in the place of those that were. The caller holds `file`, so that none came meanwhile.
+    fn put(&self, new: Entries) {
+        let mut entries = self.entries();
+        *entries = new;
+        self.tell(&entries);
+    }
+
+    fn tell(&self, entries: &Entries) {
+        self.waiting.send_replace(entries.waiting.len());
     }
 }
 
-impl Kept {
+impl Entries {
     /// The cluster has all entries up to this number, but those that were set aside.
     fn pass(&mut self, number: u64) {
-        self.waiting.retain(|(of, _)| *of > number);
+        // The oldest are in front.
+        while self.waiting.front().is_some_and(|(of, _)| *of <= number) {
+            self.waiting.pop_front();
+        }
         self.next = self.next.max(number + 1);
     }
+}
 
-    /// Has the file hold what is in memory, or what it held.
-    fn rewrite(&mut self, path: &Path) -> io::Result<()> {
+impl SpoolFile {
+    /// Writes a line behind the others, durably, or nothing.
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        // What a write left that failed, and could not be cut off then, would spoil this line, too.
+        self.cut_off()?;
+        let written = self.file.write_all_at(line, self.length).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            // Nothing of it may be found by the next start: it is answered with an error. Where this fails, it is done
+            // before the next line.
+            let _ = self.cut_off();
+            return Err(error);
+        }
+        self.length += line.len() as u64;
+        Ok(())
+    }
+
+    /// Cuts off what stands behind the entries.
+    fn cut_off(&mut self) -> io::Result<()> {
+        if self.file.metadata()?.len() == self.length {
+            return Ok(());
+        }
+        self.file.set_len(self.length)?;
+        self.file.sync_data()
+    }
+
+    /// Takes all entries out, durably.
+    fn empty(&mut self) -> io::Result<()> {
+        let head = self.head.len() as u64;
+        self.file.set_len(head)?;
+        self.length = head;
+        self.file.sync_data()
+    }
+
+    /// Has the file hold these entries, or what it held.
+    fn rewrite(&mut self, path: &Path, entries: &Entries) -> io::Result<()> {
         let mut text = self.head.clone();
-        for (number, entry) in &self.aside {
+        for (number, entry) in &entries.aside {
             text.extend(line(*number, entry, true)?.into_bytes());
         }
-        for (number, entry) in &self.waiting {
+        for (number, entry) in &entries.waiting {
             text.extend(line(*number, entry, false)?.into_bytes());
         }
         files::replace(path, &text, 0o600)?;
-        self.file = append_to(path)?;
+        self.file = open_to_write(path)?;
         self.length = text.len() as u64;
         Ok(())
     }
 }
 
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).open(path)
+/// The file's name for a prefix, without its extension: another one for each. A prefix takes no `%`.
+fn file_name(prefix: &str) -> String {
+    prefix.replace('_', "%5F").replace('/', "%2F")
+}
+
+/// Takes the only right to a spool, until the file is closed.
+fn lock(spool: &Path) -> Result<File, OpenError> {
+    let path = spool.with_extension("lock");
+    let failed = |doing| {
+        let path = path.clone();
+        move |source| OpenError::Spool { path, doing, source }
+    };
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    let file = options.open(&path).map_err(failed("opened"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path }),
+        Err(TryLockError::Error(source)) => Err(failed("locked")(source)),
+    }
+}
+
+/// Takes the spool over that an older volhost has kept under another name, which several prefixes had in common: it is
+/// that of the first one that is served again.
+fn take_over(before: &Path, path: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Spool { path: before.into(), doing: "renamed", source };
+    if before == path || path.try_exists().map_err(failed)? || !before.try_exists().map_err(failed)? {
+        return Ok(());
+    }
+    // That one may run still.
+    let _lock = lock(before)?;
+    files::rename(before, path).map_err(failed)?;
+    // Nobody waits for it: whoever finds it held gives up.
+    let _ = std::fs::remove_file(before.with_extension("lock"));
+    log::info!("{} is {} from now on", before.display(), path.display());
+    Ok(())
+}
+
+fn open_to_write(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).open(path)
 }
 
 fn line(n: u64, entry: &Entry, aside: bool) -> io::Result<String> {
@@ -364,7 +494,18 @@ fn read(path: &Path, text: &[u8]) -> Result<Read, OpenError> {
     }
     let (mut waiting, mut aside, mut next) = (VecDeque::new(), Vec::new(), 1);
     let mut length = first.len() as u64;
-    for (at, line) in lines.enumerate() {
+    let mut lines = lines.enumerate().peekable();
+    while let Some((at, line)) = lines.next() {
+        // After a loss of power the file may be as long as it was to be without what it was to hold. That is so of the last
+        // line alone, which was not answered: all others were durable before it was begun.
+        if line.contains(&0) && lines.peek().is_none() {
+            log::warn!(
+                "{}: line {} was not written whole, and not answered: it is left out",
+                path.display(),
+                at + 2
+            );
+            break;
+        }
         let (number, entry, is_aside) = entry(line).map_err(|what| fault(at + 2, what))?;
         if is_aside {
             aside.push((number, entry));
@@ -399,6 +540,8 @@ fn entry(line: &[u8]) -> Result<(u64, Entry, bool), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     fn entry_of(id: &str) -> Entry {
@@ -421,7 +564,7 @@ mod tests {
         spool.keep(entry_of("x")).unwrap();
         spool.keep(entry_of("y")).unwrap();
         drop(spool);
-        let path = dir.path().join("store_volhost.jsonl");
+        let path = dir.path().join("store%2Fvolhost.jsonl");
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, [&*whole, br#"{"n":3,"volu"#].concat()).unwrap();
 
@@ -437,6 +580,7 @@ mod tests {
             matches!(spool.first().unwrap().1.change(), Change::Activate(host) if host.as_str() == "web1")
         );
         spool.done(3);
+        spool.empty().unwrap();
         assert_eq!(spool.len(), 0);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1, "the entries are gone");
         spool.keep(entry_of("z")).unwrap();
@@ -482,8 +626,10 @@ mod tests {
         assert_eq!((spool.len(), spool.first().unwrap().0, lines()), (2, 2, 3));
         spool.keep(entry_of("v")).unwrap();
         spool.done(3);
+        spool.empty().unwrap();
         assert_eq!((spool.first().unwrap().0, lines()), (4, 4));
         spool.done(4);
+        spool.empty().unwrap();
         assert_eq!((spool.first(), lines()), (None, 1));
         drop(spool);
         let (spool, same) = Spool::open(dir.path(), "volhost").unwrap();
@@ -493,6 +639,88 @@ mod tests {
         assert_eq!(spool.first(), Some((5, Entry { sent: None, ..entry_of("x") })));
         spool.set_aside(5).unwrap();
         assert_eq!((spool.first(), lines()), (None, 1));
+    }
+
+    #[test]
+    fn what_a_failed_write_left_is_gone_before_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        spool.keep(entry_of("x")).unwrap();
+        // What the disk took of a line before it was full, and could not cut off again.
+        let path = dir.path().join("volhost.jsonl");
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(br#"{"n":2,"host":"we"#).unwrap();
+        spool.keep(entry_of("y")).unwrap();
+        drop(spool);
+        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        assert_eq!(spool.first(), Some((1, entry_of("x"))));
+        spool.done(1);
+        assert_eq!(spool.first(), Some((2, entry_of("y"))));
+    }
+
+    #[test]
+    fn a_last_line_whose_beginning_never_reached_the_disk_was_not_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        spool.keep(entry_of("x")).unwrap();
+        drop(spool);
+        let path = dir.path().join("volhost.jsonl");
+        let whole = std::fs::read(&path).unwrap();
+        let torn = [&[0; 100][..], b"\"activation\":3}}\n"].concat();
+        std::fs::write(&path, [&*whole, &torn].concat()).unwrap();
+        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        assert_eq!((spool.len(), std::fs::read(&path).unwrap()), (1, whole.clone()));
+        drop(spool);
+        // In front of what was answered later nothing is torn: that is something else.
+        let entry = whole.split_inclusive(|byte| *byte == b'\n').nth(1).unwrap();
+        std::fs::write(&path, [&*whole, &torn, entry].concat()).unwrap();
+        let Err(error) = Spool::open(dir.path(), "volhost") else { panic!("it was taken") };
+        assert!(error.to_string().contains("at line 3"), "{error}");
+    }
+
+    #[test]
+    fn no_two_prefixes_share_a_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        let prefixes = ["a/b", "a_b", "a.b", "a/b_c", "a_b/c", "a.b_c"];
+        let spools = prefixes.map(|prefix| Spool::open(dir.path(), prefix).unwrap());
+        let instances: std::collections::HashSet<_> = spools.iter().map(|(_, me)| *me).collect();
+        assert_eq!(instances.len(), prefixes.len());
+    }
+
+    #[test]
+    fn the_spool_of_a_volhost_of_before_is_found_under_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, me) = Spool::open(dir.path(), "x").unwrap();
+        spool.keep(entry_of("x")).unwrap();
+        drop(spool);
+        let old = dir.path().join("a_b.jsonl");
+        std::fs::rename(dir.path().join("x.jsonl"), &old).unwrap();
+        // That one still runs.
+        let running = File::create(old.with_extension("lock")).unwrap();
+        running.lock().unwrap();
+        let Err(error) = Spool::open(dir.path(), "a/b") else { panic!("two have it") };
+        assert!(matches!(&error, OpenError::Locked { path } if path.ends_with("a_b.lock")), "{error}");
+        drop(running);
+        let (spool, same) = Spool::open(dir.path(), "a/b").unwrap();
+        assert_eq!((spool.first(), same), (Some((1, entry_of("x"))), me));
+        assert!(!old.exists());
+        let (spool, other) = Spool::open(dir.path(), "a_b").unwrap();
+        assert!(spool.len() == 0 && other != me);
+    }
+
+    #[test]
+    fn a_disk_that_hangs_keeps_nobody_from_looking() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        spool.keep(entry_of("x")).unwrap();
+        let held = spool.hang();
+        let (told, heard) = std::sync::mpsc::channel();
+        std::thread::scope(|threads| {
+            threads.spawn(|| told.send((spool.len(), spool.first().map(|(number, _)| number))));
+            let seen = heard.recv_timeout(std::time::Duration::from_secs(20));
+            drop(held);
+            assert_eq!(seen, Ok((1, Some(1))));
+        });
     }
 
     #[test]

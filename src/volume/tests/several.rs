@@ -512,6 +512,34 @@ async fn removes_of_one_volume_by_both_are_one() {
     }
 }
 
+/// Whoever else is to finish something about the directory needs it meanwhile.
+#[tokio::test]
+async fn a_remove_that_waits_for_another_instance_does_not_keep_the_directory() {
+    let both = Both::new().await;
+    let made = both.create(0, "db").await.unwrap();
+    let [_, other] = &both.catalogs;
+    other.still_claiming.store(true, Ordering::Relaxed);
+    let service = Arc::clone(&both.services[1]);
+    let removing = tokio::spawn(async move { service.remove(&engine(), name("db")).await });
+    other.stopped().await;
+    {
+        let mut held = both.cluster.held.lock().unwrap();
+        assert!(held.claims.contains_key(&made.id));
+        let unconfirmed = Volume { unconfirmed: true, ..Volume::clone(&held.view.volumes[&made.name]) };
+        held.view.volumes.insert(made.name.clone(), Arc::new(unconfirmed));
+    }
+    let syncs = other.syncs();
+    other.silent.store(true, Ordering::Relaxed);
+    other.go_on();
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    while other.syncs() == syncs {
+        assert!(std::time::Instant::now() < until, "it does not look again");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(both.cluster.held.lock().unwrap().claims.is_empty(), "it keeps the directory while it waits");
+    removing.abort();
+}
+
 fn is_insert(change: &Change) -> bool {
     matches!(change, Change::Insert(_))
 }

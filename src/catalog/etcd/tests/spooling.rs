@@ -245,6 +245,77 @@ async fn a_full_spool_tells_what_became_of_an_unmount() {
     }
 }
 
+/// An Unmount that is answered too late for its request is sent again by the engine, and would count twice.
+#[tokio::test]
+async fn what_is_kept_is_answered_within_the_limit_that_a_reload_set() {
+    let server = Server::start();
+    let way = Way::to(&server);
+    let etcd = opened(way.cluster("limit"), server.instance("store1")).await;
+    let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
+    let made = create(&catalog, "db").await;
+    for _ in 0..2 {
+        done(&catalog, mount(&made, "web1", "x")).await;
+    }
+    let limit = Duration::from_secs(5);
+    catalog.limit_requests(limit);
+    way.mute(true);
+    let answered = timeout(limit, catalog.submit(unmount(&made, "x"))).await;
+    assert!(answered.is_ok(), "the engine was told that it is not known what became of it");
+    assert_eq!(etcd.core.spool.len(), 1);
+    way.mute(false);
+    recorded(&etcd).await;
+    assert_eq!(count(&catalog.view(), "db"), 1);
+}
+
+/// What waits for this machine's disk holds up nothing that needs only the cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_holds_up_no_more_than_what_is_kept() {
+    let server = Server::start();
+    let way = Way::to(&server);
+    let instance = Instance { request: Duration::from_secs(2), ..server.instance("store1") };
+    let etcd = opened(way.cluster("hangs"), instance).await;
+    let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
+    let made = create(&catalog, "db").await;
+    for _ in 0..2 {
+        done(&catalog, mount(&made, "web1", "x")).await;
+    }
+    let (hang, hanging) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let of_disk = Arc::clone(&etcd);
+    let disk = std::thread::spawn(move || {
+        let held = of_disk.core.spool.hang();
+        hang.send(()).unwrap();
+        // However the test ends.
+        let _ = ended.recv();
+        drop(held);
+    });
+    hanging.recv().unwrap();
+    way.mute(true);
+    let kept = tokio::spawn(catalog.submit(unmount(&made, "x")));
+    eventually("etcd counts as out of reach", async || etcd.core.health.fault().is_some()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    way.mute(false);
+    let of_catalog = Arc::clone(&catalog);
+    let looked = tokio::task::spawn_blocking(move || of_catalog.fault());
+    let looked = timeout(Duration::from_secs(20), looked).await;
+    // Refused for as long as etcd counts as out of reach.
+    let insert = async {
+        while catalog.submit(Change::Insert(volume("other"))).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let made = timeout(Duration::from_secs(20), insert).await;
+    let waits = !kept.is_finished();
+    drop(end);
+    disk.join().unwrap();
+    assert!(looked.is_ok(), "the fault cannot be told");
+    assert!(made.is_ok(), "nothing can be changed");
+    assert!(waits, "the Unmount was answered and not kept");
+    kept.await.unwrap().unwrap();
+    recorded(&etcd).await;
+    assert_eq!(count(&catalog.view(), "db"), 1);
+}
+
 /// An engine that crashes again and again, with a container that is started each time.
 #[tokio::test]
 async fn many_activations_of_one_mount_are_no_hindrance() {

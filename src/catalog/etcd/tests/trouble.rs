@@ -67,6 +67,30 @@ async fn open_in(cluster: Cluster, instance: Instance) -> Arc<dyn Catalog> {
     opened(cluster, instance).await
 }
 
+/// What waits for the storage of the credentials holds up nothing that needs only the cluster.
+#[tokio::test]
+async fn credentials_that_cannot_be_read_in_time_hold_up_nothing() {
+    let server = Server::start();
+    let instance = with_a_password(&server, "store1");
+    let file = instance.credentials.password_file.clone().unwrap();
+    let catalog = open_as(&server, "credentials", instance).await;
+    // A pipe that nobody writes to is as slow as storage that hangs.
+    std::fs::remove_file(&file).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &file, rustix::fs::Mode::RUSR).unwrap();
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+    let mut writer = None;
+    eventually("the file is read", async || {
+        writer = rustix::fs::open(&file, flags, rustix::fs::Mode::empty()).ok();
+        writer.is_some()
+    })
+    .await;
+    for name in ["one", "another"] {
+        let made = timeout(Duration::from_secs(20), catalog.submit(Change::Insert(volume(name)))).await;
+        assert!(matches!(made, Ok(Ok(_))), "{made:?}");
+    }
+    std::fs::File::from(writer.unwrap()).write_all(b"secret\n").unwrap();
+}
+
 /// Who asks for a token waits for one that does not come; others do not wait for that one after the other.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_makes_nobody_stand_in_line() {
