@@ -678,7 +678,7 @@ async fn a_remove_that_cannot_be_recorded_puts_the_directory_back_when_the_catal
 fn mounted(volume: VolumeId) -> Change {
     let at = OffsetDateTime::UNIX_EPOCH;
     // An ID that nobody here mounts besides.
-    let id = crate::volume::name::MountId::parse("elsewhere").unwrap();
+    let id = name::MountId::parse("elsewhere").unwrap();
     Change::Mount { name: name("db"), volume, host: engine().host, id, at, again: false }
 }
 
