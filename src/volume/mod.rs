@@ -95,8 +95,6 @@ pub struct Service {
     mending: Mutex<HashMap<BackendName, Arc<Mending>>>,
     /// Removed volumes that could not be deleted so far.
     blocked: Mutex<HashMap<VolumeId, Blocked>>,
-    /// Removed volumes whose deletion this process began.
-    begun: Mutex<HashSet<VolumeId>>,
     seen: Mutex<BTreeMap<HostName, Noted>>,
     purge: tokio::sync::Notify,
     /// Looked at by the trash.
@@ -147,7 +145,6 @@ impl Service {
             moving: Mutex::default(),
             mending: Mutex::default(),
             blocked: Mutex::default(),
-            begun: Mutex::default(),
             seen: Mutex::default(),
             purge: tokio::sync::Notify::new(),
             clock: Clock::default(),
@@ -378,7 +375,7 @@ fn seen(view: &View, map: &backend::Map, volume: &Arc<Volume>, host: &HostName) 
 /// The word for a mapped backend's state. One that was not asked yet counts as offline until it answers.
 fn state_word(health: &Health) -> &'static str {
     match health {
-        Health::Online { .. } => "online",
+        Health::Online(_) => "online",
         Health::Offline { .. } | Health::Unknown => "offline",
     }
 }
