@@ -255,6 +255,7 @@ async fn look_at(backend: &Backend, expect: Expect) -> Result<(Facts, Vec<Kept<C
             directories: root.directories()?.into_iter().collect(),
             staged: root.staged()?.volumes.into_iter().collect(),
             trashed: root.trashed()?.volumes.into_iter().collect(),
+            deleting: root.deleting()?.volumes.into_iter().collect(),
         };
         Ok((facts, root.copies(|input| text::parse(input))?))
     };

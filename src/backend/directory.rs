@@ -41,6 +41,10 @@ pub struct Usage {
     pub total_bytes: u64,
     /// What unprivileged users can still write.
     pub free_bytes: u64,
+    /// How many files it can hold; 0 if it has no such limit, or does not tell.
+    pub total_inodes: u64,
+    /// How many more files unprivileged users can make.
+    pub free_inodes: u64,
 }
 
 impl Root {
@@ -98,6 +102,8 @@ impl Root {
         Ok(Usage {
             total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
             free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total_inodes: stat.f_files,
+            free_inodes: stat.f_favail,
         })
     }
 
@@ -116,6 +122,11 @@ impl Root {
             Ok(empty)
         })?;
         Ok(empty)
+    }
+
+    /// [`HOUSE`] itself; `None` if it was not made yet.
+    pub(super) fn home(&self) -> Result<Option<Handle>, BackendError> {
+        self.dir.open(HOUSE)
     }
 
     /// One of the directories in [`HOUSE`]; `None` where it was not made yet.

@@ -60,6 +60,21 @@ pub enum BackendError {
         /// The mount point.
         path: PathBuf,
     },
+    /// Another user owns the directory and does not let this process write into it, which the kernel demands of whoever
+    /// moves a directory to another one and is not root. Nothing was done.
+    #[error(
+        "{} belongs to user {owner}, and only that user and root may move it: give it to the user that volhost runs as \
+         (`chown {us} {}` as root; in a container of a rootless engine, `chown 0` of the volume's directory) and try again",
+        .path.display(), .path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Who owns it.
+        owner: u32,
+        /// The user that this process runs as.
+        us: u32,
+    },
     /// A directory that only an empty one may be undone or begun in holds something. Nothing was done.
     #[error("{} is not empty", .path.display())]
     NotEmpty {
@@ -144,6 +159,7 @@ impl BackendError {
             | Self::Missing { .. }
             | Self::NotADirectory { .. }
             | Self::MountPoint { .. }
+            | Self::Foreign { .. }
             | Self::NotEmpty { .. }
             | Self::Ownership { .. }
             | Self::Identified { .. } => false,
@@ -223,6 +239,18 @@ mod tests {
         );
         let occupied = BackendError::Occupied { path: "/srv/db".into(), directory: true };
         assert!(occupied.to_string().contains("-o adopt=true"), "{occupied}");
+    }
+
+    #[test]
+    fn who_may_not_move_a_directory_is_told_who_can_mend_that() {
+        let error = BackendError::Foreign { path: "/srv/db".into(), owner: 999, us: 1000 };
+        assert_eq!(
+            error.to_string(),
+            "/srv/db belongs to user 999, and only that user and root may move it: give it to the user that volhost \
+             runs as (`chown 1000 /srv/db` as root; in a container of a rootless engine, `chown 0` of the volume's \
+             directory) and try again"
+        );
+        assert!(!error.effect_unknown());
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub use self::gate::{QUEUE, SLOTS};
 pub use self::health::Health;
 pub use self::identity::{Expect, Identity, identity_at};
 use self::name::BackendName;
-pub use self::purge::Progress;
+pub use self::purge::{Pass, Progress};
 pub use self::volumes::{Listing, Staged, VolumeState};
 use crate::host::mountpoints::Mountpoints;
 use crate::volume::options::Mode;
@@ -293,7 +293,7 @@ impl Visit {
     fn open(&self) -> Result<Root, BackendError> {
         let root = self.look().inspect_err(|error| self.note(&Err(error.clone())))?;
         // The free space is the probe's to keep fresh; one more call for each operation would buy nothing.
-        if !matches!(*self.state.health.load(), Health::Online { .. }) {
+        if !matches!(*self.state.health.load(), Health::Online(_)) {
             self.note(&root.usage());
         }
         Ok(root)
@@ -310,7 +310,7 @@ impl Visit {
         match seen {
             // Where nothing is expected, being there says nothing about being the right one.
             Ok(_) if self.expect == Expect::Nothing => {}
-            Ok(Usage { total_bytes, free_bytes }) => self.state.health.online(*total_bytes, *free_bytes),
+            Ok(usage) => self.state.health.online(*usage),
             Err(BackendError::Offline { reason, .. }) => self.state.health.offline(reason),
             Err(error) => self.state.health.offline(&crate::error::chain(error)),
         }

@@ -198,7 +198,7 @@ async fn work_runs_on_the_expected_backend_only() {
     backend.run(Expect::Nothing, move |root| root.write_identity(id, &backend_name("fast"))).await.unwrap();
     let path = backend.run(Expect::This(id), |root| Ok(root.path().to_owned())).await.unwrap();
     assert_eq!(path, dir.path());
-    assert!(matches!(*backend.health(), Health::Online { total_bytes: 1.., .. }));
+    assert!(matches!(*backend.health(), Health::Online(Usage { total_bytes: 1.., .. })));
 
     let other = backend.run(Expect::This(BackendId::random()), |_| Ok(())).await.unwrap_err();
     assert!(other.to_string().contains("`volhost backend adopt fast` takes it over"), "{other}");
@@ -216,7 +216,7 @@ async fn work_runs_on_the_expected_backend_only() {
         matches!(&*unknown, Health::Offline { reason, .. } if reason.contains("this catalog does not know")),
         "{unknown:?}"
     );
-    assert!(matches!(*backend.probe(Expect::This(id)).await, Health::Online { .. }));
+    assert!(matches!(*backend.probe(Expect::This(id)).await, Health::Online(_)));
 }
 
 #[tokio::test]
@@ -275,7 +275,7 @@ async fn probes_of_a_backend_that_hangs_do_not_pile_up() {
     let id = BackendId::random();
     backend.run(Expect::Nothing, move |root| root.write_identity(id, &backend_name("fast"))).await.unwrap();
     let expect = Expect::This(id);
-    assert!(matches!(*backend.probe(expect).await, Health::Online { .. }));
+    assert!(matches!(*backend.probe(expect).await, Health::Online(_)));
     shaky.fs.control().hang(true);
     for _ in 0..3 {
         let health = backend.probe(expect).await;
@@ -289,7 +289,7 @@ async fn probes_of_a_backend_that_hangs_do_not_pile_up() {
     assert_eq!(shaky.fs.control().hanging(), 1, "an operation was sent after the probe that hangs");
     shaky.fs.control().hang(false);
     eventually("the probe that hung brings the backend back", || {
-        matches!(*backend.health(), Health::Online { .. })
+        matches!(*backend.health(), Health::Online(_))
     })
     .await;
     backend.run(expect, |_| Ok(())).await.unwrap();
@@ -308,7 +308,7 @@ async fn a_removed_export_is_offline_until_it_is_back() {
     assert!(matches!(*backend.probe(Expect::This(id)).await, Health::Offline { .. }));
     shaky.fs.control().stale(false);
     backend.run(Expect::This(id), |_| Ok(())).await.unwrap();
-    assert!(matches!(*backend.health(), Health::Online { .. }));
+    assert!(matches!(*backend.health(), Health::Online(_)));
     let control = shaky.fs.control().clone();
     let lost = backend
         .run(Expect::This(id), move |root| {
@@ -362,7 +362,8 @@ fn storage_that_cannot_sync_directories_is_used_all_the_same() {
     root.write_identity(BackendId::random(), &backend_name("fast")).unwrap();
     let id = made(&root, "db");
     root.trash(&volume("db"), id).unwrap();
-    assert_eq!(root.purge(id, 100).unwrap(), Progress::Done);
+    assert!(root.mark_deleting(id).unwrap());
+    assert_eq!(root.purge(id, 100, &mut Pass::default()).unwrap(), Progress::Done);
     assert!(shaky.fs.control().seen(Op::Fsyncdir) > 0);
 }
 
@@ -457,7 +458,8 @@ fn no_swap_of_our_own_directories_leads_outside() {
             let made = root.stage(id, uid, gid, mode("0777")).and_then(|_| root.publish(id, &name));
             let trashed = made.and_then(|()| root.trash(&name, id));
             done[usize::from(trashed.is_ok())] += 1;
-            let _ = root.purge(id, 10);
+            let _ = root.mark_deleting(id);
+            let _ = root.purge(id, 10, &mut Pass::default());
             let _ = root.write_identity(BackendId::random(), &backend_name("fast"));
             let _ = root.trashed();
         }
@@ -505,14 +507,16 @@ fn no_swap_inside_a_tree_being_purged_leads_outside() {
     for _ in 0..30 {
         let id = made(&root, "db");
         root.trash(&volume("db"), id).unwrap();
-        let top = dir.path().join(".volhost/trash").join(id.to_string());
+        assert!(root.mark_deleting(id).unwrap());
+        let top = dir.path().join(format!(".volhost/deleting-{id}"));
         for number in 0..50 {
             std::fs::create_dir_all(top.join(format!("{number}/a/b"))).unwrap();
         }
         std::fs::create_dir(top.join("inner")).unwrap();
         symlink(outside.path(), top.join("link")).unwrap();
         let swapper = Swapper::start(top.join("link"), top.join("inner"));
-        while root.purge(id, 7).unwrap() != Progress::Done {}
+        let mut pass = Pass::default();
+        while root.purge(id, 7, &mut pass).unwrap() != Progress::Done {}
         swapper.stop();
         untouched(&outside);
     }

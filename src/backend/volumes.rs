@@ -156,8 +156,17 @@ impl Root {
         rename_durably(&trash, &trashed, &self.dir, name.as_str())
     }
 
-    /// Whether a volume's directory lies in the trash.
+    /// Returns true if a volume's directory lies in the trash, or did until its deletion began.
     pub fn is_trashed(&self, id: VolumeId) -> Result<bool, BackendError> {
+        Ok(self.is_in_trash(id)? || self.is_marked(id)?)
+    }
+
+    /// Returns true if a removed volume's deletion has begun: what is left of it is not the volume.
+    pub fn is_deleting(&self, id: VolumeId) -> Result<bool, BackendError> {
+        Ok(self.is_marked(id)? && !self.is_in_trash(id)?)
+    }
+
+    fn is_in_trash(&self, id: VolumeId) -> Result<bool, BackendError> {
         let Some(trash) = self.house(TRASH)? else { return Ok(false) };
         Ok(trash.stat(&id.to_string())?.is_some_and(|stat| is_directory(&stat)))
     }
@@ -197,12 +206,12 @@ impl Root {
 }
 
 /// The identity that an entry is named by: only in the one spelling that we write.
-fn identity(name: &CStr) -> Option<VolumeId> {
+pub(super) fn identity(name: &CStr) -> Option<VolumeId> {
     let text = name.to_str().ok()?;
     text.parse().ok().filter(|id: &VolumeId| id.to_string() == text)
 }
 
-fn is_directory(stat: &Stat) -> bool {
+pub(super) fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
@@ -256,6 +265,9 @@ fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Backen
                 Errno::EXIST | Errno::NOTEMPTY => occupied(to, new),
                 Errno::NOENT => BackendError::Missing { path: source },
                 Errno::BUSY | Errno::XDEV => BackendError::MountPoint { path: source },
+                Errno::ACCESS if before.st_uid != us() => {
+                    BackendError::Foreign { path: source, owner: before.st_uid, us: us() }
+                }
                 errno => moved("rename", source, errno),
             });
         }
@@ -264,7 +276,7 @@ fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Backen
 }
 
 /// The same, and makes both parents durable.
-fn rename_durably(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
+pub(super) fn rename_durably(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
     rename(from, old, to, new)?;
     // When this fails the rename stands, but may not outlast a crash: the error says that the effect is unknown. The
     // new name first: where a file system has no journal, a power cut between the two must not leave neither.
@@ -295,6 +307,11 @@ fn rename_read_only(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<
     let renamed = rename_onto_nothing(from, old, to, new);
     widened.restore()?;
     renamed
+}
+
+/// The user that this process runs as.
+fn us() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 fn same(one: &Stat, other: &Stat) -> bool {

@@ -28,6 +28,7 @@ mod rows;
 pub mod rules;
 pub mod sqlite;
 pub mod text;
+pub mod trash;
 pub mod view;
 
 use std::future::{Future, ready};

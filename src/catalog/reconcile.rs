@@ -28,6 +28,20 @@ pub struct Facts {
     pub staged: BTreeSet<VolumeId>,
     /// The directories in the trash.
     pub trashed: BTreeSet<VolumeId>,
+    /// The directories whose deletion has begun: what is left of removed volumes.
+    pub deleting: BTreeSet<VolumeId>,
+}
+
+impl Facts {
+    /// Returns true if all that is left of a removed volume is what its deletion has not got to.
+    fn is_deleting(&self, id: VolumeId) -> bool {
+        self.deleting.contains(&id) && !self.trashed.contains(&id)
+    }
+
+    /// Returns true if a volume was removed, as its directory tells.
+    fn is_removed(&self, id: VolumeId) -> bool {
+        self.trashed.contains(&id) || self.deleting.contains(&id)
+    }
 }
 
 /// The backends that were looked at.
@@ -46,6 +60,8 @@ pub enum Kind {
     Leftover,
     /// A removed volume whose directory is not in the trash.
     NotInTrash,
+    /// What is left of a volume whose deletion has begun, of which the catalog does not know that.
+    Deleting,
     /// A record that came from an older copy than the rest.
     Older,
     /// A volume that was removed since the copy was made.
@@ -64,6 +80,7 @@ impl Kind {
             Self::HalfDone => "half-done",
             Self::Leftover => "leftover",
             Self::NotInTrash => "not in trash",
+            Self::Deleting => "being deleted",
             Self::Older => "older copy",
             Self::RemovedSince => "removed since",
             Self::Conflict => "conflict",
@@ -97,6 +114,13 @@ pub fn compare(view: &View, facts: &AllFacts) -> Vec<Finding> {
                 let what = "its directory is being made or removed, or was when that was cut off: a start of the \
                             service finishes or undoes it";
                 findings.add(backend, Kind::HalfDone, &volume.name, what);
+            } else if !stands && facts.is_deleting(volume.id) {
+                let what = format!(
+                    "the deletion of the volume had begun, and what is left of it, in .volhost/deleting-{}, is not put \
+                     back: bring it back from a backup under this name, or remove the volume",
+                    volume.id
+                );
+                findings.add(backend, Kind::Deleting, &volume.name, what);
             } else if !stands {
                 let what = "the volume has no directory: bring it back from a backup under this name, or remove the \
                             volume";
@@ -130,11 +154,33 @@ pub fn compare(view: &View, facts: &AllFacts) -> Vec<Finding> {
                 findings.add(backend, Kind::Leftover, id, what);
             }
         }
-        let removed = view.trash.values().filter(|removed| removed.volume.backend == *backend);
-        for removed in removed.filter(|removed| !facts.trashed.contains(&removed.volume.id)) {
-            let what =
-                format!("the removed volume {} has no directory to be restored from", removed.volume.name);
-            findings.add(backend, Kind::NotInTrash, &removed.volume.id, what);
+        for id in facts.deleting.iter().filter(|id| !facts.trashed.contains(id)) {
+            if by_id.get(id).is_none_or(|volume| facts.directories.contains(&volume.name))
+                && !view.trash.contains_key(id)
+            {
+                let what = format!(
+                    ".volhost/deleting-{id} is what is left of a volume whose deletion had begun and that the catalog \
+                     does not know: `rm -r` frees its space"
+                );
+                findings.add(backend, Kind::Leftover, id, what);
+            }
+        }
+        for removed in view.trash.of(backend) {
+            let id = removed.volume.id;
+            if !facts.is_removed(id) {
+                let what = format!(
+                    "the removed volume {} has no directory to be restored from",
+                    removed.volume.name
+                );
+                findings.add(backend, Kind::NotInTrash, &id, what);
+            } else if facts.is_deleting(id) && !removed.expired {
+                let what = format!(
+                    "the deletion of the removed volume {} has begun: it cannot be restored, and the service deletes the \
+                     rest",
+                    removed.volume.name
+                );
+                findings.add(backend, Kind::Deleting, &id, what);
+            }
         }
     }
     findings.sorted()
@@ -170,6 +216,7 @@ pub fn merge(mut sources: Vec<Source>, mut facts: AllFacts, now: OffsetDateTime)
         add_older(&mut view, source, &facts, &mut findings);
     }
     discard_removed(&mut view, &facts, now, &mut findings);
+    expire_deleting(&mut view, &facts, &mut findings);
     view.count_live();
     findings.0.extend(compare(&view, &facts));
     (view, findings.sorted())
@@ -216,8 +263,8 @@ fn add_older(view: &mut View, source: &Source, facts: &AllFacts, findings: &mut 
     }
     for (id, removed) in source.view.trash.iter().filter(|(id, _)| !known.contains(id)) {
         let backend = &removed.volume.backend;
-        if facts.get(backend).is_some_and(|facts| facts.trashed.contains(id)) {
-            view.trash.insert(*id, Arc::clone(removed));
+        if facts.get(backend).is_some_and(|facts| facts.is_removed(*id)) {
+            view.trash.insert(Arc::clone(removed));
             let what = format!("the removed volume {} is from {label}", removed.volume.name);
             findings.add(backend, Kind::Older, id, what);
         }
@@ -282,16 +329,18 @@ fn take_identities(view: &mut View, facts: &mut AllFacts, findings: &mut Finding
 /// A volume whose directory lies in the trash was removed since the copy was made: it goes there too, from where it
 /// can be restored, and its time begins now.
 fn discard_removed(view: &mut View, facts: &AllFacts, now: OffsetDateTime, findings: &mut Findings) {
-    let is_removed = |volume: &&Arc<Volume>| {
-        facts.get(&volume.backend).is_some_and(|facts| facts.trashed.contains(&volume.id))
-    };
+    let is_removed =
+        |volume: &&Arc<Volume>| facts.get(&volume.backend).is_some_and(|facts| facts.is_removed(volume.id));
     let removed: Vec<_> = view.volumes.values().filter(is_removed).cloned().collect();
     for volume in removed {
         view.volumes.remove(&volume.name);
-        let what =
-            format!("its directory is in the trash: `volhost volume restore {}` brings it back", volume.id);
+        let expired = facts.get(&volume.backend).is_some_and(|facts| facts.is_deleting(volume.id));
+        let what = if expired {
+            "its deletion has begun: it cannot be restored, and the service deletes the rest".into()
+        } else {
+            format!("its directory is in the trash: `volhost volume restore {}` brings it back", volume.id)
+        };
         findings.add(&volume.backend, Kind::RemovedSince, &volume.name, what);
-        let id = volume.id;
         let volume = Volume {
             mounts: Ledger::default(),
             visible: false,
@@ -299,7 +348,24 @@ fn discard_removed(view: &mut View, facts: &AllFacts, now: OffsetDateTime, findi
             ..Volume::clone(&volume)
         };
         let volume = Arc::new(volume);
-        view.trash.insert(id, Arc::new(Removed { volume, at: moment(now), expired: false }));
+        view.trash.insert(Arc::new(Removed { volume, at: moment(now), expired }));
+    }
+}
+
+/// A removed volume whose deletion has begun since the copy was made cannot be restored, and is deleted on.
+fn expire_deleting(view: &mut View, facts: &AllFacts, findings: &mut Findings) {
+    let is_deleting = |removed: &&Arc<Removed>| {
+        !removed.expired
+            && facts.get(&removed.volume.backend).is_some_and(|facts| facts.is_deleting(removed.volume.id))
+    };
+    let begun: Vec<_> = view.trash.values().filter(is_deleting).cloned().collect();
+    for removed in begun {
+        let what = format!(
+            "the deletion of the removed volume {} has begun: it cannot be restored, and the service deletes the rest",
+            removed.volume.name
+        );
+        findings.add(&removed.volume.backend, Kind::Deleting, &removed.volume.id, what);
+        view.trash.insert(Arc::new(Removed { expired: true, ..Removed::clone(&removed) }));
     }
 }
 
@@ -478,6 +544,52 @@ mod tests {
         assert!(view.volumes.is_empty());
         assert_eq!(view.trash[&id].at, at(30));
         assert_eq!(kinds(&findings), [(Kind::Found, "db"), (Kind::RemovedSince, "db")]);
+    }
+
+    #[test]
+    fn what_is_half_deleted_is_never_whole_whichever_copy_is_taken() {
+        let (older, mut facts) = world(&["db", "web", "twice"]);
+        let ids = ["db", "web", "twice"].map(|text| older.volumes[text].id);
+        facts.directories.clear();
+        facts.deleting.extend(ids);
+        // Of this one an earlier deletion left something, and what is in the trash is whole.
+        facts.trashed.insert(ids[2]);
+        let unknown = VolumeId::random();
+        facts.deleting.insert(unknown);
+        let mut newer = older.clone();
+        newer.apply(Change::Remove { name: name("web"), id: ids[1], at: at(5), keep: true }).unwrap();
+        let all = AllFacts::from([(backend(), facts)]);
+        let (web, twice, unknown) = (ids[1].to_string(), ids[2].to_string(), unknown.to_string());
+        let mut expected = [
+            (Kind::Deleting, "db"),
+            (Kind::Deleting, &*web),
+            (Kind::HalfDone, "twice"),
+            (Kind::Leftover, &*unknown),
+        ];
+        expected.sort();
+        assert_eq!(kinds(&compare(&newer, &all)), expected);
+        let (view, findings) = merge(vec![source(&newer, 10)], all.clone(), at(30));
+        assert!(view.volumes.is_empty() && view.trash.len() == 3);
+        assert_eq!(ids.map(|id| view.trash[&id].expired), [true, true, false]);
+        let mut expected = [
+            (Kind::Leftover, &*unknown),
+            (Kind::RemovedSince, "db"),
+            (Kind::RemovedSince, "twice"),
+            (Kind::Deleting, &*web),
+        ];
+        expected.sort();
+        assert_eq!(kinds(&findings), expected);
+        assert!(
+            findings
+                .iter()
+                .all(|finding| finding.name != "db" || finding.what.contains("cannot be restored"))
+        );
+        assert_eq!(kinds(&compare(&view, &all)), [(Kind::Leftover, &*unknown)]);
+        // An older copy's removed volume of which something is left is taken over, and deleted on.
+        let mut latest = newer.clone();
+        latest.apply(Change::Forget(ids[1])).unwrap();
+        let (view, _) = merge(vec![source(&newer, 10), source(&latest, 20)], all, at(30));
+        assert!(view.trash.get(&ids[1]).is_some_and(|removed| removed.expired), "{twice}");
     }
 
     #[test]

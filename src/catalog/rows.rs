@@ -36,9 +36,7 @@ impl View {
                 }
                 self.volumes.insert(key.volume, Arc::new(volume));
             }
-            Write::Removed(id, Some(removed)) => {
-                self.trash.insert(id, removed);
-            }
+            Write::Removed(_, Some(removed)) => self.trash.insert(removed),
             Write::Removed(id, None) => {
                 self.trash.remove(&id);
             }

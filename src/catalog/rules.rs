@@ -179,7 +179,7 @@ impl View {
     fn expire(&mut self, id: VolumeId, at: OffsetDateTime) -> Decision {
         let removed = self.trash.get(&id).filter(|removed| removed.at == at).ok_or(Refusal::NotInTrash)?;
         let expired = Arc::new(Removed { expired: true, ..Removed::clone(removed) });
-        self.trash.insert(id, Arc::clone(&expired));
+        self.trash.insert(Arc::clone(&expired));
         let outcome = Outcome { trashed: Some(Arc::clone(&expired)), ..Outcome::default() };
         Ok((outcome, vec![Write::Removed(id, Some(expired))]))
     }
@@ -329,7 +329,7 @@ impl View {
     fn discard(&mut self, volume: &Volume, at: OffsetDateTime, writes: &mut Vec<Write>) -> Arc<Removed> {
         let volume = Arc::new(Volume { visible: false, unconfirmed: false, ..volume.clone() });
         let removed = Arc::new(Removed { at: moment(at), expired: false, volume });
-        self.trash.insert(removed.volume.id, Arc::clone(&removed));
+        self.trash.insert(Arc::clone(&removed));
         writes.push(Write::Removed(removed.volume.id, Some(Arc::clone(&removed))));
         removed
     }

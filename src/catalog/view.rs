@@ -7,6 +7,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use time::OffsetDateTime;
 
+use super::trash::Trash;
 use crate::backend::name::{BackendId, BackendName};
 use crate::host::mountpoints::Mountpoints;
 use crate::host::name::HostName;
@@ -109,7 +110,7 @@ pub struct View {
     /// The volumes by name, those that are not visible yet among them.
     pub volumes: OrdMap<VolumeName, Arc<Volume>>,
     /// The removed volumes.
-    pub trash: OrdMap<VolumeId, Arc<Removed>>,
+    pub trash: Trash,
     /// The hosts.
     pub hosts: OrdMap<HostName, Arc<Host>>,
     /// The backends.

@@ -139,8 +139,8 @@ fn directory(node: &Node<'_>) -> Option<PathBuf> {
 }
 
 fn trash_time(node: &Node<'_>) -> Option<Duration> {
-    // Zero is the one duration that needs no unit.
-    if node.is_zero() { Some(Duration::ZERO) } else { node.duration("24h") }
+    // Zero is the one duration that needs no unit. Seconds or minutes would have the trash emptied by a slip.
+    if node.is_zero() { Some(Duration::ZERO) } else { node.duration("24h", &["h", "days"]) }
 }
 
 fn mode(node: &Node<'_>) -> Option<Mode> {

@@ -120,20 +120,23 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A duration with its unit.
-    pub(super) fn duration(&self, example: &str) -> Option<Duration> {
+    /// A duration with its unit. Where the unit is missing, the hint takes `units`: never one in
+    /// which following the hint would destroy something.
+    pub(super) fn duration(&self, example: &str, units: &[&str]) -> Option<Duration> {
+        let hint = |number: &str| {
+            let is_whole = number.bytes().all(|b| b.is_ascii_digit());
+            let meant: Vec<_> = units.iter().map(|unit| format!("\"{number}{unit}\"")).collect();
+            is_whole.then(|| format!("did you mean {}?", meant.join(" or ")))
+        };
         let takes = format!("a duration with its unit, such as {example:?}");
         if let Value::NumberLit(literal) = self.value {
             let number = cut(literal.value);
-            self.fault_with(
-                format!("{number} has no unit: it takes {takes}"),
-                Some(format!("did you mean \"{number}s\"?")),
-            );
+            self.fault_with(format!("{number} has no unit: it takes {takes}"), hint(&number));
             return None;
         }
         let text = self.string(&takes)?;
         if !text.is_empty() && text.trim().bytes().all(|b| b.is_ascii_digit()) {
-            let hint = Some(format!("did you mean \"{}s\"?", cut(text.trim())));
+            let hint = hint(&cut(text.trim()));
             self.fault_with(format!("{} has no unit: it takes {takes}", quoted(text)), hint);
             return None;
         }

@@ -331,7 +331,7 @@ fn limits(node: &Node<'_>) -> Limits {
     }
     for (name, limit) in [("handshake", handshake), ("request", request)] {
         if let Some(node) = members.take(name)
-            && let Some(duration) = node.duration("5s")
+            && let Some(duration) = node.duration("5s", &["s"])
         {
             if (Duration::from_secs(1)..=Duration::from_secs(600)).contains(&duration) {
                 *limit = duration;

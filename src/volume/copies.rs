@@ -274,6 +274,8 @@ mod tests {
     use imbl::OrdMap;
 
     use super::*;
+    use crate::catalog::Removed;
+    use crate::catalog::trash::Trash;
 
     const ROWS: &[(Table, &[&str], &str)] = &[
         (
@@ -345,8 +347,11 @@ mod tests {
             ("a volume less", |view| drop(view.volumes.remove("old"))),
             ("a volume's record", |view| first(&mut view.volumes).unconfirmed ^= true),
             ("a mount less", |view| first(&mut view.volumes).mounts = Ledger::default()),
-            ("a removed volume less", |view| view.trash.clear()),
-            ("a removed volume's record", |view| first(&mut view.trash).expired ^= true),
+            ("a removed volume less", |view| view.trash = Trash::default()),
+            ("a removed volume's record", |view| {
+                let removed = Removed::clone(view.trash.values().next().unwrap());
+                view.trash.insert(Arc::new(Removed { expired: !removed.expired, ..removed }));
+            }),
             ("a host less", |view| view.hosts.clear()),
             ("a host's record", |view| first(&mut view.hosts).activation.0 += 1),
             ("a backend less", |view| view.backends.clear()),

@@ -202,7 +202,11 @@ impl Error {
             | Self::Mounted { .. }
             | Self::Exclusive { .. } => Blame::Caller,
             Self::NameTaken(_) | Self::Forbidden { .. } => Blame::Rights,
-            Self::Backend(BackendError::Occupied { .. } | BackendError::MountPoint { .. }) => Blame::Caller,
+            Self::Backend(
+                BackendError::Occupied { .. }
+                | BackendError::MountPoint { .. }
+                | BackendError::Foreign { .. },
+            ) => Blame::Caller,
             Self::Catalog(CatalogError::Refused(_)) => Blame::Caller,
             Self::Unmapped { .. }
             | Self::DirectoryGone { .. }

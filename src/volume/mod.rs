@@ -97,8 +97,6 @@ pub struct Service {
     mending: Mutex<HashMap<BackendName, Arc<Mending>>>,
     /// Removed volumes that could not be deleted so far.
     blocked: Mutex<HashMap<VolumeId, Blocked>>,
-    /// Removed volumes whose deletion this process began.
-    begun: Mutex<HashSet<VolumeId>>,
     seen: Mutex<BTreeMap<HostName, Noted>>,
     forgiven: Forgiven,
     purge: tokio::sync::Notify,
@@ -150,7 +148,6 @@ impl Service {
             moving: Mutex::default(),
             mending: Mutex::default(),
             blocked: Mutex::default(),
-            begun: Mutex::default(),
             seen: Mutex::default(),
             forgiven: Forgiven::default(),
             purge: tokio::sync::Notify::new(),
@@ -382,7 +379,7 @@ fn seen(view: &View, map: &backend::Map, volume: &Arc<Volume>, host: &HostName) 
 /// The word for a mapped backend's state. One that was not asked yet counts as offline until it answers.
 fn state_word(health: &Health) -> &'static str {
     match health {
-        Health::Online { .. } => "online",
+        Health::Online(_) => "online",
         Health::Offline { .. } | Health::Unknown => "offline",
     }
 }

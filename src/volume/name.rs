@@ -86,6 +86,9 @@ impl fmt::Debug for VolumeName {
 pub struct VolumeId(Uuid);
 
 impl VolumeId {
+    /// Comes before every volume's, and is none's.
+    pub(crate) const LEAST: Self = Self(Uuid::nil());
+
     /// An identity that no volume has yet.
     #[must_use]
     pub fn random() -> Self {

@@ -81,7 +81,7 @@ impl Service {
         let mapped = in_force.map.iter().map(|backend| {
             let health = backend.health();
             let (reason, bytes) = match &*health {
-                Health::Online { total_bytes, free_bytes } => (None, Some((*total_bytes, *free_bytes))),
+                Health::Online(usage) => (None, Some((usage.total_bytes, usage.free_bytes))),
                 Health::Offline { reason, .. } => (Some(reason.clone()), None),
                 Health::Unknown => (Some("it has not answered yet".into()), None),
             };

@@ -91,15 +91,15 @@ impl Service {
     ) -> Result<Left, Error> {
         let look = |root: &crate::backend::Root| {
             root.furnish();
-            Ok((root.staged()?, root.trashed()?))
+            Ok((root.staged()?, root.trashed()?, root.deleting()?))
         };
-        let (staged, trashed) = backend.run(expect, look).await?;
+        let (staged, trashed, deleting) = backend.run(expect, look).await?;
         // Whatever lies there was moved by someone whose record, where there is one, is known after this.
         self.sync().await?;
-        for stray in staged.strays.iter().chain(&trashed.strays) {
+        for stray in staged.strays.iter().chain(&trashed.strays).chain(&deleting.strays) {
             log::warn!("backend {}: {} is not volhost's and is left alone", backend.name(), stray.display());
         }
-        let found = staged.volumes.iter().chain(&trashed.volumes).copied().collect();
+        let found = staged.volumes.iter().chain(&trashed.volumes).chain(&deleting.volumes).copied().collect();
         let (names, removed) = (self.names_of(backend.name(), &found), self.catalog.view().trash.clone());
         let mut left = Left::default();
         for id in staged.volumes {
@@ -119,6 +119,9 @@ impl Service {
                 self.still(&self.names_of(backend.name(), &HashSet::from([id])), id)
             };
             self.mend_staged(backend, expect, id, volume).await?;
+        }
+        for id in deleting.volumes.into_iter().filter(|id| !trashed.volumes.contains(id)) {
+            self.mend_deleting(backend, id, self.still(&names, id).as_deref()).await;
         }
         for id in trashed.volumes {
             if !names.contains_key(&id) {
@@ -268,6 +271,42 @@ impl Service {
             Err(error) => return Err(error.into()),
         }
         Ok(true)
+    }
+
+    /// A directory whose deletion had begun, whatever the catalog in force says of it: it may be an older one. What is left
+    /// is never restored. A removed volume is deleted on; of anything else it is told.
+    async fn mend_deleting(&self, backend: &Backend, id: VolumeId, volume: Option<&Volume>) {
+        if let Some(volume) = volume {
+            log::error!(
+                "volume {} stands in the catalog, but its deletion had begun: what is left of it, in \
+                 .volhost/deleting-{id}, is not put back; bring the volume back from a backup under its name, or remove \
+                 it, and the rest is deleted",
+                volume.name
+            );
+            return;
+        }
+        match self.catalog.view().trash.get(&id).cloned() {
+            Some(removed) if removed.expired => {}
+            Some(removed) => match self.catalog.submit(Change::Expire { id, removed: removed.at }).await {
+                Ok(_) => {
+                    log::info!(
+                        "the deletion of removed volume {} had begun: it goes on",
+                        removed.volume.name
+                    );
+                }
+                Err(error) => log::warn!(
+                    "the deletion of removed volume {} had begun, which cannot be recorded yet: {}",
+                    removed.volume.name,
+                    chain(&error)
+                ),
+            },
+            None if self.moving_now(id) => {}
+            None => log::warn!(
+                "backend {}: .volhost/deleting-{id} is what is left of a volume that the catalog does not know and whose \
+                 deletion had begun; it is left: `rm -r` frees its space",
+                backend.name()
+            ),
+        }
     }
 
     /// A volume that is recorded but not visible, or not confirmed, with nothing staged or trashed any more: a rename

@@ -133,6 +133,10 @@ impl Service {
         if keep {
             self.follow_record(&moving, &backend, expect, &volume).await;
         }
+        if trashed == Some(Trashed::Before) {
+            // Perhaps its deletion had begun, and the record is to say so.
+            self.mark_unmended(backend.name());
+        }
         log_done("removed", name, caller);
         self.purge.notify_one();
         Ok(keep.then_some(id))

@@ -44,16 +44,12 @@ impl Service {
         if !claim.wanted() {
             return Err(Error::Abandoned);
         }
-        let Some(moving) = self.moving(backend.name(), id) else {
-            return Err(if self.is_being_deleted(id) {
-                Error::BeingDeleted(name)
-            } else {
-                Error::NotMended(name)
-            });
-        };
-        if self.is_being_deleted(id) {
+        let moving = self.moving(backend.name(), id);
+        // After nobody here can begin to delete it any more.
+        if self.is_being_deleted(&backend, expect, id).await? {
             return Err(Error::BeingDeleted(name));
         }
+        let Some(moving) = moving else { return Err(Error::NotMended(name)) };
         let removed = match self.catalog.submit(Change::Restore(id)).await {
             Ok(outcome) => outcome.trashed.map_or_else(OffsetDateTime::now_utc, |removed| removed.at),
             Err(CatalogError::Refused(Refusal::Exists(_))) => return Err(Error::Exists(name)),

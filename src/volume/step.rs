@@ -18,6 +18,8 @@ pub const STEPS: &[&str] = &[
     "remove:recorded",
     "restore:recorded",
     "restore:renamed",
+    "purge:recorded",
+    "purge:marked",
     "purge:deleted",
     "purge:forgotten",
     "identity:chosen",

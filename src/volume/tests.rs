@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 
+use super::trash::{Left, Work};
 use super::*;
 use crate::backend::fuse::{Control, FuseFs, Op};
 use crate::backend::{Expect, Map, Settings};
-use crate::catalog::{CatalogError, Submitted};
+use crate::catalog::{CatalogError, Removed, Submitted};
 use crate::host::Via;
 
 /// How long a request may take here: long enough for a slow machine, short enough to be waited for.
@@ -85,6 +86,23 @@ impl Catalog for Unwilling {
     }
 }
 
+impl Service {
+    /// Deletes a removed volume for good, in as many turns as that takes.
+    async fn purge_volume(
+        self: &Arc<Self>,
+        backend: &Arc<Backend>,
+        removed: &Removed,
+    ) -> Result<Left, Error> {
+        let mut work = Work::default();
+        loop {
+            match self.purge_turn(backend, removed, &mut work).await? {
+                Left::Some => {}
+                left @ (Left::Nothing | Left::Blocked) => return Ok(left),
+            }
+        }
+    }
+}
+
 /// A service, its catalog and its one backend.
 struct World {
     service: Arc<Service>,
@@ -117,7 +135,7 @@ impl World {
     async fn forgiving(window: Duration) -> Self {
         let mut world = Self::new().await;
         world.catalog.close().await;
-        (world.catalog, world.service) = begin_with(world.dir.path(), &world.root, window).await;
+        (world.catalog, world.service) = begin_with(world.dir.path(), &world.root, |_| false, window).await;
         world
     }
 
@@ -138,6 +156,13 @@ impl World {
     async fn restart(&mut self) {
         self.catalog.close().await;
         (self.catalog, self.service) = begin(self.dir.path(), &self.root).await;
+    }
+
+    /// The same with a catalog that answers changes of this kind as a full disk does from the beginning.
+    async fn restart_with(&mut self, refused: fn(&Change) -> bool) {
+        self.catalog.close().await;
+        (self.catalog, self.service) =
+            begin_with(self.dir.path(), &self.root, refused, Forgiven::default().window()).await;
     }
 
     async fn create(&self, text: &str) -> Result<Arc<Volume>, Error> {
@@ -200,14 +225,19 @@ impl World {
 }
 
 async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
-    begin_with(dir, root, Forgiven::default().window()).await
+    begin_with(dir, root, |_| false, Forgiven::default().window()).await
 }
 
-async fn begin_with(dir: &Path, root: &Path, forgiving: Duration) -> (Arc<Unwilling>, Arc<Service>) {
+async fn begin_with(
+    dir: &Path,
+    root: &Path,
+    refused: fn(&Change) -> bool,
+    forgiving: Duration,
+) -> (Arc<Unwilling>, Arc<Service>) {
     let inner = Arc::new(crate::catalog::sqlite::open(&dir.join("catalog/catalog.db")).unwrap());
     let catalog = Arc::new(Unwilling {
         inner,
-        refused: Mutex::new(|_| false),
+        refused: Mutex::new(refused),
         refusals: AtomicUsize::new(0),
         late: Mutex::new(|_| false),
         lateness: Mutex::default(),
@@ -488,44 +518,265 @@ async fn a_trash_that_has_to_wait_is_not_tried_without_a_pause() {
     keeper.abort();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_due_is_deleted_although_the_catalog_has_no_room_to_say_so() {
-    let Some(world) = World::shaky().await else { return };
+/// What is left of a removed volume whose deletion has begun.
+fn half_deleted(world: &World, id: VolumeId) -> BTreeSet<String> {
+    names(&world.root.join(format!(".volhost/deleting-{id}")))
+}
+
+/// A removed volume of two files, of which one went before the storage failed.
+async fn with_half_deleted(world: &World) -> VolumeId {
     let id = world.filled("db").await;
     std::fs::write(world.root.join("db/more"), "more").unwrap();
     world.remove("db").await.unwrap();
-    let removed = world.service.find_removed("db").await.unwrap();
+    half_delete(world, id).await;
+    id
+}
+
+async fn half_delete(world: &World, id: VolumeId) {
+    let removed = world.service.find_removed(&id.to_string()).await.unwrap();
+    world.fs().fail_after(Op::Unlink, 1, libc::ENOTCONN);
+    world.service.purge_volume(&world.backend(), &removed).await.unwrap_err();
+    assert_eq!(half_deleted(world, id).len(), 1);
+    world.backend().probe(Expect::Nothing).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_due_is_deleted_although_the_catalog_has_no_room_to_say_so() {
+    let Some(mut world) = World::shaky().await else { return };
     world.catalog.refuse(|change| matches!(change, Change::Expire { .. }));
     // It fails half-way at first: the volume is not to be had back, although no record says so.
-    world.fs().fail_after(Op::Unlink, 1, libc::EIO);
-    world.service.purge_volume(&world.backend(), &removed).await.unwrap_err();
-    assert_eq!(names(&world.root.join(".volhost/trash").join(id.to_string())).len(), 1);
-    let refused = world.service.restore(&operator(), "db").await.unwrap_err();
-    assert!(matches!(refused, Error::BeingDeleted(_)), "{refused}");
-    world.service.purge_volume(&world.backend(), &removed).await.unwrap();
+    let id = with_half_deleted(&world).await;
+    for _ in 0..2 {
+        assert!(!world.service.find_removed("db").await.unwrap().expired);
+        let refused = world.service.restore(&operator(), "db").await.unwrap_err();
+        assert!(matches!(refused, Error::BeingDeleted(_)), "{refused}");
+        assert_eq!(half_deleted(&world, id).len(), 1);
+        world.restart_with(|change| matches!(change, Change::Expire { .. })).await;
+    }
+    world.settle().await;
+    let removed = world.service.find_removed("db").await.unwrap();
+    assert_eq!(world.service.purge_volume(&world.backend(), &removed).await.unwrap(), Left::Nothing);
     world.agrees("afterwards");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_whose_deletion_began_is_not_restored() {
     let Some(mut world) = World::shaky().await else { return };
-    let id = world.filled("db").await;
-    std::fs::write(world.root.join("db/more"), "more").unwrap();
-    world.remove("db").await.unwrap();
-    let removed = world.service.find_removed("db").await.unwrap();
-    // Its time is over; one of its two files goes, and then the storage fails.
-    world.fs().fail_after(Op::Unlink, 1, libc::EIO);
-    world.service.purge_volume(&world.backend(), &removed).await.unwrap_err();
-    assert_eq!(names(&world.root.join(".volhost/trash").join(id.to_string())).len(), 1);
+    let id = with_half_deleted(&world).await;
     for _ in 0..2 {
         let refused = world.service.restore(&operator(), "db").await.unwrap_err();
         assert!(matches!(refused, Error::BeingDeleted(_)), "{refused}");
         assert!(world.service.view().volumes.is_empty());
         world.restart().await;
     }
-    let removed = world.service.find_removed("db").await.unwrap();
+    let removed = world.service.find_removed(&id.to_string()).await.unwrap();
     world.service.purge_volume(&world.backend(), &removed).await.unwrap();
     world.agrees("afterwards");
+}
+
+/// A catalog that does not know that a deletion has begun is told so by the backend, as soon as it has room for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_no_record_tells_of_is_recorded_when_the_backend_is_looked_through() {
+    let Some(world) = World::shaky().await else { return };
+    world.catalog.refuse(|change| matches!(change, Change::Expire { .. }));
+    let id = with_half_deleted(&world).await;
+    world.catalog.refuse(|_| false);
+    world.service.mark_unmended(&backend_name());
+    world.settle().await;
+    assert!(world.service.view().trash[&id].expired);
+}
+
+/// An older export that is imported has the volume; what is left of its data does not come back as if it were whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_deleted_volume_does_not_come_back_by_an_older_catalog() {
+    let Some(mut world) = World::shaky().await else { return };
+    let id = world.filled("db").await;
+    std::fs::write(world.root.join("db/more"), "more").unwrap();
+    world.catalog.close().await;
+    let (catalog, older) = (world.dir.path().join("catalog"), world.dir.path().join("older"));
+    std::fs::create_dir(&older).unwrap();
+    std::fs::copy(catalog.join("catalog.db"), older.join("catalog.db")).unwrap();
+    world.restart().await;
+    world.remove("db").await.unwrap();
+    half_delete(&world, id).await;
+    world.catalog.close().await;
+    std::fs::remove_dir_all(&catalog).unwrap();
+    std::fs::rename(&older, &catalog).unwrap();
+    world.restart().await;
+    world.settle().await;
+    assert!(world.exists("db") && !world.root.join("db").exists(), "half of it came back");
+    assert!(matches!(world.mount("db").await, Err(Error::DirectoryGone { .. })));
+    assert_eq!(half_deleted(&world, id).len(), 1);
+    // Its Remove has the rest deleted.
+    world.remove("db").await.unwrap();
+    assert!(matches!(world.service.restore(&operator(), "db").await, Err(Error::BeingDeleted(_))));
+    world.settle().await;
+    let removed = world.service.find_removed("db").await.unwrap();
+    assert!(removed.expired);
+    world.service.purge_volume(&world.backend(), &removed).await.unwrap();
+    world.agrees("afterwards");
+}
+
+/// The same, and then it was brought back from a backup: the rest of the deletion before is no part of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_deletion_left_is_no_part_of_a_volume_brought_back_from_a_backup() {
+    let world = World::new().await;
+    let id = world.filled("db").await;
+    let left = world.root.join(format!(".volhost/deleting-{id}"));
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("more"), "more").unwrap();
+    world.service.mark_unmended(&backend_name());
+    world.mount("db").await.unwrap();
+    world.service.unmount(&engine(), &name("db"), &mount_id()).await.unwrap();
+    world.remove("db").await.unwrap();
+    world.service.mark_unmended(&backend_name());
+    world.service.restore(&operator(), "db").await.unwrap();
+    assert!(world.has_data("db") && left.exists());
+    world.remove("db").await.unwrap();
+    let removed = world.service.find_removed("db").await.unwrap();
+    world.service.purge_volume(&world.backend(), &removed).await.unwrap();
+    assert!(!left.exists());
+    world.agrees("afterwards");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_deleted_that_cannot_be_marked() {
+    let Some(world) = World::shaky().await else { return };
+    for (op, errno) in [(Op::Rename, libc::ENOSPC), (Op::Rename, libc::EIO), (Op::Fsyncdir, libc::EIO)] {
+        let id = world.filled("db").await;
+        world.remove("db").await.unwrap();
+        let removed = world.service.find_removed(&id.to_string()).await.unwrap();
+        world.fs().fail_once(op, errno);
+        let unlinks = world.fs().seen(Op::Unlink);
+        world.service.purge_volume(&world.backend(), &removed).await.unwrap_err();
+        assert_eq!(world.fs().seen(Op::Unlink), unlinks, "{op:?}");
+        world.fs().behave();
+        world.service.purge_volume(&world.backend(), &removed).await.unwrap();
+        world.agrees("afterwards");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_fails_is_passed_over_and_taken_up_again() {
+    let Some(world) = World::shaky().await else { return };
+    for errno in [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::EACCES] {
+        let id = world.filled("db").await;
+        for number in 0..20 {
+            std::fs::write(world.root.join(format!("db/{number}")), "").unwrap();
+        }
+        world.remove("db").await.unwrap();
+        let removed = world.service.find_removed(&id.to_string()).await.unwrap();
+        world.fs().fail_after(Op::Unlink, 3, errno);
+        assert_eq!(
+            world.service.purge_volume(&world.backend(), &removed).await.unwrap(),
+            Left::Nothing,
+            "{errno}"
+        );
+        world.agrees("afterwards");
+    }
+}
+
+/// What a Create and a Remove cost while so many removed volumes wait for their time, in CPU of this process.
+async fn cost_beside(removed: usize) -> Duration {
+    const ROUNDS: u32 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    let (catalog, _) = begin(dir.path(), &root).await;
+    let mut view = View::clone(&catalog.view());
+    catalog.close().await;
+    let at = OffsetDateTime::now_utc();
+    for number in 0..removed {
+        let volume = Volume {
+            id: VolumeId::random(),
+            name: name(&format!("removed-{number}")),
+            backend: backend_name(),
+            options: Options::default(),
+            created_at: at,
+            adopted: false,
+            known_to: Vec::new(),
+            mounts: mounts::Ledger::default(),
+            visible: false,
+            unconfirmed: false,
+        };
+        view.trash.insert(Arc::new(Removed { volume: Arc::new(volume), at, expired: false }));
+    }
+    std::fs::remove_dir_all(dir.path().join("catalog")).unwrap();
+    let path = dir.path().join("catalog/catalog.db");
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    crate::catalog::sqlite::Claim::missing(&path).unwrap().fill(&view).unwrap();
+    let (catalog, service) = begin(dir.path(), &root).await;
+    let world = World { service, catalog, root, fs: None, dir };
+    assert!(world.service.view().trash.len() >= removed);
+    let keeper = tokio::spawn(Arc::clone(&world.service).keep_trash());
+    // In ticks of 10 ms, which is fine enough for so many rounds.
+    let cpu = || {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let after_name = stat.rsplit(')').next().unwrap().split_whitespace();
+        let ticks: u64 = after_name.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(10 * ticks)
+    };
+    let before = cpu();
+    for _ in 0..ROUNDS {
+        world.create("db").await.unwrap();
+        world.remove("db").await.unwrap();
+    }
+    let after = cpu();
+    keeper.abort();
+    (after - before) / ROUNDS
+}
+
+/// `cargo nextest run --release --lib --run-ignored only -E 'test(a_full_trash_costs)' --no-capture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures: takes half a minute, and a machine that does nothing else"]
+async fn a_full_trash_costs_a_remove_nothing() {
+    let (empty, full) = (cost_beside(0).await, cost_beside(100_000).await);
+    eprintln!(
+        "CPU of a Create and a Remove: {empty:?} beside an empty trash, {full:?} beside 100,000 removed volumes"
+    );
+    assert!(full < 2 * empty, "{full:?}, not {empty:?}");
+}
+
+/// One that is written to, or large, holds up no other: they take turns.
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_volumes_take_turns() {
+    let world = World::new().await;
+    for text in ["written", "large", "small"] {
+        world.filled(text).await;
+    }
+    for number in 0..20_000 {
+        std::fs::write(world.root.join(format!("large/{number}")), "").unwrap();
+    }
+    let written = std::fs::File::open(world.root.join("written")).unwrap();
+    let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writer = std::thread::spawn({
+        let over = Arc::clone(&over);
+        move || {
+            let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+            for number in 0.. {
+                let file = rustix::fs::openat(&written, format!("{number}"), flags, rustix::fs::Mode::RUSR);
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                if file.is_err() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+    });
+    // In this order, so that the small one is the last.
+    for text in ["written", "large", "small"] {
+        world.remove(text).await.unwrap();
+        world.service.expire(text).await.unwrap();
+    }
+    let keeper = tokio::spawn(Arc::clone(&world.service).keep_trash());
+    let is_there = |text: &str| world.service.view().removed(text).is_some();
+    eventually("the small one is held up", || !is_there("small")).await;
+    assert!(is_there("large") && is_there("written"), "it came last");
+    eventually("the large one is held up", || !is_there("large")).await;
+    over.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
+    keeper.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,25 +1,29 @@
 //! Deleting for good what was removed: when its time is over, when it was asked for, or the oldest first when space
-//! runs out.
+//! or inodes run out.
 //!
-//! The only place that deletes data, and only what a Remove was recorded for. It goes in small slices with pauses, so
-//! that live volumes keep their storage's attention; the backend's identity is checked before each; and what was
-//! begun is taken up again after a restart, because the record goes last.
+//! The only place that deletes data, and only what a Remove was recorded for. Before the first entry goes, the directory
+//! on the backend is marked as one whose deletion has begun, and then never restored, whatever catalog is in force. The
+//! record says so, too, unless the catalog has no room for that: deleting may be what makes room.
+//!
+//! It goes in small slices with pauses, so that live volumes keep their storage's attention; the backend's identity is
+//! checked before each; and what was begun is taken up again after a restart, because the record goes last. The removed
+//! volumes of a backend take turns, so that one that is large, or still written to, holds up no other.
 //!
 //! What is deleted for its age is deleted by the wall clock, which may be wrong: so for a while after the service was
 //! started or the clock was set, nothing is.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use time::OffsetDateTime;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 use super::Service;
 use super::error::Error;
 use super::name::VolumeId;
 use super::rounds::Rounds;
 use super::step::step;
-use crate::backend::{Backend, BackendError, Health, Progress};
+use crate::backend::{Backend, BackendError, Expect, Health, Pass, Progress, Root, Usage};
 use crate::catalog::{CatalogError, Change, Refusal, Removed};
 use crate::error::chain;
 use crate::process::clock::Look;
@@ -33,11 +37,20 @@ const SLICE: usize = 256;
 /// The pause: with [`SLICE`] it bounds the rate to about 5,000 entries a second for each backend.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How many slices of one volume go before the others have their turn.
+const TURN: u32 = 16;
+
+/// After how many turns a volume no longer keeps the next oldest from being deleted, too, while space is scarce.
+const LONG: u32 = 60;
+
+/// How many times a volume may be gone through and found to hold entries again before it counts as written to.
+const AGAIN: usize = 3;
+
 /// How long a volume that could not be deleted is left alone.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// How long one is left alone that another instance is at work on.
-const ELSEWHERE: Duration = Duration::from_secs(5);
+/// How long one is left alone that another instance is at work on, or that somebody writes to.
+const SOON: Duration = Duration::from_secs(5);
 
 /// How long the clock must have gone evenly before anything is deleted for its age: time for a clock that is wrong at
 /// the start, or was set wrong, to be noticed. Not longer than the backend's own trash time.
@@ -45,6 +58,24 @@ const GRACE: Duration = Duration::from_secs(3600);
 
 /// Below one part in this many, space runs out.
 const SCARCE: u64 = 10;
+
+/// How far this process has got with deleting one volume.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pass: Pass,
+    turns: u32,
+}
+
+/// What a turn left of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing, or nothing to be deleted.
+    Nothing,
+    /// Entries for another turn.
+    Some,
+    /// Entries that cannot be removed for now, as is noted.
+    Blocked,
+}
 
 /// Why a removed volume could not be deleted.
 #[derive(Debug, Clone)]
@@ -62,7 +93,7 @@ impl Service {
     pub async fn keep_trash(self: Arc<Self>) {
         let mut purges = Rounds::default();
         loop {
-            let is_due = |backend: &Arc<Backend>| self.next_due(backend).is_some();
+            let is_due = |backend: &Arc<Backend>| !self.due(backend, &HashMap::new(), 1).is_empty();
             purges.begin(&self, is_due, |service, backend| async move { service.purge_due(&backend).await });
             // A notification that comes while nobody waits is kept, so that no removal is overlooked.
             let _ = tokio::time::timeout(self.pause(), self.purge.notified()).await;
@@ -73,11 +104,16 @@ impl Service {
     fn pause(&self) -> Duration {
         let (now, even_for) = (OffsetDateTime::now_utc(), self.clock_is_even_for());
         let (in_force, view) = (self.in_force.load(), self.catalog.view());
-        let left = view.trash.values().filter_map(|removed| {
-            time_left(removed, in_force.map.get(&removed.volume.backend)?.settings().trash, now, even_for)
+        let left = in_force.map.iter().filter_map(|backend| {
+            let trash = backend.settings().trash;
+            // What is due already and still there waits for something else.
+            let removed = view.trash.kept_since(backend.name(), due_before(trash, now, even_for)).next()?;
+            time_left(removed, trash, now, even_for)
         });
-        // What is due already and still there waits for something else.
-        left.filter(|left| !left.is_zero()).min().map_or(ROUND, |left| left.min(ROUND))
+        let now = Instant::now();
+        let again: Vec<_> =
+            self.blocked_map().values().map(|blocked| blocked.until.saturating_duration_since(now)).collect();
+        left.chain(again).filter(|left| !left.is_zero()).min().map_or(ROUND, |left| left.min(ROUND))
     }
 
     /// For how long the clock has gone evenly. That it was set is logged.
@@ -96,57 +132,87 @@ impl Service {
         even_for
     }
 
-    /// Deletes what is due on one backend, one volume after the other.
+    /// Deletes what is due on one backend: a turn of each volume, and again, until nothing is due.
     async fn purge_due(self: &Arc<Self>, backend: &Arc<Backend>) {
-        while let Some(removed) = self.next_due(backend) {
-            match self.purge_volume(backend, &removed).await {
-                Ok(()) | Err(Error::NotInTrash(_)) => {}
-                // Another instance is at it, or should be: the others do not wait for that.
-                Err(error @ Error::NotMended(_)) if self.is_shared() => self.pass_over(&removed, &error),
-                // Nothing is wrong with this volume: the backend is away, or somebody is looking after the directory.
-                Err(
-                    error @ (Error::NotMended(_)
-                    | Error::TooLong { .. }
-                    | Error::Catalog(_)
-                    | Error::Backend(BackendError::Offline { .. } | BackendError::Busy { .. })),
-                ) => {
-                    log::debug!("the trash of backend {} has to wait: {}", backend.name(), chain(&error));
-                    // Without a notification: what is still due would be tried again at once, and again.
-                    return;
+        let mut under_way: HashMap<VolumeId, Work> = HashMap::new();
+        loop {
+            let round = self.due(backend, &under_way, usize::MAX);
+            under_way.retain(|id, _| round.iter().any(|removed| removed.volume.id == *id));
+            if round.is_empty() {
+                break;
+            }
+            for removed in round {
+                // A round may be long, and the clock, the map or the space another one meanwhile.
+                let in_force = self.in_force.load_full();
+                let Some(backend) = in_force.map.get(backend.name()) else { return };
+                if !self.is_due(backend, &removed) {
+                    continue;
                 }
-                Err(error) => self.block(&removed, chain(&error)),
+                let id = removed.volume.id;
+                match self.purge_turn(backend, &removed, under_way.entry(id).or_default()).await {
+                    Ok(Left::Some) => {}
+                    Ok(Left::Nothing | Left::Blocked) | Err(Error::NotInTrash(_)) => {
+                        under_way.remove(&id);
+                    }
+                    // Another instance is at it, or should be: the others do not wait for that.
+                    Err(error @ Error::NotMended(_)) if self.is_shared() => self.pass_over(&removed, &error),
+                    // Nothing is wrong with this volume: the backend is away, or somebody is looking after the directory.
+                    Err(
+                        error @ (Error::NotMended(_)
+                        | Error::TooLong { .. }
+                        | Error::Catalog(_)
+                        | Error::Backend(BackendError::Offline { .. } | BackendError::Busy { .. })),
+                    ) => {
+                        log::debug!("the trash of backend {} has to wait: {}", backend.name(), chain(&error));
+                        // Without a notification: what is still due would be tried again at once, and again.
+                        return;
+                    }
+                    Err(error) => self.block(&removed, chain(&error)),
+                }
             }
         }
         // What became due just after the last look would else wait for the next round.
         self.purge.notify_one();
     }
 
-    /// The next removed volume to delete: the oldest that is due, or the oldest at all while space is scarce.
-    fn next_due(&self, backend: &Backend) -> Option<Arc<Removed>> {
+    /// The removed volumes to delete now, at most `limit`, in the order of deletion: those that are due, and while space is
+    /// scarce and none of these gives any soon, the oldest of the others.
+    fn due(&self, backend: &Backend, under_way: &HashMap<VolumeId, Work>, limit: usize) -> Vec<Arc<Removed>> {
         let (now, even_for, health) = (OffsetDateTime::now_utc(), self.clock_is_even_for(), backend.health());
         if matches!(*health, Health::Offline { .. }) {
-            return None;
+            return Vec::new();
         }
-        let scarce = is_scarce(&health);
         let view = self.catalog.view();
-        view.trash
-            .values()
-            .filter(|removed| removed.volume.backend == *backend.name())
-            .filter(|removed| self.blocked(removed).is_none_or(|blocked| blocked.until <= Instant::now()))
-            .filter(|removed| {
-                scarce
-                    || time_left(removed, backend.settings().trash, now, even_for)
-                        .is_some_and(|left| left.is_zero())
-            })
-            .min_by_key(|removed| removed.at)
-            .cloned()
+        let is_free = |removed: &&Arc<Removed>| {
+            self.blocked(removed).is_none_or(|blocked| blocked.until <= Instant::now())
+        };
+        let is_due = |removed: &&Arc<Removed>| {
+            time_left(removed, backend.settings().trash, now, even_for).is_some_and(|left| left.is_zero())
+        };
+        let is_long =
+            |removed: &Arc<Removed>| under_way.get(&removed.volume.id).is_some_and(|work| work.turns >= LONG);
+        let all = || view.trash.of(backend.name());
+        let mut due: Vec<_> = all().take_while(is_due).filter(is_free).take(limit).cloned().collect();
+        if is_scarce(&health) && due.iter().all(is_long) {
+            due.extend(all().skip_while(is_due).filter(is_free).find(|removed| !is_long(removed)).cloned());
+        }
+        due
     }
 
-    pub(super) async fn purge_volume(
+    /// Returns true if a removed volume that was found to be due still is.
+    fn is_due(&self, backend: &Backend, removed: &Removed) -> bool {
+        let (now, even_for) = (OffsetDateTime::now_utc(), self.clock_is_even_for());
+        is_scarce(&backend.health())
+            || time_left(removed, backend.settings().trash, now, even_for).is_some_and(|left| left.is_zero())
+    }
+
+    /// Deletes some slices of a removed volume, and the volume with the last of them.
+    pub(super) async fn purge_turn(
         self: &Arc<Self>,
         backend: &Arc<Backend>,
         removed: &Removed,
-    ) -> Result<(), Error> {
+        work: &mut Work,
+    ) -> Result<Left, Error> {
         let (id, name) = (removed.volume.id, &removed.volume.name);
         // A volume that is being restored is not deleted, and one that is being deleted is not restored; and no two
         // instances delete one.
@@ -155,30 +221,19 @@ impl Service {
         };
         let now = self.catalog.view().trash.get(&id).cloned();
         // It may have been restored and removed again.
-        let Some(now) = now.filter(|now| now.at == removed.at) else { return Ok(()) };
+        let Some(now) = now.filter(|now| now.at == removed.at) else { return Ok(Left::Nothing) };
         let expect = self.ready(backend).await?;
-        // Known before the first entry goes, so that what is half-deleted is never restored.
-        let first = self.begun_set().insert(id);
-        let mut recorded = match now.expired {
-            true => true,
-            false => self.record_begun(removed).await.inspect_err(|_| {
-                // Nothing of it was deleted by this process.
-                if first {
-                    self.begun_set().remove(&id);
-                }
-            })?,
-        };
-        loop {
-            match backend.run(expect, move |root| root.purge(id, SLICE)).await? {
-                Progress::Done => break,
-                Progress::More { .. } => {
-                    recorded = recorded || self.record_begun(removed).await?;
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Progress::Blocked { path, reason } => {
-                    self.block(removed, format!("{}: {reason}", path.display()));
-                    return Ok(());
-                }
+        if !now.expired {
+            self.record_begun(removed).await?;
+        }
+        step("purge:recorded");
+        work.turns = work.turns.saturating_add(1);
+        // More than once only where something was left of an earlier deletion that no record knew of.
+        while backend.run(expect, move |root| root.mark_deleting(id)).await? {
+            step("purge:marked");
+            match self.purge_slices(backend, expect, removed, work).await? {
+                Left::Nothing => {}
+                left @ (Left::Some | Left::Blocked) => return Ok(left),
             }
         }
         step("purge:deleted");
@@ -189,43 +244,76 @@ impl Service {
         }
         step("purge:forgotten");
         self.unblock(id);
-        self.begun_set().remove(&id);
         log::info!("deleted volume {name}, removed at {}, for good", super::error::rfc3339(removed.at));
-        // Whether space is still scarce is a matter of what is free now.
-        backend.probe(expect).await;
-        Ok(())
+        if is_scarce(&backend.health()) {
+            // Whether it still is, is a matter of what is free now.
+            backend.probe(expect).await;
+        }
+        Ok(Left::Nothing)
     }
 
-    /// Makes it durable that deleting a volume has begun; `false` where the catalog has no room to write that down.
-    /// Deleting goes on all the same: it may be what makes room. Not so where other instances go by what is written: one
-    /// of them might restore what is being deleted here.
-    async fn record_begun(&self, removed: &Removed) -> Result<bool, Error> {
+    /// Deletes up to [`TURN`] slices of what is marked.
+    async fn purge_slices(
+        &self,
+        backend: &Backend,
+        expect: Expect,
+        removed: &Removed,
+        work: &mut Work,
+    ) -> Result<Left, Error> {
+        let id = removed.volume.id;
+        for _ in 0..TURN {
+            let mut pass = work.pass.clone();
+            let slice = move |root: &Root| root.purge(id, SLICE, &mut pass).map(|progress| (progress, pass));
+            let (progress, pass) = backend.run(expect, slice).await?;
+            work.pass = pass;
+            match progress {
+                Progress::Done => return Ok(Left::Nothing),
+                Progress::More { .. } if work.pass.again >= AGAIN => {
+                    work.pass = Pass::default();
+                    let reason = "something is written into it: is the volume still in use?";
+                    self.note_blocked(removed, reason.into(), SOON);
+                    return Ok(Left::Blocked);
+                }
+                Progress::More { .. } => tokio::time::sleep(PAUSE).await,
+                Progress::Blocked { path, reason } => {
+                    self.block(removed, format!("{}: {reason}", path.display()));
+                    return Ok(Left::Blocked);
+                }
+            }
+        }
+        Ok(Left::Some)
+    }
+
+    /// Records that deleting a volume begins. Where the catalog has no room for that, deleting goes on all the same, by the
+    /// mark on the backend: it may be what makes room. Not so where other instances go by what is recorded: one of them
+    /// might begin to restore what is being deleted here.
+    async fn record_begun(&self, removed: &Removed) -> Result<(), Error> {
         match self.catalog.submit(Change::Expire { id: removed.volume.id, removed: removed.at }).await {
-            Ok(_) => Ok(true),
+            Ok(_) => Ok(()),
             // It was restored meanwhile, and perhaps removed again since.
             Err(CatalogError::Refused(Refusal::NotInTrash)) => {
                 Err(Error::NotInTrash(removed.volume.name.to_string()))
             }
-            Err(CatalogError::Write { .. }) if !self.is_shared() => Ok(false),
+            Err(CatalogError::Write { .. }) if !self.is_shared() => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Whether a removed volume's data may be gone in part, or is to go now.
-    pub(super) fn is_being_deleted(&self, id: VolumeId) -> bool {
-        self.begun_set().contains(&id)
-            || self.catalog.view().trash.get(&id).is_some_and(|removed| removed.expired)
-    }
-
-    fn begun_set(&self) -> MutexGuard<'_, HashSet<VolumeId>> {
-        // The set is whole after every statement under this lock.
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns true if a removed volume's data may be gone in part, or is to go now.
+    pub(super) async fn is_being_deleted(
+        &self,
+        backend: &Backend,
+        expect: Expect,
+        id: VolumeId,
+    ) -> Result<bool, Error> {
+        let is_expired = self.catalog.view().trash.get(&id).is_some_and(|removed| removed.expired);
+        Ok(is_expired || backend.run(expect, move |root| root.is_deleting(id)).await?)
     }
 
     /// Leaves a volume alone for a while of which another instance has the directory.
     fn pass_over(&self, removed: &Removed, error: &Error) {
         log::debug!("removed volume {} has to wait: {}", removed.volume.name, chain(error));
-        self.note_blocked(removed, "another instance is at work on it".into(), ELSEWHERE);
+        self.note_blocked(removed, "another instance is at work on it".into(), SOON);
     }
 
     fn block(&self, removed: &Removed, reason: String) {
@@ -285,9 +373,27 @@ fn time_left(
     Some(by_age.max(trash.min(GRACE).saturating_sub(even_for)))
 }
 
+/// What was removed at this moment or later is not due for its age.
+fn due_before(trash: Duration, now: OffsetDateTime, even_for: Duration) -> OffsetDateTime {
+    let first = PrimitiveDateTime::MIN.assume_utc();
+    if even_for < trash.min(GRACE) {
+        return first;
+    }
+    trash
+        .try_into()
+        .ok()
+        .and_then(|trash| now.checked_sub(trash))
+        .map_or(first, |due| due + time::Duration::NANOSECOND)
+}
+
+/// Returns true if less than a tenth of the space or of the inodes is free. A file system that has no limit of inodes, or
+/// does not tell, says that it has none at all.
 pub(super) fn is_scarce(health: &Health) -> bool {
+    let is_low = |free: u64, total: u64| free.saturating_mul(SCARCE) < total;
     match health {
-        Health::Online { total_bytes, free_bytes } => free_bytes.saturating_mul(SCARCE) < *total_bytes,
+        Health::Online(Usage { total_bytes, free_bytes, total_inodes, free_inodes }) => {
+            is_low(*free_bytes, *total_bytes) || is_low(*free_inodes, *total_inodes)
+        }
         Health::Offline { .. } | Health::Unknown => false,
     }
 }
@@ -297,10 +403,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn space_is_scarce_below_a_tenth() {
-        assert!(is_scarce(&Health::Online { total_bytes: 1000, free_bytes: 99 }));
-        assert!(!is_scarce(&Health::Online { total_bytes: 1000, free_bytes: 100 }));
-        assert!(!is_scarce(&Health::Online { total_bytes: 0, free_bytes: 0 }));
+    fn space_and_inodes_are_scarce_below_a_tenth() {
+        let is_scarce_with = |total_bytes, free_bytes, total_inodes, free_inodes| {
+            is_scarce(&Health::Online(Usage { total_bytes, free_bytes, total_inodes, free_inodes }))
+        };
+        assert!(is_scarce_with(1000, 99, 0, 0));
+        assert!(!is_scarce_with(1000, 100, 0, 0));
+        assert!(!is_scarce_with(0, 0, 0, 0));
+        assert!(is_scarce_with(1000, 500, 1000, 99));
+        assert!(!is_scarce_with(1000, 500, 1000, 100));
         assert!(!is_scarce(&Health::Unknown));
     }
 

@@ -610,54 +610,126 @@ fn a_service_leaves_a_strangers_spec_file_and_says_so() {
     assert!(status["spec"].as_str().unwrap().contains("not what volhost wrote"), "{status}");
 }
 
+/// volhost served by another user than root, below their own directories.
+struct Unprivileged {
+    home: tempfile::TempDir,
+    serve: Option<std::process::Child>,
+}
+
+const NOBODY: u32 = 65534;
+
+impl Unprivileged {
+    fn start() -> Self {
+        let home = scratch();
+        let at = |relative: &str| home.path().join(relative);
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        // The build's directory may be closed to others.
+        fs::copy(PROGRAM, at("volhost")).unwrap();
+        for directory in ["home", "config/volhost", "data", "run"] {
+            fs::create_dir_all(at(directory)).unwrap();
+            std::os::unix::fs::chown(at(directory), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let listen = json!({ "node": "node1", "listen": ["https://127.0.0.1:0", format!("unix:{}", at("run/p.sock").display())] });
+        fs::write(at("config/volhost/volhost.json"), listen.to_string()).unwrap();
+        std::os::unix::fs::chown(at("config"), Some(NOBODY), Some(NOBODY)).unwrap();
+        let log = fs::File::create(at("log")).unwrap();
+        let mut user = Self { home, serve: None };
+        user.serve = Some(user.own(&["serve"]).stdout(Stdio::piped()).stderr(log).spawn().unwrap());
+        user
+    }
+
+    fn at(&self, relative: &str) -> PathBuf {
+        self.home.path().join(relative)
+    }
+
+    fn setting(&self, (name, directory): (&str, &str)) -> String {
+        format!("{name}={}", self.at(directory).display())
+    }
+
+    fn command(&self, words: &[&str], variables: &[String]) -> Command {
+        let mut command = mortal("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "KILL", "--"]);
+        command.args(["env", "-i", "PATH=/usr/bin:/bin"]).args(variables).arg(self.at("volhost")).args(words);
+        command
+    }
+
+    fn xdg(&self) -> [String; 3] {
+        [("XDG_CONFIG_HOME", "config"), ("XDG_DATA_HOME", "data"), ("XDG_RUNTIME_DIR", "run")]
+            .map(|each| self.setting(each))
+    }
+
+    fn own(&self, words: &[&str]) -> Command {
+        let whole = [&self.xdg()[..], &[self.setting(("HOME", "home"))]].concat();
+        self.command(words, &whole)
+    }
+
+    fn run(&self, words: &[&str]) -> Said {
+        wait::run(&self.own(words))
+    }
+
+    /// Waits until it serves; returns its status.
+    fn until_ready(&self) -> Value {
+        // Its admin socket is there a moment before its spec file.
+        let ready = || {
+            let said = self.run(&["status", "--json"]);
+            (said.code == Some(0)).then(|| said.json()).filter(|status| status["spec"].is_string())
+        };
+        until(&format!("the service, which says in {}", self.at("log").display()), SOON, ready)
+    }
+}
+
+impl Drop for Unprivileged {
+    fn drop(&mut self) {
+        if let Some(mut serve) = self.serve.take() {
+            let _ = serve.kill();
+            let _ = serve.wait();
+        }
+    }
+}
+
 /// Another user than root has everything below their own directories.
 #[test]
 fn an_unprivileged_user_serves_below_their_own_directories() {
-    const NOBODY: u32 = 65534;
-    let home = scratch();
-    let at = |relative: &str| home.path().join(relative);
-    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // The build's directory may be closed to others.
-    fs::copy(PROGRAM, at("volhost")).unwrap();
-    for directory in ["home", "config/volhost", "data", "run"] {
-        fs::create_dir_all(at(directory)).unwrap();
-        std::os::unix::fs::chown(at(directory), Some(NOBODY), Some(NOBODY)).unwrap();
-    }
-    let listen = json!({ "node": "node1", "listen": ["https://127.0.0.1:0", format!("unix:{}", at("run/p.sock").display())] });
-    fs::write(at("config/volhost/volhost.json"), listen.to_string()).unwrap();
-    std::os::unix::fs::chown(at("config"), Some(NOBODY), Some(NOBODY)).unwrap();
-    let setting = |(name, directory): (&str, &str)| format!("{name}={}", at(directory).display());
-    let xdg =
-        [("XDG_CONFIG_HOME", "config"), ("XDG_DATA_HOME", "data"), ("XDG_RUNTIME_DIR", "run")].map(setting);
-    let command = |words: &[&str], variables: &[String]| {
-        let mut command = mortal("setpriv");
-        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "KILL", "--"]);
-        command.args(["env", "-i", "PATH=/usr/bin:/bin"]).args(variables).arg(at("volhost")).args(words);
-        command
-    };
-    let whole = [&xdg[..], &[setting(("HOME", "home"))]].concat();
-    let own = |words: &[&str]| command(words, &whole);
-    let mut serve =
-        own(&["serve"]).stdout(Stdio::piped()).stderr(fs::File::create(at("log")).unwrap()).spawn().unwrap();
-    // Its admin socket is there a moment before its spec file.
-    let ready = || {
-        let said = wait::run(&own(&["status", "--json"]));
-        (said.code == Some(0)).then(|| said.json()).filter(|status| status["spec"].is_string())
-    };
-    let status = until(&format!("the service, which says in {}", at("log").display()), SOON, ready);
+    let user = Unprivileged::start();
+    let at = |relative: &str| user.at(relative);
+    let status = user.until_ready();
     let spec = at("home/.local/lib/docker/plugins/volhost.json");
     assert_eq!(status["spec"], json!(spec));
     assert_eq!(status["catalog"], json!(format!("sqlite:{}", at("data/volhost/catalog.db").display())));
     assert!(at("run/volhost/admin.sock").exists() && at("config/volhost/pki").exists());
-    wait::run(&own(&["volume", "create", "db"])).ok();
+    user.run(&["volume", "create", "db"]).ok();
     let made = fs::metadata(at("data/volhost/volumes/db")).unwrap();
     assert_eq!((made.uid(), made.gid()), (NOBODY, NOBODY));
     let mut client = Client::connect(&Target::Unix(at("run/p.sock"))).unwrap();
     call(&mut client, "Mount", &json!({ "Name": "db", "ID": "c1" }));
-    let refusal = wait::run(&own(&["volume", "create", "-o", "uid=0", "mine"]));
+    let refusal = user.run(&["volume", "create", "-o", "uid=0", "mine"]);
     refused(&refusal, 1, &["owner 0:"]);
-    serve.kill().unwrap();
-    serve.wait().unwrap();
-    let homeless = wait::run(&command(&["check"], &xdg));
+    let homeless = wait::run(&user.command(&["check"], &user.xdg()));
     refused(&homeless, 1, &["HOME is not set", "--root"]);
+}
+
+/// A container gave the volume's directory to another user: the kernel lets nobody else but root move it.
+#[test]
+fn an_unprivileged_user_is_told_how_to_remove_what_a_container_gave_away() {
+    let user = Unprivileged::start();
+    user.until_ready();
+    user.run(&["volume", "create", "db"]).ok();
+    let volume = user.at("data/volhost/volumes/db");
+    fs::write(volume.join("data"), "kept").unwrap();
+    std::os::unix::fs::chown(&volume, Some(999), Some(999)).unwrap();
+    let path = volume.display().to_string();
+    let remedy = format!("chown {NOBODY} {path}");
+    refused(&user.run(&["volume", "rm", "db"]), 1, &["belongs to user 999", &remedy, "chown 0"]);
+    // Nothing was done.
+    assert_eq!(fs::read_to_string(volume.join("data")).unwrap(), "kept");
+    user.run(&["volume", "inspect", "db"]).ok();
+    // Who lets others write lets them move it; and what was given back is as it was.
+    fs::set_permissions(&volume, fs::Permissions::from_mode(0o777)).unwrap();
+    user.run(&["volume", "rm", "db"]).ok();
+    user.run(&["volume", "restore", "db"]).ok();
+    fs::set_permissions(&volume, fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(&volume, Some(NOBODY), Some(NOBODY)).unwrap();
+    user.run(&["volume", "rm", "--now", "--yes", "db"]).ok();
+    let is_empty = || user.run(&["volume", "ls", "--trash", "-q"]).ok().is_empty().then_some(());
+    until("its data to be deleted", SOON, is_empty);
 }

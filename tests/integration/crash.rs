@@ -73,7 +73,7 @@ fn case(step: &str) -> Case {
             Some("put the directory of volume db back"),
         ),
         "restore:renamed" => (Removed, Ask::Cli(&["volume", "restore", "db"]), Data, None),
-        "purge:deleted" | "purge:forgotten" => {
+        "purge:recorded" | "purge:marked" | "purge:deleted" | "purge:forgotten" => {
             (Data, Ask::Cli(&["volume", "rm", "--now", "--yes", "db"]), Nothing, None)
         }
         "identity:chosen" | "identity:written" => (Nothing, Ask::Start, Nothing, None),

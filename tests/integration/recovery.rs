@@ -263,6 +263,64 @@ fn nothing_is_rebuilt_from_a_share_that_is_not_mounted() {
     assert!(!daemon.path(CATALOG).exists());
 }
 
+/// What is left of a volume whose deletion has begun does not come back by a catalog that does not know of it.
+#[test]
+fn a_half_deleted_volume_is_not_whole_by_a_rebuilt_or_imported_catalog() {
+    for rebuild in [true, false] {
+        let mut daemon = Daemon::start();
+        daemon.cli(&["volume", "create", "half"]).ok();
+        let volumes = daemon.path(VOLUMES);
+        for file in ["one", "two"] {
+            fs::write(volumes.join("half").join(file), "kept").unwrap();
+        }
+        if rebuild {
+            daemon.cli(&["volume", "rm", "half"]).ok();
+        }
+        assert!(daemon.terminate().success());
+        let older = fs::read(&copies(&daemon, VOLUMES)[0]).unwrap();
+        daemon.start_with(&[("VOLHOST_STOP_AT", "purge:marked")]).unwrap();
+        daemon.cli(&["volume", "rm", "--now", "--yes", "half"]);
+        daemon.wait_for_end();
+        let home = volumes.join(".volhost");
+        let begun = || {
+            let mut names =
+                fs::read_dir(&home).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.find(|name| name.starts_with("deleting-"))
+        };
+        let marked = begun().expect("its deletion has begun");
+        let id = marked.strip_prefix("deleting-").unwrap();
+        fs::remove_file(home.join(&marked).join("one")).unwrap();
+        lose(&daemon);
+        if rebuild {
+            for copy in copies(&daemon, VOLUMES) {
+                fs::write(copy, &older).unwrap();
+            }
+            let rebuilt = daemon.cli(&["catalog", "rebuild", "--json"]).json();
+            assert_eq!(findings(&rebuilt), [pair("being deleted", id)]);
+            daemon.start_again();
+        } else {
+            let export = daemon.path("export");
+            fs::write(&export, &older).unwrap();
+            daemon.cli(&["catalog", "import", export.to_str().unwrap()]).ok();
+            let said = daemon.cli(&["check", "--catalog", "--json"]);
+            let answer: Value = serde_json::from_str(&said.stdout).unwrap();
+            assert_eq!((said.code, findings(&answer)), (Some(1), vec![pair("being deleted", "half")]));
+            daemon.start_again();
+            let body = json!({ "Name": "half", "ID": "c1" });
+            let mount = daemon.unix().call("/VolumeDriver.Mount", &body).unwrap();
+            assert_eq!(mount.status, 500, "half of it was mounted");
+            assert!(daemon.log().contains("its deletion had begun"), "{}", daemon.log());
+            daemon.cli(&["volume", "rm", "half"]).ok();
+        }
+        let told = daemon.cli(&["volume", "restore", "half"]).fails();
+        assert!(told.contains("being deleted") || told.contains("no removed volume"), "{told}");
+        assert!(!volumes.join("half").exists());
+        until("the rest to be deleted", SOON, || begun().is_none().then_some(()));
+        until("its record to be gone", SOON, || daemon.trash().is_empty().then_some(()));
+        daemon.cli(&["check", "--catalog"]).ok();
+    }
+}
+
 #[test]
 fn check_compares_catalog_and_directories_and_changes_nothing() {
     let mut daemon = furnished();

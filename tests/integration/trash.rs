@@ -1,7 +1,9 @@
 //! The trash as operators meet it: what comes back, what goes for good, when, and what is never touched.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::harness::Daemon;
 use crate::harness::storage::{Storage, create, done, names, refused, remap, says, unmount, until_backend};
-use crate::harness::wait::{SOON, until};
+use crate::harness::wait::{SOON, run, until};
 
 fn named(name: &str) -> Value {
     json!({ "Name": name })
@@ -28,9 +30,12 @@ fn trash(daemon: &Daemon<'_>) -> Vec<Value> {
     rows.as_array().expect("a list").clone()
 }
 
+/// The removed volumes' directories, also those whose deletion has begun.
 fn trashed(root: &Path) -> Vec<String> {
-    let path = root.join(".volhost/trash");
-    if path.exists() { names(&path) } else { Vec::new() }
+    let home = root.join(".volhost");
+    let begun = names(&home).into_iter().filter_map(|name| Some(name.strip_prefix("deleting-")?.to_owned()));
+    let kept = if home.join("trash").exists() { names(&home.join("trash")) } else { Vec::new() };
+    kept.into_iter().chain(begun).collect()
 }
 
 /// Creates a volume with a file that says so.
@@ -41,6 +46,12 @@ fn made(daemon: &Daemon<'_>, root: &Path, name: &str, data: &str) {
 
 fn data(root: &Path, name: &str) -> String {
     fs::read_to_string(root.join(name).join("data")).unwrap()
+}
+
+/// What is left of a removed volume: in the trash, or where it lies once its deletion has begun.
+fn left_of(root: &Path, id: &str) -> PathBuf {
+    let begun = root.join(format!(".volhost/deleting-{id}"));
+    if begun.exists() { begun } else { root.join(".volhost/trash").join(id) }
 }
 
 fn until_gone(daemon: &Daemon<'_>, root: &Path, within: Duration) {
@@ -175,8 +186,7 @@ fn a_deletion_is_bounded_disturbs_nobody_and_is_resumed_after_kill_9() {
     daemon.cli(&["volume", "rm", "--now", "--yes", "big"]).ok();
     let start = Instant::now();
     let [id] = &trashed(&root)[..] else { panic!("{:?}", trashed(&root)) };
-    let tree = root.join(".volhost/trash").join(id);
-    let left = || fs::read_dir(&tree).map_or(0, Iterator::count);
+    let left = || fs::read_dir(left_of(&root, id)).map_or(0, Iterator::count);
     until("some of it to be gone", SOON, || (left() < FILES / 100).then_some(()));
     daemon.kill9();
     let half = left();
@@ -216,7 +226,7 @@ fn a_mount_point_inside_a_removed_volume_is_never_crossed() {
     });
     says(row["blocked"].as_str().unwrap(), &["mount point", "unmount it", "findmnt"]);
     says(&daemon.cli(&["volume", "ls", "--trash"]).ok(), &["mount point"]);
-    let below = root.join(".volhost/trash").join(row["id"].as_str().unwrap());
+    let below = left_of(&root, row["id"].as_str().unwrap());
     assert!(!below.join("data").exists(), "what can go is gone");
     for at in ["a/bound", "b/memory"] {
         assert_eq!(fs::read_to_string(below.join(at).join("data")).unwrap(), "kept");
@@ -332,6 +342,87 @@ fn scarce_space_takes_the_oldest_first_and_no_more_than_it_needs() {
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(trash(&daemon).len(), 2, "there is space again");
     assert_eq!(fs::read(root.join("live/data")).unwrap()[0], 1);
+    daemon.cli(&["volume", "restore", "middle"]).ok();
+}
+
+/// Writes until nothing more fits.
+fn fill_up(path: &Path) {
+    let mut file = fs::File::create(path).unwrap();
+    for size in [1 << 20, 4096, 512, 1] {
+        while file.write_all(&vec![1; size]).and_then(|()| file.sync_all()).is_ok() {}
+    }
+}
+
+fn chattr(change: &str, path: &Path) {
+    run(Command::new("chattr").arg(change).arg(path)).ok();
+}
+
+#[test]
+fn a_full_disk_is_emptied_however_deep_its_trees_are_and_whatever_cannot_go() {
+    let storage = Storage::new();
+    let disk = storage.dir("b");
+    storage.disk("b", "ext4", 64).mount(&disk);
+    let (daemon, root) = serve(&storage, "24h");
+    for name in ["db", "live"] {
+        create(&daemon, name, &json!({}));
+    }
+    let volume = root.join("db");
+    let mut deep = volume.join("deep");
+    for _ in 0..60 {
+        fs::create_dir(&deep).unwrap();
+        fs::write(deep.join("data"), vec![1; 4096]).unwrap();
+        deep.push("d");
+    }
+    for number in 0..400 {
+        fs::write(volume.join(format!("small-{number}")), "").unwrap();
+    }
+    let fixed = volume.join("fixed");
+    fs::write(&fixed, "").unwrap();
+    fill_up(&root.join("live/data"));
+    // Until the directory itself takes no more: names as long as any that volhost gives.
+    let links = (0..)
+        .take_while(|number| fs::hard_link(&fixed, volume.join(format!("{number:036}"))).is_ok())
+        .count();
+    chattr("+i", &fixed);
+    daemon.cli(&["volume", "rm", "--now", "--yes", "db"]).ok();
+    let row = until("what can go to be gone", SOON, || {
+        trash(&daemon).pop().filter(|row| row["blocked"].is_string())
+    });
+    let below = left_of(&root, row["id"].as_str().unwrap());
+    let left = names(&below);
+    says(row["blocked"].as_str().unwrap(), &["immutable", "chattr -i"]);
+    assert_eq!(left.len(), links + 1, "{left:?}");
+    assert!(!below.join("deep").exists());
+    chattr("-i", &below.join("fixed"));
+    daemon.cli(&["volume", "rm", "--now", "--yes", row["id"].as_str().unwrap()]).ok();
+    until_gone(&daemon, &root, SOON);
+    assert_eq!(fs::read(root.join("live/data")).unwrap()[0], 1);
+}
+
+#[test]
+fn scarce_inodes_take_the_oldest_first_too() {
+    let storage = Storage::new();
+    storage.tmpfs_of(&storage.dir("b"), 400);
+    let (daemon, root) = serve(&storage, "24h");
+    let files = |name: &str, from: usize, to: usize| {
+        for number in from..to {
+            fs::write(root.join(name).join(number.to_string()), "").unwrap();
+        }
+    };
+    for name in ["oldest", "middle", "live"] {
+        create(&daemon, name, &json!({}));
+    }
+    for name in ["oldest", "middle"] {
+        files(name, 0, 100);
+        done(&daemon, "Remove", &named(name));
+    }
+    let free = usize::try_from(rustix::fs::statvfs(&root).unwrap().f_ffree).unwrap();
+    files("live", 0, free - 5);
+    let left = until("the oldest to be deleted", 2 * SOON, || {
+        let rows = trash(&daemon);
+        (rows.len() < 2).then_some(rows)
+    });
+    assert_eq!(left[0]["name"], "middle");
     daemon.cli(&["volume", "restore", "middle"]).ok();
 }
 

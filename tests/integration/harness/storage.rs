@@ -62,7 +62,13 @@ impl Storage {
 
     /// Mounts a file system in memory.
     pub fn tmpfs(&self, at: &Path) {
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=0755,size=64m", "tmpfs"]).arg(at)).ok();
+        self.tmpfs_of(at, 100_000);
+    }
+
+    /// Mounts a file system in memory that can hold so many files.
+    pub fn tmpfs_of(&self, at: &Path, inodes: usize) {
+        let options = format!("mode=0755,size=64m,nr_inodes={inodes}");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at)).ok();
     }
 
     /// Shows a directory (or file) at another place.
