@@ -30,6 +30,7 @@ use super::registry::Key;
 use super::tls::{Revocation, State};
 use super::{CloseWithoutAnswer, NEWCOMER, Server};
 use crate::error::chain;
+use crate::host::identity::IdentityError;
 use crate::host::{Caller, Via};
 
 /// The largest head of a request, in bytes; engines send a few hundred. Of header lines hyper takes 100 at most.
@@ -74,13 +75,15 @@ impl LetIn {
 }
 
 /// Chains and what a new state thinks of them, so that each is verified once and not for each connection.
-pub(super) type Verdicts = HashMap<Chain, Result<(), rustls::Error>>;
+pub(super) type Verdicts = HashMap<Chain, Result<(), Refused>>;
 
 /// Why a caller who was let in no longer is.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum Refused {
     #[error("its certificate is not accepted any more")]
     Certificate(#[source] rustls::Error),
+    #[error("its name is not accepted any more")]
+    Name(#[source] IdentityError),
     #[error("its certificate (serial {0}) was revoked")]
     Revoked(String),
 }
