@@ -16,10 +16,10 @@ use serde::Serialize;
 use self::prompt::{Prompt, PromptError};
 use self::table::Listing;
 use crate::admin::client::{Client, ClientError};
-use crate::app::ServeError;
 use crate::app::certificates::CertificatesError;
 use crate::app::recovery::RecoveryError;
 use crate::app::spec::NoSpec;
+use crate::app::{self, ServeError};
 use crate::config::paths::PathsError;
 use crate::config::{self, Paths};
 use crate::discovery::SpecError;
@@ -214,6 +214,8 @@ pub fn run() -> ExitCode {
     // The standard output is never locked for long: `serve` prints to it from other threads.
     let mut out: Box<dyn Write> =
         if terminal { Box::new(io::stdout()) } else { Box::new(io::BufWriter::new(io::stdout())) };
+    // Without it such a write ends the process, and leaves half a file behind; no command needs it to go on.
+    let _ = app::survive_file_size_limit();
     let (mut err, mut input) = (io::stderr(), io::stdin().lock());
     let mut shell = Shell {
         global: Global::default(),
