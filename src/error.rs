@@ -1,4 +1,7 @@
-//! How errors reach a person: the chain of causes in one line, the exit codes, and the hint on a mistyped word.
+//! How errors reach a person: the chain of causes in one line, what of a text may be shown, how often a line is logged, the
+//! exit codes, and the hint on a mistyped word.
+
+pub mod limiter;
 
 use std::borrow::Cow;
 use std::error::Error;

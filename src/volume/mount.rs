@@ -51,7 +51,9 @@ impl Drop for Counted {
         }
         let (service, caller, id) = (Arc::clone(&self.service), self.caller.clone(), self.id.clone());
         let name = self.seen.volume.name.clone();
-        log::warn!("a mount of volume {name} by host {} has nobody to answer and is taken back", caller.host);
+        service.limiter.warn("no answer", &caller.host, || {
+            format!("a mount of volume {name} by host {} has nobody to answer and is taken back", caller.host)
+        });
         runtime.spawn(async move { service.take_back(&caller, &name, &id).await });
     }
 }
@@ -126,7 +128,9 @@ impl Service {
         if claim.decide() {
             return Ok(counted);
         }
-        log::warn!("a mount of volume {name} by host {} came too late and is taken back", caller.host);
+        self.limiter.warn("too late", &caller.host, || {
+            format!("a mount of volume {name} by host {} came too late and is taken back", caller.host)
+        });
         counted.hand_over();
         self.take_back(caller, name, id).await;
         Err(Error::Abandoned)
@@ -194,11 +198,10 @@ impl Service {
                 // It is queued, and done as soon as the catalog answers.
                 Err(Error::Unknown) => return,
                 Err(error) => {
-                    log::warn!(
-                        "mount {id} of volume {name} by host {} cannot be taken back yet: {}",
-                        caller.host,
-                        chain(&error)
-                    );
+                    self.limiter.warn("not taken back", &caller.host, || {
+                        let (host, why) = (&caller.host, chain(&error));
+                        format!("mount {id} of volume {name} by host {host} cannot be taken back yet: {why}")
+                    });
                     tokio::time::sleep(TAKE_BACK).await;
                 }
             }
@@ -219,10 +222,10 @@ impl Service {
         };
         step("unmount:recorded");
         if outcome.released.is_empty() {
-            log::warn!(
-                "host {} unmounted volume {name} with ID {id}, which is not among its mounts: nothing to do",
-                caller.host
-            );
+            self.limiter.warn("unknown unmount", &caller.host, || {
+                let host = &caller.host;
+                format!("host {host} unmounted volume {name} with ID {id}, which is not among its mounts: nothing to do")
+            });
         }
         Ok(())
     }
