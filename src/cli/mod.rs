@@ -79,7 +79,7 @@ struct Global {
     /// Ask the service at this admin socket [default: the configured one]
     #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
     socket: Option<PathBuf>,
-    /// Print JSON instead of a table
+    /// Print JSON instead of a table, and errors as JSON too
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
 }
@@ -232,8 +232,15 @@ pub fn run() -> ExitCode {
 
 /// Runs one command line and returns its exit code.
 fn main(arguments: impl IntoIterator<Item = OsString>, shell: &mut Shell<'_>) -> u8 {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
+        Err(told) if told.use_stderr() && arguments.iter().any(|argument| argument == "--json") => {
+            shell.global.json = true;
+            let text = told.render().to_string();
+            shell.aside("error", &in_one_line(text.strip_prefix("error: ").unwrap_or(&text)));
+            return exit::USAGE;
+        }
         Err(told) => {
             // Help and usage errors are clap's to print; that nobody reads them changes nothing.
             let _ = told.print();
@@ -342,24 +349,33 @@ impl Shell<'_> {
 
     /// Tells something beside the result.
     fn note(&mut self, text: &str) {
+        self.aside("note", text);
+    }
+
+    /// Prints a line to the standard error; for programs (`--json`) an object with one field.
+    fn aside(&mut self, field: &str, text: &str) {
         // What was printed before is seen before; if it cannot be, the end of the command tells. A note that nobody
         // can read changes nothing of what was done.
         let _ = self.out.flush();
-        let _ = writeln!(self.err, "{text}");
+        let _ = if self.global.json {
+            writeln!(
+                self.err,
+                "{}",
+                serde_json::json!({ field: text.strip_prefix("volhost: ").unwrap_or(text) })
+            )
+        } else {
+            writeln!(self.err, "{text}")
+        };
     }
 
     /// Tells why the command failed: one line for each error.
     fn complain(&mut self, error: &Error) {
+        let mut tell = |text: &str| self.aside("error", &format!("volhost: {}", table::printable(text)));
         match error {
             Error::Several(errors) => errors.iter().for_each(|error| self.complain(error)),
             // Each fault is an error of its own.
-            Error::Configuration(faults) => {
-                faults.lines().for_each(|fault| self.note(&format!("volhost: {}", table::printable(fault))));
-            }
-            error => {
-                let text = chain(error).lines().map(str::trim).collect::<Vec<_>>().join("; ");
-                self.note(&format!("volhost: {}", table::printable(&text)));
-            }
+            Error::Configuration(faults) => faults.lines().for_each(tell),
+            error => tell(&in_one_line(&chain(error))),
         }
     }
 
@@ -375,6 +391,10 @@ impl Shell<'_> {
     fn prompt(&mut self) -> Prompt<'_> {
         Prompt { input: self.input, output: self.err, interactive: self.interactive }
     }
+}
+
+fn in_one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 /// Does one thing after another, none of them left out because the service refused an earlier one.
