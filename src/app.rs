@@ -16,6 +16,7 @@ mod tls;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,11 +35,12 @@ use crate::backend;
 use crate::catalog::{self, Catalog, Change, Location};
 use crate::config::watch::{Unit, Watcher};
 use crate::config::{self, Config, Faults, Loaded, Paths};
-use crate::error::chain;
 use crate::host::name::HostName;
 use crate::host::{Caller, Via};
 use crate::process::clock::Clock;
-use crate::process::signal::{self, Event};
+use crate::process::log::{self as process_log, Log};
+pub use crate::process::signal::survive_file_size_limit;
+use crate::process::signal::{self, EarlyReload, Event};
 use crate::process::systemd::{self, Inheritance};
 use crate::process::{Drain, files};
 use crate::protocol::{self, Protocols};
@@ -67,6 +69,10 @@ const CLOCK: Duration = Duration::from_secs(10);
 pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     let inheritance = Inheritance::take()
         .map_err(|source| ServeError::System { what: "systemd's sockets cannot be taken", source })?;
+    // Dropped last: it waits a moment for what is said until then.
+    let _log = Log::start().map_err(|source| ServeError::System { what: "no thread for the log", source })?;
+    let early =
+        signal::survive_reload().map_err(|source| ServeError::System { what: "no signals", source })?;
     let loaded = load(paths, file).map_err(ServeError::Configuration)?;
     let needed = loaded.config.limits.connections as u64 + FILES_BESIDE;
     if let Some(files) = files::raise_limit().filter(|files| *files < needed) {
@@ -93,7 +99,7 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
         .build()
         .map_err(|source| ServeError::System { what: "no threads", source })?;
     let result = runtime.block_on(async {
-        let service = App::build(paths, file, loaded, tls, Arc::clone(&catalog), inheritance).await;
+        let service = App::build(paths, file, loaded, tls, Arc::clone(&catalog), inheritance, &early).await;
         let result = match service {
             Ok(app) => app.run().await,
             Err(error) => Err(error),
@@ -149,9 +155,10 @@ impl App {
         tls: Tls,
         catalog: Arc<dyn Catalog>,
         inheritance: Inheritance,
+        early: &EarlyReload,
     ) -> Result<Self, ServeError> {
         let (sender, events) =
-            signal::listen().map_err(|source| ServeError::System { what: "no signals", source })?;
+            signal::listen(early).map_err(|source| ServeError::System { what: "no signals", source })?;
         let config = &loaded.config;
         tls.record(&*catalog).await?;
 
@@ -189,10 +196,13 @@ impl App {
         }
         let operator = Caller { host: config.node.clone(), via: Via::Admin };
         let counted = Arc::clone(&server);
-        let connections = move || counted.connections().values().sum();
+        let counts = move || admin::Counts {
+            connections: counted.connections().values().sum(),
+            log_lines_dropped: process_log::dropped(),
+        };
         let (reloads, asked) = mpsc::unbounded_channel();
         let reload = reload_by(reloads.clone());
-        let admin = Admin::new(Arc::clone(&service), Arc::clone(&board), desk, operator, connections, reload);
+        let admin = Admin::new(Arc::clone(&service), Arc::clone(&board), desk, operator, counts, reload);
         board.update(|facts| {
             facts.name.clone_from(&config.name);
             facts.node = config.node.to_string();
@@ -269,7 +279,7 @@ impl App {
         tokio::spawn(Arc::clone(&service).keep_trash());
         tokio::spawn(Arc::clone(&service).keep_copies());
         board.update(|facts| facts.since = Some(OffsetDateTime::now_utc()));
-        announce(&addresses)?;
+        announce(&addresses);
         systemd::ready(&status_line(&board.read()));
 
         let mut renewal = tokio::time::interval(RENEWAL);
@@ -381,17 +391,19 @@ fn desk(
     }
 }
 
-/// Tells who started the service where it listens, and that it is ready.
-fn announce(addresses: &[String]) -> Result<(), ServeError> {
-    let mut out = std::io::stdout().lock();
+/// Tells who started the service where it listens, and that it is ready. That nobody reads it, or that it cannot be
+/// written, changes nothing: whoever asked for it may live on well, and so does the service.
+fn announce(addresses: &[String]) {
     let lines = addresses.iter().map(|address| format!("listening on {address}\n")).collect::<String>();
-    let told = out.write_all(format!("{lines}ready\n").as_bytes()).and_then(|()| out.flush());
-    match told {
-        // Whoever read the lines may have closed the pipe and live on well.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
-            log::debug!("nobody reads the standard output: {}", chain(&error));
-            Ok(())
+    let tell = move || {
+        // Without the lock of the standard library, on which the end of the process would wait.
+        let told = std::io::stdout().as_fd().try_clone_to_owned().map(std::fs::File::from);
+        if let Err(error) = told.and_then(|mut out| out.write_all(format!("{lines}ready\n").as_bytes())) {
+            log::warn!("the addresses could not be told on the standard output: {error}");
         }
-        told => told.map_err(|source| ServeError::System { what: "the standard output is closed", source }),
+    };
+    // It may be a pipe that nobody reads, for which nothing here waits.
+    if let Err(error) = std::thread::Builder::new().name("announcement".into()).spawn(tell) {
+        log::warn!("the addresses could not be told on the standard output: {error}");
     }
 }

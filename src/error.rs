@@ -1,5 +1,9 @@
-//! How errors reach a person: the chain of causes in one line, the exit codes, and the hint on a mistyped word.
+//! How errors reach a person: the chain of causes in one line, what of a text may be shown, how often a line is logged, the
+//! exit codes, and the hint on a mistyped word.
 
+pub mod limiter;
+
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::Write as _;
 
@@ -26,6 +30,31 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// Returns true for a character that could break a line, speak to a terminal, or have it show a text in another order than
+/// it is written in: control characters, the separators of lines and paragraphs, and the controls of bidirectional text.
+#[must_use]
+pub fn is_unsafe_to_show(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Returns `text` with each character that [`is_unsafe_to_show`] replaced by its escape, such as `\n` or `\u{9b}`.
+#[must_use]
+pub fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unsafe_to_show) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_unsafe_to_show(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
+}
+
 /// The one of `known` that a mistyped `word` most likely meant, if any is near enough to be worth a hint.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let allowed = 1 + word.chars().count() / 4;
@@ -50,6 +79,14 @@ mod tests {
         struct Outer(#[source] std::io::Error);
         let error = Outer(std::io::Error::other("disk on fire"));
         assert_eq!(chain(&error), "the catalog cannot be opened: disk on fire");
+    }
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_escaped_and_nothing_else() {
+        let plain = "/srv/größe \"x\" \\ 漢字 🦀";
+        assert!(matches!(escaped(plain), Cow::Borrowed(shown) if shown == plain));
+        assert_eq!(escaped("a\r\n\t\0\x7f\u{85}\u{9b}b"), "a\\r\\n\\t\\u{0}\\u{7f}\\u{85}\\u{9b}b");
+        assert_eq!(escaped("\u{2029}\u{202e}\u{2066}\u{200f}"), "\\u{2029}\\u{202e}\\u{2066}\\u{200f}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
@@ -126,20 +126,29 @@ pub fn rename_to_free<P: Arg + Copy>(
     rustix::fs::unlinkat(from_dir, from, AtFlags::empty())
 }
 
-/// The temporary name begins with a dot and ends in nothing that an engine reads.
+/// Removes what a process left that was killed while it wrote this file. The caller holds the lock that the file's other
+/// writers take. A leftover that cannot be removed stays: the next write of the file says why.
+pub fn sweep(path: &Path) {
+    if let Some(temporary) = temporary(path) {
+        let _ = std::fs::remove_file(temporary);
+    }
+}
+
+/// The name that a file is written under first. It begins with a dot and ends in nothing that an engine reads.
+fn temporary(path: &Path) -> Option<PathBuf> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name()?);
+    name.push(".new");
+    Some(path.parent()?.join(name))
+}
+
 fn write(
     path: &Path,
     content: &[u8],
     mode: u32,
     rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
 ) -> io::Result<()> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let mut temporary = OsString::from(".");
-    temporary.push(name);
-    temporary.push(".new");
-    let temporary = dir.join(temporary);
+    let Some(temporary) = temporary(path) else { return Err(io::ErrorKind::InvalidInput.into()) };
     // One name suffices under the lock, and what a crash left there is swept away by the next attempt.
     match std::fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -219,6 +228,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(".key.new"), "half").unwrap();
         create(&dir.path().join("key"), b"whole", 0o600).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        std::fs::write(dir.path().join(".key.new"), "half").unwrap();
+        sweep(&dir.path().join("key"));
+        sweep(&dir.path().join("other"));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

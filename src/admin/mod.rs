@@ -44,8 +44,17 @@ pub struct Admin {
     board: Arc<Board>,
     desk: Desk,
     operator: Caller,
-    connections: Arc<dyn Fn() -> usize + Send + Sync>,
+    counts: Arc<dyn Fn() -> Counts + Send + Sync>,
     reload: Reload,
+}
+
+/// What is counted outside of the volumes.
+#[derive(Debug, Clone, Copy)]
+pub struct Counts {
+    /// How many connections are open.
+    pub connections: usize,
+    /// How many lines of the log were dropped.
+    pub log_lines_dropped: u64,
 }
 
 /// Has everything read again that can be reloaded, and answers when that is done, with whether it was; what became of it
@@ -62,16 +71,16 @@ struct Refusal {
 type Answer = Result<Vec<u8>, Refusal>;
 
 impl Admin {
-    /// Answers for `operator`, who is this machine's; `connections` tells how many are open.
+    /// Answers for `operator`, who is this machine's; `counts` tells what is counted elsewhere.
     pub fn new(
         service: Arc<Service>,
         board: Arc<Board>,
         desk: Desk,
         operator: Caller,
-        connections: impl Fn() -> usize + Send + Sync + 'static,
+        counts: impl Fn() -> Counts + Send + Sync + 'static,
         reload: Reload,
     ) -> Arc<Self> {
-        Arc::new(Self { service, board, desk, operator, connections: Arc::new(connections), reload })
+        Arc::new(Self { service, board, desk, operator, counts: Arc::new(counts), reload })
     }
 
     /// The one filter that takes every request and answers it.
@@ -99,7 +108,7 @@ impl Admin {
             self.service.refresh().await;
         }
         match path {
-            verb::STATUS => json(&views::status(&self.service, &self.board, (self.connections)())),
+            verb::STATUS => json(&views::status(&self.service, &self.board, (self.counts)())),
             verb::RELOAD if (self.reload)().await => json(&views::reloads(&self.board)),
             verb::RELOAD => Err(Refusal::new(
                 StatusCode::INTERNAL_SERVER_ERROR,

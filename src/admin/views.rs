@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use time::OffsetDateTime;
 
 use super::board::{Board, Reloaded};
-use super::wire;
+use super::{Counts, wire};
 use crate::catalog;
 use crate::host::name::HostName;
 use crate::volume::error::rfc3339;
@@ -13,8 +13,9 @@ use crate::volume::mounts::Mount;
 use crate::volume::name::VolumeName;
 use crate::volume::{BackendInfo, Seen, Service, TrashedInfo};
 
-pub(super) fn status(service: &Service, board: &Board, connections: usize) -> wire::Status {
+pub(super) fn status(service: &Service, board: &Board, counts: Counts) -> wire::Status {
     let (view, facts) = (service.view(), board.read());
+    let Counts { connections, log_lines_dropped } = counts;
     let reload = facts.last_reload().map(reloaded);
     wire::Status {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -32,6 +33,7 @@ pub(super) fn status(service: &Service, board: &Board, connections: usize) -> wi
         needs_restart: facts.needs_restart,
         spec: facts.spec,
         server_certificate_expires: facts.server_certificate_expires.map(rfc3339),
+        log_lines_dropped,
     }
 }
 

@@ -109,6 +109,9 @@ pub struct Status {
     pub spec: Option<String>,
     /// When the server's certificate expires, RFC 3339.
     pub server_certificate_expires: Option<String>,
+    /// How many lines of the log were dropped since the start, because nobody took them.
+    #[serde(default)]
+    pub log_lines_dropped: u64,
 }
 
 /// What became of a reload.

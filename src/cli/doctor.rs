@@ -1,5 +1,6 @@
 //! `doctor`: chooses what is examined, and prints what was found.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -9,7 +10,7 @@ use super::lint::places;
 use super::table::{counted, printable};
 use super::{Error, Shell};
 use crate::config::Paths;
-use crate::doctor::{self, Finding, Scope, Verdict, look};
+use crate::doctor::{self, Docker, Finding, Scope, Verdict, look};
 
 /// Find out what is wrong on this machine, and what mends it
 ///
@@ -29,7 +30,7 @@ pub(super) struct Doctor {
     /// The plugin's name on this machine [default: the configured one, else volhost, else the bundle's]
     #[arg(value_name = "PLUGIN")]
     plugin: Option<String>,
-    /// Ask the engine at this socket [default: /run/docker.sock]
+    /// Ask the engine at this socket [default: DOCKER_HOST, else /run/docker.sock]
     #[arg(long, value_name = "SOCKET")]
     docker: Option<PathBuf>,
     /// Look for spec files in this directory instead of the engine's; may be given several times
@@ -48,8 +49,7 @@ pub(super) fn run(args: &Doctor, shell: &mut Shell<'_>) -> Result<(), Error> {
     let scope = Scope {
         plugin: plugin.clone(),
         places: places(spec_dirs, shell),
-        docker: docker.as_deref().map_or_else(|| engine_socket(root), socket_path),
-        docker_named: docker.is_some(),
+        docker: engine(docker.as_deref(), root, std::env::var_os("DOCKER_HOST")),
         paths: Paths::of_this_process(root)?,
         config: shell.global.config.clone(),
         socket: shell.global.socket.clone(),
@@ -79,12 +79,19 @@ fn engine_socket(root: Option<&Path>) -> PathBuf {
     }
 }
 
-/// A socket by its path, or as engines write it.
-fn socket_path(named: &Path) -> PathBuf {
-    named
-        .to_str()
-        .and_then(|text| text.strip_prefix("unix://"))
-        .map_or_else(|| named.to_owned(), PathBuf::from)
+/// The engine that is meant: by `--docker`, else as Docker's own commands find it by DOCKER_HOST, but for a trial with a
+/// root of its own, else the usual one. Contexts of Docker's commands are not looked at: they are a user's, and mostly name
+/// engines elsewhere.
+fn engine(named: Option<&Path>, root: Option<&Path>, environment: Option<OsString>) -> Docker {
+    let environment = environment.filter(|host| root.is_none() && !host.is_empty()).map(PathBuf::from);
+    let Some(engine) = named.map(Path::to_owned).or(environment) else {
+        return Docker::Usual(engine_socket(root));
+    };
+    match engine.to_str().and_then(|text| text.split_once("://")) {
+        None => Docker::Named(engine),
+        Some(("unix", path)) => Docker::Named(path.into()),
+        Some(_) => Docker::Elsewhere(engine.display().to_string()),
+    }
 }
 
 fn show(findings: &[Finding], shell: &mut Shell<'_>) -> Result<(), Error> {
@@ -125,6 +132,24 @@ mod tests {
     use serde_json::Value;
 
     use super::super::tests::offline;
+    use super::*;
+
+    #[test]
+    fn the_engine_is_the_one_that_dockers_own_commands_ask() {
+        let of = |named: Option<&str>, root: Option<&str>, host: Option<&str>| {
+            engine(named.map(Path::new), root.map(Path::new), host.map(OsString::from))
+        };
+        let named = |path: &str| Docker::Named(path.into());
+        assert_eq!(of(None, None, Some("unix:///run/other.sock")), named("/run/other.sock"));
+        assert_eq!(of(Some("unix:///a"), None, Some("unix:///b")), named("/a"));
+        assert_eq!(of(Some("/a"), None, None), named("/a"));
+        for elsewhere in ["tcp://10.0.0.1:2375", "ssh://root@store1", "npipe:////./pipe/docker_engine"] {
+            assert_eq!(of(None, None, Some(elsewhere)), Docker::Elsewhere(elsewhere.into()));
+        }
+        for host in [None, Some(""), Some("unix:///run/other.sock")] {
+            assert_eq!(of(None, Some("/r"), host), Docker::Usual("/r/run/docker.sock".into()));
+        }
+    }
 
     /// A machine with nothing but a spec file, whose service is not there.
     fn fixture() -> tempfile::TempDir {

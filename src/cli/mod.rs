@@ -16,10 +16,10 @@ use serde::Serialize;
 use self::prompt::{Prompt, PromptError};
 use self::table::Listing;
 use crate::admin::client::{Client, ClientError};
-use crate::app::ServeError;
 use crate::app::certificates::CertificatesError;
 use crate::app::recovery::RecoveryError;
 use crate::app::spec::NoSpec;
+use crate::app::{self, ServeError};
 use crate::config::paths::PathsError;
 use crate::config::{self, Paths};
 use crate::discovery::SpecError;
@@ -79,7 +79,7 @@ struct Global {
     /// Ask the service at this admin socket [default: the configured one]
     #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
     socket: Option<PathBuf>,
-    /// Print JSON instead of a table
+    /// Print JSON instead of a table, and errors as JSON too
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
 }
@@ -214,6 +214,8 @@ pub fn run() -> ExitCode {
     // The standard output is never locked for long: `serve` prints to it from other threads.
     let mut out: Box<dyn Write> =
         if terminal { Box::new(io::stdout()) } else { Box::new(io::BufWriter::new(io::stdout())) };
+    // Without it such a write ends the process, and leaves half a file behind; no command needs it to go on.
+    let _ = app::survive_file_size_limit();
     let (mut err, mut input) = (io::stderr(), io::stdin().lock());
     let mut shell = Shell {
         global: Global::default(),
@@ -230,8 +232,15 @@ pub fn run() -> ExitCode {
 
 /// Runs one command line and returns its exit code.
 fn main(arguments: impl IntoIterator<Item = OsString>, shell: &mut Shell<'_>) -> u8 {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
+        Err(told) if told.use_stderr() && arguments.iter().any(|argument| argument == "--json") => {
+            shell.global.json = true;
+            let text = told.render().to_string();
+            shell.aside("error", &in_one_line(text.strip_prefix("error: ").unwrap_or(&text)));
+            return exit::USAGE;
+        }
         Err(told) => {
             // Help and usage errors are clap's to print; that nobody reads them changes nothing.
             let _ = told.print();
@@ -340,24 +349,33 @@ impl Shell<'_> {
 
     /// Tells something beside the result.
     fn note(&mut self, text: &str) {
+        self.aside("note", text);
+    }
+
+    /// Prints a line to the standard error; for programs (`--json`) an object with one field.
+    fn aside(&mut self, field: &str, text: &str) {
         // What was printed before is seen before; if it cannot be, the end of the command tells. A note that nobody
         // can read changes nothing of what was done.
         let _ = self.out.flush();
-        let _ = writeln!(self.err, "{text}");
+        let _ = if self.global.json {
+            writeln!(
+                self.err,
+                "{}",
+                serde_json::json!({ field: text.strip_prefix("volhost: ").unwrap_or(text) })
+            )
+        } else {
+            writeln!(self.err, "{text}")
+        };
     }
 
     /// Tells why the command failed: one line for each error.
     fn complain(&mut self, error: &Error) {
+        let mut tell = |text: &str| self.aside("error", &format!("volhost: {}", table::printable(text)));
         match error {
             Error::Several(errors) => errors.iter().for_each(|error| self.complain(error)),
             // Each fault is an error of its own.
-            Error::Configuration(faults) => {
-                faults.lines().for_each(|fault| self.note(&format!("volhost: {}", table::printable(fault))));
-            }
-            error => {
-                let text = chain(error).lines().map(str::trim).collect::<Vec<_>>().join("; ");
-                self.note(&format!("volhost: {}", table::printable(&text)));
-            }
+            Error::Configuration(faults) => faults.lines().for_each(tell),
+            error => tell(&in_one_line(&chain(error))),
         }
     }
 
@@ -373,6 +391,10 @@ impl Shell<'_> {
     fn prompt(&mut self) -> Prompt<'_> {
         Prompt { input: self.input, output: self.err, interactive: self.interactive }
     }
+}
+
+fn in_one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 /// Does one thing after another, none of them left out because the service refused an earlier one.

@@ -49,6 +49,7 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
         needs_restart,
         spec,
         server_certificate_expires,
+        log_lines_dropped,
     } = status;
     let mut block = vec![format!("volhost {version}, serving as {name:?} on {node} since {since}")];
     let row = |label: &str, value: &str| format!("  {label:<13} {}", printable(value));
@@ -95,6 +96,10 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
             format!("{}: changed in the file, but in force only after a restart", needs_restart.join(", "));
         block.push(alarm("needs restart", &told));
     }
+    if *log_lines_dropped > 0 {
+        let told = format!("{log_lines_dropped} lines were dropped: the standard error did not take them");
+        block.push(alarm("log", &told));
+    }
     block
 }
 
@@ -134,6 +139,7 @@ mod tests {
             needs_restart: Vec::new(),
             spec: Some("/etc/docker/plugins/volhost.json".into()),
             server_certificate_expires: Some("2027-01-02T03:04:05Z".into()),
+            log_lines_dropped: 0,
         }
     }
 
@@ -157,6 +163,7 @@ mod tests {
         let mut status = status();
         status.needs_restart = vec!["catalog".into(), "listen".into()];
         status.catalog_fault = Some("database or disk is full".into());
+        status.log_lines_dropped = 7;
         status.last_reload = Some(Reload {
             at: "2026-01-02T04:00:00Z".into(),
             unit: "configuration".into(),
@@ -168,6 +175,7 @@ mod tests {
         assert!(text.contains("\n    volhost.json:3: listne: unknown field"), "{text}");
         assert!(text.contains("needs restart catalog, listen: changed"), "{text}");
         assert!(text.contains("catalog fault it cannot be written: database or disk is full"), "{text}");
+        assert!(text.contains("log           7 lines were dropped"), "{text}");
         let later = OffsetDateTime::UNIX_EPOCH + time::Duration::days(366 * 100);
         assert!(
             lines(&status, false, later).join("\n").contains("certificate   EXPIRED 2027-01-02T03:04:05Z")

@@ -6,6 +6,8 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use humansize::{BINARY, format_size};
 
+use crate::error::is_unsafe_to_show;
+
 /// A table that is being filled.
 pub(super) struct Listing(Table);
 
@@ -56,7 +58,7 @@ pub(super) fn terminal_width() -> Option<u16> {
 
 /// `text` without characters that would break a line or speak to the terminal.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if is_unsafe_to_show(c) { ' ' } else { c }).collect()
 }
 
 /// A size for people, or a dash where it is not known.
@@ -114,6 +116,6 @@ mod tests {
 
     #[test]
     fn no_cell_speaks_to_the_terminal() {
-        assert_eq!(printable("a\x1b[31mb\tc\r\n"), "a [31mb c  ");
+        assert_eq!(printable("a\x1b[31mb\tc\r\n\u{9b}\u{202e}"), "a [31mb c    ");
     }
 }

@@ -392,3 +392,40 @@ fn every_help_text_is_as_its_golden_file() {
 fn the_command_line_contradicts_itself_nowhere() {
     Cli::command().debug_assert();
 }
+
+#[test]
+fn errors_are_json_where_results_are() {
+    let service = service();
+    let errors = |line: &[&str], code: u8| -> Vec<Value> {
+        let ran = run(&service, line, None);
+        assert_eq!(ran.code, code, "{line:?}: {}", ran.err);
+        ran.err
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+            .collect()
+    };
+    let refused = "volume \"db\" is mounted by web1";
+    assert_eq!(errors(&["volume", "rm", "--yes", "db", "--json"], 1), [json!({ "error": refused })]);
+    let each = errors(&["--json", "volume", "rm", "--yes", "db", "none"], 1);
+    assert_eq!(each.len(), 2, "{each:?}");
+    assert_eq!(each[0], json!({ "error": refused }));
+    for usage in [
+        &["--json", "volume", "frobnicate"][..],
+        &["volume", "ls", "--frob", "--json"],
+        &["mount", "release", "--json"],
+    ] {
+        let told = errors(usage, 2);
+        assert!(told.len() == 1 && told[0]["error"].as_str().is_some_and(|text| text.len() > 10), "{told:?}");
+    }
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(root.path().join("etc/volhost")).unwrap();
+    std::fs::write(root.path().join("etc/volhost/volhost.json"), r#"{"listne": [], "scope": "galactic"}"#)
+        .unwrap();
+    let ran = offline(&["spec", "show", "--json", "--root", root.path().to_str().unwrap()]);
+    assert_eq!((ran.code, &*ran.out), (78, ""));
+    for line in ran.err.lines() {
+        let told: Value = serde_json::from_str(line).unwrap();
+        assert!(told["error"].as_str().unwrap().contains("volhost.json:1:"), "{line}");
+    }
+    assert_eq!(ran.err.lines().count(), 2);
+}

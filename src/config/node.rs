@@ -14,6 +14,7 @@ use jsonc_parser::common::Ranged as _;
 use super::fault::Fault;
 use super::fields::{Field, Takes, names};
 use super::json::Source;
+use crate::error::is_unsafe_to_show;
 
 /// The length from which on Linux takes no path.
 const MAX_PATH_BYTES: usize = 4096;
@@ -77,12 +78,21 @@ impl<'a> Node<'a> {
     /// A string.
     pub(super) fn string(&self, takes: &str) -> Option<&'a str> {
         match self.value {
-            Value::StringLit(text) => Some(&text.value),
+            Value::StringLit(text) => self.printable(&text.value),
             _ => {
                 self.wrong_type(takes);
                 None
             }
         }
+    }
+
+    /// A text that no line of a log and no terminal takes for something else. A path could hold more, but none that
+    /// anybody means does.
+    fn printable<'t>(&self, text: &'t str) -> Option<&'t str> {
+        let Some(found) = text.chars().find(|c| is_unsafe_to_show(*c)) else { return Some(text) };
+        let found = found.escape_default();
+        self.fault(format!("{} holds the control character {found}: take it out", quoted(text)));
+        None
     }
 
     /// `true` or `false`.
@@ -156,8 +166,6 @@ impl<'a> Node<'a> {
     pub(super) fn absolute(&self, text: &str) -> Option<PathBuf> {
         let what = if !text.starts_with('/') {
             "is a relative path: it takes an absolute one, which begins with a slash"
-        } else if text.contains('\0') {
-            "holds a zero byte: no path does"
         } else if text.len() >= MAX_PATH_BYTES {
             "is longer than a path can be"
         } else {

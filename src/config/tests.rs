@@ -300,6 +300,79 @@ fn fields_that_are_not_served_yet_are_refused() {
     );
 }
 
+/// Every string of both files ends up in a log or on a terminal at some time, where it must not pass for something else.
+#[test]
+fn control_characters_are_refused_in_every_string() {
+    let text = |what: &str, c: &str| format!("{what}x{c}y");
+    for c in ["\n", "\u{9b}", "\u{7f}", "\u{85}", "\u{2028}", "\u{202e}", "\u{2066}", "\0", "\t"] {
+        let at = |field: &str| format!(": {field}:");
+        let path = text("/srv/", c);
+        let config = json!({
+            "name": text("n", c), "node": text("n", c), "scope": text("", c), "listen": [format!("unix:{path}")],
+            "advertise": format!("unix:{path}"), "tls": { "crl": path }, "spec": { "dir": path, "format": text("", c) },
+            "catalog": format!("sqlite:{path}"), "backends": path, "admin": path, "$schema": text("", c),
+            "hosts": { "web1": { "rights": [text("", c)], "backends": [text("", c)] } },
+            "limits": { "request": text("", c) }, "etcd": { "ca": path, "user": text("", c) },
+        });
+        let faults = config_faults(&config.to_string());
+        for field in [
+            "name",
+            "node",
+            "scope",
+            "listen[0]",
+            "advertise",
+            "tls.crl",
+            "spec.dir",
+            "spec.format",
+            "catalog",
+            "backends",
+            "admin",
+            "hosts.web1.rights[0]",
+            "hosts.web1.backends[0]",
+            "limits.request",
+            "etcd.ca",
+            "etcd.user",
+            "\"$schema\"",
+        ] {
+            let of_it: Vec<_> = faults.iter().filter(|fault| fault.contains(&at(field))).collect();
+            assert!(
+                of_it.len() == 1
+                    && of_it[0].starts_with("volhost.json:1:")
+                    && of_it[0].contains("control character"),
+                "{c:?} in {field}: {of_it:?} of {faults:#?}"
+            );
+        }
+        let map = json!({
+            "fast": { "path": path, "mountpoint": path, "mountpoint_by_host": { "web2": path }, "hosts": [text("", c)],
+                      "trash": text("", c), "mode": text("", c) },
+            "slow": path,
+        });
+        let faults = map_faults(&map.to_string());
+        for field in [
+            "fast.path",
+            "fast.mountpoint",
+            "fast.mountpoint_by_host.web2",
+            "fast.hosts[0]",
+            "fast.trash",
+            "fast.mode",
+            "slow",
+        ] {
+            let of_it: Vec<_> = faults.iter().filter(|fault| fault.contains(&at(field))).collect();
+            assert!(
+                of_it.len() == 1 && of_it[0].contains("control character"),
+                "{c:?} in {field}: {faults:#?}"
+            );
+        }
+        // A key is a name, which holds none of them; and no fault breaks a line.
+        for fault in map_faults(&json!({ text("", c): "/srv/x" }).to_string()).iter().chain(&faults) {
+            assert!(!fault.contains(crate::error::is_unsafe_to_show), "{fault:?}");
+        }
+        assert_eq!(map_faults(&json!({ text("", c): "/srv/x" }).to_string()).len(), 1);
+    }
+    let good = json!({ "default": { "path": "/srv/größe \"漢字\" \\ 🦀" } });
+    assert!(map_faults(&good.to_string()).is_empty());
+}
+
 #[test]
 fn a_catalog_in_etcd_is_refused_where_the_program_was_built_without_it() {
     let mut place = Place::with(r#"{"catalog": "etcd://a:1,b:2/store", "etcd": {}}"#, "{}");
@@ -659,6 +732,7 @@ prop_compose! {
 prop_compose! {
     fn credentials()(paths in vec(path(), 4), user in "\\PC{1,9}", tls in 0..3, with_user in any::<bool>()) -> Credentials {
         let at = |index: usize, given: bool| given.then(|| paths[index].clone());
+        let user = user.replace(crate::error::is_unsafe_to_show, "-");
         Credentials {
             ca: at(0, tls > 0), cert: at(1, tls > 1), key: at(2, tls > 1),
             user: with_user.then_some(user), password_file: at(3, with_user),

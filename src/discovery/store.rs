@@ -139,6 +139,7 @@ impl Store {
         let Shown { path, content, .. } = self.rendered(spec, format)?;
         let _held = self.lock()?;
         let mut memory = self.remembered()?;
+        self.sweep(&memory, [&path]);
         let found = look(&path)?;
         let known = memory.files.get(&path).cloned().unwrap_or_default();
         let (done, before) = match presence(&found, &known, &content) {
@@ -191,6 +192,7 @@ impl Store {
         }
         let _held = self.lock()?;
         let memory = self.remembered()?;
+        self.sweep(&memory, &own);
         let mut removed = Vec::new();
         for (path, known) in &memory.files {
             if remove_ours(path, known)? {
@@ -232,6 +234,13 @@ impl Store {
         let text = serde_json::to_vec_pretty(memory)
             .map_err(|error| failed("write", &self.memory)(io::Error::other(error)))?;
         replace(&self.memory, &text, 0o600)
+    }
+
+    /// Removes what a process left that was killed while it wrote, from beside the memory, the files in it and these. The
+    /// lock is held.
+    fn sweep<'a>(&self, memory: &'a Memory, more: impl IntoIterator<Item = &'a PathBuf>) {
+        files::sweep(&self.memory);
+        memory.files.keys().chain(more).for_each(|path| files::sweep(path));
     }
 
     /// Keeps other processes from writing with the same memory while it is held.
@@ -476,6 +485,13 @@ mod tests {
             f.plant("volhost.spec", &format!("unix://{in_place}\n"));
             f.plant(".volhost.spec.new", "half");
             assert_eq!(f.store.write(&socket("volhost", newer), Format::Spec, false).unwrap(), written);
+            assert_eq!(f.files(), ["volhost.spec"]);
+            // Also where the file is as it should be.
+            f.plant(".volhost.spec.new", "half");
+            assert_eq!(
+                f.store.write(&socket("volhost", newer), Format::Spec, false).unwrap(),
+                Written::Unchanged
+            );
             assert_eq!(f.files(), ["volhost.spec"]);
         }
     }

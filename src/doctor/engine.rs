@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 
 use super::plugin::Plugin;
 use super::proxy::{self, Environment};
-use super::{Finding, PATIENCE, Scope, Verdict, shown};
+use super::{Docker, Finding, PATIENCE, Scope, Verdict, shown};
 use crate::discovery::lint::probe::{self, exchange};
 
 const ENGINE: &str = "engine";
@@ -31,16 +31,30 @@ enum Silence {
 /// Asks the engine; its proxies are also looked for in the environment of running ones.
 pub(super) fn examine(scope: &Scope, plugin: &Plugin, findings: &mut Vec<Finding>) {
     let mut environments = proxy::running();
-    let engine = shown(&scope.docker);
-    match get(&scope.docker, "/plugins") {
-        Ok(plugins) => {
+    let asked = match &scope.docker {
+        Docker::Usual(socket) | Docker::Named(socket) => {
+            get(socket, "/plugins").map(|plugins| (socket, plugins)).map_err(|silence| {
+                silent(socket, matches!(scope.docker, Docker::Named(_)), silence)
+            })
+        }
+        Docker::Elsewhere(address) => Err(Finding::new(
+            ENGINE,
+            address,
+            Verdict::Note,
+            "no engine is asked: that is no socket of this machine, and only an engine of this machine uses the spec \
+             files that are here",
+        )
+        .remedy("run this on the engine's machine, or name a socket by `--docker`")),
+    };
+    match asked {
+        Ok((socket, plugins)) => {
             findings.push(managed(&plugin.name, &plugins));
-            if let Ok(info) = get(&scope.docker, "/info") {
-                environments.push(Environment::told(&engine, &info));
+            if let Ok(info) = get(socket, "/info") {
+                environments.push(Environment::told(&shown(socket), &info));
             }
         }
-        Err(silence) => {
-            findings.push(silent(scope, silence));
+        Err(finding) => {
+            findings.push(finding);
             let message = "managed plugins are known to the engine alone";
             findings.push(Finding::new(MANAGED, &plugin.name, Verdict::Skipped, message));
         }
@@ -48,15 +62,15 @@ pub(super) fn examine(scope: &Scope, plugin: &Plugin, findings: &mut Vec<Finding
     proxy::examine(plugin, &environments, findings);
 }
 
-fn silent(scope: &Scope, silence: Silence) -> Finding {
-    let engine = shown(&scope.docker);
+fn silent(socket: &Path, named: bool, silence: Silence) -> Finding {
+    let engine = shown(socket);
     let finding = |verdict, message: String| Finding::new(ENGINE, &engine, verdict, message);
     match silence {
         Silence::Connect(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             finding(Verdict::Note, format!("the engine cannot be asked: {error}"))
                 .remedy("run this as the engine's user (root)")
         }
-        Silence::Connect(error) if !scope.docker_named && error.kind() == io::ErrorKind::NotFound => finding(
+        Silence::Connect(error) if !named && error.kind() == io::ErrorKind::NotFound => finding(
             Verdict::Note,
             "no engine is asked, for there is no such socket; `--docker` names another".into(),
         ),

@@ -103,6 +103,17 @@ impl Finding {
     }
 }
 
+/// Where the engine of this machine listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Docker {
+    /// At the usual socket, which need not be there.
+    Usual(PathBuf),
+    /// At a socket that somebody named, so that it must be there.
+    Named(PathBuf),
+    /// At an address that is no socket of this machine.
+    Elsewhere(String),
+}
+
 /// What is to be examined.
 #[derive(Debug, Clone)]
 pub struct Scope {
@@ -110,10 +121,8 @@ pub struct Scope {
     pub plugin: Option<String>,
     /// Where the engine looks for plugins.
     pub places: Places,
-    /// The engine's socket.
-    pub docker: PathBuf,
-    /// Whether somebody named it, so that it must be there.
-    pub docker_named: bool,
+    /// The engine.
+    pub docker: Docker,
     /// The default paths of a service of this machine.
     pub paths: Paths,
     /// `--config`.

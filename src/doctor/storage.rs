@@ -218,6 +218,7 @@ mod tests {
             needs_restart: Vec::new(),
             spec: None,
             server_certificate_expires: Some("2027-01-02T03:04:05Z".into()),
+            log_lines_dropped: 0,
         }
     }
 

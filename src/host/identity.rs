@@ -18,6 +18,15 @@ pub enum IdentityError {
     /// Neither a DNS name nor a common name.
     #[error("the certificate names no host: it has neither a DNS name (subjectAltName) nor a common name")]
     Nameless,
+    /// A common name where DNS names are limited: nothing in a verified chain says that it was meant to be let in.
+    #[error(
+        "the certificate has no DNS name (subjectAltName), and {authority} limits the DNS names that it vouches for, \
+         which binds no common name: have a certificate issued with the host's name as a DNS name"
+    )]
+    Unbound {
+        /// The subject of the authority.
+        authority: String,
+    },
     /// The name that decides is no plain host name.
     #[error("the certificate's {place} names no host")]
     Invalid {
@@ -40,13 +49,17 @@ pub struct Identity {
     pub issuer: String,
     /// When the certificate ends, in seconds since 1970.
     pub not_after: i64,
+    /// True if the host's name is the common name, for want of a DNS name.
+    pub by_common_name: bool,
 }
 
 /// Reads all of it from a certificate (DER) at once: parsing it is a good part of what a new connection costs.
 pub fn identity(der: &[u8]) -> Result<Identity, IdentityError> {
     let certificate = parse(der)?;
+    let (host, by_common_name) = host_of(&certificate)?;
     Ok(Identity {
-        host: host_of(&certificate)?,
+        host,
+        by_common_name,
         serial: serial_text(certificate.tbs_certificate.raw_serial()),
         issuer: certificate.issuer().to_string(),
         not_after: certificate.validity().not_after.timestamp(),
@@ -58,10 +71,11 @@ pub fn identity(der: &[u8]) -> Result<Identity, IdentityError> {
 /// A first DNS name that is no plain host name (a wildcard, `anonymous`) is an error: a later name is not tried,
 /// because the order would then decide who somebody is.
 pub fn host_name(der: &[u8]) -> Result<HostName, IdentityError> {
-    host_of(&parse(der)?)
+    host_of(&parse(der)?).map(|(host, _)| host)
 }
 
-fn host_of(certificate: &X509Certificate<'_>) -> Result<HostName, IdentityError> {
+/// The host's name, and true if it is the common name.
+fn host_of(certificate: &X509Certificate<'_>) -> Result<(HostName, bool), IdentityError> {
     let alternative =
         certificate.subject_alternative_name().map_err(|e| IdentityError::Unreadable(e.to_string()))?;
     let dns = alternative.and_then(|extension| {
@@ -77,11 +91,59 @@ fn host_of(certificate: &X509Certificate<'_>) -> Result<HostName, IdentityError>
     if let Some(name) = dns {
         let name = name?;
         return HostName::parse(name)
+            .map(|host| (host, false))
             .map_err(|source| IdentityError::Invalid { place: "first DNS name", source });
     }
     let common = certificate.subject().iter_common_name().next().ok_or(IdentityError::Nameless)?;
     let name = common.as_str().map_err(|e| IdentityError::Unreadable(format!("its common name: {e}")))?;
-    HostName::parse(name).map_err(|source| IdentityError::Invalid { place: "common name", source })
+    HostName::parse(name)
+        .map(|host| (host, true))
+        .map_err(|source| IdentityError::Invalid { place: "common name", source })
+}
+
+/// Returns the subject of an authority that limits DNS names (name constraints) and may have vouched for the first of
+/// `chain` (DER): one of the rest of it, or one of `roots`.
+///
+/// Limits of DNS names hold for DNS names only, and the verifier of the handshake looks at no common name. Authorities are
+/// found by their names, so one of two of the same name counts although the other may have signed.
+pub fn limiting_authority(
+    chain: &[impl AsRef<[u8]>],
+    roots: &[impl AsRef<[u8]>],
+) -> Result<Option<String>, IdentityError> {
+    let Some((own, others)) = chain.split_first() else { return Ok(None) };
+    let mut wanted = vec![parse(own.as_ref())?.issuer().as_raw().to_vec()];
+    let mut authorities = Vec::new();
+    for der in others.iter().map(AsRef::as_ref).chain(roots.iter().map(AsRef::as_ref)) {
+        authorities.push(parse(der)?);
+    }
+    let mut next = 0;
+    while let Some(name) = wanted.get(next).cloned() {
+        next += 1;
+        for authority in authorities.iter().filter(|authority| authority.subject().as_raw() == name) {
+            if limits_dns_names(authority) {
+                return Ok(Some(authority.subject().to_string()));
+            }
+            let issuer = authority.issuer().as_raw().to_vec();
+            if !wanted.contains(&issuer) {
+                wanted.push(issuer);
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn limits_dns_names(authority: &X509Certificate<'_>) -> bool {
+    match authority.name_constraints() {
+        Ok(None) => false,
+        Ok(Some(extension)) => {
+            let constraints = extension.value;
+            let lists = [&constraints.permitted_subtrees, &constraints.excluded_subtrees];
+            let mut subtrees = lists.into_iter().flatten().flatten();
+            subtrees.any(|subtree| matches!(subtree.base, GeneralName::DNSName(_) | GeneralName::Invalid(..)))
+        }
+        // What cannot be read may limit anything.
+        Err(_) => true,
+    }
 }
 
 /// The serial number of a certificate (DER) in lower-case hexadecimal without leading zeros, as the catalog keeps it.

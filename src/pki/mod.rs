@@ -35,7 +35,7 @@ use self::pair::{Purpose, Trust, authorities, leaf, read};
 use self::renewal::WithoutCa;
 pub use self::request::RequestError;
 pub use self::rollover::{Finished, Rollover, STEPS, Started};
-use crate::files::Lock;
+use crate::files::{self, Lock};
 use crate::host::name::HostName;
 
 /// A directory of keys and certificates, `/etc/volhost/pki` by default.
@@ -272,11 +272,17 @@ impl Pki {
     }
 
     fn lock(&self) -> Result<Lock, PkiError> {
-        Lock::acquire(&self.dir.join(".lock")).map_err(|source| PkiError::Io {
+        let lock = Lock::acquire(&self.dir.join(".lock")).map_err(|source| PkiError::Io {
             did: "lock",
             path: self.dir.clone(),
             source,
-        })
+        })?;
+        // Who was killed in the midst of a write may have been the last for years that writes that file.
+        for Pair { cert, key } in [self.ca(), self.next(), self.server(), self.client()] {
+            files::sweep(&cert);
+            files::sweep(&key);
+        }
+        Ok(lock)
     }
 
     fn trust(&self) -> Result<Trust, PkiError> {
@@ -555,6 +561,12 @@ mod tests {
         found.sort();
         let all = [".lock", "ca.crt", "ca.key", "client.crt", "client.key", "server.crt", "server.key"];
         assert_eq!(found, all);
+        // Also where nothing is to be written.
+        for leftover in [".client.crt.new", ".client.key.new", ".ca-next.key.new"] {
+            std::fs::write(pki.dir().join(leftover), "half").unwrap();
+        }
+        pki.ensure(&host("store1"), &[]).unwrap();
+        assert_eq!(std::fs::read_dir(pki.dir()).unwrap().count(), all.len());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod drain;
 pub mod files;
+pub mod log;
 pub mod signal;
 pub mod systemd;
 

@@ -5,9 +5,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
@@ -25,6 +25,29 @@ pub enum Event {
     Changed(Unit),
 }
 
+/// Makes a write past the limit of a file's size (`ulimit -f`, LimitFSIZE) an error (EFBIG) and not the end of the process.
+///
+/// # Errors
+/// If the handler cannot be installed.
+pub fn survive_file_size_limit() -> io::Result<()> {
+    // A handler and no ignored signal: programs that are started from here get the default back.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
+}
+
+/// The reload that SIGHUP asked for before anybody could do it.
+#[derive(Debug)]
+pub struct EarlyReload(Arc<AtomicBool>);
+
+/// Keeps SIGHUP from ending a service that is still starting, until [`listen`] takes over. SIGTERM and SIGINT end it.
+///
+/// # Errors
+/// If the handler cannot be installed.
+pub fn survive_reload() -> io::Result<EarlyReload> {
+    let asked = Arc::default();
+    signal_hook::flag::register(SIGHUP, Arc::clone(&asked))?;
+    Ok(EarlyReload(asked))
+}
+
 /// Begins to listen for signals: SIGTERM and SIGINT become [`Event::Terminate`], SIGHUP becomes [`Event::Reload`].
 ///
 /// From the first SIGTERM or SIGINT on, the next one ends the process at once with [`exit::FAILED`], because what was
@@ -32,7 +55,9 @@ pub enum Event {
 ///
 /// # Errors
 /// When the handlers cannot be installed or the thread cannot be started.
-pub fn listen() -> io::Result<(mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>)> {
+pub fn listen(
+    early: &EarlyReload,
+) -> io::Result<(mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>)> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let terminating = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
@@ -42,6 +67,10 @@ pub fn listen() -> io::Result<(mpsc::UnboundedSender<Event>, mpsc::UnboundedRece
         signal_hook::flag::register(signal, Arc::clone(&terminating))?;
     }
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    if early.0.load(Ordering::Acquire) {
+        // The receiver is in our hands, so that this cannot fail.
+        let _ = sender.send(Event::Reload);
+    }
     let events = sender.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
@@ -86,7 +115,12 @@ mod tests {
     }
 
     fn child() {
-        let (_sender, mut events) = listen().unwrap();
+        survive_file_size_limit().unwrap();
+        signal_hook::low_level::raise(SIGXFSZ).unwrap();
+        let early = survive_reload().unwrap();
+        signal_hook::low_level::raise(SIGHUP).unwrap();
+        let (_sender, mut events) = listen(&early).unwrap();
+        assert_eq!(events.blocking_recv(), Some(Event::Reload), "it was asked for before");
         for (signal, event) in [(SIGHUP, Event::Reload), (SIGHUP, Event::Reload), (SIGTERM, Event::Terminate)]
         {
             signal_hook::low_level::raise(signal).unwrap();

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use crate::error::escaped;
+
 /// What systemd handed over at the start.
 #[derive(Debug, Default)]
 pub struct Inheritance {
@@ -48,7 +50,7 @@ impl Inheritance {
 
 /// The service serves: what is ordered after it may start.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    tell(&[NotifyState::Ready, NotifyState::Status(&escaped(status))]);
 }
 
 /// A reload begins; [`ready`] ends it.
@@ -61,7 +63,7 @@ pub fn reloading() {
 
 /// The service drains and ends.
 pub fn stopping(status: &str) {
-    tell(&[NotifyState::Stopping, NotifyState::Status(status), NotifyState::Watchdog]);
+    tell(&[NotifyState::Stopping, NotifyState::Status(&escaped(status)), NotifyState::Watchdog]);
 }
 
 /// The service is well: it is not killed before the watchdog's time has passed once more.
@@ -71,9 +73,10 @@ pub fn alive() {
 
 /// One line for `systemctl status`.
 pub fn status(text: &str) {
-    tell(&[NotifyState::Status(text)]);
+    tell(&[NotifyState::Status(&escaped(text))]);
 }
 
+/// A message is lines of assignments: a text with a newline of its own could say anything, which is why it is escaped.
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         log::warn!("systemd could not be told {states:?}: {error}");

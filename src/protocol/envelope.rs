@@ -3,6 +3,8 @@
 //! Nothing is asked of headers: engines send no Content-Type, an empty Host or none. Bodies are bounded in size and
 //! time.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -10,6 +12,7 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use http::{HeaderValue, Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use warp::reply::{Reply as _, Response};
 use warp::{Filter, Rejection};
 
@@ -68,11 +71,47 @@ pub enum Body {
     TooLarge,
     /// It did not arrive in time.
     Stalled,
+    /// Too many other large ones were there for all of its time.
+    Crowded,
     /// The connection broke, or its caller was shut out.
     Broken,
 }
 
-/// How long the rest of a body that is too large is taken from the wire.
+/// The size up to which a body waits for no other. Engines send some hundred bytes.
+const SMALL: usize = 16 * 1024;
+
+/// How many bytes all larger bodies may have together, in KiB.
+const ROOM: u32 = 64 * 1024;
+
+/// The room for bodies that are not small, of all connections together. There is always room for one.
+#[derive(Debug, Clone)]
+pub struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        // A constant that is far below the most permits of a semaphore.
+        Self(Arc::new(Semaphore::new(ROOM as usize)))
+    }
+}
+
+impl Room {
+    /// Waits for room for a body that may become as large as `most`.
+    async fn reserve(&self, most: u64) -> Option<OwnedSemaphorePermit> {
+        let needed = u32::try_from(most.div_ceil(1024)).unwrap_or(ROOM).min(ROOM);
+        // It fails only for a semaphore that was closed, which nobody does.
+        Arc::clone(&self.0).acquire_many_owned(needed).await.ok()
+    }
+}
+
+/// A body, and the room that it takes until it is dropped.
+#[derive(Debug)]
+pub struct Collected {
+    /// The body.
+    pub bytes: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// How long the rest of a body that is not taken in is taken from the wire.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Takes a body in, as long as its sender is let in.
@@ -81,7 +120,8 @@ pub async fn collect(
     most: u64,
     patience: Duration,
     let_in: Option<LetIn>,
-) -> Result<Bytes, Body> {
+    room: &Room,
+) -> Result<Collected, Body> {
     let lost = async {
         match &let_in {
             Some(let_in) => let_in.lost().await,
@@ -90,25 +130,32 @@ pub async fn collect(
     };
     tokio::select! {
         biased;
-        taken = take(body, most, patience) => taken,
+        taken = take(body, most, patience, room) => taken,
         () = lost => Err(Body::Broken),
     }
 }
 
-async fn take(mut body: BodyStream, most: u64, patience: Duration) -> Result<Bytes, Body> {
+async fn take(mut body: BodyStream, most: u64, patience: Duration, room: &Room) -> Result<Collected, Body> {
+    let waiting = AtomicBool::new(false);
     let whole = async {
-        let mut bytes = BytesMut::new();
+        let (mut bytes, mut reserved) = (BytesMut::new(), None);
         while let Some(part) = body.next().await {
             let part = part.map_err(|_| Body::Broken)?;
             if (bytes.len() + part.len()) as u64 > most {
                 return Err(Body::TooLarge);
             }
+            if reserved.is_none() && bytes.len() + part.len() > SMALL {
+                waiting.store(true, Ordering::Relaxed);
+                reserved = room.reserve(most).await;
+                waiting.store(false, Ordering::Relaxed);
+            }
             bytes.extend_from_slice(&part);
         }
-        Ok(bytes.freeze())
+        Ok(Collected { bytes: bytes.freeze(), _room: reserved })
     };
-    let taken = tokio::time::timeout(patience, whole).await.unwrap_or(Err(Body::Stalled));
-    if taken == Err(Body::TooLarge) {
+    let late = || if waiting.load(Ordering::Relaxed) { Body::Crowded } else { Body::Stalled };
+    let taken = tokio::time::timeout(patience, whole).await.unwrap_or_else(|_| Err(late()));
+    if matches!(taken, Err(Body::TooLarge | Body::Crowded)) {
         // While bytes still come, an answer is lost: a socket closed over them is reset.
         let rest = async { while let Some(Ok(_)) = body.next().await {} };
         let _ = tokio::time::timeout(LINGER.min(patience), rest).await;
@@ -141,6 +188,8 @@ pub enum Answer {
     Refused(Refusal),
     /// Nothing: the connection is closed.
     None,
+    /// Nothing, because the truth is not known; and why.
+    Unknown(String),
 }
 
 /// A JSON text in parts. One that cannot be made breaks the answer off.
@@ -187,6 +236,17 @@ impl Refusal {
         )
     }
 
+    pub(super) fn crowded() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!(
+                "too many requests with bodies of more than {} KiB came at once, and none of them ended within the \
+                 time for a request (limits.request): try again",
+                SMALL / 1024
+            ),
+        )
+    }
+
     pub(super) fn stalled() -> Self {
         Self::new(StatusCode::BAD_REQUEST, "the request's body did not arrive in time (limits.request)")
     }
@@ -224,6 +284,15 @@ impl Answer {
         }
     }
 
+    /// What the log is to tell of an answer: what volhost could not do, which its caller cannot mend.
+    pub(super) fn failure(&self) -> Option<String> {
+        match self {
+            Self::Refused(Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, text }) => Some(text.clone()),
+            Self::Unknown(why) => Some(format!("a request is left without an answer: {why}")),
+            Self::Refused(_) | Self::Json(_) | Self::Parts(_) | Self::Mounted(..) | Self::None => None,
+        }
+    }
+
     pub(super) fn into_response(self) -> Response {
         match self {
             Self::Json(bytes) => response(StatusCode::OK, bytes),
@@ -241,7 +310,7 @@ impl Answer {
             Self::Refused(Refusal { status, text }) => {
                 response(status, serde_json::json!({ "Err": text }).to_string().into())
             }
-            Self::None => {
+            Self::None | Self::Unknown(_) => {
                 let mut response = response(StatusCode::INTERNAL_SERVER_ERROR, Bytes::new());
                 response.extensions_mut().insert(CloseWithoutAnswer);
                 response
@@ -262,14 +331,8 @@ impl From<Error> for Answer {
         let status = match error.blame() {
             Blame::Caller => StatusCode::BAD_REQUEST,
             Blame::Rights => StatusCode::FORBIDDEN,
-            Blame::Service => {
-                log::error!("{text}");
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
-            Blame::Unknown => {
-                log::error!("a request is left without an answer: {text}");
-                return Self::None;
-            }
+            Blame::Service => StatusCode::INTERNAL_SERVER_ERROR,
+            Blame::Unknown => return Self::Unknown(text),
         };
         Refusal::new(status, text).into()
     }
@@ -280,4 +343,45 @@ fn response(status: StatusCode, body: Bytes) -> Response {
     // The builder was given constants that are valid.
     reply
         .map_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response(), warp::reply::Reply::into_response)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    const MOST: u64 = 1 << 20;
+
+    /// A body of that size that ends, or goes on for ever.
+    fn body(size: usize, ends: bool) -> BodyStream {
+        let parts =
+            stream::iter([Ok(Bytes::from(vec![b' '; size / 2])), Ok(Bytes::from(vec![b' '; size / 2]))]);
+        if ends { Box::pin(parts) } else { Box::pin(parts.chain(stream::pending())) }
+    }
+
+    async fn collected(body: BodyStream, most: u64, room: &Room) -> Result<Collected, Body> {
+        collect(body, most, Duration::from_secs(20), None, room).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_body_waits_for_room_and_a_small_one_does_not() {
+        let room = Room::default();
+        let mut large = Vec::new();
+        for _ in 0..64 {
+            large.push(collected(body(SMALL + 2, true), MOST, &room).await.unwrap());
+        }
+        assert_eq!(collected(body(SMALL + 2, true), MOST, &room).await.unwrap_err(), Body::Crowded);
+        assert_eq!(collected(body(SMALL, true), MOST, &room).await.unwrap().bytes.len(), SMALL);
+        assert_eq!(collected(body(SMALL, false), MOST, &room).await.unwrap_err(), Body::Stalled);
+        // Each holds its room until it is dropped, also one that does not end.
+        large.pop();
+        assert_eq!(collected(body(SMALL + 2, false), MOST, &room).await.unwrap_err(), Body::Stalled);
+        assert!(collected(body(SMALL + 2, true), MOST, &room).await.is_ok());
+        // Where one may be larger than all the room, it has all of it.
+        assert_eq!(collected(body(SMALL + 2, true), 1 << 40, &room).await.unwrap_err(), Body::Crowded);
+        drop(large);
+        let _all = collected(body(SMALL + 2, true), 1 << 40, &room).await.unwrap();
+        assert_eq!(collected(body(SMALL + 2, true), MOST, &room).await.unwrap_err(), Body::Crowded);
+    }
 }

@@ -71,6 +71,7 @@ pub struct Protocols {
     service: Arc<Service>,
     settings: Arc<dyn Fn() -> Settings + Send + Sync>,
     activation: Bytes,
+    room: envelope::Room,
 }
 
 /// What the configuration says of requests.
@@ -89,7 +90,7 @@ impl Protocols {
     pub fn new(service: Arc<Service>, settings: impl Fn() -> Settings + Send + Sync + 'static) -> Arc<Self> {
         let names: Vec<_> = PROTOCOLS.iter().map(|protocol| protocol.name).collect();
         let activation = serde_json::json!({ "Implements": names }).to_string().into();
-        Arc::new(Self { service, settings: Arc::new(settings), activation })
+        Arc::new(Self { service, settings: Arc::new(settings), activation, room: envelope::Room::default() })
     }
 
     /// The one filter that takes every request and answers it.
@@ -113,7 +114,8 @@ impl Protocols {
             Some(_) => return Refusal::method(&method).into(),
             None => return Refusal::path(&path).into(),
         };
-        let request = TakenIn { verb, caller, let_in, body, settings: (self.settings)() };
+        let request =
+            TakenIn { verb, caller, let_in, body, settings: (self.settings)(), room: self.room.clone() };
         if verb.lasting {
             request.carried_through(Arc::clone(&self.service)).await
         } else {
@@ -137,27 +139,35 @@ struct TakenIn {
     let_in: Option<LetIn>,
     body: envelope::BodyStream,
     settings: Settings,
+    room: envelope::Room,
 }
 
 impl TakenIn {
     async fn answer(self, service: &Arc<Service>) -> Answer {
-        let Self { verb, caller, let_in, body, settings } = self;
-        let lost = || if verb.empty == Empty::Lost { Answer::None } else { Refusal::stalled().into() };
-        let bytes = match envelope::collect(body, settings.body_bytes, settings.request, let_in).await {
-            Ok(bytes) => bytes,
-            Err(envelope::Body::TooLarge) => return Refusal::too_large(settings.body_bytes).into(),
-            Err(envelope::Body::Stalled) => return lost(),
+        let Self { verb, caller, let_in, body, settings, room } = self;
+        let lost = |refusal: Refusal| if verb.empty == Empty::Lost { Answer::None } else { refusal.into() };
+        let Settings { body_bytes, request, global } = settings;
+        // It keeps its room until the request is answered.
+        let body = match envelope::collect(body, body_bytes, request, let_in, &room).await {
+            Ok(body) => body,
+            Err(envelope::Body::TooLarge) => return Refusal::too_large(body_bytes).into(),
+            Err(envelope::Body::Stalled) => return lost(Refusal::stalled()),
+            Err(envelope::Body::Crowded) => return lost(Refusal::crowded()),
             Err(envelope::Body::Broken) => return Answer::None,
         };
-        let body = match (verb.empty, bytes.trim_ascii().is_empty()) {
-            (_, false) => &bytes[..],
+        let body = match (verb.empty, body.bytes.trim_ascii().is_empty()) {
+            (_, false) => &body.bytes[..],
             (Empty::Arguments, true) => b"{}",
             (Empty::Mistake, true) => return Refusal::empty(verb.name).into(),
             (Empty::Lost, true) => return Answer::None,
         };
-        match verb.call {
-            Call::Volume(call) => call.answer(service, &caller, body, settings.global).await,
+        let answer = match verb.call {
+            Call::Volume(call) => call.answer(service, &caller, body, global).await,
+        };
+        if let Some(failure) = answer.failure() {
+            service.limiter().log(log::Level::Error, &failure, &caller.host, || failure.clone());
         }
+        answer
     }
 
     /// Answers in a task of its own. A request's future is dropped as soon as the client is seen to have gone, which

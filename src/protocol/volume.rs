@@ -13,7 +13,7 @@ use std::sync::Arc;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::envelope::{Answer, decode};
 use super::{Empty, Protocol, Verb};
@@ -70,7 +70,7 @@ pub enum Call {
 
 #[derive(Deserialize)]
 struct Create {
-    #[serde(rename = "Name", default)]
+    #[serde(rename = "Name", default, deserialize_with = "name")]
     name: String,
     #[serde(rename = "Opts", default)]
     options: Option<Pairs>,
@@ -87,18 +87,19 @@ impl<'de> Deserialize<'de> for Pairs {
             type Value = Pairs;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of options, whose values are texts")
+                f.write_str("an object in Opts, of options whose values are texts")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
                 let mut pairs = BTreeMap::new();
-                while let Some((name, value)) = map.next_entry::<String, String>()? {
+                while let Some((name, value)) = map.next_entry::<String, Value>()? {
+                    let value = text(value, || format!("the option {:?}", cut(&name)))?;
                     match pairs.entry(name) {
                         Entry::Vacant(place) => {
                             place.insert(value);
                         }
                         Entry::Occupied(place) => {
-                            let name: String = place.key().chars().take(100).collect();
+                            let name = cut(place.key());
                             return Err(A::Error::custom(format_args!("the option {name:?} is given twice")));
                         }
                     }
@@ -111,17 +112,42 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
+/// A value that must be a text. serde would say what was found, and not where.
+fn text<E: serde::de::Error>(value: Value, what: impl FnOnce() -> String) -> Result<String, E> {
+    let found = match value {
+        Value::String(text) => return Ok(text),
+        Value::Number(number) => format!("the number {number}: write \"{number}\""),
+        Value::Bool(flag) => format!("{flag}: write \"{flag}\""),
+        Value::Null => "null".into(),
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "an object".into(),
+    };
+    Err(E::custom(format_args!("{} takes a text, and this is {found}", what())))
+}
+
+fn cut(name: &str) -> String {
+    name.chars().take(100).collect()
+}
+
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    text(Value::deserialize(deserializer)?, || "Name".into())
+}
+
+fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    text(Value::deserialize(deserializer)?, || "ID".into())
+}
+
 #[derive(Deserialize)]
 struct Named {
-    #[serde(rename = "Name", default)]
+    #[serde(rename = "Name", default, deserialize_with = "name")]
     name: String,
 }
 
 #[derive(Deserialize)]
 struct Mounting {
-    #[serde(rename = "Name", default)]
+    #[serde(rename = "Name", default, deserialize_with = "name")]
     name: String,
-    #[serde(rename = "ID", default)]
+    #[serde(rename = "ID", default, deserialize_with = "id")]
     id: String,
 }
 
@@ -221,7 +247,9 @@ async fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
 async fn inspect(service: &Service, caller: &Caller, name: &str) -> Result<Seen, Error> {
     service.inspect(caller, name).await.map_err(|error| match error {
         Error::Catalog(_) | Error::TooLong { .. } => {
-            log::warn!("whether there is a volume {name:?} is not known: {}", chain(&error));
+            service.limiter().warn("not known", &caller.host, || {
+                format!("whether there is a volume {name:?} is not known: {}", chain(&error))
+            });
             Error::Unknown
         }
         error => error,
@@ -395,10 +423,13 @@ mod tests {
         let service = |broken| Arc::new(Service::new(Arc::new(Away { broken }), InForce::default()));
         for (call, broken) in [(Call::Get, false), (Call::Path, false), (Call::Get, true)] {
             let answer = call.answer(&service(broken), &caller, br#"{"Name":"db"}"#, false).await;
-            assert!(matches!(answer, Answer::None), "{call:?}");
+            assert!(matches!(answer, Answer::None | Answer::Unknown(_)), "{call:?}");
         }
         let wrong = Call::Get.answer(&service(true), &caller, br#"{"Name":"a b"}"#, false).await;
-        assert!(!matches!(wrong, Answer::None), "what is no name is answered without the catalog");
+        assert!(
+            !matches!(wrong, Answer::None | Answer::Unknown(_)),
+            "what is no name is answered without the catalog"
+        );
         let Answer::Json(list) = Call::List.answer(&service(false), &caller, b"{}", false).await else {
             panic!("a list is never refused");
         };
@@ -442,7 +473,7 @@ mod tests {
                 _ => panic!("a list is never refused"),
             };
             let text = parts.concat();
-            let answer: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            let answer: Value = serde_json::from_slice(&text).unwrap();
             let names = answer["Volumes"].as_array().unwrap().iter();
             let names = names.map(|volume| volume["Name"].as_str().unwrap().to_owned()).collect();
             all.push((parts.len(), names));

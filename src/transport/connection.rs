@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
@@ -30,6 +30,7 @@ use super::registry::Key;
 use super::tls::{Revocation, State};
 use super::{CloseWithoutAnswer, NEWCOMER, Server};
 use crate::error::chain;
+use crate::host::identity::IdentityError;
 use crate::host::{Caller, Via};
 
 /// The largest head of a request, in bytes; engines send a few hundred. Of header lines hyper takes 100 at most.
@@ -74,13 +75,15 @@ impl LetIn {
 }
 
 /// Chains and what a new state thinks of them, so that each is verified once and not for each connection.
-pub(super) type Verdicts = HashMap<Chain, Result<(), rustls::Error>>;
+pub(super) type Verdicts = HashMap<Chain, Result<(), Refused>>;
 
 /// Why a caller who was let in no longer is.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum Refused {
     #[error("its certificate is not accepted any more")]
     Certificate(#[source] rustls::Error),
+    #[error("its name is not accepted any more")]
+    Name(#[source] IdentityError),
     #[error("its certificate (serial {0}) was revoked")]
     Revoked(String),
 }
@@ -248,6 +251,13 @@ where
         }
         return Err(Closed);
     }
+    if let Some(header) = browser_header(request.headers()) {
+        server.limiter.warn("browser", &connection, || {
+            format!("{connection}: a request was refused: a browser sent it, by its header {header}")
+        });
+        let response = from_browser(header).map(Either::Right);
+        return Ok(response.map(|body| Answer { body: Box::pin(body), busy }));
+    }
     if connection.caller.via != Via::Admin {
         let issuer = connection.credential.as_ref().map(Credential::issuer);
         (server.on_seen)(&connection.caller.host, issuer);
@@ -287,10 +297,28 @@ fn message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(without a message)")
 }
 
+/// The header by which a browser says that a page has it send this request. Browsers send one of them with each POST,
+/// whatever the page wants; engines, and whoever else calls a plugin, send none. Without this look a page could use a plain
+/// address of its reader's machine, or a TLS one with a certificate that the browser has.
+fn browser_header(headers: &HeaderMap) -> Option<&HeaderName> {
+    headers.keys().find(|name| **name == header::ORIGIN || name.as_str().starts_with("sec-fetch-"))
+}
+
+fn from_browser(header: &HeaderName) -> Response<Full<Bytes>> {
+    let body = format!(
+        r#"{{"Err": "a browser sent this request, by its header {header}: volhost serves engines and no web page; a proxy between must not add that header"}}"#
+    );
+    error(StatusCode::FORBIDDEN, body)
+}
+
 fn internal_error() -> Response<Full<Bytes>> {
     let body = r#"{"Err": "volhost failed in a way it should not: its log says how; please report it"}"#;
-    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
-    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    error(StatusCode::INTERNAL_SERVER_ERROR, body)
+}
+
+fn error(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
     response
 }

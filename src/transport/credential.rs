@@ -39,6 +39,7 @@ pub(super) struct Credential {
 struct Read {
     chain: Chain,
     host: HostName,
+    by_common_name: bool,
     serial: String,
     /// The subject of the authority that issued the caller's own.
     issuer: String,
@@ -55,6 +56,9 @@ impl Credential {
     /// Keeps the chain that a handshake under `state` accepted, and reads the host's name from it.
     pub(super) fn of(chain: &[CertificateDer<'static>], state: &State) -> Result<Self, IdentityError> {
         let read = state.known.read(chain)?;
+        if read.by_common_name {
+            state.bound(chain)?;
+        }
         let good_until = AtomicI64::new(next_end(&read.ends, now()));
         Ok(Self { read, good_until, generation: AtomicU64::new(state.generation) })
     }
@@ -78,12 +82,15 @@ impl Credential {
         verdicts: &mut Verdicts,
     ) -> Result<(), Refused> {
         let Self { read, good_until, generation } = self;
-        let Read { chain, host, serial, issuer: _, ends } = &**read;
+        let Read { chain, host, by_common_name, serial, issuer: _, ends } = &**read;
         let now = now();
         if generation.load(Ordering::Acquire) != state.generation || now > good_until.load(Ordering::Acquire)
         {
-            let verdict = verdicts.entry(Arc::clone(chain)).or_insert_with(|| state.verify(chain)).clone();
-            verdict.map_err(Refused::Certificate)?;
+            let verify = || {
+                state.verify(chain).map_err(Refused::Certificate)?;
+                if *by_common_name { state.bound(chain).map_err(Refused::Name) } else { Ok(()) }
+            };
+            verdicts.entry(Arc::clone(chain)).or_insert_with(verify).clone()?;
             good_until.store(next_end(ends, now), Ordering::Release);
             generation.store(state.generation, Ordering::Release);
         }
@@ -117,10 +124,10 @@ impl Known {
 
 fn read(chain: &[CertificateDer<'static>]) -> Result<Read, IdentityError> {
     let own = chain.first().ok_or(IdentityError::Nameless)?;
-    let Identity { host, serial, issuer, not_after } = identity::identity(own)?;
+    let Identity { host, serial, issuer, not_after, by_common_name } = identity::identity(own)?;
     let others = chain.iter().skip(1).map(|der| identity::not_after(der));
     let ends = std::iter::once(Ok(not_after)).chain(others).collect::<Result<_, _>>()?;
-    Ok(Read { chain: chain.into(), host, serial, issuer, ends })
+    Ok(Read { chain: chain.into(), host, by_common_name, serial, issuer, ends })
 }
 
 fn now() -> i64 {
@@ -159,6 +166,87 @@ mod tests {
         assert_eq!(longer.ends.len(), 2, "a chain is known by all of its certificates");
         let broken = [CertificateDer::from(vec![0x30, 1])];
         assert!(known.read(&broken).is_err() && known.read(&broken).is_err() && known.read(&[]).is_err());
+    }
+
+    /// An authority's limits of DNS names bind no common name, so where there are any a common name is not taken.
+    #[test]
+    fn a_common_name_does_not_get_around_its_authoritys_limits() {
+        use rcgen::{CertificateParams, DnType, GeneralSubtree, NameConstraints};
+        let limits = |dns: &str| NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::DnsName(dns.into())],
+            excluded_subtrees: vec![],
+        };
+        let excluded = NameConstraints {
+            permitted_subtrees: vec![],
+            excluded_subtrees: vec![GeneralSubtree::DnsName("example.org".into())],
+        };
+        let addresses = NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::IpAddress(rcgen::CidrSubnet::V4(
+                [10, 0, 0, 0],
+                [255, 0, 0, 0],
+            ))],
+            excluded_subtrees: vec![],
+        };
+        let nameless = |name: &str| {
+            let name = name.to_owned();
+            move |params: &mut CertificateParams| {
+                params.subject_alt_names.clear();
+                params.distinguished_name.push(DnType::CommonName, name);
+            }
+        };
+        let state_of = |ca: &Authority, roots: &str| {
+            let own = ca.server();
+            State::load(own.certificate.as_bytes(), own.key.as_bytes(), roots.as_bytes(), None).unwrap()
+        };
+        let of = |pem: &str, state: &State| {
+            let chain: Vec<_> =
+                CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().unwrap();
+            assert!(state.verify(&chain).is_ok(), "nothing else is wrong with it");
+            Credential::of(&chain, state).map(|credential| (credential.host().to_string(), credential))
+        };
+        let free = Authority::new("one CA");
+        for (what, name_constraints, taken) in [
+            ("no limits", None, true),
+            ("limits of addresses", Some(addresses), true),
+            ("limits that would allow it", Some(limits("web1")), false),
+            ("limits that would not", Some(limits("example.org")), false),
+            ("excluded names", Some(excluded), false),
+        ] {
+            // The root itself limits.
+            let ca = free.limited("one CA", name_constraints.clone());
+            let state = state_of(&ca, &ca.pem());
+            let (common, dns) =
+                (ca.issue("web1", nameless("web1")).certificate, ca.issue("web1", |_| {}).certificate);
+            assert_eq!(of(&common, &state).is_ok(), taken, "{what}");
+            // An authority below it does.
+            let below = ca.below("another CA", name_constraints);
+            let common_below = below.issue("web1", nameless("web1")).certificate + &below.pem();
+            assert_eq!(of(&common_below, &state).is_ok(), taken, "{what}, below");
+            if let Err(error) = of(&common_below, &state) {
+                assert!(error.to_string().contains("CN=another CA limits the DNS names"), "{error}");
+            }
+            if what == "limits that would allow it" {
+                assert_eq!(of(&dns, &state).unwrap().0, "web1", "a DNS name is verified");
+            }
+        }
+        // Who was let in before the limits came is let in no more.
+        let ca = free.limited("one CA", None);
+        let pem = ca.issue("web1", nameless("web1")).certificate;
+        let (_, credential) = of(&pem, &state_of(&ca, &ca.pem())).unwrap();
+        let limited = free.limited("one CA", Some(limits("web1")));
+        let now = state_of(&limited, &limited.pem());
+        let refused =
+            credential.check(&now, &crate::transport::NobodyRevoked, &mut Verdicts::new()).unwrap_err();
+        assert!(
+            crate::error::chain(&refused).contains("limits the DNS names"),
+            "{}",
+            crate::error::chain(&refused)
+        );
+        assert!(
+            credential
+                .check(&state_of(&ca, &ca.pem()), &crate::transport::NobodyRevoked, &mut Verdicts::new())
+                .is_ok()
+        );
     }
 
     #[test]

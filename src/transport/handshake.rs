@@ -31,14 +31,14 @@ impl Server {
         peer: SocketAddr,
     ) -> Option<(Arc<Connection>, TlsStream<TcpStream>)> {
         let Some(tls) = &self.tls else {
-            self.quiet.warn("no tls", None, || "an https address is served without certificates".into());
+            self.limiter.warn("no tls", "", || "an https address is served without certificates".into());
             return None;
         };
         let state = tls.load_full();
         let limits = self.limits.load_full();
         let address = canonical(peer);
         let refuse = |why: &str| {
-            self.quiet.warn(why, Some(address), || format!("a connection from {peer} was refused: {why}"));
+            self.limiter.warn(why, address, || format!("a connection from {peer} was refused: {why}"));
         };
         let place = self.handshakes.enter(address, (limits.connections / 4).max(16));
         let stream = tokio::select! {

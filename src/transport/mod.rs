@@ -2,7 +2,7 @@
 //! in each request's extensions.
 //!
 //! The accept loop only accepts; whatever a peer can delay happens in its connection's own task and is bounded. This
-//! room never reads a request's body and never words an answer, but for the one after a panic.
+//! room never reads a request's body and words two answers only: the one after a panic, and the one to a browser.
 //!
 //! # How long things may take
 //!
@@ -33,7 +33,6 @@ mod credential;
 mod crl;
 mod handshake;
 pub mod listen;
-mod quiet;
 mod registry;
 pub mod tcp;
 #[cfg(test)]
@@ -67,10 +66,10 @@ use self::connection::{Connection, Refused, Verdicts};
 pub use self::crl::CrlError;
 use self::handshake::Handshakes;
 pub use self::listen::Listen;
-use self::quiet::Quiet;
 use self::registry::{Key, Registry};
 pub use self::tls::{NobodyRevoked, Revocation, TlsError};
 use crate::error::chain;
+use crate::error::limiter::Limiter;
 use crate::host::name::HostName;
 use crate::host::{Caller, Via};
 use crate::process::Drain;
@@ -144,7 +143,7 @@ pub struct Server {
     drain: Drain,
     registry: Arc<Registry>,
     handshakes: Handshakes,
-    quiet: Quiet,
+    limiter: Limiter,
     recheck: Notify,
     watched: AtomicBool,
     idle: Duration,
@@ -174,7 +173,7 @@ impl Server {
             drain,
             registry: Arc::default(),
             handshakes: Handshakes::default(),
-            quiet: Quiet::default(),
+            limiter: Limiter::default(),
             recheck: Notify::new(),
             watched: AtomicBool::new(false),
             idle,
@@ -213,7 +212,7 @@ impl Server {
                 }
                 Err(error) if concerns_one(&error) => log::debug!("{listen}: a connection failed: {error}"),
                 Err(error) => {
-                    self.quiet.warn("accept", None, || {
+                    self.limiter.warn("accept", "", || {
                         format!("{listen}: no connection can be accepted: {error}; is the limit of open files (LimitNOFILE) high enough?")
                     });
                     self.registry.make_room();
@@ -290,12 +289,11 @@ impl Server {
         match self.registry.admit(&connection, &self.limits.load()) {
             Ok(_admitted) => connection::serve(self, connection, stream, service).await,
             Err(full) => {
-                let peer = match connection.key {
-                    Key::Peer(address) => Some(address),
-                    Key::Host(_) | Key::Unix | Key::Admin => None,
+                let client = match connection.key {
+                    Key::Peer(address) => address.to_string(),
+                    Key::Host(_) | Key::Unix | Key::Admin => connection.caller.host.to_string(),
                 };
-                let cause = format!("full {}", connection.caller.host);
-                self.quiet.warn(&cause, peer, || format!("{connection}: refused: {full}"));
+                self.limiter.warn("full", client, || format!("{connection}: refused: {full}"));
             }
         }
     }

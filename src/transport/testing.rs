@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints, RevokedCertParams,
+    SerialNumber,
 };
 use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
@@ -30,6 +31,15 @@ pub(super) fn days(count: i64) -> OffsetDateTime {
     OffsetDateTime::now_utc() + time::Duration::days(count)
 }
 
+fn authority(name: &str, limits: Option<NameConstraints>) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.name_constraints = limits;
+    params
+}
+
 impl Authority {
     pub(super) fn new(name: &str) -> Self {
         let usages = [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -42,6 +52,18 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = usages.to_vec();
         Self(CertifiedIssuer::self_signed(params, key).unwrap())
+    }
+
+    /// A CA of the same key that limits names.
+    pub(super) fn limited(&self, name: &str, limits: Option<NameConstraints>) -> Self {
+        let key = KeyPair::from_pem(&self.0.key().serialize_pem()).unwrap();
+        Self(CertifiedIssuer::self_signed(authority(name, limits), key).unwrap())
+    }
+
+    /// A CA that this one vouches for.
+    pub(super) fn below(&self, name: &str, limits: Option<NameConstraints>) -> Self {
+        let key = KeyPair::generate().unwrap();
+        Self(CertifiedIssuer::signed_by(authority(name, limits), key, &self.0).unwrap())
     }
 
     /// The same CA, but by its certificate not allowed to sign revocation lists.

@@ -24,6 +24,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::credential::Known;
 use super::crl::{self, CrlError};
+use crate::host::identity::{IdentityError, limiting_authority};
 use crate::host::name::HostName;
 
 /// Which of the TLS files a fault is in.
@@ -127,6 +128,8 @@ impl Revocation for NobodyRevoked {
 pub struct State {
     pub(super) config: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
+    /// The clients' CAs.
+    authorities: Vec<CertificateDer<'static>>,
     /// Tells one state from every other in this process.
     pub(super) generation: u64,
     /// What clients' chains were found to say.
@@ -157,7 +160,8 @@ impl State {
         };
         warn_of_time("the server certificate", &parsed(own, CERTIFICATE)?, &mut warnings);
         let key = private_key(key_pem)?;
-        let verifier = client_verifier(&provider, client_ca_pem, crl, &mut warnings)?;
+        let authorities = certificates(client_ca_pem, CLIENT_CA)?;
+        let verifier = client_verifier(&provider, &authorities, crl, &mut warnings)?;
 
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -176,6 +180,7 @@ impl State {
         Ok(Self {
             config: Arc::new(config),
             verifier,
+            authorities,
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
             known: Known::default(),
             warnings,
@@ -188,6 +193,15 @@ impl State {
         &self.warnings
     }
 
+    /// Refuses a chain whose host is named by its common name although an authority limits DNS names: the verifier applies
+    /// such limits to DNS names alone.
+    pub(super) fn bound(&self, chain: &[CertificateDer<'static>]) -> Result<(), IdentityError> {
+        match limiting_authority(chain, &self.authorities)? {
+            Some(authority) => Err(IdentityError::Unbound { authority }),
+            None => Ok(()),
+        }
+    }
+
     /// Whether a client's chain, its own certificate first, is good now.
     pub(super) fn verify(&self, chain: &[CertificateDer<'static>]) -> Result<(), rustls::Error> {
         let (own, rest) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
@@ -197,17 +211,16 @@ impl State {
 
 fn client_verifier(
     provider: &Arc<CryptoProvider>,
-    client_ca_pem: &[u8],
+    authorities: &[CertificateDer<'static>],
     crl: Option<&[u8]>,
     warnings: &mut Vec<String>,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let authorities = certificates(client_ca_pem, CLIENT_CA)?;
     if authorities.is_empty() {
         return Err(TlsError::NoClientCa);
     }
     let mut roots = RootCertStore::empty();
     let mut parsed_authorities = Vec::with_capacity(authorities.len());
-    for authority in &authorities {
+    for authority in authorities {
         let certificate = parsed(authority, CLIENT_CA)?;
         let name = format!("the certificate {}", certificate.subject());
         if !certificate.is_ca() {

@@ -102,11 +102,13 @@ impl Attempt {
     pub(super) fn failed(&self) {
         let (volume, host, id) = &self.key;
         if self.service.is_counted(volume, host, id) && !self.noted.swap(true, Ordering::AcqRel) {
-            log::warn!(
-                "host {host} mounts volume {volume} with ID {id} already, and its repetition failed: the next Unmount of \
-                 it within {} takes nothing",
-                humantime::format_duration(self.service.forgiven.window())
-            );
+            self.service.limiter.warn("repetition failed", host, || {
+                let window = humantime::format_duration(self.service.forgiven.window());
+                format!(
+                    "host {host} has mounted volume {volume} with ID {id} already, and another Mount of it failed: the \
+                     next Unmount of it within {window} takes nothing"
+                )
+            });
             self.service.forgiven.add(self.key.clone());
         }
     }

@@ -68,6 +68,7 @@ use self::trash::Blocked;
 use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{self, Backend, Health};
 use crate::catalog::{Catalog, Change, News, View, Volume};
+use crate::error::limiter::Limiter;
 use crate::host::Caller;
 use crate::host::access::{Access, Ask};
 use crate::host::mountpoints::Mountpoints;
@@ -109,6 +110,7 @@ pub struct Service {
     lost: AtomicU64,
     /// Where hosts see each backend, as this process last recorded it.
     recorded: Mutex<HashMap<BackendName, Mountpoints>>,
+    limiter: Limiter,
 }
 
 /// How often the issuer of a host's certificate is recorded between two times when it is written down who was seen.
@@ -153,7 +155,14 @@ impl Service {
             purge: tokio::sync::Notify::new(),
             clock: Clock::default(),
             copied: copies::Copied::default(),
+            limiter: Limiter::default(),
         }
+    }
+
+    /// Bounds the log lines that hosts can cause at will.
+    #[must_use]
+    pub fn limiter(&self) -> &Limiter {
+        &self.limiter
     }
 
     /// The configuration's part in force now.
@@ -217,15 +226,15 @@ impl Service {
 
     /// An engine was started: mounts of its earlier activations are stale from now on. Returns at once; the catalog
     /// orders it before every later change.
-    pub fn activate(&self, host: &HostName) {
+    pub fn activate(self: &Arc<Self>, host: &HostName) {
         let recorded = self.catalog.submit(Change::Activate(host.clone()));
-        let host = host.clone();
+        let (service, host) = (Arc::clone(self), host.clone());
         tokio::spawn(async move {
             if let Err(error) = recorded.await {
-                log::error!(
-                    "the activation of host {host} could not be recorded: {}",
-                    crate::error::chain(&error)
-                );
+                service.limiter.log(log::Level::Error, "activation", &host, || {
+                    let why = crate::error::chain(&error);
+                    format!("the activation of host {host} could not be recorded: {why}")
+                });
             }
         });
     }

@@ -63,11 +63,10 @@ impl Drop for Counted {
         }
         let Some(entry) = self.entry.take() else { return };
         let (service, volume, again) = (Arc::clone(&self.service), Arc::clone(&self.seen.volume), self.again);
-        log::warn!(
-            "a mount of volume {} by host {} has nobody to answer and is taken back",
-            volume.name,
-            entry.host
-        );
+        service.limiter.warn("no answer", &entry.host, || {
+            let (name, host) = (&volume.name, &entry.host);
+            format!("a mount of volume {name} by host {host} has nobody to answer and is taken back")
+        });
         runtime.spawn(async move {
             // An Unmount that the engine sends because it heard nothing is of this Mount: it takes what else would be
             // taken back here.
@@ -213,11 +212,10 @@ impl Service {
         }
         // The volume is held until a first Mount is taken back, so that a Remove which waits for it finds no mount.
         if let Some(entry) = counted.entry.take_if(|_| !again) {
-            log::warn!(
-                "a mount of volume {} by host {} came too late and is taken back",
-                mounted.name,
-                caller.host
-            );
+            self.limiter.warn("too late", &caller.host, || {
+                let (name, host) = (&mounted.name, &caller.host);
+                format!("a mount of volume {name} by host {host} came too late and is taken back")
+            });
             self.take_back(&mounted, entry).await;
         }
         Err(Error::Abandoned)
@@ -291,10 +289,10 @@ impl Service {
                     return;
                 }
                 Err(error) => {
-                    log::warn!(
-                        "mount {id} of volume {name} by host {host} cannot be taken back yet: {}",
-                        chain(&error)
-                    );
+                    self.limiter.warn("not taken back", &host, || {
+                        let why = chain(&error);
+                        format!("mount {id} of volume {name} by host {host} cannot be taken back yet: {why}")
+                    });
                     tokio::time::sleep(TAKE_BACK).await;
                 }
             }
@@ -305,10 +303,10 @@ impl Service {
     /// waits for a backend, nor for an operation that does.
     pub async fn unmount(&self, caller: &Caller, name: &VolumeName, id: &MountId) -> Result<(), Error> {
         if self.forgiven.take(name, &caller.host, id) {
-            log::warn!(
-                "host {} unmounted volume {name} with ID {id} after a Mount of it failed: nothing is taken",
-                caller.host
-            );
+            self.limiter.warn("forgiven", &caller.host, || {
+                let host = &caller.host;
+                format!("host {host} unmounted volume {name} with ID {id} after a Mount of it failed: nothing is taken")
+            });
             return Ok(());
         }
         let unmount =
@@ -322,10 +320,10 @@ impl Service {
         };
         step("unmount:recorded");
         if outcome.released.is_empty() {
-            log::warn!(
-                "host {} unmounted volume {name} with ID {id}, which is not among its mounts: nothing to do",
-                caller.host
-            );
+            self.limiter.warn("unknown unmount", &caller.host, || {
+                let host = &caller.host;
+                format!("host {host} unmounted volume {name} with ID {id}, which is not among its mounts: nothing to do")
+            });
         }
         Ok(())
     }

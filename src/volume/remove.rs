@@ -67,10 +67,12 @@ impl Service {
         let (volume, backend, expect, moving) = loop {
             let volume = match self.certain(|| self.removable(&in_force, caller, name)).await {
                 Err(Error::NoSuchVolume(_)) => {
-                    log::info!(
-                        "host {} removed volume {name}, which is unknown to it: nothing to do",
-                        caller.host
-                    );
+                    self.limiter.log(log::Level::Info, "unknown remove", &caller.host, || {
+                        format!(
+                            "host {} removed volume {name}, which is unknown to it: nothing to do",
+                            caller.host
+                        )
+                    });
                     return Ok(None);
                 }
                 found => found?,

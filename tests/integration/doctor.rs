@@ -149,6 +149,17 @@ fn machines_that_are_well_are_told_so() {
     // Without an engine's socket it is no fault that there is none, unless somebody named it.
     Report::on(&web2, &[]).says("engine", "note", "no such socket").says("managed-plugin", "skipped", "");
     Report::on(&web2, &["--docker", "/run/none.sock"]).blames("engine", "cannot be asked");
+    // As Docker's own commands find it.
+    let by_host = |host: &str| {
+        let host = format!("DOCKER_HOST={host}");
+        Report::of(&web2.run(["env", &host, env!("CARGO_BIN_EXE_volhost"), "doctor", "--json"]))
+    };
+    let address = if socket.contains("://") { socket.clone() } else { format!("unix://{socket}") };
+    by_host(&address).is_well().says("managed-plugin", "ok", "no managed plugin");
+    by_host("unix:///run/none.sock").blames("engine", "cannot be asked");
+    let report = by_host("tcp://10.77.0.9:2375");
+    assert_eq!(report.code, Some(0), "{}", report.all());
+    report.says("engine", "note", "no socket of this machine").says("managed-plugin", "skipped", "");
 }
 
 #[test]

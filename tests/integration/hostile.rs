@@ -452,3 +452,128 @@ fn a_crowd_of_broken_requests_harms_no_good_one() {
     });
     served.is_unchanged();
 }
+
+/// A browser on this machine reaches a plain address, and a TLS one with the certificate of whoever sits before it. It
+/// says of itself what no engine says, whatever a page has it send.
+#[test]
+fn what_a_browser_sends_is_refused() {
+    let setup = Daemon::setup();
+    let mut config = setup.standard();
+    let listen = config["listen"].as_array_mut().unwrap();
+    listen.push("http://127.0.0.1:0".into());
+    let daemon = setup.config(&config).start();
+    let body = r#"{"Name": "bad"}"#;
+    let length = body.len().to_string();
+    let plain = || Client::connect(&Target::Tcp(daemon.tcp("http"))).unwrap();
+    let listeners: [(&str, &dyn Fn() -> Client); 4] = [
+        ("http", &plain),
+        ("https", &|| daemon.tls()),
+        ("unix", &|| daemon.unix()),
+        ("admin", &|| Client::connect(&Target::Unix(daemon.path("run/volhost/admin.sock"))).unwrap()),
+    ];
+    for (listener, connect) in listeners {
+        for (name, value) in [
+            ("Origin", "http://127.0.0.1:8080"),
+            ("origin", "null"),
+            ("Sec-Fetch-Site", "same-origin"),
+            ("Sec-Fetch-Mode", "no-cors"),
+            ("sec-fetch-dest", "empty"),
+        ] {
+            let headers = [("Host", "127.0.0.1"), (name, value), ("Content-Length", &length)];
+            let answer = connect().request("POST /VolumeDriver.Create HTTP/1.1", &headers, body);
+            refuses(&format!("{listener}: {name}"), answer, 403, &["browser", &name.to_lowercase()]);
+        }
+    }
+    assert_eq!(daemon.cli(&["volume", "ls", "--json"]).json(), json!([]));
+    let answer = plain().call("/VolumeDriver.Create", &json!({ "Name": "good" })).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.err());
+}
+
+#[test]
+fn a_client_cannot_fill_the_log() {
+    let daemon = Daemon::start();
+    let mut client = daemon.unix();
+    for number in 0..200 {
+        for (rpc, body) in [
+            ("Unmount", json!({ "Name": format!("v{number}"), "ID": "m" })),
+            ("Remove", json!({ "Name": format!("v{number}") })),
+        ] {
+            let answer = client.call(&format!("/VolumeDriver.{rpc}"), &body).unwrap();
+            assert_eq!(answer.status, 200, "{rpc}: {}", answer.err());
+        }
+    }
+    let log = daemon.log();
+    for words in ["is not among its mounts", "which is unknown to it"] {
+        let lines = log.lines().filter(|line| line.contains(words)).count();
+        // A minute may end meanwhile.
+        assert!((1..=2).contains(&lines), "{lines} lines: {log}");
+    }
+}
+
+/// Bodies of all connections together are bounded, and small ones, as engines send them, wait for none.
+#[test]
+fn large_bodies_wait_for_each_other_and_for_no_small_one() {
+    const CLIENTS: usize = 300;
+    let setup = Daemon::setup();
+    let mut config = setup.standard();
+    config["limits"] = json!({ "request": "4s", "connections_per_host": 1000 });
+    let daemon = setup.config(&config).start();
+    let status = Path::new("/proc").join(daemon.pid().to_string()).join("status");
+    let memory = |field: &str| {
+        let text = fs::read_to_string(&status).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap().to_owned();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() / 1024
+    };
+    let before = memory("VmRSS:");
+    // Each of them promises as much as is allowed, and holds the last byte back.
+    let head = "POST /VolumeDriver.Create HTTP/1.1\r\nContent-Length: 1048576\r\n\r\n";
+    let large = format!("{head}{}", " ".repeat(1_048_575));
+    let statuses: Vec<u16> = thread::scope(|scope| {
+        let send = || {
+            let mut client = daemon.unix();
+            // Who is not read from waits here, until it is answered.
+            let _ = client.send(large.as_bytes());
+            client.answer().unwrap().status
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(send)).collect();
+        while !clients.iter().all(thread::ScopedJoinHandle::is_finished) {
+            let answer = daemon.unix().call("/VolumeDriver.List", &json!({})).unwrap();
+            assert_eq!(answer.status, 200, "{}", answer.err());
+            thread::sleep(Duration::from_millis(50));
+        }
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    assert!(statuses.iter().all(|status| [400, 503].contains(status)), "{statuses:?}");
+    let peak = memory("VmHWM:");
+    assert!(peak < before + 200, "{before} MiB before, {peak} MiB at most");
+    // Their room is free again.
+    let body = json!({ "Name": "large", "Opts": { "unknown": "x".repeat(1_000_000) } });
+    let answer = daemon.unix().call("/VolumeDriver.Create", &body).unwrap();
+    assert_eq!(answer.status, 400, "{}", answer.err());
+    assert!(answer.err().contains("unknown"), "{:.200}", answer.err());
+}
+
+#[test]
+fn a_value_of_a_wrong_type_is_named() {
+    let served = Served::start();
+    let daemon = &served.daemon;
+    for (path, body, words) in [
+        ("Create", r#"{"Name": "x", "Opts": {"uid": 5}}"#, &["option \"uid\"", "number 5", "\"5\""][..]),
+        (
+            "Create",
+            r#"{"Name": "x", "Opts": {"mode": "0750", "adopt": true}}"#,
+            &["option \"adopt\"", "true"],
+        ),
+        ("Create", r#"{"Name": "x", "Opts": {"uid": null}}"#, &["option \"uid\"", "null"]),
+        ("Create", r#"{"Name": "x", "Opts": {"uid": {"a": [1]}}}"#, &["option \"uid\"", "an object"]),
+        ("Create", r#"{"Name": "x", "Opts": {"uid": []}}"#, &["option \"uid\"", "a list"]),
+        ("Create", r#"{"Name": "x", "Opts": ["uid"]}"#, &["Opts"]),
+        ("Create", r#"{"Name": "x", "Opts": 7}"#, &["Opts"]),
+        ("Create", r#"{"Name": 5}"#, &["Name", "number 5"]),
+        ("Mount", r#"{"Name": "db", "ID": 5}"#, &["ID", "number 5"]),
+        ("Remove", r#"{"Name": ["db"]}"#, &["Name", "a list"]),
+    ] {
+        refuses(body, post(daemon, &format!("/VolumeDriver.{path}"), body.as_bytes()), 400, words);
+    }
+    served.is_unchanged();
+}

@@ -1,12 +1,16 @@
 //! Starting and stopping: what `serve` prints, how it ends, and what is still there afterwards.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, PipeReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::harness::Daemon;
 use crate::harness::http::{Client, Target};
 use crate::harness::wait::{SOON, until};
+use crate::harness::{Daemon, mortal, signal};
 
 fn get(client: &mut Client, name: &str) -> (u16, Value) {
     let answer = client.call("/VolumeDriver.Get", &json!({ "Name": name })).unwrap();
@@ -77,4 +81,124 @@ fn a_wrong_configuration_ends_with_78_before_anything_is_made() {
     });
     assert_eq!(status.code(), Some(78), "{log}");
     assert!(log.contains("lissten") && log.contains("listen"), "no name or no hint in: {log}");
+}
+
+/// A pipe that nothing more fits into, and what reads from it.
+fn full_pipe() -> (PipeReader, File) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut writer = File::from(OwnedFd::from(writer));
+    writer.write_all(&[b'\n'; 65536]).unwrap();
+    (reader, writer)
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    let (reader, writer) = full_pipe();
+    let mut daemon = Daemon::setup().stderr(writer).prepare();
+    daemon.start_with(&[("RUST_LOG", "debug")]).unwrap();
+    let create = |name: &str| {
+        let answer = daemon.unix().call("/VolumeDriver.Create", &json!({ "Name": name })).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.err());
+    };
+    create("db");
+    assert_eq!(daemon.status()["log_lines_dropped"], 0);
+    // Each connection is two lines: more than any queue holds.
+    let dropped = until("a line that is dropped", SOON, || {
+        (0..1000).for_each(|_| drop(daemon.unix()));
+        daemon.status()["log_lines_dropped"].as_u64().filter(|dropped| *dropped > 0)
+    });
+    create("db2");
+    // Somebody begins to read, and is told how many lines are missing.
+    let (sender, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(reader).lines().map_while(Result::ok) {
+            // Nobody listens any more once the test has seen enough.
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let told = until("the lines that are missing", SOON, || {
+        lines.try_iter().find(|line| line.contains("lines of this log were dropped"))
+    });
+    let count = told.split_whitespace().find_map(|word| word.parse::<u64>().ok());
+    assert!(count >= Some(dropped), "{told}");
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
+fn sigterm_ends_the_service_although_its_log_is_not_read() {
+    let (_reader, writer) = full_pipe();
+    let mut daemon = Daemon::setup().stderr(writer).start();
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
+fn an_output_that_takes_nothing_is_no_reason_to_end() {
+    let daemon = Daemon::setup().prepare();
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let mut child = mortal(env!("CARGO_BIN_EXE_volhost"))
+        .args(["serve", "--root", daemon.path("").to_str().unwrap()])
+        .stdin(Stdio::null())
+        .stdout(full())
+        .stderr(full())
+        .spawn()
+        .unwrap();
+    let served = until("a service, or its end", SOON, || {
+        let ended = child.try_wait().unwrap().is_some();
+        let served = daemon.cli(&["status"]).code == Some(0);
+        (ended || served).then_some(served)
+    });
+    assert!(served, "it ended: {:?}", child.try_wait());
+    // None of its lines can be written, and that is known.
+    assert!(daemon.status()["log_lines_dropped"].as_u64().unwrap() > 0);
+    signal("TERM", child.id());
+    let status = until("its end", SOON, || child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+}
+
+/// A file that may grow no further is an error to a write, and not the end of the process.
+#[test]
+fn the_limit_of_a_files_size_is_answered_and_survived() {
+    let mut daemon = Daemon::setup().limit("fsize", "262144").start();
+    let mut client = daemon.unix();
+    let mut create = |number: usize| {
+        let answer = client.call("/VolumeDriver.Create", &json!({ "Name": format!("v{number}") }));
+        answer.unwrap_or_else(|error| panic!("volume {number}: {error}"))
+    };
+    let (made, refused) = (0..5000)
+        .find_map(|number| Some((number, create(number))).filter(|(_, answer)| answer.status != 200))
+        .expect("the catalog reaches the limit");
+    assert_eq!(refused.status, 500, "{}", refused.err());
+    assert!(refused.err().contains("could not be written"), "{}", refused.err());
+    assert!(made > 0);
+    let listed = |daemon: &Daemon<'_>| {
+        let answer = daemon.unix().call("/VolumeDriver.List", &json!({})).unwrap();
+        answer.json()["Volumes"].as_array().unwrap().len()
+    };
+    assert_eq!(listed(&daemon), made);
+    assert_eq!(get(&mut daemon.unix(), "v0").0, 200);
+    assert_eq!(daemon.terminate().code(), Some(0), "{}", daemon.log());
+    daemon.start_again();
+    assert_eq!(listed(&daemon), made);
+}
+
+/// A reload that is asked for before the service can do it is done when it can.
+#[cfg(feature = "etcd")]
+#[test]
+fn sighup_does_not_end_a_start_that_waits() {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    let setup = Daemon::setup();
+    let mut config = setup.standard();
+    config["catalog"] = "etcd://127.0.0.1:1/nobody".into();
+    let mut daemon = setup.config(&config).prepare();
+    daemon.cli(&["pki", "init"]).ok();
+    daemon.launch();
+    until("a start that waits", SOON, || daemon.log().contains("waiting for the catalog").then_some(()));
+    daemon.signal("HUP");
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    daemon.signal("TERM");
+    let status = daemon.ended();
+    assert_eq!(status.signal(), Some(15), "{status}: {}", daemon.log());
 }

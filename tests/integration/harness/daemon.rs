@@ -27,7 +27,8 @@ pub struct Setup<'a> {
     rooted: bool,
     configured: bool,
     files: Vec<(String, String)>,
-    open_files: Option<String>,
+    limits: Vec<String>,
+    stderr: Option<File>,
 }
 
 /// A running (or killed) volhost with its files.
@@ -56,7 +57,8 @@ impl<'a> Daemon<'a> {
             rooted: true,
             configured: true,
             files: Vec::new(),
-            open_files: None,
+            limits: Vec::new(),
+            stderr: None,
         }
     }
 
@@ -345,8 +347,19 @@ impl<'a> Setup<'a> {
     }
 
     /// Limits how many files it may have open: `SOFT:HARD`.
-    pub fn open_files(mut self, limits: &str) -> Self {
-        self.open_files = Some(limits.to_owned());
+    pub fn open_files(self, limits: &str) -> Self {
+        self.limit("nofile", limits)
+    }
+
+    /// Sets a resource limit, by the name that `prlimit` knows it by.
+    pub fn limit(mut self, name: &str, limits: &str) -> Self {
+        self.limits.push(format!("--{name}={limits}"));
+        self
+    }
+
+    /// Has its log written to this file instead of the one that [`Daemon::log`] reads.
+    pub fn stderr(mut self, file: File) -> Self {
+        self.stderr = Some(file);
         self
     }
 
@@ -396,12 +409,12 @@ impl<'a> Setup<'a> {
 
     fn command(&self) -> Command {
         let program = env!("CARGO_BIN_EXE_volhost");
-        match (self.host, &self.open_files) {
-            (Some(host), _) => host.command(program),
-            (None, None) => mortal(program),
-            (None, Some(limits)) => {
+        match self.host {
+            Some(host) => host.command(program),
+            None if self.limits.is_empty() => mortal(program),
+            None => {
                 let mut command = mortal("prlimit");
-                command.arg(format!("--nofile={limits}")).arg(program);
+                command.args(&self.limits).arg(program);
                 command
             }
         }
@@ -414,7 +427,10 @@ impl<'a> Setup<'a> {
     }
 
     fn launch(&self, environment: &[(&str, &str)]) -> Process {
-        let log = File::options().create(true).append(true).open(self.log()).expect("the log can be made");
+        let log = match &self.stderr {
+            Some(file) => file.try_clone().expect("a file can be cloned"),
+            None => File::options().create(true).append(true).open(self.log()).expect("the log can be made"),
+        };
         let mut command = self.command();
         self.add_root(&mut command);
         command.arg("serve").envs(environment.iter().copied());
