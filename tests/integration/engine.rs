@@ -172,6 +172,13 @@ fn an_image_fills_an_empty_volume_and_no_other() {
     assert_eq!(engine.run(&["--mount", &at_data("bare", ",volume-nocopy")], "ls /data"), "");
     engine.run(&["--mount", &at_data("bare", ",volume-nocopy")], "echo mine > /data/mine");
     assert_eq!(engine.run(&["--mount", &at_data("bare", "")], "ls /data"), "mine");
+    // With the image's data comes the mode of the image's directory, whatever was asked for.
+    for (volume, more, mode) in [("copied", "", 0o755), ("kept", ",volume-nocopy", 0o700)] {
+        engine.ok(&["volume", "create", "-d", "volhost", "-o", "mode=0700", volume]);
+        engine.run(&["--mount", &at_data(volume, more)], "ls /data");
+        let made = fs::metadata(directory(&daemon, volume)).unwrap();
+        assert_eq!(made.permissions().mode() & 0o777, mode, "{volume}");
+    }
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn an_instance_waits_for_its_catalog_before_it_listens() {
     });
     let asked = Instant::now();
     daemon.terminate();
-    assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}", asked.elapsed());
+    assert!(asked.elapsed() < SOON, "it took {:?}", asked.elapsed());
 }
 
 /// Two instances on a single member.
@@ -231,7 +231,7 @@ fn what_one_instance_answered_the_other_knows_at_once() {
         ok(&mut at[there][0], "Unmount", &name, "one");
         ok(&mut at[here][1], "Remove", &name, "");
         // What is known is told from memory, which hears of a removal by itself.
-        let refusal = until("the removal to be heard of", Duration::from_secs(1), || {
+        let refusal = until("the removal to be heard of", SOON, || {
             let answer = call(&mut at[there][0], "Get", &name, "");
             (answer.status != 200).then(|| answer.err())
         });
@@ -324,7 +324,7 @@ fn a_host_that_is_revoked_at_one_instance_is_shut_out_of_the_other_at_once() {
         assert!(client.is_closed(), "an open connection outlived the revocation");
     }
     let took = revoked.elapsed();
-    assert!(took < Duration::from_secs(3), "the revocation took {took:?}");
+    assert!(took < SOON, "the revocation took {took:?}");
     for instance in 0..2 {
         let again =
             fleet.connect(instance, &identity).and_then(|mut client| client.volume("List", &json!({})));

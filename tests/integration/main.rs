@@ -19,6 +19,7 @@ mod addresses;
 mod backends;
 mod bad_days;
 mod commands;
+mod compose;
 mod crash;
 mod doctor;
 mod engine;

@@ -176,6 +176,37 @@ fn podman_counts_its_containers_itself_and_mounts_a_volume_once() {
 }
 
 #[test]
+fn podman_learns_of_other_hosts_volumes_by_reload_and_prunes_them_too() {
+    let web1 = Host::new("web1");
+    let daemon = Daemon::setup().on(&web1).start();
+    let podman = Podman::new(&web1, &daemon);
+    let file = daemon.path("var/lib/volhost/volumes/db/file");
+    // By somebody else.
+    daemon.cli(&["volume", "create", "db"]).ok();
+    // podman does not ask for a name that it does not know: it makes a volume of its own.
+    podman.run(&["-v", "db:/x"], "echo local > /x/file");
+    assert!(!file.exists());
+    podman.ok(&["volume", "rm", "db"]);
+    assert_eq!(daemon.volumes(), ["db"]);
+    podman.ok(&["volume", "reload"]);
+    podman.run(&["-v", "db:/x"], "echo shared > /x/file");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "shared\n");
+
+    // One that somebody else removed is in the way of all others.
+    daemon.cli(&["volume", "create", "brief"]).ok();
+    podman.ok(&["volume", "reload"]);
+    daemon.cli(&["volume", "rm", "--yes", "brief"]).ok();
+    podman.podman(&["volume", "ls"]).fails();
+    podman.ok(&["volume", "reload"]);
+    assert!(podman.ok(&["volume", "ls"]).contains("db"));
+
+    podman.ok(&["volume", "prune", "--force"]);
+    assert_eq!(daemon.volumes(), [""; 0]);
+    daemon.cli(&["volume", "restore", "db"]).ok();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "shared\n");
+}
+
+#[test]
 fn podman_refuses_odd_names_and_volumes_of_a_driver_without_a_name() {
     let web1 = Host::new("web1");
     let daemon = Daemon::setup().on(&web1).start();

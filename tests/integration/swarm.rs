@@ -1,4 +1,4 @@
-//! Swarm and Compose with volumes of volhost, as the README tells it: its files and command lines are what runs here.
+//! Swarm with volumes of volhost, as the README tells it: its files and command lines are what runs here.
 //!
 //! volhost and Swarm's manager are on `store1`; `web1` is the other node.
 
@@ -17,17 +17,17 @@ use crate::readme;
 const SWARM: Duration = Duration::from_secs(90);
 
 /// The name under which `docker-compose` looks for its file.
-const COMPOSE: &str = "docker-compose.yaml";
+pub const COMPOSE: &str = "docker-compose.yaml";
 
 /// An engine with the image that the README's examples name.
-fn engine(host: &Host) -> Engine<'_> {
+pub fn engine(host: &Host) -> Engine<'_> {
     let engine = Engine::start(host);
     engine.ok(&["tag", IMAGE, "busybox"]);
     engine
 }
 
 /// What the containers of the examples wrote: a line at each start.
-fn starts(daemon: &Daemon<'_>, volume: &str) -> usize {
+pub fn starts(daemon: &Daemon<'_>, volume: &str) -> usize {
     fs::read_to_string(directory(daemon, volume).join("log")).map_or(0, |text| text.lines().count())
 }
 
@@ -147,49 +147,4 @@ fn a_node_that_was_only_cut_off_gives_its_exclusive_volume_up_by_itself() {
     until("the second line", SOON, || (starts(&daemon, "app") == 2).then_some(()));
     assert_eq!(worker.ok(&["ps", "--quiet"]), "");
     daemon.has_mounts(&[("app", "store1", false)]);
-}
-
-#[test]
-fn a_compose_file_names_volumes_that_move_with_it_from_host_to_host() {
-    let (store1, web1) = (Host::new("store1"), Host::new("web1"));
-    let daemon = serve_both(&store1, &web1);
-    join(&daemon, &web1);
-    let (first, second) = (engine(&store1), engine(&web1));
-    let commands = readme::commands("### Compose");
-    let [(_, make), (_, up), (_, down), (_, up_again), _] = &commands[..] else {
-        panic!("the README has other commands: {commands:?}");
-    };
-    let write = |text: &str| {
-        for host in [&store1, &web1] {
-            fs::write(host.dir().join(COMPOSE), text).unwrap();
-        }
-    };
-    let text = readme::block("### Compose", "yaml");
-    write(&text);
-    first.shell(make).ok();
-    second.shell(up).ok();
-    until("the first line", SOON, || (starts(&daemon, "files") == 1).then_some(()));
-    daemon.has_mounts(&[("files", "web1", false)]);
-
-    let refusal = first.shell(up_again).fails();
-    assert!(refusal.contains("`volhost mount release files web1 --all` frees it"), "{refusal}");
-    assert_eq!(starts(&daemon, "files"), 1);
-
-    second.shell(down).ok();
-    daemon.has_mounts(&[]);
-    first.shell(up_again).ok();
-    until("the second line", SOON, || (starts(&daemon, "files") == 2).then_some(()));
-    first.shell(down).ok();
-
-    // One that Compose makes itself, where it is needed first.
-    write(&text.replace("external: true", "driver: volhost").replace("name: files", "name: shared"));
-    for engine in [&second, &first] {
-        engine.shell(up).ok();
-    }
-    until("a line of each", SOON, || (starts(&daemon, "shared") == 2).then_some(()));
-    daemon.has_mounts(&[("shared", "store1", false), ("shared", "web1", false)]);
-    for engine in [&second, &first] {
-        engine.shell(down).ok();
-    }
-    assert_eq!(daemon.volumes(), ["files", "shared"]);
 }

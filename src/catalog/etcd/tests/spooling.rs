@@ -22,7 +22,7 @@ fn kept_activate(by: &str) -> Entry {
 }
 
 async fn recorded(etcd: &Etcd) {
-    let emptied = timeout(Duration::from_secs(20), etcd.core.spool.emptied()).await;
+    let emptied = timeout(SOON, etcd.core.spool.emptied()).await;
     emptied.expect("what is kept is recorded");
 }
 
@@ -235,13 +235,13 @@ async fn a_full_spool_tells_what_became_of_an_unmount() {
     eventually("etcd counts as out of reach", async || catalog.fault().is_some()).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     way.mute(false);
-    let answered = timeout(Duration::from_secs(30), asked).await.expect("it is answered in the end");
+    let answered = timeout(SOON, asked).await.expect("it is answered in the end");
     eventually("etcd is back", async || catalog.fault().is_none()).await;
     catalog.sync().await.unwrap();
     let expected = if answered.is_ok() { 4 } else { 5 };
     assert_eq!(count(&catalog.view(), "db"), expected, "{answered:?}");
     for _ in 0..SLOTS {
-        timeout(Duration::from_secs(5), etcd.core.slots.take()).await.expect("every slot is given back");
+        timeout(SOON, etcd.core.slots.take()).await.expect("every slot is given back");
     }
 }
 
@@ -256,7 +256,7 @@ async fn what_is_kept_is_answered_within_the_limit_that_a_reload_set() {
     for _ in 0..2 {
         done(&catalog, mount(&made, "web1", "x")).await;
     }
-    let limit = Duration::from_secs(5);
+    let limit = Duration::from_secs(7);
     catalog.limit_requests(limit);
     way.mute(true);
     let answered = timeout(limit, catalog.submit(unmount(&made, "x"))).await;
@@ -272,7 +272,7 @@ async fn what_is_kept_is_answered_within_the_limit_that_a_reload_set() {
 async fn a_disk_that_hangs_holds_up_no_more_than_what_is_kept() {
     let server = Server::start();
     let way = Way::to(&server);
-    let instance = Instance { request: Duration::from_secs(2), ..server.instance("store1") };
+    let instance = Instance { request: Duration::from_secs(10), ..server.instance("store1") };
     let etcd = opened(way.cluster("hangs"), instance).await;
     let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
     let made = create(&catalog, "db").await;
@@ -297,14 +297,14 @@ async fn a_disk_that_hangs_holds_up_no_more_than_what_is_kept() {
     way.mute(false);
     let of_catalog = Arc::clone(&catalog);
     let looked = tokio::task::spawn_blocking(move || of_catalog.fault());
-    let looked = timeout(Duration::from_secs(20), looked).await;
+    let looked = timeout(SOON, looked).await;
     // Refused for as long as etcd counts as out of reach.
     let insert = async {
         while catalog.submit(Change::Insert(volume("other"))).await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    let made = timeout(Duration::from_secs(20), insert).await;
+    let made = timeout(SOON, insert).await;
     let waits = !kept.is_finished();
     drop(end);
     disk.join().unwrap();

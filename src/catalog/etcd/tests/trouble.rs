@@ -85,7 +85,7 @@ async fn credentials_that_cannot_be_read_in_time_hold_up_nothing() {
     })
     .await;
     for name in ["one", "another"] {
-        let made = timeout(Duration::from_secs(20), catalog.submit(Change::Insert(volume(name)))).await;
+        let made = timeout(SOON, catalog.submit(Change::Insert(volume(name)))).await;
         assert!(matches!(made, Ok(Ok(_))), "{made:?}");
     }
     std::fs::File::from(writer.unwrap()).write_all(b"secret\n").unwrap();
@@ -103,7 +103,7 @@ async fn a_password_makes_nobody_stand_in_line() {
         (0..44).map(|at| catalog.submit(Change::Insert(volume(&format!("v{at}"))))).collect();
     server.signal("STOP");
     let asked = Instant::now();
-    let unmounted = timeout(Duration::from_secs(15), catalog.submit(unmount(&made, "x"))).await;
+    let unmounted = timeout(SOON, catalog.submit(unmount(&made, "x"))).await;
     let took = asked.elapsed();
     server.signal("CONT");
     unmounted.unwrap_or_else(|_| panic!("it is not answered within {took:?}")).unwrap();
@@ -237,7 +237,7 @@ async fn what_is_not_understood_keeps_nobody_waiting() {
     server.ctl(&["put", "/held/volumes/newer", r#"{"v":2}"#]).unwrap();
     eventually("it is noticed", async || catalog.fault().is_some()).await;
     lost.store(false, Ordering::SeqCst);
-    let answered = timeout(Duration::from_secs(5), sent).await.expect("it is answered");
+    let answered = timeout(SOON, sent).await.expect("it is answered");
     assert!(matches!(answered, Err(CatalogError::Unreachable { .. })), "{answered:?}");
     assert!(catalog.fault().unwrap().contains("has the version 2"));
 }
