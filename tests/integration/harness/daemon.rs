@@ -28,6 +28,7 @@ pub struct Setup<'a> {
     configured: bool,
     files: Vec<(String, String)>,
     open_files: Option<String>,
+    umask: Option<String>,
 }
 
 /// A running (or killed) volhost with its files.
@@ -57,6 +58,7 @@ impl<'a> Daemon<'a> {
             configured: true,
             files: Vec::new(),
             open_files: None,
+            umask: None,
         }
     }
 
@@ -350,6 +352,12 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Runs it, and the command line against it, with this umask.
+    pub fn umask(mut self, umask: &str) -> Self {
+        self.umask = Some(umask.to_owned());
+        self
+    }
+
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Daemon<'a> {
         let mut daemon = self.prepare();
@@ -396,12 +404,17 @@ impl<'a> Setup<'a> {
 
     fn command(&self) -> Command {
         let program = env!("CARGO_BIN_EXE_volhost");
-        match (self.host, &self.open_files) {
-            (Some(host), _) => host.command(program),
-            (None, None) => mortal(program),
-            (None, Some(limits)) => {
+        match (self.host, &self.open_files, &self.umask) {
+            (Some(host), _, _) => host.command(program),
+            (None, None, None) => mortal(program),
+            (None, Some(limits), _) => {
                 let mut command = mortal("prlimit");
                 command.arg(format!("--nofile={limits}")).arg(program);
+                command
+            }
+            (None, None, Some(umask)) => {
+                let mut command = mortal("sh");
+                command.args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\"")]).arg(program);
                 command
             }
         }
