@@ -5,6 +5,8 @@ use std::path::Path;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
+use super::filesystem::FileSystem;
+use super::look::{self, Sight};
 use super::space::{self, Space};
 use super::{Finding, PATIENCE, Scope, Verdict, shown};
 use crate::admin::client::{Client, ClientError};
@@ -65,6 +67,7 @@ pub(super) fn examine(scope: &Scope, findings: &mut Vec<Finding>) -> Option<Stor
             findings.push(Finding::new("space", shown(&paths.state), Verdict::Warning, message));
         }
     }
+    findings.extend(FileSystem::of(&paths.state).judge_journal(&paths.state, "changes of the catalog"));
     Some(Storage {
         no_spec: followed.as_ref().is_some_and(|config| config.spec.is_none()),
         name: followed.map(|config| config.name),
@@ -119,6 +122,14 @@ fn service(admin: &Path, findings: &mut Vec<Finding>) {
     reload(&status, findings);
     certificate(&status, OffsetDateTime::now_utc(), findings);
     status.backends.iter().for_each(|backend| findings.extend(self::backend(backend)));
+    let online = status.backends.iter().filter(|backend| backend.state == "online");
+    let paths: Vec<_> = online.map(|backend| Path::new(&backend.path)).collect();
+    for (path, sight) in paths.iter().zip(look::look_at_all(&paths)) {
+        // One that hangs is told of by the service.
+        let Some(Sight::Directory { file_system, .. }) = sight else { continue };
+        findings.extend(file_system.judge_setuid(path));
+        findings.extend(file_system.judge_journal(path, "volumes"));
+    }
 }
 
 /// Why the service cannot change its catalog, if it cannot.
