@@ -108,9 +108,10 @@ impl Map {
 
     /// The backend for a volume whose Create names none: `default`, else the only one; nothing, where one must be said.
     #[must_use]
-    pub fn default_for_create(&self) -> Option<&Arc<Backend>> {
-        let mut all = self.0.values();
-        let named = self.0.values().find(|backend| backend.name.as_str() == BackendName::DEFAULT);
+    pub fn default_for_create(&self, open: impl Fn(&Backend) -> bool) -> Option<&Arc<Backend>> {
+        let mut all = self.0.values().filter(|backend| open(backend));
+        let mut named = self.0.values().filter(|backend| open(backend));
+        let named = named.find(|backend| backend.name.as_str() == BackendName::DEFAULT);
         match (named, all.next(), all.next()) {
             (Some(backend), _, _) | (None, Some(backend), None) => Some(backend),
             _ => None,

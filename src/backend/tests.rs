@@ -155,7 +155,16 @@ fn the_default_backend_is_the_one_named_so_or_the_only_one() {
         let settings = names.iter().map(|name| (backend_name(name), settings(&Path::new("/srv").join(name))));
         Map::build(&Map::default(), settings.collect())
     };
-    let chosen = |names: &[&str]| map(names).default_for_create().map(|backend| backend.name().to_string());
+    let chosen =
+        |names: &[&str]| map(names).default_for_create(|_| true).map(|backend| backend.name().to_string());
+    let open = |closed: &str, names: &[&str]| {
+        let open = |backend: &Backend| backend.name().as_str() != closed;
+        map(names).default_for_create(open).map(|backend| backend.name().to_string())
+    };
+    assert_eq!(open("slow", &["slow", "fast"]).as_deref(), Some("fast"), "the only one that is open");
+    assert_eq!(open("default", &["default", "fast"]).as_deref(), Some("fast"));
+    assert_eq!(open("default", &["default", "fast", "slow"]), None);
+    assert_eq!(open("only", &["only"]), None);
     assert_eq!(chosen(&["only"]).as_deref(), Some("only"));
     assert_eq!(chosen(&["fast", "default"]).as_deref(), Some("default"));
     assert_eq!(chosen(&["slow", "fast"]), None);

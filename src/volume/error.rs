@@ -60,8 +60,29 @@ pub enum Error {
         /// Those that the host may use.
         known: Vec<BackendName>,
     },
+    /// A host names a backend that is not in the map or not open to it: which of the two, it is not told.
+    #[error("backend {name} does not exist or is not open to this host{}", choices(.known))]
+    BackendOutOfSight {
+        /// The backend that was asked for.
+        name: BackendName,
+        /// Those that the host may use.
+        known: Vec<BackendName>,
+    },
+    /// No backend is open to the host, whether or not there are any.
+    #[error("host {host} may not {right} {}: {}", object(*.right), nothing_open(*.listed))]
+    NothingOpen {
+        /// Who asked.
+        host: HostName,
+        /// For what.
+        right: Right,
+        /// Whether the configuration lists the host.
+        listed: bool,
+    },
     /// Nothing says where the volume shall lie.
-    #[error("no backend is called `default`: say which one by -o backend=NAME{}", choices(.known))]
+    #[error(
+        "no backend that this host may use is called `default`: say which one by -o backend=NAME{}",
+        choices(.known)
+    )]
     BackendNotSaid {
         /// Those that the host may use.
         known: Vec<BackendName>,
@@ -196,12 +217,13 @@ impl Error {
             | Self::Different { .. }
             | Self::Exists(_)
             | Self::NoSuchBackend { .. }
+            | Self::BackendOutOfSight { .. }
             | Self::BackendNotSaid { .. }
             | Self::Draining(_)
             | Self::NothingToAdopt { .. }
             | Self::Mounted { .. }
             | Self::Exclusive { .. } => Blame::Caller,
-            Self::NameTaken(_) | Self::Forbidden { .. } => Blame::Rights,
+            Self::NameTaken(_) | Self::Forbidden { .. } | Self::NothingOpen { .. } => Blame::Rights,
             Self::Backend(BackendError::Occupied { .. } | BackendError::MountPoint { .. }) => Blame::Caller,
             Self::Catalog(CatalogError::Refused(_)) => Blame::Caller,
             Self::Unmapped { .. }
@@ -240,6 +262,14 @@ fn instead(right: Right) -> &'static str {
             "; the operator may, by `volhost volume create -o adopt=true NAME` on the storage host"
         }
         Right::Create | Right::Mount | Right::Remove => "",
+    }
+}
+
+fn nothing_open(listed: bool) -> &'static str {
+    if listed {
+        "no backend is open to it (`hosts` of the backends, and its `backends` in the `hosts` of the configuration)"
+    } else {
+        "the `hosts` of the configuration name neither it nor \"*\""
     }
 }
 
@@ -306,7 +336,7 @@ mod tests {
         let known = ["fast", "slow"].map(|name| BackendName::parse(name).unwrap()).to_vec();
         assert_eq!(
             Error::BackendNotSaid { known }.to_string(),
-            "no backend is called `default`: say which one by -o backend=NAME; there are fast, slow"
+            "no backend that this host may use is called `default`: say which one by -o backend=NAME; there are fast, slow"
         );
         assert_eq!(
             Error::NoSuchBackend { name: BackendName::parse("x").unwrap(), known: Vec::new() }.to_string(),

@@ -131,6 +131,8 @@ fn is_by_view(error: &Error) -> bool {
         | Error::MountId(_)
         | Error::Options(_)
         | Error::NoSuchBackend { .. }
+        | Error::BackendOutOfSight { .. }
+        | Error::NothingOpen { .. }
         | Error::BackendNotSaid { .. }
         | Error::Draining(_)
         | Error::NothingToAdopt { .. }

@@ -238,6 +238,9 @@ impl Service {
         let missing = || Error::NoSuchVolume(name.to_string());
         let (mut gone, mut patience) = (None, Patience::new());
         loop {
+            if self.is_out_of_sight(in_force, caller, name) {
+                return Err(missing());
+            }
             let volume = self.settled(name).await?.ok_or_else(missing)?;
             if !in_sight(&in_force.access, caller, &volume) {
                 return Err(missing());

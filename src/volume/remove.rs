@@ -145,6 +145,9 @@ impl Service {
         caller: &Caller,
         name: &VolumeName,
     ) -> Result<Arc<Volume>, Error> {
+        if self.is_out_of_sight(in_force, caller, name) {
+            return Err(Error::NoSuchVolume(name.to_string()));
+        }
         let volume = self
             .settled(name)
             .await?
