@@ -7,18 +7,15 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 
+use crate::backend::directory::Usage;
+
 /// A backend's state as it was last seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     /// Not asked yet.
     Unknown,
     /// The root could be opened and is the expected one.
-    Online {
-        /// The file system's size.
-        total_bytes: u64,
-        /// What unprivileged users can still write there.
-        free_bytes: u64,
-    },
+    Online(Usage),
     /// The root cannot be used.
     Offline {
         /// What is wrong, and what to do about it.
@@ -41,8 +38,8 @@ impl Cell {
         self.0.load_full()
     }
 
-    pub(super) fn online(&self, total_bytes: u64, free_bytes: u64) {
-        self.0.store(Arc::new(Health::Online { total_bytes, free_bytes }));
+    pub(super) fn online(&self, usage: Usage) {
+        self.0.store(Arc::new(Health::Online(usage)));
     }
 
     pub(super) fn offline(&self, reason: &str) {
@@ -50,7 +47,7 @@ impl Cell {
         self.0.rcu(|was| {
             let since = match **was {
                 Health::Offline { since, .. } => since,
-                Health::Unknown | Health::Online { .. } => now,
+                Health::Unknown | Health::Online(_) => now,
             };
             Health::Offline { reason: reason.into(), since }
         });
@@ -60,6 +57,7 @@ impl Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::naming::Naming;
 
     #[test]
     fn a_backend_is_offline_since_the_first_reason() {
@@ -69,7 +67,8 @@ mod tests {
         let Health::Offline { since: first, .. } = *cell.load() else { panic!("not offline") };
         cell.offline("another disk");
         assert_eq!(*cell.load(), Health::Offline { reason: "another disk".into(), since: first });
-        cell.online(10, 5);
-        assert_eq!(*cell.load(), Health::Online { total_bytes: 10, free_bytes: 5 });
+        let usage = Usage { total_bytes: 10, free_bytes: 5, naming: Naming::default() };
+        cell.online(usage);
+        assert_eq!(*cell.load(), Health::Online(usage));
     }
 }

@@ -14,6 +14,7 @@ mod gate;
 mod health;
 mod identity;
 pub mod name;
+mod naming;
 mod purge;
 mod volumes;
 
@@ -40,6 +41,7 @@ pub use self::gate::{QUEUE, SLOTS};
 pub use self::health::Health;
 pub use self::identity::{Expect, Identity, identity_at};
 use self::name::BackendName;
+pub use self::naming::{Adoptable, Naming};
 pub use self::purge::Progress;
 pub use self::volumes::{Listing, Staged, VolumeState};
 use crate::host::mountpoints::Mountpoints;
@@ -106,7 +108,8 @@ impl Map {
         self.0.values()
     }
 
-    /// The backend for a volume whose Create names none: `default`, else the only one; nothing, where one must be said.
+    /// The backend for a volume whose Create names none, of those that are `open` to the caller: `default`, else the
+    /// only one. `None` if the caller must name one.
     #[must_use]
     pub fn default_for_create(&self, open: impl Fn(&Backend) -> bool) -> Option<&Arc<Backend>> {
         let mut all = self.0.values().filter(|backend| open(backend));
@@ -208,6 +211,14 @@ impl Backend {
         tokio::task::spawn_blocking(work).await.map_err(|error| self.interrupted(&error))?
     }
 
+    /// How its storage tells names apart; asked only where that is not known.
+    pub async fn naming(&self, expect: Expect) -> Result<Naming, BackendError> {
+        match &*self.health() {
+            Health::Online(usage) => Ok(usage.naming),
+            Health::Unknown | Health::Offline { .. } => self.run(expect, Root::naming).await,
+        }
+    }
+
     /// Whether operations wait for one of its slots, so that none should be held longer than its work takes.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
@@ -294,7 +305,7 @@ impl Visit {
     fn open(&self) -> Result<Root, BackendError> {
         let root = self.look().inspect_err(|error| self.note(&Err(error.clone())))?;
         // The free space is the probe's to keep fresh; one more call for each operation would buy nothing.
-        if !matches!(*self.state.health.load(), Health::Online { .. }) {
+        if !matches!(*self.state.health.load(), Health::Online(_)) {
             self.note(&root.usage());
         }
         Ok(root)
@@ -311,7 +322,7 @@ impl Visit {
         match seen {
             // Where nothing is expected, being there says nothing about being the right one.
             Ok(_) if self.expect == Expect::Nothing => {}
-            Ok(Usage { total_bytes, free_bytes }) => self.state.health.online(*total_bytes, *free_bytes),
+            Ok(usage) => self.state.health.online(*usage),
             Err(BackendError::Offline { reason, .. }) => self.state.health.offline(reason),
             Err(error) => self.state.health.offline(&crate::error::chain(error)),
         }

@@ -98,14 +98,14 @@ fn hasty(path: &Path) -> Arc<Backend> {
 }
 
 /// A file system that misbehaves on command, with a backend's root in it; `None` without root's rights.
-struct Shaky {
-    fs: FuseFs,
-    at: TempDir,
-    backing: TempDir,
+pub(super) struct Shaky {
+    pub(super) fs: FuseFs,
+    pub(super) at: TempDir,
+    pub(super) backing: TempDir,
 }
 
 impl Shaky {
-    fn mount() -> Option<Self> {
+    pub(super) fn mount() -> Option<Self> {
         if !is_root() {
             eprintln!("skipped: only root can mount a file system");
             return None;
@@ -207,7 +207,7 @@ async fn work_runs_on_the_expected_backend_only() {
     backend.run(Expect::Nothing, move |root| root.write_identity(id, &backend_name("fast"))).await.unwrap();
     let path = backend.run(Expect::This(id), |root| Ok(root.path().to_owned())).await.unwrap();
     assert_eq!(path, dir.path());
-    assert!(matches!(*backend.health(), Health::Online { total_bytes: 1.., .. }));
+    assert!(matches!(*backend.health(), Health::Online(Usage { total_bytes: 1.., .. })));
 
     let other = backend.run(Expect::This(BackendId::random()), |_| Ok(())).await.unwrap_err();
     assert!(other.to_string().contains("`volhost backend adopt fast` takes it over"), "{other}");
@@ -225,7 +225,7 @@ async fn work_runs_on_the_expected_backend_only() {
         matches!(&*unknown, Health::Offline { reason, .. } if reason.contains("this catalog does not know")),
         "{unknown:?}"
     );
-    assert!(matches!(*backend.probe(Expect::This(id)).await, Health::Online { .. }));
+    assert!(matches!(*backend.probe(Expect::This(id)).await, Health::Online(_)));
 }
 
 #[tokio::test]
@@ -284,7 +284,7 @@ async fn probes_of_a_backend_that_hangs_do_not_pile_up() {
     let id = BackendId::random();
     backend.run(Expect::Nothing, move |root| root.write_identity(id, &backend_name("fast"))).await.unwrap();
     let expect = Expect::This(id);
-    assert!(matches!(*backend.probe(expect).await, Health::Online { .. }));
+    assert!(matches!(*backend.probe(expect).await, Health::Online(_)));
     shaky.fs.control().hang(true);
     for _ in 0..3 {
         let health = backend.probe(expect).await;
@@ -298,7 +298,7 @@ async fn probes_of_a_backend_that_hangs_do_not_pile_up() {
     assert_eq!(shaky.fs.control().hanging(), 1, "an operation was sent after the probe that hangs");
     shaky.fs.control().hang(false);
     eventually("the probe that hung brings the backend back", || {
-        matches!(*backend.health(), Health::Online { .. })
+        matches!(*backend.health(), Health::Online(_))
     })
     .await;
     backend.run(expect, |_| Ok(())).await.unwrap();
@@ -317,7 +317,7 @@ async fn a_removed_export_is_offline_until_it_is_back() {
     assert!(matches!(*backend.probe(Expect::This(id)).await, Health::Offline { .. }));
     shaky.fs.control().stale(false);
     backend.run(Expect::This(id), |_| Ok(())).await.unwrap();
-    assert!(matches!(*backend.health(), Health::Online { .. }));
+    assert!(matches!(*backend.health(), Health::Online(_)));
     let control = shaky.fs.control().clone();
     let lost = backend
         .run(Expect::This(id), move |root| {

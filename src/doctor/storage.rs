@@ -184,8 +184,17 @@ fn certificate(status: &wire::Status, now: OffsetDateTime, findings: &mut Vec<Fi
 
 /// A backend that is online is told of where its room is, and by the mountpoints.
 fn backend(backend: &wire::Backend) -> Vec<Finding> {
-    let wire::Backend { name, path, state, draining: _, reason, volumes: _, total_bytes, free_bytes } =
-        backend;
+    let wire::Backend {
+        name,
+        path,
+        state,
+        draining: _,
+        reason,
+        volumes: _,
+        total_bytes,
+        free_bytes,
+        names: _,
+    } = backend;
     let finding = |verdict, message: String| Finding::new(BACKEND, name, verdict, message);
     let reason = reason.as_deref().unwrap_or("it was not looked at yet");
     match &**state {
@@ -273,6 +282,7 @@ mod tests {
                 volumes: 1,
                 total_bytes,
                 free_bytes,
+                names: None,
             })
             .iter()
             .map(|finding| (finding.check, finding.verdict))

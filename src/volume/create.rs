@@ -37,7 +37,7 @@ use super::soon::soon;
 use super::step::step;
 use super::{InForce, Moving, Service, in_sight, log_done, permit};
 use crate::backend::name::BackendName;
-use crate::backend::{Backend, BackendError, Expect, Root, VolumeState};
+use crate::backend::{Adoptable, Backend, BackendError, Expect, Naming, Root, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Submitted, Volume};
 use crate::error::chain;
 use crate::host::Caller;
@@ -138,6 +138,7 @@ impl Service {
         if !claim.wanted() {
             return Err(Error::Abandoned);
         }
+        self.refuse_twin(&backend, expect, &volume.name).await?;
         step("create:begun");
         let Some(moving) = self.moving(backend.name(), volume.id) else {
             return Err(Error::NotMended(volume.name.clone()));
@@ -156,12 +157,30 @@ impl Service {
     /// An existing directory becomes the volume: only the record is new.
     async fn adopt(&self, backend: &Backend, expect: Expect, volume: &Volume) -> Result<(), Error> {
         let name = volume.name.clone();
-        match backend.run(expect, move |root| root.volume_state(&name)).await? {
-            VolumeState::Directory => {}
-            VolumeState::Missing | VolumeState::NotADirectory => {
+        let here = |other: &VolumeName| {
+            let view = self.catalog.view();
+            view.volumes.get(other).is_some_and(|other| other.backend == volume.backend)
+        };
+        let view = self.catalog.view();
+        let alike = view.volumes.keys().filter(|other| Naming::LOOSE.is_same(other, &name) && here(other));
+        let alike: Vec<_> = alike.cloned().collect();
+        let backend_name = backend.name().clone();
+        match backend.run(expect, move |root| root.adoptable(&name, &alike)).await? {
+            Adoptable::Directory { same } => {
+                if let Some(other) = same.into_iter().find(here) {
+                    return Err(Error::SameDirectory {
+                        name: volume.name.clone(),
+                        other,
+                        backend: backend_name,
+                        naming: backend.naming(expect).await?,
+                    });
+                }
+            }
+            found => {
                 return Err(Error::NothingToAdopt {
-                    backend: backend.name().clone(),
+                    backend: backend_name,
                     name: volume.name.clone(),
+                    found,
                 });
             }
         }
@@ -217,13 +236,11 @@ impl Service {
         let (catalog, wanted, record) = (Arc::clone(&self.catalog), Arc::clone(&claim), volume.clone());
         let visited = Arc::clone(backend);
         let work = move |root: &Root| {
-            let occupied = |directory| {
-                Err(BackendError::Occupied { path: root.path().join(record.name.as_str()), directory })
-            };
             let staged = match root.volume_state(&record.name)? {
                 VolumeState::Missing => root.stage(id, uid, gid, mode)?,
-                VolumeState::Directory => return occupied(true),
-                VolumeState::NotADirectory => return occupied(false),
+                VolumeState::Directory | VolumeState::NotADirectory(_) => {
+                    return Err(root.occupied(&record.name));
+                }
             };
             step("create:staged");
             if !wanted.wanted() {

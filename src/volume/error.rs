@@ -10,8 +10,8 @@ use time::format_description::well_known::Rfc3339;
 use super::holders::Holders;
 use super::name::{InvalidMountId, InvalidVolumeName, VolumeName};
 use super::options::{Difference, InvalidOptions};
-use crate::backend::BackendError;
 use crate::backend::name::BackendName;
+use crate::backend::{Adoptable, BackendError, Naming};
 use crate::catalog::CatalogError;
 use crate::host::access::Closed;
 use crate::host::name::HostName;
@@ -103,12 +103,29 @@ pub enum Error {
         why: Closed,
     },
     /// The directory to adopt is not there.
-    #[error("backend {backend} has no directory {name} to adopt")]
+    #[error("backend {backend} has no directory {name} to adopt{}", instead_of_it(.found))]
     NothingToAdopt {
         /// The backend.
         backend: BackendName,
         /// The directory's name.
         name: VolumeName,
+        /// What is there.
+        found: Adoptable,
+    },
+    /// The name leads to the directory of another volume.
+    #[error(
+        "{name} is the same directory as volume {other} on backend {backend}{}: choose another name",
+        storage(*.naming)
+    )]
+    SameDirectory {
+        /// The name that was asked for.
+        name: VolumeName,
+        /// The volume whose directory it is.
+        other: VolumeName,
+        /// The backend of both.
+        backend: BackendName,
+        /// How its storage tells names apart.
+        naming: Naming,
     },
     /// Hosts use the volume.
     #[error(
@@ -151,6 +168,21 @@ pub enum Error {
         backend: BackendName,
         /// Where the directory should be.
         path: String,
+    },
+    /// Something else stands where the volume's directory should.
+    #[error(
+        "volume {name} has no directory on backend {backend}: {path} is {found}, which volhost does not follow or use; \
+         put the directory back in its place"
+    )]
+    NotADirectory {
+        /// The volume.
+        name: VolumeName,
+        /// Its backend.
+        backend: BackendName,
+        /// Where the directory should be.
+        path: String,
+        /// What stands there.
+        found: &'static str,
     },
     /// An earlier operation on the volume is not finished and cannot be now.
     #[error(
@@ -221,6 +253,7 @@ impl Error {
             | Self::BackendNotSaid { .. }
             | Self::Draining(_)
             | Self::NothingToAdopt { .. }
+            | Self::SameDirectory { .. }
             | Self::Mounted { .. }
             | Self::Exclusive { .. } => Blame::Caller,
             Self::NameTaken(_) | Self::Forbidden { .. } | Self::NothingOpen { .. } => Blame::Rights,
@@ -228,6 +261,7 @@ impl Error {
             Self::Catalog(CatalogError::Refused(_)) => Blame::Caller,
             Self::Unmapped { .. }
             | Self::DirectoryGone { .. }
+            | Self::NotADirectory { .. }
             | Self::NotMended(_)
             | Self::Identity { .. }
             | Self::Backend(_)
@@ -279,6 +313,20 @@ fn slow(catalog: Option<&str>) -> String {
         Some(fault) => format!("the catalog takes no changes at present: {fault}"),
         None => "`volhost backend ls` shows which backend does not answer".into(),
     }
+}
+
+fn instead_of_it(found: &Adoptable) -> String {
+    match found {
+        Adoptable::ListedAs(listed) => format!(": its storage takes that name for {listed}"),
+        Adoptable::NotADirectory(kind) => {
+            format!(": {kind} stands there, which volhost does not follow or use")
+        }
+        Adoptable::Directory { .. } | Adoptable::Missing => String::new(),
+    }
+}
+
+fn storage(naming: Naming) -> String {
+    if naming.is_exact() { String::new() } else { format!(", whose storage {naming}") }
 }
 
 fn list(differences: &[Difference]) -> String {

@@ -118,7 +118,7 @@ impl Service {
             }
         };
         log_change(backend.name(), &before, &now);
-        let came = !matches!(*before, Health::Online { .. }) && matches!(*now, Health::Online { .. });
+        let came = !matches!(*before, Health::Online(_)) && matches!(*now, Health::Online(_));
         if came || is_scarce(&now) {
             self.purge.notify_one();
         }
@@ -269,8 +269,8 @@ async fn changed(news: &mut Option<watch::Receiver<News>>) -> bool {
 /// Tells the log when a backend comes or goes, once.
 fn log_change(name: &BackendName, before: &Health, now: &Health) {
     match (before, now) {
-        (Health::Online { .. }, Health::Online { .. }) => {}
-        (_, Health::Online { .. }) => log::info!("backend {name} is online"),
+        (Health::Online(_), Health::Online(_)) => {}
+        (_, Health::Online(_)) => log::info!("backend {name} is online"),
         (Health::Offline { reason: was, .. }, Health::Offline { reason, .. }) if was == reason => {}
         (_, Health::Offline { reason, .. }) => log::warn!("backend {name:?} is offline: {reason}"),
         (_, Health::Unknown) => {}

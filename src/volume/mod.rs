@@ -40,6 +40,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 mod trash;
+mod twin;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::ready;
@@ -398,7 +399,7 @@ fn seen(view: &View, map: &backend::Map, volume: &Arc<Volume>, host: &HostName) 
 /// The word for a mapped backend's state. One that was not asked yet counts as offline until it answers.
 fn state_word(health: &Health) -> &'static str {
     match health {
-        Health::Online { .. } => "online",
+        Health::Online(_) => "online",
         Health::Offline { .. } | Health::Unknown => "offline",
     }
 }

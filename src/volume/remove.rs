@@ -82,6 +82,17 @@ impl Service {
             }
             let backend = self.backend_of(&volume)?;
             let expect = self.ready(&backend).await?;
+            if let Some((other, naming)) = self.twin(&backend, expect, name).await? {
+                // Its directory is the other one's, too, whose data must stay.
+                log::warn!(
+                    "the directory of volume {name} is left: it is that of volume {other}, because the storage of backend \
+                     {} {naming}",
+                    backend.name()
+                );
+                self.record_removal(claim, &volume, false).await?;
+                log_done("forgot", name, caller);
+                return Ok(None);
+            }
             if !claim.wanted() {
                 return Err(Error::Abandoned);
             }
@@ -259,7 +270,7 @@ impl Service {
                 Ok(Some(_moving)) => {
                     let give = move |root: &Root| match root.volume_state(&name)? {
                         VolumeState::Missing => root.untrash(id, &name),
-                        VolumeState::Directory | VolumeState::NotADirectory => Ok(()),
+                        VolumeState::Directory | VolumeState::NotADirectory(_) => Ok(()),
                     };
                     return match backend.run(expect, give).await {
                         Ok(()) => Stands::Removed,

@@ -287,7 +287,7 @@ fn time_left(
 
 pub(super) fn is_scarce(health: &Health) -> bool {
     match health {
-        Health::Online { total_bytes, free_bytes } => free_bytes.saturating_mul(SCARCE) < *total_bytes,
+        Health::Online(usage) => usage.free_bytes.saturating_mul(SCARCE) < usage.total_bytes,
         Health::Offline { .. } | Health::Unknown => false,
     }
 }
@@ -295,12 +295,17 @@ pub(super) fn is_scarce(health: &Health) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Usage;
+
+    fn online(total_bytes: u64, free_bytes: u64) -> Health {
+        Health::Online(Usage { total_bytes, free_bytes, ..Usage::default() })
+    }
 
     #[test]
     fn space_is_scarce_below_a_tenth() {
-        assert!(is_scarce(&Health::Online { total_bytes: 1000, free_bytes: 99 }));
-        assert!(!is_scarce(&Health::Online { total_bytes: 1000, free_bytes: 100 }));
-        assert!(!is_scarce(&Health::Online { total_bytes: 0, free_bytes: 0 }));
+        assert!(is_scarce(&online(1000, 99)));
+        assert!(!is_scarce(&online(1000, 100)));
+        assert!(!is_scarce(&online(0, 0)));
         assert!(!is_scarce(&Health::Unknown));
     }
 
