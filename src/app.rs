@@ -121,12 +121,17 @@ pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
     }
 }
 
+/// The mode of a backend's directory that volhost makes: users of this machine must not come to the files in volumes,
+/// of which some may be set-user-ID. Engines pass as root, or as the user that volhost runs as.
+const BACKEND_MODE: u32 = 0o710;
+
 /// The backend that exists without any map is a directory of ours, made where it is missing.
 fn make_default_backend(paths: &Paths, config: &Config) -> Result<(), ServeError> {
     let own = paths.volumes();
     let needed = !config.map.exists() && config.backends.values().any(|backend| backend.path == own);
     if needed {
-        std::fs::create_dir_all(&own).map_err(|source| ServeError::Directory { path: own, source })?;
+        crate::files::make_dir(&own, BACKEND_MODE)
+            .map_err(|source| ServeError::Directory { path: own, source })?;
     }
     Ok(())
 }

@@ -22,11 +22,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Waits until no other process holds the lock file, which is made, with its directory (0755), where it is missing.
+    /// Waits until no other process holds the lock file, which is made where it is missing. Its directory must exist.
     pub fn acquire(path: &Path) -> io::Result<Self> {
-        if let Some(dir) = path.parent() {
-            make_dir(dir)?;
-        }
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
         loop {
             match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
@@ -37,9 +34,24 @@ impl Lock {
     }
 }
 
-/// Makes a directory (0755) and those above it where they are missing.
-pub fn make_dir(dir: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(dir)
+/// Makes a directory and those above it that are missing, each with exactly this mode, whatever the umask. One that
+/// exists keeps its mode.
+pub fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
+    // Closed to others until it has its mode.
+    let make = || DirBuilder::new().mode(mode & 0o700).create(dir);
+    let made = match make() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match dir.parent() {
+            Some(parent) => make_dir(parent, mode).and_then(|()| make()),
+            None => Err(error),
+        },
+        made => made,
+    };
+    match made {
+        Ok(()) => std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)),
+        // Another process may have made it meanwhile.
+        Err(_) if dir.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads a file that need not exist.
@@ -221,6 +233,23 @@ mod tests {
         assert_eq!(rename(&path, &other).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(read(&other).unwrap().as_deref(), Some(&b"other"[..]));
         assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_directory_has_the_mode_that_was_said_and_keeps_the_one_that_it_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        // More than any umask in use leaves.
+        for said in [0o777, 0o711, 0o700] {
+            let deep = dir.path().join(format!("{said:o}/deep"));
+            make_dir(&deep, said).unwrap();
+            assert_eq!((mode(&deep), mode(deep.parent().unwrap())), (said, said));
+            make_dir(&deep, 0o755).unwrap();
+            assert_eq!(mode(&deep), said, "it was there already");
+        }
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert!(make_dir(&dir.path().join("file"), 0o755).is_err());
+        assert!(make_dir(&dir.path().join("file/below"), 0o755).is_err());
     }
 
     #[test]

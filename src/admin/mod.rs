@@ -152,7 +152,8 @@ impl Admin {
 
     async fn volume_inspect(&self, request: &wire::VolumeName) -> Answer {
         let seen = self.service.inspect(&self.operator, &request.name).await?;
-        json(&views::detail(&self.service, &seen))
+        let found = self.service.look_at_directory(&seen).await;
+        json(&views::detail(&self.service, &seen, found))
     }
 
     async fn volume_rm(&self, request: wire::VolumeRemove) -> Answer {

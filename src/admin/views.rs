@@ -6,11 +6,13 @@ use time::OffsetDateTime;
 
 use super::board::{Board, Reloaded};
 use super::{Counts, wire};
+use crate::backend::VolumeState;
 use crate::catalog;
 use crate::host::name::HostName;
 use crate::volume::error::rfc3339;
 use crate::volume::mounts::Mount;
 use crate::volume::name::VolumeName;
+use crate::volume::options::Ownership;
 use crate::volume::{BackendInfo, Seen, Service, TrashedInfo};
 
 pub(super) fn status(service: &Service, board: &Board, counts: Counts) -> wire::Status {
@@ -71,14 +73,33 @@ pub(super) fn volume(service: &Service, volume: &catalog::Volume) -> wire::Volum
     wire_volume(service, volume, state)
 }
 
-pub(super) fn detail(service: &Service, seen: &Seen) -> wire::VolumeDetail {
+pub(super) fn detail(
+    service: &Service,
+    seen: &Seen,
+    found: Option<(VolumeState, Option<Ownership>)>,
+) -> wire::VolumeDetail {
     let (view, volume) = (service.view(), &seen.volume);
+    let directory = |(state, owner): (VolumeState, Option<Ownership>)| wire::Directory {
+        kind: match state {
+            VolumeState::Directory => "directory",
+            VolumeState::Missing => "nothing",
+            VolumeState::NotADirectory(kind) => kind,
+        }
+        .into(),
+        uid: owner.map(|owner| owner.uid),
+        gid: owner.map(|owner| owner.gid),
+        mode: owner.map(|owner| owner.mode.to_string()),
+        changed: owner
+            .map(|owner| volume.options.changed(owner).iter().map(ToString::to_string).collect())
+            .unwrap_or_default(),
+    };
     wire::VolumeDetail {
         volume: wire_volume(service, volume, seen.backend_state),
         id: volume.id.to_string(),
         adopted: volume.adopted,
         known_to: volume.known_to.iter().map(ToString::to_string).collect(),
         mounted_by: volume.mounts.iter().map(|entry| mount(&view, &volume.name, entry)).collect(),
+        directory: found.map(directory),
     }
 }
 
@@ -127,15 +148,16 @@ pub(super) fn mount(view: &catalog::View, volume: &VolumeName, entry: &Mount) ->
 
 pub(super) fn backends(service: &Service) -> Vec<wire::Backend> {
     let wire =
-        |BackendInfo { name, path, state, draining, reason, volumes, bytes }: BackendInfo| wire::Backend {
+        |BackendInfo { name, path, state, draining, reason, volumes, usage }: BackendInfo| wire::Backend {
             name: name.to_string(),
             path: path.display().to_string(),
             state: state.into(),
             draining,
             reason,
             volumes,
-            total_bytes: bytes.map(|(total, _)| total),
-            free_bytes: bytes.map(|(_, free)| free),
+            total_bytes: usage.map(|usage| usage.total_bytes),
+            free_bytes: usage.map(|usage| usage.free_bytes),
+            names: usage.map(|usage| usage.naming.word().into()),
         };
     service.backends().into_iter().map(wire).collect()
 }

@@ -160,6 +160,23 @@ pub struct VolumeDetail {
     pub known_to: Vec<String>,
     /// Who uses it.
     pub mounted_by: Vec<Mount>,
+    /// Its directory as it is now; `null` when its backend does not say.
+    pub directory: Option<Directory>,
+}
+
+/// A volume's directory, as it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Directory {
+    /// What stands there: `directory`, `nothing`, or what else it is.
+    pub kind: String,
+    /// The user that owns it.
+    pub uid: Option<u32>,
+    /// The group that owns it.
+    pub gid: Option<u32>,
+    /// Its permissions, in octal.
+    pub mode: Option<String>,
+    /// What the volume's options said otherwise, such as `uid=70 then, uid=999 now`.
+    pub changed: Vec<String>,
 }
 
 /// A removed volume.
@@ -283,6 +300,10 @@ pub struct Backend {
     pub total_bytes: Option<u64>,
     /// The bytes free for use there, when it is known.
     pub free_bytes: Option<u64>,
+    /// How its storage tells names apart, when it is known: `exact`, `case-insensitive`, `final dots dropped`, or both of
+    /// these.
+    #[serde(default)]
+    pub names: Option<String>,
 }
 
 /// Names a backend.

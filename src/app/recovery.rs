@@ -19,6 +19,7 @@ use crate::catalog::record::Unwritable;
 use crate::catalog::text::{self, InvalidText};
 use crate::catalog::{OpenError, View};
 use crate::config::Config;
+use crate::volume::name::VolumeName;
 
 /// How long a backend may take to be looked through.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -147,7 +148,7 @@ pub fn import(config: &Config, path: &Path, text: &str) -> Result<Counts, Recove
 /// Makes a lost catalog again, of the backends' copies and directories.
 pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
     let claim = Claim::missing(&config.catalog, &config.etcd)?;
-    let (mut facts, copies, mut looked) = look_at_all(config, |_| Expect::Nothing)?;
+    let (mut facts, copies, mut looked) = look_at_all(config, |_| Expect::Nothing, |_| Vec::new())?;
     let mut sources = Vec::new();
     for (backend, Kept { path, content }) in copies {
         let identity = facts.get(&backend).and_then(|facts| facts.id);
@@ -186,7 +187,12 @@ pub fn compare(config: &Config) -> Result<Compared, RecoveryError> {
         let expect = |name: &BackendName| {
             view.backends.get(name).map_or(Expect::Unknown, |record| Expect::This(record.id))
         };
-        let (facts, _, unseen) = look_at_all(config, expect)?;
+        let said = |name: &BackendName| {
+            let volumes = view.volumes.values().filter(|volume| volume.backend == *name);
+            let said = volumes.filter(|volume| volume.options.say_ownership());
+            said.map(|volume| volume.name.clone()).collect()
+        };
+        let (facts, _, unseen) = look_at_all(config, expect, said)?;
         let findings = reconcile::compare(&view, &facts);
         Ok(Compared { backends: facts.len(), counts: Counts::of(&view), unseen, findings })
     };
@@ -212,8 +218,13 @@ type CopyRead = Result<text::Parsed, InvalidText>;
 
 type LookedAt = (AllFacts, Vec<(BackendName, Kept<CopyRead>)>, Vec<Looked>);
 
-/// Looks at every backend of the map, all at once; one that hangs is given up.
-fn look_at_all(config: &Config, expect: impl Fn(&BackendName) -> Expect) -> Result<LookedAt, RecoveryError> {
+/// Looks at every backend of the map, all at once; one that hangs is given up. `said` names the volumes of a backend
+/// whose owners are wanted.
+fn look_at_all(
+    config: &Config,
+    expect: impl Fn(&BackendName) -> Expect,
+    said: impl Fn(&BackendName) -> Vec<VolumeName>,
+) -> Result<LookedAt, RecoveryError> {
     let map = in_force(config, &backend::Map::default()).map;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -223,8 +234,8 @@ fn look_at_all(config: &Config, expect: impl Fn(&BackendName) -> Expect) -> Resu
     let seen = runtime.block_on(async {
         let mut looks = tokio::task::JoinSet::new();
         for backend in map.iter() {
-            let (backend, expect) = (Arc::clone(backend), expect(backend.name()));
-            looks.spawn(async move { (backend.name().clone(), look_at(&backend, expect).await) });
+            let (backend, expect, said) = (Arc::clone(backend), expect(backend.name()), said(backend.name()));
+            looks.spawn(async move { (backend.name().clone(), look_at(&backend, expect, said).await) });
         }
         looks.join_all().await
     });
@@ -246,13 +257,25 @@ fn look_at_all(config: &Config, expect: impl Fn(&BackendName) -> Expect) -> Resu
     Ok((facts, copies, unseen))
 }
 
-async fn look_at(backend: &Backend, expect: Expect) -> Result<(Facts, Vec<Kept<CopyRead>>), String> {
+async fn look_at(
+    backend: &Backend,
+    expect: Expect,
+    said: Vec<VolumeName>,
+) -> Result<(Facts, Vec<Kept<CopyRead>>), String> {
     let mountpoints = backend.settings().mountpoints.clone();
     let look = |root: &Root| -> Result<_, BackendError> {
+        let (directories, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            root.entries()?.into_iter().partition(|(_, other)| other.is_none());
+        let mut owners = BTreeMap::new();
+        for name in said {
+            owners.extend(root.ownership(&name)?.map(|found| (name, found)));
+        }
         let facts = Facts {
             id: root.identity()?.map(|identity| identity.id),
             mountpoints,
-            directories: root.directories()?.into_iter().collect(),
+            directories: directories.into_keys().collect(),
+            others: others.into_iter().filter_map(|(name, other)| Some((name, other?))).collect(),
+            owners,
             staged: root.staged()?.volumes.into_iter().collect(),
             trashed: root.trashed()?.volumes.into_iter().collect(),
             deleting: root.deleting()?.volumes.into_iter().collect(),

@@ -3,6 +3,7 @@
 //! What they say is the caller's business. A text is whole under its name or not there at all, and was read back
 //! before it took the place of the one before, which stays beside it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use rustix::io::Errno;
 
 use crate::backend::directory::{HOUSE, Handle, Root, open_beneath, unfinished};
 use crate::backend::error::BackendError;
+use crate::backend::volumes::kind as words_for;
 use crate::volume::name::VolumeName;
 
 /// The newest text.
@@ -98,9 +100,9 @@ impl Root {
         house.sync()
     }
 
-    /// The directories right below the root that bear a name that a volume could have.
-    pub fn directories(&self) -> Result<Vec<VolumeName>, BackendError> {
-        let mut found = Vec::new();
+    /// What lies right below the root under a name that a volume could have: `None` for a directory, else what it is.
+    pub fn entries(&self) -> Result<BTreeMap<VolumeName, Option<&'static str>>, BackendError> {
+        let mut found = BTreeMap::new();
         self.dir.for_each(|name, kind| {
             let name = name.to_str().ok().and_then(|name| VolumeName::parse(name).ok());
             let Some(name) = name else { return Ok(true) };
@@ -111,12 +113,9 @@ impl Root {
                 }
                 kind => kind,
             };
-            if kind == FileType::Directory {
-                found.push(name);
-            }
+            found.insert(name, (kind != FileType::Directory).then(|| words_for(kind)));
             Ok(true)
         })?;
-        found.sort_unstable();
         Ok(found)
     }
 }
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn only_directories_with_a_volumes_name_are_listed() {
+    fn what_bears_a_volumes_name_is_listed_as_what_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let root = open(dir.path());
         for name in ["db", "web", ".hidden", "lost+found", "a b"] {
@@ -235,7 +234,11 @@ mod tests {
         }
         std::fs::write(dir.path().join("file"), "").unwrap();
         std::os::unix::fs::symlink("db", dir.path().join("link")).unwrap();
-        let names: Vec<_> = root.directories().unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(names, ["db", "web"]);
+        let entries = root.entries().unwrap();
+        let told: Vec<_> = entries.iter().map(|(name, other)| (name.as_str(), *other)).collect();
+        assert_eq!(
+            told,
+            [("db", None), ("file", Some("a file")), ("link", Some("a symbolic link")), ("web", None)]
+        );
     }
 }

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use crate::backend::error::BackendError;
 use crate::backend::name::BackendName;
+use crate::backend::naming::Naming;
 use crate::volume::name::VolumeId;
 
 /// The directory below a root that is volhost's own.
@@ -34,8 +35,8 @@ pub struct Root {
     pub(super) dir: Handle,
 }
 
-/// The space of the file system under a root.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The file system under a root: its space, and how it tells names apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
     /// Its size.
     pub total_bytes: u64,
@@ -45,6 +46,8 @@ pub struct Usage {
     pub total_inodes: u64,
     /// How many more files unprivileged users can make.
     pub free_inodes: u64,
+    /// How it tells names apart.
+    pub naming: Naming,
 }
 
 impl Root {
@@ -95,7 +98,7 @@ impl Root {
         &self.dir.path
     }
 
-    /// The size and free space of the file system.
+    /// The size and free space of the file system, and how it tells names apart.
     pub fn usage(&self) -> Result<Usage, BackendError> {
         let stat = rustix::fs::fstatvfs(&self.dir.fd)
             .map_err(|errno| BackendError::io("ask for the free space of", self.path(), errno))?;
@@ -104,6 +107,7 @@ impl Root {
             free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
             total_inodes: stat.f_files,
             free_inodes: stat.f_favail,
+            naming: self.naming()?,
         })
     }
 

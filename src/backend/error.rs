@@ -35,12 +35,14 @@ pub enum BackendError {
         longest: Duration,
     },
     /// The name to be given is taken. Nothing was done.
-    #[error("{} exists already{}", .path.display(), occupant(*.directory))]
+    #[error("{} exists already{}", .path.display(), occupant(*.directory, .listed.as_deref()))]
     Occupied {
         /// What stands there.
         path: PathBuf,
         /// Whether it is a real directory, which a volume could adopt.
         directory: bool,
+        /// The path under which it is listed, where the storage takes that and `path` for one.
+        listed: Option<PathBuf>,
     },
     /// What was to be moved or opened is not there. Nothing was done.
     #[error("{} does not exist", .path.display())]
@@ -198,11 +200,16 @@ impl BackendError {
     }
 }
 
-fn occupant(directory: bool) -> &'static str {
-    if directory {
-        " and is no volume of this catalog: `volhost volume create -o adopt=true` on the storage host makes it one"
-    } else {
-        " and is not a directory"
+fn occupant(directory: bool, listed: Option<&Path>) -> String {
+    match listed {
+        Some(listed) => {
+            format!(" as {}, from which this storage does not tell it apart: choose another name", listed.display())
+        }
+        None if directory => {
+            " and is no volume of this catalog: `volhost volume create -o adopt=true` on the storage host makes it one"
+                .into()
+        }
+        None => " and is not a directory".into(),
     }
 }
 
@@ -237,7 +244,7 @@ mod tests {
             busy.to_string(),
             "backend \"fast\" does not answer: 80 operations wait for it, the longest for 1m 5s"
         );
-        let occupied = BackendError::Occupied { path: "/srv/db".into(), directory: true };
+        let occupied = BackendError::Occupied { path: "/srv/db".into(), directory: true, listed: None };
         assert!(occupied.to_string().contains("-o adopt=true"), "{occupied}");
     }
 

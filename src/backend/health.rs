@@ -66,7 +66,8 @@ mod tests {
         let Health::Offline { since: first, .. } = *cell.load() else { panic!("not offline") };
         cell.offline("another disk");
         assert_eq!(*cell.load(), Health::Offline { reason: "another disk".into(), since: first });
-        let usage = Usage { total_bytes: 10, free_bytes: 5, total_inodes: 2, free_inodes: 1 };
+        let usage =
+            Usage { total_bytes: 10, free_bytes: 5, total_inodes: 2, free_inodes: 1, ..Usage::default() };
         cell.online(usage);
         assert_eq!(*cell.load(), Health::Online(usage));
     }

@@ -14,6 +14,7 @@ mod gate;
 mod health;
 mod identity;
 pub mod name;
+mod naming;
 mod purge;
 mod volumes;
 
@@ -40,6 +41,7 @@ pub use self::gate::{QUEUE, SLOTS};
 pub use self::health::Health;
 pub use self::identity::{Expect, Identity, identity_at};
 use self::name::BackendName;
+pub use self::naming::{Adoptable, Naming};
 pub use self::purge::{Pass, Progress};
 pub use self::volumes::{Listing, Staged, VolumeState};
 use crate::host::mountpoints::Mountpoints;
@@ -106,11 +108,13 @@ impl Map {
         self.0.values()
     }
 
-    /// The backend for a volume whose Create names none: `default`, else the only one; nothing, where one must be said.
+    /// The backend for a volume whose Create names none, of those that are `open` to the caller: `default`, else the
+    /// only one. `None` if the caller must name one.
     #[must_use]
-    pub fn default_for_create(&self) -> Option<&Arc<Backend>> {
-        let mut all = self.0.values();
-        let named = self.0.values().find(|backend| backend.name.as_str() == BackendName::DEFAULT);
+    pub fn default_for_create(&self, open: impl Fn(&Backend) -> bool) -> Option<&Arc<Backend>> {
+        let mut all = self.0.values().filter(|backend| open(backend));
+        let mut named = self.0.values().filter(|backend| open(backend));
+        let named = named.find(|backend| backend.name.as_str() == BackendName::DEFAULT);
         match (named, all.next(), all.next()) {
             (Some(backend), _, _) | (None, Some(backend), None) => Some(backend),
             _ => None,
@@ -205,6 +209,14 @@ impl Backend {
             })
         };
         tokio::task::spawn_blocking(work).await.map_err(|error| self.interrupted(&error))?
+    }
+
+    /// How its storage tells names apart; asked only where that is not known.
+    pub async fn naming(&self, expect: Expect) -> Result<Naming, BackendError> {
+        match &*self.health() {
+            Health::Online(usage) => Ok(usage.naming),
+            Health::Unknown | Health::Offline { .. } => self.run(expect, Root::naming).await,
+        }
     }
 
     /// Whether operations wait for one of its slots, so that none should be held longer than its work takes.

@@ -98,14 +98,14 @@ fn hasty(path: &Path) -> Arc<Backend> {
 }
 
 /// A file system that misbehaves on command, with a backend's root in it; `None` without root's rights.
-struct Shaky {
-    fs: FuseFs,
-    at: TempDir,
-    backing: TempDir,
+pub(super) struct Shaky {
+    pub(super) fs: FuseFs,
+    pub(super) at: TempDir,
+    pub(super) backing: TempDir,
 }
 
 impl Shaky {
-    fn mount() -> Option<Self> {
+    pub(super) fn mount() -> Option<Self> {
         if !is_root() {
             eprintln!("skipped: only root can mount a file system");
             return None;
@@ -155,7 +155,16 @@ fn the_default_backend_is_the_one_named_so_or_the_only_one() {
         let settings = names.iter().map(|name| (backend_name(name), settings(&Path::new("/srv").join(name))));
         Map::build(&Map::default(), settings.collect())
     };
-    let chosen = |names: &[&str]| map(names).default_for_create().map(|backend| backend.name().to_string());
+    let chosen =
+        |names: &[&str]| map(names).default_for_create(|_| true).map(|backend| backend.name().to_string());
+    let open = |closed: &str, names: &[&str]| {
+        let open = |backend: &Backend| backend.name().as_str() != closed;
+        map(names).default_for_create(open).map(|backend| backend.name().to_string())
+    };
+    assert_eq!(open("slow", &["slow", "fast"]).as_deref(), Some("fast"), "the only one that is open");
+    assert_eq!(open("default", &["default", "fast"]).as_deref(), Some("fast"));
+    assert_eq!(open("default", &["default", "fast", "slow"]), None);
+    assert_eq!(open("only", &["only"]), None);
     assert_eq!(chosen(&["only"]).as_deref(), Some("only"));
     assert_eq!(chosen(&["fast", "default"]).as_deref(), Some("default"));
     assert_eq!(chosen(&["slow", "fast"]), None);

@@ -11,8 +11,9 @@ use rustix::io::Errno;
 
 use crate::backend::directory::{Handle, NEW, Root, TRASH, Widened, open_beneath};
 use crate::backend::error::{BackendError, Effect};
+use crate::backend::naming::occupied;
 use crate::volume::name::{VolumeId, VolumeName};
-use crate::volume::options::Mode;
+use crate::volume::options::{Mode, Ownership};
 
 /// What stands under a volume's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +22,8 @@ pub enum VolumeState {
     Directory,
     /// Nothing.
     Missing,
-    /// A file, a symbolic link or something else that is no directory.
-    NotADirectory,
+    /// This, which is no directory.
+    NotADirectory(&'static str),
 }
 
 /// A directory that was just made in `.volhost/new`.
@@ -62,7 +63,7 @@ impl Root {
         Ok(match self.dir.stat(name.as_str())? {
             None => VolumeState::Missing,
             Some(stat) if is_directory(&stat) => VolumeState::Directory,
-            Some(_) => VolumeState::NotADirectory,
+            Some(stat) => VolumeState::NotADirectory(kind(FileType::from_raw_mode(stat.st_mode))),
         })
     }
 
@@ -74,7 +75,7 @@ impl Root {
         let path = new.path.join(&name);
         match rustix::fs::mkdirat(&new.fd, &*name, rustix::fs::Mode::RWXU) {
             Ok(()) => {}
-            Err(Errno::EXIST) => return Err(BackendError::Occupied { path, directory: true }),
+            Err(Errno::EXIST) => return Err(BackendError::Occupied { path, directory: true, listed: None }),
             Err(errno) => {
                 // A server may have made it and lost its answer.
                 let _ = rustix::fs::unlinkat(&new.fd, &*name, AtFlags::REMOVEDIR);
@@ -181,6 +182,16 @@ impl Root {
         self.listing(TRASH)
     }
 
+    /// The owner and mode of a volume's directory; `None` if there is none.
+    pub fn ownership(&self, name: &VolumeName) -> Result<Option<Ownership>, BackendError> {
+        let stat = self.dir.stat(name.as_str())?.filter(is_directory);
+        Ok(stat.map(|stat| Ownership {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mode: Mode::from_bits(stat.st_mode),
+        }))
+    }
+
     fn listing(&self, name: &str) -> Result<Listing, BackendError> {
         let mut listing = Listing::default();
         let Some(dir) = self.house(name)? else { return Ok(listing) };
@@ -213,6 +224,16 @@ pub(super) fn identity(name: &CStr) -> Option<VolumeId> {
 
 pub(super) fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+/// What stands where a directory should, in words.
+pub(super) fn kind(of: FileType) -> &'static str {
+    match of {
+        FileType::Symlink => "a symbolic link",
+        FileType::RegularFile => "a file",
+        FileType::Directory => "a directory",
+        _ => "a special file",
+    }
 }
 
 /// Gives a new directory its owner and mode, and looks whether the storage took them.
@@ -314,13 +335,8 @@ fn us() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-fn same(one: &Stat, other: &Stat) -> bool {
+pub(super) fn same(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
-}
-
-fn occupied(dir: &Handle, name: &str) -> BackendError {
-    let directory = dir.stat(name).is_ok_and(|stat| stat.is_some_and(|stat| is_directory(&stat)));
-    BackendError::Occupied { path: dir.path.join(name), directory }
 }
 
 fn is_mount_point(dir: &Handle, name: &str) -> Result<bool, BackendError> {
@@ -424,7 +440,9 @@ mod tests {
         symlink("/nowhere", dir.path().join("link")).unwrap();
         for (name, adoptable) in [("directory", true), ("file", false), ("link", false)] {
             let error = root.publish(id, &volume(name)).unwrap_err();
-            let BackendError::Occupied { path, directory } = error else { panic!("{name}: {error}") };
+            let BackendError::Occupied { path, directory, listed: None } = error else {
+                panic!("{name}: {error}")
+            };
             assert_eq!((path, directory), (dir.path().join(name), adoptable));
         }
         assert_eq!(read(&dir.path().join("file")), "kept");
@@ -477,8 +495,8 @@ mod tests {
         std::fs::write(other.path().join("data"), "kept").unwrap();
         symlink(other.path(), dir.path().join("link")).unwrap();
         std::fs::write(dir.path().join("file"), "kept").unwrap();
-        for name in ["link", "file"] {
-            assert_eq!(root.volume_state(&volume(name)).unwrap(), VolumeState::NotADirectory);
+        for (name, kind) in [("link", "a symbolic link"), ("file", "a file")] {
+            assert_eq!(root.volume_state(&volume(name)).unwrap(), VolumeState::NotADirectory(kind));
             let refused = root.trash(&volume(name), VolumeId::random());
             assert!(matches!(refused, Err(BackendError::NotADirectory { .. })), "{name}");
         }

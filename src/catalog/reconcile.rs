@@ -14,6 +14,7 @@ use crate::backend::name::{BackendId, BackendName};
 use crate::host::mountpoints::Mountpoints;
 use crate::volume::mounts::Ledger;
 use crate::volume::name::{VolumeId, VolumeName};
+use crate::volume::options::Ownership;
 
 /// What lies on a backend that was looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub struct Facts {
     pub mountpoints: Mountpoints,
     /// The directories that bear a volume's name.
     pub directories: BTreeSet<VolumeName>,
+    /// What bears a volume's name and is no directory, and what it is.
+    pub others: BTreeMap<VolumeName, &'static str>,
+    /// The owners and modes of those directories that were asked for.
+    pub owners: BTreeMap<VolumeName, Ownership>,
     /// The directories being made.
     pub staged: BTreeSet<VolumeId>,
     /// The directories in the trash.
@@ -52,6 +57,8 @@ pub type AllFacts = BTreeMap<BackendName, Facts>;
 pub enum Kind {
     /// A volume without a directory.
     Missing,
+    /// A volume whose directory has another owner or mode than its options said: worth knowing, and no fault.
+    Owner,
     /// A directory that belongs to no volume: it can be adopted.
     Found,
     /// A directory being made or removed, of a volume that exists: the next start of the service settles it.
@@ -71,11 +78,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Returns true if something is to be mended.
+    #[must_use]
+    pub fn is_fault(self) -> bool {
+        self != Self::Owner
+    }
+
     /// Its word.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
             Self::Missing => "missing",
+            Self::Owner => "owner",
             Self::Found => "found",
             Self::HalfDone => "half-done",
             Self::Leftover => "leftover",
@@ -121,6 +135,18 @@ pub fn compare(view: &View, facts: &AllFacts) -> Vec<Finding> {
                     volume.id
                 );
                 findings.add(backend, Kind::Deleting, &volume.name, what);
+            } else if let Some(found) = facts.others.get(&volume.name) {
+                let what = format!(
+                    "{found} stands in the place of its directory, which volhost does not follow or use: put the \
+                     directory back, or remove the volume"
+                );
+                findings.add(backend, Kind::Missing, &volume.name, what);
+            } else if let Some(changed) = changed(volume, facts) {
+                let what = format!(
+                    "its directory is not as its options said: {changed}; an engine that copies an image's files up \
+                     gives it the image's (`volume-nocopy` keeps it)"
+                );
+                findings.add(backend, Kind::Owner, &volume.name, what);
             } else if !stands {
                 let what = "the volume has no directory: bring it back from a backup under this name, or remove the \
                             volume";
@@ -184,6 +210,12 @@ pub fn compare(view: &View, facts: &AllFacts) -> Vec<Finding> {
         }
     }
     findings.sorted()
+}
+
+/// What a volume's directory has otherwise than its options said.
+fn changed(volume: &Volume, facts: &Facts) -> Option<String> {
+    let changed = volume.options.changed(*facts.owners.get(&volume.name)?);
+    (!changed.is_empty()).then(|| changed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
 }
 
 /// A copy of the catalog, to be merged.

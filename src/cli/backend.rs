@@ -69,7 +69,15 @@ fn told(done: &Done, shell: &mut Shell<'_>) -> Result<(), Error> {
 pub(super) fn show(rows: &[Row], shell: &mut Shell<'_>) -> Result<(), Error> {
     shell.table(listing(rows))?;
     // Reasons are sentences: in a column they would squeeze the others on a terminal.
-    reasons(rows).iter().try_for_each(|reason| shell.line(reason))
+    reasons(rows).iter().chain(&namings(rows)).try_for_each(|reason| shell.line(reason))
+}
+
+/// The backends whose storage takes different names for one.
+fn namings(rows: &[Row]) -> Vec<String> {
+    let told = rows.iter().filter_map(|row| row.names.as_ref().map(|names| (row, names)));
+    let told = told.filter(|(_, names)| *names != "exact");
+    told.map(|(row, names)| printable(&format!("{} takes different names for one: {names}", row.name)))
+        .collect()
 }
 
 fn reasons(rows: &[Row]) -> Vec<String> {
@@ -80,7 +88,7 @@ fn reasons(rows: &[Row]) -> Vec<String> {
 fn listing(rows: &[Row]) -> Listing {
     let header = ["NAME", "STATE", "VOLUMES", "SIZE", "FREE", "PATH"];
     let mut listing = Listing::new(header).right(2).right(3).right(4);
-    for Row { name, path, state, draining, reason: _, volumes, total_bytes, free_bytes } in rows {
+    for Row { name, path, state, draining, reason: _, volumes, total_bytes, free_bytes, names: _ } in rows {
         listing.row([
             name.clone(),
             if *draining { format!("{state}, draining") } else { state.clone() },
@@ -108,6 +116,7 @@ mod tests {
             volumes: 3,
             total_bytes: Some(4 << 40),
             free_bytes: Some(1536 << 20),
+            names: Some("case-insensitive".into()),
         };
         let offline = Row {
             name: "slow".into(),
@@ -116,6 +125,7 @@ mod tests {
             reason: Some("no .volhost/backend.json".into()),
             total_bytes: None,
             free_bytes: None,
+            names: None,
             ..online.clone()
         };
         let rows = [online, offline];
@@ -126,5 +136,6 @@ mod tests {
              slow  offline                 3      -        -  /mnt/fast\n"
         );
         assert_eq!(reasons(&rows), ["slow is offline: no .volhost/backend.json"]);
+        assert_eq!(namings(&rows), ["fast takes different names for one: case-insensitive"]);
     }
 }

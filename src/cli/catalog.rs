@@ -143,7 +143,8 @@ pub(super) fn compare(config: &Config, shell: &mut Shell<'_>) -> Result<(), Erro
         show(&findings, shell)?;
         reasons(&unseen, shell)?;
     }
-    match (findings.len(), unseen.len()) {
+    let faults = findings.iter().filter(|finding| finding.kind.is_fault()).count();
+    match (faults, unseen.len()) {
         (0, 0) if shell.global.json => Ok(()),
         (0, 0) => {
             let volumes = counted(counts.volumes, "volume");

@@ -10,7 +10,7 @@ use super::table::{Listing, or_dash, printable};
 use super::{Error, Shell, each, mount};
 use crate::admin::client::{Client, ClientError};
 use crate::admin::wire::{
-    Done, Nothing, Trashed, Volume as Row, VolumeCreate, VolumeDetail, VolumeName, VolumeRemove,
+    Directory, Done, Nothing, Trashed, Volume as Row, VolumeCreate, VolumeDetail, VolumeName, VolumeRemove,
     VolumeRestore, verb,
 };
 use crate::volume::options::TABLE;
@@ -256,13 +256,16 @@ fn show(detail: &VolumeDetail, shell: &mut Shell<'_>) -> Result<(), Error> {
         adopted,
         known_to,
         mounted_by,
+        directory,
     } = detail;
+    let found = directory.as_ref().map_or_else(|| "its backend does not say".into(), told);
     let options: Vec<String> = options.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let rows = [
         ("name", name.clone()),
         ("id", id.clone()),
         ("backend", format!("{backend} ({state})")),
         ("path", path.clone()),
+        ("directory", found),
         ("created", created_at.clone()),
         ("options", if options.is_empty() { "none".into() } else { options.join(", ") }),
         ("adopted", if *adopted { "yes: its removal leaves the directory".into() } else { "no".into() }),
@@ -273,6 +276,20 @@ fn show(detail: &VolumeDetail, shell: &mut Shell<'_>) -> Result<(), Error> {
         shell.line(printable(&format!("{label:<12}{value}")).trim_end())?;
     }
     if mounted_by.is_empty() { Ok(()) } else { shell.table(mount::listing(mounted_by, false)) }
+}
+
+/// A volume's directory in a line.
+fn told(directory: &Directory) -> String {
+    let Directory { kind, uid, gid, mode, changed } = directory;
+    let mut line = match (uid, gid, mode) {
+        (Some(uid), Some(gid), Some(mode)) => format!("owner {uid}:{gid}, mode {mode}"),
+        _ => format!("{kind} stands there, where the volume's directory should"),
+    };
+    if !changed.is_empty() {
+        line.push_str("; not as its options said: ");
+        line.push_str(&changed.join(", "));
+    }
+    line
 }
 
 fn rm(args: &Rm, shell: &mut Shell<'_>) -> Result<(), Error> {

@@ -152,7 +152,7 @@ impl Store {
             let either = before.into_iter().chain([content.clone()]).collect();
             memory.files.insert(path.clone(), either);
             self.remember(&memory)?;
-            files::make_dir(&self.dir).map_err(failed("make", &self.dir))?;
+            files::make_dir(&self.dir, 0o755).map_err(failed("make", &self.dir))?;
             replace(&path, content.as_bytes(), 0o644)?;
         }
         let mut after = Memory::default();
@@ -245,6 +245,9 @@ impl Store {
 
     /// Keeps other processes from writing with the same memory while it is held.
     fn lock(&self) -> Result<Lock, SpecError> {
+        if let Some(dir) = self.memory.parent() {
+            files::make_dir(dir, 0o700).map_err(failed("make", dir))?;
+        }
         let mut path = self.memory.clone().into_os_string();
         path.push(".lock");
         let path = PathBuf::from(path);

@@ -15,11 +15,16 @@ use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::PATIENCE;
+use super::filesystem::FileSystem;
 use super::space::Space;
 use crate::backend::identity_at;
 
 /// The variable that tells such a process what to look at.
 const VARIABLE: &str = "VOLHOST_DOCTOR_LOOK";
+
+/// How many directories are looked at at the same time.
+const AT_ONCE: usize = 16;
 
 /// What a directory looks like from this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +39,8 @@ pub enum Sight {
         writable: Writable,
         /// The room in its file system.
         space: Option<Space>,
+        /// What its file system allows and promises.
+        file_system: FileSystem,
     },
     /// It cannot be looked at.
     Failed(String),
@@ -83,6 +90,19 @@ pub(super) fn look(directory: &Path, patience: Duration) -> Option<Sight> {
     Some(sight)
 }
 
+/// Looks at several directories, some at the same time, each as [`look`] does.
+pub(super) fn look_at_all(directories: &[&Path]) -> Vec<Option<Sight>> {
+    let look_at_some = |some: &[&Path]| -> Vec<Option<Sight>> {
+        std::thread::scope(|scope| {
+            let looking: Vec<_> = some.iter().map(|path| scope.spawn(|| look(path, PATIENCE))).collect();
+            let told = looking.into_iter().map(std::thread::ScopedJoinHandle::join);
+            told.map(|sight| sight.unwrap_or_else(|_| Some(Sight::Failed("the look broke off".into()))))
+                .collect()
+        })
+    };
+    directories.chunks(AT_ONCE).flat_map(look_at_some).collect()
+}
+
 /// What this process was told to look at, if it was started for that.
 #[must_use]
 pub fn asked() -> Option<PathBuf> {
@@ -106,7 +126,8 @@ pub fn look_here(directory: &Path) -> Sight {
         Err(Errno::ROFS) => Writable::ReadOnly,
         Err(_) => Writable::Denied,
     };
-    Sight::Directory { identity, writable, space: Space::of(directory).ok() }
+    let (space, file_system) = (Space::of(directory).ok(), FileSystem::of(directory));
+    Sight::Directory { identity, writable, space, file_system }
 }
 
 #[cfg(test)]
@@ -120,7 +141,7 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert!(matches!(look_here(&file), Sight::Failed(_)));
-        let Sight::Directory { identity: Ok(None), writable: Writable::Yes, space: Some(space) } =
+        let Sight::Directory { identity: Ok(None), writable: Writable::Yes, space: Some(space), .. } =
             look_here(dir.path())
         else {
             panic!("{:?}", look_here(dir.path()))

@@ -8,6 +8,7 @@
 
 pub mod clock;
 pub mod engine;
+pub mod filesystem;
 pub mod look;
 pub mod mountpoints;
 pub mod plugin;
@@ -26,7 +27,7 @@ use crate::discovery::lint::Places;
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The words of all checks, in the order in which they are made.
-pub const CHECKS: [&str; 15] = [
+pub const CHECKS: [&str; 17] = [
     "configuration",
     "service",
     "catalog",
@@ -42,6 +43,8 @@ pub const CHECKS: [&str; 15] = [
     "clock",
     "mountpoint",
     "space",
+    "setuid",
+    "journal",
 ];
 
 /// What came of one check.

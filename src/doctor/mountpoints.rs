@@ -31,15 +31,8 @@ pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<F
         }
         Some(Ok(backends)) => backends,
     };
-    let sights: Vec<_> = std::thread::scope(|scope| {
-        let look = |backend: &Backend| {
-            let path = backend.mountpoint.clone();
-            scope.spawn(move || look::look(&path, PATIENCE))
-        };
-        let looking: Vec<_> = backends.iter().map(look).collect();
-        let told = looking.into_iter().map(std::thread::ScopedJoinHandle::join);
-        told.map(|sight| sight.unwrap_or_else(|_| Some(Sight::Failed("the look broke off".into())))).collect()
-    });
+    let paths: Vec<_> = backends.iter().map(|backend| &*backend.mountpoint).collect();
+    let sights = look::look_at_all(&paths);
     for (backend, sight) in backends.iter().zip(sights) {
         // The storage host's own service has told of them before.
         let mut new = |finding: Finding| {
@@ -49,6 +42,10 @@ pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<F
             }
         };
         new(state(backend));
+        if let Some(Sight::Directory { identity: Ok(Some(_)), file_system, .. }) = &sight {
+            file_system.judge_setuid(&backend.mountpoint).map(&mut new);
+            file_system.judge_journal(&backend.mountpoint, "volumes").map(&mut new);
+        }
         let (finding, space) = judge(backend, sight);
         new(finding);
         if let Some(space) = space {
@@ -103,7 +100,7 @@ fn judge(backend: &Backend, sight: Option<Sight>) -> (Finding, Option<space::Spa
         Some(Sight::Failed(why)) => {
             return (wrong(format!("it cannot be looked at: {why}")).remedy(mount(mountpoint)), None);
         }
-        Some(Sight::Directory { identity, writable, space }) => (identity, writable, space),
+        Some(Sight::Directory { identity, writable, space, file_system: _ }) => (identity, writable, space),
     };
     let judged = match (identity, writable) {
         (Ok(None), _) => {
@@ -135,6 +132,7 @@ fn judge(backend: &Backend, sight: Option<Sight>) -> (Finding, Option<space::Spa
 
 #[cfg(test)]
 mod tests {
+    use super::super::filesystem::FileSystem;
     use super::*;
 
     #[test]
@@ -147,7 +145,8 @@ mod tests {
         };
         let directory = |identity: Result<Option<&str>, &str>, writable| {
             let identity = identity.map(|id| id.map(str::to_owned)).map_err(str::to_owned);
-            Some(Sight::Directory { identity, writable, space: None })
+            let file_system = FileSystem::default();
+            Some(Sight::Directory { identity, writable, space: None, file_system })
         };
         for (sight, verdict, words) in [
             (directory(Ok(Some("one")), Writable::Yes), Verdict::Ok, "can be written to"),

@@ -5,6 +5,8 @@ use std::path::Path;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
+use super::filesystem::FileSystem;
+use super::look::{self, Sight};
 use super::space::{self, Space};
 use super::{Finding, PATIENCE, Scope, Verdict, shown};
 use crate::admin::client::{Client, ClientError};
@@ -65,6 +67,7 @@ pub(super) fn examine(scope: &Scope, findings: &mut Vec<Finding>) -> Option<Stor
             findings.push(Finding::new("space", shown(&paths.state), Verdict::Warning, message));
         }
     }
+    findings.extend(FileSystem::of(&paths.state).judge_journal(&paths.state, "changes of the catalog"));
     Some(Storage {
         no_spec: followed.as_ref().is_some_and(|config| config.spec.is_none()),
         name: followed.map(|config| config.name),
@@ -119,6 +122,14 @@ fn service(admin: &Path, findings: &mut Vec<Finding>) {
     reload(&status, findings);
     certificate(&status, OffsetDateTime::now_utc(), findings);
     status.backends.iter().for_each(|backend| findings.extend(self::backend(backend)));
+    let online = status.backends.iter().filter(|backend| backend.state == "online");
+    let paths: Vec<_> = online.map(|backend| Path::new(&backend.path)).collect();
+    for (path, sight) in paths.iter().zip(look::look_at_all(&paths)) {
+        // One that hangs is told of by the service.
+        let Some(Sight::Directory { file_system, .. }) = sight else { continue };
+        findings.extend(file_system.judge_setuid(path));
+        findings.extend(file_system.judge_journal(path, "volumes"));
+    }
 }
 
 /// Why the service cannot change its catalog, if it cannot.
@@ -173,8 +184,17 @@ fn certificate(status: &wire::Status, now: OffsetDateTime, findings: &mut Vec<Fi
 
 /// A backend that is online is told of where its room is, and by the mountpoints.
 fn backend(backend: &wire::Backend) -> Vec<Finding> {
-    let wire::Backend { name, path, state, draining: _, reason, volumes: _, total_bytes, free_bytes } =
-        backend;
+    let wire::Backend {
+        name,
+        path,
+        state,
+        draining: _,
+        reason,
+        volumes: _,
+        total_bytes,
+        free_bytes,
+        names: _,
+    } = backend;
     let finding = |verdict, message: String| Finding::new(BACKEND, name, verdict, message);
     let reason = reason.as_deref().unwrap_or("it was not looked at yet");
     match &**state {
@@ -263,6 +283,7 @@ mod tests {
                 volumes: 1,
                 total_bytes,
                 free_bytes,
+                names: None,
             })
             .iter()
             .map(|finding| (finding.check, finding.verdict))

@@ -90,6 +90,12 @@ impl Access {
         self.rule(backend, host).is_ok()
     }
 
+    /// Returns true if the configuration lists this host, or lists none at all.
+    #[must_use]
+    pub fn is_listed(&self, host: &HostName) -> bool {
+        self.listed.as_ref().is_none_or(|listed| listed.rest.is_some() || listed.named.contains_key(host))
+    }
+
     /// Whether a host may do what it asks for.
     ///
     /// A host that only plain TCP vouches for may neither remove a volume nor use one that is for one host at a time,

@@ -15,6 +15,8 @@ pub const CERT_FILE: &str = "/etc/docker/volhost/host.crt";
 pub const KEY_FILE: &str = "/etc/docker/volhost/host.key";
 /// Where a bundle puts the spec file; its name is the plugin's.
 pub const SPEC_DIR: &str = "/etc/docker/plugins";
+/// Where a bundle puts the certificates and the key.
+const CERT_DIR: &str = "/etc/docker/volhost";
 
 /// What goes into a bundle.
 #[derive(Clone, Copy)]
@@ -42,7 +44,9 @@ pub enum BundleError {
     Archive(#[source] io::Error),
 }
 
-/// Puts a bundle together: files only, owned by root, with their modes, dated now.
+/// Puts a bundle together: the two directories of its files, and these, owned by root, with their modes, dated now.
+///
+/// `/etc/docker` itself is no entry of it: unpacking would change the mode of one that is there, which is the host's.
 pub fn bundle(content: &Bundle<'_>) -> Result<Vec<u8>, BundleError> {
     let Bundle { plugin, spec_json, ca_pem, cert_pem, key_pem } = *content;
     if plugin.is_empty() || plugin.contains(['/', '\0']) || plugin.starts_with('.') {
@@ -55,18 +59,23 @@ pub fn bundle(content: &Bundle<'_>) -> Result<Vec<u8>, BundleError> {
 
     let now = u64::try_from(OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
     let mut archive = tar::Builder::new(Vec::new());
-    for (path, content, mode) in files {
+    let mut append = |path: &str, content: &[u8], mode, kind| {
         let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Regular);
+        header.set_entry_type(kind);
         header.set_size(content.len() as u64);
         header.set_mode(mode);
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(now);
         // Relative, as archives are: `tar -C /` says where.
-        archive
-            .append_data(&mut header, path.trim_start_matches('/'), content)
+        archive.append_data(&mut header, path.trim_start_matches('/'), content)
+    };
+    for directory in [CERT_DIR, SPEC_DIR] {
+        append(&format!("{directory}/"), &[], 0o755, tar::EntryType::Directory)
             .map_err(BundleError::Archive)?;
+    }
+    for (path, content, mode) in files {
+        append(path, content, mode, tar::EntryType::Regular).map_err(BundleError::Archive)?;
     }
     archive.into_inner().map_err(BundleError::Archive)
 }
@@ -104,7 +113,21 @@ mod tests {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             String::from_utf8(output.stdout).unwrap()
         };
-        tar(&["-xf"]);
+        // A directory that the host has already, and the umask of a careful administrator.
+        std::fs::create_dir_all(root.join("etc/docker")).unwrap();
+        std::fs::set_permissions(root.join("etc/docker"), std::fs::Permissions::from_mode(0o750)).unwrap();
+        let unpacked = Command::new("sh")
+            .args(["-c", "umask 077; tar -C \"$1\" -xf \"$2\"", "sh"])
+            .args([&root, &archive])
+            .status()
+            .unwrap();
+        assert!(unpacked.success());
+        for (path, mode) in
+            [("etc/docker", 0o750), ("etc/docker/plugins", 0o755), ("etc/docker/volhost", 0o755)]
+        {
+            let found = root.join(path).metadata().unwrap().permissions().mode() & 0o7777;
+            assert_eq!(found, mode, "{path}: {found:o}");
+        }
         for (path, content, mode) in [
             (CA_FILE, "the CA\n", 0o644),
             (CERT_FILE, "the certificate\n", 0o644),
@@ -118,8 +141,15 @@ mod tests {
 
         let listing = tar(&["--numeric-owner", "-tvf"]);
         let lines: Vec<_> = listing.lines().collect();
-        assert_eq!(lines.len(), 4, "{listing}");
-        let order = ["ca.crt", "host.crt", "host.key", "etc/docker/plugins/volhost.json"];
+        assert_eq!(lines.len(), 6, "{listing}");
+        let order = [
+            "etc/docker/volhost/",
+            "etc/docker/plugins/",
+            "ca.crt",
+            "host.crt",
+            "host.key",
+            "etc/docker/plugins/volhost.json",
+        ];
         for (line, end) in lines.into_iter().zip(order) {
             assert!(line.ends_with(end) && line.contains(" 0/0 "), "{line}");
         }
@@ -134,8 +164,13 @@ mod tests {
             .unwrap()
             .map(|entry| entry.unwrap().path().unwrap().to_str().unwrap().to_owned())
             .collect();
-        let expected =
-            ["etc/docker/volhost/ca.crt", "etc/docker/volhost/host.crt", "etc/docker/plugins/netshare.json"];
+        let expected = [
+            "etc/docker/volhost/",
+            "etc/docker/plugins/",
+            "etc/docker/volhost/ca.crt",
+            "etc/docker/volhost/host.crt",
+            "etc/docker/plugins/netshare.json",
+        ];
         assert_eq!(paths, expected);
     }
 

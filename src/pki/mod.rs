@@ -272,11 +272,11 @@ impl Pki {
     }
 
     fn lock(&self) -> Result<Lock, PkiError> {
-        let lock = Lock::acquire(&self.dir.join(".lock")).map_err(|source| PkiError::Io {
-            did: "lock",
-            path: self.dir.clone(),
-            source,
-        })?;
+        let failed = |did| move |source| PkiError::Io { did, path: self.dir.clone(), source };
+        // Others may look for the configuration beside it, but nobody has to look for keys.
+        let above = self.dir.parent().map_or(Ok(()), |above| files::make_dir(above, 0o755));
+        above.and_then(|()| files::make_dir(&self.dir, 0o700)).map_err(failed("make"))?;
+        let lock = Lock::acquire(&self.dir.join(".lock")).map_err(failed("lock"))?;
         // Who was killed in the midst of a write may have been the last for years that writes that file.
         for Pair { cert, key } in [self.ca(), self.next(), self.server(), self.client()] {
             files::sweep(&cert);
@@ -402,7 +402,7 @@ mod tests {
         let (_dir, pki, first) = made();
         assert!(first.ca_made && first.server_renewed);
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(pki.dir()), 0o755);
+        assert_eq!(mode(pki.dir()), 0o700);
         let mut before = Vec::new();
         for Pair { cert, key } in [pki.ca(), pki.server(), pki.client()] {
             assert_eq!((mode(&cert), mode(&key)), (0o644, 0o600));

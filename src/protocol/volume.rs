@@ -180,6 +180,7 @@ struct Status<'a> {
     backend_id: Option<String>,
     backend_state: &'a str,
     mounts: usize,
+    /// The hosts that have it mounted; to a host that may neither mount nor remove it, only that host itself.
     mounted_by: Vec<&'a str>,
 }
 
@@ -231,7 +232,7 @@ async fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
     let answered = AssertUnwindSafe(async {
         let Named { name } = decode(body)?;
         let seen = inspect(service, caller, &name).await?;
-        Ok::<_, Answer>(Answer::json(&Got { volume: wire(&seen, Some(status(service, &seen))) }))
+        Ok::<_, Answer>(Answer::json(&Got { volume: wire(&seen, Some(status(service, caller, &seen))) }))
     });
     match answered.catch_unwind().await {
         Ok(answer) => answer.unwrap_or_else(std::convert::identity),
@@ -352,9 +353,11 @@ fn wire<'a>(seen: &'a Seen, status: Option<Status<'a>>) -> Volume<'a> {
     }
 }
 
-fn status<'a>(service: &Service, seen: &'a Seen) -> Status<'a> {
+fn status<'a>(service: &Service, caller: &Caller, seen: &'a Seen) -> Status<'a> {
     let volume = &seen.volume;
-    let mut mounted_by: Vec<_> = volume.mounts.iter().map(|mount| mount.host.as_str()).collect();
+    let all = service.may_know_holders(caller, volume);
+    let told = volume.mounts.iter().filter(|mount| all || mount.host == caller.host);
+    let mut mounted_by: Vec<_> = told.map(|mount| mount.host.as_str()).collect();
     mounted_by.sort_unstable();
     mounted_by.dedup();
     Status {

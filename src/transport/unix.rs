@@ -3,12 +3,14 @@
 //!
 //! This module must never remove a file that is not a socket, nor one that another process answers on.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
+
+use crate::files;
 
 /// The group that may use a Docker engine's sockets, and therefore ours.
 const GROUP: &str = "docker";
@@ -79,10 +81,8 @@ impl Drop for SocketFile {
 /// whatever the umask left open.
 pub(super) async fn bind(path: &Path, access: Access) -> Result<(UnixListener, SocketFile), UnixError> {
     if let Some(parent) = path.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(parent)
+        // Who may connect is said by the socket's own mode.
+        files::make_dir(parent, 0o755)
             .map_err(|source| UnixError::Directory { path: parent.into(), source })?;
     }
     clear(path).await?;

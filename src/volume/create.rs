@@ -36,10 +36,12 @@ use super::options::{Mode, Options};
 use super::soon::soon;
 use super::step::step;
 use super::{InForce, Moving, Service, in_sight, log_done, permit};
-use crate::backend::{Backend, BackendError, Expect, Root, VolumeState};
+use crate::backend::name::BackendName;
+use crate::backend::{Adoptable, Backend, BackendError, Expect, Naming, Root, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Submitted, Volume};
 use crate::error::chain;
 use crate::host::Caller;
+use crate::host::name::HostName;
 use crate::host::right::Right;
 
 /// How long the thread that made a directory waits for its record, so that it can go on with the rename itself. It is
@@ -84,6 +86,9 @@ impl Service {
                 // Either it is whole, or an earlier operation on it was cut off and can perhaps be mended now; and
                 // another instance may have removed it.
                 self.sync().await?;
+                if self.is_out_of_sight(&in_force, caller, &name) {
+                    return Err(self.taken_out_of_sight(&in_force, caller, name, &options));
+                }
                 if let Some(existing) = self.settled(&name).await? {
                     return repeated(&in_force, caller, &existing, &options);
                 }
@@ -133,6 +138,7 @@ impl Service {
         if !claim.wanted() {
             return Err(Error::Abandoned);
         }
+        self.refuse_twin(&backend, expect, &volume.name).await?;
         step("create:begun");
         let Some(moving) = self.moving(backend.name(), volume.id) else {
             return Err(Error::NotMended(volume.name.clone()));
@@ -151,12 +157,30 @@ impl Service {
     /// An existing directory becomes the volume: only the record is new.
     async fn adopt(&self, backend: &Backend, expect: Expect, volume: &Volume) -> Result<(), Error> {
         let name = volume.name.clone();
-        match backend.run(expect, move |root| root.volume_state(&name)).await? {
-            VolumeState::Directory => {}
-            VolumeState::Missing | VolumeState::NotADirectory => {
+        let here = |other: &VolumeName| {
+            let view = self.catalog.view();
+            view.volumes.get(other).is_some_and(|other| other.backend == volume.backend)
+        };
+        let view = self.catalog.view();
+        let alike = view.volumes.keys().filter(|other| Naming::LOOSE.is_same(other, &name) && here(other));
+        let alike: Vec<_> = alike.cloned().collect();
+        let backend_name = backend.name().clone();
+        match backend.run(expect, move |root| root.adoptable(&name, &alike)).await? {
+            Adoptable::Directory { same } => {
+                if let Some(other) = same.into_iter().find(here) {
+                    return Err(Error::SameDirectory {
+                        name: volume.name.clone(),
+                        other,
+                        backend: backend_name,
+                        naming: backend.naming(expect).await?,
+                    });
+                }
+            }
+            found => {
                 return Err(Error::NothingToAdopt {
-                    backend: backend.name().clone(),
+                    backend: backend_name,
                     name: volume.name.clone(),
+                    found,
                 });
             }
         }
@@ -212,13 +236,11 @@ impl Service {
         let (catalog, wanted, record) = (Arc::clone(&self.catalog), Arc::clone(&claim), volume.clone());
         let visited = Arc::clone(backend);
         let work = move |root: &Root| {
-            let occupied = |directory| {
-                Err(BackendError::Occupied { path: root.path().join(record.name.as_str()), directory })
-            };
             let staged = match root.volume_state(&record.name)? {
                 VolumeState::Missing => root.stage(id, uid, gid, mode)?,
-                VolumeState::Directory => return occupied(true),
-                VolumeState::NotADirectory => return occupied(false),
+                VolumeState::Directory | VolumeState::NotADirectory(_) => {
+                    return Err(root.occupied(&record.name));
+                }
             };
             step("create:staged");
             if !wanted.wanted() {
@@ -314,7 +336,10 @@ impl Service {
         }
     }
 
-    /// The backend that a new volume goes to: the one named, or `default`, or the only one.
+    /// The backend that a new volume goes to: the one named; else, of those open to the host, `default` or the only one.
+    ///
+    /// A backend that is closed to the host looks like one that does not exist, unless the host has to do with a volume
+    /// there: then its rights were narrowed, which it is told.
     fn choose_backend(
         &self,
         in_force: &InForce,
@@ -325,14 +350,27 @@ impl Service {
         let usable = |backend: &Backend| permit(in_force, caller, right, backend.name(), options).is_ok();
         let known =
             || in_force.map.iter().filter(|backend| usable(backend)).map(|b| b.name().clone()).collect();
+        let is_open =
+            |name: &BackendName| caller.is_operator() || in_force.access.is_open(name, &caller.host);
         let backend = match &options.backend {
             Some(name) => match in_force.map.get(name) {
-                Some(backend) => backend,
-                None => return Err(Error::NoSuchBackend { name: name.clone(), known: known() }),
+                Some(backend) if is_open(name) || self.knows_volume_on(&caller.host, name) => backend,
+                None if caller.is_operator() => {
+                    return Err(Error::NoSuchBackend { name: name.clone(), known: known() });
+                }
+                _ => return Err(Error::BackendOutOfSight { name: name.clone(), known: known() }),
             },
-            None => match in_force.map.default_for_create() {
+            None => match in_force.map.default_for_create(|backend| is_open(backend.name())) {
                 Some(backend) => backend,
-                None => return Err(Error::BackendNotSaid { known: known() }),
+                None if in_force.map.iter().any(|backend| is_open(backend.name()))
+                    || caller.is_operator() =>
+                {
+                    return Err(Error::BackendNotSaid { known: known() });
+                }
+                None => {
+                    let listed = in_force.access.is_listed(&caller.host);
+                    return Err(Error::NothingOpen { host: caller.host.clone(), right, listed });
+                }
             },
         };
         permit(in_force, caller, right, backend.name(), options)?;
@@ -340,6 +378,29 @@ impl Service {
             return Err(Error::Draining(backend.name().clone()));
         }
         Ok(Arc::clone(backend))
+    }
+
+    /// The error of a name that is a volume's out of the host's sight. A host that may create nothing gets the one that
+    /// it gets for any name.
+    fn taken_out_of_sight(
+        &self,
+        in_force: &InForce,
+        caller: &Caller,
+        name: VolumeName,
+        options: &Options,
+    ) -> Error {
+        let right = if options.adopt == Some(true) { Right::Adopt } else { Right::Create };
+        let may = |backend: &Arc<Backend>| permit(in_force, caller, right, backend.name(), options).is_ok();
+        match self.choose_backend(in_force, caller, options) {
+            Err(error) if !in_force.map.iter().any(may) => error,
+            _ => Error::NameTaken(name),
+        }
+    }
+
+    /// Returns true if the host created or ever mounted a volume on that backend.
+    fn knows_volume_on(&self, host: &HostName, backend: &BackendName) -> bool {
+        let view = self.catalog.view();
+        view.volumes.values().any(|volume| volume.backend == *backend && volume.known_to.contains(host))
     }
 }
 

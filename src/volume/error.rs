@@ -10,8 +10,8 @@ use time::format_description::well_known::Rfc3339;
 use super::holders::Holders;
 use super::name::{InvalidMountId, InvalidVolumeName, VolumeName};
 use super::options::{Difference, InvalidOptions};
-use crate::backend::BackendError;
 use crate::backend::name::BackendName;
+use crate::backend::{Adoptable, BackendError, Naming};
 use crate::catalog::CatalogError;
 use crate::host::access::Closed;
 use crate::host::name::HostName;
@@ -60,8 +60,29 @@ pub enum Error {
         /// Those that the host may use.
         known: Vec<BackendName>,
     },
+    /// A host names a backend that is not in the map or not open to it: which of the two, it is not told.
+    #[error("backend {name} does not exist or is not open to this host{}", choices(.known))]
+    BackendOutOfSight {
+        /// The backend that was asked for.
+        name: BackendName,
+        /// Those that the host may use.
+        known: Vec<BackendName>,
+    },
+    /// No backend is open to the host, whether or not there are any.
+    #[error("host {host} may not {right} {}: {}", object(*.right), nothing_open(*.listed))]
+    NothingOpen {
+        /// Who asked.
+        host: HostName,
+        /// For what.
+        right: Right,
+        /// Whether the configuration lists the host.
+        listed: bool,
+    },
     /// Nothing says where the volume shall lie.
-    #[error("no backend is called `default`: say which one by -o backend=NAME{}", choices(.known))]
+    #[error(
+        "no backend that this host may use is called `default`: say which one by -o backend=NAME{}",
+        choices(.known)
+    )]
     BackendNotSaid {
         /// Those that the host may use.
         known: Vec<BackendName>,
@@ -82,12 +103,29 @@ pub enum Error {
         why: Closed,
     },
     /// The directory to adopt is not there.
-    #[error("backend {backend} has no directory {name} to adopt")]
+    #[error("backend {backend} has no directory {name} to adopt{}", instead_of_it(.found))]
     NothingToAdopt {
         /// The backend.
         backend: BackendName,
         /// The directory's name.
         name: VolumeName,
+        /// What is there.
+        found: Adoptable,
+    },
+    /// The name leads to the directory of another volume.
+    #[error(
+        "{name} is the same directory as volume {other} on backend {backend}{}: choose another name",
+        storage(*.naming)
+    )]
+    SameDirectory {
+        /// The name that was asked for.
+        name: VolumeName,
+        /// The volume whose directory it is.
+        other: VolumeName,
+        /// The backend of both.
+        backend: BackendName,
+        /// How its storage tells names apart.
+        naming: Naming,
     },
     /// Hosts use the volume.
     #[error(
@@ -130,6 +168,21 @@ pub enum Error {
         backend: BackendName,
         /// Where the directory should be.
         path: String,
+    },
+    /// Something else stands where the volume's directory should.
+    #[error(
+        "volume {name} has no directory on backend {backend}: {path} is {found}, which volhost does not follow or use; \
+         put the directory back in its place"
+    )]
+    NotADirectory {
+        /// The volume.
+        name: VolumeName,
+        /// Its backend.
+        backend: BackendName,
+        /// Where the directory should be.
+        path: String,
+        /// What stands there.
+        found: &'static str,
     },
     /// An earlier operation on the volume is not finished and cannot be now.
     #[error(
@@ -196,12 +249,14 @@ impl Error {
             | Self::Different { .. }
             | Self::Exists(_)
             | Self::NoSuchBackend { .. }
+            | Self::BackendOutOfSight { .. }
             | Self::BackendNotSaid { .. }
             | Self::Draining(_)
             | Self::NothingToAdopt { .. }
+            | Self::SameDirectory { .. }
             | Self::Mounted { .. }
             | Self::Exclusive { .. } => Blame::Caller,
-            Self::NameTaken(_) | Self::Forbidden { .. } => Blame::Rights,
+            Self::NameTaken(_) | Self::Forbidden { .. } | Self::NothingOpen { .. } => Blame::Rights,
             Self::Backend(
                 BackendError::Occupied { .. }
                 | BackendError::MountPoint { .. }
@@ -210,6 +265,7 @@ impl Error {
             Self::Catalog(CatalogError::Refused(_)) => Blame::Caller,
             Self::Unmapped { .. }
             | Self::DirectoryGone { .. }
+            | Self::NotADirectory { .. }
             | Self::NotMended(_)
             | Self::Identity { .. }
             | Self::Backend(_)
@@ -247,12 +303,34 @@ fn instead(right: Right) -> &'static str {
     }
 }
 
+fn nothing_open(listed: bool) -> &'static str {
+    if listed {
+        "no backend is open to it (`hosts` of the backends, and its `backends` in the `hosts` of the configuration)"
+    } else {
+        "the `hosts` of the configuration name neither it nor \"*\""
+    }
+}
+
 /// What may have taken so long.
 fn slow(catalog: Option<&str>) -> String {
     match catalog {
         Some(fault) => format!("the catalog takes no changes at present: {fault}"),
         None => "`volhost backend ls` shows which backend does not answer".into(),
     }
+}
+
+fn instead_of_it(found: &Adoptable) -> String {
+    match found {
+        Adoptable::ListedAs(listed) => format!(": its storage takes that name for {listed}"),
+        Adoptable::NotADirectory(kind) => {
+            format!(": {kind} stands there, which volhost does not follow or use")
+        }
+        Adoptable::Directory { .. } | Adoptable::Missing => String::new(),
+    }
+}
+
+fn storage(naming: Naming) -> String {
+    if naming.is_exact() { String::new() } else { format!(", whose storage {naming}") }
 }
 
 fn list(differences: &[Difference]) -> String {
@@ -310,7 +388,7 @@ mod tests {
         let known = ["fast", "slow"].map(|name| BackendName::parse(name).unwrap()).to_vec();
         assert_eq!(
             Error::BackendNotSaid { known }.to_string(),
-            "no backend is called `default`: say which one by -o backend=NAME; there are fast, slow"
+            "no backend that this host may use is called `default`: say which one by -o backend=NAME; there are fast, slow"
         );
         assert_eq!(
             Error::NoSuchBackend { name: BackendName::parse("x").unwrap(), known: Vec::new() }.to_string(),

@@ -131,13 +131,18 @@ fn is_by_view(error: &Error) -> bool {
         | Error::MountId(_)
         | Error::Options(_)
         | Error::NoSuchBackend { .. }
+        | Error::BackendOutOfSight { .. }
+        | Error::NothingOpen { .. }
         | Error::BackendNotSaid { .. }
         | Error::Draining(_)
         | Error::NothingToAdopt { .. }
+        // Whoever refused it asked the catalog for that.
+        | Error::SameDirectory { .. }
         | Error::Identity { .. }
         | Error::Backend(_)
         // Whoever mended last asked the catalog for that.
         | Error::DirectoryGone { .. }
+        | Error::NotADirectory { .. }
         | Error::NotMended(_)
         // The catalog refuses only what is true when it decides.
         | Error::Catalog(_)

@@ -40,6 +40,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 mod trash;
+mod twin;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::ready;
@@ -201,6 +202,22 @@ impl Service {
                 Err(Error::NoSuchVolume(name.into()))
             }
         }
+    }
+
+    /// Returns true if there is a volume of that name that this host may not see.
+    fn is_out_of_sight(&self, in_force: &InForce, caller: &Caller, name: &VolumeName) -> bool {
+        let view = self.catalog.view();
+        view.volumes.get(name).is_some_and(|volume| !in_sight(&in_force.access, caller, volume))
+    }
+
+    /// Returns true if a host may know which hosts have a volume mounted: the one that may mount or remove it, whom the
+    /// error of either tells.
+    #[must_use]
+    pub fn may_know_holders(&self, caller: &Caller, volume: &Volume) -> bool {
+        let in_force = self.in_force.load();
+        [Right::Mount, Right::Remove]
+            .into_iter()
+            .any(|right| permit(&in_force, caller, right, &volume.backend, &volume.options).is_ok())
     }
 
     /// Whether there is a volume of that name, visible or being made.

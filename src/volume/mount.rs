@@ -236,6 +236,9 @@ impl Service {
         let missing = || Error::NoSuchVolume(name.to_string());
         let (mut gone, mut patience) = (None, Patience::new());
         loop {
+            if self.is_out_of_sight(in_force, caller, name) {
+                return Err(missing());
+            }
             let volume = self.settled(name).await?.ok_or_else(missing)?;
             if !in_sight(&in_force.access, caller, &volume) {
                 return Err(missing());
@@ -246,7 +249,7 @@ impl Service {
             let directory = name.clone();
             match backend.run(expect, move |root| root.volume_state(&directory)).await? {
                 VolumeState::Directory => return Ok(volume),
-                VolumeState::Missing | VolumeState::NotADirectory => {
+                state @ (VolumeState::Missing | VolumeState::NotADirectory(_)) => {
                     // It may have been left in the trash, or another instance may be moving it right now; or the
                     // volume is no more.
                     if gone == Some(volume.id) && !(self.is_elsewhere(name) && patience.wait().await) {
@@ -255,17 +258,23 @@ impl Service {
                             if self.is_elsewhere(name) {
                                 return Err(Error::NotMended(name.clone()));
                             }
-                            return Err(Error::DirectoryGone {
-                                name: name.clone(),
-                                backend: volume.backend.clone(),
-                                path: self.path(&volume).display().to_string(),
-                            });
+                            return Err(self.no_directory(&volume, state));
                         }
                     }
                     gone = Some(volume.id);
                     self.mark_unmended(&volume.backend);
                 }
             }
+        }
+    }
+
+    /// The error of a volume whose directory is not in its place.
+    fn no_directory(&self, volume: &Volume, state: VolumeState) -> Error {
+        let (name, backend) = (volume.name.clone(), volume.backend.clone());
+        let path = self.path(volume).display().to_string();
+        match state {
+            VolumeState::NotADirectory(found) => Error::NotADirectory { name, backend, path, found },
+            VolumeState::Missing | VolumeState::Directory => Error::DirectoryGone { name, backend, path },
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use time::OffsetDateTime;
 
@@ -10,12 +11,16 @@ use super::error::Error;
 use super::mounts::Mount;
 use super::name::{MountId, VolumeName};
 use super::operation::Claim;
+use super::options::Ownership;
 use super::trash::expires_at;
-use super::{Service, state_word};
+use super::{Seen, Service, state_word};
 use crate::backend::name::{BackendId, BackendName};
-use crate::backend::{Backend, BackendError, Expect, Health};
+use crate::backend::{Backend, BackendError, Expect, Health, Usage, VolumeState};
 use crate::catalog::{BackendState, CatalogError, Change, Refusal, Removed};
 use crate::host::name::HostName;
+
+/// How long an operator waits for a look at a volume's directory.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// What is known of a backend.
 #[derive(Debug, Clone)]
@@ -32,8 +37,8 @@ pub struct BackendInfo {
     pub reason: Option<String>,
     /// How many volumes lie on it.
     pub volumes: usize,
-    /// Its file system's size and free space in bytes, when it is online.
-    pub bytes: Option<(u64, u64)>,
+    /// What is known of its file system, when it is online.
+    pub usage: Option<Usage>,
 }
 
 /// A removed volume.
@@ -80,8 +85,8 @@ impl Service {
         }
         let mapped = in_force.map.iter().map(|backend| {
             let health = backend.health();
-            let (reason, bytes) = match &*health {
-                Health::Online(usage) => (None, Some((usage.total_bytes, usage.free_bytes))),
+            let (reason, usage) = match &*health {
+                Health::Online(usage) => (None, Some(*usage)),
                 Health::Offline { reason, .. } => (Some(reason.clone()), None),
                 Health::Unknown => (Some("it has not answered yet".into()), None),
             };
@@ -92,7 +97,7 @@ impl Service {
                 draining: backend.settings().draining,
                 reason,
                 volumes: volumes.get(backend.name()).copied().unwrap_or_default(),
-                bytes,
+                usage,
             }
         });
         let unmapped =
@@ -108,12 +113,21 @@ impl Service {
                     draining: true,
                     reason: Some("it is not in the backend map".into()),
                     volumes: *count,
-                    bytes: None,
+                    usage: None,
                 }
             });
         let mut all: Vec<_> = mapped.chain(unmapped).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
         all
+    }
+
+    /// What stands in the place of a volume's directory now, and who owns it; `None` if its backend does not say soon.
+    pub async fn look_at_directory(&self, seen: &Seen) -> Option<(VolumeState, Option<Ownership>)> {
+        let backend = self.backend_of(&seen.volume).ok()?;
+        let expect = self.established(backend.name())?;
+        let name = seen.volume.name.clone();
+        let look = move |root: &crate::backend::Root| Ok((root.volume_state(&name)?, root.ownership(&name)?));
+        tokio::time::timeout(LOOK, backend.run(expect, look)).await.ok()?.ok()
     }
 
     /// Gives a backend's directory an identity. With `force` also where the catalog remembers another one, whose

@@ -61,6 +61,12 @@ impl Mode {
         u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o7777).map(Self)
     }
 
+    /// The permissions in what `stat(2)` tells.
+    #[must_use]
+    pub fn from_bits(bits: u32) -> Self {
+        Self(bits & 0o7777)
+    }
+
     /// The bits, as `chmod(2)` takes them.
     #[must_use]
     pub fn bits(self) -> u32 {
@@ -72,6 +78,17 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04o}", self.0)
     }
+}
+
+/// Who owns a directory, and its permissions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ownership {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// The permissions.
+    pub mode: Mode,
 }
 
 /// One option of Create.
@@ -225,6 +242,25 @@ impl Options {
         self.access == Some(Sharing::Exclusive)
     }
 
+    /// Returns true if the options say who owns the volume's directory, or its permissions.
+    #[must_use]
+    pub fn say_ownership(&self) -> bool {
+        self.uid.is_some() || self.gid.is_some() || self.mode.is_some()
+    }
+
+    /// What the options say otherwise than the volume's directory has it: an engine that copies an image's files up
+    /// gives it the owner and mode of the image's directory.
+    #[must_use]
+    pub fn changed(&self, found: Ownership) -> Vec<Difference> {
+        let Ownership { uid, gid, mode } = found;
+        let found = Self { uid: Some(uid), gid: Some(gid), mode: Some(mode), ..Self::default() };
+        let rows = TABLE.iter().filter_map(|row| {
+            let (given, asked) = ((row.show)(self)?, (row.show)(&found)?);
+            (given != asked).then_some(Difference { name: row.name, asked, given: Some(given) })
+        });
+        rows.collect()
+    }
+
     /// What a Create that asks for `asked` wants otherwise than this volume was created: empty when it may be
     /// answered as a repetition.
     ///
@@ -316,6 +352,20 @@ mod tests {
         assert_eq!(
             texts,
             ["backend=fast then, backend=slow now", "uid=70 then, uid=71 now", "no gid then, gid=1 now"]
+        );
+    }
+
+    #[test]
+    fn what_a_directory_has_otherwise_than_the_options_said_is_told() {
+        let found = Ownership { uid: 999, gid: 70, mode: Mode::parse("0700").unwrap() };
+        let texts = |given: &[(&str, &str)]| {
+            options(given).changed(found).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(&[]), [""; 0], "nothing was said");
+        assert_eq!(texts(&[("uid", "999"), ("gid", "70"), ("mode", "700"), ("adopt", "false")]), [""; 0]);
+        assert_eq!(
+            texts(&[("uid", "70"), ("gid", "70"), ("mode", "0755")]),
+            ["uid=70 then, uid=999 now", "mode=0755 then, mode=0700 now"]
         );
     }
 

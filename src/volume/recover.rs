@@ -330,7 +330,7 @@ impl Service {
                 self.catalog.submit(Change::Publish(name, volume.id)).await?;
                 log::info!("volume {} is whole: what was cut off had been done", volume.name);
             }
-            VolumeState::Missing | VolumeState::NotADirectory => {
+            VolumeState::Missing | VolumeState::NotADirectory(_) => {
                 self.catalog.submit(take_back(volume)).await?;
                 log::warn!(
                     "volume {} was being made and has no directory: its record is taken back",

@@ -84,6 +84,17 @@ impl Service {
             }
             let backend = self.backend_of(&volume)?;
             let expect = self.ready(&backend).await?;
+            if let Some((other, naming)) = self.twin(&backend, expect, name).await? {
+                // Its directory is the other one's, too, whose data must stay.
+                log::warn!(
+                    "the directory of volume {name} is left: it is that of volume {other}, because the storage of backend \
+                     {} {naming}",
+                    backend.name()
+                );
+                self.record_removal(claim, &volume, false).await?;
+                log_done("forgot", name, caller);
+                return Ok(None);
+            }
             if !claim.wanted() {
                 return Err(Error::Abandoned);
             }
@@ -151,6 +162,9 @@ impl Service {
         caller: &Caller,
         name: &VolumeName,
     ) -> Result<Arc<Volume>, Error> {
+        if self.is_out_of_sight(in_force, caller, name) {
+            return Err(Error::NoSuchVolume(name.to_string()));
+        }
         let volume = self
             .settled(name)
             .await?
@@ -262,7 +276,7 @@ impl Service {
                 Ok(Some(_moving)) => {
                     let give = move |root: &Root| match root.volume_state(&name)? {
                         VolumeState::Missing => root.untrash(id, &name),
-                        VolumeState::Directory | VolumeState::NotADirectory => Ok(()),
+                        VolumeState::Directory | VolumeState::NotADirectory(_) => Ok(()),
                     };
                     return match backend.run(expect, give).await {
                         Ok(()) => Stands::Removed,

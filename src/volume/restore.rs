@@ -41,6 +41,7 @@ impl Service {
         let (id, name) = (volume.id, volume.name.clone());
         let backend = self.backend_of(volume)?;
         let expect = self.ready(&backend).await?;
+        self.refuse_twin(&backend, expect, &name).await?;
         if !claim.wanted() {
             return Err(Error::Abandoned);
         }

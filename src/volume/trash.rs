@@ -23,7 +23,7 @@ use super::error::Error;
 use super::name::VolumeId;
 use super::rounds::Rounds;
 use super::step::step;
-use crate::backend::{Backend, BackendError, Expect, Health, Pass, Progress, Root, Usage};
+use crate::backend::{Backend, BackendError, Expect, Health, Pass, Progress, Root};
 use crate::catalog::{CatalogError, Change, Refusal, Removed};
 use crate::error::chain;
 use crate::process::clock::Look;
@@ -391,8 +391,8 @@ fn due_before(trash: Duration, now: OffsetDateTime, even_for: Duration) -> Offse
 pub(super) fn is_scarce(health: &Health) -> bool {
     let is_low = |free: u64, total: u64| free.saturating_mul(SCARCE) < total;
     match health {
-        Health::Online(Usage { total_bytes, free_bytes, total_inodes, free_inodes }) => {
-            is_low(*free_bytes, *total_bytes) || is_low(*free_inodes, *total_inodes)
+        Health::Online(usage) => {
+            is_low(usage.free_bytes, usage.total_bytes) || is_low(usage.free_inodes, usage.total_inodes)
         }
         Health::Offline { .. } | Health::Unknown => false,
     }
@@ -401,11 +401,13 @@ pub(super) fn is_scarce(health: &Health) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Usage;
 
     #[test]
     fn space_and_inodes_are_scarce_below_a_tenth() {
         let is_scarce_with = |total_bytes, free_bytes, total_inodes, free_inodes| {
-            is_scarce(&Health::Online(Usage { total_bytes, free_bytes, total_inodes, free_inodes }))
+            let usage = Usage { total_bytes, free_bytes, total_inodes, free_inodes, ..Usage::default() };
+            is_scarce(&Health::Online(usage))
         };
         assert!(is_scarce_with(1000, 99, 0, 0));
         assert!(!is_scarce_with(1000, 100, 0, 0));

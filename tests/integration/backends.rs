@@ -504,3 +504,59 @@ fn a_swap_race_never_leads_out_of_the_backend() {
     assert!(names(&root.join(".volhost/new")).is_empty());
     assert_eq!(rpc(&daemon, "List", &json!({})).status, 200);
 }
+
+#[test]
+fn a_directory_that_was_replaced_is_told_as_what_it_is() {
+    let daemon = Daemon::start();
+    create(&daemon, "db", &json!({}));
+    let at = daemon.path("var/lib/volhost/volumes/db");
+    fs::rename(&at, daemon.path("elsewhere")).unwrap();
+    symlink(daemon.path("elsewhere"), &at).unwrap();
+    let told = refused(&daemon, "Mount", &mounting("db"), 500);
+    says(&told, &["volume db has no directory", "a symbolic link", "put the directory back"]);
+    let shown = daemon.cli(&["volume", "inspect", "db", "--json"]).json();
+    assert_eq!(shown[0]["directory"]["kind"], "a symbolic link");
+    let compared = daemon.cli(&["check", "--catalog"]);
+    assert_eq!(compared.code, Some(1), "{compared:?}");
+    says(&compared.stdout, &["missing", "a symbolic link stands in the place"]);
+
+    symlink("/", at.with_file_name("link")).unwrap();
+    let adopted = daemon.cli(&["volume", "create", "-o", "adopt=true", "link"]);
+    assert_eq!(adopted.code, Some(1), "{adopted:?}");
+    says(&adopted.stderr, &["no directory link to adopt", "a symbolic link stands there"]);
+    fs::remove_file(&at).unwrap();
+    says(&refused(&daemon, "Mount", &mounting("db"), 500), &["is gone"]);
+    fs::rename(daemon.path("elsewhere"), &at).unwrap();
+    done(&daemon, "Mount", &mounting("db"));
+}
+
+/// An engine that copies an image's files up gives the volume's directory the owner and mode of the image's.
+#[test]
+fn an_owner_that_was_changed_is_compared_with_what_the_options_said() {
+    let daemon = Daemon::start();
+    create(&daemon, "db", &json!({ "uid": "70", "gid": "999", "mode": "0750" }));
+    create(&daemon, "plain", &json!({}));
+    let inspected = |name: &str| {
+        let shown = daemon.cli(&["volume", "inspect", name, "--json"]).json();
+        shown[0]["directory"].clone()
+    };
+    let whole = json!({ "kind": "directory", "uid": 70, "gid": 999, "mode": "0750", "changed": [] });
+    assert_eq!(inspected("db"), whole);
+    daemon.cli(&["check", "--catalog"]).ok();
+    for name in ["db", "plain"] {
+        let at = daemon.path("var/lib/volhost/volumes").join(name);
+        std::os::unix::fs::chown(&at, Some(999), Some(999)).unwrap();
+        fs::set_permissions(&at, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    let changed = ["uid=70 then, uid=999 now", "mode=0750 then, mode=0700 now"];
+    assert_eq!(
+        inspected("db"),
+        json!({ "kind": "directory", "uid": 999, "gid": 999, "mode": "0700", "changed": changed })
+    );
+    assert_eq!(inspected("plain")["changed"], json!([]), "nothing was said of it");
+    says(&daemon.cli(&["volume", "inspect", "db"]).ok(), &["owner 999:999, mode 0700", changed[0]]);
+    // It is worth knowing, and nothing that must be mended.
+    let compared = daemon.cli(&["check", "--catalog"]).ok();
+    says(&compared, &["owner", changed[0], changed[1], "`volume-nocopy`"]);
+    assert!(!compared.contains("plain"), "{compared}");
+}

@@ -112,7 +112,7 @@ fn volumes_are_made_listed_shown_removed_and_restored() {
     refused(&daemon.cli(&["volume", "ls", "--filter", "nmae=x"]), 2, &["nmae", "did you mean \"name\""]);
 
     let shown = daemon.cli(&["volume", "inspect", "db", "--json"]).json();
-    has_fields(&shown[0], &[&volume[..], &["id", "adopted", "known_to", "mounted_by"]].concat());
+    has_fields(&shown[0], &[&volume[..], &["id", "adopted", "known_to", "mounted_by", "directory"]].concat());
     assert_eq!(shown[0]["mounted_by"][0]["id"], "c1");
     let shown = daemon.cli(&["volume", "inspect", "nope", "db"]);
     assert_eq!(shown.code, Some(1));
@@ -236,7 +236,8 @@ fn backends_and_the_status_are_told() {
         .file("srv/d/lost+found/x", "")
         .start();
     let rows = daemon.cli(&["backend", "ls", "--json"]).json();
-    let fields = ["name", "path", "state", "draining", "reason", "volumes", "total_bytes", "free_bytes"];
+    let fields =
+        ["name", "path", "state", "draining", "reason", "volumes", "total_bytes", "free_bytes", "names"];
     let told: Vec<_> = rows
         .as_array()
         .unwrap()

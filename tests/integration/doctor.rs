@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,7 +16,7 @@ use serde_json::{Value, json};
 use crate::engine::show_spec;
 use crate::harness::authority::{Authority, from_now, server_near_its_end};
 use crate::harness::storage::Storage;
-use crate::harness::wait::{SOON, Said, until};
+use crate::harness::wait::{SOON, Said, run, until};
 use crate::harness::{Daemon, Engine, Host};
 use crate::hosts;
 
@@ -554,4 +556,36 @@ fn a_storage_host_without_a_spec_file_of_its_own_is_well() {
     let daemon = Daemon::setup().on(&shown).start();
     show_spec(&shown, &daemon);
     Report::on(&shown, &[]).says("service", "note", "no storage host").says("address", "ok", "");
+}
+
+#[test]
+fn set_user_id_programs_and_a_missing_journal_are_told() {
+    let storage = Storage::new();
+    fs::set_permissions(storage.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    let (open, closed, nosuid) = (storage.dir("open"), storage.dir("closed"), storage.dir("nosuid"));
+    let (journal, none) = (storage.dir("journal"), storage.dir("none"));
+    storage.tmpfs(&open);
+    storage.tmpfs(&closed);
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o710)).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "nosuid,mode=0755", "tmpfs"]).arg(&nosuid)).ok();
+    storage.disk("journal", "ext4", 16).mount(&journal);
+    let disk = storage.disk("none", "ext4", 16);
+    run(Command::new("tune2fs").args(["-O", "^has_journal"]).arg(storage.path("none.img"))).ok();
+    disk.mount(&none);
+    let backends = ["open", "closed", "nosuid", "journal", "none"].map(|name| (name, storage.path(name)));
+    let map: Value = backends.iter().map(|(name, path)| ((*name).to_owned(), json!(path))).collect();
+    let daemon = Daemon::setup().backends(&map).start();
+
+    let report = Report::of(&daemon.cli(&["doctor", "--json"]));
+    let told = |check: &str, path: &Path| {
+        let of_it = |finding: &&Value| finding["check"] == check && finding["subject"] == json!(path);
+        let found: Vec<_> = report.findings.iter().filter(of_it).collect();
+        assert!(found.len() < 2, "told twice: {found:?}");
+        found.first().map(|finding| finding["verdict"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(told("setuid", &open).as_deref(), Some("warning"), "{}", report.all());
+    assert_eq!(told("setuid", &closed).as_deref(), Some("note"), "{}", report.all());
+    assert_eq!(told("setuid", &nosuid).as_deref(), Some("ok"), "{}", report.all());
+    assert_eq!(told("journal", &none).as_deref(), Some("warning"), "{}", report.all());
+    assert_eq!((told("journal", &journal), told("journal", &open)), (None, None), "{}", report.all());
 }

@@ -70,7 +70,7 @@ fn a_second_host_joins_by_a_bundle_and_shares_the_volumes() {
 }
 
 #[test]
-fn a_bundle_holds_four_files_and_the_spec_comes_last() {
+fn a_bundle_holds_four_files_with_their_directories_and_the_spec_comes_last() {
     let daemon = Daemon::start();
     let bundle = daemon.path("web2.tar");
     let bundle = bundle.to_str().unwrap();
@@ -82,7 +82,9 @@ fn a_bundle_holds_four_files_and_the_spec_comes_last() {
         .map(|entry| {
             let entry = entry.unwrap();
             let header = entry.header();
-            assert!(header.entry_type().is_file(), "{:?} is no file", entry.path());
+            let path = entry.path().unwrap().to_str().unwrap().to_owned();
+            assert_eq!(header.entry_type().is_dir(), path.ends_with('/'), "{path}");
+            assert!(header.entry_type().is_dir() || header.entry_type().is_file(), "{path}");
             (entry.path().unwrap().to_str().unwrap().to_owned(), header.mode().unwrap() & 0o7777)
         })
         .collect();
@@ -92,7 +94,15 @@ fn a_bundle_holds_four_files_and_the_spec_comes_last() {
     let below = |name: &str| format!("etc/docker/{name}");
     assert_eq!(
         sorted,
-        ["plugins/volhost.json", "volhost/ca.crt", "volhost/host.crt", "volhost/host.key"].map(below)
+        [
+            "plugins/",
+            "plugins/volhost.json",
+            "volhost/",
+            "volhost/ca.crt",
+            "volhost/host.crt",
+            "volhost/host.key"
+        ]
+        .map(below)
     );
     assert_eq!(names.last(), Some(&"etc/docker/plugins/volhost.json"));
     let key = entries.iter().find(|(name, _)| name.ends_with("host.key")).unwrap();

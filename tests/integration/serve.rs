@@ -202,3 +202,36 @@ fn sighup_does_not_end_a_start_that_waits() {
     let status = daemon.ended();
     assert_eq!(status.signal(), Some(15), "{status}: {}", daemon.log());
 }
+
+#[test]
+fn each_directory_has_the_mode_that_was_said_whatever_the_umask() {
+    for umask in ["000", "077"] {
+        let daemon = Daemon::setup().umask(umask).start();
+        let listened = daemon.socket();
+        let expected = [
+            ("etc/volhost/pki", 0o700),
+            ("etc/docker/plugins", 0o755),
+            ("run/volhost", 0o755),
+            ("var/lib/volhost", 0o700),
+            ("var/lib/volhost/volumes", 0o710),
+            ("var/lib/volhost/volumes/.volhost", 0o700),
+            ("var/lib/volhost/volumes/.volhost/new", 0o700),
+            ("var/lib/volhost/volumes/.volhost/trash", 0o700),
+        ];
+        assert_eq!(listened.parent(), Some(&*daemon.path("run/volhost")));
+        for (path, mode) in expected {
+            let found = std::fs::metadata(daemon.path(path)).unwrap().permissions().mode() & 0o7777;
+            assert_eq!(found, mode, "umask {umask}: {path} has {found:04o}");
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_volhost_did_not_make_keeps_its_mode() {
+    let mut daemon = Daemon::setup().umask("077").prepare();
+    let volumes = daemon.path("var/lib/volhost/volumes");
+    std::fs::create_dir_all(&volumes).unwrap();
+    std::fs::set_permissions(&volumes, std::fs::Permissions::from_mode(0o755)).unwrap();
+    daemon.start_again();
+    assert_eq!(std::fs::metadata(&volumes).unwrap().permissions().mode() & 0o7777, 0o755);
+}

@@ -456,3 +456,78 @@ fn create_elsewhere(storage: &Storage) {
     config["catalog"] = json!(format!("sqlite:{}", storage.path("catalog.db").display()));
     create(&setup.config(&config).start(), "db", &json!({}));
 }
+
+/// A command that has to fail; what it says.
+#[track_caller]
+fn fails(daemon: &Daemon<'_>, words: &[&str]) -> String {
+    let said = daemon.cli(words);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    said.stderr
+}
+
+/// Two volumes of one directory: the removal of one would delete the data of the other.
+#[test]
+fn storage_that_does_not_tell_upper_case_from_lower_keeps_volumes_apart() {
+    let storage = Storage::new();
+    let shaky = storage.shaky("folding");
+    shaky.control().fold_case(true);
+    let daemon = Daemon::setup().backends(&json!({ "default": shaky.path() })).start();
+    let data = shaky.behind().join("db/data");
+    create(&daemon, "db", &json!({}));
+    fs::write(&data, "db").unwrap();
+    let adopt = |name: &str| {
+        let words = ["volume", "create", "-o", "adopt=true", name];
+        words.map(str::to_owned)
+    };
+    let words = ["DB is the same directory as volume db", "does not tell upper case from lower"];
+    let told = refused(&daemon, "Create", &named("DB"), 400);
+    assert!(!told.contains("adopt"), "{told}");
+    says(&told, &words);
+    says(&fails(&daemon, &adopt("DB").each_ref().map(|word| &**word)), &words);
+
+    // A directory that nobody made a volume yet.
+    fs::create_dir(shaky.behind().join("Stray")).unwrap();
+    let told = refused(&daemon, "Create", &named("stray"), 400);
+    assert!(!told.contains("adopt"), "{told}");
+    says(&told, &["/stray exists already as ", "/Stray", "choose another name"]);
+    let told = fails(&daemon, &adopt("stray").each_ref().map(|word| &**word));
+    says(&told, &["no directory stray to adopt", "takes that name for Stray"]);
+    daemon.cli(&adopt("Stray").each_ref().map(|word| &**word)).ok();
+
+    // A name is free again when its volume is removed, and then the removed one cannot come back beside the new one.
+    done(&daemon, "Remove", &named("db"));
+    create(&daemon, "DB", &json!({}));
+    says(
+        &fails(&daemon, &["volume", "restore", "db"]),
+        &["db is the same directory as volume DB", "does not tell upper case from lower"],
+    );
+    done(&daemon, "Remove", &named("DB"));
+    daemon.cli(&["volume", "restore", "db"]).ok();
+    assert_eq!(fs::read_to_string(&data).unwrap(), "db");
+
+    assert_eq!(backend(&daemon, "default")["names"], "case-insensitive");
+    assert_eq!(daemon.status()["backends"][0]["names"], "case-insensitive");
+    says(&daemon.cli(&["backend", "ls"]).ok(), &["default takes different names for one: case-insensitive"]);
+}
+
+#[test]
+fn of_two_volumes_that_share_a_directory_a_removal_leaves_it() {
+    let storage = Storage::new();
+    let shaky = storage.shaky("folding");
+    let daemon = Daemon::setup().backends(&json!({ "default": shaky.path() })).start();
+    create(&daemon, "web", &json!({}));
+    create(&daemon, "WEB", &json!({}));
+    assert_eq!(backend(&daemon, "default")["names"], "exact");
+    fs::write(shaky.behind().join("web/data"), "kept").unwrap();
+    // As when the backend is moved to a share that folds case.
+    fs::remove_dir(shaky.behind().join("WEB")).unwrap();
+    shaky.control().fold_case(true);
+    until("the storage to be known for what it is", SOON, || {
+        (backend(&daemon, "default")["names"] == "case-insensitive").then_some(())
+    });
+    done(&daemon, "Mount", &mounting("web", "c1"));
+    done(&daemon, "Remove", &named("WEB"));
+    assert_eq!(fs::read_to_string(shaky.behind().join("web/data")).unwrap(), "kept");
+    done(&daemon, "Unmount", &mounting("web", "c1"));
+    done(&daemon, "Mount", &mounting("web", "c2"));
+}

@@ -76,7 +76,8 @@ fn the_units_are_understood_and_closed_to_what_is_not_justified() {
     let stat = |path: &str| machine.run(["stat", "--format=%a %U", path]).ok();
     assert_eq!(stat("/etc/docker/plugins"), "755 root");
     assert_eq!(stat("/run/docker/plugins"), "755 root");
-    assert_eq!(stat("/var/lib/volhost/volumes"), "755 root");
+    assert_eq!(stat("/var/lib/volhost"), "711 root");
+    assert_eq!(stat("/var/lib/volhost/volumes"), "710 root");
 }
 
 #[test]

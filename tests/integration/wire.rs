@@ -471,7 +471,7 @@ fn visibility() {
         "Create",
         &json!({ "Name": "mine", "Opts": { "backend": "open" } }),
     );
-    told.asked("a list of choices has no closed ones", &db1, "Create", &json!({ "Name": "x" }));
+    told.asked("the only backend that is open to db1 is chosen", &db1, "Create", &json!({ "Name": "x" }));
 
     std::fs::write(daemon.path("etc/volhost/backends.json"), &after).unwrap();
     let opened = || {
@@ -608,6 +608,84 @@ fn rights_and_paths_of_single_hosts() {
     told.asked("an unmapped backend is where each host saw it last", &web2, "Get", &json!({ "Name": "db" }));
     told.asked("which was elsewhere for web1", &web1, "Get", &json!({ "Name": "db" }));
     told.is("rights");
+}
+
+/// What is out of a host's sight looks like what is not there, to a host that may do nothing with either.
+#[test]
+fn a_host_without_rights_learns_no_name() {
+    let setup = Daemon::setup();
+    let path = |name: &str| setup.root().join("srv").join(name).display().to_string();
+    let map = json!({
+        "default": { "path": path("default"), "hosts": ["node1"] },
+        "hidden": { "path": path("hidden"), "hosts": ["node1"] },
+        "fast": { "path": path("fast"), "hosts": ["node1", "web*"] },
+    });
+    let mut config = setup.standard();
+    config["hosts"] = json!({ "node1": {}, "web1": {}, "web2": {}, "web3": { "rights": [] } });
+    let files = ["default", "hidden", "fast"];
+    let setup = files.iter().fold(setup.config(&config).backends(&map), |setup, name| {
+        setup.file(&format!("srv/{name}/lost+found/x"), "")
+    });
+    let daemon = setup.start();
+    let hosts = ["web1", "web2", "web3", "db9"]
+        .map(|name| daemon.add_host(name, &["--advertise", "https://127.0.0.1:7443"], &daemon.path(name)));
+    let [web1, web2, web3, db9] = hosts.map(|identity| tls(&daemon, &identity));
+    let node1 = unix(&daemon);
+    let call = |host: &Target, rpc: &str, body: &Value| {
+        let answer = connect(host).call(&format!("/VolumeDriver.{rpc}"), body).unwrap();
+        (answer.status, String::from_utf8_lossy(&answer.body).into_owned())
+    };
+    let on = |backend: &str, name: &str| json!({ "Name": name, "Opts": { "backend": backend } });
+    assert_eq!(call(&node1, "Create", &on("hidden", "secret")).0, 200);
+
+    for host in [&db9, &web3] {
+        // A volume.
+        for rpc in ["Create", "Get", "Path", "Mount", "Unmount", "Remove"] {
+            for options in [json!({}), json!({ "adopt": "true" }), json!({ "backend": "fast" })] {
+                let told = |name: &str| {
+                    let body = json!({ "Name": name, "ID": "c1", "Opts": options });
+                    let (status, text) = call(host, rpc, &body);
+                    (status, text.replace(name, "NAME"))
+                };
+                assert_eq!(told("secret"), told("nothing"), "{rpc} {options}");
+            }
+        }
+        // A backend.
+        for name in ["secret", "nothing"] {
+            let told = |backend: &str| {
+                let (status, text) = call(host, "Create", &on(backend, name));
+                (status, text.replace(backend, "BACKEND"))
+            };
+            assert_eq!(told("hidden"), told("nowhere"), "{name}");
+        }
+    }
+    let (status, text) = call(&db9, "Create", &json!({ "Name": "x" }));
+    assert_eq!(status, 403, "{text}");
+    assert!(text.contains("host db9 may not create volumes: the `hosts` of the configuration"), "{text}");
+
+    // To web1 one backend is open, and the other ones, of which one is called `default`, are not there.
+    assert_eq!(call(&web1, "Create", &json!({ "Name": "shared" })).0, 200);
+    let (status, text) = call(&web1, "Create", &on("hidden", "x"));
+    assert_eq!(status, 400, "{text}");
+    assert!(
+        text.contains("backend hidden does not exist or is not open to this host; there is only fast"),
+        "{text}"
+    );
+    // Whoever may create has to be told that a name is taken.
+    let (status, text) = call(&web1, "Create", &json!({ "Name": "secret" }));
+    assert!(status == 403 && text.contains("the name secret is taken"), "{status} {text}");
+
+    // Who has a volume mounted is told to whom a Remove would tell it.
+    assert_eq!(call(&web1, "Mount", &json!({ "Name": "shared", "ID": "c1" })).0, 200);
+    let status = |host: &Target| {
+        let answer = connect(host).call("/VolumeDriver.Get", &json!({ "Name": "shared" })).unwrap();
+        answer.json()["Volume"]["Status"].clone()
+    };
+    for (host, told) in [(&web1, json!(["web1"])), (&web2, json!(["web1"])), (&web3, json!([]))] {
+        let status = status(host);
+        assert_eq!((&status["mounted_by"], &status["mounts"]), (&told, &json!(1)));
+        assert_eq!(status["backend"], "fast", "the only one that is open to web1");
+    }
 }
 
 /// What a host meets of a volume that is out of its sight.

@@ -142,7 +142,7 @@ impl Spool {
             let path = path.clone();
             move |source| OpenError::Spool { path, doing, source }
         };
-        files::make_dir(dir).map_err(|source| OpenError::Spool {
+        files::make_dir(dir, 0o700).map_err(|source| OpenError::Spool {
             path: dir.into(),
             doing: "made",
             source,

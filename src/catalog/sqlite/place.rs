@@ -1,9 +1,9 @@
 //! The place of a catalog's file: its directory, what kind of file system that is, and who has it open.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,12 @@ use rustix::fs::{FlockOperation, flock, statfs};
 
 use super::error::OpenError;
 use super::presence::Identity;
+use crate::files;
 
 /// Makes the directory, and those above it that are missing, so that only their owner can enter them.
 pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    files::make_dir(directory, 0o700)?;
     for parent in missing.iter().filter_map(|path| path.parent()) {
         sync_directory(parent)?;
     }

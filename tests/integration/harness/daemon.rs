@@ -29,6 +29,7 @@ pub struct Setup<'a> {
     files: Vec<(String, String)>,
     limits: Vec<String>,
     stderr: Option<File>,
+    umask: Option<String>,
 }
 
 /// A running (or killed) volhost with its files.
@@ -59,6 +60,7 @@ impl<'a> Daemon<'a> {
             files: Vec::new(),
             limits: Vec::new(),
             stderr: None,
+            umask: None,
         }
     }
 
@@ -363,6 +365,12 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Runs it, and the command line against it, with this umask.
+    pub fn umask(mut self, umask: &str) -> Self {
+        self.umask = Some(umask.to_owned());
+        self
+    }
+
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Daemon<'a> {
         let mut daemon = self.prepare();
@@ -409,12 +417,17 @@ impl<'a> Setup<'a> {
 
     fn command(&self) -> Command {
         let program = env!("CARGO_BIN_EXE_volhost");
-        match self.host {
-            Some(host) => host.command(program),
-            None if self.limits.is_empty() => mortal(program),
-            None => {
+        match (self.host, &self.umask) {
+            (Some(host), _) => host.command(program),
+            (None, None) if self.limits.is_empty() => mortal(program),
+            (None, None) => {
                 let mut command = mortal("prlimit");
                 command.args(&self.limits).arg(program);
+                command
+            }
+            (None, Some(umask)) => {
+                let mut command = mortal("sh");
+                command.args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\"")]).arg(program);
                 command
             }
         }

@@ -144,6 +144,7 @@ struct Behaviour {
     refuse_rename_flags: bool,
     refuse_chown: bool,
     refuse_fsyncdir: bool,
+    fold_case: bool,
     fail_once: BTreeMap<Op, Once>,
     lose_once: BTreeMap<Op, Once>,
     seen: BTreeMap<Op, usize>,
@@ -205,6 +206,12 @@ impl Control {
         self.change(|behaviour| behaviour.refuse_fsyncdir = on);
     }
 
+    /// Whether names that differ in upper and lower case alone are one, as on CIFS and vfat. Stays so when all
+    /// misbehaviour is taken back.
+    pub fn fold_case(&self, on: bool) {
+        self.change(|behaviour| behaviour.fold_case = on);
+    }
+
     /// Answers the next request of this kind with `errno` and does nothing.
     pub fn fail_once(&self, op: Op, errno: i32) {
         self.fail_after(op, 0, errno);
@@ -240,8 +247,9 @@ impl Control {
     /// Takes all misbehaviour back and releases what hangs.
     pub fn behave(&self) {
         self.change(|behaviour| {
-            let Behaviour { hanging, ref mut seen, .. } = *behaviour;
-            *behaviour = Behaviour { hanging, seen: std::mem::take(seen), ..Behaviour::default() };
+            let Behaviour { hanging, fold_case, ref mut seen, .. } = *behaviour;
+            let seen = std::mem::take(seen);
+            *behaviour = Behaviour { hanging, fold_case, seen, ..Behaviour::default() };
         });
     }
 
@@ -355,9 +363,21 @@ impl Core {
         FileHandle(handle)
     }
 
+    /// The name under which a directory has the entry that a name leads to.
+    fn real(&self, parent: &OwnedFd, name: &OsStr) -> OsString {
+        let is_there = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        if is_there || !self.control.lock().fold_case {
+            return name.to_owned();
+        }
+        let entries = std::fs::read_dir(by_number(parent)).into_iter().flatten().flatten();
+        let mut names = entries.map(|entry| entry.file_name());
+        names.find(|entry| entry.eq_ignore_ascii_case(name)).unwrap_or_else(|| name.to_owned())
+    }
+
     /// Looks a name up and counts that the kernel knows it.
     fn entry(&self, parent: INodeNo, name: &OsStr) -> Answer<FileAttr> {
         let parent = self.node(parent)?;
+        let name = &*self.real(&parent, name);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&*parent, name, flags, Mode::empty())?;
         let stat = rustix::fs::fstat(&fd)?;
@@ -614,14 +634,16 @@ impl Filesystem for PassThrough {
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
         self.empty((Op::Unlink, Asks::Nothing), reply, move |core| {
-            rustix::fs::unlinkat(&*core.node(parent)?, &name, AtFlags::empty())
+            let parent = core.node(parent)?;
+            rustix::fs::unlinkat(&*parent, core.real(&parent, &name), AtFlags::empty())
         });
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
         self.empty((Op::Rmdir, Asks::Nothing), reply, move |core| {
-            rustix::fs::unlinkat(&*core.node(parent)?, &name, AtFlags::REMOVEDIR)
+            let parent = core.node(parent)?;
+            rustix::fs::unlinkat(&*parent, core.real(&parent, &name), AtFlags::REMOVEDIR)
         });
     }
 
@@ -647,7 +669,9 @@ impl Filesystem for PassThrough {
         let asks = if flags.is_empty() { Asks::Nothing } else { Asks::RenameWithFlags };
         let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
         self.empty((Op::Rename, asks), reply, move |core| {
-            rustix::fs::renameat_with(&*core.node(parent)?, &name, &*core.node(new_parent)?, &new_name, flags)
+            let (parent, new_parent) = (core.node(parent)?, core.node(new_parent)?);
+            let (name, new_name) = (core.real(&parent, &name), core.real(&new_parent, &new_name));
+            rustix::fs::renameat_with(&*parent, &name, &*new_parent, &new_name, flags)
         });
     }
 

@@ -1,0 +1,54 @@
+//! Two names that are one directory, on storage that does not tell them apart.
+//!
+//! Two volumes must never have one directory: the removal of one would take the data of the other. So a name that the
+//! storage takes for another volume's is refused to a Create and a Restore; where two such volumes came to be otherwise
+//! (their backend was moved to such storage), a removal leaves the directory.
+
+use super::Service;
+use super::error::Error;
+use super::name::VolumeName;
+use crate::backend::{Backend, Expect, Naming};
+
+impl Service {
+    /// The other volume of that backend whose directory the name leads to, and how the storage tells names apart.
+    ///
+    /// Looks through all volumes, but only where the storage takes different names for one.
+    pub(super) async fn twin(
+        &self,
+        backend: &Backend,
+        expect: Expect,
+        name: &VolumeName,
+    ) -> Result<Option<(VolumeName, Naming)>, Error> {
+        let naming = backend.naming(expect).await?;
+        if naming.is_exact() {
+            return Ok(None);
+        }
+        let view = self.catalog.view();
+        let mut others = view.volumes.values().filter(|other| other.backend == *backend.name());
+        let twin = others.find(|other| other.name != *name && naming.is_same(&other.name, name));
+        Ok(twin.map(|twin| (twin.name.clone(), naming)))
+    }
+
+    /// Refuses a name that leads to the directory of another volume.
+    pub(super) async fn refuse_twin(
+        &self,
+        backend: &Backend,
+        expect: Expect,
+        name: &VolumeName,
+    ) -> Result<(), Error> {
+        if self.twin(backend, expect, name).await?.is_none() {
+            return Ok(());
+        }
+        // Another instance may have removed that one.
+        self.sync().await?;
+        match self.twin(backend, expect, name).await? {
+            None => Ok(()),
+            Some((other, naming)) => Err(Error::SameDirectory {
+                name: name.clone(),
+                other,
+                backend: backend.name().clone(),
+                naming,
+            }),
+        }
+    }
+}
