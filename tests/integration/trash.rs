@@ -368,13 +368,13 @@ fn a_full_disk_is_emptied_however_deep_its_trees_are_and_whatever_cannot_go() {
     }
     let volume = root.join("db");
     let mut deep = volume.join("deep");
+    // Nothing in it goes before its end is reached.
     for _ in 0..60 {
-        fs::create_dir(&deep).unwrap();
-        fs::write(deep.join("data"), vec![1; 4096]).unwrap();
         deep.push("d");
     }
+    fs::create_dir_all(&deep).unwrap();
     for number in 0..400 {
-        fs::write(volume.join(format!("small-{number}")), "").unwrap();
+        fs::write(deep.join(format!("small-{number}")), "small").unwrap();
     }
     let fixed = volume.join("fixed");
     fs::write(&fixed, "").unwrap();
