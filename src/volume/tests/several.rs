@@ -802,6 +802,29 @@ async fn both_empty_one_trash_without_getting_in_each_others_way() {
     assert_eq!(names(&both.root.join(".volhost/trash")), BTreeSet::new());
 }
 
+/// An instance was lost in the middle of a deletion: the others neither restore what is left nor forget to delete it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_instance_began_to_delete_is_deleted_by_another() {
+    let both = Both::new().await;
+    let id = both.filled(0, "db").await;
+    std::fs::write(both.root.join("db/more"), "more").unwrap();
+    both.remove(0, "db").await.unwrap();
+    let home = both.root.join(".volhost");
+    let left = home.join(format!("deleting-{id}"));
+    std::fs::rename(home.join("trash").join(id.to_string()), &left).unwrap();
+    std::fs::remove_file(left.join("data")).unwrap();
+    both.lose(0);
+    let refused = both.services[1].restore(&operator(), "db").await.unwrap_err();
+    assert!(matches!(refused, Error::BeingDeleted(_)), "{refused}");
+    assert!(left.join("more").exists() && !both.root.join("db").exists());
+    both.settle(1).await;
+    let removed = both.services[1].find_removed("db").await.unwrap();
+    assert!(removed.expired);
+    both.services[1].purge_volume(&both.backend(1), &removed).await.unwrap();
+    assert!(!left.exists());
+    both.agrees();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_deleted_that_another_instance_may_restore() {
     let both = Both::new().await;
