@@ -112,17 +112,17 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-/// A value that must be a text. serde would say what was found, and not where.
+/// A value that must be a text. serde would say what was found, and not where. The reader adds line and column.
 fn text<E: serde::de::Error>(value: Value, what: impl FnOnce() -> String) -> Result<String, E> {
     let found = match value {
         Value::String(text) => return Ok(text),
-        Value::Number(number) => format!("the number {number}: write \"{number}\""),
-        Value::Bool(flag) => format!("{flag}: write \"{flag}\""),
-        Value::Null => "null".into(),
-        Value::Array(_) => "a list".into(),
-        Value::Object(_) => "an object".into(),
+        Value::Number(number) => format!("(\"{number}\"), and this is the number {number}"),
+        Value::Bool(flag) => format!("(\"{flag}\"), and this is {flag}"),
+        Value::Null => "and this is null".into(),
+        Value::Array(_) => "and this is a list".into(),
+        Value::Object(_) => "and this is an object".into(),
     };
-    Err(E::custom(format_args!("{} takes a text, and this is {found}", what())))
+    Err(E::custom(format_args!("{} takes a text {found}", what())))
 }
 
 fn cut(name: &str) -> String {

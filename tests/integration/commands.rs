@@ -292,6 +292,7 @@ fn backends_and_the_status_are_told() {
             "needs_restart",
             "spec",
             "server_certificate_expires",
+            "log_lines_dropped",
         ],
     );
     assert_eq!(status["listening"], json!(daemon.addresses()));
