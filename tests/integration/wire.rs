@@ -591,7 +591,7 @@ fn rights_and_paths_of_single_hosts() {
         assert_eq!(status, 403, "{rpc}");
     }
     told.asked("web3 is not listed any more but knows db", &web3, "Get", &json!({ "Name": "db" }));
-    told.asked("and may not mount it", &web3, "Mount", &named("db"));
+    told.asked("and may not mount it again", &web3, "Mount", &json!({ "Name": "db", "ID": "c9" }));
     told.asked("what it does not know is not there", &web3, "Get", &json!({ "Name": "old" }));
     told.asked("web1's second mount still holds this", &web2, "Mount", &named("single"));
     told.asked("until it is given back", &web1, "Unmount", &json!({ "Name": "single", "ID": "c2" }));
