@@ -20,7 +20,7 @@ use crate::backend::name::BackendName;
 const AT_ONCE: usize = 64;
 
 /// How long a backend keeps its place: one that hangs must not hold up those that do not.
-const ITS_TURN: Duration = Duration::from_millis(500);
+const ITS_TURN: Duration = Duration::from_secs(2);
 
 /// The places of the backends that are worked on, whatever the work is.
 #[derive(Debug)]
