@@ -11,8 +11,10 @@ mod news;
 mod pulse;
 pub mod recovery;
 mod reload;
+mod sockets;
 pub mod spec;
 mod tls;
+mod turns;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -32,9 +34,11 @@ use self::reload::{Asked, Reloader};
 use self::tls::Tls;
 use crate::admin::{self, Admin, Board, Desk, Issuing};
 use crate::backend;
-use crate::catalog::{self, Catalog, Change, Location};
+use crate::catalog::{self, Catalog, Location};
 use crate::config::watch::{Unit, Watcher};
-use crate::config::{self, Config, Faults, Loaded, Paths};
+use crate::config::{self, Config, Fault, Faults, Loaded, Paths};
+use crate::error::chain;
+use crate::files::{PATIENCE, within};
 use crate::host::name::HostName;
 use crate::host::{Caller, Via};
 use crate::process::clock::Clock;
@@ -42,7 +46,7 @@ use crate::process::log::{self as process_log, Log};
 pub use crate::process::signal::survive_file_size_limit;
 use crate::process::signal::{self, EarlyReload, Event};
 use crate::process::systemd::{self, Inheritance};
-use crate::process::{Drain, files};
+use crate::process::{Drain, files, threads};
 use crate::protocol::{self, Protocols};
 use crate::transport::{self, Bound, Listen, Revocation, Server};
 use crate::volume::Service;
@@ -57,7 +61,7 @@ const BRING_UP: Duration = Duration::from_secs(5);
 const FILES_BESIDE: u64 = 1024;
 
 /// What can be read again.
-const EVERYTHING: [Unit; 3] = [Unit::Config, Unit::Tls, Unit::Crl];
+const EVERYTHING: [Unit; 3] = Unit::ALL;
 
 /// How often it is looked whether the server's certificate is to be made anew.
 const RENEWAL: Duration = Duration::from_secs(6 * 3600);
@@ -73,7 +77,12 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     let _log = Log::start().map_err(|source| ServeError::System { what: "no thread for the log", source })?;
     let early =
         signal::survive_reload().map_err(|source| ServeError::System { what: "no signals", source })?;
-    let loaded = load(paths, file).map_err(ServeError::Configuration)?;
+    threads::require(threads_needed())
+        .map_err(|source| ServeError::System { what: "too few threads", source })?;
+    let loaded = read(paths, file)?;
+    if let Some(file) = loaded.missing_file() {
+        log::info!("no configuration: there is no {}, the defaults hold", file.display());
+    }
     let needed = loaded.config.limits.connections as u64 + FILES_BESIDE;
     if let Some(files) = files::raise_limit().filter(|files| *files < needed) {
         log::warn!(
@@ -112,13 +121,38 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     result
 }
 
+/// How many threads the service cannot do without: the runtime's workers, and those for signals, the catalog, followed
+/// files, reads and backends.
+fn threads_needed() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get) + 16
+}
+
 /// Reads and checks the configuration, with the checks that need our certificates.
 pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
-    let loaded = config::load(paths, file)?;
-    match tls::fault_of_client_ca(&loaded).or_else(|| tls::fault_of_shared_ca(&loaded)) {
-        Some(fault) => Err(Faults::from(fault)),
-        None => Ok(loaded),
-    }
+    read(paths, file).map_err(|error| match error {
+        ServeError::Configuration(faults) => faults,
+        error => Faults::from(Fault {
+            file: file.map_or_else(|| paths.config(), Path::to_path_buf),
+            line: 0,
+            column: 0,
+            field: String::new(),
+            what: chain(&error),
+            hint: None,
+        }),
+    })
+}
+
+/// The same for the start, which tells a configuration that is wrong from files that do not answer.
+fn read(paths: &Paths, file: Option<&Path>) -> Result<Loaded, ServeError> {
+    let (paths, file) = (paths.clone(), file.map(Path::to_path_buf));
+    let read = move || {
+        let loaded = config::load(&paths, file.as_deref())?;
+        match tls::fault_of_client_ca(&loaded).or_else(|| tls::fault_of_shared_ca(&loaded)) {
+            Some(fault) => Err(Faults::from(fault)),
+            None => Ok(loaded),
+        }
+    };
+    within(read)?.map_err(ServeError::Configuration)
 }
 
 /// The mode of a backend's directory that volhost makes: users of this machine must not come to the files in volumes,
@@ -165,7 +199,9 @@ impl App {
         let (sender, events) =
             signal::listen(early).map_err(|source| ServeError::System { what: "no signals", source })?;
         let config = &loaded.config;
-        tls.record(&*catalog).await?;
+        if let Some(client) = tls.client() {
+            tls::record(client, &*catalog).await?;
+        }
 
         let service =
             Arc::new(Service::new(Arc::clone(&catalog), in_force(config, &backend::Map::default())));
@@ -206,7 +242,7 @@ impl App {
             log_lines_dropped: process_log::dropped(),
         };
         let (reloads, asked) = mpsc::unbounded_channel();
-        let reload = reload_by(reloads.clone());
+        let reload = reload_by(reloads.clone(), &server, &board);
         let admin = Admin::new(Arc::clone(&service), Arc::clone(&board), desk, operator, counts, reload);
         board.update(|facts| {
             facts.name.clone_from(&config.name);
@@ -226,7 +262,7 @@ impl App {
             file: file.map(Into::into),
             booted: loaded.config.clone(),
             config: loaded.config,
-            files: loaded.files,
+            in_force: loaded.files,
             rejected: BTreeSet::new(),
             tls,
             catalog: Arc::clone(&catalog),
@@ -271,6 +307,7 @@ impl App {
             mut pulse,
         } = self;
         let addresses: Vec<_> = addresses(&bound).collect();
+        let looked_after = Arc::clone(&server);
         for bound in bound {
             let server = Arc::clone(&server);
             if matches!(bound.listen(), Listen::Admin(_)) {
@@ -279,10 +316,11 @@ impl App {
                 tokio::spawn(server.run(bound, warp::service(Arc::clone(&protocols).filter())));
             }
         }
-        reloader.write_spec();
+        tokio::task::block_in_place(|| reloader.write_spec());
         tokio::spawn(Arc::clone(&service).keep_up());
         tokio::spawn(Arc::clone(&service).keep_trash());
         tokio::spawn(Arc::clone(&service).keep_copies());
+        tokio::spawn(sockets::keep(looked_after, Arc::clone(&board)));
         board.update(|facts| facts.since = Some(OffsetDateTime::now_utc()));
         announce(&addresses);
         systemd::ready(&status_line(&board.read()));
@@ -336,22 +374,6 @@ impl Revocation for Recorded {
     }
 }
 
-impl Tls {
-    /// The certificates that our authority issued to this machine are recorded like every other host's.
-    async fn record(&self, catalog: &dyn Catalog) -> Result<(), ServeError> {
-        if let Some(client) = self.client() {
-            let known = catalog.view().hosts.get(&client.host).is_some_and(|host| {
-                host.certificates.iter().any(|certificate| certificate.serial == client.serial)
-            });
-            if !known {
-                let certificate = admin::certificate(client);
-                catalog.submit(Change::Issue(client.host.clone(), certificate)).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// The addresses that engines are served at, with their real ports.
 fn addresses(bound: &[Bound]) -> impl Iterator<Item = String> + '_ {
     bound.iter().filter(|bound| !matches!(bound.listen(), Listen::Admin(_))).map(Bound::address)
@@ -368,12 +390,22 @@ fn issuing(config: &Config, bound: &[Bound], tls: &Tls) -> Issuing {
 }
 
 /// Reloads everything, for somebody who waits for it.
-fn reload_by(reloads: mpsc::UnboundedSender<Asked>) -> admin::Reload {
-    Box::new(move || {
+fn reload_by(
+    reloads: mpsc::UnboundedSender<Asked>,
+    server: &Arc<Server>,
+    board: &Arc<Board>,
+) -> admin::Reload {
+    let (server, board) = (Arc::clone(server), Arc::clone(board));
+    Box::new(move |forced| {
         let (done, wait) = oneshot::channel();
         // Where nobody reloads any more `done` is dropped, which ends the wait.
-        let _ = reloads.send(Asked { units: &EVERYTHING, done: Some(done) });
-        Box::pin(async move { wait.await.is_ok() })
+        let _ = reloads.send(Asked { units: &EVERYTHING, forced, done: Some(done) });
+        let (server, board) = (Arc::clone(&server), Arc::clone(&board));
+        Box::pin(async move {
+            // A directory that hangs is not waited for longer than files are.
+            let _ = tokio::time::timeout(PATIENCE, sockets::look_after(&server, &board)).await;
+            wait.await.is_ok()
+        })
     })
 }
 

@@ -1,18 +1,22 @@
 //! Small files of our own, whole or not at all: the lock that serialises their writers, and writing that leaves the
-//! old content or the new one, whatever happens.
+//! old content or the new one, whatever happens. And reading what others wrote, which may be anything.
 //!
-//! For keys, certificates and spec files; below a backend no more than [`rename_to_free`] is used.
+//! For keys, certificates, configuration and spec files; below a backend no more than [`rename_to_free`] is used.
+
+mod patience;
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{DirBuilder, File, FileType, Metadata, OpenOptions};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
+
+pub use self::patience::{PATIENCE, Unfinished, Waiting, start, within};
 
 /// The exclusive right to write what a lock file stands for, until it is dropped.
 #[derive(Debug)]
@@ -54,9 +58,72 @@ pub fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-/// Reads a file that need not exist.
+/// The most bytes of a file that holds certificates, a key, a password or a spec: such files have a few kB.
+pub const SMALL: usize = 1 << 20;
+
+/// Reads a regular file of at most so many bytes, and waits for nobody but the storage that it lies on.
+///
+/// Symbolic links are followed. What is no regular file is an error: a pipe would wait for its writer, and a device may
+/// never end. So is a larger file, of which no more than that many bytes are read.
+pub fn read_at_most(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+    let _told = patience::Told::new(path);
+    let mut file = open_regular(path)?;
+    let larger = || {
+        let what = format!("it is larger than {} MiB, more than any file of its kind", most >> 20);
+        io::Error::new(io::ErrorKind::FileTooLarge, what)
+    };
+    let most_bytes = u64::try_from(most).unwrap_or(u64::MAX);
+    let size = file.metadata()?.len();
+    if size > most_bytes {
+        return Err(larger());
+    }
+    // One more tells that the file has grown meanwhile.
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    io::Read::by_ref(&mut file).take(most_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() > most { Err(larger()) } else { Ok(bytes) }
+}
+
+/// Opens a regular file for reading. Nothing else is opened, because opening alone can wait, or have an effect.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    must_be_regular(&std::fs::metadata(path)?)?;
+    // Another file may have taken its place since.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    must_be_regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn must_be_regular(found: &Metadata) -> io::Result<()> {
+    if found.is_file() {
+        return Ok(());
+    }
+    let what = format!("it is {}, and no regular file", kind(found.file_type()));
+    Err(io::Error::new(io::ErrorKind::InvalidInput, what))
+}
+
+fn kind(found: FileType) -> &'static str {
+    if found.is_dir() {
+        "a directory"
+    } else if found.is_fifo() {
+        "a pipe"
+    } else if found.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    }
+}
+
+/// Reads a file that need not exist; a regular one, as [`read_at_most`] does, of any size.
 pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
+    found(read_at_most(path, usize::MAX))
+}
+
+/// Reads a file that need not exist, as [`read_at_most`] does.
+pub fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    found(read_at_most(path, SMALL))
+}
+
+fn found(read: io::Result<Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
+    match read {
         Ok(content) => Ok(Some(content)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -250,6 +317,30 @@ mod tests {
         std::fs::write(dir.path().join("file"), "").unwrap();
         assert!(make_dir(&dir.path().join("file"), 0o755).is_err());
         assert!(make_dir(&dir.path().join("file/below"), 0o755).is_err());
+    }
+
+    #[test]
+    fn only_regular_files_of_a_bounded_size_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "four").unwrap();
+        assert_eq!(read_at_most(&path, 4).unwrap(), b"four");
+        assert_eq!(read_at_most(&path, 3).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        assert_eq!(read_small(&link).unwrap().as_deref(), Some(&b"four"[..]));
+        assert_eq!(read_small(&dir.path().join("absent")).unwrap(), None);
+
+        let pipe = dir.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let others = [(&*pipe, "a pipe"), (&socket, "a socket"), (dir.path(), "a directory")];
+        for (path, kind) in others.into_iter().chain([(Path::new("/dev/zero"), "a device")]) {
+            let error = read_at_most(path, SMALL).unwrap_err();
+            assert!(error.to_string().contains(kind), "{error}");
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub fn run(data: &[u8]) {
     }
     let loaded = config::load(&paths, None);
     // Whoever is told of a fault when volhost starts is told of the same one when it reloads.
-    let reloaded = config::reload(&paths, None);
+    let reloaded = config::reload(&paths, None, &[]);
     match loaded {
         Err(faults) => {
             assert!(faults.iter().next().is_some());

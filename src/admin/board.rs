@@ -1,5 +1,6 @@
 //! What `volhost status` tells beside the volumes: kept up to date by the app, read by the admin socket.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
@@ -27,6 +28,8 @@ pub struct Facts {
     pub needs_restart: Vec<String>,
     /// Where the spec file is, or why it is not there.
     pub spec: Option<String>,
+    /// What is wrong with what is published or followed, each under a name of its own.
+    pub troubles: BTreeMap<String, String>,
     /// When the server's certificate expires.
     pub server_certificate_expires: Option<OffsetDateTime>,
 }
@@ -53,6 +56,16 @@ impl Board {
         let mut facts = self.facts();
         facts.reloads.retain(|earlier| earlier.unit != reloaded.unit);
         facts.reloads.push(reloaded);
+    }
+
+    /// Notes what is wrong with something, or that nothing is any more. Returns true if that is news.
+    pub fn trouble(&self, name: &str, what: Option<&str>) -> bool {
+        let mut facts = self.facts();
+        let before = match &what {
+            Some(what) => facts.troubles.insert(name.into(), (*what).to_owned()),
+            None => facts.troubles.remove(name),
+        };
+        before.as_deref() != what
     }
 
     /// What is on the board now.

@@ -58,8 +58,8 @@ pub struct Counts {
 }
 
 /// Has everything read again that can be reloaded, and answers when that is done, with whether it was; what became of it
-/// is on the board.
-pub type Reload = Box<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
+/// is on the board. The operator's word makes it put in force also what is worse than what was.
+pub type Reload = Box<dyn Fn(bool) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -109,11 +109,7 @@ impl Admin {
         }
         match path {
             verb::STATUS => json(&views::status(&self.service, &self.board, (self.counts)())),
-            verb::RELOAD if (self.reload)().await => json(&views::reloads(&self.board)),
-            verb::RELOAD => Err(Refusal::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "nothing is read again any more: the service is stopping, or its log says why; restart it",
-            )),
+            verb::RELOAD => self.reload(&decode(body)?).await,
             verb::VOLUME_LS => json(&views::volumes(&self.service)),
             verb::VOLUME_TRASH => json(&views::trash(&self.service)),
             verb::VOLUME_CREATE => self.volume_create(decode(body)?).await,
@@ -140,6 +136,16 @@ impl Admin {
     /// When each host last sent a request.
     fn seen(&self) -> impl Fn(&HostName) -> Option<OffsetDateTime> + '_ {
         |host| self.service.last_seen(host)
+    }
+
+    async fn reload(&self, request: &wire::ReloadAsked) -> Answer {
+        if (self.reload)(request.force).await {
+            return json(&views::reloads(&self.board));
+        }
+        Err(Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "nothing is read again any more: the service is stopping, or its log says why; restart it",
+        ))
     }
 
     async fn volume_create(&self, request: wire::VolumeCreate) -> Answer {

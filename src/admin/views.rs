@@ -36,6 +36,7 @@ pub(super) fn status(service: &Service, board: &Board, counts: Counts) -> wire::
         spec: facts.spec,
         server_certificate_expires: facts.server_certificate_expires.map(rfc3339),
         log_lines_dropped,
+        troubles: facts.troubles.into_values().collect(),
     }
 }
 

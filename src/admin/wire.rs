@@ -15,7 +15,7 @@ pub use self::rollover::{Ca, Rollover, RolloverEnd, RolloverEnded, RolloverHost}
 pub mod verb {
     /// [`Nothing`](super::Nothing) → [`Status`](super::Status)
     pub const STATUS: &str = "/status";
-    /// [`Nothing`](super::Nothing) → a list of [`Reload`](super::Reload), once all is done
+    /// [`ReloadAsked`](super::ReloadAsked) → a list of [`Reload`](super::Reload), once all is done
     pub const RELOAD: &str = "/reload";
     /// [`Nothing`](super::Nothing) → a list of [`Volume`](super::Volume)
     pub const VOLUME_LS: &str = "/volume/ls";
@@ -112,6 +112,18 @@ pub struct Status {
     /// How many lines of the log were dropped since the start, because nobody took them.
     #[serde(default)]
     pub log_lines_dropped: u64,
+    /// What is wrong with a socket or the spec file, and which files do not answer.
+    #[serde(default)]
+    pub troubles: Vec<String>,
+}
+
+/// What is to be read again: everything.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReloadAsked {
+    /// Also what would be worse than what is in force: files that are gone, an expired certificate, an older list.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// What became of a reload.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::catalog::{self, CatalogError};
 use crate::config::Faults;
+use crate::files::Unfinished;
 use crate::pki::PkiError;
 use crate::transport::{BindError, TlsError};
 
@@ -40,6 +41,18 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
+    /// A file that was in force and is not there any more.
+    #[error(
+        "{path} is gone, and was in force: put it back; if it is to be made anew, `volhost reload --force`",
+        path = .path.display()
+    )]
+    Gone {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Files cannot be read.
+    #[error(transparent)]
+    Unfinished(#[from] Unfinished),
     /// Our own certificates cannot be made or used.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -83,7 +96,12 @@ impl ServeError {
             | Self::Authority { .. }
             | Self::Pki(PkiError::NoCaGiven { .. })
             | Self::Bind(BindError::Inherited { .. }) => true,
-            Self::Read { .. }
+            // No regular file, or too large: no later start will find it better.
+            Self::Read { source, .. } | Self::Pki(PkiError::Io { source, .. }) => {
+                matches!(source.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::FileTooLarge)
+            }
+            Self::Gone { .. }
+            | Self::Unfinished(_)
             | Self::Pki(_)
             | Self::Catalog(_)
             | Self::Directory { .. }

@@ -218,13 +218,17 @@ type CopyRead = Result<text::Parsed, InvalidText>;
 
 type LookedAt = (AllFacts, Vec<(BackendName, Kept<CopyRead>)>, Vec<Looked>);
 
-/// Looks at every backend of the map, all at once; one that hangs is given up. `said` names the volumes of a backend
+/// How many backends are looked at at once. Each takes a thread, of which the system may give few.
+const AT_ONCE: usize = 64;
+
+/// Looks at every backend of the map, many at once; one that hangs is given up. `said` names the volumes of a backend
 /// whose owners are wanted.
 fn look_at_all(
     config: &Config,
     expect: impl Fn(&BackendName) -> Expect,
     said: impl Fn(&BackendName) -> Vec<VolumeName>,
 ) -> Result<LookedAt, RecoveryError> {
+    crate::process::threads::require(4).map_err(RecoveryError::System)?;
     let map = in_force(config, &backend::Map::default()).map;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -233,9 +237,15 @@ fn look_at_all(
         .map_err(RecoveryError::System)?;
     let seen = runtime.block_on(async {
         let mut looks = tokio::task::JoinSet::new();
+        let places = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
         for backend in map.iter() {
             let (backend, expect, said) = (Arc::clone(backend), expect(backend.name()), said(backend.name()));
-            looks.spawn(async move { (backend.name().clone(), look_at(&backend, expect, said).await) });
+            let places = Arc::clone(&places);
+            looks.spawn(async move {
+                // It is never closed; were it, the look would be made all the same.
+                let _place = places.acquire().await;
+                (backend.name().clone(), look_at(&backend, expect, said).await)
+            });
         }
         looks.join_all().await
     });

@@ -4,7 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::config::address::Authority;
 use crate::config::{Advertise, Config, Listen, Paths, SpecFormat, SpecSettings};
-use crate::discovery::{Address, Format, InvalidPluginName, PluginName, Spec, SpecError, Store, TlsFiles};
+use crate::discovery::{
+    Address, Format, InvalidPluginName, PluginName, Spec, SpecError, Store, TlsFiles, Written,
+};
+use crate::error::chain;
+use crate::files;
 use crate::pki::{Pki, ServerName};
 
 /// Why there is no spec file to speak of.
@@ -53,6 +57,63 @@ pub fn plan(config: &Config, paths: &Paths, listening: Option<&[String]>) -> Res
     };
     let spec = Spec { name: PluginName::parse(&config.name)?, address };
     Ok(Planned { spec, format, store: store_of(config, paths) })
+}
+
+/// What became of the spec file.
+pub(super) struct SpecFile {
+    /// Where it is, or why it is not there; `None` where none is wanted.
+    pub(super) fact: Option<String>,
+    /// What was done, if anything.
+    pub(super) done: Option<String>,
+    /// Why it is not there as it should be.
+    pub(super) fault: Option<String>,
+    /// Whether that is for somebody to mend, and not as the configuration wants it.
+    pub(super) is_trouble: bool,
+}
+
+/// Writes the spec file that the configuration asks for, if its content would change. `mend`: only if somebody else
+/// removed it; one that the operator took back stays away until the next reload.
+pub(super) fn put(config: &Config, paths: &Paths, listening: &[String], mend: bool) -> SpecFile {
+    let Planned { spec, format, store } = match plan(config, paths, Some(listening)) {
+        Ok(planned) => planned,
+        Err(NoSpec::Off) => return SpecFile { fact: None, done: None, fault: None, is_trouble: false },
+        Err(error) => {
+            let fault = format!("no spec file was written: {}", chain(&error));
+            return SpecFile { fact: Some(chain(&error)), done: None, fault: Some(fault), is_trouble: false };
+        }
+    };
+    let path = store.path(&spec.name, format);
+    let put = || {
+        if mend && store.is_taken_back(&path)? {
+            return Ok(None);
+        }
+        store.write(&spec, format, false).map(Some)
+    };
+    let told = path.display();
+    match put() {
+        Ok(Some(written)) => {
+            let done = match (written, mend) {
+                (Written::Unchanged, _) => None,
+                (_, false) => Some(format!("wrote the spec file {told}")),
+                (_, true) => Some(format!("the spec file {told} was gone: it was written again")),
+            };
+            SpecFile { fact: Some(told.to_string()), done, fault: None, is_trouble: false }
+        }
+        Ok(None) => {
+            let fact =
+                format!("{told} was taken back by `volhost spec remove`; `volhost reload` writes it again");
+            SpecFile { fact: Some(fact), done: None, fault: None, is_trouble: false }
+        }
+        Err(error) => {
+            let error = chain(&error);
+            SpecFile {
+                done: None,
+                fault: Some(format!("no spec file was written: {error}")),
+                fact: Some(error),
+                is_trouble: true,
+            }
+        }
+    }
 }
 
 /// Where spec files are written, and the memory of those that were; the default place, where none is wanted.
@@ -105,12 +166,11 @@ fn address(config: &Config, listening: &[String], format: Option<SpecFormat>) ->
     }
     let pki = Pki::new(&config.pki);
     // An engine verifies the server by the same authorities that its own certificate comes from.
-    let ours = config.tls.server.is_none()
-        && config
-            .tls
-            .client_ca
-            .as_ref()
-            .is_none_or(|path| std::fs::read(path).is_ok_and(|pem| pki.is_ours(&pem)));
+    let ours =
+        config.tls.server.is_none()
+            && config.tls.client_ca.as_ref().is_none_or(|path| {
+                files::read_at_most(path, files::SMALL).is_ok_and(|pem| pki.is_ours(&pem))
+            });
     // Another address would take the place of the one that the running service tells its engine.
     let first = listening.iter().find(|address| address.starts_with("https://"));
     if config.advertise.is_none() && ours && first.is_some_and(|address| address.ends_with(":0")) {

@@ -11,12 +11,18 @@ use time::OffsetDateTime;
 
 use super::ServeError;
 use super::spec::server_names;
-use crate::catalog::Location;
+use crate::admin;
+use crate::catalog::{Catalog, CatalogError, Change, Location};
 use crate::config::watch::Seen;
 use crate::config::{Config, Fault, KeyPair, Listen, Loaded, TlsFiles};
 use crate::error::chain;
+use crate::files;
 use crate::pki::{self, Issued, Lacking, Pki, PkiError};
+use crate::transport::TlsError;
 use crate::transport::tls::{Source, State};
+
+/// The most bytes of a file with revocation lists: some hundred thousand certificates.
+const LIST: usize = 32 << 20;
 
 /// The certificates in force, and where they come from.
 pub(super) struct Tls {
@@ -24,12 +30,16 @@ pub(super) struct Tls {
     files: Option<Files>,
     /// What the four files held when they were last good together.
     good: Contents,
-    /// The files that were last asked for, good or not, as they were before they were read.
+    /// The files that were last asked for, good or not, as they were when they were read.
     asked: Asked,
     state: Option<Arc<ArcSwap<State>>>,
     client: Option<Issued>,
     /// Whether our authority signs both the server's certificate and those of the hosts.
     ours: bool,
+    /// Whether nobody is let in but clients of our own authority.
+    ours_only: bool,
+    /// Whether certificates of our own making are served with.
+    own: bool,
 }
 
 /// The files that are read, resolved: the administrator's or ours.
@@ -56,23 +66,85 @@ struct Contents {
     crl: Option<Vec<u8>>,
 }
 
+/// What is to be read, by a thread that may hang.
+pub(super) struct Reading {
+    pki: Pki,
+    config: Config,
+    /// The files in force, if there are any.
+    before: Option<Files>,
+    /// Whether certificates of our own making are in force.
+    own: bool,
+    /// Whether files that were in force and are gone are made anew.
+    forced: bool,
+    /// Whether the list of revocations is read, too.
+    with_list: bool,
+}
+
+/// What was read of the certificates.
+pub(super) struct Read {
+    files: Files,
+    certificates: Vec<Seen>,
+    found: Result<Found, ServeError>,
+    /// The list of revocations, where that was asked for.
+    list: Option<ReadList>,
+}
+
+/// What was read of the list of revocations.
+pub(super) struct ReadList {
+    seen: Vec<Seen>,
+    found: Result<Option<Vec<u8>>, ServeError>,
+}
+
+struct Found {
+    contents: Contents,
+    client: Option<Issued>,
+    ours: bool,
+    ours_only: bool,
+    own: bool,
+}
+
+/// What became of certificates that were read.
+pub(super) enum Outcome {
+    /// They are in force.
+    Good,
+    /// What was in force stays so.
+    Bad(ServeError),
+    /// They go with another list than the one in force: it is to be read with them.
+    WithList,
+}
+
 impl Tls {
     /// Makes our own certificates where they are needed and missing, and reads what is to be served with. Blocks.
     pub(super) fn prepare(config: &Config) -> Result<Self, ServeError> {
         let pki = Pki::new(&config.pki);
-        if !config.listen.iter().any(|listen| matches!(listen, Listen::Https(_))) {
-            let (good, asked) = Default::default();
-            return Ok(Self { pki, files: None, good, asked, state: None, client: None, ours: false });
+        let nothing = Self {
+            pki: pki.clone(),
+            files: None,
+            good: Contents::default(),
+            asked: Asked::default(),
+            state: None,
+            client: None,
+            ours: false,
+            ours_only: true,
+            own: false,
+        };
+        if !is_served(config) {
+            return Ok(nothing);
         }
-        let client = ensure(&pki, config)?;
-        let files = Files::of(config, &pki);
-        let asked = Asked::now(&files);
-        let good = files.read()?;
-        check_authority(config, &pki, &files, &good)?;
-        let state = files.state(&good)?;
-        let ours = is_ours(config, &pki, &good);
-        let state = Some(Arc::new(ArcSwap::from_pointee(state)));
-        Ok(Self { pki, files: Some(files), good, asked, state, client, ours })
+        let config = config.clone();
+        let reading =
+            Reading { pki, config: config.clone(), before: None, own: false, forced: false, with_list: true };
+        let Read { files, certificates, found, list } = files::within(move || reading.read())?;
+        let Found { mut contents, client, ours, ours_only, own } = found?;
+        let mut seen = Vec::new();
+        if let Some(list) = list {
+            seen = list.seen;
+            contents.crl = list.found?;
+        }
+        check_authority(&config, ours_only, &files)?;
+        let state = Some(Arc::new(ArcSwap::from_pointee(files.state(&contents)?)));
+        let asked = Asked { files: Some(files.clone()), certificates, list: seen };
+        Ok(Self { files: Some(files), good: contents, asked, state, client, ours, ours_only, own, ..nothing })
     }
 
     /// What a server is to serve with; nothing, where no address is `https`.
@@ -100,7 +172,7 @@ impl Tls {
 
     /// Whether nobody is let in but clients of our own authority.
     pub(super) fn trusts_ours_only(&self) -> bool {
-        self.state.is_none() || self.pki.is_ours(&self.good.client_ca)
+        self.ours_only
     }
 
     /// The files that make up the certificates and the list, as they were when they were last read: what is to be
@@ -109,58 +181,135 @@ impl Tls {
         (self.asked.certificates.clone(), self.asked.list.clone())
     }
 
-    /// Reads certificates, keys and the client CA again, and puts them in force if they are good. Ours are made anew
-    /// first where it is time. Blocks.
-    pub(super) fn reload(&mut self, config: &Config) -> Result<(), ServeError> {
-        let Some(state) = self.state.clone() else { return Ok(()) };
-        let files = Files::of(config, &self.pki);
-        self.asked = Asked::now(&files);
-        let client = ensure(&self.pki, config)?;
-        self.asked = Asked::now(&files);
-        let same_list = self.files.as_ref().is_some_and(|before| before.crl == files.crl);
-        let mut new = files.read_certificates()?;
-        check_authority(config, &self.pki, &files, &new)?;
-        new.crl = if same_list { self.good.crl.clone() } else { files.read_list()? };
-        let loaded = match files.state(&new) {
-            // The list in force belongs to the authorities before; the one in the file may belong to the new ones.
-            Err(ServeError::Tls { source, .. }) if source.source_file() == Source::Crl => {
-                new.crl = files.read_list()?;
-                files.state(&new)?
-            }
-            loaded => loaded?,
-        };
-        self.ours = is_ours(config, &self.pki, &new);
-        self.client = client;
-        self.good = new;
-        self.files = Some(files);
-        state.store(Arc::new(loaded));
-        Ok(())
+    /// What is to be read for these certificates; nothing, where none are served with. `forced`: files that were in
+    /// force and are gone are made anew.
+    pub(super) fn reading(&self, config: &Config, forced: bool, with_list: bool) -> Option<Reading> {
+        self.state.as_ref()?;
+        let (pki, config, before) = (self.pki.clone(), config.clone(), self.files.clone());
+        Some(Reading { pki, config, before, own: self.own, forced, with_list })
     }
 
-    /// Reads the revocation list again, and puts it in force if it is good. Blocks.
-    pub(super) fn reload_list(&mut self, config: &Config) -> Result<(), ServeError> {
-        if self.asked.files != self.files {
-            // The list is one of several files that came with the configuration and are not in force yet.
-            return self.reload(config);
+    /// Puts certificates, keys and the client CA in force if they are good. `forced`: also if what they replace is
+    /// better.
+    pub(super) fn put_in_force(&mut self, read: Read, config: &Config, forced: bool) -> Outcome {
+        let Some(state) = self.state.clone() else { return Outcome::Good };
+        let Read { files, certificates, found, list } = read;
+        self.asked.files = Some(files.clone());
+        self.asked.certificates = certificates;
+        if let Some(list) = &list {
+            self.asked.list.clone_from(&list.seen);
         }
+        let read_list = list.is_some();
+        let loaded = (|| {
+            let Found { mut contents, client, ours, ours_only, own } = found?;
+            check_authority(config, ours_only, &files)?;
+            contents.crl = match list {
+                Some(list) => list.found?,
+                None => self.good.crl.clone(),
+            };
+            let loaded = files.state(&contents)?;
+            if !forced {
+                files.named(loaded.follow(&state.load()))?;
+            }
+            Ok((Found { contents, client, ours, ours_only, own }, loaded))
+        })();
+        match loaded {
+            Ok((Found { contents, client, ours, ours_only, own }, loaded)) => {
+                (self.ours, self.ours_only, self.own) = (ours, ours_only, own);
+                self.client = client;
+                self.good = contents;
+                self.files = Some(files);
+                state.store(Arc::new(loaded));
+                Outcome::Good
+            }
+            // The list in force belongs to the authorities before; the one in the file may belong to the new ones.
+            Err(ServeError::Tls { source, .. }) if source.source_file() == Source::Crl && !read_list => {
+                Outcome::WithList
+            }
+            Err(error) => Outcome::Bad(error),
+        }
+    }
+
+    /// The file of the list that is to be read, if there is one. `None` where the list is one of several files that
+    /// came with the configuration and are not in force yet, so that all of them are to be read.
+    pub(super) fn list_to_read(&self) -> Option<Option<PathBuf>> {
+        if self.asked.files != self.files {
+            return None;
+        }
+        Some(self.files.as_ref().and_then(|files| files.crl.clone()))
+    }
+
+    /// Puts a revocation list in force if it is good. `forced`: also if it is older than the one in force.
+    pub(super) fn put_list_in_force(&mut self, read: ReadList, forced: bool) -> Result<(), ServeError> {
         let (Some(state), Some(files)) = (&self.state, &self.files) else { return Ok(()) };
-        self.asked.list = Asked::now(files).list;
-        let new = Contents { crl: files.read_list()?, ..self.good.clone() };
-        state.store(Arc::new(files.state(&new)?));
+        self.asked.list = read.seen;
+        let new = Contents { crl: read.found?, ..self.good.clone() };
+        let loaded = files.state(&new)?;
+        if !forced {
+            files.named(loaded.follow(&state.load()))?;
+        }
+        state.store(Arc::new(loaded));
         self.good = new;
         Ok(())
     }
 }
 
-impl Asked {
-    /// To be called before the files are read, so that no change is missed.
-    fn now(files: &Files) -> Self {
-        let Files { cert, key, client_ca, crl } = files;
-        Self {
-            files: Some(files.clone()),
-            certificates: [cert, key, client_ca].map(|path| Seen::now(path)).into(),
-            list: crl.iter().map(|path| Seen::now(path)).collect(),
+impl Reading {
+    /// The same for another configuration.
+    pub(super) fn with(self, config: &Config) -> Self {
+        Self { config: config.clone(), ..self }
+    }
+
+    /// Makes our own certificates anew where it is time, and reads all. Blocks.
+    pub(super) fn read(self) -> Read {
+        let Self { pki, config, before, own, forced, with_list } = self;
+        let files = Files::of(&config, &pki);
+        let mut must_exist = Vec::new();
+        if let Some(before) = before.as_ref().filter(|_| !forced) {
+            let now = [&files.cert, &files.key, &files.client_ca].map(PathBuf::clone);
+            let names = [&before.cert, &before.key, &before.client_ca];
+            must_exist
+                .extend(now.into_iter().zip(names).filter(|(now, name)| now == *name).map(|(now, _)| now));
+            must_exist.extend(own.then(|| pki.ca().cert));
         }
+        let gone = must_exist.into_iter().find(|path| {
+            let found = std::fs::metadata(path);
+            matches!(found, Err(error) if error.kind() == std::io::ErrorKind::NotFound)
+        });
+        let make_ca = forced || !own;
+        // A list that is named anew is read with the rest.
+        let with_list = with_list || before.is_none_or(|before| before.crl != files.crl);
+        let ensured = match gone {
+            Some(path) => Err(ServeError::Gone { path }),
+            None => ensure(&pki, &config, make_ca).map_err(ServeError::Pki),
+        };
+        let mut certificates = Vec::new();
+        let mut read = |path: &Path| {
+            let (bytes, seen) = Seen::read(path, files::SMALL);
+            certificates.push(seen);
+            bytes.map_err(|source| ServeError::Read { path: path.into(), source })
+        };
+        // Each is looked at, whatever is wrong with another: all of them are followed.
+        let all = (read(&files.cert), read(&files.key), read(&files.client_ca));
+        let found = (|| {
+            let client = ensured?;
+            let contents = Contents { cert: all.0?, key: all.1?, client_ca: all.2?, crl: None };
+            let ours_only = pki.is_ours(&contents.client_ca);
+            let ours = config.tls.server.is_none() && ours_only;
+            Ok(Found { contents, client, ours, ours_only, own: needs_own(&config) })
+        })();
+        let list = with_list.then(|| ReadList::read(files.crl.as_deref()));
+        Read { files, certificates, found, list }
+    }
+}
+
+impl ReadList {
+    /// Reads the list in a file, if there is one. Blocks.
+    pub(super) fn read(path: Option<&Path>) -> Self {
+        let Some(path) = path else { return Self { seen: Vec::new(), found: Ok(None) } };
+        let (bytes, seen) = Seen::read(path, LIST);
+        let found = bytes.map(Some).map_err(|source| ServeError::Read { path: path.into(), source });
+        Self { seen: vec![seen], found }
     }
 }
 
@@ -176,26 +325,18 @@ impl Files {
         Self { cert, key, client_ca, crl: crl.clone() }
     }
 
-    fn read(&self) -> Result<Contents, ServeError> {
-        Ok(Contents { crl: self.read_list()?, ..self.read_certificates()? })
-    }
-
-    fn read_certificates(&self) -> Result<Contents, ServeError> {
-        Ok(Contents {
-            cert: read(&self.cert)?,
-            key: read(&self.key)?,
-            client_ca: read(&self.client_ca)?,
-            crl: None,
-        })
-    }
-
-    fn read_list(&self) -> Result<Option<Vec<u8>>, ServeError> {
-        self.crl.as_deref().map(read).transpose()
-    }
-
     fn state(&self, contents: &Contents) -> Result<State, ServeError> {
         let Contents { cert, key, client_ca, crl } = contents;
-        let state = State::load(cert, key, client_ca, crl.as_deref()).map_err(|source| {
+        let state = self.named(State::load(cert, key, client_ca, crl.as_deref()))?;
+        for warning in state.warnings() {
+            log::warn!("{warning}");
+        }
+        Ok(state)
+    }
+
+    /// Names the file in which a fault is.
+    fn named<T>(&self, result: Result<T, TlsError>) -> Result<T, ServeError> {
+        result.map_err(|source| {
             let path = match source.source_file() {
                 Source::Certificate => &self.cert,
                 Source::Key => &self.key,
@@ -203,25 +344,22 @@ impl Files {
                 Source::Crl => self.crl.as_ref().unwrap_or(&self.client_ca),
             };
             ServeError::Tls { path: path.clone(), source }
-        })?;
-        for warning in state.warnings() {
-            log::warn!("{warning}");
-        }
-        Ok(state)
+        })
     }
 }
 
 /// Makes our own certificates where they are missing or old, unless the administrator's take the place of all. No
 /// authority, where the catalog is shared.
-fn ensure(pki: &Pki, config: &Config) -> Result<Option<Issued>, PkiError> {
+/// Nor where there was one and none is to be made.
+fn ensure(pki: &Pki, config: &Config, make_ca: bool) -> Result<Option<Issued>, PkiError> {
     if !needs_own(config) {
         return Ok(None);
     }
     let names = server_names(config);
     let ensured = match &config.catalog {
-        Location::Sqlite(_) => pki.ensure(&config.node, &names)?,
+        Location::Sqlite(_) if make_ca => pki.ensure(&config.node, &names)?,
         // The hosts that one instance lets join are let in by all of them.
-        Location::Etcd(_) => pki.ensure_of_given_ca(&config.node, &names)?,
+        Location::Sqlite(_) | Location::Etcd(_) => pki.ensure_of_given_ca(&config.node, &names)?,
     };
     if ensured.ca_made {
         log::info!("made an authority and certificates in {}", pki.dir().display());
@@ -234,17 +372,16 @@ fn ensure(pki: &Pki, config: &Config) -> Result<Option<Issued>, PkiError> {
 /// Whether something is served with certificates of our own making.
 fn needs_own(config: &Config) -> bool {
     let TlsFiles { server, client_ca, crl: _ } = &config.tls;
-    let served = config.listen.iter().any(|listen| matches!(listen, Listen::Https(_)));
-    served && (server.is_none() || client_ca.is_none())
+    is_served(config) && (server.is_none() || client_ca.is_none())
 }
 
-fn is_ours(config: &Config, pki: &Pki, contents: &Contents) -> bool {
-    config.tls.server.is_none() && pki.is_ours(&contents.client_ca)
+fn is_served(config: &Config) -> bool {
+    config.listen.iter().any(|listen| matches!(listen, Listen::Https(_)))
 }
 
 /// Whoever lets in the clients of somebody else's authority must say which: that authority signs for others, too.
-fn check_authority(config: &Config, pki: &Pki, files: &Files, contents: &Contents) -> Result<(), ServeError> {
-    if config.hosts.is_some() || pki.is_ours(&contents.client_ca) {
+fn check_authority(config: &Config, ours_only: bool, files: &Files) -> Result<(), ServeError> {
+    if config.hosts.is_some() || ours_only {
         return Ok(());
     }
     Err(ServeError::Authority { path: files.client_ca.clone() })
@@ -254,17 +391,21 @@ fn check_authority(config: &Config, pki: &Pki, files: &Files, contents: &Content
 pub(super) fn fault_of_client_ca(loaded: &Loaded) -> Option<Fault> {
     let config = &loaded.config;
     let pki = Pki::new(&config.pki);
-    let is_ours = |path: &Path| std::fs::read(path).is_ok_and(|pem| pki.is_ours(&pem));
+    let read = |path: &Path| files::read_at_most(path, files::SMALL);
     if config.tls.client_ca.is_some() {
-        return loaded.check_client_ca(is_ours);
+        return loaded.check_client_ca(|path| read(path).is_ok_and(|pem| pki.is_ours(&pem)));
     }
     // An authority that somebody put in the place of ours is not ours either.
     let own = pki.ca().cert;
-    let served = config.listen.iter().any(|listen| matches!(listen, Listen::Https(_)));
-    if config.hosts.is_some() || !served || !own.exists() || is_ours(&own) {
+    if config.hosts.is_some() || !is_served(config) {
         return None;
     }
-    Some(fault_of(loaded, "hosts", &ServeError::Authority { path: own }))
+    match read(&own) {
+        Ok(pem) if pki.is_ours(&pem) => None,
+        Ok(_) => Some(fault_of(loaded, "hosts", &ServeError::Authority { path: own })),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(source) => Some(fault_of(loaded, "tls", &ServeError::Read { path: own, source })),
+    }
 }
 
 /// The fault of a configuration whose catalog is shared, while what all instances must have in common is not here.
@@ -285,12 +426,20 @@ pub(super) fn fault_of_shared_ca(loaded: &Loaded) -> Option<Fault> {
 /// A fault that no place in the file has.
 fn fault_of(loaded: &Loaded, field: &str, error: &dyn std::error::Error) -> Fault {
     let file = loaded.files.first().map(|seen| seen.path().to_owned()).unwrap_or_default();
-    Fault { file, line: 0, column: 0, field: field.into(), what: error.to_string(), hint: None }
+    Fault { file, line: 0, column: 0, field: field.into(), what: chain(error), hint: None }
 }
 
-fn read(path: impl AsRef<Path>) -> Result<Vec<u8>, ServeError> {
-    let path = path.as_ref();
-    std::fs::read(path).map_err(|source| ServeError::Read { path: path.into(), source })
+/// Certificates that our authority issued to this machine are recorded like every other host's.
+pub(super) async fn record(client: &Issued, catalog: &dyn Catalog) -> Result<(), CatalogError> {
+    let known =
+        catalog.view().hosts.get(&client.host).is_some_and(|host| {
+            host.certificates.iter().any(|certificate| certificate.serial == client.serial)
+        });
+    if !known {
+        let certificate = admin::certificate(client);
+        catalog.submit(Change::Issue(client.host.clone(), certificate)).await?;
+    }
+    Ok(())
 }
 
 /// An error in one line for the board.
@@ -318,11 +467,21 @@ mod tests {
         pki.init().unwrap();
         let mut tls = Tls::prepare(&config).unwrap();
         assert!(tls.is_ours() && tls.trusts_ours_only());
-        tls.reload(&config).unwrap();
+        let reload = |tls: &mut Tls, config: &Config, forced| {
+            let read = tls.reading(config, forced, false).unwrap().read();
+            match tls.put_in_force(read, config, forced) {
+                Outcome::Good => Ok(()),
+                Outcome::Bad(error) => Err(error),
+                Outcome::WithList => panic!("there is no list"),
+            }
+        };
+        reload(&mut tls, &config, false).unwrap();
         for file in std::fs::read_dir(pki.dir()).unwrap() {
             std::fs::remove_file(file.unwrap().path()).unwrap();
         }
-        let refused = tls.reload(&config).unwrap_err();
+        let refused = reload(&mut tls, &config, false).unwrap_err();
+        assert!(matches!(&refused, ServeError::Gone { path } if path.starts_with(pki.dir())), "{refused}");
+        let refused = reload(&mut tls, &config, true).unwrap_err();
         assert!(matches!(refused, ServeError::Pki(PkiError::NoCaGiven { .. })), "{refused}");
         assert!(!pki.ca().cert.exists());
         // A catalog of its own is another matter.

@@ -66,8 +66,10 @@ struct Form {
 pub fn identity_at(directory: &Path) -> Result<Option<Identity>, std::io::Error> {
     let path = directory.join(HOUSE).join(FILE);
     let named = |why: &dyn std::fmt::Display| format!("{} {why}", path.display());
-    match std::fs::read_to_string(&path) {
-        Ok(text) => parse(&text).map(Some).map_err(|why| std::io::Error::other(named(&why))),
+    match crate::files::read_at_most(&path, crate::files::SMALL) {
+        Ok(bytes) => parse(&String::from_utf8_lossy(&bytes))
+            .map(Some)
+            .map_err(|why| std::io::Error::other(named(&why))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => {
             let why = named(&format_args!("cannot be read: {error}"));

@@ -311,12 +311,10 @@ impl Shell<'_> {
         }
         let paths = Paths::of_this_process(root.as_deref())?;
         // As a service reads it while it serves: files that only the service needs may be missing.
-        match config::reload(&paths, config.as_deref()) {
+        match config::served(&paths, config.as_deref()) {
             Ok(loaded) => Ok(loaded.config.admin),
             // Whoever names a configuration means the service that it configures, not the default one.
-            Err(config::Rejected { faults, .. }) if config.is_some() => {
-                Err(Error::Configuration(faults.to_string()))
-            }
+            Err(faults) if config.is_some() => Err(Error::Configuration(faults.to_string())),
             Err(_) => {
                 self.note("volhost: the configuration has faults (`volhost check` tells them): the default admin socket is asked");
                 Ok(paths.admin())

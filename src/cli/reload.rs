@@ -3,22 +3,30 @@
 use clap::Args;
 
 use super::{Error, Shell};
-use crate::admin::wire::{Nothing, Reload as Answer, verb};
+use crate::admin::wire::{Reload as Answer, ReloadAsked, verb};
 
 /// Have the service read its configuration, certificates and revocation list again
 ///
 /// Changed files are followed by the service itself; this waits until they are in force, or tells the faults for which
 /// they were rejected. What was in force then stays so, and the exit code is 78.
+///
+/// Never believed unasked are: a file that was in force and is gone, a certificate of the server that has expired in the
+/// place of a good one, and a revocation list that is older than the one in force.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   volhost reload
+  volhost reload --force           The configuration was removed: the defaults are to hold
   systemctl reload volhost         The same, where systemd runs the service")]
-pub(super) struct Reload {}
+pub(super) struct Reload {
+    /// Put in force also what is gone, expired or older than what is in force
+    #[arg(long)]
+    force: bool,
+}
 
 pub(super) fn run(args: &Reload, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let Reload {} = args;
-    let reloads: Vec<Answer> = shell.client()?.ask(verb::RELOAD, &Nothing {})?;
+    let Reload { force } = *args;
+    let reloads: Vec<Answer> = shell.client()?.ask(verb::RELOAD, &ReloadAsked { force })?;
     if shell.global.json {
         shell.json(&reloads)?;
     } else {

@@ -50,6 +50,7 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
         spec,
         server_certificate_expires,
         log_lines_dropped,
+        troubles,
     } = status;
     let mut block = vec![format!("volhost {version}, serving as {name:?} on {node} since {since}")];
     let row = |label: &str, value: &str| format!("  {label:<13} {}", printable(value));
@@ -71,6 +72,7 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
             counted(*connections, "connection")
         ),
     ));
+    block.extend(troubles.iter().map(|trouble| alarm("trouble", trouble)));
     block.push(row("spec file", spec.as_deref().unwrap_or("none")));
     match server_certificate_expires {
         Some(end) if is_past(end, now) => block.push(alarm(
@@ -140,6 +142,7 @@ mod tests {
             spec: Some("/etc/docker/plugins/volhost.json".into()),
             server_certificate_expires: Some("2027-01-02T03:04:05Z".into()),
             log_lines_dropped: 0,
+            troubles: Vec::new(),
         }
     }
 
@@ -170,7 +173,9 @@ mod tests {
             result: "rejected".into(),
             faults: vec!["volhost.json:3: listne: unknown field".into()],
         });
+        status.troubles = vec!["crl: /mnt/crl.pem does not answer".into()];
         let text = lines(&status, false, OffsetDateTime::UNIX_EPOCH).join("\n");
+        assert!(text.contains("trouble       crl: /mnt/crl.pem does not answer"), "{text}");
         assert!(text.contains("configuration REJECTED at 2026-01-02T04:00:00Z"), "{text}");
         assert!(text.contains("\n    volhost.json:3: listne: unknown field"), "{text}");
         assert!(text.contains("needs restart catalog, listen: changed"), "{text}");

@@ -8,26 +8,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use notify::event::ModifyKind;
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-
+use super::inotify::{Inotify, Touched};
 use super::walk;
-
-/// Something happened in a watched directory.
-#[derive(Debug)]
-pub(super) struct Touched {
-    /// To which paths; none when the kernel lost count.
-    paths: Vec<PathBuf>,
-    /// Whether they may be other files or directories than before.
-    replaced: bool,
-}
 
 /// The watched directories.
 pub(super) struct Directories {
-    kernel: Option<RecommendedWatcher>,
+    kernel: Option<Inotify>,
     watched: BTreeMap<PathBuf, Watched>,
     /// The directories that hold files and cannot be watched; a warning has been given for each.
     unwatched: BTreeSet<PathBuf>,
@@ -48,25 +38,9 @@ struct Wanted {
 }
 
 impl Directories {
-    /// Watches nothing yet; what happens later is told to `touched`, from another thread.
-    pub(super) fn new(touched: impl Fn(Touched) + Send + 'static) -> Self {
-        let told = move |event: notify::Result<Event>| match event {
-            // Our own reading raises these.
-            Ok(event) if event.kind.is_access() => {}
-            Ok(event) => {
-                let in_place = matches!(
-                    event.kind,
-                    EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_) | ModifyKind::Any)
-                );
-                let paths = if event.need_rescan() { Vec::new() } else { event.paths };
-                touched(Touched { paths, replaced: !in_place });
-            }
-            Err(error) => {
-                log::warn!("watching for changes of the configuration: {error}");
-                touched(Touched { paths: Vec::new(), replaced: false });
-            }
-        };
-        let kernel = notify::recommended_watcher(told);
+    /// Watches nothing yet.
+    pub(super) fn new() -> Self {
+        let kernel = Inotify::new();
         if let Err(error) = &kernel {
             log::warn!(
                 "changes of the configuration are looked for every second, since none are told: {error}"
@@ -86,22 +60,44 @@ impl Directories {
         self.kernel.is_none() || !self.unwatched.is_empty()
     }
 
-    /// Whether what happened may have changed a file that is followed.
-    pub(super) fn concerns(&mut self, touched: &Touched) -> bool {
-        let Touched { paths, replaced } = touched;
-        let concerns = paths.is_empty()
-            || paths.iter().any(|path| {
-                let wanted = path.parent().and_then(|parent| self.watched.get(parent));
-                let name = path.file_name().unwrap_or_default();
-                self.watched.contains_key(path)
-                    || wanted
-                        .is_some_and(|in_it| in_it.wanted.everything || in_it.wanted.names.contains(name))
-            });
+    /// What becomes readable when something happens in a watched directory; `None` where the kernel tells nothing.
+    pub(super) fn events(&self) -> Option<&OwnedFd> {
+        self.kernel.as_ref().map(Inotify::events)
+    }
+
+    /// Takes note of what happened in the watched directories. Returns true if it may have changed a file that is
+    /// followed.
+    pub(super) fn touched(&mut self) -> bool {
+        let touched = match self.kernel.as_ref().map(Inotify::read) {
+            None => return false,
+            Some(Ok(touched)) => touched,
+            Some(Err(error)) => {
+                log::warn!(
+                    "watching for changes of the configuration: {error}; they are looked for every second"
+                );
+                self.kernel = None;
+                self.watched.clear();
+                return true;
+            }
+        };
+        let mut concerns = false;
+        for touched in &touched {
+            concerns |= self.concerns(touched);
+        }
+        concerns
+    }
+
+    fn concerns(&mut self, touched: &Touched) -> bool {
+        let Touched { path, replaced } = touched;
+        // The kernel lost count.
+        let Some(path) = path else { return true };
+        let wanted = path.parent().and_then(|parent| self.watched.get(parent));
+        let name = path.file_name().unwrap_or_default();
+        let concerns = self.watched.contains_key(path)
+            || wanted.is_some_and(|in_it| in_it.wanted.everything || in_it.wanted.names.contains(name));
         if *replaced {
             // A directory that went away and came back may even have the inode that it had before.
-            for path in paths {
-                self.forget(path);
-            }
+            self.forget(path);
         }
         concerns
     }
@@ -149,7 +145,7 @@ impl Directories {
                 None => {}
             }
             let Some(kernel) = &mut self.kernel else { return false };
-            match kernel.watch(&path, RecursiveMode::NonRecursive) {
+            match kernel.watch(&path) {
                 Ok(()) => {
                     self.unwatched.remove(&path);
                     self.watched.insert(path, Watched { identity, wanted });
@@ -174,8 +170,7 @@ impl Directories {
         for path in below {
             self.watched.remove(&path);
             if let Some(kernel) = &mut self.kernel {
-                // The kernel may have dropped it already, together with the directory.
-                let _ = kernel.unwatch(&path);
+                kernel.unwatch(&path);
             }
         }
     }

@@ -10,6 +10,7 @@ use super::json::{MAX_BYTES, Source};
 use super::parse::Draft;
 use super::watch::Seen;
 use super::{Fault, Faults, Loaded, Paths, Rejected};
+use crate::files;
 
 /// What the defaults depend on.
 #[derive(Debug, Clone)]
@@ -53,7 +54,20 @@ pub(super) enum TlsFilesMust {
 /// # Errors
 /// All faults of both files.
 pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
-    read(&Surroundings::here(paths), file, TlsFilesMust::Exist).map_err(|rejected| rejected.faults)
+    read(&Surroundings::here(paths), file, TlsFilesMust::Exist, &[]).map_err(|rejected| rejected.faults)
+}
+
+/// Reads the configuration and the backend map as a running service has them: TLS files need not exist.
+///
+/// # Errors
+/// All faults of both files, or that they do not answer.
+pub fn served(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
+    let named = file.map_or_else(|| paths.config(), Path::to_path_buf);
+    let (paths, file) = (paths.clone(), file.map(Path::to_path_buf));
+    match files::within(move || reload(&paths, file.as_deref(), &[])) {
+        Ok(loaded) => loaded.map_err(|rejected| rejected.faults),
+        Err(error) => Err(whole_file(&named, error.to_string()).into()),
+    }
 }
 
 /// Reads the configuration and the backend map again, while serving.
@@ -61,25 +75,32 @@ pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
 /// As [`load()`], but TLS files that are not there are left to the unit of the reload that reads them: a certificate
 /// that is just being replaced must not hold up a change of the map.
 ///
+/// A file that was there when what is in force was read, among `in_force`, must still be there: that somebody moved it
+/// away for a moment must not put the defaults in force, under which everybody may do everything.
+///
 /// # Errors
 /// All faults of both files, and what to follow until they are mended.
-pub fn reload(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Rejected> {
-    read(&Surroundings::here(paths), file, TlsFilesMust::Nothing)
+pub fn reload(paths: &Paths, file: Option<&Path>, in_force: &[Seen]) -> Result<Loaded, Rejected> {
+    read(&Surroundings::here(paths), file, TlsFilesMust::Nothing, in_force)
 }
 
 pub(super) fn read(
     around: &Surroundings,
     named: Option<&Path>,
     tls_files: TlsFilesMust,
+    in_force: &[Seen],
 ) -> Result<Loaded, Rejected> {
     let named = named.map(|file| std::path::absolute(file).unwrap_or_else(|_| file.into()));
     let file = named.clone().unwrap_or_else(|| around.paths.config());
     let (bytes, seen) = Seen::read(&file, MAX_BYTES);
     let mut files = vec![seen];
     let mut faults = Vec::new();
+    let must_exist = |path: &Path| in_force.iter().any(|seen| seen.path() == path && seen.is_there());
     // What is not there says as little as an empty object.
     let bytes = bytes.unwrap_or_else(|error| {
-        if named.is_some() || error.kind() != io::ErrorKind::NotFound {
+        if named.is_none() && error.kind() == io::ErrorKind::NotFound {
+            faults.extend(must_exist(&file).then(|| gone(&file)));
+        } else {
             faults.push(whole_file(&file, format!("cannot be read: {error}")));
         }
         b"{}".to_vec()
@@ -97,6 +118,7 @@ pub(super) fn read(
             faults.extend(source.into_faults());
         }
         (Err(error), None) if error.kind() == io::ErrorKind::NotFound => {
+            faults.extend(must_exist(&config.map).then(|| gone(&config.map)));
             config.backends = backends::without_map(around.paths.volumes(), around.owner);
         }
         // The fault is the configuration's, which names a file that is not there.
@@ -110,6 +132,14 @@ pub(super) fn read(
         None => Ok(Loaded { config, files, client_ca }),
         Some(faults) => Err(Rejected { faults, files }),
     }
+}
+
+/// The fault of a file that was in force and is not there any more.
+fn gone(file: &Path) -> Fault {
+    whole_file(
+        file,
+        "is gone, and was in force: put it back; if it is not to be there, `volhost reload --force`".into(),
+    )
 }
 
 fn whole_file(file: &Path, what: String) -> Fault {

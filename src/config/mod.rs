@@ -13,6 +13,7 @@ mod catalog;
 mod directories;
 pub mod fault;
 pub mod fields;
+mod inotify;
 mod json;
 mod load;
 mod node;
@@ -28,7 +29,7 @@ use std::time::Duration;
 
 pub use self::address::{Advertise, Listen};
 pub use self::fault::{Fault, Faults};
-pub use self::load::{load, reload};
+pub use self::load::{load, reload, served};
 pub use self::paths::Paths;
 pub use self::pattern::HostPattern;
 use self::watch::Seen;
@@ -210,6 +211,12 @@ pub struct Rejected {
 }
 
 impl Loaded {
+    /// Returns the configuration's file if there is none, so that the defaults hold.
+    #[must_use]
+    pub fn missing_file(&self) -> Option<&Path> {
+        self.files.first().filter(|seen| !seen.is_there()).map(Seen::path)
+    }
+
     /// The fault of a configuration that lets the clients of somebody else's CA in and does not say which.
     ///
     /// `is_ours` tells whether a CA file holds our own CA and no other; this room cannot read certificates. The

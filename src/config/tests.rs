@@ -42,7 +42,7 @@ impl Place {
     }
 
     fn read(&self) -> Result<Loaded, Faults> {
-        load::read(&self.around, None, TlsFilesMust::Nothing).map_err(|rejected| rejected.faults)
+        load::read(&self.around, None, TlsFilesMust::Nothing, &[]).map_err(|rejected| rejected.faults)
     }
 
     /// The faults, with the directory of the test cut off.
@@ -279,7 +279,7 @@ fn depth_and_size_cost_nothing() {
     }
     assert_eq!(
         config_faults(&"[".repeat(4 * 1024 * 1024 + 1)),
-        ["volhost.json: the file is larger than 4 MiB: it is no configuration"]
+        ["volhost.json: cannot be read: it is larger than 4 MiB, more than any file of its kind"]
     );
     // Faults without number in a single line.
     let many = format!("{{{}}}", ["\"a\":1"; 100_000].join(","));
@@ -483,7 +483,7 @@ fn files_that_are_named_must_be_there() {
     let place = Place::new();
     let absent = place.dir.path().join("absent.json");
     let faults =
-        load::read(&place.around, Some(&absent), TlsFilesMust::Exist).unwrap_err().faults.to_string();
+        load::read(&place.around, Some(&absent), TlsFilesMust::Exist, &[]).unwrap_err().faults.to_string();
     assert!(faults.starts_with(&format!("{}: cannot be read: No such file", absent.display())), "{faults}");
 
     let map = place.around.paths.map();
@@ -496,7 +496,7 @@ fn files_that_are_named_must_be_there() {
     let tls = json!({"tls": {"client_ca": absent, "crl": place.dir.path()}}).to_string();
     fs::write(place.around.paths.config(), tls).unwrap();
     assert_eq!(place.faults(), [""; 0], "a reload leaves these to whoever reads them");
-    let rejected = load::read(&place.around, None, TlsFilesMust::Exist).unwrap_err();
+    let rejected = load::read(&place.around, None, TlsFilesMust::Exist, &[]).unwrap_err();
     let told: Vec<_> = rejected.faults.iter().map(|fault| (&*fault.field, &*fault.what)).collect();
     assert!(told[0].0 == "tls.client_ca" && told[0].1.contains("cannot be read: No such file"), "{told:?}");
     assert!(told[1].0 == "tls.crl" && told[1].1.ends_with("is no file"), "{told:?}");
@@ -504,7 +504,7 @@ fn files_that_are_named_must_be_there() {
     let etcd = json!({"catalog": "etcd://a:1/p", "etcd": {"ca": place.dir.path(), "user": "u", "password_file": absent}});
     fs::write(place.around.paths.config(), etcd.to_string()).unwrap();
     assert_eq!(place.faults(), [""; 0], "a reload leaves these to whoever reads them");
-    let rejected = load::read(&place.around, None, TlsFilesMust::Exist).unwrap_err();
+    let rejected = load::read(&place.around, None, TlsFilesMust::Exist, &[]).unwrap_err();
     let told: Vec<_> = rejected.faults.iter().map(|fault| (&*fault.field, &*fault.what)).collect();
     assert!(told[0].0 == "etcd.ca" && told[0].1.ends_with("is no file"), "{told:?}");
     assert!(told[1].0 == "etcd.password_file" && told[1].1.contains("cannot be read: No such"), "{told:?}");

@@ -5,18 +5,23 @@
 //! happens there makes us look at the files themselves: only what stands in them decides. A look every few seconds
 //! beside it covers file systems that tell nothing.
 //!
-//! This runs in a thread of its own. It parses nothing, applies nothing and never panics.
+//! This runs in threads of its own. It parses nothing, applies nothing and never panics.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::hash::{DefaultHasher, Hasher as _};
-use std::io::{self, Read as _};
+use std::io;
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::directories::{Directories, Touched};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+
+use super::directories::Directories;
+use crate::files::{self, Unfinished, Waiting};
 
 /// How long it must be quiet before files are looked at: most changes come in several steps.
 const QUIET: Duration = Duration::from_millis(100);
@@ -41,26 +46,56 @@ pub enum Unit {
     Crl,
 }
 
+impl Unit {
+    /// Every unit.
+    pub const ALL: [Self; 3] = [Self::Config, Self::Tls, Self::Crl];
+
+    /// The word for it in `volhost status` and the log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Config => "configuration",
+            Self::Tls => "certificates",
+            Self::Crl => "crl",
+        }
+    }
+}
+
 /// A file and what stood in it when somebody looked. That it was not there is something to have seen, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     path: PathBuf,
+    /// The most bytes that are read of it.
+    most: usize,
     state: State,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    Content { bytes: u64, hash: u64 },
+    Content { bytes: usize, hash: u64 },
     Unreadable(io::ErrorKind),
-    NoFile,
 }
 
 impl Seen {
-    /// Looks at a file now, by its absolute path. Whoever looks first and reads then misses no change.
+    /// Looks at a file now, by its absolute path; more than `most` bytes are too many. Whoever looks first and reads
+    /// then misses no change.
     #[must_use]
-    pub fn now(path: &Path) -> Self {
-        let state = look(path).unwrap_or_else(|error| State::Unreadable(error.kind()));
-        Self { path: path.into(), state }
+    pub fn now(path: &Path, most: usize) -> Self {
+        Self::read(path, most).1
+    }
+
+    /// Reads a file's bytes, and tells what is thereby seen.
+    pub fn read(path: &Path, most: usize) -> (io::Result<Vec<u8>>, Self) {
+        let bytes = files::read_at_most(path, most);
+        let state = match &bytes {
+            Ok(bytes) => {
+                let mut hasher = DefaultHasher::new();
+                hasher.write(bytes);
+                State::Content { bytes: bytes.len(), hash: hasher.finish() }
+            }
+            Err(error) => State::Unreadable(error.kind()),
+        };
+        (bytes, Self { path: path.into(), most, state })
     }
 
     /// The file's path.
@@ -69,39 +104,44 @@ impl Seen {
         &self.path
     }
 
-    /// Reads a file's bytes, one more than `most` if there are as many, and what is thereby seen.
-    pub(super) fn read(path: &Path, most: usize) -> (io::Result<Vec<u8>>, Self) {
-        let mut is_file = true;
-        let mut read = || {
-            let file = File::open(path)?;
-            is_file = file.metadata()?.is_file();
-            let mut bytes = Vec::new();
-            let most = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
-            file.take(most).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        let bytes: io::Result<Vec<u8>> = read();
-        let state = match &bytes {
-            _ if !is_file => State::NoFile,
-            Ok(bytes) => state_of(&mut bytes.as_slice()).unwrap_or(State::NoFile),
-            Err(error) => State::Unreadable(error.kind()),
-        };
-        (bytes, Self { path: path.into(), state })
+    /// Returns true if the file was there, whatever stood in it.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.state != State::Unreadable(io::ErrorKind::NotFound)
     }
 }
 
-/// Follows files until it is dropped.
+/// Follows files until it is dropped: each unit in a thread of its own, so that one whose files are on a share that
+/// hangs does not keep changes of the others from being noticed.
 #[derive(Debug)]
-pub struct Watcher {
-    messages: Sender<Message>,
+pub struct Watcher(BTreeMap<Unit, Followed>);
+
+/// What the thread of one unit is told, and tells.
+#[derive(Debug)]
+struct Followed {
+    messages: Messages,
+    looking: Arc<Looking>,
+}
+
+/// A channel whose receiver waits for something else, too.
+#[derive(Debug)]
+struct Messages {
+    sender: Sender<Message>,
+    bell: Arc<OwnedFd>,
 }
 
 #[derive(Debug)]
 enum Message {
-    Touched(Touched),
-    Files(BTreeMap<Unit, Vec<Seen>>),
+    Files(Vec<Seen>),
     Poke,
     Stop,
+}
+
+/// Since when a thread has been looking at its files, and which thread that is.
+#[derive(Debug, Default)]
+struct Looking {
+    since: Mutex<Option<Instant>>,
+    thread: OnceLock<Waiting>,
 }
 
 impl Watcher {
@@ -109,7 +149,7 @@ impl Watcher {
     ///
     /// What was seen is what the caller has in force: [`super::Loaded::files`] for the configuration, and
     /// [`Seen::now`] from before they were read for the others. So a change between reading and following is found.
-    /// `notify` is called from the watcher's thread and should return at once; it may be called once more while the
+    /// `notify` is called from the watcher's threads and should return at once; it may be called once more while the
     /// watcher is being dropped.
     ///
     /// # Errors
@@ -118,68 +158,101 @@ impl Watcher {
         files: BTreeMap<Unit, Vec<Seen>>,
         notify: impl Fn(Unit) + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let (messages, receiver) = mpsc::channel();
-        let sender = messages.clone();
-        let touched = move |touched| {
-            // Nobody listens any more only when the watcher is gone.
-            let _ = sender.send(Message::Touched(touched));
-        };
-        let follow = move || {
-            let directories = Directories::new(touched);
-            Follower { files, notify, directories, receiver }.run();
-        };
-        std::thread::Builder::new().name("config-watch".into()).spawn(follow)?;
-        Ok(Self { messages })
+        let notify = Arc::new(notify);
+        // Dropped when one cannot be started, it ends those that were.
+        let mut watcher = Self(BTreeMap::new());
+        for (unit, files) in files {
+            let notify = Arc::clone(&notify);
+            let (follower, messages) = Follower::new(files, move || notify(unit), Directories::new())?;
+            let looking = Arc::clone(&follower.looking);
+            let name = format!("watch-{}", unit.as_str());
+            let thread = files::start(&name, || follower.run()).map_err(io::Error::other)?;
+            // It is set once.
+            let _ = looking.thread.set(thread);
+            watcher.0.insert(unit, Followed { messages, looking });
+        }
+        Ok(watcher)
     }
 
-    /// Follows other files from now on: after a reload, with what that reload saw, whether it was applied or rejected.
-    /// Never with what an earlier one saw, or the same change would be found again and again.
-    pub fn set_files(&self, files: BTreeMap<Unit, Vec<Seen>>) {
-        self.send(Message::Files(files));
+    /// Follows other files of a unit from now on: after a reload, with what that reload saw, whether it was applied or
+    /// rejected. Never with what an earlier one saw, or the same change would be found again and again.
+    pub fn set_files(&self, unit: Unit, files: Vec<Seen>) {
+        if let Some(followed) = self.0.get(&unit) {
+            followed.messages.send(Message::Files(files));
+        }
     }
 
     /// Looks at all files now, without waiting for the result.
     pub fn poke(&self) {
-        self.send(Message::Poke);
+        self.0.values().for_each(|followed| followed.messages.send(Message::Poke));
     }
 
-    fn send(&self, message: Message) {
-        // The thread ends when it is told to, and not before.
-        let _ = self.messages.send(message);
+    /// Why changes of a unit's files are not noticed at present: they have not answered for too long.
+    #[must_use]
+    pub fn held_up(&self, unit: Unit) -> Option<Unfinished> {
+        let looking = &self.0.get(&unit)?.looking;
+        let since = *looking.since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.filter(|since| since.elapsed() >= files::PATIENCE)?;
+        looking.thread.get().map(Waiting::unfinished)
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.send(Message::Stop);
+        self.0.values().for_each(|followed| followed.messages.send(Message::Stop));
+    }
+}
+
+impl Messages {
+    fn send(&self, message: Message) {
+        // The thread ends when it is told to, and not before. A bell that is full rings already.
+        let _ = self.sender.send(message);
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 }
 
 struct Follower<N> {
-    files: BTreeMap<Unit, Vec<Seen>>,
+    files: Vec<Seen>,
     notify: N,
     directories: Directories,
     receiver: Receiver<Message>,
+    bell: Arc<OwnedFd>,
+    looking: Arc<Looking>,
 }
 
-impl<N: Fn(Unit)> Follower<N> {
+/// Why a wait ended.
+enum Woken {
+    Time,
+    Touched,
+    Told(Message),
+    /// By what concerns no file that is followed.
+    Nothing,
+}
+
+impl<N: Fn()> Follower<N> {
+    fn new(files: Vec<Seen>, notify: N, directories: Directories) -> io::Result<(Self, Messages)> {
+        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (sender, receiver) = mpsc::channel();
+        let messages = Messages { sender, bell: Arc::clone(&bell) };
+        Ok((Self { files, notify, directories, receiver, bell, looking: Arc::default() }, messages))
+    }
+
     fn run(mut self) {
         self.check();
         let mut looked = Instant::now();
         loop {
             let poll = if self.directories.blind() { POLL_BLIND } else { POLL };
-            let waited = self.receiver.recv_timeout(poll.saturating_sub(looked.elapsed()));
-            match waited {
-                Ok(Message::Touched(touched)) if !self.directories.concerns(&touched) => continue,
-                Ok(Message::Touched(_)) => {
+            match self.wait(poll.saturating_sub(looked.elapsed())) {
+                Woken::Nothing => continue,
+                Woken::Touched => {
                     if self.settle().is_break() {
                         return;
                     }
                 }
-                Ok(Message::Files(files)) => self.files = files,
-                Ok(Message::Poke) => {}
-                Err(RecvTimeoutError::Timeout) => self.directories.renew(),
-                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Woken::Told(Message::Files(files)) => self.files = files,
+                Woken::Told(Message::Poke) => {}
+                Woken::Told(Message::Stop) => return,
+                Woken::Time => self.directories.renew(),
             }
             self.check();
             looked = Instant::now();
@@ -191,54 +264,64 @@ impl<N: Fn(Unit)> Follower<N> {
         let began = Instant::now();
         let mut last = began;
         while last.elapsed() < QUIET && began.elapsed() < PATIENCE {
-            match self.receiver.recv_timeout(QUIET.saturating_sub(last.elapsed())) {
-                Ok(Message::Touched(touched)) => {
-                    if self.directories.concerns(&touched) {
-                        last = Instant::now();
-                    }
-                }
-                Ok(Message::Files(files)) => self.files = files,
-                Ok(Message::Poke) | Err(RecvTimeoutError::Timeout) => break,
-                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
+            match self.wait(QUIET.saturating_sub(last.elapsed())) {
+                Woken::Nothing => {}
+                Woken::Touched => last = Instant::now(),
+                Woken::Told(Message::Files(files)) => self.files = files,
+                Woken::Told(Message::Poke) | Woken::Time => break,
+                Woken::Told(Message::Stop) => return ControlFlow::Break(()),
             }
         }
         ControlFlow::Continue(())
     }
 
+    /// Waits for a message, or until something happens in a directory, but no longer than that.
+    fn wait(&mut self, longest: Duration) -> Woken {
+        match self.receiver.try_recv() {
+            Ok(message) => return Woken::Told(message),
+            Err(TryRecvError::Disconnected) => return Woken::Told(Message::Stop),
+            Err(TryRecvError::Empty) => {}
+        }
+        let mut fds = vec![PollFd::new(&*self.bell, PollFlags::IN)];
+        fds.extend(self.directories.events().map(|events| PollFd::new(events, PollFlags::IN)));
+        // A duration of some seconds fits.
+        let longest = Timespec::try_from(longest).ok();
+        match poll(&mut fds, longest.as_ref()) {
+            Ok(0) => return Woken::Time,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => {
+                // Nothing is told any more then; looking every second will do.
+                log::warn!("changes of the configuration cannot be waited for: {errno}");
+                std::thread::sleep(POLL_BLIND);
+                return Woken::Time;
+            }
+        }
+        // Rung off before the messages are looked at, so that none is missed.
+        let _ = rustix::io::read(&*self.bell, &mut [0_u8; 8]);
+        if let Ok(message) = self.receiver.try_recv() {
+            return Woken::Told(message);
+        }
+        if self.directories.touched() { Woken::Touched } else { Woken::Nothing }
+    }
+
     /// Watches the directories that the files lie in by now, then looks at the files: in this order, so that nothing
     /// can happen between the two.
     fn check(&mut self) {
-        let paths: Vec<_> = self.files.values().flatten().map(Seen::path).collect();
+        self.looking.set(Some(Instant::now()));
+        let paths: Vec<_> = self.files.iter().map(Seen::path).collect();
         self.directories.watch_the_way_to(&paths);
-        for (unit, files) in &mut self.files {
-            let now: Vec<_> = files.iter().map(|seen| Seen::now(&seen.path)).collect();
-            if *files != now {
-                *files = now;
-                (self.notify)(*unit);
-            }
+        let now: Vec<_> = self.files.iter().map(|seen| Seen::now(&seen.path, seen.most)).collect();
+        self.looking.set(None);
+        if self.files != now {
+            self.files = now;
+            (self.notify)();
         }
     }
 }
 
-fn look(path: &Path) -> io::Result<State> {
-    // A pipe would keep us waiting for its writer.
-    if std::fs::metadata(path)?.is_file() { state_of(&mut File::open(path)?) } else { Ok(State::NoFile) }
-}
-
-fn state_of(reader: &mut impl io::Read) -> io::Result<State> {
-    let mut hasher = DefaultHasher::new();
-    let mut buffer = vec![0; 64 * 1024];
-    let mut bytes = 0;
-    loop {
-        match reader.read(&mut buffer) {
-            Ok(0) => return Ok(State::Content { bytes, hash: hasher.finish() }),
-            Ok(read) => {
-                hasher.write(buffer.get(..read).unwrap_or_default());
-                bytes += u64::try_from(read).unwrap_or_default();
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+impl Looking {
+    fn set(&self, since: Option<Instant>) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 }
 
@@ -264,7 +347,7 @@ mod tests {
     fn files(dir: &Path, named: &[(Unit, &str)]) -> BTreeMap<Unit, Vec<Seen>> {
         let mut files: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (unit, name) in named {
-            files.entry(*unit).or_default().push(Seen::now(&dir.join(name)));
+            files.entry(*unit).or_default().push(Seen::now(&dir.join(name), 1000));
         }
         files
     }
@@ -415,23 +498,24 @@ mod tests {
     fn what_changed_between_reading_and_following_is_noticed() {
         let dir = dir();
         let path = dir.path().join("a");
-        let seen = BTreeMap::from([(Unit::Config, vec![Seen::now(&path)])]);
+        let seen = BTreeMap::from([(Unit::Config, vec![Seen::now(&path, 1000)])]);
         fs::write(&path, "early").unwrap();
         let (sender, told) = mpsc::channel();
         let watcher = Watcher::start(seen, move |unit| sender.send(unit).unwrap_or_default()).unwrap();
         assert_eq!(told.recv_timeout(LONG), Ok(Unit::Config));
         let other = dir.path().join("b");
-        let seen = BTreeMap::from([(Unit::Tls, vec![Seen::now(&other)])]);
+        let seen = vec![Seen::now(&other, 1000)];
         fs::write(&other, "early").unwrap();
-        watcher.set_files(seen);
-        assert_eq!(told.recv_timeout(LONG), Ok(Unit::Tls));
+        watcher.set_files(Unit::Config, seen);
+        assert_eq!(told.recv_timeout(LONG), Ok(Unit::Config));
     }
 
     #[test]
     fn other_files_are_followed_instead_when_told() {
         let dir = dir();
         let following = Following::new(dir, &[(Unit::Config, "a")]);
-        following.watcher.set_files(files(following.dir.path(), &[(Unit::Tls, "deep/er/b")]));
+        let other = vec![Seen::now(&following.path("deep/er/b"), 1000)];
+        following.watcher.set_files(Unit::Config, other);
         following.watcher.poke();
         following.settled();
         fs::write(following.path("a"), "1").unwrap();
@@ -439,21 +523,20 @@ mod tests {
             fs::create_dir_all(following.path("deep/er")).unwrap();
             fs::write(following.path("deep/er/b"), "1").unwrap();
         });
-        assert_eq!(told, Some(Unit::Tls));
+        assert_eq!(told, Some(Unit::Config));
     }
 
     #[test]
     fn what_the_kernel_does_not_tell_is_looked_for() {
         let dir = dir();
-        let (messages, receiver) = mpsc::channel();
         let (sender, told) = mpsc::channel();
-        let files = files(dir.path(), &[(Unit::Crl, "a")]);
-        let notify = move |unit| sender.send(unit).unwrap_or_default();
-        let follower = Follower { files, notify, directories: Directories::blind_ones(), receiver };
+        let files = vec![Seen::now(&dir.path().join("a"), 1000)];
+        let notify = move || sender.send(()).unwrap_or_default();
+        let (follower, messages) = Follower::new(files, notify, Directories::blind_ones()).unwrap();
         let thread = std::thread::spawn(move || follower.run());
         fs::write(dir.path().join("a"), "1").unwrap();
-        assert_eq!(told.recv_timeout(LONG), Ok(Unit::Crl));
-        messages.send(Message::Stop).unwrap();
+        assert_eq!(told.recv_timeout(LONG), Ok(()));
+        messages.send(Message::Stop);
         thread.join().unwrap();
     }
 
@@ -461,11 +544,12 @@ mod tests {
     fn reading_and_looking_see_the_same() {
         let dir = dir();
         fs::write(dir.path().join("a"), "content").unwrap();
-        for name in ["a", "absent", "."] {
+        for (name, most) in [("a", 1000), ("a", 3), ("absent", 1000), (".", 1000)] {
             let path = dir.path().join(name);
-            assert_eq!(Seen::read(&path, 1000).1, Seen::now(&path), "{name}");
+            assert_eq!(Seen::read(&path, most).1, Seen::now(&path, most), "{name}");
         }
-        let (bytes, _) = Seen::read(&dir.path().join("a"), 3);
-        assert_eq!(bytes.unwrap(), b"cont", "one byte more tells that there are more");
+        let (bytes, seen) = Seen::read(&dir.path().join("a"), 3);
+        assert_eq!(bytes.unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert!(seen.is_there() && !Seen::now(&dir.path().join("absent"), 3).is_there());
     }
 }

@@ -166,6 +166,12 @@ impl Store {
         Ok(done)
     }
 
+    /// Returns true if there is no file, and volhost does not remember to have written one: the operator had it
+    /// removed.
+    pub fn is_taken_back(&self, path: &Path) -> Result<bool, SpecError> {
+        Ok(matches!(look(path)?, Found::Nothing) && !self.remembered()?.files.contains_key(path))
+    }
+
     /// What would be written, and what is there. Changes nothing.
     pub fn show(&self, spec: &Spec, format: Format) -> Result<Shown, SpecError> {
         let mut shown = self.rendered(spec, format)?;
@@ -223,7 +229,7 @@ impl Store {
     }
 
     fn remembered(&self) -> Result<Memory, SpecError> {
-        match files::read(&self.memory).map_err(failed("read", &self.memory))? {
+        match files::read_small(&self.memory).map_err(failed("read", &self.memory))? {
             Some(text) => serde_json::from_slice(&text)
                 .map_err(|source| SpecError::Memory { path: self.memory.clone(), source }),
             None => Ok(Memory::default()),
@@ -283,7 +289,7 @@ fn look(path: &Path) -> Result<Found, SpecError> {
         Err(error) if missing(&error) => Ok(Found::Nothing),
         Err(error) => Err(failed("look at", path)(error)),
         Ok(metadata) if !metadata.is_file() => Ok(Found::Other),
-        Ok(_) => match std::fs::read(path) {
+        Ok(_) => match files::read_at_most(path, files::SMALL) {
             Err(error) if missing(&error) => Ok(Found::Nothing),
             read => read.map(Found::File).map_err(failed("read", path)),
         },

@@ -71,12 +71,16 @@ pub(super) fn look(directory: &Path, patience: Duration) -> Option<Sight> {
     };
     let stdout = child.stdout.take()?;
     let (sender, told) = mpsc::channel();
-    std::thread::spawn(move || {
+    let reading = std::thread::Builder::new().spawn(move || {
         let mut text = String::new();
         let read = io::BufReader::new(stdout).read_to_string(&mut text);
         // Nobody listens any more once it was given up on.
         let _ = sender.send(read.map(|_| text));
     });
+    if let Err(error) = reading {
+        let _ = child.kill();
+        return Some(Sight::Failed(format!("no thread can be started: {error}")));
+    }
     let sight = match told.recv_timeout(patience) {
         Ok(Ok(text)) => serde_json::from_str(&text).unwrap_or_else(|error| Sight::Failed(error.to_string())),
         Ok(Err(error)) => Sight::Failed(error.to_string()),
@@ -94,10 +98,18 @@ pub(super) fn look(directory: &Path, patience: Duration) -> Option<Sight> {
 pub(super) fn look_at_all(directories: &[&Path]) -> Vec<Option<Sight>> {
     let look_at_some = |some: &[&Path]| -> Vec<Option<Sight>> {
         std::thread::scope(|scope| {
-            let looking: Vec<_> = some.iter().map(|path| scope.spawn(|| look(path, PATIENCE))).collect();
-            let told = looking.into_iter().map(std::thread::ScopedJoinHandle::join);
-            told.map(|sight| sight.unwrap_or_else(|_| Some(Sight::Failed("the look broke off".into()))))
-                .collect()
+            let begin = |path: &Path| {
+                let path = path.to_owned();
+                std::thread::Builder::new().spawn_scoped(scope, move || look(&path, PATIENCE))
+            };
+            let looking: Vec<_> = some.iter().copied().map(begin).collect();
+            let told = looking.into_iter().map(|thread| match thread {
+                Ok(thread) => {
+                    thread.join().unwrap_or_else(|_| Some(Sight::Failed("the look broke off".into())))
+                }
+                Err(error) => Some(Sight::Failed(format!("no thread can be started: {error}"))),
+            });
+            told.collect()
         })
     };
     directories.chunks(AT_ONCE).flat_map(look_at_some).collect()

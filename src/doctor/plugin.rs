@@ -9,6 +9,7 @@ use time::format_description::well_known::Rfc3339;
 use super::storage::Storage;
 use super::{Finding, Scope, Verdict, shown};
 use crate::discovery::lint::{self, Fault, Protection, Report, Severity, Target};
+use crate::files;
 use crate::pki::{bundle, describe};
 
 const SPEC: &str = "spec-file";
@@ -121,13 +122,15 @@ fn told(check: &'static str, file: &Path, fault: &Fault, winner: Option<&Path>) 
 
 /// Whether two spec files say the same.
 fn same(one: &Path, other: &Path) -> bool {
-    let read = |path: &Path| path.is_file().then(|| std::fs::read(path).ok()).flatten();
+    let read = |path: &Path| files::read_at_most(path, files::SMALL).ok();
     read(one).is_some_and(|text| read(other) == Some(text))
 }
 
 fn certificates(target: &Target, findings: &mut Vec<Finding>) {
     let Some((cert, _)) = &target.files.pair else { return };
-    let Some(info) = std::fs::read(cert).ok().and_then(|pem| describe(pem).ok()) else { return };
+    let Some(info) = files::read_at_most(cert, files::SMALL).ok().and_then(|pem| describe(pem).ok()) else {
+        return;
+    };
     let until = info.not_after.format(&Rfc3339).unwrap_or_else(|_| info.not_after.to_string());
     let name = info.dns_names.first().or(info.common_name.as_ref()).unwrap_or(&info.subject);
     let message = format!("this host is {name}, until {until}; its key can be read by nobody else");

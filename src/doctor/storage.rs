@@ -52,7 +52,7 @@ pub(super) fn examine(scope: &Scope, findings: &mut Vec<Finding>) -> Option<Stor
     let loaded = crate::app::load(paths, config.as_deref());
     findings.push(configuration(&file, loaded.as_ref().err()));
     // As a running service has it: files that only it needs may be missing.
-    let followed = config::reload(paths, config.as_deref()).ok().map(|loaded| loaded.config);
+    let followed = config::served(paths, config.as_deref()).ok().map(|loaded| loaded.config);
     let admin = socket.clone().or_else(|| followed.as_ref().map(|config| config.admin.clone()));
     let admin = admin.unwrap_or_else(|| paths.admin());
     service(&admin, findings);
@@ -120,6 +120,10 @@ fn service(admin: &Path, findings: &mut Vec<Finding>) {
     findings.push(finding(Verdict::Ok, message));
     findings.extend(catalog(&status));
     reload(&status, findings);
+    findings.extend(status.troubles.iter().map(|trouble| {
+        let remedy = "what it says: it is looked at every 5 s";
+        Finding::new(SERVICE, &status.name, Verdict::Wrong, trouble.clone()).remedy(remedy)
+    }));
     certificate(&status, OffsetDateTime::now_utc(), findings);
     status.backends.iter().for_each(|backend| findings.extend(self::backend(backend)));
     let online = status.backends.iter().filter(|backend| backend.state == "online");
@@ -239,6 +243,7 @@ mod tests {
             spec: None,
             server_certificate_expires: Some("2027-01-02T03:04:05Z".into()),
             log_lines_dropped: 0,
+            troubles: Vec::new(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Everything lies in one directory (`ca`, `server` and `client`, each a `.crt` and a `.key`). A key is made in
 //! memory, written once, 0600, and never replaced or removed here; a certificate can be made again from its key, so a
 //! renewal is the rename of one file and nobody ever reads a certificate beside another one's key. To change a key,
-//! remove both files of its pair; that of the authority is changed by a rollover, during which `ca-next` lies there too.
+//! remove both files of its pair, then restart or `volhost reload --force`; that of the authority is changed by a rollover, during which `ca-next` lies there too.
 //!
 //! The authority's key is needed only while something is signed and may be kept elsewhere at other times: requests go
 //! there and certificates come back. Who may have a certificate is decided by the caller; who is let in with one, by the

@@ -185,7 +185,7 @@ pub(super) fn read_key(path: &Path) -> Result<Option<KeyPair>, PkiError> {
 }
 
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, PkiError> {
-    files::read(path).map_err(|source| PkiError::Io { did: "read", path: path.to_owned(), source })
+    files::read_small(path).map_err(|source| PkiError::Io { did: "read", path: path.to_owned(), source })
 }
 
 /// Whether users other than the owner can read a file.

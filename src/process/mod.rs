@@ -8,6 +8,7 @@ pub mod files;
 pub mod log;
 pub mod signal;
 pub mod systemd;
+pub mod threads;
 
 pub use self::drain::Drain;
 pub use self::signal::Event;

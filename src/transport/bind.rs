@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::listen::Listen;
 use super::tcp::{self, TcpError};
-use super::unix::{self, Access, SocketFile, UnixError};
+use super::unix::{self, Access, SocketFile, Stands, UnixError};
 
 /// Why an address could not be bound. Whatever was bound before it was given back.
 #[derive(Debug, thiserror::Error)]
@@ -61,13 +61,29 @@ pub struct Bound {
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    /// Without a file when the socket was inherited: then it is not ours to remove. The file goes before the listener
+    /// The file of an inherited socket is not ours to remove. Ours goes before the listener
     /// is closed, so that nobody takes it for a stale one meanwhile and puts a new one in its place.
     Unix {
-        #[expect(dead_code, reason = "it is held for its drop")]
-        file: Option<SocketFile>,
+        file: UnixFile,
         listener: UnixListener,
     },
+}
+
+/// The file of a Unix socket.
+#[derive(Debug)]
+enum UnixFile {
+    Own(SocketFile),
+    /// Of a socket that was handed over: its device and inode, if it was there.
+    Inherited(PathBuf, Option<(u64, u64)>),
+}
+
+/// What a look at a socket's file found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketLook {
+    /// The socket's address, as configured.
+    pub address: String,
+    /// Why nobody can connect to it by its path.
+    pub fault: Option<String>,
 }
 
 /// A connection as it was accepted.
@@ -106,18 +122,19 @@ pub async fn bind(listen: &[Listen], inherited: Vec<OwnedFd>) -> Result<Vec<Boun
             Listen::Https(address) | Listen::Http(address) => {
                 Socket::Tcp(tcp::bind(*address).await.map_err(tcp_error)?)
             }
-            Listen::Unix(path) => {
-                let (listener, file) = unix::bind(path, Access::Group).await.map_err(unix_error)?;
-                Socket::Unix { file: Some(file), listener }
-            }
-            Listen::Admin(path) => {
-                let (listener, file) = unix::bind(path, Access::Owner).await.map_err(unix_error)?;
-                Socket::Unix { file: Some(file), listener }
+            Listen::Unix(path) | Listen::Admin(path) => {
+                let (listener, file) = unix::bind(path, access(listen)).await.map_err(unix_error)?;
+                Socket::Unix { file: UnixFile::Own(file), listener }
             }
         };
         all.push(Bound { listen: listen.clone(), socket });
     }
     Ok(all)
+}
+
+/// Who may connect to a Unix socket.
+fn access(listen: &Listen) -> Access {
+    if matches!(listen, Listen::Admin(_)) { Access::Owner } else { Access::Group }
 }
 
 /// A socket that was handed over, with its address.
@@ -186,11 +203,12 @@ impl Bound {
     /// # Errors
     /// When `listen` is no Unix address, or the runtime cannot take the socket.
     pub fn inherited_unix(listen: Listen, socket: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        if !matches!(listen, Listen::Unix(_) | Listen::Admin(_)) {
-            return Err(wrong_kind(&listen, "Unix"));
-        }
         socket.set_nonblocking(true)?;
-        Ok(Self { listen, socket: Socket::Unix { file: None, listener: UnixListener::from_std(socket)? } })
+        let (Listen::Unix(path) | Listen::Admin(path)) = &listen else {
+            return Err(wrong_kind(&listen, "Unix"));
+        };
+        let file = UnixFile::Inherited(path.clone(), unix::identity(path).ok());
+        Ok(Self { listen, socket: Socket::Unix { file, listener: UnixListener::from_std(socket)? } })
     }
 
     /// What was asked for.
@@ -210,6 +228,55 @@ impl Bound {
             *address = bound;
         }
         listen.to_string()
+    }
+
+    /// Returns true if it is reached by the path of a file, which may go.
+    pub(super) fn has_file(&self) -> bool {
+        matches!(self.socket, Socket::Unix { .. })
+    }
+
+    /// Looks whether the file of a Unix socket is still there, and binds the socket again where nothing is. What
+    /// somebody else put there is left.
+    ///
+    /// Returns also the socket that was bound before, if another took its place: connections may still wait on it.
+    pub(super) async fn mend(&mut self) -> (SocketLook, Option<UnixListener>) {
+        let address = self.listen.to_string();
+        let Socket::Unix { file, listener } = &mut self.socket else {
+            return (SocketLook { address, fault: None }, None);
+        };
+        let (stands, path) = match &file {
+            UnixFile::Own(own) => (own.look(), own.path().to_owned()),
+            UnixFile::Inherited(path, Some(bound)) => (unix::look(path, *bound), path.clone()),
+            UnixFile::Inherited(path, None) => (Stands::Nothing, path.clone()),
+        };
+        let (told, is_own) = (path.display(), matches!(file, UnixFile::Own(_)));
+        let (fault, before) = match (stands, is_own) {
+            (Stands::Ours, _) => (None, None),
+            (_, false) => {
+                let fault = format!(
+                    "the socket {told}, which was handed over, is gone: restart the .socket unit of systemd that it is of"
+                );
+                (Some(fault), None)
+            }
+            (Stands::Other, true) => {
+                let fault = format!(
+                    "the socket {told} was replaced by another file: remove that, and it is made again"
+                );
+                (Some(fault), None)
+            }
+            (Stands::Nothing, true) => match unix::bind(&path, access(&self.listen)).await {
+                Ok((new, new_file)) => {
+                    log::warn!("the socket {told} was gone: it was made again");
+                    *file = UnixFile::Own(new_file);
+                    (None, Some(std::mem::replace(listener, new)))
+                }
+                Err(error) => {
+                    let why = crate::error::chain(&error);
+                    (Some(format!("the socket {told} is gone and cannot be made again: {why}")), None)
+                }
+            },
+        };
+        (SocketLook { address, fault }, before)
     }
 
     /// The next connection. Safe to drop while waiting.
@@ -280,6 +347,41 @@ mod tests {
         let address = format!("https://{}", socket.local_addr().unwrap());
         let listen = Listen::Https("127.0.0.1:0".parse().unwrap());
         assert_eq!(Bound::inherited_tcp(listen, socket).unwrap().address(), address);
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_file_is_gone_is_bound_again_and_over_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/x.sock");
+        let mut bound = bind(&[Listen::Unix(path.clone())], Vec::new()).await.unwrap().remove(0);
+        assert_eq!(bound.mend().await.0.fault, None);
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let (look, before) = bound.mend().await;
+        assert!(look.fault.is_none() && before.is_some() && path.exists());
+        let connected = UnixStream::connect(&path).await.unwrap();
+        assert!(matches!(bound.accept().await, Ok(Accepted::Unix(_))));
+        drop(connected);
+
+        std::fs::remove_file(&path).unwrap();
+        for dead in [false, true] {
+            if dead {
+                drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+            } else {
+                std::fs::write(&path, "mine").unwrap();
+            }
+            let (look, before) = bound.mend().await;
+            assert!(look.fault.is_some_and(|fault| fault.contains("x.sock")) && before.is_none());
+            std::fs::remove_file(&path).unwrap();
+        }
+        assert!(bound.mend().await.1.is_some());
+
+        let socket = std::os::unix::net::UnixListener::bind(dir.path().join("y.sock")).unwrap();
+        let given = Listen::Unix(dir.path().join("y.sock"));
+        let mut bound = Bound::inherited_unix(given, socket).unwrap();
+        assert_eq!(bound.mend().await.0.fault, None);
+        std::fs::remove_file(dir.path().join("y.sock")).unwrap();
+        let (look, before) = bound.mend().await;
+        assert!(look.fault.is_some_and(|fault| fault.contains(".socket unit")) && before.is_none());
     }
 
     #[tokio::test]

@@ -31,16 +31,96 @@ pub enum CrlError {
     /// A list without the date of the next.
     #[error("the list of {0} has no date of its next update, which is needed")]
     NoNextUpdate(String),
+    /// A list that another one took the place of before.
+    #[error(
+        "the list of {issuer} is older than the one in force ({new}; in force: {in_force}): it would let in again what was revoked since; if that is meant, `volhost reload --force`"
+    )]
+    Older {
+        /// Whose it is.
+        issuer: String,
+        /// Which one is in the file.
+        new: String,
+        /// Which one is in force.
+        in_force: String,
+    },
+    /// A CA that is still let in, and whose list is no longer there.
+    #[error(
+        "its file holds no list of {0} any more, whose list is in force: it would let in again what that CA revoked; if that is meant, `volhost reload --force`"
+    )]
+    Gone(String),
+}
+
+/// What tells the lists of one CA apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Edition {
+    /// The number, big-endian without leading zeros, with its length before it so that numbers are in their order.
+    number: Option<(usize, Vec<u8>)>,
+    /// When it was made, in seconds since 1970.
+    made: i64,
+    told: String,
+}
+
+impl Edition {
+    fn of(list: &CertificateRevocationList<'_>) -> Self {
+        let number = list.crl_number().map(|number| {
+            let bytes = number.to_bytes_be();
+            let bytes: Vec<u8> = bytes.into_iter().skip_while(|byte| *byte == 0).collect();
+            (bytes.len(), bytes)
+        });
+        let made = list.last_update();
+        let told = match list.crl_number() {
+            Some(number) => format!("number {number}, made on {made}"),
+            None => format!("made on {made}"),
+        };
+        Self { number, made: made.timestamp(), told }
+    }
+
+    /// Returns true if it is older than another one of the same CA. The number decides where both have one, because a
+    /// CA never repeats it, whatever its clock says.
+    fn is_older_than(&self, other: &Self) -> bool {
+        match (&self.number, &other.number) {
+            (Some(own), Some(other)) if own != other => own < other,
+            _ => self.made < other.made,
+        }
+    }
+}
+
+/// The newest list of one CA.
+#[derive(Debug, Clone)]
+pub(super) struct Newest {
+    issuer: String,
+    /// The key that signed it: a CA that takes the place of another of the same name begins anew.
+    signer: Vec<u8>,
+    edition: Edition,
+}
+
+/// Looks whether lists would take back a revocation that is in force. `signers` are the keys of the CAs that are let
+/// in: what a CA that is gone revoked does not matter.
+pub(super) fn follow(new: &[Newest], in_force: &[Newest], signers: &[Vec<u8>]) -> Result<(), CrlError> {
+    for before in in_force.iter().filter(|before| signers.contains(&before.signer)) {
+        match new.iter().find(|list| list.signer == before.signer) {
+            None => return Err(CrlError::Gone(before.issuer.clone())),
+            Some(list) if list.edition.is_older_than(&before.edition) => {
+                return Err(CrlError::Older {
+                    issuer: before.issuer.clone(),
+                    new: list.edition.told.clone(),
+                    in_force: before.edition.told.clone(),
+                });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Reads every list in a file, PEM or DER, checks that a client CA signed each, and puts the newest first, because the
-/// verifier asks only the first list of an issuer.
+/// verifier asks only the first list of an issuer. Returns also which one that is for each CA.
 pub(super) fn load(
     bytes: &[u8],
     authorities: &[X509Certificate<'_>],
     provider: &CryptoProvider,
     warnings: &mut Vec<String>,
-) -> Result<Vec<CertificateRevocationListDer<'static>>, CrlError> {
+) -> Result<(Vec<CertificateRevocationListDer<'static>>, Vec<Newest>), CrlError> {
     let lists: Vec<CertificateRevocationListDer<'static>> = if bytes.first() == Some(&0x30) {
         vec![bytes.to_vec().into()]
     } else {
@@ -51,22 +131,27 @@ pub(super) fn load(
     if lists.is_empty() {
         return Err(CrlError::Empty);
     }
-    let mut dated = Vec::with_capacity(lists.len());
+    let mut checked = Vec::with_capacity(lists.len());
     for der in lists {
-        let made = check(&der, authorities, provider, warnings)?;
-        dated.push((made, der));
+        checked.push((check(&der, authorities, provider, warnings)?, der));
     }
-    dated.sort_by_key(|(made, _)| std::cmp::Reverse(*made));
-    Ok(dated.into_iter().map(|(_, der)| der).collect())
+    checked.sort_by(|(one, _), (other, _)| other.edition.cmp(&one.edition));
+    let mut newest: Vec<Newest> = Vec::new();
+    for (list, _) in &checked {
+        if !newest.iter().any(|newer| newer.signer == list.signer) {
+            newest.push(list.clone());
+        }
+    }
+    Ok((checked.into_iter().map(|(_, der)| der).collect(), newest))
 }
 
-/// Checks one list and answers when it was made, in seconds since 1970.
+/// Checks one list and tells which one it is.
 fn check(
     der: &[u8],
     authorities: &[X509Certificate<'_>],
     provider: &CryptoProvider,
     warnings: &mut Vec<String>,
-) -> Result<i64, CrlError> {
+) -> Result<Newest, CrlError> {
     let (_, list) =
         CertificateRevocationList::from_der(der).map_err(|error| CrlError::Damaged(error.to_string()))?;
     let issuer = list.issuer().to_string();
@@ -97,7 +182,7 @@ fn check(
         )),
         Some(_) => {}
     }
-    Ok(list.last_update().timestamp())
+    Ok(Newest { issuer, signer: signer.public_key().raw.to_vec(), edition: Edition::of(&list) })
 }
 
 fn signed_by(

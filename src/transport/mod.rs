@@ -45,22 +45,23 @@ pub mod unix;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tower_service::Service;
 
 use self::activity::Bounds;
 use self::bind::{Accepted, canonical};
-pub use self::bind::{BindError, Bound, bind};
+pub use self::bind::{BindError, Bound, SocketLook, bind};
 pub use self::connection::LetIn;
 use self::connection::{Connection, Refused, Verdicts};
 pub use self::crl::CrlError;
@@ -147,6 +148,8 @@ pub struct Server {
     recheck: Notify,
     watched: AtomicBool,
     idle: Duration,
+    /// Where those who serve a socket that has a file are asked to look after it.
+    sockets: Mutex<Vec<mpsc::UnboundedSender<oneshot::Sender<SocketLook>>>>,
 }
 
 impl fmt::Debug for Server {
@@ -177,6 +180,7 @@ impl Server {
             recheck: Notify::new(),
             watched: AtomicBool::new(false),
             idle,
+            sockets: Mutex::default(),
         }
     }
 
@@ -184,7 +188,7 @@ impl Server {
     ///
     /// Every request has a [`Caller`] in its extensions. Returns when the socket is closed; connections that are left
     /// finish on their own, and [`Drain::drained`] waits for them.
-    pub async fn run<S, B>(self: Arc<Self>, bound: Bound, service: S)
+    pub async fn run<S, B>(self: Arc<Self>, mut bound: Bound, service: S)
     where
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
         S::Error: std::error::Error + 'static,
@@ -197,11 +201,31 @@ impl Server {
             tokio::spawn(Arc::clone(&self).watch());
         }
         let listen = Arc::new(bound.listen().clone());
+        let (asked, mut looks) = mpsc::unbounded_channel();
+        if bound.has_file() {
+            self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(asked.clone());
+        }
         let mut ending = std::pin::pin!(self.drain.started());
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = ending.as_mut() => break,
+                // Its sender lives as long as this does.
+                Some(told) = looks.recv() => {
+                    let (look, before) = bound.mend().await;
+                    // Nobody connects to the one before any more, but some may have.
+                    while let Some(Some(Ok((stream, _)))) =
+                        before.as_ref().map(|before| before.accept().now_or_never())
+                    {
+                        let (server, listen) = (Arc::clone(&self), Arc::clone(&listen));
+                        let (service, guard) = (service.clone(), self.drain.guard());
+                        let accepted = Accepted::Unix(stream);
+                        tokio::spawn(async move { server.handle(&listen, accepted, service, guard).await });
+                    }
+                    // Who asked may have gone.
+                    let _ = told.send(look);
+                    continue;
+                }
                 accepted = bound.accept() => accepted,
             };
             match accepted {
@@ -227,6 +251,22 @@ impl Server {
     /// revoked.
     pub fn recheck(&self) {
         self.recheck.notify_one();
+    }
+
+    /// Looks after the files of the Unix sockets that are served: one that is gone is made again.
+    pub async fn mend_sockets(&self) -> Vec<SocketLook> {
+        let asked = self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut looks = Vec::new();
+        for asked in asked {
+            let (told, look) = oneshot::channel();
+            // A socket that is no longer served is not looked after.
+            if asked.send(told).is_ok()
+                && let Ok(look) = look.await
+            {
+                looks.push(look);
+            }
+        }
+        looks
     }
 
     /// How many connections each host has, those of the admin socket left out.

@@ -106,6 +106,16 @@ impl Authority {
     }
 
     pub(super) fn crl_of(&self, serials: &[u8], made: OffsetDateTime, next: OffsetDateTime) -> String {
+        self.crl_numbered(serials, 1, made, next)
+    }
+
+    pub(super) fn crl_numbered(
+        &self,
+        serials: &[u8],
+        number: u8,
+        made: OffsetDateTime,
+        next: OffsetDateTime,
+    ) -> String {
         let revoked = |serial: &u8| RevokedCertParams {
             serial_number: SerialNumber::from_slice(&[*serial]),
             revocation_time: days(-1),
@@ -115,7 +125,7 @@ impl Authority {
         let params = CertificateRevocationListParams {
             this_update: made,
             next_update: next,
-            crl_number: SerialNumber::from_slice(&[1]),
+            crl_number: SerialNumber::from_slice(&[number]),
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(revoked).collect(),
             key_identifier_method: KeyIdMethod::Sha256,

@@ -16,11 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, Validity, X509Certificate};
 
 use super::credential::Known;
 use super::crl::{self, CrlError};
@@ -76,6 +76,11 @@ pub enum TlsError {
         "{0} in the client CA's file is no CA certificate (basicConstraints CA:TRUE): whoever has its key could pass for any host"
     )]
     NotACa(String),
+    /// A certificate of another time in the place of one that is good now.
+    #[error(
+        "the server certificate {0}, and the one in force is good: every engine would refuse it; if it is meant, `volhost reload --force`"
+    )]
+    NotNow(String),
     /// The revocation list.
     #[error("the revocation list is not used")]
     Crl(#[from] CrlError),
@@ -89,7 +94,7 @@ impl TlsError {
     #[must_use]
     pub fn source_file(&self) -> Source {
         match self {
-            Self::NoCertificate => Source::Certificate,
+            Self::NoCertificate | Self::NotNow(_) => Source::Certificate,
             Self::NoKey | Self::EncryptedKey | Self::KeyMismatch | Self::Unusable(_) => Source::Key,
             Self::NoClientCa | Self::NotACa(_) => Source::ClientCa,
             Self::Crl(_) | Self::Verifier(_) => Source::Crl,
@@ -135,6 +140,11 @@ pub struct State {
     /// What clients' chains were found to say.
     pub(super) known: Known,
     warnings: Vec<String>,
+    validity: Validity,
+    /// The newest revocation list of each CA; `None` where no list was given.
+    lists: Option<Vec<crl::Newest>>,
+    /// The keys of the client CAs.
+    signers: Vec<Vec<u8>>,
 }
 
 impl State {
@@ -158,10 +168,13 @@ impl State {
         let Some(own) = chain.first() else {
             return Err(TlsError::NoCertificate);
         };
-        warn_of_time("the server certificate", &parsed(own, CERTIFICATE)?, &mut warnings);
+        let own = parsed(own, CERTIFICATE)?;
+        warn_of_time("the server certificate", &own, &mut warnings);
+        let validity = own.validity().clone();
         let key = private_key(key_pem)?;
         let authorities = certificates(client_ca_pem, CLIENT_CA)?;
-        let verifier = client_verifier(&provider, &authorities, crl, &mut warnings)?;
+        let Clients { verifier, lists, signers } =
+            client_verifier(&provider, &authorities, crl, &mut warnings)?;
 
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -184,7 +197,30 @@ impl State {
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
             known: Known::default(),
             warnings,
+            validity,
+            lists,
+            signers,
         })
+    }
+
+    /// Looks whether this state may take the place of one that is in force without anybody having said so.
+    ///
+    /// # Errors
+    /// A server certificate that is not valid now would replace one that is; or a revocation list that is older than
+    /// the one in force, or no longer there, would let revoked hosts in.
+    pub fn follow(&self, in_force: &Self) -> Result<(), TlsError> {
+        if in_force.validity.is_valid() && !self.validity.is_valid() {
+            let Validity { not_before, not_after } = &self.validity;
+            return Err(TlsError::NotNow(match *not_after < x509_parser::time::ASN1Time::now() {
+                true => format!("expired on {not_after}"),
+                false => format!("is not valid before {not_before}"),
+            }));
+        }
+        match (&self.lists, &in_force.lists) {
+            (Some(new), Some(before)) => Ok(crl::follow(new, before, &self.signers)?),
+            // The configuration says whether there is a list.
+            _ => Ok(()),
+        }
     }
 
     /// What whoever runs volhost should know: what has expired, or will not work as it was meant.
@@ -209,12 +245,19 @@ impl State {
     }
 }
 
+/// What lets clients in.
+struct Clients {
+    verifier: Arc<dyn ClientCertVerifier>,
+    lists: Option<Vec<crl::Newest>>,
+    signers: Vec<Vec<u8>>,
+}
+
 fn client_verifier(
     provider: &Arc<CryptoProvider>,
     authorities: &[CertificateDer<'static>],
     crl: Option<&[u8]>,
     warnings: &mut Vec<String>,
-) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+) -> Result<Clients, TlsError> {
     if authorities.is_empty() {
         return Err(TlsError::NoClientCa);
     }
@@ -232,15 +275,20 @@ fn client_verifier(
             .map_err(|error| TlsError::Damaged { file: CLIENT_CA, why: error.to_string() })?;
         parsed_authorities.push(certificate);
     }
-    let lists: Vec<CertificateRevocationListDer<'static>> = match crl {
-        Some(bytes) => crl::load(bytes, &parsed_authorities, provider, warnings)?,
-        None => Vec::new(),
+    let signers = parsed_authorities.iter().map(|one| one.public_key().raw.to_vec()).collect();
+    let (ders, lists) = match crl {
+        Some(bytes) => {
+            let (ders, newest) = crl::load(bytes, &parsed_authorities, provider, warnings)?;
+            (ders, Some(newest))
+        }
+        None => (Vec::new(), None),
     };
-    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
-        .with_crls(lists)
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+        .with_crls(ders)
         .allow_unknown_revocation_status()
         .build()
-        .map_err(TlsError::Verifier)
+        .map_err(TlsError::Verifier)?;
+    Ok(Clients { verifier, lists, signers })
 }
 
 fn certificates(pem: &[u8], file: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -284,6 +332,8 @@ fn warn_of_time(what: &str, certificate: &X509Certificate<'_>, warnings: &mut Ve
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::CertificateRevocationListDer;
+
     use super::*;
     use crate::error::chain;
     use crate::transport::testing::{Authority, Identity, days};
@@ -385,6 +435,49 @@ mod tests {
         let (certificate, key) = (own.certificate.as_bytes(), own.key.as_bytes());
         let state = State::load(certificate, key, ca.pem().as_bytes(), Some(&der)).unwrap();
         assert!(state.verify(&chain_of(&ca.client("web1", 7))).is_err());
+    }
+
+    #[test]
+    fn nothing_older_takes_the_place_of_what_is_in_force() {
+        let (ca, other) = (Authority::new("one CA"), Authority::new("another CA"));
+        let own = ca.server();
+        let with = |ca_pem: &str, crl: &str| load(&own, ca_pem, Some(crl)).unwrap();
+        let list = |number: u8, day: i64| ca.crl_numbered(&[7], number, days(day), days(30));
+        let in_force = with(&ca.pem(), &list(2, -2));
+        let refused = |new: &State| new.follow(&in_force).map_err(|error| chain(&error));
+        for (number, day) in [(2, -2), (2, -1), (3, -5), (255, -2)] {
+            assert_eq!(refused(&with(&ca.pem(), &list(number, day))), Ok(()), "{number} {day}");
+        }
+        for (number, day) in [(2, -3), (1, -1)] {
+            let told = refused(&with(&ca.pem(), &list(number, day))).unwrap_err();
+            assert!(
+                told.contains("older") && told.contains("number 2") && told.contains("--force"),
+                "{told}"
+            );
+        }
+        // A file in which a newer list lies beside an older one is as new as the newer one.
+        assert_eq!(refused(&with(&ca.pem(), &(list(1, -9) + &list(2, -2)))), Ok(()));
+        // A CA that stays has a list to lose, one that goes has none; and the configuration may want no list at all.
+        let both = ca.pem() + &other.pem();
+        let told = refused(&with(&both, &other.crl(&[]))).unwrap_err();
+        assert!(told.contains("no list of CN=one CA"), "{told}");
+        assert_eq!(refused(&with(&other.pem(), &other.crl(&[]))), Ok(()));
+        assert_eq!(refused(&load(&own, &ca.pem(), None).unwrap()), Ok(()));
+        // Another CA of the same name counts its lists from one.
+        let again = Authority::new("one CA");
+        let first = again.crl_numbered(&[], 1, days(-9), days(30));
+        assert_eq!(refused(&with(&again.pem(), &first)), Ok(()));
+
+        let expired = ca.issue("localhost", |params| params.not_after = days(-1));
+        let early = ca.issue("localhost", |params| params.not_before = days(1));
+        let good = load(&own, &ca.pem(), None).unwrap();
+        for (other, word) in [(&expired, "expired on"), (&early, "is not valid before")] {
+            let other = load(other, &ca.pem(), None).unwrap();
+            let error = other.follow(&good).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+            assert_eq!(error.source_file(), Source::Certificate);
+            assert!(good.follow(&other).is_ok() && other.follow(&other).is_ok());
+        }
     }
 
     #[test]

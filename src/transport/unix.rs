@@ -65,6 +65,38 @@ pub(super) struct SocketFile {
     identity: (u64, u64),
 }
 
+impl SocketFile {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What stands at the path.
+    pub(super) fn look(&self) -> Stands {
+        look(&self.path, self.identity)
+    }
+}
+
+/// What stands where a socket was bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stands {
+    /// That socket.
+    Ours,
+    /// Nothing.
+    Nothing,
+    /// Something else, or something that cannot be looked at.
+    Other,
+}
+
+/// What stands at a path where a socket with this device and inode was bound. As long as that is open, no other file
+/// gets its inode.
+pub(super) fn look(path: &Path, bound: (u64, u64)) -> Stands {
+    match identity(path) {
+        Ok(found) if found == bound => Stands::Ours,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Stands::Nothing,
+        Ok(_) | Err(_) => Stands::Other,
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity)
@@ -136,7 +168,8 @@ async fn clear(path: &Path) -> Result<(), UnixError> {
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+/// The device and inode of what stands at a path.
+pub(super) fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 

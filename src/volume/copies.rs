@@ -64,7 +64,7 @@ impl Service {
         let mut copies = tokio::task::JoinSet::new();
         for backend in self.in_force.load().map.iter() {
             let (service, backend) = (Arc::clone(self), Arc::clone(backend));
-            copies.spawn(async move { service.copy_logged(&backend).await });
+            copies.spawn(async move { service.places.run(service.copy_logged(&backend)).await });
         }
         let all = async { while copies.join_next().await.is_some() {} };
         if tokio::time::timeout(AT_THE_END, all).await.is_err() {

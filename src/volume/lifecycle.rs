@@ -44,7 +44,7 @@ impl Service {
         let mut rounds = tokio::task::JoinSet::new();
         for backend in backends {
             let service = Arc::clone(self);
-            rounds.spawn(async move { service.look_after(&backend).await });
+            rounds.spawn(async move { service.places.run(service.look_after(&backend)).await });
         }
         let all = async { while rounds.join_next().await.is_some() {} };
         if timeout(patience, all).await.is_err() {

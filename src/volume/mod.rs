@@ -105,6 +105,8 @@ pub struct Service {
     /// Looked at by the trash.
     clock: Clock,
     copied: copies::Copied,
+    /// Of the backends that are worked on.
+    places: rounds::Places,
     /// What other instances did, where there are any.
     news: Option<watch::Receiver<News>>,
     /// How many of them were lost, as far as the backends were looked through for it.
@@ -157,6 +159,7 @@ impl Service {
             clock: Clock::default(),
             copied: copies::Copied::default(),
             limiter: Limiter::default(),
+            places: rounds::Places::default(),
         }
     }
 

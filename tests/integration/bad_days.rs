@@ -680,6 +680,11 @@ fn expired_certificates_are_told_and_replaced_while_serving() {
     let old = ca.expired_server(ended);
     day.daemon.put("tls/server.key", &old.key);
     day.daemon.put("tls/server.crt", &old.cert);
+    // A good one is not replaced by it unasked.
+    until("the refusal", SOON, || {
+        day.daemon.cli(&["status"]).ok().contains("every engine would refuse it").then_some(())
+    });
+    day.daemon.cli(&["reload", "--force"]).ok();
     until("the certificate to be in force", SOON, || {
         day.daemon.log().contains("the server certificate expired on").then_some(())
     });

@@ -37,11 +37,13 @@ mod hosts_join;
 mod layout;
 mod lint;
 mod podman;
+mod published;
 mod readme;
 mod recovery;
 #[cfg(feature = "etcd")]
 mod recovery_etcd;
 mod reload;
+mod reload_files;
 mod rollover;
 mod serve;
 mod shaky;
@@ -50,6 +52,7 @@ mod shared_pki;
 mod storm;
 mod swarm;
 mod systemd;
+mod threads;
 #[cfg(feature = "etcd")]
 mod three_nodes;
 mod tour;

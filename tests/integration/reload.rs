@@ -19,12 +19,12 @@ use crate::harness::wait::SOON;
 /// A change is in force within a second; the machine that tests run on is slow and shared.
 const BOUND: Duration = Duration::from_secs(3);
 
-const CONFIG: &str = "etc/volhost/volhost.json";
-const MAP: &str = "etc/volhost/backends.json";
+pub(crate) const CONFIG: &str = "etc/volhost/volhost.json";
+pub(crate) const MAP: &str = "etc/volhost/backends.json";
 
 /// Polls until it holds, prints how long that took, and fails when it was too long.
 #[track_caller]
-fn in_force(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn in_force(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < SOON, "{what}: not in force after {SOON:?}");
@@ -36,7 +36,7 @@ fn in_force(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// The text of a map with backends of these names, each with a directory of its own.
-fn map(daemon: &Daemon<'_>, names: &[&str]) -> String {
+pub(crate) fn map(daemon: &Daemon<'_>, names: &[&str]) -> String {
     let mut map = serde_json::Map::new();
     for name in names {
         let directory = daemon.path("srv").join(name);
@@ -47,14 +47,14 @@ fn map(daemon: &Daemon<'_>, names: &[&str]) -> String {
 }
 
 /// Whether a new volume can be made on a backend; it goes again.
-fn serves(client: &mut Client, backend: &str) -> bool {
+pub(crate) fn serves(client: &mut Client, backend: &str) -> bool {
     let body = json!({ "Name": "probe", "Opts": { "backend": backend } });
     let made = client.call("/VolumeDriver.Create", &body).unwrap().status == 200;
     assert_eq!(client.call("/VolumeDriver.Remove", &body).unwrap().status, 200);
     made
 }
 
-fn works(client: &mut Client) -> bool {
+pub(crate) fn works(client: &mut Client) -> bool {
     client.call("/VolumeDriver.List", &json!({})).is_ok_and(|answer| answer.status == 200)
 }
 
@@ -68,7 +68,7 @@ fn closes(what: &str, client: &mut Client) {
     assert!(took < BOUND, "{what}: closed only after {took:?}");
 }
 
-fn last_reload(daemon: &Daemon<'_>) -> Value {
+pub(crate) fn last_reload(daemon: &Daemon<'_>) -> Value {
     daemon.status()["last_reload"].clone()
 }
 
@@ -175,8 +175,11 @@ fn the_configuration_is_followed_however_it_is_changed_and_by_sighup() {
     in_force("configuration, made a link", || !takes(5000));
     fs::remove_file(&path).unwrap();
     fs::remove_file(&moved).unwrap();
-    // Without a file the defaults hold, but what only a restart can change stays.
-    in_force("configuration, removed", || takes(5000));
+    in_force("configuration, removed", || last_reload(&daemon)["result"] == "rejected");
+    assert!(!takes(5000), "the configuration in force went with its file");
+    // Where that is meant the defaults hold, but what only a restart can change stays.
+    daemon.cli(&["reload", "--force"]).ok();
+    assert!(takes(5000));
     daemon.put(CONFIG, &with(4096));
     in_force("configuration, made again", || !takes(5000));
     assert!(works(&mut client), "a reload dropped a connection");
@@ -309,14 +312,14 @@ fn the_spec_file_follows_what_is_advertised_and_where_it_belongs() {
 }
 
 /// A daemon with an administrator's own certificates: the files lie in `tls/` below its root.
-struct Own {
-    daemon: Daemon<'static>,
-    ca: Authority,
+pub(crate) struct Own {
+    pub(crate) daemon: Daemon<'static>,
+    pub(crate) ca: Authority,
 }
 
 impl Own {
     /// A configuration that names all files, and these hosts.
-    fn config(setup_root: &Path, hosts: Option<Value>) -> Value {
+    pub(crate) fn config(setup_root: &Path, hosts: Option<Value>) -> Value {
         let file = |name: &str| setup_root.join("tls").join(name);
         let tls = json!({ "cert": file("server.crt"), "key": file("server.key"), "client_ca": file("ca.crt"),
             "crl": file("crl.pem") });
@@ -328,7 +331,7 @@ impl Own {
         config
     }
 
-    fn setup(ca: &Authority, hosts: Option<Value>) -> crate::harness::daemon::Setup<'static> {
+    pub(crate) fn setup(ca: &Authority, hosts: Option<Value>) -> crate::harness::daemon::Setup<'static> {
         let setup = Daemon::setup();
         let config = Self::config(&setup.root(), hosts);
         let server = ca.server();
@@ -340,21 +343,21 @@ impl Own {
             .file("tls/crl.pem", &ca.crl(&[99]))
     }
 
-    fn start(hosts: Value) -> Self {
+    pub(crate) fn start(hosts: Value) -> Self {
         let ca = Authority::new("the company's CA");
         Self { daemon: Self::setup(&ca, Some(hosts)).start(), ca }
     }
 
-    fn identity(&self, ca: &Authority, name: &str, serial: u8) -> Identity {
+    pub(crate) fn identity(&self, ca: &Authority, name: &str, serial: u8) -> Identity {
         ca.client(name, serial).keep(&self.daemon.path("hosts"), &format!("{name}-{serial}"), &self.ca.pem())
     }
 
-    fn connect(&self, identity: &Identity) -> Client {
+    pub(crate) fn connect(&self, identity: &Identity) -> Client {
         self.daemon.connect(identity).unwrap()
     }
 
     /// Whether a new connection is served.
-    fn lets_in(&self, identity: &Identity) -> bool {
+    pub(crate) fn lets_in(&self, identity: &Identity) -> bool {
         self.daemon.connect(identity).is_ok_and(|mut client| works(&mut client))
     }
 }

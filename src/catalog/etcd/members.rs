@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::error::OpenError;
 use crate::catalog::{Cluster, Credentials};
+use crate::files;
 
 /// How long a member may take to answer before the next one is asked. An election takes about as long.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
@@ -334,7 +335,11 @@ impl Contents {
     fn read(credentials: &Credentials) -> Result<Self, OpenError> {
         let Credentials { ca, cert, key, user, password_file } = credentials;
         let read = |path: &Path, field| {
-            std::fs::read(path).map_err(|source| OpenError::Credentials { path: path.into(), field, source })
+            files::read_at_most(path, files::SMALL).map_err(|source| OpenError::Credentials {
+                path: path.into(),
+                field,
+                source,
+            })
         };
         let ca = ca.as_deref().map(|path| read(path, "ca")).transpose()?;
         let identity = match (cert, key) {

@@ -400,7 +400,7 @@ impl Drop for Etcd {
         let Some(runtime) = self.runtime.take() else { return };
         let mut under_way = self.under_way.subscribe();
         // A thread of its own may wait, which the one that drops this may not be allowed to.
-        let end = std::thread::spawn(move || {
+        let end = std::thread::Builder::new().name("etcd-end".into()).spawn(move || {
             // Closed before, it was waited for already.
             if !closed {
                 let waited =
@@ -409,6 +409,8 @@ impl Drop for Etcd {
             }
             runtime.shutdown_timeout(ANSWER);
         });
+        // Where there is no thread, the runtime went with what was to be done there: nothing is waited for.
+        let Ok(end) = end else { return };
         // It does not panic, and nothing could be done about it.
         let _ = end.join();
     }

@@ -225,7 +225,7 @@ fn the_defaults_that_are_told_are_those_that_hold() {
         let named = place.around.paths.config();
         // The default paths of the system, but the map of this test.
         place.around.paths = Paths { etc: place.around.paths.etc.clone(), ..system.clone() };
-        load::read(&place.around, Some(&named), TlsFilesMust::Nothing).map(|mut loaded| {
+        load::read(&place.around, Some(&named), TlsFilesMust::Nothing, &[]).map(|mut loaded| {
             (loaded.config.pki, loaded.config.map) = (PathBuf::new(), PathBuf::new());
             loaded.config
         })

@@ -14,6 +14,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::fault::Fault;
 use super::reading::Files;
+use crate::files;
 use crate::pki::certificate::decode;
 use crate::pki::{CertInfo, describe_der};
 
@@ -87,7 +88,7 @@ fn private_key(path: &Path, faults: &mut Vec<Fault>) -> Option<PrivateKeyDer<'st
 }
 
 fn content(field: &'static str, path: &Path, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {
-    super::contents(path)
+    files::read_at_most(path, files::SMALL)
         .map_err(|error| faults.push(Fault::NoFile { field, path: path.to_owned(), why: error.to_string() }))
         .ok()
 }

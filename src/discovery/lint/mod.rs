@@ -21,6 +21,7 @@ use time::OffsetDateTime;
 pub use self::class::Severity;
 pub use self::fault::Fault;
 pub use self::reading::{Protection, Target};
+use crate::files;
 
 /// Where an engine looks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,7 +201,8 @@ fn understand(plugin: &Plugin, faults: &mut Vec<Fault>) -> Option<Target> {
     if ending == Some("sock") {
         return Some(reading::socket(file));
     }
-    match contents(file) {
+    // A pipe or a device, on which an engine would wait for ever, is an error.
+    match files::read_at_most(file, files::SMALL) {
         Err(error) => {
             faults.push(Fault::Unreadable { why: error.to_string() });
             None
@@ -208,16 +210,6 @@ fn understand(plugin: &Plugin, faults: &mut Vec<Fault>) -> Option<Target> {
         Ok(content) if ending == Some("json") => reading::json(name, &content, faults),
         Ok(content) => reading::line(&content, faults),
     }
-}
-
-/// What a file holds. A pipe or a device, on which an engine would wait for ever, is an error.
-fn contents(path: &Path) -> io::Result<Vec<u8>> {
-    let metadata = std::fs::metadata(path)?;
-    if metadata.is_file() || metadata.is_dir() {
-        // A directory's own error tells what it is.
-        return std::fs::read(path);
-    }
-    Err(io::Error::other("it is no regular file"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use tokio_rustls::TlsConnector;
 use super::address::Endpoint;
 use super::fault::Fault;
 use super::reading::{Files, Protection, Target};
+use crate::files;
 use crate::pki::certificate::decode;
 
 /// How long a plugin has for everything, the connection included.
@@ -263,7 +265,9 @@ fn tls(files: &Files, protection: Protection) -> Result<ClientConfig, String> {
         own = decode(&read(ca)?).map_err(|error| crate::error::chain(&error))?;
         roots.add_parsable_certificates(own.iter().cloned());
     }
-    if let Some(system) = SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()) {
+    if let Some(system) =
+        SYSTEM_ROOTS.iter().find_map(|path| files::read_at_most(Path::new(path), files::SMALL).ok())
+    {
         roots.add_parsable_certificates(decode(&system).unwrap_or_default());
     }
     let verified = match protection {
@@ -290,8 +294,8 @@ fn tls(files: &Files, protection: Protection) -> Result<ClientConfig, String> {
     }
 }
 
-fn read(path: &std::path::Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    files::read_at_most(path, files::SMALL).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Verifies a server as an engine does: not at all where the spec file says so, and else by the authorities, of whom

@@ -2593,7 +2593,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__reload)
-            opts="-h --root --config --socket --json --help"
+            opts="-h --force --root --config --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

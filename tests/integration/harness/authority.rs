@@ -87,6 +87,11 @@ impl Authority {
 
     /// The list of the serial numbers that were taken back.
     pub fn crl(&self, serials: &[u8]) -> String {
+        self.crl_of(serials, 1, OffsetDateTime::now_utc())
+    }
+
+    /// The same, with its number and the time when it was made.
+    pub fn crl_of(&self, serials: &[u8], number: u8, made: OffsetDateTime) -> String {
         let revoked = |serial: &u8| RevokedCertParams {
             serial_number: SerialNumber::from_slice(&[*serial]),
             revocation_time: from_now(-1),
@@ -94,9 +99,9 @@ impl Authority {
             invalidity_date: None,
         };
         let params = CertificateRevocationListParams {
-            this_update: from_now(-1),
+            this_update: made,
             next_update: from_now(30),
-            crl_number: SerialNumber::from_slice(&[1]),
+            crl_number: SerialNumber::from_slice(&[number]),
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(revoked).collect(),
             key_identifier_method: KeyIdMethod::Sha256,

@@ -1,0 +1,302 @@
+//! Reads of files, each part's in a thread of its own: at most one of a part at a time, so that no part waits for
+//! another's files, and one that hangs leaves one thread behind and no more.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::watch::Unit;
+use crate::files::{self, PATIENCE, Unfinished, Waiting};
+
+/// What is read by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    /// The files of a unit of the reload.
+    Unit(Unit),
+    /// The spec file.
+    Spec,
+}
+
+impl Part {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Unit(unit) => unit.as_str(),
+            Self::Spec => "spec file",
+        }
+    }
+}
+
+/// How a part is to be read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct How {
+    /// The operator means what would be refused otherwise.
+    pub(super) forced: bool,
+    /// Certificates go with the list of revocations in its file.
+    pub(super) with_list: bool,
+    /// Only to make again what is gone.
+    pub(super) mend: bool,
+}
+
+impl How {
+    fn and(self, other: Option<Self>) -> Self {
+        other.map_or(self, |other| Self {
+            forced: self.forced || other.forced,
+            with_list: self.with_list || other.with_list,
+            mend: self.mend && other.mend,
+        })
+    }
+}
+
+/// The parts that are being read, and who waits for them. `D` is what is read.
+pub(super) struct Turns<D> {
+    parts: BTreeMap<Part, Turn>,
+    waiters: Vec<Waiter>,
+    sender: mpsc::UnboundedSender<(Part, Option<D>)>,
+}
+
+/// How it stands with one part. Its reads are numbered from one.
+#[derive(Debug, Default)]
+struct Turn {
+    begun: u64,
+    done: u64,
+    running: Option<Running>,
+    /// It changed after the read under way began.
+    again: Option<How>,
+}
+
+#[derive(Debug)]
+struct Running {
+    since: Instant,
+    how: How,
+    thread: Waiting,
+    given_up: bool,
+}
+
+/// Somebody who waits until these reads are done.
+struct Waiter {
+    needs: BTreeMap<Part, u64>,
+    told: oneshot::Sender<()>,
+}
+
+/// What is to be done for somebody who asks for a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// To begin to read it, by [`Turns::begin`].
+    Begin(How),
+    /// Nothing: it will be read after the read under way, or still hangs.
+    Wait,
+}
+
+/// Sends what was read, or that nothing was because of a panic.
+struct Sending<D> {
+    part: Part,
+    read: Option<D>,
+    sender: mpsc::UnboundedSender<(Part, Option<D>)>,
+}
+
+impl<D> Drop for Sending<D> {
+    fn drop(&mut self) {
+        // Nobody listens any more only while the process ends.
+        let _ = self.sender.send((self.part, self.read.take()));
+    }
+}
+
+impl<D: Send + 'static> Turns<D> {
+    /// Nothing is read yet; what will have been is received.
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<(Part, Option<D>)>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self { parts: BTreeMap::new(), waiters: Vec::new(), sender }, receiver)
+    }
+
+    /// Somebody wants a part to be read from now on.
+    pub(super) fn ask(&mut self, part: Part, how: How) -> Ask {
+        let turn = self.parts.entry(part).or_default();
+        match &turn.running {
+            None => Ask::Begin(how),
+            Some(_) => {
+                turn.again = Some(how.and(turn.again));
+                Ask::Wait
+            }
+        }
+    }
+
+    /// Begins to read a part.
+    pub(super) fn begin(
+        &mut self,
+        part: Part,
+        how: How,
+        read: impl FnOnce() -> D + Send + 'static,
+    ) -> Result<(), Unfinished> {
+        let turn = self.parts.entry(part).or_default();
+        turn.begun += 1;
+        let sender = self.sender.clone();
+        let thread = files::start(&format!("read-{}", part.as_str()), move || {
+            let mut sending = Sending { part, read: None, sender };
+            sending.read = Some(read());
+        });
+        match thread {
+            Ok(thread) => {
+                turn.running = Some(Running { since: Instant::now(), how, thread, given_up: false });
+                Ok(())
+            }
+            Err(error) => {
+                turn.done = turn.begun;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes note that the thread of a part has ended: how it was to read, if anybody still wants to know.
+    pub(super) fn ended(&mut self, part: Part) -> Option<How> {
+        let turn = self.parts.entry(part).or_default();
+        let running = turn.running.take()?;
+        turn.done = turn.begun;
+        if running.given_up {
+            // What it read may be old by now.
+            turn.again = Some(running.how.and(turn.again));
+            return None;
+        }
+        Some(running.how)
+    }
+
+    /// How a part is to be read once more, if it is.
+    pub(super) fn again(&mut self, part: Part) -> Option<How> {
+        let turn = self.parts.entry(part).or_default();
+        if turn.running.is_none() { turn.again.take() } else { None }
+    }
+
+    /// When the next read takes too long.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let running = self.parts.values().filter_map(|turn| turn.running.as_ref());
+        running.filter(|running| !running.given_up).map(|running| running.since + PATIENCE).min()
+    }
+
+    /// Gives up the reads that take too long by now.
+    pub(super) fn give_up(&mut self) -> Vec<(Part, Unfinished)> {
+        let mut given_up = Vec::new();
+        for (part, turn) in &mut self.parts {
+            if let Some(running) = &mut turn.running
+                && !running.given_up
+                && running.since.elapsed() >= PATIENCE
+            {
+                running.given_up = true;
+                turn.done = turn.begun;
+                given_up.push((*part, running.thread.unfinished()));
+            }
+        }
+        given_up
+    }
+
+    /// Returns true if a part was given up and its thread has not ended.
+    pub(super) fn hangs(&self, part: Part) -> bool {
+        self.running(part).is_some_and(|running| running.given_up)
+    }
+
+    /// Returns true if nothing of a part is being read.
+    pub(super) fn is_idle(&self, part: Part) -> bool {
+        self.running(part).is_none()
+    }
+
+    /// Returns true while units are read that somebody may still want to know of.
+    pub(super) fn is_busy(&self) -> bool {
+        let busy = |part: Part| self.running(part).is_some_and(|running| !running.given_up);
+        Unit::ALL.into_iter().any(|unit| busy(Part::Unit(unit)))
+    }
+
+    fn running(&self, part: Part) -> Option<&Running> {
+        self.parts.get(&part)?.running.as_ref()
+    }
+
+    /// The read of a part that begins not before now: the one that was just begun, or the one after that.
+    fn next(&self, part: Part, just_begun: bool) -> u64 {
+        self.parts.get(&part).map_or(0, |turn| {
+            let waits = turn.again.is_some() && !just_begun && !self.hangs(part);
+            turn.begun + u64::from(waits)
+        })
+    }
+
+    /// Somebody is to be told once these parts have been read, as they were asked for a moment ago.
+    pub(super) fn wait(&mut self, parts: &[(Part, Ask)], told: oneshot::Sender<()>) {
+        let needs = parts.iter().map(|(part, ask)| (*part, self.next(*part, matches!(ask, Ask::Begin(_)))));
+        let needs = needs.collect();
+        self.waiters.push(Waiter { needs, told });
+    }
+
+    /// Whoever waits for `part`, whose read has just ended, waits for `next` from now on, which was just asked for.
+    pub(super) fn wait_on(&mut self, part: Part, next: Part, ask: Ask) {
+        let done = self.parts.get(&part).map_or(0, |turn| turn.done);
+        let number = self.next(next, matches!(ask, Ask::Begin(_)));
+        for waiter in &mut self.waiters {
+            if waiter.needs.get(&part).is_some_and(|needed| *needed <= done) {
+                let needed = waiter.needs.entry(next).or_default();
+                *needed = number.max(*needed);
+            }
+        }
+    }
+
+    /// Tells those who waited for nothing but what is done by now.
+    pub(super) fn tell(&mut self) {
+        let parts = &self.parts;
+        let is_done =
+            |(part, needed): (&Part, &u64)| parts.get(part).is_some_and(|turn| turn.done >= *needed);
+        for waiter in self.waiters.extract_if(.., |waiter| waiter.needs.iter().all(is_done)) {
+            // Who asked may have given up waiting.
+            let _ = waiter.told.send(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc as std_mpsc;
+
+    use super::*;
+
+    const CRL: Part = Part::Unit(Unit::Crl);
+    const TLS: Part = Part::Unit(Unit::Tls);
+
+    fn is_told(told: &mut oneshot::Receiver<()>) -> bool {
+        told.try_recv().is_ok()
+    }
+
+    #[tokio::test]
+    async fn one_read_at_a_time_and_who_asks_meanwhile_waits_for_the_next() {
+        let (mut turns, mut read) = Turns::new();
+        let (go_on, may_go_on) = std_mpsc::channel::<()>();
+        let how = How::default();
+        assert_eq!(turns.ask(CRL, how), Ask::Begin(how));
+        turns.begin(CRL, how, move || may_go_on.recv().is_ok()).unwrap();
+        let (told, mut first) = oneshot::channel();
+        turns.wait(&[(CRL, Ask::Begin(how))], told);
+        let forced = How { forced: true, ..how };
+        assert_eq!(turns.ask(CRL, forced), Ask::Wait);
+        let (told, mut second) = oneshot::channel();
+        turns.wait(&[(CRL, Ask::Wait)], told);
+        // Another part is not held up.
+        turns.begin(TLS, how, || true).unwrap();
+        assert_eq!(read.recv().await, Some((TLS, Some(true))));
+        assert_eq!(turns.ended(TLS), Some(how));
+        turns.tell();
+        assert!(!is_told(&mut first) && turns.is_busy());
+
+        go_on.send(()).unwrap();
+        assert_eq!(read.recv().await, Some((CRL, Some(true))));
+        assert_eq!(turns.ended(CRL), Some(how));
+        turns.tell();
+        assert!(is_told(&mut first) && !is_told(&mut second));
+        assert_eq!(turns.again(CRL), Some(forced));
+        turns.begin(CRL, forced, || panic!("as a test")).unwrap();
+        assert_eq!(read.recv().await, Some((CRL, None)));
+        assert_eq!(turns.ended(CRL), Some(forced));
+        // It leads to another read, for which the same waiter waits.
+        turns.begin(TLS, how, || true).unwrap();
+        turns.wait_on(CRL, TLS, Ask::Begin(how));
+        turns.tell();
+        assert!(!is_told(&mut second));
+        read.recv().await.unwrap();
+        turns.ended(TLS);
+        turns.tell();
+        assert!(is_told(&mut second) && !turns.is_busy());
+    }
+}

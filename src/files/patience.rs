@@ -1,0 +1,132 @@
+//! Reading with a time limit.
+//!
+//! A file on a share whose server is gone holds its reader in the kernel, where nothing can call it back. So a thread
+//! of its own reads, and is left behind when it takes too long. The caller bounds how many are left behind, by starting
+//! no second one for the same work.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+/// How long files may take to be read.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which file each thread is reading.
+static READING: Mutex<Vec<(ThreadId, PathBuf)>> = Mutex::new(Vec::new());
+
+/// Notes, while it lives, which file this thread reads.
+pub(super) struct Told;
+
+impl Told {
+    pub(super) fn new(path: &Path) -> Self {
+        reading(|all| all.push((thread::current().id(), path.to_owned())));
+        Self
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let own = thread::current().id();
+        reading(|all| {
+            if let Some(latest) = all.iter().rposition(|(thread, _)| *thread == own) {
+                all.swap_remove(latest);
+            }
+        });
+    }
+}
+
+fn reading<T>(work: impl FnOnce(&mut Vec<(ThreadId, PathBuf)>) -> T) -> T {
+    // Whole after every statement under this lock.
+    work(&mut READING.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Work that a thread of its own does.
+#[derive(Debug)]
+pub struct Waiting(ThreadId);
+
+impl Waiting {
+    /// The file that the thread reads just now, if it reads one.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        reading(|all| all.iter().rev().find(|(thread, _)| *thread == self.0).map(|(_, path)| path.clone()))
+    }
+
+    /// What to say of it once it has taken too long.
+    #[must_use]
+    pub fn unfinished(&self) -> Unfinished {
+        Unfinished::Silent { path: self.path() }
+    }
+}
+
+/// Why work on files came to no result.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Unfinished {
+    /// It took too long.
+    #[error(
+        "{what} does not answer, {limit} s were waited: is a network share away?",
+        what = path.as_ref().map_or_else(|| "the storage that the files lie on".to_owned(), |path| path.display().to_string()),
+        limit = PATIENCE.as_secs()
+    )]
+    Silent {
+        /// The file that was being read, if it is known.
+        path: Option<PathBuf>,
+    },
+    /// There is no thread to do it.
+    #[error("no thread can be started to read the files (LimitNPROC, TasksMax, `ulimit -u`)")]
+    NoThread(#[source] Arc<io::Error>),
+    /// The thread ended by a panic, which was logged.
+    #[error("reading the files broke off: the log says why")]
+    BrokeOff,
+}
+
+/// Begins work in a thread of its own.
+pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<Waiting, Unfinished> {
+    let thread = thread::Builder::new().name(name.into()).spawn(work);
+    thread.map(|thread| Waiting(thread.thread().id())).map_err(|error| Unfinished::NoThread(error.into()))
+}
+
+/// Does work that reads files in a thread of its own, and waits for it no longer than [`PATIENCE`].
+pub fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unfinished> {
+    let (sender, receiver) = mpsc::channel();
+    let waiting = start("files", move || {
+        // Nobody listens any more once it was given up.
+        let _ = sender.send(work());
+    })?;
+    receiver.recv_timeout(PATIENCE).map_err(|error| match error {
+        mpsc::RecvTimeoutError::Timeout => waiting.unfinished(),
+        mpsc::RecvTimeoutError::Disconnected => Unfinished::BrokeOff,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_that_holds_a_thread_up_is_known() {
+        let (ready, is_ready) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let waiting = start("test", move || {
+            let _outer = Told::new(Path::new("/outer"));
+            let inner = Told::new(Path::new("/inner"));
+            ready.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            drop(inner);
+            ready.send(()).unwrap();
+            may_go_on.recv().unwrap();
+        })
+        .unwrap();
+        is_ready.recv().unwrap();
+        assert_eq!(waiting.path().as_deref(), Some(Path::new("/inner")));
+        let told = waiting.unfinished().to_string();
+        assert!(told.starts_with("/inner does not answer"), "{told}");
+        go_on.send(()).unwrap();
+        is_ready.recv().unwrap();
+        assert_eq!(waiting.path().as_deref(), Some(Path::new("/outer")));
+        go_on.send(()).unwrap();
+        assert_eq!(within(|| 7).unwrap(), 7);
+        assert!(matches!(within(|| panic!("as a test")), Err::<(), _>(Unfinished::BrokeOff)));
+    }
+}
