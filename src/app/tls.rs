@@ -424,7 +424,7 @@ pub(super) fn fault_of_shared_ca(loaded: &Loaded) -> Option<Fault> {
 }
 
 /// A fault that no place in the file has.
-fn fault_of(loaded: &Loaded, field: &str, error: &dyn std::error::Error) -> Fault {
+fn fault_of(loaded: &Loaded, field: &str, error: &(dyn std::error::Error + 'static)) -> Fault {
     let file = loaded.files.first().map(|seen| seen.path().to_owned()).unwrap_or_default();
     Fault { file, line: 0, column: 0, field: field.into(), what: chain(error), hint: None }
 }
