@@ -8,16 +8,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::mem::ManuallyDrop;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 
-use super::inotify::{Inotify, Touched};
+use notify::event::ModifyKind;
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+
 use super::walk;
+
+/// Something happened in a watched directory.
+#[derive(Debug)]
+pub(super) struct Touched {
+    /// To which paths; none when the kernel lost count.
+    paths: Vec<PathBuf>,
+    /// Whether they may be other files or directories than before.
+    replaced: bool,
+}
 
 /// The watched directories.
 pub(super) struct Directories {
-    kernel: Option<Inotify>,
+    kernel: Option<Kernel>,
     watched: BTreeMap<PathBuf, Watched>,
     /// The directories that hold files and cannot be watched; a warning has been given for each.
     unwatched: BTreeSet<PathBuf>,
@@ -38,9 +51,25 @@ struct Wanted {
 }
 
 impl Directories {
-    /// Watches nothing yet.
-    pub(super) fn new() -> Self {
-        let kernel = Inotify::new();
+    /// Watches nothing yet; what happens later is told to `touched`, from another thread.
+    pub(super) fn new(touched: impl Fn(Touched) + Send + 'static) -> Self {
+        let told = move |event: notify::Result<Event>| match event {
+            // Our own reading raises these.
+            Ok(event) if event.kind.is_access() => {}
+            Ok(event) => {
+                let in_place = matches!(
+                    event.kind,
+                    EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_) | ModifyKind::Any)
+                );
+                let paths = if event.need_rescan() { Vec::new() } else { event.paths };
+                touched(Touched { paths, replaced: !in_place });
+            }
+            Err(error) => {
+                log::warn!("watching for changes of the configuration: {error}");
+                touched(Touched { paths: Vec::new(), replaced: false });
+            }
+        };
+        let kernel = Kernel::start(told);
         if let Err(error) = &kernel {
             log::warn!(
                 "changes of the configuration are looked for every second, since none are told: {error}"
@@ -60,44 +89,22 @@ impl Directories {
         self.kernel.is_none() || !self.unwatched.is_empty()
     }
 
-    /// What becomes readable when something happens in a watched directory; `None` where the kernel tells nothing.
-    pub(super) fn events(&self) -> Option<&OwnedFd> {
-        self.kernel.as_ref().map(Inotify::events)
-    }
-
-    /// Takes note of what happened in the watched directories. Returns true if it may have changed a file that is
-    /// followed.
-    pub(super) fn touched(&mut self) -> bool {
-        let touched = match self.kernel.as_ref().map(Inotify::read) {
-            None => return false,
-            Some(Ok(touched)) => touched,
-            Some(Err(error)) => {
-                log::warn!(
-                    "watching for changes of the configuration: {error}; they are looked for every second"
-                );
-                self.kernel = None;
-                self.watched.clear();
-                return true;
-            }
-        };
-        let mut concerns = false;
-        for touched in &touched {
-            concerns |= self.concerns(touched);
-        }
-        concerns
-    }
-
-    fn concerns(&mut self, touched: &Touched) -> bool {
-        let Touched { path, replaced } = touched;
-        // The kernel lost count.
-        let Some(path) = path else { return true };
-        let wanted = path.parent().and_then(|parent| self.watched.get(parent));
-        let name = path.file_name().unwrap_or_default();
-        let concerns = self.watched.contains_key(path)
-            || wanted.is_some_and(|in_it| in_it.wanted.everything || in_it.wanted.names.contains(name));
+    /// Whether what happened may have changed a file that is followed.
+    pub(super) fn concerns(&mut self, touched: &Touched) -> bool {
+        let Touched { paths, replaced } = touched;
+        let concerns = paths.is_empty()
+            || paths.iter().any(|path| {
+                let wanted = path.parent().and_then(|parent| self.watched.get(parent));
+                let name = path.file_name().unwrap_or_default();
+                self.watched.contains_key(path)
+                    || wanted
+                        .is_some_and(|in_it| in_it.wanted.everything || in_it.wanted.names.contains(name))
+            });
         if *replaced {
             // A directory that went away and came back may even have the inode that it had before.
-            self.forget(path);
+            for path in paths {
+                self.forget(path);
+            }
         }
         concerns
     }
@@ -145,7 +152,7 @@ impl Directories {
                 None => {}
             }
             let Some(kernel) = &mut self.kernel else { return false };
-            match kernel.watch(&path) {
+            match kernel.ask(|watcher| watcher.watch(&path, RecursiveMode::NonRecursive)) {
                 Ok(()) => {
                     self.unwatched.remove(&path);
                     self.watched.insert(path, Watched { identity, wanted });
@@ -170,10 +177,61 @@ impl Directories {
         for path in below {
             self.watched.remove(&path);
             if let Some(kernel) = &mut self.kernel {
-                kernel.unwatch(&path);
+                // The kernel may have dropped it already, together with the directory.
+                let _ = kernel.ask(|watcher| watcher.unwatch(&path));
             }
         }
     }
+}
+
+/// What the kernel tells, by a thread of notify's. Where that thread could not be started notify does not say so, and
+/// panics with its next call and when it is dropped.
+struct Kernel {
+    /// `None` only while this is dropped.
+    watcher: Option<RecommendedWatcher>,
+    /// Held by what the thread calls, and so by nobody once the thread is gone.
+    thread: Weak<()>,
+}
+
+impl Kernel {
+    fn start(told: impl Fn(notify::Result<Event>) + Send + 'static) -> notify::Result<Self> {
+        let alive = Arc::new(());
+        let thread = Arc::downgrade(&alive);
+        let told = move |event| {
+            let _held = &alive;
+            told(event);
+        };
+        let kernel = Self { watcher: Some(notify::recommended_watcher(told)?), thread };
+        if kernel.is_alive() { Ok(kernel) } else { Err(gone()) }
+    }
+
+    fn is_alive(&self) -> bool {
+        self.thread.strong_count() > 0
+    }
+
+    fn ask(
+        &mut self,
+        question: impl FnOnce(&mut RecommendedWatcher) -> notify::Result<()>,
+    ) -> notify::Result<()> {
+        match &mut self.watcher {
+            Some(watcher) if self.thread.strong_count() > 0 => question(watcher),
+            _ => Err(gone()),
+        }
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        let watcher = self.watcher.take();
+        if !self.is_alive() {
+            // Left as it is: it would panic.
+            let _ = ManuallyDrop::new(watcher);
+        }
+    }
+}
+
+fn gone() -> notify::Error {
+    notify::Error::io(io::Error::other("there is no thread to tell of them"))
 }
 
 impl std::fmt::Debug for Directories {

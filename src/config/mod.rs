@@ -13,7 +13,6 @@ mod catalog;
 mod directories;
 pub mod fault;
 pub mod fields;
-mod inotify;
 mod json;
 mod load;
 mod node;

@@ -11,16 +11,12 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher as _};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::Errno;
-
-use super::directories::Directories;
+use super::directories::{Directories, Touched};
 use crate::files::{self, Unfinished, Waiting};
 
 /// How long it must be quiet before files are looked at: most changes come in several steps.
@@ -119,19 +115,13 @@ pub struct Watcher(BTreeMap<Unit, Followed>);
 /// What the thread of one unit is told, and tells.
 #[derive(Debug)]
 struct Followed {
-    messages: Messages,
+    messages: Sender<Message>,
     looking: Arc<Looking>,
-}
-
-/// A channel whose receiver waits for something else, too.
-#[derive(Debug)]
-struct Messages {
-    sender: Sender<Message>,
-    bell: Arc<OwnedFd>,
 }
 
 #[derive(Debug)]
 enum Message {
+    Touched(Touched),
     Files(Vec<Seen>),
     Poke,
     Stop,
@@ -163,8 +153,20 @@ impl Watcher {
         let mut watcher = Self(BTreeMap::new());
         for (unit, files) in files {
             let notify = Arc::clone(&notify);
-            let (follower, messages) = Follower::new(files, move || notify(unit), Directories::new())?;
-            let looking = Arc::clone(&follower.looking);
+            let (messages, receiver) = mpsc::channel();
+            let sender = messages.clone();
+            let directories = Directories::new(move |touched| {
+                // Nobody listens any more only when the watcher is gone.
+                let _ = sender.send(Message::Touched(touched));
+            });
+            let looking = Arc::<Looking>::default();
+            let follower = Follower {
+                files,
+                notify: move || notify(unit),
+                directories,
+                receiver,
+                looking: Arc::clone(&looking),
+            };
             let name = format!("watch-{}", unit.as_str());
             let thread = files::start(&name, || follower.run()).map_err(io::Error::other)?;
             // It is set once.
@@ -178,13 +180,13 @@ impl Watcher {
     /// rejected. Never with what an earlier one saw, or the same change would be found again and again.
     pub fn set_files(&self, unit: Unit, files: Vec<Seen>) {
         if let Some(followed) = self.0.get(&unit) {
-            followed.messages.send(Message::Files(files));
+            followed.tell(Message::Files(files));
         }
     }
 
     /// Looks at all files now, without waiting for the result.
     pub fn poke(&self) {
-        self.0.values().for_each(|followed| followed.messages.send(Message::Poke));
+        self.0.values().for_each(|followed| followed.tell(Message::Poke));
     }
 
     /// Why changes of a unit's files are not noticed at present: they have not answered for too long.
@@ -199,15 +201,14 @@ impl Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.0.values().for_each(|followed| followed.messages.send(Message::Stop));
+        self.0.values().for_each(|followed| followed.tell(Message::Stop));
     }
 }
 
-impl Messages {
-    fn send(&self, message: Message) {
-        // The thread ends when it is told to, and not before. A bell that is full rings already.
-        let _ = self.sender.send(message);
-        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+impl Followed {
+    fn tell(&self, message: Message) {
+        // The thread ends when it is told to, and not before.
+        let _ = self.messages.send(message);
     }
 }
 
@@ -216,43 +217,26 @@ struct Follower<N> {
     notify: N,
     directories: Directories,
     receiver: Receiver<Message>,
-    bell: Arc<OwnedFd>,
     looking: Arc<Looking>,
 }
 
-/// Why a wait ended.
-enum Woken {
-    Time,
-    Touched,
-    Told(Message),
-    /// By what concerns no file that is followed.
-    Nothing,
-}
-
 impl<N: Fn()> Follower<N> {
-    fn new(files: Vec<Seen>, notify: N, directories: Directories) -> io::Result<(Self, Messages)> {
-        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (sender, receiver) = mpsc::channel();
-        let messages = Messages { sender, bell: Arc::clone(&bell) };
-        Ok((Self { files, notify, directories, receiver, bell, looking: Arc::default() }, messages))
-    }
-
     fn run(mut self) {
         self.check();
         let mut looked = Instant::now();
         loop {
             let poll = if self.directories.blind() { POLL_BLIND } else { POLL };
-            match self.wait(poll.saturating_sub(looked.elapsed())) {
-                Woken::Nothing => continue,
-                Woken::Touched => {
+            match self.receiver.recv_timeout(poll.saturating_sub(looked.elapsed())) {
+                Ok(Message::Touched(touched)) if !self.directories.concerns(&touched) => continue,
+                Ok(Message::Touched(_)) => {
                     if self.settle().is_break() {
                         return;
                     }
                 }
-                Woken::Told(Message::Files(files)) => self.files = files,
-                Woken::Told(Message::Poke) => {}
-                Woken::Told(Message::Stop) => return,
-                Woken::Time => self.directories.renew(),
+                Ok(Message::Files(files)) => self.files = files,
+                Ok(Message::Poke) => {}
+                Err(RecvTimeoutError::Timeout) => self.directories.renew(),
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
             self.check();
             looked = Instant::now();
@@ -264,44 +248,18 @@ impl<N: Fn()> Follower<N> {
         let began = Instant::now();
         let mut last = began;
         while last.elapsed() < QUIET && began.elapsed() < PATIENCE {
-            match self.wait(QUIET.saturating_sub(last.elapsed())) {
-                Woken::Nothing => {}
-                Woken::Touched => last = Instant::now(),
-                Woken::Told(Message::Files(files)) => self.files = files,
-                Woken::Told(Message::Poke) | Woken::Time => break,
-                Woken::Told(Message::Stop) => return ControlFlow::Break(()),
+            match self.receiver.recv_timeout(QUIET.saturating_sub(last.elapsed())) {
+                Ok(Message::Touched(touched)) => {
+                    if self.directories.concerns(&touched) {
+                        last = Instant::now();
+                    }
+                }
+                Ok(Message::Files(files)) => self.files = files,
+                Ok(Message::Poke) | Err(RecvTimeoutError::Timeout) => break,
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
             }
         }
         ControlFlow::Continue(())
-    }
-
-    /// Waits for a message, or until something happens in a directory, but no longer than that.
-    fn wait(&mut self, longest: Duration) -> Woken {
-        match self.receiver.try_recv() {
-            Ok(message) => return Woken::Told(message),
-            Err(TryRecvError::Disconnected) => return Woken::Told(Message::Stop),
-            Err(TryRecvError::Empty) => {}
-        }
-        let mut fds = vec![PollFd::new(&*self.bell, PollFlags::IN)];
-        fds.extend(self.directories.events().map(|events| PollFd::new(events, PollFlags::IN)));
-        // A duration of some seconds fits.
-        let longest = Timespec::try_from(longest).ok();
-        match poll(&mut fds, longest.as_ref()) {
-            Ok(0) => return Woken::Time,
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => {
-                // Nothing is told any more then; looking every second will do.
-                log::warn!("changes of the configuration cannot be waited for: {errno}");
-                std::thread::sleep(POLL_BLIND);
-                return Woken::Time;
-            }
-        }
-        // Rung off before the messages are looked at, so that none is missed.
-        let _ = rustix::io::read(&*self.bell, &mut [0_u8; 8]);
-        if let Ok(message) = self.receiver.try_recv() {
-            return Woken::Told(message);
-        }
-        if self.directories.touched() { Woken::Touched } else { Woken::Nothing }
     }
 
     /// Watches the directories that the files lie in by now, then looks at the files: in this order, so that nothing
@@ -532,11 +490,13 @@ mod tests {
         let (sender, told) = mpsc::channel();
         let files = vec![Seen::now(&dir.path().join("a"), 1000)];
         let notify = move || sender.send(()).unwrap_or_default();
-        let (follower, messages) = Follower::new(files, notify, Directories::blind_ones()).unwrap();
+        let (messages, receiver) = mpsc::channel();
+        let directories = Directories::blind_ones();
+        let follower = Follower { files, notify, directories, receiver, looking: Arc::default() };
         let thread = std::thread::spawn(move || follower.run());
         fs::write(dir.path().join("a"), "1").unwrap();
         assert_eq!(told.recv_timeout(LONG), Ok(()));
-        messages.send(Message::Stop);
+        messages.send(Message::Stop).unwrap();
         thread.join().unwrap();
     }
 
