@@ -2,7 +2,7 @@
 //! another's files, and one that hangs leaves one thread behind and no more.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -53,6 +53,7 @@ pub(super) struct Turns<D> {
     parts: BTreeMap<Part, Turn>,
     waiters: Vec<Waiter>,
     sender: mpsc::UnboundedSender<(Part, Option<D>)>,
+    patience: Duration,
 }
 
 /// How it stands with one part. Its reads are numbered from one.
@@ -105,8 +106,12 @@ impl<D> Drop for Sending<D> {
 impl<D: Send + 'static> Turns<D> {
     /// Nothing is read yet; what will have been is received.
     pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<(Part, Option<D>)>) {
+        Self::with_patience(PATIENCE)
+    }
+
+    fn with_patience(patience: Duration) -> (Self, mpsc::UnboundedReceiver<(Part, Option<D>)>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { parts: BTreeMap::new(), waiters: Vec::new(), sender }, receiver)
+        (Self { parts: BTreeMap::new(), waiters: Vec::new(), sender, patience }, receiver)
     }
 
     /// Somebody wants a part to be read from now on.
@@ -169,7 +174,7 @@ impl<D: Send + 'static> Turns<D> {
     /// When the next read takes too long.
     pub(super) fn due(&self) -> Option<Instant> {
         let running = self.parts.values().filter_map(|turn| turn.running.as_ref());
-        running.filter(|running| !running.given_up).map(|running| running.since + PATIENCE).min()
+        running.filter(|running| !running.given_up).map(|running| running.since + self.patience).min()
     }
 
     /// Gives up the reads that take too long by now.
@@ -178,9 +183,11 @@ impl<D: Send + 'static> Turns<D> {
         for (part, turn) in &mut self.parts {
             if let Some(running) = &mut turn.running
                 && !running.given_up
-                && running.since.elapsed() >= PATIENCE
+                && running.since.elapsed() >= self.patience
             {
                 running.given_up = true;
+                // The read after this one would not begin either: nobody waits for it.
+                turn.begun += 1;
                 turn.done = turn.begun;
                 given_up.push((*part, running.thread.unfinished()));
             }
@@ -298,5 +305,44 @@ mod tests {
         turns.ended(TLS);
         turns.tell();
         assert!(is_told(&mut second) && !turns.is_busy());
+    }
+
+    #[tokio::test]
+    async fn a_read_that_hangs_is_given_up_by_all_who_wait_and_repeated_when_it_ends() {
+        let (mut turns, mut read) = Turns::with_patience(Duration::ZERO);
+        let (go_on, may_go_on) = std_mpsc::channel::<()>();
+        let how = How::default();
+        turns.begin(CRL, how, move || may_go_on.recv().is_ok()).unwrap();
+        let (told, mut first) = oneshot::channel();
+        turns.wait(&[(CRL, Ask::Begin(how))], told);
+        let ask = turns.ask(CRL, how);
+        let (told, mut second) = oneshot::channel();
+        turns.wait(&[(CRL, ask)], told);
+        assert!(turns.due().is_some());
+        assert_eq!(turns.give_up().len(), 1);
+        turns.tell();
+        assert!(is_told(&mut first) && is_told(&mut second));
+        assert!(turns.hangs(CRL) && !turns.is_busy() && turns.due().is_none());
+        // Nobody waits for it from now on, and no second thread is started.
+        let ask = turns.ask(CRL, How { forced: true, ..how });
+        assert_eq!(ask, Ask::Wait);
+        let (told, mut third) = oneshot::channel();
+        turns.wait(&[(CRL, ask)], told);
+        turns.tell();
+        assert!(is_told(&mut third));
+
+        go_on.send(()).unwrap();
+        assert_eq!(read.recv().await, Some((CRL, Some(true))));
+        assert_eq!(turns.ended(CRL), None, "what it read may be old");
+        assert_eq!(turns.again(CRL), Some(How { forced: true, ..how }));
+        turns.begin(CRL, how, || true).unwrap();
+        let (told, mut fourth) = oneshot::channel();
+        turns.wait(&[(CRL, Ask::Begin(how))], told);
+        turns.tell();
+        assert!(!is_told(&mut fourth));
+        read.recv().await.unwrap();
+        turns.ended(CRL);
+        turns.tell();
+        assert!(is_told(&mut fourth));
     }
 }

@@ -222,6 +222,8 @@ fn a_share_that_hangs_holds_up_its_own_unit_for_a_while_and_no_other() {
     let mut config = Own::config(&setup.root(), Some(json!({ "*": {} })));
     config["tls"]["crl"] = share.join("crl.pem").to_str().unwrap().into();
     let own = Own { daemon: setup.config(&config).start(), ca };
+    // Dropped first: a process that waits for the share does not end.
+    let storage = storage;
     let daemon = &own.daemon;
     let (web1, web99) = (own.identity(&own.ca, "web1", 1), own.identity(&own.ca, "web99", 99));
     assert!(own.lets_in(&web1) && !own.lets_in(&web99));
