@@ -112,6 +112,8 @@ pub struct Status {
     /// How many lines of the log were dropped since the start, because nobody took them.
     #[serde(default)]
     pub log_lines_dropped: u64,
+    /// The hosts of which several machines use one certificate.
+    pub cloned_hosts: Vec<String>,
 }
 
 /// What became of a reload.
@@ -250,6 +252,8 @@ pub struct Mount {
     pub since: String,
     /// Whether the host's engine was started again since.
     pub stale: bool,
+    /// From which address the first of them came over a network.
+    pub address: Option<String>,
 }
 
 /// Releases mounts by the operator's word.
@@ -340,6 +344,10 @@ pub struct Host {
     pub mounts: usize,
     /// Whether its latest certificate is revoked.
     pub revoked: bool,
+    /// Whether several machines use one of its certificates.
+    pub cloned: bool,
+    /// The addresses that the certificate is used from; of a host that is not cloned, where it called from last.
+    pub addresses: Vec<String>,
 }
 
 /// Names a host.

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::convert::{in_force, to_limits};
 use super::pulse::status_line;
 use super::tls::{Tls, worded};
-use super::{ServeError, spec, tls};
+use super::{ServeError, naming, spec, tls};
 use crate::admin::board::Reloaded;
 use crate::admin::{Board, Issuing};
 use crate::catalog::Catalog;
@@ -22,6 +22,7 @@ use crate::config::watch::{Seen, Unit, Watcher};
 use crate::config::{self, Config, Paths};
 use crate::discovery::Written;
 use crate::error::chain;
+use crate::host::name::HostName;
 use crate::process::systemd;
 use crate::transport::{Limits, Server};
 use crate::volume::Service;
@@ -34,6 +35,8 @@ pub(super) struct Reloader {
     pub(super) booted: Config,
     /// The configuration in force.
     pub(super) config: Config,
+    /// The machine's hostname, as it was last looked at.
+    pub(super) hostname: Option<HostName>,
     pub(super) tls: Tls,
     pub(super) catalog: Arc<dyn Catalog>,
     pub(super) service: Arc<Service>,
@@ -147,13 +150,18 @@ impl Reloader {
         if let Some(fault) = tls::fault_of_client_ca(&loaded) {
             return Err(vec![fault.to_string()]);
         }
-        let new = loaded.config;
+        let mut new = loaded.config;
+        if !new.node_configured {
+            self.note_hostname(&new.node);
+            new.node.clone_from(&self.booted.node);
+        }
         let changed = config::changes(&self.config, &new);
         let needs_restart = config::changes(&self.booted, &new).needs_restart;
         // What only a restart can change stays as the service was started with.
         let new = Config {
             name: self.booted.name.clone(),
             node: self.booted.node.clone(),
+            node_configured: self.booted.node_configured,
             scope: self.booted.scope,
             listen: self.booted.listen.clone(),
             pki: self.booted.pki.clone(),
@@ -173,6 +181,7 @@ impl Reloader {
         self.catalog.limit_requests(new.limits.request);
         let before = self.service.in_force();
         self.service.put_in_force(in_force(&new, &before.map));
+        self.service.look_at_clones();
         self.config = new;
         self.board.update(|facts| {
             facts.needs_restart = needs_restart.iter().map(ToString::to_string).collect();
@@ -180,6 +189,16 @@ impl Reloader {
         // A list of hosts may be what the certificates were waiting for.
         Ok(["tls", "advertise"].iter().any(|field| changed.hot.contains(field))
             || self.rejected.contains(&Unit::Tls))
+    }
+
+    /// Tells once that the machine was given another hostname, which changes nothing.
+    fn note_hostname(&mut self, hostname: &HostName) {
+        if self.hostname.as_ref() != Some(hostname) {
+            if *hostname != self.booted.node {
+                log::warn!("{}", naming::told(&self.booted.node, hostname));
+            }
+            self.hostname = Some(hostname.clone());
+        }
     }
 
     fn reload_tls(&mut self) {

@@ -195,7 +195,7 @@ fn full_id(mounts: &[Row], volume: &str, host: &str, typed: String) -> Result<St
 /// Mounts as a table, which `volume inspect` shows too.
 pub(super) fn listing(rows: &[Row], whole_ids: bool) -> Listing {
     let mut listing = Listing::new(["VOLUME", "HOST", "ID", "COUNT", "SINCE", "STALE"]).right(3);
-    for Row { volume, host, id, count, since, stale } in rows {
+    for Row { volume, host, id, count, since, stale, address: _ } in rows {
         let id = if whole_ids { id.clone() } else { short(id) };
         listing.row([volume.clone(), host.clone(), id, count.to_string(), since.clone(), mark(*stale)]);
     }
@@ -223,6 +223,7 @@ mod tests {
             count: 1,
             since: "2026-01-02T03:04:05Z".into(),
             stale,
+            address: None,
         }
     }
 
