@@ -165,7 +165,7 @@ fn nothing_to_release(
     }
     shell.table_aside(listing(&planned.kept, false));
     Err(Error::Refused(format!(
-        "nothing was released: {}{of} by {host} may be alive, its engine was not started again since; if {host} is gone for good, or no container there uses them, release them with `volhost {command} --all`",
+        "nothing was released: {}{of} by {host} may be alive: its engine was not started again since, or which of its machines was is not known; if {host} is gone for good, or no container there uses them, release them with `volhost {command} --all`",
         counted(planned.kept.len(), "mount")
     )))
 }

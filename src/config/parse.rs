@@ -15,9 +15,8 @@ use super::{
 };
 use crate::backend::name::BackendName;
 use crate::catalog::location::Location;
-use crate::host::address::Network;
 use crate::host::name::HostName;
-use crate::host::right::{Listed, Right, Rule};
+use crate::host::right::{Listed, Network, Right, Rule};
 
 /// The configuration while faults are still being looked for, and places that later checks need.
 pub(super) struct Draft {

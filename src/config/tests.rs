@@ -13,8 +13,7 @@ use super::backends::Owner;
 use super::load::{self, Surroundings, TlsFilesMust};
 use super::*;
 use crate::catalog::location::Cluster;
-use crate::host::address::Network;
-use crate::host::right::{Right, Rule};
+use crate::host::right::{Network, Right, Rule};
 
 mod schema;
 

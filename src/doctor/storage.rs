@@ -121,8 +121,8 @@ fn service(admin: &Path, findings: &mut Vec<Finding>) {
     findings.push(finding(Verdict::Ok, message));
     findings.extend(catalog(&status));
     reload(&status, findings);
-    findings.extend(cloned(&status));
     certificate(&status, OffsetDateTime::now_utc(), findings);
+    findings.extend(cloned(&status));
     status.backends.iter().for_each(|backend| findings.extend(self::backend(backend)));
     let online = status.backends.iter().filter(|backend| backend.state == "online");
     let paths: Vec<_> = online.map(|backend| Path::new(&backend.path)).collect();

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::address::Network;
+pub use super::address::Network;
 use super::name::HostName;
 use crate::backend::name::BackendName;
 

@@ -93,7 +93,7 @@ fn a_cloned_host_is_told_and_an_exclusive_volume_stays_with_one_machine_until_it
     activate(&mut other);
     activate(&mut one);
     assert_eq!(stale(&daemon), 0);
-    daemon.cli(&["host", "release", "web1", "--yes"]).ok();
+    daemon.cli(&["host", "release", "web1", "--yes"]).fails();
     assert_eq!(daemon.mounts().len(), 1);
 
     for _ in 0..2 {
