@@ -354,7 +354,7 @@ mod tests {
         let inner = Arc::new(crate::catalog::sqlite::open(&root.join("catalog.db")).unwrap());
         let (reached, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let catalog = Arc::new(Slow { inner, reached: Arc::clone(&reached), go_on: Arc::clone(&go_on) });
-        let pki = Pki::new(&root.join("pki"));
+        let pki = Pki::new(root.join("pki"));
         let node = HostName::parse("store1").unwrap();
         pki.ensure(&node, &[]).unwrap();
         let issuing = move || Issuing {

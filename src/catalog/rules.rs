@@ -70,7 +70,7 @@ impl View {
             Change::Connected(host, issuer) => Ok(self.connected(host, issuer)),
             Change::Called { host, serial, from, at } => Ok(self.called(host, &serial, from, at)),
             Change::NotCloned(host) => Ok(self.not_cloned(host)),
-            Change::Name(machine, host) => Ok(self.name_machine(machine, host)),
+            Change::Name(machine, host) => Ok(self.name_machine(machine, &host)),
             Change::Backend(name, record) => self.backend(name, record),
             Change::Introduce(name, record) => match self.backends.get(&name) {
                 Some(known) => Err(Refusal::Known(Arc::clone(known))),

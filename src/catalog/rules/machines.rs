@@ -12,12 +12,12 @@ use crate::volume::mounts::{Activation, Ledger, Mount};
 use crate::volume::name::MountId;
 
 impl View {
-    pub(super) fn name_machine(&mut self, machine: Uuid, name: HostName) -> (Outcome, Vec<Write>) {
+    pub(super) fn name_machine(&mut self, machine: Uuid, name: &HostName) -> (Outcome, Vec<Write>) {
         let kept = self.name_of(machine);
-        if kept.as_ref() == Some(&name) {
+        if kept.as_ref() == Some(name) {
             return Default::default();
         }
-        let mut host = self.host(&name);
+        let mut host = self.host(name);
         host.machine = Some(machine);
         host.renamed = None;
         let before = host.activation;
@@ -28,11 +28,11 @@ impl View {
         // Whoever hears of it row by row counts mounts by their host's activation.
         let mut writes = vec![self.store_host(name.clone(), host)];
         if let Some(kept) = &kept {
-            self.move_mounts((kept, self.activation(kept)), (&name, before), activation, &mut writes);
+            self.move_mounts((kept, self.activation(kept)), (name, before), activation, &mut writes);
             for (earlier, of_earlier) in self.hosts.clone() {
                 // Its engine calls with the certificate of an earlier name until it is started again.
                 if earlier == *kept || of_earlier.renamed.as_ref() == Some(kept) {
-                    if earlier == name {
+                    if earlier == *name {
                         continue;
                     }
                     let mut gone = self.host(&earlier);
