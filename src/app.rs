@@ -7,6 +7,7 @@
 pub mod certificates;
 mod convert;
 mod error;
+mod naming;
 mod news;
 mod pulse;
 pub mod recovery;
@@ -79,7 +80,7 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
         signal::survive_reload().map_err(|source| ServeError::System { what: "no signals", source })?;
     threads::require(threads_needed())
         .map_err(|source| ServeError::System { what: "too few threads", source })?;
-    let loaded = read(paths, file)?;
+    let mut loaded = read(paths, file)?;
     if let Some(file) = loaded.missing_file() {
         log::info!("no configuration: there is no {}, the defaults hold", file.display());
     }
@@ -89,16 +90,15 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
             "{files} files may be open at most (LimitNOFILE), too few for limits.connections and the rest: {needed}"
         );
     }
-    let open = || catalog::open(&loaded.config.catalog, &instance(&loaded.config));
-    let (catalog, tls) = match &loaded.config.catalog {
-        // Its lock comes first: a second service on the same files ends before it has changed any.
-        Location::Sqlite(_) => (open()?, Tls::prepare(&loaded.config)?),
-        // It may be long in answering, and what is wrong with the certificates is told before.
-        Location::Etcd(_) => {
-            let tls = Tls::prepare(&loaded.config)?;
-            (open()?, tls)
-        }
-    };
+    // A shared catalog may be long in answering, and what is wrong with the certificates is told before; unless it takes
+    // the catalog to know for which name they are. The lock of one that is not shared comes first: a second service on
+    // the same files ends before it has changed any.
+    let shared = matches!(loaded.config.catalog, Location::Etcd(_));
+    let first =
+        (shared && loaded.config.node_configured).then(|| Tls::prepare(&loaded.config)).transpose()?;
+    let catalog = catalog::open(&loaded.config.catalog, &instance(&loaded.config))?;
+    let naming = naming::find(&mut loaded.config, &*catalog);
+    let tls = first.map_or_else(|| Tls::prepare(&loaded.config), Ok)?;
     make_default_backend(paths, &loaded.config)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -108,11 +108,11 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
         .build()
         .map_err(|source| ServeError::System { what: "no threads", source })?;
     let result = runtime.block_on(async {
-        let service = App::build(paths, file, loaded, tls, Arc::clone(&catalog), inheritance, &early).await;
-        let result = match service {
-            Ok(app) => app.run().await,
-            Err(error) => Err(error),
+        let served = async {
+            naming::record(&naming, &*catalog).await?;
+            App::build(paths, file, loaded, tls, Arc::clone(&catalog), inheritance, &early).await?.run().await
         };
+        let result = served.await;
         catalog.close().await;
         result
     });
@@ -206,6 +206,7 @@ impl App {
         let service =
             Arc::new(Service::new(Arc::clone(&catalog), in_force(config, &backend::Map::default())));
         service.bring_up(BRING_UP).await;
+        service.look_at_clones();
 
         let mut listen: Vec<_> = config.listen.iter().map(to_transport).collect();
         listen.push(Listen::Admin(config.admin.clone()));
@@ -219,7 +220,7 @@ impl App {
             limits: Arc::clone(&limits),
             tls: tls.state(),
             revocation: Arc::new(Recorded(Arc::clone(&catalog))),
-            on_seen: Arc::new(move |host, issuer| seen.note_seen(host, issuer)),
+            on_seen: Arc::new(move |caller, certified| seen.note_seen(caller, certified)),
             drain: drain.clone(),
         });
 
@@ -235,7 +236,7 @@ impl App {
         if let Some(news) = catalog.news() {
             tokio::spawn(news::follow(news, Arc::clone(&desk.changed)));
         }
-        let operator = Caller { host: config.node.clone(), via: Via::Admin };
+        let operator = Caller { host: config.node.clone(), via: Via::Admin, address: None };
         let counted = Arc::clone(&server);
         let counts = move || admin::Counts {
             connections: counted.connections().values().sum(),
@@ -261,6 +262,7 @@ impl App {
             paths: paths.clone(),
             file: file.map(Into::into),
             booted: loaded.config.clone(),
+            hostname: None,
             config: loaded.config,
             in_force: loaded.files,
             rejected: BTreeSet::new(),
@@ -425,6 +427,7 @@ fn desk(
             server.recheck();
             let _ = events.send(Event::Changed(Unit::Tls));
         }),
+        signing: tokio::sync::Mutex::default(),
     }
 }
 

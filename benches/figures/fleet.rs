@@ -82,6 +82,7 @@ fn mounted(runtime: &Runtime, root: &Root, volumes: u64, mounts: u64) -> (u64, u
                 host: HostName::parse(&format!("host{}", number % 50)).expect("it is valid"),
                 // As engines make them.
                 id: MountId::parse(&format!("{number:064x}")).expect("it is valid"),
+                address: None,
                 at: OffsetDateTime::now_utc(),
                 again: false,
             }));

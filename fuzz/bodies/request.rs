@@ -119,8 +119,11 @@ impl World {
             };
             (BackendName::parse(name).unwrap(), settings)
         });
-        let callers =
-            ["web1", "web2"].map(|name| Caller { host: HostName::parse(name).unwrap(), via: Via::Tls });
+        let callers = ["web1", "web2"].map(|name| Caller {
+            host: HostName::parse(name).unwrap(),
+            via: Via::Tls,
+            address: None,
+        });
         let closed = BTreeMap::from([(backends[1].0.clone(), Hosts::new(["web1"]))]);
         let map = Map::build(&Map::default(), BTreeMap::from(backends));
         let in_force = InForce { map, access: Access::new(None, closed), request: Duration::from_secs(20) };
@@ -206,7 +209,7 @@ impl World {
 
     /// Takes all volumes away, as an operator would.
     async fn clear(&self) {
-        let operator = Caller { host: self.callers[0].host.clone(), via: Via::Admin };
+        let operator = Caller { host: self.callers[0].host.clone(), via: Via::Admin, address: None };
         for volume in self.catalog.view().volumes.values() {
             for caller in &self.callers {
                 let release = Release {

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use time::OffsetDateTime;
 
 use super::wire;
-use crate::catalog::{Catalog, CatalogError, Certificate, Change};
+use crate::catalog::{Catalog, CatalogError, Certificate, Change, Host};
 use crate::config::Advertise;
 use crate::config::address::Authority;
 use crate::discovery::{Address, Format, InvalidPluginName, PluginName, Rendering, Spec, TlsFiles};
@@ -42,6 +42,9 @@ pub struct Desk {
     /// Called after a revocation, or when the server's certificate was made anew: open connections are looked at
     /// again, and the certificate is read again.
     pub changed: Arc<dyn Fn() + Send + Sync>,
+    /// Held while a certificate is signed and recorded, and while a rollover is begun or ended: the end of a rollover
+    /// looks at what is recorded, and would give up a CA that has just signed.
+    pub signing: tokio::sync::Mutex<()>,
 }
 
 /// Why a host could not join or leave.
@@ -73,6 +76,22 @@ pub(super) enum DeskError {
     #[error("host {0} has no certificate yet: `volhost host add {0}` lets it in")]
     NotAdded(HostName),
     #[error(
+        "host {0} has a certificate already: `volhost host renew {0}` makes another one for the same machine; another \
+         machine needs a name of its own"
+    )]
+    Added(HostName),
+    #[error(
+        "{0} is the name of a machine that volhost runs on: another machine of that name would share its mounts; choose \
+         another name{remedy}",
+        remedy = give_up(.0, *.1)
+    )]
+    Node(HostName, Serves),
+    #[error(
+        "{0} is a name that machine {1} gave up, whose engine may still call with its certificate: `volhost host revoke \
+         {0}` frees the name once that engine was started again"
+    )]
+    GivenUp(HostName, HostName),
+    #[error(
         "a request and a certificate were given: the one is to be signed here, the other was signed elsewhere"
     )]
     RequestAndCertificate,
@@ -97,21 +116,51 @@ pub(super) enum DeskError {
 impl Desk {
     /// Another certificate and bundle for a host that has one; those it has stay good.
     pub(super) async fn renew(&self, request: wire::HostAdd) -> Result<wire::HostAdded, DeskError> {
+        self.refuse_strangers()?;
+        let _signing = self.signing.lock().await;
         let host = HostName::parse(&request.name)?;
-        // Another instance may have added it.
-        self.catalog.sync().await?;
-        if self.catalog.view().hosts.get(&host).is_none_or(|host| host.certificates.is_empty()) {
+        let known = self.known(&host).await?;
+        if known.as_ref().is_none_or(|known| known.certificates.is_empty()) {
             return Err(DeskError::NotAdded(host));
         }
-        self.add(request).await
+        if let Some(now) = known.as_ref().and_then(|known| given_up(known)) {
+            return Err(DeskError::GivenUp(host, now.clone()));
+        }
+        self.issue(request).await
     }
 
+    /// The first certificate and bundle of a host, or the first one since its certificates expired or were revoked.
     pub(super) async fn add(&self, request: wire::HostAdd) -> Result<wire::HostAdded, DeskError> {
+        self.refuse_strangers()?;
+        let _signing = self.signing.lock().await;
+        let host = HostName::parse(&request.name)?;
+        let known = self.known(&host).await?;
+        if (self.issuing)().node == host {
+            return Err(DeskError::Node(host, Serves::This));
+        }
+        if let Some(known) = &known {
+            if known.machine.is_some() {
+                return Err(DeskError::Node(host, Serves::Another));
+            }
+            if let Some(now) = given_up(known) {
+                return Err(DeskError::GivenUp(host, now.clone()));
+            }
+            if has_certificate(known) {
+                return Err(DeskError::Added(host));
+            }
+        }
+        self.issue(request).await
+    }
+
+    /// What is known of a host, by this instance or another one.
+    async fn known(&self, host: &HostName) -> Result<Option<Arc<Host>>, DeskError> {
+        self.catalog.sync().await?;
+        Ok(self.catalog.view().hosts.get(host).cloned())
+    }
+
+    async fn issue(&self, request: wire::HostAdd) -> Result<wire::HostAdded, DeskError> {
         let wire::HostAdd { name, advertise, plugin_name, csr, certificate: signed } = request;
         let issuing = (self.issuing)();
-        if !issuing.ours {
-            return Err(DeskError::NotOurs);
-        }
         let host = HostName::parse(&name)?;
         let plugin = PluginName::parse(plugin_name.as_deref().unwrap_or(&issuing.plugin))?;
         let (advertise, server) = address(&host, advertise, issuing.advertise)?;
@@ -178,6 +227,33 @@ impl Desk {
     }
 }
 
+/// Which machine serves under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Serves {
+    This,
+    Another,
+}
+
+fn give_up(host: &HostName, serves: Serves) -> String {
+    match serves {
+        Serves::This => String::new(),
+        Serves::Another => {
+            format!(" (`volhost host revoke {host}` frees this one, where that machine serves no more)")
+        }
+    }
+}
+
+/// Returns true if one of the host's certificates is in force.
+fn has_certificate(host: &Host) -> bool {
+    let now = OffsetDateTime::now_utc();
+    host.certificates.iter().any(|one| !one.revoked && one.not_after > now)
+}
+
+/// The name that the machine has now, where it gave this one up and may still call by it.
+fn given_up(host: &Host) -> Option<&HostName> {
+    host.renamed.as_ref().filter(|_| has_certificate(host))
+}
+
 fn counted(hosts: &[String]) -> String {
     if hosts.len() == 1 { "a host".to_owned() } else { format!("{} hosts", hosts.len()) }
 }
@@ -222,13 +298,136 @@ fn address(
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Notify;
+
     use super::*;
+    use crate::catalog::{Submitted, View};
 
     fn text(asked: Option<&str>, configured: Option<&str>) -> String {
         let host = HostName::parse("web1").unwrap();
         match address(&host, asked.map(Into::into), configured.map(|url| Advertise::parse(url).unwrap())) {
             Ok((called, server)) => format!("https://{called} {server:?}"),
             Err(error) => error.to_string(),
+        }
+    }
+
+    /// A catalog that does not record a certificate before it is told to.
+    struct Slow {
+        inner: Arc<dyn Catalog>,
+        reached: Arc<Notify>,
+        go_on: Arc<Notify>,
+    }
+
+    impl Catalog for Slow {
+        fn view(&self) -> Arc<View> {
+            self.inner.view()
+        }
+
+        fn submit(&self, change: Change) -> Submitted {
+            if !matches!(&change, Change::Issue(host, _) if host.as_str() == "slow") {
+                return self.inner.submit(change);
+            }
+            let (inner, reached, go_on) =
+                (Arc::clone(&self.inner), Arc::clone(&self.reached), Arc::clone(&self.go_on));
+            Box::pin(async move {
+                reached.notify_one();
+                go_on.notified().await;
+                inner.submit(change).await
+            })
+        }
+
+        fn location(&self) -> &str {
+            self.inner.location()
+        }
+
+        fn fault(&self) -> Option<Arc<String>> {
+            None
+        }
+
+        fn close(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+            self.inner.close()
+        }
+    }
+
+    /// A machine called store1, whose catalog is that slow.
+    fn desk(root: &std::path::Path) -> (Arc<Desk>, Arc<Notify>, Arc<Notify>) {
+        let inner = Arc::new(crate::catalog::sqlite::open(&root.join("catalog.db")).unwrap());
+        let (reached, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let catalog = Arc::new(Slow { inner, reached: Arc::clone(&reached), go_on: Arc::clone(&go_on) });
+        let pki = Pki::new(root.join("pki"));
+        let node = HostName::parse("store1").unwrap();
+        pki.ensure(&node, &[]).unwrap();
+        let issuing = move || Issuing {
+            plugin: "volhost".into(),
+            advertise: Some(Advertise::parse("https://store1:7443").unwrap()),
+            ours: true,
+            node: node.clone(),
+        };
+        let desk = Desk {
+            catalog,
+            pki,
+            issuing: Arc::new(issuing),
+            changed: Arc::new(|| {}),
+            signing: tokio::sync::Mutex::default(),
+        };
+        (Arc::new(desk), reached, go_on)
+    }
+
+    fn of(name: &str) -> wire::HostAdd {
+        wire::HostAdd { name: name.into(), advertise: None, plugin_name: None, csr: None, certificate: None }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_ca_that_has_just_signed_is_not_given_up() {
+        let root = tempfile::tempdir().unwrap();
+        let (desk, reached, go_on) = desk(root.path());
+        desk.start(&|_: &HostName| None).await.unwrap();
+        let adding = tokio::spawn({
+            let desk = Arc::clone(&desk);
+            async move { desk.add(of("slow")).await.map(drop) }
+        });
+        // Signed by the new CA, and not recorded yet.
+        reached.notified().await;
+        let aborting = tokio::spawn({
+            let desk = Arc::clone(&desk);
+            async move { desk.abort(wire::RolloverEnd { force: false }).await.map(drop) }
+        });
+        // However long it takes, nothing may come of it before.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        assert!(!aborting.is_finished(), "the CA was given up");
+        go_on.notify_one();
+        adding.await.unwrap().unwrap();
+        let refused = aborting.await.unwrap().unwrap_err();
+        assert!(
+            matches!(&refused, DeskError::WouldShutOut { hosts } if hosts[0].starts_with("slow ")),
+            "{refused}"
+        );
+    }
+
+    #[tokio::test]
+    async fn neither_a_host_that_is_there_nor_a_machine_is_added() {
+        let root = tempfile::tempdir().unwrap();
+        let (desk, ..) = desk(root.path());
+        let text = async |name: &str| match desk.add(of(name)).await {
+            Ok(added) => added.name,
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(text("web1").await, "web1");
+        let again = text("WEB1").await;
+        assert!(again.contains("`volhost host renew web1`"), "{again}");
+        let own = text("store1").await;
+        assert!(own.contains("store1 is the name of a machine that volhost runs on"), "{own}");
+        let machine = uuid::Uuid::from_u128(2);
+        for name in ["store2", "store3"] {
+            desk.catalog.submit(Change::Name(machine, HostName::parse(name).unwrap())).await.unwrap();
+        }
+        let other = text("store3").await;
+        assert!(other.contains("`volhost host revoke store3`"), "{other}");
+        // Nobody has a certificate by the name that was given up.
+        assert_eq!(text("store2").await, "store2");
+        for name in ["web1", "store3"] {
+            desk.revoke(&wire::HostName { name: name.into() }).await.unwrap();
+            assert_eq!(text(name).await, name, "it is free again");
         }
     }
 

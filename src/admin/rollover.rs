@@ -119,8 +119,10 @@ impl Desk {
         last_seen: &(impl Fn(&HostName) -> Option<OffsetDateTime> + Sync),
     ) -> Result<wire::Rollover, DeskError> {
         self.refuse_strangers()?;
+        let signing = self.signing.lock().await;
         let Started { begun, issued } = self.blocking(Pki::start_rollover).await?;
         self.put_in_force(issued).await;
+        drop(signing);
         if begun {
             log::info!("a rollover of the CA has begun: both are trusted");
         }
@@ -156,6 +158,9 @@ impl Desk {
         end: impl FnOnce(&Pki) -> Result<Finished, PkiError> + Send + 'static,
     ) -> Result<wire::RolloverEnded, DeskError> {
         self.refuse_strangers()?;
+        let _signing = self.signing.lock().await;
+        // What another instance signed counts, too.
+        self.catalog.sync().await?;
         let rollover = self.blocking(Pki::rollover).await?.ok_or(PkiError::NoRollover)?;
         let shut_out: Vec<_> = self
             .standings(&rollover)
@@ -192,7 +197,7 @@ impl Desk {
         view.hosts.iter().filter_map(standing).collect()
     }
 
-    fn refuse_strangers(&self) -> Result<(), DeskError> {
+    pub(super) fn refuse_strangers(&self) -> Result<(), DeskError> {
         if (self.issuing)().ours { Ok(()) } else { Err(DeskError::NotOurs) }
     }
 

@@ -37,6 +37,12 @@ pub(super) fn status(service: &Service, board: &Board, counts: Counts) -> wire::
         server_certificate_expires: facts.server_certificate_expires.map(rfc3339),
         log_lines_dropped,
         troubles: facts.troubles.into_values().collect(),
+        cloned_hosts: view
+            .hosts
+            .iter()
+            .filter(|(_, host)| host.cloned.is_some())
+            .map(|(name, _)| name.to_string())
+            .collect(),
     }
 }
 
@@ -144,6 +150,7 @@ pub(super) fn mount(view: &catalog::View, volume: &VolumeName, entry: &Mount) ->
         count: entry.count,
         since: rfc3339(entry.since),
         stale: view.stale(entry),
+        address: entry.address.filter(|address| !address.is_unspecified()).map(|address| address.to_string()),
     }
 }
 
@@ -182,6 +189,8 @@ pub(super) fn hosts(service: &Service) -> Vec<wire::Host> {
                 Some(certificate) => certificate.revoked,
                 None => host.is_some_and(|host| host.revoked_at.is_some()),
             },
+            cloned: host.is_some_and(|host| host.cloned.is_some()),
+            addresses: host.map(|host| host.addresses()).unwrap_or_default(),
             name: name.to_string(),
         }
     };

@@ -115,6 +115,9 @@ pub struct Status {
     /// What is wrong with a socket or the spec file, and which files do not answer.
     #[serde(default)]
     pub troubles: Vec<String>,
+    /// The hosts of which several machines use one certificate.
+    #[serde(default)]
+    pub cloned_hosts: Vec<String>,
 }
 
 /// What is to be read again: everything.
@@ -262,6 +265,8 @@ pub struct Mount {
     pub since: String,
     /// Whether the host's engine was started again since.
     pub stale: bool,
+    /// From which address the first of them came over a network.
+    pub address: Option<String>,
 }
 
 /// Releases mounts by the operator's word.
@@ -352,6 +357,10 @@ pub struct Host {
     pub mounts: usize,
     /// Whether its latest certificate is revoked.
     pub revoked: bool,
+    /// Whether several machines use one of its certificates.
+    pub cloned: bool,
+    /// The addresses that the certificate is used from; of a host that is not cloned, where it called from last.
+    pub addresses: Vec<String>,
 }
 
 /// Names a host.

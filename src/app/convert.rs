@@ -1,7 +1,7 @@
 //! From the configuration's types to those of the rooms. Every field is named, so that none is forgotten.
 
 use crate::backend;
-use crate::catalog::Instance;
+use crate::catalog::{Instance, Named};
 use crate::config::{self, Config};
 use crate::host::access::{Access, Hosts};
 use crate::transport::{Limits, Listen};
@@ -68,10 +68,15 @@ pub(super) fn to_transport(listen: &config::Listen) -> Listen {
     }
 }
 
+/// What this machine would be called.
+pub(super) fn named(config: &Config) -> Named {
+    Named { name: config.node.clone(), configured: config.node_configured }
+}
+
 /// What a shared catalog needs to know of this instance.
 pub(super) fn instance(config: &Config) -> Instance {
     Instance {
-        node: config.node.clone(),
+        named: named(config),
         credentials: config.etcd.clone(),
         spool: config.spool.clone(),
         request: config.limits.request,

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::convert::{in_force, to_limits};
+use super::naming;
 use super::pulse::status_line;
 use super::spec::{self, SpecFile};
 use super::tls::{self, Outcome, ReadList, Tls, worded};
@@ -26,6 +27,7 @@ use crate::config::watch::{Seen, Unit, Watcher};
 use crate::config::{self, Config, Fault, Loaded, Paths, Rejected};
 use crate::error::chain;
 use crate::files::{self, Unfinished};
+use crate::host::name::HostName;
 use crate::process::systemd;
 use crate::transport::{Limits, Server};
 use crate::volume::Service;
@@ -49,6 +51,8 @@ pub(super) struct Reloader {
     pub(super) config: Config,
     /// The files that the configuration in force was read from.
     pub(super) in_force: Vec<Seen>,
+    /// The machine's hostname, as it was last looked at.
+    pub(super) hostname: Option<HostName>,
     pub(super) tls: Tls,
     pub(super) catalog: Arc<dyn Catalog>,
     pub(super) service: Arc<Service>,
@@ -90,6 +94,8 @@ enum Read {
 /// A configuration as it was read, with what only a look at other files can say of it.
 struct ReadConfig {
     loaded: Result<Loaded, Rejected>,
+    /// The machine's hostname, where the configuration names no `node`.
+    hostname: Option<HostName>,
     needs_restart: Vec<&'static str>,
     fault: Option<Fault>,
     /// The certificates, where the configuration cannot come into force without them.
@@ -193,11 +199,15 @@ impl Reloader {
         let certificates = self.tls.reading(&self.config, forced, true);
         move || {
             let mut loaded = config::reload(&paths, file.as_deref(), &in_force);
-            let (mut needs_restart, mut fault, mut read) = (Vec::new(), None, None);
+            let (mut hostname, mut needs_restart, mut fault, mut read) = (None, Vec::new(), None, None);
             if let Ok(loaded) = &mut loaded {
                 // The certificates are a unit of their own: only others than those in force are looked at.
                 if !ours_only || loaded.config.tls.client_ca != client_ca {
                     fault = tls::fault_of_client_ca(loaded);
+                }
+                if !loaded.config.node_configured {
+                    hostname = Some(loaded.config.node.clone());
+                    loaded.config.node.clone_from(&booted.node);
                 }
                 needs_restart = config::changes(&booted, &loaded.config).needs_restart;
                 keep_booted(&mut loaded.config, &booted);
@@ -206,7 +216,7 @@ impl Reloader {
                     read = certificates.map(|reading| reading.with(&loaded.config).read());
                 }
             }
-            Read::Config(Box::new(ReadConfig { loaded, needs_restart, fault, certificates: read }))
+            Read::Config(Box::new(ReadConfig { loaded, hostname, needs_restart, fault, certificates: read }))
         }
     }
 
@@ -308,12 +318,15 @@ impl Reloader {
 
     /// Checks and swaps; answers whether the certificates are to be read anew for it.
     fn swap_config(&mut self, read: ReadConfig, forced: bool) -> Result<bool, Vec<String>> {
-        let ReadConfig { loaded, needs_restart, fault, certificates } = read;
+        let ReadConfig { loaded, hostname, needs_restart, fault, certificates } = read;
         let loaded = loaded.map_err(|Rejected { faults, files: _ }| {
             faults.iter().map(ToString::to_string).collect::<Vec<_>>()
         })?;
         if let Some(fault) = fault {
             return Err(vec![fault.to_string()]);
+        }
+        if let Some(hostname) = hostname {
+            self.note_hostname(hostname);
         }
         let new = loaded.config;
         let changed = config::changes(&self.config, &new);
@@ -333,6 +346,7 @@ impl Reloader {
         self.catalog.limit_requests(new.limits.request);
         let before = self.service.in_force();
         self.service.put_in_force(in_force(&new, &before.map));
+        self.service.look_at_clones();
         self.config = new;
         self.board.update(|facts| {
             facts.needs_restart = needs_restart.iter().map(ToString::to_string).collect();
@@ -340,6 +354,16 @@ impl Reloader {
         // A list of hosts may be what the certificates were waiting for.
         Ok(["tls", "advertise"].iter().any(|field| changed.hot.contains(field))
             || self.rejected.contains(&Unit::Tls))
+    }
+
+    /// Tells once that the machine was given another hostname, which changes nothing.
+    fn note_hostname(&mut self, hostname: HostName) {
+        if self.hostname.as_ref() != Some(&hostname) {
+            if hostname != self.booted.node {
+                log::warn!("{}", naming::told(&self.booted.node, &hostname));
+            }
+            self.hostname = Some(hostname);
+        }
     }
 
     /// Puts certificates in force that were read for `part`: for themselves, or for a list that came with them.
@@ -441,6 +465,7 @@ impl Reloader {
 fn keep_booted(config: &mut Config, booted: &Config) {
     config.name.clone_from(&booted.name);
     config.node.clone_from(&booted.node);
+    config.node_configured = booted.node_configured;
     config.scope = booted.scope;
     config.listen.clone_from(&booted.listen);
     config.pki.clone_from(&booted.pki);

@@ -24,6 +24,8 @@ pub(super) async fn battery(open: impl AsyncFn(&'static str) -> Arc<dyn Catalog>
     a_new_activation_makes_mounts_stale(open("activations").await).await;
     the_operator_releases(open("release").await).await;
     revocation_meets_every_certificate_so_far(open("hosts").await).await;
+    a_machine_takes_its_mounts_along(&open).await;
+    clones_are_remembered(&open).await;
     a_backends_identity_is_its_own(open("backends").await).await;
     submissions_are_decided_in_their_order(open("order").await).await;
     one_of_many_hosts_gets_an_exclusive_volume(open("exclusive").await).await;
@@ -78,7 +80,7 @@ pub(super) fn volume(text: &str) -> Volume {
 
 pub(super) fn mount(volume: &Volume, by: &str, id: &str) -> Change {
     let (name, volume) = (volume.name.clone(), volume.id);
-    Change::Mount { name, volume, host: host(by), id: mount_id(id), at: at(10), again: false }
+    Change::Mount { name, volume, host: host(by), id: mount_id(id), address: None, at: at(10), again: false }
 }
 
 fn unmount(volume: &Volume, by: &str, id: &str) -> Change {
@@ -314,6 +316,71 @@ async fn revocation_meets_every_certificate_so_far(catalog: Arc<dyn Catalog>) {
 
 fn backend_record(state: BackendState) -> BackendRecord {
     BackendRecord { id: BackendId::random(), state, mountpoints: PathBuf::from("/mnt/fast/volumes").into() }
+}
+
+async fn a_machine_takes_its_mounts_along(open: &impl AsyncFn(&'static str) -> Arc<dyn Catalog>) {
+    const MOUNTS: usize = 150;
+    let catalog = open("machines").await;
+    let machine = catalog.machine();
+    done(&catalog, Change::Name(machine, host("old"))).await;
+    assert_eq!(catalog.view().name_of(machine), Some(host("old")));
+    let db = create(&catalog, "db").await;
+    let mounted = (0..MOUNTS).map(|number| catalog.submit(mount(&db, "old", &format!("m{number}"))));
+    for done in join_all(mounted).await {
+        done.unwrap();
+    }
+    done(&catalog, mount(&db, "web1", "x")).await;
+    done(&catalog, Change::Name(machine, host("new"))).await;
+    // By a name that was given up, it is still the same machine.
+    done(&catalog, unmount(&db, "old", "m0")).await;
+    done(&catalog, mount(&db, "old", "again")).await;
+    let told = |catalog: &Arc<dyn Catalog>| {
+        let view = catalog.view();
+        let mounts = &view.volume("db").unwrap().mounts;
+        let by = |name: &str| mounts.iter().filter(|mount| mount.host == host(name)).count();
+        assert_eq!((by("new"), by("old"), by("web1")), (MOUNTS, 0, 1));
+        assert_eq!((view.name_of(machine), view.name_now(&host("old"))), (Some(host("new")), &host("new")));
+    };
+    told(&catalog);
+    catalog.close().await;
+    drop(catalog);
+    told(&open("machines").await);
+}
+
+async fn clones_are_remembered(open: &impl AsyncFn(&'static str) -> Arc<dyn Catalog>) {
+    let catalog = open("clones").await;
+    let called = |last: u8| Change::Called {
+        host: host("web1"),
+        serial: "a1".into(),
+        from: [10, 0, 0, last].into(),
+        at: at(1),
+    };
+    let options = Options { access: Some(Sharing::Exclusive), ..Options::default() };
+    let made = Volume { options, ..volume("db") };
+    let from = |last: u8| Change::Mount {
+        name: made.name.clone(),
+        volume: made.id,
+        host: host("web1"),
+        id: mount_id(&format!("m{last}")),
+        address: Some([10, 0, 0, last].into()),
+        at: at(2),
+        again: false,
+    };
+    for change in
+        [Change::Insert(made.clone()), Change::Publish(made.name.clone(), made.id), called(1), from(1)]
+    {
+        done(&catalog, change).await;
+    }
+    assert_eq!(done(&catalog, called(2)).await.cloned, None);
+    assert_eq!(done(&catalog, called(1)).await.cloned, Some(true));
+    catalog.close().await;
+    drop(catalog);
+    let catalog = open("clones").await;
+    assert!(catalog.view().is_cloned(&host("web1")));
+    assert!(matches!(refused(&catalog, from(2)).await, Refusal::Cloned(_)));
+    assert_eq!(done(&catalog, Change::NotCloned(host("web1"))).await.cloned, Some(false));
+    done(&catalog, from(2)).await;
+    assert!(!catalog.view().is_cloned(&host("web1")));
 }
 
 async fn a_backends_identity_is_its_own(catalog: Arc<dyn Catalog>) {

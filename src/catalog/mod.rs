@@ -16,11 +16,13 @@
 //!
 //! This room never touches a volume's directory and knows no backend but its name and identity.
 
+pub mod clones;
 #[cfg(test)]
 mod contract;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod location;
+pub mod naming;
 pub mod offline;
 pub mod reconcile;
 pub mod record;
@@ -32,14 +34,18 @@ pub mod trash;
 pub mod view;
 
 use std::future::{Future, ready};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use uuid::Uuid;
 
+pub use self::clones::{Cloned, Used};
 pub use self::location::{Cluster, Credentials, InvalidLocation, Location, NoEtcd};
+pub use self::naming::{Named, Naming};
 pub use self::rules::{MountKey, Premise, RowKey, Write};
 pub use self::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
 use crate::backend::name::BackendName;
@@ -103,6 +109,8 @@ pub enum Change {
         host: HostName,
         /// The engine's ID.
         id: MountId,
+        /// From where it called, over a network.
+        address: Option<IpAddr>,
         /// When.
         at: time::OffsetDateTime,
         /// Whether it is counted only as a repetition: refused as `NotMounted` unless this host and ID are counted
@@ -154,6 +162,22 @@ pub enum Change {
     Seen(Vec<(HostName, time::OffsetDateTime)>),
     /// Notes that a host connected with a certificate of this issuer. Changes nothing for a host that is not known.
     Connected(HostName, String),
+    /// Notes from where a host's certificate is used, which may show that several machines use it, or that they do not
+    /// any more.
+    Called {
+        /// The host.
+        host: HostName,
+        /// The certificate's serial number.
+        serial: String,
+        /// The address.
+        from: IpAddr,
+        /// When.
+        at: time::OffsetDateTime,
+    },
+    /// Records that the addresses by which a host was taken for cloned are one machine's.
+    NotCloned(HostName),
+    /// Names the machine that serves the catalog. What it held under another name, its mounts among it, goes along.
+    Name(Uuid, HostName),
     /// Records what is known of a backend, or forgets it.
     Backend(BackendName, Option<BackendRecord>),
     /// Records a backend that the catalog does not know yet. Refused when it does, by then.
@@ -190,6 +214,8 @@ pub struct Outcome {
     pub released: Vec<Mount>,
     /// The entry of the trash that the change put in (`Remove`, `Unrestore`) or took out (`Restore`, `Forget`).
     pub trashed: Option<Arc<Removed>>,
+    /// Whether the host is cloned, where that is new.
+    pub cloned: Option<bool>,
 }
 
 /// Why a change was refused by the rules. Nothing was changed.
@@ -216,6 +242,9 @@ pub enum Refusal {
     /// The host has not mounted the volume with that ID, so that nothing is repeated.
     #[error("volume {} is not mounted by that host and ID", .0.name)]
     NotMounted(Arc<Volume>),
+    /// The volume is for one host at a time, and another machine with this host's certificate may use it.
+    #[error("volume {} is exclusive and mounted from another address of a cloned host", .0.name)]
+    Cloned(Arc<Volume>),
     /// Another instance moves the volume's directory, or did until now: where it stands is to be looked at again.
     #[error("volume {} is being moved by another instance", .0.name)]
     Moving(Arc<Volume>),
@@ -333,6 +362,11 @@ pub trait Catalog: Send + Sync + 'static {
         None
     }
 
+    /// Which machine this is, among those that serve the catalog. One that no other machine serves needs no telling.
+    fn machine(&self) -> Uuid {
+        Uuid::nil()
+    }
+
     /// Where the catalog lies, as the configuration names it (`sqlite:/var/lib/volhost/catalog.db`).
     fn location(&self) -> &str;
 
@@ -377,7 +411,7 @@ impl OpenError {
 #[derive(Debug, Clone)]
 pub struct Instance {
     /// What this machine is called among the instances.
-    pub node: HostName,
+    pub named: Named,
     /// By what it is let in.
     pub credentials: Credentials,
     /// The directory on this machine for what is answered while the catalog is out of reach.
@@ -395,7 +429,7 @@ pub fn open(location: &Location, instance: &Instance) -> Result<Arc<dyn Catalog>
         Location::Etcd(cluster) => Ok(Arc::new(etcd::open(cluster, instance)?)),
         #[cfg(not(feature = "etcd"))]
         Location::Etcd(cluster) => {
-            let Instance { node: _, credentials: _, spool: _, request: _ } = instance;
+            let Instance { named: _, credentials: _, spool: _, request: _ } = instance;
             Err(NoEtcd(cluster.clone()).into())
         }
     }

@@ -568,8 +568,16 @@ mod tests {
         let (mut copy, mut facts) = world(&["db"]);
         let id = copy.volumes["db"].id;
         let (host, mount) = (HostName::parse("web1").unwrap(), MountId::parse("c1").unwrap());
-        copy.apply(Change::Mount { name: name("db"), volume: id, host, id: mount, at: at(1), again: false })
-            .unwrap();
+        copy.apply(Change::Mount {
+            name: name("db"),
+            volume: id,
+            host,
+            id: mount,
+            address: None,
+            at: at(1),
+            again: false,
+        })
+        .unwrap();
         // Another volume has the name since.
         facts.trashed.insert(id);
         let (view, findings) = merge(vec![source(&copy, 10)], AllFacts::from([(backend(), facts)]), at(30));

@@ -4,9 +4,11 @@
 //! the rules of hosts and backends stand in a file of their own.
 
 mod hosts;
+mod machines;
 mod premises;
 mod write;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -49,19 +51,26 @@ impl View {
             Change::Unrestore { name, id, at } => self.unrestore(&name, id, at),
             Change::Expire { id, removed } => self.expire(id, removed),
             Change::Forget(id) => self.forget(id),
-            Change::Mount { name, volume, host, id, at, again } => {
-                self.mount(&name, volume, host, &id, at, again)
+            Change::Mount { name, volume, host, id, address, at, again } => {
+                let host = self.name_now(&host).clone();
+                self.mount(&name, volume, (host, address), &id, at, again)
             }
             Change::TakeBack { name, volume, counted } => Ok(self.take_back(&name, volume, &counted)),
-            Change::Unmount { name, host, id, meant } => Ok(self.unmount(&name, &host, &id, meant.as_ref())),
+            Change::Unmount { name, host, id, meant } => {
+                let host = self.name_now(&host).clone();
+                Ok(self.unmount(&name, &host, &id, meant.as_ref()))
+            }
             Change::Release { name, host, id, alive_too } => {
                 self.release(&name, &host, id.as_ref(), alive_too)
             }
-            Change::Activate(host) => Ok(self.activate(host)),
+            Change::Activate(host) => Ok(self.activate(self.name_now(&host).clone())),
             Change::Issue(host, certificate) => Ok(self.issue(host, certificate)),
             Change::Revoke(host, at) => Ok(self.revoke(host, at)),
             Change::Seen(hosts) => Ok(self.seen(hosts)),
             Change::Connected(host, issuer) => Ok(self.connected(host, issuer)),
+            Change::Called { host, serial, from, at } => Ok(self.called(host, &serial, from, at)),
+            Change::NotCloned(host) => Ok(self.not_cloned(host)),
+            Change::Name(machine, host) => Ok(self.name_machine(machine, &host)),
             Change::Backend(name, record) => self.backend(name, record),
             Change::Introduce(name, record) => match self.backends.get(&name) {
                 Some(known) => Err(Refusal::Known(Arc::clone(known))),
@@ -195,18 +204,27 @@ impl View {
         &mut self,
         name: &VolumeName,
         volume: VolumeId,
-        host: HostName,
+        (host, address): (HostName, Option<IpAddr>),
         id: &MountId,
         at: OffsetDateTime,
         again: bool,
     ) -> Decision {
         let before = self.visible(name, volume)?;
-        if before.mounts.newest(&host, id, None).is_none() {
+        let exclusive = before.options.is_exclusive();
+        let elsewhere = exclusive
+            && self.is_cloned(&host)
+            && before.mounts.iter().any(|mount| mount.host == host && mount.address != address);
+        // Another machine's Mount repeats nothing, whatever its ID.
+        let repeats = |entry: &Mount| !elsewhere || entry.address == address;
+        if !before.mounts.newest(&host, id, None).is_some_and(repeats) {
             if again {
                 return Err(Refusal::NotMounted(before));
             }
-            if before.options.is_exclusive() && before.mounts.iter().any(|mount| mount.host != host) {
+            if exclusive && before.mounts.iter().any(|mount| mount.host != host) {
                 return Err(Refusal::Held(before));
+            }
+            if elsewhere {
+                return Err(Refusal::Cloned(before));
             }
         }
         let host = known(&self.hosts, host);
@@ -220,7 +238,9 @@ impl View {
                 true
             }
         };
-        let mount = volume.mounts.mount(&host, id, activation, moment(at)).clone();
+        let mount = volume.mounts.mount(&host, id, activation, moment(at));
+        mount.address = mount.address.or(address);
+        let mount = mount.clone();
         if mount.count == 1 {
             volume.mounts = ordered(volume.mounts);
             *self.live.entry(host).or_default() += 1;
@@ -298,9 +318,7 @@ impl View {
 
     /// Whether a release takes an entry of the volume's ledger.
     fn releases(&self, mount: &Mount, host: &HostName, id: Option<&MountId>, alive_too: bool) -> bool {
-        mount.host == *host
-            && id.is_none_or(|id| mount.id == *id)
-            && (alive_too || mount.activation < self.activation(host))
+        mount.host == *host && id.is_none_or(|id| mount.id == *id) && (alive_too || self.stale(mount))
     }
 
     fn meant(&self, name: &VolumeName, id: VolumeId) -> Result<Arc<Volume>, Refusal> {
@@ -412,6 +430,21 @@ mod tests {
         Revoke { host: u8, at: i64 },
         Seen { hosts: Vec<(u8, i64)> },
         Backend { name: u8, id: Option<u8> },
+        Called { host: u8, serial: u8, from: u8 },
+        NotCloned { host: u8 },
+        Name { machine: u8, host: u8 },
+    }
+
+    /// Any step, those among them that the model does not know.
+    fn any_step() -> impl Strategy<Value = Step> {
+        let (n, h) = (0u8..2, 0u8..3);
+        prop_oneof![
+            16 => step(),
+            4 => (h.clone(), 0u8..3, n.clone())
+                .prop_map(|(host, serial, from)| Step::Called { host, serial, from }),
+            1 => h.clone().prop_map(|host| Step::NotCloned { host }),
+            2 => (n, h).prop_map(|(machine, host)| Step::Name { machine, host }),
+        ]
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -463,6 +496,10 @@ mod tests {
         if n == 0 { HostName::anonymous() } else { host(&format!("h{n}")) }
     }
 
+    fn address(n: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, n])
+    }
+
     fn id(n: u8) -> MountId {
         mount_id(&format!("i{n}"))
     }
@@ -496,6 +533,7 @@ mod tests {
                     volume: volume_id(volume),
                     host: host_name(host),
                     id: id(mount),
+                    address: Some(address(mount)),
                     at: at(then),
                     again,
                 },
@@ -510,6 +548,7 @@ mod tests {
                             count: 1,
                             since: kept(since),
                             unmounts,
+                            address: None,
                         },
                     }
                 }
@@ -539,6 +578,16 @@ mod tests {
                 Self::Revoke { host, at: then } => Change::Revoke(host_name(host), at(then)),
                 Self::Seen { ref hosts } => {
                     Change::Seen(hosts.iter().map(|(host, then)| (host_name(*host), at(*then))).collect())
+                }
+                Self::Called { host, serial, from } => Change::Called {
+                    host: host_name(host),
+                    serial: serial.to_string(),
+                    from: address(from),
+                    at: at(5),
+                },
+                Self::NotCloned { host } => Change::NotCloned(host_name(host)),
+                Self::Name { machine, host } => {
+                    Change::Name(uuid::Uuid::from_u128(machine.into()), host_name(host))
                 }
                 Self::Backend { name, id } => Change::Backend(
                     backend(&format!("b{name}")),
@@ -712,6 +761,9 @@ mod tests {
                     }
                     self.backends.insert(name, id);
                 }
+                Step::Called { .. } | Step::NotCloned { .. } | Step::Name { .. } => {
+                    unreachable!("it is not known")
+                }
             }
             Ok(())
         }
@@ -784,6 +836,7 @@ mod tests {
             Refusal::Expired(_) => "expired",
             Refusal::Known(_) => "known",
             Refusal::Moving(_) => "moving",
+            Refusal::Cloned(_) => "cloned",
         }
     }
 
@@ -849,6 +902,124 @@ mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        #[test]
+        fn the_records_of_any_steps_are_the_view(steps in proptest::collection::vec(any_step(), 0..80)) {
+            let (mut view, mut store) = (View::default(), Store::new());
+            for step in &steps {
+                let before = view.clone();
+                match view.apply(step.change()) {
+                    Ok((_, writes)) => writes.iter().for_each(|record| write(&mut store, record)),
+                    Err(_) => prop_assert_eq!(&view, &before, "a refusal changed something"),
+                }
+                prop_assert_eq!(load(&store), restarted(&view), "after {:?}", step);
+            }
+        }
+    }
+
+    #[test]
+    fn a_machine_that_is_named_anew_takes_its_mounts_along() {
+        let (old, new) = (host("old"), host("new"));
+        let machine = uuid::Uuid::from_u128(7);
+        let mut view = View::default();
+        let made = volume("db");
+        let mounted = |by: &str, id: &str| crate::catalog::contract::mount(&made, by, id);
+        let count = |view: &View, by: &HostName, id: &str, stale| {
+            let mounts = view.volume("db").unwrap().mounts.iter();
+            mounts
+                .filter(|m| m.host == *by && m.id.as_str() == id && view.stale(m) == stale)
+                .map(|m| m.count)
+                .sum::<u32>()
+        };
+        for change in [
+            Change::Insert(made.clone()),
+            Change::Publish(made.name.clone(), made.id),
+            Change::Name(machine, old.clone()),
+            mounted("old", "dead"),
+            Change::Activate(old.clone()),
+            mounted("old", "live"),
+            mounted("old", "both"),
+            mounted("new", "both"),
+            mounted("web1", "other"),
+            Change::Name(machine, new.clone()),
+        ] {
+            view.apply(change).unwrap();
+        }
+        assert_eq!(count(&view, &new, "dead", true), 1);
+        assert_eq!((count(&view, &new, "live", false), count(&view, &new, "both", false)), (1, 2));
+        assert_eq!(count(&view, &host("web1"), "other", false), 1);
+        assert!(!view.volume("db").unwrap().mounts.held_by(&old));
+        assert_eq!((view.name_of(machine), view.name_now(&old)), (Some(new.clone()), &new));
+        // Its engine goes on with the certificate of the old name.
+        let unmount =
+            |id| Change::Unmount { name: name("db"), host: old.clone(), id: mount_id(id), meant: None };
+        assert_eq!(view.apply(unmount("live")).unwrap().0.released.len(), 1);
+        view.apply(mounted("old", "again")).unwrap();
+        assert_eq!(count(&view, &new, "again", false), 1);
+        view.apply(Change::Activate(old.clone())).unwrap();
+        assert_eq!((count(&view, &new, "again", true), count(&view, &new, "both", true)), (1, 2));
+        // It may be called again as it was.
+        view.apply(Change::Name(machine, old.clone())).unwrap();
+        assert_eq!((count(&view, &old, "again", true), view.name_now(&new)), (1, &old));
+        assert!(!view.volume("db").unwrap().mounts.held_by(&new));
+    }
+
+    #[test]
+    fn of_a_cloned_host_nothing_is_stale_and_an_exclusive_volume_stays_where_it_is() {
+        let web1 = host("web1");
+        let mut view = View::default();
+        let options = Options { access: Some(Sharing::Exclusive), ..Options::default() };
+        let made = Volume { options, ..volume("db") };
+        let mounted = |from: u8, id: &str| Change::Mount {
+            name: name("db"),
+            volume: made.id,
+            host: web1.clone(),
+            id: mount_id(id),
+            address: Some(address(from)),
+            at: at(1),
+            again: false,
+        };
+        let called = |serial: &str, from: u8| Change::Called {
+            host: web1.clone(),
+            serial: serial.into(),
+            from: address(from),
+            at: at(2),
+        };
+        let stale = |view: &View| view.volume("db").unwrap().mounts.iter().filter(|m| view.stale(m)).count();
+        let release =
+            |alive_too| Change::Release { name: name("db"), host: web1.clone(), id: None, alive_too };
+        for change in [
+            Change::Insert(made.clone()),
+            Change::Publish(name("db"), made.id),
+            called("a", 1),
+            mounted(1, "x"),
+        ] {
+            view.apply(change).unwrap();
+        }
+        // The clone's first call makes what is alive look stale, until the first one calls again.
+        view.apply(called("a", 2)).unwrap();
+        view.apply(Change::Activate(web1.clone())).unwrap();
+        assert_eq!(stale(&view), 1);
+        assert_eq!(view.apply(called("a", 1)).unwrap().0.cloned, Some(true));
+        assert!(view.is_cloned(&web1));
+        view.apply(Change::Activate(web1.clone())).unwrap();
+        assert_eq!(stale(&view), 0);
+        assert!(view.apply(release(false)).unwrap().0.released.is_empty());
+        assert!(matches!(view.apply(mounted(2, "y")), Err(Refusal::Cloned(_))));
+        view.apply(mounted(1, "y")).unwrap();
+        // Counted before, and repeated: a refusal would have the engine take the live one away.
+        view.apply(mounted(1, "x")).unwrap();
+        // Another certificate in use is the end of it; what is stale of before, nobody knows.
+        assert_eq!(view.apply(called("b", 2)).unwrap().0.cloned, Some(false));
+        view.apply(Change::Activate(web1.clone())).unwrap();
+        view.apply(mounted(2, "z")).unwrap();
+        view.apply(Change::Activate(web1.clone())).unwrap();
+        let mounts = view.volume("db").unwrap().mounts.iter();
+        let told: Vec<_> = mounts.map(|m| (m.id.to_string(), view.stale(m))).collect();
+        assert!(told.contains(&("x".into(), false)) && told.contains(&("z".into(), true)), "{told:?}");
+    }
+
     /// The step at which each row was last written.
     type Revisions = BTreeMap<RowKey, usize>;
 
@@ -873,6 +1044,10 @@ mod tests {
             Premise::Same(row) => seen.get(row) == truth.get(row),
             Premise::Unused(volume) => !mounts(volume, None),
             Premise::UnusedByOthers(volume, host) => !mounts(volume, Some(host)),
+            Premise::SameMounts(of) => truth.iter().all(|(row, at)| match row {
+                RowKey::Mount(key) if of.as_ref().is_none_or(|of| key.volume == *of) => *at <= reached,
+                _ => true,
+            }),
             Premise::SameBackends => {
                 truth.iter().all(|(row, at)| !matches!(row, RowKey::Backend(_)) || *at <= reached)
             }
@@ -891,9 +1066,9 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(256))]
         #[test]
         fn a_decision_of_a_view_behind_holds_as_long_as_its_premises_do(
-            steps in proptest::collection::vec(step(), 0..60),
-            others in proptest::collection::vec(step(), 0..4),
-            last in step(),
+            steps in proptest::collection::vec(any_step(), 0..60),
+            others in proptest::collection::vec(any_step(), 0..4),
+            last in any_step(),
         ) {
             let (mut behind, mut seen) = (View::default(), Revisions::new());
             for (at, step) in steps.iter().enumerate() {
@@ -909,7 +1084,8 @@ mod tests {
             }
             let change = last.change();
             // These stand on more than rows, and are decided on a view that was made fresh.
-            if matches!(change, Change::Activate(_) | Change::Release { .. }) || !shown_alike(&behind, &truth) {
+            if matches!(change, Change::Activate(_) | Change::Release { .. } | Change::Name(..))
+                || !shown_alike(&behind, &truth) {
                 return Ok(());
             }
             let premises = behind.premises(&change);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
+use super::clones::{Cloned, Used};
 use super::trash::Trash;
 use crate::backend::name::{BackendId, BackendName};
 use crate::host::mountpoints::Mountpoints;
@@ -67,6 +69,16 @@ pub struct Host {
     pub last_seen: Option<OffsetDateTime>,
     /// Who issued the certificate with which it last connected: the authority's subject.
     pub last_issuer: Option<String>,
+    /// The machine that serves the catalog under this name; `None` for a host that only calls.
+    pub machine: Option<Uuid>,
+    /// The name that the machine has now, if it gave this one up.
+    pub renamed: Option<HostName>,
+    /// From where its certificates were used, the certificate that was used first at the front.
+    pub used: Vec<Used>,
+    /// Set while several machines use one of its certificates.
+    pub cloned: Option<Cloned>,
+    /// The first activation whose mounts can be told to be stale: while the host was cloned, nobody could tell.
+    pub certain_from: Activation,
 }
 
 /// A certificate that was issued to a host.
@@ -133,10 +145,19 @@ impl View {
         self.hosts.get(host).map(|host| host.activation).unwrap_or_default()
     }
 
-    /// Whether a mount is of an earlier activation of its host: the engine that made it was started again since.
+    /// Whether a mount is of an earlier activation of its host: the engine that made it was started again since. Never
+    /// while the host is cloned: the start may have been another machine's.
     #[must_use]
     pub fn stale(&self, mount: &Mount) -> bool {
-        mount.activation < self.activation(&mount.host)
+        self.hosts.get(&mount.host).is_some_and(|host| {
+            host.cloned.is_none() && (host.certain_from..host.activation).contains(&mount.activation)
+        })
+    }
+
+    /// Returns true if several machines use a certificate of this host.
+    #[must_use]
+    pub fn is_cloned(&self, host: &HostName) -> bool {
+        self.hosts.get(host).is_some_and(|host| host.cloned.is_some())
     }
 
     /// Whether a host's certificate is to be refused: when its serial number (in the spelling of

@@ -41,7 +41,8 @@ pub(super) enum Host {
 /// the host's certificate with its private key. Who has the key is that host, so send the bundle over a safe channel
 /// and delete it; or make the key there and give its request by --csr.
 ///
-/// A host that has a certificate gets another one; `host revoke` ends the older ones, and this one too.
+/// A host that has a certificate already is renewed (`host renew`), and the names of machines that volhost itself runs on
+/// are not given away: two machines of one name would be one host, which shares its mounts.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -148,9 +149,9 @@ pub(super) fn run(command: Host, shell: &mut Shell<'_>) -> Result<(), Error> {
 }
 
 fn listing(rows: &[Row]) -> Listing {
-    let header = ["NAME", "LAST SEEN", "MOUNTS", "CERTIFICATE", "EXPIRES", "REVOKED"];
+    let header = ["NAME", "LAST SEEN", "MOUNTS", "CERTIFICATE", "EXPIRES", "REVOKED", "CLONED"];
     let mut listing = Listing::new(header).right(2);
-    for Row { name, serial, expires, last_seen, mounts, revoked } in rows {
+    for Row { name, serial, expires, last_seen, mounts, revoked, cloned, addresses } in rows {
         listing.row([
             name.clone(),
             or_dash(last_seen.as_deref()),
@@ -158,6 +159,7 @@ fn listing(rows: &[Row]) -> Listing {
             or_dash(serial.as_deref()),
             or_dash(expires.as_deref()),
             mark(*revoked),
+            if *cloned { addresses.join(", ") } else { String::new() },
         ]);
     }
     listing

@@ -165,7 +165,7 @@ fn nothing_to_release(
     }
     shell.table_aside(listing(&planned.kept, false));
     Err(Error::Refused(format!(
-        "nothing was released: {}{of} by {host} may be alive, its engine was not started again since; if {host} is gone for good, or no container there uses them, release them with `volhost {command} --all`",
+        "nothing was released: {}{of} by {host} may be alive: its engine was not started again since, or which of its machines was is not known; if {host} is gone for good, or no container there uses them, release them with `volhost {command} --all`",
         counted(planned.kept.len(), "mount")
     )))
 }
@@ -195,7 +195,7 @@ fn full_id(mounts: &[Row], volume: &str, host: &str, typed: String) -> Result<St
 /// Mounts as a table, which `volume inspect` shows too.
 pub(super) fn listing(rows: &[Row], whole_ids: bool) -> Listing {
     let mut listing = Listing::new(["VOLUME", "HOST", "ID", "COUNT", "SINCE", "STALE"]).right(3);
-    for Row { volume, host, id, count, since, stale } in rows {
+    for Row { volume, host, id, count, since, stale, address: _ } in rows {
         let id = if whole_ids { id.clone() } else { short(id) };
         listing.row([volume.clone(), host.clone(), id, count.to_string(), since.clone(), mark(*stale)]);
     }
@@ -223,6 +223,7 @@ mod tests {
             count: 1,
             since: "2026-01-02T03:04:05Z".into(),
             stale,
+            address: None,
         }
     }
 

@@ -51,6 +51,7 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
         server_certificate_expires,
         log_lines_dropped,
         troubles,
+        cloned_hosts,
     } = status;
     let mut block = vec![format!("volhost {version}, serving as {name:?} on {node} since {since}")];
     let row = |label: &str, value: &str| format!("  {label:<13} {}", printable(value));
@@ -92,6 +93,13 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
         Some(Reload { at, unit, result, faults: _ }) => {
             block.push(row("last reload", &format!("{unit} {result} at {at}")));
         }
+    }
+    if !cloned_hosts.is_empty() {
+        let told = format!(
+            "{}: several machines use one certificate (`volhost host ls` tells from where)",
+            cloned_hosts.join(", ")
+        );
+        block.push(alarm("cloned hosts", &told));
     }
     if !needs_restart.is_empty() {
         let told =
@@ -143,6 +151,7 @@ mod tests {
             server_certificate_expires: Some("2027-01-02T03:04:05Z".into()),
             log_lines_dropped: 0,
             troubles: Vec::new(),
+            cloned_hosts: Vec::new(),
         }
     }
 
@@ -167,6 +176,7 @@ mod tests {
         status.needs_restart = vec!["catalog".into(), "listen".into()];
         status.catalog_fault = Some("database or disk is full".into());
         status.log_lines_dropped = 7;
+        status.cloned_hosts = vec!["web1".into(), "web2".into()];
         status.last_reload = Some(Reload {
             at: "2026-01-02T04:00:00Z".into(),
             unit: "configuration".into(),
@@ -181,6 +191,7 @@ mod tests {
         assert!(text.contains("needs restart catalog, listen: changed"), "{text}");
         assert!(text.contains("catalog fault it cannot be written: database or disk is full"), "{text}");
         assert!(text.contains("log           7 lines were dropped"), "{text}");
+        assert!(text.contains("cloned hosts  web1, web2: several machines use one certificate"), "{text}");
         let later = OffsetDateTime::UNIX_EPOCH + time::Duration::days(366 * 100);
         assert!(
             lines(&status, false, later).join("\n").contains("certificate   EXPIRED 2027-01-02T03:04:05Z")

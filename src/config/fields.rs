@@ -62,6 +62,8 @@ pub enum Text {
     HostPattern,
     /// What a host may have the right to do.
     Right,
+    /// An IP address, or a network.
+    Network,
     /// A backend's name.
     BackendName,
     /// Where to listen.
@@ -91,7 +93,13 @@ pub const CONFIG: &[Field] = &[
         "the plugin's name (`-d NAME`); engines bind their volumes to it for good",
         "restart",
     ),
-    field("node", Takes::Text(Text::HostName), "the hostname", "this machine's name as a host", "restart"),
+    field(
+        "node",
+        Takes::Text(Text::HostName),
+        "the hostname, kept",
+        "this machine's name as a host",
+        "restart",
+    ),
     field(
         "scope",
         Takes::Word(&["local", "global"]),
@@ -276,6 +284,13 @@ pub const HOST: &[Field] = &[
         Takes::List(Text::BackendName, 0),
         "all that allow it",
         "the backends that it may use, as far as their own `hosts` allow it",
+        "",
+    )),
+    or_null(field(
+        "addresses",
+        Takes::List(Text::Network, 0),
+        "`null`: it has one",
+        "the addresses and networks that are all this one machine's, so that calls from several are no sign of a clone",
         "",
     )),
 ];

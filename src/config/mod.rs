@@ -46,6 +46,8 @@ pub struct Config {
     pub name: String,
     /// What this machine is called when its own engine calls over a Unix socket.
     pub node: HostName,
+    /// Whether the file says so; else it is the hostname, unless the catalog keeps another name.
+    pub node_configured: bool,
     /// How far a volume's name reaches, as engines are told.
     pub scope: Scope,
     /// Where engines are served, at least one place.
@@ -261,6 +263,7 @@ pub fn changes(old: &Config, new: &Config) -> Changes {
     let Config {
         name,
         node,
+        node_configured: _the_name_tells,
         scope,
         listen,
         insecure,

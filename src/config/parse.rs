@@ -16,7 +16,7 @@ use super::{
 use crate::backend::name::BackendName;
 use crate::catalog::location::Location;
 use crate::host::name::HostName;
-use crate::host::right::{Listed, Right, Rule};
+use crate::host::right::{Listed, Network, Right, Rule};
 
 /// The configuration while faults are still being looked for, and places that later checks need.
 pub(super) struct Draft {
@@ -49,7 +49,9 @@ impl Draft {
         let mut client_ca = None;
         let tls = tls_node.map(|node| tls(&node, tls_files, &mut client_ca)).unwrap_or_default();
 
-        let node = match fields.take("node") {
+        let given = fields.take("node");
+        let node_configured = given.is_some();
+        let node = match given {
             Some(node) => host_name(&node),
             None => HostName::parse(&around.hostname).ok().or_else(|| {
                 // Where the text itself is broken, the field may well be there.
@@ -102,6 +104,7 @@ impl Draft {
                 .unwrap_or_else(|| "volhost".to_owned()),
             // Only a configuration with a fault, which goes no further, is left with this one.
             node: node.unwrap_or_else(HostName::anonymous),
+            node_configured,
             scope: fields.take("scope").and_then(|node| scope(&node)).unwrap_or(Scope::Global),
             listen,
             insecure,
@@ -303,10 +306,17 @@ fn rule(node: &Node<'_>) -> Rule {
         let name = |node: &Node<'_>| node.noted(BackendName::parse(node.string("a backend's name")?));
         names.iter().filter_map(name).collect()
     };
+    let addresses = |node: &Node<'_>| {
+        let list =
+            node.elements("a list of addresses, such as [\"10.0.0.7\", \"10.0.1.0/24\"]").unwrap_or_default();
+        let network = |node: &Node<'_>| node.noted(Network::parse(node.string("an address or a network")?));
+        list.iter().filter_map(network).collect()
+    };
     let mut given = |name| fields.take(name).filter(|node| !node.is_null());
     Rule {
         rights: given("rights").map(|node| rights(&node)),
         backends: given("backends").map(|node| backends(&node)),
+        addresses: given("addresses").map(|node| addresses(&node)).unwrap_or_default(),
     }
 }
 

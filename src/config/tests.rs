@@ -13,7 +13,7 @@ use super::backends::Owner;
 use super::load::{self, Surroundings, TlsFilesMust};
 use super::*;
 use crate::catalog::location::Cluster;
-use crate::host::right::{Right, Rule};
+use crate::host::right::{Network, Right, Rule};
 
 mod schema;
 
@@ -91,6 +91,7 @@ fn nothing_configured_is_complete() {
     let expected = Config {
         name: "volhost".into(),
         node: HostName::parse("here").unwrap(),
+        node_configured: false,
         scope: Scope::Global,
         listen: vec![Listen::parse("https://127.0.0.1:7443").unwrap()],
         insecure: false,
@@ -145,7 +146,7 @@ fn the_full_sample_is_read() {
     assert_eq!(web1.rights, Some(BTreeSet::from([Right::Mount, Right::Adopt])));
     assert_eq!(web1.backends, Some(BTreeSet::from([backend_name("fast")])));
     assert_eq!(named[&HostName::anonymous()], Rule::default());
-    assert_eq!((named.len(), rest), (2, Some(Rule { rights: Some(BTreeSet::new()), backends: None })));
+    assert_eq!((named.len(), rest), (2, Some(Rule { rights: Some(BTreeSet::new()), ..Rule::default() })));
     let fast = &config.backends[&backend_name("fast")];
     assert_eq!(fast.mountpoints.usual, Path::new("/data/fast"));
     assert_eq!(fast.mountpoints.on(&HostName::parse("web2").unwrap()), Path::new("/other/fast"));
@@ -604,6 +605,7 @@ fn render(config: &Config) -> (Value, Value) {
     let Config {
         name,
         node,
+        node_configured: _,
         scope,
         listen,
         insecure,
@@ -642,12 +644,13 @@ fn render(config: &Config) -> (Value, Value) {
         None => json!({"dir": dir}),
     });
     let hosts = hosts.as_ref().map(|Listed { named, rest }| {
-        let rule = |Rule { rights, backends }: &Rule| {
+        let rule = |Rule { rights, backends, addresses }: &Rule| {
             let rights =
                 rights.as_ref().map(|rights| rights.iter().map(|right| right.as_str()).collect::<Vec<_>>());
             let backends =
                 backends.as_ref().map(|names| names.iter().map(BackendName::as_str).collect::<Vec<_>>());
-            json!({"rights": rights, "backends": backends})
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            json!({"rights": rights, "backends": backends, "addresses": addresses})
         };
         let named = named.iter().map(|(host, of_host)| (host.to_string(), rule(of_host)));
         let rest = rest.iter().map(|of_rest| ("*".to_owned(), rule(of_rest)));
@@ -694,9 +697,15 @@ fn named() -> impl Strategy<Value = HostName> {
 
 prop_compose! {
     fn rule()(rights in proptest::option::of(btree_set(proptest::sample::select(&Right::ALL[..]), 0..4)),
-              backends in proptest::option::of(btree_set("[a-z0-9]{1,9}", 0..3))) -> Rule {
+              backends in proptest::option::of(btree_set("[a-z0-9]{1,9}", 0..3)),
+              addresses in vec(("(10\\.[0-9]\\.0\\.[0-9]|fd00::[1-9])", 0_u8..=32), 0..3)) -> Rule {
         let name = |name: String| BackendName::parse(&name).unwrap();
-        Rule { rights, backends: backends.map(|names| names.into_iter().map(name).collect()) }
+        let network = |(address, length): (String, u8)| Network::parse(&format!("{address}/{length}")).unwrap();
+        Rule {
+            rights,
+            backends: backends.map(|names| names.into_iter().map(name).collect()),
+            addresses: addresses.into_iter().map(network).collect(),
+        }
     }
 }
 
@@ -757,6 +766,7 @@ prop_compose! {
         Config {
             name,
             node: HostName::parse(&node).unwrap(),
+            node_configured: true,
             scope: if global { Scope::Global } else { Scope::Local },
             listen,
             insecure: true,

@@ -27,12 +27,13 @@ use crate::discovery::lint::Places;
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The words of all checks, in the order in which they are made.
-pub const CHECKS: [&str; 17] = [
+pub const CHECKS: [&str; 18] = [
     "configuration",
     "service",
     "catalog",
     "reload",
     "server-certificate",
+    "cloned-host",
     "backend",
     "spec-file",
     "certificates",

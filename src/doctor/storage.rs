@@ -21,6 +21,7 @@ const CATALOG: &str = "catalog";
 const RELOAD: &str = "reload";
 const CERTIFICATE: &str = "server-certificate";
 const BACKEND: &str = "backend";
+const CLONED: &str = "cloned-host";
 
 /// How long before its end the server's certificate is worth a warning. volhost renews its own long before.
 const SOON: Duration = Duration::days(30);
@@ -125,6 +126,7 @@ fn service(admin: &Path, findings: &mut Vec<Finding>) {
         Finding::new(SERVICE, &status.name, Verdict::Wrong, trouble.clone()).remedy(remedy)
     }));
     certificate(&status, OffsetDateTime::now_utc(), findings);
+    findings.extend(cloned(&status));
     status.backends.iter().for_each(|backend| findings.extend(self::backend(backend)));
     let online = status.backends.iter().filter(|backend| backend.state == "online");
     let paths: Vec<_> = online.map(|backend| Path::new(&backend.path)).collect();
@@ -141,6 +143,21 @@ fn catalog(status: &wire::Status) -> Option<Finding> {
     let fault = status.catalog_fault.as_ref()?;
     let remedy = "mend what it names: it is tried again by itself, and what was answered is not lost";
     Some(Finding::new(CATALOG, &status.catalog, Verdict::Wrong, fault.clone()).remedy(remedy))
+}
+
+/// The hosts of which several machines use one certificate.
+fn cloned(status: &wire::Status) -> Vec<Finding> {
+    let finding = |host: &String| {
+        let message = "several machines use its certificate: none of its mounts is called stale, and its exclusive volumes \
+                       are given to one of them only";
+        let remedy = format!(
+            "`volhost host ls` tells from where: list the addresses as `addresses` of {host} in `hosts`, if they are one \
+             machine's; else give one of them a certificate of its own (`volhost host renew {host}`), or better a name of \
+             its own (`volhost host add`)"
+        );
+        Finding::new(CLONED, host, Verdict::Wrong, message).remedy(&remedy)
+    };
+    status.cloned_hosts.iter().map(finding).collect()
 }
 
 fn reload(status: &wire::Status, findings: &mut Vec<Finding>) {
@@ -244,7 +261,17 @@ mod tests {
             server_certificate_expires: Some("2027-01-02T03:04:05Z".into()),
             log_lines_dropped: 0,
             troubles: Vec::new(),
+            cloned_hosts: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_cloned_host_is_wrong_and_told_with_both_remedies() {
+        let found = cloned(&wire::Status { cloned_hosts: vec!["web1".into()], ..status() });
+        assert_eq!((found[0].check, found[0].verdict), (CLONED, Verdict::Wrong));
+        let remedy = found[0].remedy.as_deref().unwrap();
+        assert!(remedy.contains("`addresses` of web1") && remedy.contains("host renew web1"), "{remedy}");
+        assert!(cloned(&status()).is_empty());
     }
 
     #[test]

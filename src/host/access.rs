@@ -4,6 +4,7 @@
 //! depends on what it already knows, which the volume service adds.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wildmatch::WildMatch;
 
@@ -117,6 +118,21 @@ impl Access {
         Ok(())
     }
 
+    /// The address under which calls of a host from this one are noted: the unspecified one for all that the configuration
+    /// lists as one machine's, for each family. Nobody calls from that.
+    #[must_use]
+    pub fn address_of(&self, host: &HostName, from: IpAddr) -> IpAddr {
+        let Some(Listed { named, rest }) = &self.listed else { return from };
+        let Some(rule) = named.get(host).or(rest.as_ref()) else { return from };
+        if !rule.addresses.iter().any(|network| network.contains(from)) {
+            return from;
+        }
+        match from {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
     /// What the configuration says of a host to which this backend is open; nothing, where it says nothing of hosts.
     fn rule(&self, backend: &BackendName, host: &HostName) -> Result<Option<&Rule>, Closed> {
         let rule = match &self.listed {
@@ -150,6 +166,7 @@ mod tests {
         Rule {
             rights: rights.map(|rights| rights.iter().copied().collect()),
             backends: backends.map(|names| names.iter().map(|name| backend(name)).collect()),
+            addresses: Vec::new(),
         }
     }
 

@@ -3,10 +3,13 @@
 //! This room never looks at a request's body: a host is known before its first byte of HTTP is read.
 
 pub mod access;
+pub mod address;
 pub mod identity;
 pub mod mountpoints;
 pub mod name;
 pub mod right;
+
+use std::net::IpAddr;
 
 use self::name::HostName;
 
@@ -17,6 +20,17 @@ pub struct Caller {
     pub host: HostName,
     /// What the connection is, and with it how far its word goes.
     pub via: Via,
+    /// From where it comes, over a network.
+    pub address: Option<IpAddr>,
+}
+
+/// What a caller's certificate says beside its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Certified<'a> {
+    /// The subject of the authority that issued it.
+    pub issuer: &'a str,
+    /// Its serial number, in lower-case hexadecimal.
+    pub serial: &'a str,
 }
 
 /// The kind of connection a request came by.

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+pub use super::address::Network;
 use super::name::HostName;
 use crate::backend::name::BackendName;
 
@@ -59,6 +60,8 @@ pub struct Rule {
     pub rights: Option<BTreeSet<Right>>,
     /// The backends that it may use, as far as they allow it; all of them where nothing is said.
     pub backends: Option<BTreeSet<BackendName>>,
+    /// The addresses that are all one machine's.
+    pub addresses: Vec<Network>,
 }
 
 /// The configuration's `hosts`. A host that neither names is not let in anywhere.

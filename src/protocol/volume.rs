@@ -422,7 +422,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_known_is_left_without_an_answer() {
-        let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Tls };
+        let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Tls, address: None };
         let service = |broken| Arc::new(Service::new(Arc::new(Away { broken }), InForce::default()));
         for (call, broken) in [(Call::Get, false), (Call::Path, false), (Call::Get, true)] {
             let answer = call.answer(&service(broken), &caller, br#"{"Name":"db"}"#, false).await;
@@ -444,7 +444,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let catalog: Arc<dyn Catalog> = Arc::new(sqlite::open(&dir.path().join("catalog.db")).unwrap());
         let service = Service::new(Arc::clone(&catalog), InForce::default());
-        let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Admin };
+        let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Admin, address: None };
         let mut made = 0;
         let mut all = Vec::new();
         for count in counts {

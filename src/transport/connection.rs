@@ -258,11 +258,14 @@ where
         let response = from_browser(header).map(Either::Right);
         return Ok(response.map(|body| Answer { body: Box::pin(body), busy }));
     }
-    if connection.caller.via != Via::Admin {
-        let issuer = connection.credential.as_ref().map(Credential::issuer);
-        (server.on_seen)(&connection.caller.host, issuer);
+    let mut caller = connection.caller.clone();
+    if caller.via != Via::Admin {
+        let certified = connection.credential.as_ref().map(Credential::certified);
+        if let Some(now) = (server.on_seen)(&caller, certified) {
+            caller.host = now;
+        }
     }
-    request.extensions_mut().insert(connection.caller.clone());
+    request.extensions_mut().insert(caller);
     request.extensions_mut().insert(LetIn(Arc::clone(&connection)));
     let (method, uri) = (request.method().clone(), request.uri().clone());
     if request.uri().path_and_query().is_none() {

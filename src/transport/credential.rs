@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::connection::{Refused, Verdicts};
 use super::tls::{Revocation, State};
+use crate::host::Certified;
 use crate::host::identity::{self, Identity, IdentityError};
 use crate::host::name::HostName;
 
@@ -68,9 +69,9 @@ impl Credential {
         &self.read.host
     }
 
-    /// The subject of the authority that issued it.
-    pub(super) fn issuer(&self) -> &str {
-        &self.read.issuer
+    /// What the certificate says beside the name.
+    pub(super) fn certified(&self) -> Certified<'_> {
+        Certified { issuer: &self.read.issuer, serial: &self.read.serial }
     }
 
     /// Whether its holder is still let in: the chain is verified again under a new state and when one of its

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls::{AlertDescription, CertificateError, Error};
@@ -37,6 +37,7 @@ impl Server {
         let state = tls.load_full();
         let limits = self.limits.load_full();
         let address = canonical(peer);
+        let from = caller_address(&stream, address);
         let refuse = |why: &str| {
             self.limiter.warn(why, address, || format!("a connection from {peer} was refused: {why}"));
         };
@@ -76,7 +77,7 @@ impl Server {
             }
         };
         let host = credential.host().clone();
-        let caller = Caller { host: host.clone(), via: Via::Tls };
+        let caller = Caller { host: host.clone(), via: Via::Tls, address: Some(from) };
         let connection = Connection::new(caller, Key::Host(host), peer.to_string(), Some(credential));
         // A reload during the handshake counts, too.
         if let Err(refused) = self.check(&connection, &mut Verdicts::new()) {
@@ -84,6 +85,15 @@ impl Server {
             return None;
         }
         Some((connection, stream))
+    }
+}
+
+/// From where a machine calls. This machine itself calls from any of its addresses: that is one place.
+fn caller_address(stream: &TcpStream, peer: IpAddr) -> IpAddr {
+    match (stream.local_addr().map(canonical), peer) {
+        (Ok(own), IpAddr::V4(_)) if own == peer => Ipv4Addr::LOCALHOST.into(),
+        (Ok(own), IpAddr::V6(_)) if own == peer => Ipv6Addr::LOCALHOST.into(),
+        _ => peer,
     }
 }
 
@@ -115,8 +125,7 @@ async fn shake(state: &tls::State, stream: TcpStream) -> Result<TlsStream<TcpStr
 }
 
 /// Whose it is cannot be told before it is verified: `host ls` tells it by the date.
-const EXPIRED: &str =
-    "its certificate has expired: `volhost host ls` shows whose that is, `volhost host add` makes a new one";
+const EXPIRED: &str = "its certificate has expired: `volhost host ls` shows whose that is, `volhost host renew` makes a new one";
 
 /// What a failed handshake means, in words for whoever reads the log; `None` when the peer merely went away, as health
 /// checks and port scans do.

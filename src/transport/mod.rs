@@ -72,7 +72,7 @@ pub use self::tls::{NobodyRevoked, Revocation, TlsError};
 use crate::error::chain;
 use crate::error::limiter::Limiter;
 use crate::host::name::HostName;
-use crate::host::{Caller, Via};
+use crate::host::{Caller, Certified, Via};
 use crate::process::Drain;
 use crate::process::drain::Guard;
 
@@ -114,8 +114,9 @@ impl Default for Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CloseWithoutAnswer;
 
-/// What is told of each request: its host, and the issuer of the host's certificate.
-pub type OnSeen = Arc<dyn Fn(&HostName, Option<&str>) + Send + Sync>;
+/// What is told of each request: its caller, and what the caller's certificate says. Returns the name that the caller has
+/// by now, if it is another one.
+pub type OnSeen = Arc<dyn Fn(&Caller, Option<Certified<'_>>) -> Option<HostName> + Send + Sync>;
 
 /// What a [`Server`] is made of.
 pub struct Setup {
@@ -127,7 +128,7 @@ pub struct Setup {
     pub tls: Option<Arc<ArcSwap<tls::State>>>,
     /// Whose certificates are refused by name.
     pub revocation: Arc<dyn Revocation>,
-    /// Told the host of each request but the operator's, and who issued the certificate that it came with, if it did. It
+    /// Told the caller of each request but the operator's, and what the certificate says that it came with, if it did. It
     /// must be quick.
     pub on_seen: OnSeen,
     /// The service's end.
@@ -292,18 +293,19 @@ impl Server {
             }
             (Listen::Http(_), Accepted::Tcp(stream, peer)) => {
                 tcp::prepare(&stream);
-                let caller = Caller { host: HostName::anonymous(), via: Via::Tcp };
+                let caller =
+                    Caller { host: HostName::anonymous(), via: Via::Tcp, address: Some(canonical(peer)) };
                 let key = Key::Peer(canonical(peer));
                 let connection = Connection::new(caller, key, peer.to_string(), None);
                 self.serve(connection, stream, service).await;
             }
             (Listen::Unix(_), Accepted::Unix(stream)) => {
-                let caller = Caller { host: self.node.clone(), via: Via::Unix };
+                let caller = Caller { host: self.node.clone(), via: Via::Unix, address: None };
                 let connection = Connection::new(caller, Key::Unix, process(&stream), None);
                 self.serve(connection, stream, service).await;
             }
             (Listen::Admin(_), Accepted::Unix(stream)) => {
-                let caller = Caller { host: self.node.clone(), via: Via::Admin };
+                let caller = Caller { host: self.node.clone(), via: Via::Admin, address: None };
                 let connection = Connection::new(caller, Key::Admin, process(&stream), None);
                 self.serve(connection, stream, service).await;
             }

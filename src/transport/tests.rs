@@ -91,7 +91,10 @@ impl Fixture {
             revocation,
             on_seen: {
                 let seen = Arc::clone(&seen);
-                Arc::new(move |host, _| seen.lock().unwrap().push(host.to_string()))
+                Arc::new(move |caller, _| {
+                    seen.lock().unwrap().push(caller.host.to_string());
+                    None
+                })
             },
             drain: drain.clone(),
         };
@@ -358,7 +361,7 @@ async fn an_idle_connection_ends_only_after_very_long() {
         limits: Arc::new(ArcSwap::from_pointee(limits())),
         tls: None,
         revocation: Arc::new(NobodyRevoked),
-        on_seen: Arc::new(|_, _| {}),
+        on_seen: Arc::new(|_, _| None),
         drain,
     };
     let server = Arc::new(Server::with_idle(setup, Duration::from_secs(1)));

@@ -38,7 +38,7 @@ use super::step::step;
 use super::{InForce, Moving, Service, in_sight, log_done, permit};
 use crate::backend::name::BackendName;
 use crate::backend::{Adoptable, Backend, BackendError, Expect, Naming, Root, VolumeState};
-use crate::catalog::{CatalogError, Change, Refusal, Submitted, Volume};
+use crate::catalog::{CatalogError, Change, Refusal, Submitted, View, Volume};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::host::name::HostName;
@@ -90,7 +90,7 @@ impl Service {
                     return Err(self.taken_out_of_sight(&in_force, caller, name, &options));
                 }
                 if let Some(existing) = self.settled(&name).await? {
-                    return repeated(&in_force, caller, &existing, &options);
+                    return repeated(&in_force, &self.catalog.view(), caller, &existing, &options);
                 }
             }
             match self.create_new(claim, &in_force, caller, name.clone(), options.clone()).await {
@@ -436,11 +436,12 @@ pub(super) fn ownership(backend: &Backend, volume: &Volume) -> (u32, u32, Mode) 
 /// The answer to a Create of a name that exists.
 fn repeated(
     in_force: &InForce,
+    view: &View,
     caller: &Caller,
     existing: &Arc<Volume>,
     asked: &Options,
 ) -> Result<Arc<Volume>, Error> {
-    if !in_sight(&in_force.access, caller, existing) {
+    if !in_sight(&in_force.access, view, caller, existing) {
         return Err(Error::NameTaken(existing.name.clone()));
     }
     permit(in_force, caller, Right::Create, &existing.backend, &existing.options)?;

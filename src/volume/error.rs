@@ -149,6 +149,23 @@ pub enum Error {
         /// Who uses it.
         holders: Holders,
     },
+    /// Another machine with this host's certificate uses the volume, which is for one host at a time.
+    #[error(
+        "volume {name} is exclusive and mounted by host {host} from {held}, and {host} is cloned: its certificate is used \
+         from {addresses} in turn, so that this call may be another machine's. If those are one machine's, list them as \
+         \"addresses\" of {host} in the \"hosts\" of volhost.json; else give one of the machines a certificate of its \
+         own by `volhost host renew {host}`, or better a name of its own by `volhost host add`"
+    )]
+    Cloned {
+        /// The volume.
+        name: VolumeName,
+        /// The host.
+        host: HostName,
+        /// From where it is mounted.
+        held: String,
+        /// From where the host's certificate is used.
+        addresses: String,
+    },
     /// The volume's backend has left the map.
     #[error(
         "volume {name} lies on backend {backend}, which is not in the backend map: put it back to use the volume"
@@ -255,7 +272,8 @@ impl Error {
             | Self::NothingToAdopt { .. }
             | Self::SameDirectory { .. }
             | Self::Mounted { .. }
-            | Self::Exclusive { .. } => Blame::Caller,
+            | Self::Exclusive { .. }
+            | Self::Cloned { .. } => Blame::Caller,
             Self::NameTaken(_) | Self::Forbidden { .. } | Self::NothingOpen { .. } => Blame::Rights,
             Self::Backend(
                 BackendError::Occupied { .. }

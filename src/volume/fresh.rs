@@ -126,6 +126,7 @@ fn is_by_view(error: &Error) -> bool {
         | Error::Forbidden { .. }
         | Error::Mounted { .. }
         | Error::Exclusive { .. }
+        | Error::Cloned { .. }
         | Error::Unmapped { .. } => true,
         Error::Name(_)
         | Error::MountId(_)

@@ -71,6 +71,7 @@ mod tests {
             count,
             since: OffsetDateTime::UNIX_EPOCH,
             unmounts: 0,
+            address: None,
         }
     }
 

@@ -34,6 +34,7 @@ mod recover;
 mod remove;
 mod restore;
 mod rounds;
+mod seen;
 mod settled;
 mod soon;
 mod step;
@@ -64,6 +65,7 @@ use self::name::{VolumeId, VolumeName};
 use self::operation::Locks;
 pub use self::operator::{BackendInfo, Release, Released, TrashedInfo};
 use self::options::Options;
+use self::seen::Noted;
 pub use self::step::STEPS;
 use self::trash::Blocked;
 use crate::backend::name::{BackendId, BackendName};
@@ -114,18 +116,6 @@ pub struct Service {
     /// Where hosts see each backend, as this process last recorded it.
     recorded: Mutex<HashMap<BackendName, Mountpoints>>,
     limiter: Limiter,
-}
-
-/// How often the issuer of a host's certificate is recorded between two times when it is written down who was seen.
-const ISSUERS: u8 = 4;
-
-/// What is noted of a host between two times when that is written down.
-#[derive(Debug, Clone, Copy)]
-struct Noted {
-    /// When it last sent a request.
-    at: OffsetDateTime,
-    /// How often the issuer of its certificate was recorded meanwhile.
-    issuers: u8,
 }
 
 /// A volume as a host sees it.
@@ -197,7 +187,7 @@ impl Service {
         let view = self.catalog.view();
         let in_force = self.in_force.load();
         match view.volumes.get(name) {
-            Some(volume) if volume.visible && in_sight(&in_force.access, caller, volume) => {
+            Some(volume) if volume.visible && in_sight(&in_force.access, &view, caller, volume) => {
                 Ok(seen(&view, &in_force.map, volume, &caller.host))
             }
             _ => {
@@ -210,7 +200,7 @@ impl Service {
     /// Returns true if there is a volume of that name that this host may not see.
     fn is_out_of_sight(&self, in_force: &InForce, caller: &Caller, name: &VolumeName) -> bool {
         let view = self.catalog.view();
-        view.volumes.get(name).is_some_and(|volume| !in_sight(&in_force.access, caller, volume))
+        view.volumes.get(name).is_some_and(|volume| !in_sight(&in_force.access, &view, caller, volume))
     }
 
     /// Returns true if a host may know which hosts have a volume mounted: the one that may mount or remove it, whom the
@@ -255,48 +245,6 @@ impl Service {
                     let why = crate::error::chain(&error);
                     format!("the activation of host {host} could not be recorded: {why}")
                 });
-            }
-        });
-    }
-
-    /// Notes that a host sent a request. A host that the catalog does not know yet is recorded at once, so that it can
-    /// be listed and revoked; the times of the others are written down now and then. That a certificate has another
-    /// issuer is recorded at once, because who is shut out when a CA goes is told by it; but only so often between two
-    /// such times, so that neither two engines of one name nor a full disk make a write of every request.
-    pub fn note_seen(&self, host: &HostName, issuer: Option<&str>) {
-        let view = self.catalog.view();
-        let recorded = view.hosts.get(host);
-        let other_issuer =
-            issuer.filter(|issuer| recorded.is_some_and(|host| host.last_issuer.as_deref() != Some(issuer)));
-        let now = OffsetDateTime::now_utc();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let (first, to_record) = match seen.get_mut(host) {
-            Some(noted) => {
-                noted.at = now;
-                let issuer = other_issuer.filter(|_| noted.issuers < ISSUERS);
-                noted.issuers += u8::from(issuer.is_some());
-                (false, issuer)
-            }
-            None => {
-                seen.insert(host.clone(), Noted { at: now, issuers: other_issuer.is_some().into() });
-                (true, other_issuer)
-            }
-        };
-        drop(seen);
-        if let Some(issuer) = to_record {
-            self.record(Change::Connected(host.clone(), issuer.to_owned()));
-        }
-        if first && recorded.is_none() {
-            self.record(Change::Seen(vec![(host.clone(), now)]));
-        }
-    }
-
-    /// Records what nobody waits for.
-    fn record(&self, change: Change) {
-        let recorded = self.catalog.submit(change);
-        tokio::spawn(async move {
-            if let Err(error) = recorded.await {
-                log::warn!("that a host was seen could not be written: {}", crate::error::chain(&error));
             }
         });
     }
@@ -358,7 +306,7 @@ impl List {
         let from = shown.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         for (name, volume) in self.view.volumes.range::<_, VolumeName>((from, Bound::Unbounded)) {
             if volume.visible
-                && in_sight(&self.in_force.access, &self.caller, volume)
+                && in_sight(&self.in_force.access, &self.view, &self.caller, volume)
                 && !show(seen(&self.view, &self.in_force.map, volume, &self.caller.host))
             {
                 self.shown = Some(name.clone());
@@ -369,11 +317,12 @@ impl List {
     }
 }
 
-/// Whether a host may see a volume: its backend is open to the host, or the host created or ever mounted it.
-fn in_sight(access: &Access, caller: &Caller, volume: &Volume) -> bool {
+/// Whether a host may see a volume: its backend is open to the host, or the host created or ever mounted it, under this
+/// name or one that it had before.
+fn in_sight(access: &Access, view: &View, caller: &Caller, volume: &Volume) -> bool {
     caller.is_operator()
         || access.is_open(&volume.backend, &caller.host)
-        || volume.known_to.contains(&caller.host)
+        || volume.known_to.iter().any(|known| *known == caller.host || *view.name_now(known) == caller.host)
 }
 
 /// Refuses what a host has not the right to do. A volume may stay in sight of a host that may not use it any more.

@@ -21,7 +21,8 @@ use super::operation::Claim;
 use super::step::step;
 use super::{Holders, InForce, Seen, Service, in_sight, permit, seen};
 use crate::backend::VolumeState;
-use crate::catalog::{CatalogError, Change, Outcome, Refusal, Volume};
+use crate::catalog::clones;
+use crate::catalog::{CatalogError, Change, Outcome, Refusal, View, Volume};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::host::name::HostName;
@@ -75,6 +76,19 @@ impl Drop for Counted {
             }
             service.take_back(&volume, entry).await;
         });
+    }
+}
+
+/// Why an exclusive volume is not given to a host that is cloned.
+fn cloned(volume: &Volume, view: &View, host: &HostName) -> Error {
+    let clones = view.hosts.get(host).and_then(|host| host.cloned.as_ref());
+    let mut held: Vec<_> = volume.mounts.iter().map(|mount| clones::told(mount.address)).collect();
+    held.dedup();
+    Error::Cloned {
+        name: volume.name.clone(),
+        host: host.clone(),
+        held: held.join(", "),
+        addresses: clones.map(|cloned| cloned.addresses().join(", ")).unwrap_or_default(),
     }
 }
 
@@ -141,7 +155,7 @@ impl Service {
             return Ok(None);
         }
         let Some(volume) = self.catalog.view().volumes.get(name).cloned() else { return Ok(None) };
-        match self.catalog.submit(count(&volume, caller, id, true)).await {
+        match self.catalog.submit(self.count(&volume, caller, id, true)).await {
             Ok(outcome) => self.counted(claim, caller, id, volume, outcome, true).await.map(Some),
             // It ended meanwhile; another instance may tell of the volume otherwise.
             Err(CatalogError::Refused(
@@ -167,7 +181,7 @@ impl Service {
             if !claim.wanted() || claim.deserted() {
                 return Err(Error::Abandoned);
             }
-            match self.catalog.submit(count(&volume, caller, id, false)).await {
+            match self.catalog.submit(self.count(&volume, caller, id, false)).await {
                 Ok(outcome) => break (volume, outcome),
                 // Its directory was looked at before another instance began to move it.
                 Err(CatalogError::Refused(Refusal::Moving(_))) if patience.wait().await => {}
@@ -179,10 +193,27 @@ impl Service {
                     let holders = Holders::of(&now, &self.catalog.view());
                     return Err(Error::Exclusive { name: name.clone(), holders });
                 }
+                Err(CatalogError::Refused(Refusal::Cloned(now))) => {
+                    return Err(cloned(&now, &self.catalog.view(), &caller.host));
+                }
                 Err(error) => return Err(error.into()),
             }
         };
         self.counted(claim, caller, id, volume, outcome, false).await
+    }
+
+    /// The change that counts one Mount.
+    fn count(&self, volume: &Volume, caller: &Caller, id: &MountId, again: bool) -> Change {
+        let in_force = self.in_force.load();
+        Change::Mount {
+            name: volume.name.clone(),
+            volume: volume.id,
+            host: caller.host.clone(),
+            id: id.clone(),
+            address: caller.address.map(|from| in_force.access.address_of(&caller.host, from)),
+            at: OffsetDateTime::now_utc(),
+            again,
+        }
     }
 
     /// What a Mount that was recorded is answered with. One whose caller was told already that it took too long is
@@ -240,7 +271,7 @@ impl Service {
                 return Err(missing());
             }
             let volume = self.settled(name).await?.ok_or_else(missing)?;
-            if !in_sight(&in_force.access, caller, &volume) {
+            if !in_sight(&in_force.access, &self.catalog.view(), caller, &volume) {
                 return Err(missing());
             }
             permit(in_force, caller, Right::Mount, &volume.backend, &volume.options)?;
@@ -342,17 +373,5 @@ impl Service {
         if let Err(error) = self.catalog.submit(change).await {
             log::error!("{what}: {}", chain(&error));
         }
-    }
-}
-
-/// The change that counts one Mount.
-fn count(volume: &Volume, caller: &Caller, id: &MountId, again: bool) -> Change {
-    Change::Mount {
-        name: volume.name.clone(),
-        volume: volume.id,
-        host: caller.host.clone(),
-        id: id.clone(),
-        at: OffsetDateTime::now_utc(),
-        again,
     }
 }

@@ -5,6 +5,8 @@
 //!
 //! Vocabulary: pure rules without I/O. An entry's count is never 0.
 
+use std::net::IpAddr;
+
 use time::OffsetDateTime;
 
 use super::name::MountId;
@@ -29,6 +31,8 @@ pub struct Mount {
     pub since: OffsetDateTime,
     /// How many Unmounts have been counted on this entry. A Mount that is taken back is not one of them.
     pub unmounts: u32,
+    /// From where the first of them came over a network, where that is known.
+    pub address: Option<IpAddr>,
 }
 
 /// The mounts of one volume.
@@ -72,7 +76,7 @@ impl Ledger {
         id: &MountId,
         activation: Activation,
         now: OffsetDateTime,
-    ) -> &Mount {
+    ) -> &mut Mount {
         let same = |mount: &Mount| mount.host == *host && mount.id == *id && mount.activation == activation;
         let index = match self.0.iter().position(same) {
             Some(index) => index,
@@ -84,6 +88,7 @@ impl Ledger {
                     count: 0,
                     since: now,
                     unmounts: 0,
+                    address: None,
                 });
                 self.0.len() - 1
             }
@@ -126,7 +131,7 @@ impl Ledger {
     /// An Unmount that was counted on the entry since then may have been of this very Mount. Then nothing is taken: a
     /// count that is too high is shown to the operator, and one that is too low loses data.
     pub fn take_back(&mut self, counted: &Mount) -> Option<Mount> {
-        let Mount { host, id, activation, count: _, since, unmounts } = counted;
+        let Mount { host, id, activation, count: _, since, unmounts, address: _ } = counted;
         let same = |mount: &Mount| {
             mount.host == *host
                 && mount.id == *id

@@ -168,7 +168,7 @@ impl Service {
         let volume = self
             .settled(name)
             .await?
-            .filter(|volume| in_sight(&in_force.access, caller, volume))
+            .filter(|volume| in_sight(&in_force.access, &self.catalog.view(), caller, volume))
             .ok_or_else(|| Error::NoSuchVolume(name.to_string()))?;
         permit(in_force, caller, Right::Remove, &volume.backend, &volume.options)?;
         if !volume.mounts.is_empty() {

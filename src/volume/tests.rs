@@ -16,7 +16,7 @@ use super::*;
 use crate::backend::fuse::{Control, FuseFs, Op};
 use crate::backend::{Expect, Map, Settings};
 use crate::catalog::{CatalogError, Removed, Submitted};
-use crate::host::Via;
+use crate::host::{Certified, Via};
 
 /// How long a request may take here: long enough for a slow machine, short enough to be waited for.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -279,11 +279,17 @@ fn mount_id() -> name::MountId {
 }
 
 fn engine() -> Caller {
-    Caller { host: HostName::parse("web1").unwrap(), via: Via::Tls }
+    Caller { host: HostName::parse("web1").unwrap(), via: Via::Tls, address: None }
+}
+
+/// Who calls as that host, from that address.
+fn called(host: &str, from: Option<&str>) -> Caller {
+    let address = from.map(|from| from.parse().unwrap());
+    Caller { host: HostName::parse(host).unwrap(), via: Via::Tls, address }
 }
 
 fn operator() -> Caller {
-    Caller { host: HostName::parse("store1").unwrap(), via: Via::Admin }
+    Caller { host: HostName::parse("store1").unwrap(), via: Via::Admin, address: None }
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -1117,10 +1123,10 @@ async fn a_copy_is_written_after_a_change_and_only_then() {
     assert_eq!(second.view.volumes, world.service.view().volumes);
     assert!(second.at > first.at);
     // That a host was seen is not worth a copy, but that it is there is.
-    world.service.note_seen(&HostName::parse("web9").unwrap(), None);
+    world.service.note_seen(&called("web9", None), None);
     world.service.write_seen().await;
     assert!(world.service.copy(&backend).await.unwrap());
-    world.service.note_seen(&HostName::parse("web9").unwrap(), None);
+    world.service.note_seen(&called("web9", None), None);
     world.service.write_seen().await;
     assert!(!world.service.copy(&backend).await.unwrap());
 }
@@ -1130,7 +1136,8 @@ async fn an_issuer_is_recorded_at_once_but_not_by_every_request() {
     let world = World::new().await;
     let host = HostName::parse("web9").unwrap();
     let issuer = || world.service.view().hosts.get(&host).and_then(|host| host.last_issuer.clone());
-    let call = |issuer| world.service.note_seen(&host, Some(issuer));
+    let call =
+        |issuer| world.service.note_seen(&called("web9", None), Some(Certified { issuer, serial: "1" }));
     call("CN=one");
     world.service.write_seen().await;
     let mut recorded = Vec::new();

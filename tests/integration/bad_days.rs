@@ -671,7 +671,10 @@ fn expired_certificates_are_told_and_replaced_while_serving() {
     until("the log to tell it", SOON, || {
         let log = day.daemon.log();
         let line = log.lines().find(|line| line.contains("its certificate has expired"))?;
-        says(line, &["127.0.0.1", "volhost host add", "it ended on", &day_of_end, &ended.year().to_string()]);
+        says(
+            line,
+            &["127.0.0.1", "volhost host renew", "it ended on", &day_of_end, &ended.year().to_string()],
+        );
         Some(())
     });
     assert!(lets_in(&ca.client("web2", 2).keep(&hosts, "web2-new", &ca.pem())));

@@ -34,7 +34,8 @@ pub fn join(daemon: &Daemon<'_>, host: &Host) {
     let bundle = host.dir().join("bundle.tar");
     let bundle = bundle.to_str().unwrap();
     // A host that joins again gets another bundle in the place of its first.
-    daemon.cli(&["host", "add", host.name(), "--advertise", &advertised(), "--force", "-o", bundle]).ok();
+    let verb = daemon.verb_for(host.name());
+    daemon.cli(&["host", verb, host.name(), "--advertise", &advertised(), "--force", "-o", bundle]).ok();
     host.run(["tar", "-C", "/", "-xf", bundle]).ok();
 }
 

@@ -169,7 +169,7 @@ fn a_key_that_was_made_on_the_host_stays_there() {
     let ec: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
     let sign = |csr: &Path, name: &str, bundle: &str| {
         let bundle = file(bundle);
-        let words = ["host", "add", name, "--csr", text(csr), "-o", text(&bundle)];
+        let words = ["host", daemon.verb_for(name), name, "--csr", text(csr), "-o", text(&bundle)];
         daemon.cli(&[words.as_slice(), &ADVERTISE].concat())
     };
     let kinds: [(&str, &[&str]); 3] =

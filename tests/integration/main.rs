@@ -18,6 +18,7 @@
 mod addresses;
 mod backends;
 mod bad_days;
+mod clones;
 mod commands;
 mod compose;
 mod crash;
@@ -36,6 +37,7 @@ mod hosts;
 mod hosts_join;
 mod layout;
 mod lint;
+mod names;
 mod podman;
 mod published;
 mod readme;

@@ -369,7 +369,11 @@ impl Core {
 pub(super) fn needs_a_fresh_view(change: &Change) -> bool {
     match change {
         // Whether an activation matters is told by all ledgers, and a release takes what the operator was shown.
-        Change::Activate(_) | Change::Release { .. } | Change::Backend(..) | Change::Introduce(..) => true,
+        Change::Activate(_)
+        | Change::Release { .. }
+        | Change::Name(..)
+        | Change::Backend(..)
+        | Change::Introduce(..) => true,
         Change::Insert(_)
         | Change::Publish(..)
         | Change::Withdraw(..)
@@ -384,7 +388,9 @@ pub(super) fn needs_a_fresh_view(change: &Change) -> bool {
         | Change::Issue(..)
         | Change::Revoke(..)
         | Change::Seen(_)
-        | Change::Connected(..) => false,
+        | Change::Connected(..)
+        | Change::Called { .. }
+        | Change::NotCloned(_) => false,
     }
 }
 

@@ -136,6 +136,44 @@ pub enum OpenError {
         /// The instances' names.
         nodes: String,
     },
+    /// Another machine of this one's name serves it.
+    #[error(
+        "the catalog {location} is served by another machine called {node} (instance {id}): two machines of one name \
+         would share their mounts; set \"node\" to a name of its own on one of them, or stop that one"
+    )]
+    Namesake {
+        /// Where it lies.
+        location: String,
+        /// The name.
+        node: String,
+        /// Which instance it is.
+        id: uuid::Uuid,
+    },
+    /// A machine of which this one is a copy serves it.
+    #[error(
+        "the catalog {location} is served by {node}, of which this machine is a copy: give this one a \"node\" of its \
+         own, and delete {} here, which was copied with it",
+        .spool.display()
+    )]
+    Copied {
+        /// Where it lies.
+        location: String,
+        /// The other one's name.
+        node: String,
+        /// What says which instance this is.
+        spool: PathBuf,
+    },
+    /// Nobody named this machine.
+    #[error(
+        "this machine's hostname is {node}, as that of every machine that nobody named, and the catalog {location} is \
+         for several machines: set \"node\" to a name of its own"
+    )]
+    Nameless {
+        /// Where it lies.
+        location: String,
+        /// The hostname.
+        node: String,
+    },
     /// A record cannot be written down.
     #[error(transparent)]
     Unwritable(#[from] Unwritable),
@@ -177,7 +215,11 @@ impl OpenError {
     pub fn is_configuration(&self) -> bool {
         matches!(
             self,
-            Self::Credentials { .. } | Self::Unusable(_) | Self::Refused { .. } | Self::Nested { .. }
+            Self::Credentials { .. }
+                | Self::Unusable(_)
+                | Self::Refused { .. }
+                | Self::Nested { .. }
+                | Self::Nameless { .. }
         )
     }
 }

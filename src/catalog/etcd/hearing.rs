@@ -12,6 +12,8 @@ use crate::catalog::Change;
 /// Why what others do is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Deaf {
+    /// Another instance has this one's name: what is counted under it is that one's.
+    Namesake,
     /// It is told and not understood.
     NotUnderstood,
     /// It is not told in time.

@@ -133,6 +133,11 @@ impl Keys {
         format!("{}{number:02}", self.slots(instance))
     }
 
+    /// Which instance has a name.
+    pub(super) fn node(&self, name: &str) -> String {
+        format!("{}~nodes/{name}", self.root)
+    }
+
     /// How far an instance's spool was carried out.
     pub(super) fn spool(&self, instance: Uuid) -> String {
         format!("{}~spools/{instance}", self.root)
@@ -154,6 +159,16 @@ impl Keys {
 
     pub(super) fn backends(&self) -> (String, String) {
         self.all(Table::Backends.name())
+    }
+
+    /// The range of all hosts.
+    pub(super) fn all_hosts(&self) -> (String, String) {
+        self.all(Table::Hosts.name())
+    }
+
+    /// The range of all mounts.
+    pub(super) fn all_mounts(&self) -> (String, String) {
+        self.all(Table::Mounts.name())
     }
 
     /// The range of all mounts of a volume.
@@ -186,7 +201,7 @@ impl Keys {
         match kind {
             "moving" => rest.parse().map_or(Key::Unknown, Key::Moving),
             "instances" => rest.parse().map_or(Key::Unknown, Key::Instance),
-            "~slots" | "~spools" => Key::Own,
+            "~slots" | "~spools" | "~nodes" => Key::Own,
             _ => {
                 let Some(table) = Table::ALL.into_iter().find(|table| table.name() == kind) else {
                     return Key::Unknown;

@@ -42,6 +42,7 @@ mod memory;
 mod offline;
 mod order;
 mod plan;
+mod presence;
 mod replay;
 mod session;
 mod slots;
@@ -74,6 +75,7 @@ use self::memory::{Memory, Moves};
 pub use self::offline::{Claim, read};
 use self::order::Order;
 use self::plan::same;
+use self::presence::{Presence, Serving};
 use self::replay::Place;
 use self::slots::{SLOTS, Slots};
 use self::spool::Spool;
@@ -108,11 +110,11 @@ pub fn open(cluster: &Cluster, instance: &Instance) -> Result<Etcd, OpenError> {
         .enable_all()
         .build()
         .map_err(OpenError::System)?;
-    let (core, place, questions) = runtime.block_on(build(cluster, instance))?;
+    let (core, presence, place, questions) = runtime.block_on(build(cluster, instance))?;
     let core = Arc::new(core);
     runtime.spawn(fresh::answer(Arc::clone(&core), questions));
     runtime.spawn(watching::watch(Arc::clone(&core)));
-    runtime.spawn(session::keep(Arc::clone(&core), instance.node.to_string()));
+    runtime.spawn(session::keep(Arc::clone(&core), presence));
     runtime.spawn(follow(Arc::clone(&core)));
     runtime.spawn(transact::probe(Arc::clone(&core)));
     // What was answered before is recorded before anything else is.
@@ -127,14 +129,22 @@ pub fn open(cluster: &Cluster, instance: &Instance) -> Result<Etcd, OpenError> {
 async fn build(
     cluster: &Cluster,
     instance: &Instance,
-) -> Result<(Core, Place, mpsc::UnboundedReceiver<fresh::Question>), OpenError> {
-    let Instance { node, credentials, spool, request } = instance;
+) -> Result<(Core, Presence, Place, mpsc::UnboundedReceiver<fresh::Question>), OpenError> {
+    let Instance { named, credentials, spool, request } = instance;
     let (location, keys) = (cluster.to_string(), Keys::of(cluster));
     let members = Members::new(cluster, credentials)?;
     let (spool, me) = Spool::open(spool, &cluster.prefix)?;
     let run = Uuid::new_v4();
     let reader = Reader { members: &members, keys: &keys, location: &location, patience: Patience::Endless };
     reader.ready(true).await?;
+    let naming = named.naming(presence::kept_name(&reader, me).await?);
+    if naming.kept.is_none() && !named.configured && naming.is_nobodys() {
+        return Err(OpenError::Nameless { location, node: naming.node.to_string() });
+    }
+    let serving = Serving { node: naming.node.to_string(), lock: spool.lock_identity() };
+    let presence = Presence { me, run, serving };
+    // Before anything of another live process is touched, where this machine is a copy of its.
+    presence.await_name(&reader, spool.path()).await?;
     let (slots, place) = settle_slots(&reader, &spool, me, run).await?;
     let still_ours = same(keys.slot(me, 0), slots.first().copied().unwrap_or_default());
     end_claims(&reader, me).await?;
@@ -166,16 +176,23 @@ async fn build(
         members,
     };
     // An import that began since has taken the slots away; once this instance is seen, none begins any more.
-    match session::appear(&core, lease, node.as_str(), Some(still_ours)).await {
+    match presence.appear(&core.members, &core.keys, lease, Some(still_ours)).await {
         Ok(true) => {}
-        Ok(false) => return Err(OpenError::HalfImported { location: core.location }),
+        Ok(false) => {
+            let (members, keys, location) = (&core.members, &core.keys, &*core.location);
+            let reader = Reader { members, keys, location, patience: Patience::Endless };
+            let unused =
+                reader.ask(|client| async move { client.lease_client().revoke(lease).await }).await.map(drop);
+            unused.and(presence.await_name(&reader, core.spool.path()).await)?;
+            return Err(OpenError::HalfImported { location: core.location });
+        }
         // It is tried again with another lease, at once.
         Err(trouble) => {
             log::debug!("this instance cannot be seen by others yet: {}", trouble.text);
             core.lease.store(session::NONE, Ordering::Release);
         }
     }
-    Ok((core, Place { revision: place }, asked))
+    Ok((core, presence, Place { revision: place }, asked))
 }
 
 /// Finds out what became of the transactions that the process before this one had under way, and makes sure that nothing
@@ -361,6 +378,10 @@ impl Catalog for Etcd {
 
     fn news(&self) -> Option<watch::Receiver<News>> {
         Some(self.core.memory.news())
+    }
+
+    fn machine(&self) -> Uuid {
+        self.core.me
     }
 
     fn location(&self) -> &str {

@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, KeyValue, Txn, TxnOp, TxnResponse};
 use futures_util::{TryStreamExt as _, stream};
-use serde::Deserialize;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
@@ -21,6 +20,7 @@ use super::keys::Keys;
 use super::load::{Format, Patience, Reader, State};
 use super::members::Members;
 use super::plan::same;
+use super::presence::Serving;
 use super::transact::{first_pair, revision};
 use crate::catalog::record::encode;
 use crate::catalog::{Cluster, Credentials, View, Write};
@@ -103,12 +103,6 @@ struct Place {
     members: Members,
     keys: Keys,
     location: String,
-}
-
-/// What an instance says of itself.
-#[derive(Deserialize)]
-struct Serving {
-    node: String,
 }
 
 impl Place {
@@ -286,7 +280,7 @@ impl Place {
 /// What an instance is called.
 fn node(instance: &KeyValue) -> String {
     serde_json::from_slice(instance.value())
-        .map_or_else(|_| "an instance of unknown name".into(), |Serving { node }| node)
+        .map_or_else(|_| "an instance of unknown name".into(), |Serving { node, lock: _ }| node)
 }
 
 /// That there is no key in a range.

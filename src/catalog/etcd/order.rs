@@ -61,7 +61,13 @@ pub(super) fn cells(change: &Change, view: &View) -> Vec<(Cell, Touch)> {
         Change::Activate(name)
         | Change::Issue(name, _)
         | Change::Revoke(name, _)
-        | Change::Connected(name, _) => vec![host(name, Touch::Writes)],
+        | Change::Connected(name, _)
+        | Change::Called { host: name, .. }
+        | Change::NotCloned(name) => vec![host(name, Touch::Writes)],
+        Change::Name(machine, name) => {
+            let kept = view.name_of(*machine);
+            kept.iter().chain([name]).map(|name| host(name, Touch::Writes)).collect()
+        }
         Change::Seen(hosts) => hosts.iter().map(|(name, _)| host(name, Touch::Writes)).collect(),
         Change::Backend(..) | Change::Introduce(..) => vec![(Cell::Backends, Touch::Writes)],
     }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use etcd_client::{Compare, CompareOp, PutOptions, TxnOp};
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use uuid::Uuid;
 
 use super::keys::Keys;
@@ -16,6 +16,9 @@ use crate::volume::name::{VolumeId, VolumeName};
 /// How many mounts one transaction releases: it may have 128 conditions, and 128 writes. What there is beyond that is
 /// planned once these are gone.
 pub(super) const RELEASED_AT_ONCE: usize = 50;
+
+/// How many writes stand in one transaction within another.
+const NESTED: usize = 60;
 
 /// A transaction without its slot.
 #[derive(Debug, Clone, Default)]
@@ -108,14 +111,28 @@ pub(super) fn plan(
             | Change::Revoke(..)
             | Change::Seen(_)
             | Change::Connected(..)
+            | Change::Called { .. }
+            | Change::NotCloned(_)
+            | Change::Name(..)
             | Change::Backend(..)
             | Change::Introduce(..) => {}
         }
         if transaction.writes.is_empty() {
             return Ok(Planned::Nothing(outcome));
         }
+        if matches!(change, Change::Name(..)) {
+            transaction.writes = nested(transaction.writes);
+        }
         Ok(Planned::Write(outcome, transaction))
     })
+}
+
+/// The same writes in transactions within the transaction: of each, etcd takes 128 at once, and all are done or none.
+fn nested(writes: Vec<TxnOp>) -> Vec<TxnOp> {
+    if writes.len() <= NESTED {
+        return writes;
+    }
+    writes.chunks(NESTED).map(|part| TxnOp::txn(Txn::new().and_then(part))).collect()
 }
 
 /// The volume whose directory must not be on the move elsewhere for this change.
@@ -137,6 +154,9 @@ fn concerned<'a>(view: &'a View, change: &Change) -> Option<&'a Arc<Volume>> {
         | Change::Revoke(..)
         | Change::Seen(_)
         | Change::Connected(..)
+        | Change::Called { .. }
+        | Change::NotCloned(_)
+        | Change::Name(..)
         | Change::Backend(..)
         | Change::Introduce(..) => None,
     }
@@ -166,6 +186,9 @@ impl Transaction {
         let empty = |(first, end): (String, String)| {
             Compare::create_revision(first, CompareOp::Equal, 0).with_range(end)
         };
+        let unchanged = |(first, end): (String, String)| {
+            Compare::mod_revision(first, CompareOp::Less, known.reached + 1).with_range(end)
+        };
         match premise {
             Premise::Same(row) => {
                 let key = keys.of_row(row);
@@ -176,11 +199,11 @@ impl Transaction {
             Premise::UnusedByOthers(volume, host) => {
                 self.compares.extend(keys.mounts_of_others(volume, host).map(empty));
             }
-            Premise::SameBackends => {
-                let (first, end) = keys.backends();
-                let compare = Compare::mod_revision(first, CompareOp::Less, known.reached + 1);
-                self.compares.push(compare.with_range(end));
+            Premise::SameMounts(volume) => {
+                let range = volume.as_ref().map_or_else(|| keys.all_mounts(), |volume| keys.mounts(volume));
+                self.compares.push(unchanged(range));
             }
+            Premise::SameBackends => self.compares.push(unchanged(keys.backends())),
         }
     }
 

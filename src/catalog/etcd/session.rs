@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use etcd_client::{Compare, PutOptions, Txn, TxnOp};
 use tokio::time::timeout;
 
 use super::core::Core;
+use super::hearing::Deaf;
 use super::members::{ANSWER, Kind, Members, Trouble};
+use super::presence::Presence;
 
 /// For how long a claim outlives the instance that made it, in seconds.
 pub(super) const TTL: i64 = 15;
@@ -29,7 +30,7 @@ pub(super) async fn grant(members: &Members) -> Result<i64, Trouble> {
 }
 
 /// Keeps the lease for as long as the catalog is served, and gets another one where it is gone.
-pub(super) async fn keep(core: Arc<Core>, node: String) {
+pub(super) async fn keep(core: Arc<Core>, presence: Presence) {
     loop {
         let lease = core.lease.load(Ordering::Acquire);
         let alive = match beat(&core, lease).await {
@@ -42,7 +43,7 @@ pub(super) async fn keep(core: Arc<Core>, node: String) {
                 continue;
             }
         };
-        if !alive && let Err(trouble) = renew(&core, &node).await {
+        if !alive && let Err(trouble) = renew(&core, &presence).await {
             log::debug!("no lease for this instance: {}", trouble.text);
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;
@@ -61,9 +62,16 @@ async fn beat(core: &Core, lease: i64) -> Result<(), Trouble> {
 }
 
 /// Gets another lease. What the last one held is for others to mend by now.
-async fn renew(core: &Core, node: &str) -> Result<(), Trouble> {
+async fn renew(core: &Core, presence: &Presence) -> Result<(), Trouble> {
     let lease = grant(&core.members).await?;
-    appear(core, lease, node, None).await?;
+    if !presence.appear(&core.members, &core.keys, lease, None).await? {
+        let why = core.namesake(&presence.serving.node);
+        core.deaf(Deaf::Namesake, &why);
+        // It holds nothing, and would count on for a while.
+        let _ = core.members.ask(ANSWER, async move |client| client.lease_client().revoke(lease).await).await;
+        return Err(Trouble { kind: Kind::Refused, text: why, asked: Instant::now() });
+    }
+    core.not_deaf(Deaf::Namesake);
     if core.lease.swap(lease, Ordering::AcqRel) != NONE {
         log::warn!(
             "the catalog {}: this instance was away for longer than {TTL} s; what it had begun is mended by others",
@@ -100,18 +108,4 @@ pub(super) async fn end(core: &Core) -> bool {
 
 async fn revoke(core: &Core, lease: i64) -> Result<(), Trouble> {
     core.members.ask(ANSWER, async move |client| client.lease_client().revoke(lease).await).await.map(drop)
-}
-
-/// Is there for the others to see, unless this condition does not hold.
-pub(super) async fn appear(
-    core: &Core,
-    lease: i64,
-    node: &str,
-    condition: Option<Compare>,
-) -> Result<bool, Trouble> {
-    let (key, value) = (core.keys.instance(core.me), serde_json::json!({ "node": node }).to_string());
-    let put = TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)));
-    let appear = Txn::new().when(Vec::from_iter(condition)).and_then([put]);
-    let answer = core.members.ask(ANSWER, async move |client| client.kv_client().txn(appear).await).await?;
-    Ok(answer.succeeded())
 }

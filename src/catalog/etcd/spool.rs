@@ -13,7 +13,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -66,7 +66,7 @@ impl Entry {
 pub(super) struct Spool {
     path: PathBuf,
     /// Held until the process ends.
-    _lock: File,
+    lock: File,
     /// Held while the disk works, by one at a time, and taken before `entries`.
     file: Mutex<SpoolFile>,
     /// What the file holds. Never held while the disk works.
@@ -161,13 +161,21 @@ impl Spool {
         file.cut_off().map_err(failed("written"))?;
         let spool = Self {
             path,
-            _lock: lock,
+            lock,
             waiting: watch::Sender::new(waiting.len()),
             file: Mutex::new(file),
             entries: Mutex::new(Entries { next, waiting, aside }),
             turn: Arc::default(),
         };
         Ok((spool, instance))
+    }
+
+    /// What this process has locked, told from every other file of any machine until that is started again. Unknown
+    /// where the system does not tell.
+    pub(super) fn lock_identity(&self) -> Option<String> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let file = self.lock.metadata().ok()?;
+        Some(format!("{} {} {}", boot.trim(), file.dev(), file.ino()))
     }
 
     /// Does what changes the file on a thread that may wait for the disk.

@@ -1,6 +1,7 @@
 //! The engine with a real etcd: what every engine promises, and what only one that is shared must.
 
 mod hearing;
+mod names;
 mod spooling;
 mod trouble;
 
@@ -16,7 +17,7 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::catalog::contract::{self, create, host, mount, mount_id, remove, volume};
-use crate::catalog::{Credentials, Outcome, Refusal, RowKey, Volume};
+use crate::catalog::{Credentials, Named, Outcome, Refusal, RowKey, Volume};
 use crate::host::name::HostName;
 use crate::volume::options::Options;
 
@@ -155,8 +156,8 @@ impl Server {
 
     pub(super) fn instance(&self, node: &str) -> Instance {
         let spool: PathBuf = self.dir.path().join("spools").join(node);
-        let node = HostName::parse(node).unwrap();
-        Instance { node, credentials: Credentials::default(), spool, request: Duration::from_secs(20) }
+        let named = Named { name: HostName::parse(node).unwrap(), configured: true };
+        Instance { named, credentials: Credentials::default(), spool, request: Duration::from_secs(20) }
     }
 
     /// An instance of the catalog with this prefix.

@@ -4,11 +4,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
+use crate::catalog::clones::{Cloned, Used};
 use crate::catalog::rules::moment;
 use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, Volume};
 use crate::host::mountpoints::Mountpoints;
@@ -87,20 +90,22 @@ pub(super) struct MountForm<'a> {
     pub(super) count: u32,
     #[serde(borrow)]
     pub(super) since: Cow<'a, str>,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_none")]
     pub(super) unmounts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) address: Option<IpAddr>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands the field over so")]
-fn is_zero(number: &u32) -> bool {
+fn is_none(number: &u32) -> bool {
     *number == 0
 }
 
 impl MountForm<'_> {
     pub(super) fn of(mount: &Mount) -> Self {
         // The key says the rest.
-        let Mount { host: _, id: _, activation: _, count, since, unmounts } = mount;
-        Self { v: V1, count: *count, since: written(*since), unmounts: *unmounts }
+        let Mount { host: _, id: _, activation: _, count, since, unmounts, address } = mount;
+        Self { v: V1, count: *count, since: written(*since), unmounts: *unmounts, address: *address }
     }
 }
 
@@ -144,6 +149,34 @@ pub(super) struct HostForm<'a> {
     pub(super) last_seen: Option<Cow<'a, str>>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub(super) last_issuer: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) machine: Option<Uuid>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(super) renamed: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) used: Vec<UsedForm<'a>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(super) cloned: Option<ClonedForm<'a>>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) certain_from: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UsedForm<'a> {
+    #[serde(borrow)]
+    pub(super) serial: Cow<'a, str>,
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClonedForm<'a> {
+    #[serde(borrow)]
+    pub(super) serial: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) since: Cow<'a, str>,
+    pub(super) addresses: Vec<IpAddr>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -163,7 +196,27 @@ pub(super) struct CertificateForm<'a> {
 
 impl<'a> HostForm<'a> {
     pub(super) fn of(host: &'a Host) -> Self {
-        let Host { activation, certificates, revoked_at, last_seen, last_issuer } = host;
+        let Host {
+            activation,
+            certificates,
+            revoked_at,
+            last_seen,
+            last_issuer,
+            machine,
+            renamed,
+            used,
+            cloned,
+            certain_from,
+        } = host;
+        let used = used.iter().map(|Used { serial, addresses }| UsedForm {
+            serial: serial.as_str().into(),
+            addresses: addresses.clone(),
+        });
+        let cloned = cloned.as_ref().map(|Cloned { serial, since, addresses }| ClonedForm {
+            serial: serial.as_str().into(),
+            since: written(*since),
+            addresses: addresses.clone(),
+        });
         Self {
             v: V1,
             activation: activation.0,
@@ -180,6 +233,11 @@ impl<'a> HostForm<'a> {
             revoked_at: revoked_at.map(written),
             last_seen: last_seen.map(written),
             last_issuer: last_issuer.as_deref().map(Into::into),
+            machine: *machine,
+            renamed: renamed.as_ref().map(|name| name.as_str().into()),
+            used: used.collect(),
+            cloned,
+            certain_from: certain_from.0,
         }
     }
 }
@@ -221,6 +279,12 @@ impl<'a> BackendForm<'a> {
         }
     }
 }
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// RFC 3339 in UTC with milliseconds.
 fn written(at: OffsetDateTime) -> Cow<'static, str> {
     let at = moment(at);

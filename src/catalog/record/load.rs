@@ -12,10 +12,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::form::{
-    BackendForm, CertificateForm, HostForm, MountForm, RemovedForm, StateForm, V1, VolumeForm,
+    BackendForm, CertificateForm, ClonedForm, HostForm, MountForm, RemovedForm, StateForm, UsedForm, V1,
+    VolumeForm,
 };
 use super::{Table, place};
 use crate::backend::name::{BackendId, BackendName};
+use crate::catalog::clones::{Cloned, Used};
 use crate::catalog::rules::{MountKey, RowKey, Write, moment, ordered};
 use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
 use crate::host::mountpoints::Mountpoints;
@@ -108,7 +110,7 @@ impl Loader {
                 Write::Volume(name, Some(Arc::new(Volume { visible: true, ..volume })))
             }
             (Table::Mounts, [volume, host, id, activation]) => {
-                let MountForm { v: V1, count, since, unmounts } = at.json(record)?;
+                let MountForm { v: V1, count, since, unmounts, address } = at.json(record)?;
                 let mount = Mount {
                     host: self.host(&at, "host", host)?,
                     id: at.read("id", id, MountId::parse)?,
@@ -116,6 +118,7 @@ impl Loader {
                     count: at.read("count", "", |_| if count > 0 { Ok(count) } else { Err("it is 0") })?,
                     since: at.time("since", &since)?,
                     unmounts,
+                    address,
                 };
                 let volume = at.read("volume", volume, VolumeName::parse)?;
                 Write::Mount(MountKey::of(&volume, &mount), Some(mount))
@@ -134,7 +137,9 @@ impl Loader {
             }
             (Table::Hosts, [name]) => {
                 let name = self.host(&at, "name", name)?;
-                let host = host(&at, at.json(record)?)?;
+                let record: HostForm<'_> = at.json(record)?;
+                let renamed = record.renamed.as_deref().map(|name| self.host(&at, "renamed", name));
+                let host = Host { renamed: renamed.transpose()?, ..host(&at, record)? };
                 Write::Host(name, Arc::new(host))
             }
             (Table::Backends, [name]) => {
@@ -306,7 +311,26 @@ impl At<'_> {
 }
 
 fn host(at: &At<'_>, record: HostForm<'_>) -> Result<Host, InvalidRow> {
-    let HostForm { v: V1, activation, certificates, revoked_at, last_seen, last_issuer } = record;
+    let HostForm {
+        v: V1,
+        activation,
+        certificates,
+        revoked_at,
+        last_seen,
+        last_issuer,
+        machine,
+        // Who reads it shares the texts of names.
+        renamed: _,
+        used,
+        cloned,
+        certain_from,
+    } = record;
+    let cloned = cloned.map(|ClonedForm { serial, since, addresses }| {
+        Ok(Cloned { serial: serial.into_owned(), since: at.time("cloned", &since)?, addresses })
+    });
+    let used = used
+        .into_iter()
+        .map(|UsedForm { serial, addresses }| Used { serial: serial.into_owned(), addresses });
     let time = |field, text: Option<Cow<'_, str>>| text.map(|text| at.time(field, &text)).transpose();
     Ok(Host {
         activation: Activation(activation),
@@ -325,6 +349,11 @@ fn host(at: &At<'_>, record: HostForm<'_>) -> Result<Host, InvalidRow> {
         revoked_at: time("revoked_at", revoked_at)?,
         last_seen: time("last_seen", last_seen)?,
         last_issuer: last_issuer.map(Cow::into_owned),
+        machine,
+        renamed: None,
+        used: used.collect(),
+        cloned: cloned.transpose()?,
+        certain_from: Activation(certain_from),
     })
 }
 

@@ -175,6 +175,22 @@ mod tests {
         ),
         (Table::Hosts, &["anonymous"], r#"{"v":1,"activation":0}"#),
         (
+            Table::Hosts,
+            &["web3"],
+            r#"{"v":1,"activation":4,"used":[{"serial":"a3","addresses":["10.0.0.1","fd00::1"]}],"cloned":{"serial":"a2","since":"2026-01-02T03:04:05.678Z","addresses":["10.0.0.1","10.0.0.2"]},"certain_from":2}"#,
+        ),
+        (
+            Table::Hosts,
+            &["store1"],
+            r#"{"v":1,"activation":0,"machine":"5b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e"}"#,
+        ),
+        (Table::Hosts, &["store0"], r#"{"v":1,"activation":0,"renamed":"store1"}"#),
+        (
+            Table::Mounts,
+            &["db", "web3", "fc63179f", "3"],
+            r#"{"v":1,"count":2,"since":"2026-01-02T03:04:05.678Z","address":"10.0.0.1"}"#,
+        ),
+        (
             Table::Backends,
             &["fast"],
             r#"{"v":1,"id":"3b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e","state":"established","mountpoint":"/mnt/fast"}"#,

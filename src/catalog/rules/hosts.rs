@@ -1,5 +1,6 @@
 //! The rules of hosts and backends: activations, certificates, revocations and identities.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
@@ -13,7 +14,8 @@ use crate::volume::mounts::Activation;
 
 impl View {
     pub(super) fn activate(&mut self, name: HostName) -> (Outcome, Vec<Write>) {
-        if self.live.remove(&name).is_none() {
+        // Which of the machines started its engine, nobody knows.
+        if self.is_cloned(&name) || self.live.remove(&name).is_none() {
             return Default::default();
         }
         let mut host = self.host(&name);
@@ -32,6 +34,8 @@ impl View {
             not_after: moment(certificate.not_after),
             ..certificate
         });
+        // Whoever has a certificate by this name is a host of its own.
+        host.renamed = None;
         (Outcome::default(), vec![self.store_host(name, host)])
     }
 
@@ -41,6 +45,7 @@ impl View {
             certificate.revoked = true;
         }
         host.revoked_at = Some(moment(at));
+        host.machine = None;
         (Outcome::default(), vec![self.store_host(name, host)])
     }
 
@@ -67,6 +72,33 @@ impl View {
         (Outcome::default(), vec![self.store_host(name, host)])
     }
 
+    pub(super) fn called(
+        &mut self,
+        name: HostName,
+        serial: &str,
+        from: IpAddr,
+        at: OffsetDateTime,
+    ) -> (Outcome, Vec<Write>) {
+        match self.host(&name).after_call(serial, from, moment(at)) {
+            Some(host) => {
+                let now = host.cloned.is_some();
+                let cloned = (now != self.is_cloned(&name)).then_some(now);
+                (Outcome { cloned, ..Outcome::default() }, vec![self.store_host(name, host)])
+            }
+            None => Default::default(),
+        }
+    }
+
+    pub(super) fn not_cloned(&mut self, name: HostName) -> (Outcome, Vec<Write>) {
+        match self.hosts.get(&name).and_then(|host| host.without_clones()) {
+            Some(host) => {
+                let outcome = Outcome { cloned: Some(false), ..Outcome::default() };
+                (outcome, vec![self.store_host(name, host)])
+            }
+            None => Default::default(),
+        }
+    }
+
     pub(super) fn backend(&mut self, name: BackendName, record: Option<BackendRecord>) -> Decision {
         let Some(record) = record else {
             let known = self.backends.remove(&name).is_some();
@@ -85,11 +117,11 @@ impl View {
         Ok((Outcome::default(), vec![Write::Backend(name, Some(record))]))
     }
 
-    fn host(&self, name: &HostName) -> Host {
+    pub(super) fn host(&self, name: &HostName) -> Host {
         self.hosts.get(name).map(|host| Host::clone(host)).unwrap_or_default()
     }
 
-    fn store_host(&mut self, name: HostName, host: Host) -> Write {
+    pub(super) fn store_host(&mut self, name: HostName, host: Host) -> Write {
         let host = Arc::new(host);
         self.hosts.insert(name.clone(), Arc::clone(&host));
         Write::Host(name, host)

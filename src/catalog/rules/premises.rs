@@ -20,6 +20,8 @@ pub enum Premise {
     Unused(VolumeName),
     /// No host but this one mounts the volume.
     UnusedByOthers(VolumeName, HostName),
+    /// No mount of the volume was added or changed; of any volume, where none is said.
+    SameMounts(Option<VolumeName>),
     /// No backend was added or changed.
     SameBackends,
 }
@@ -43,8 +45,10 @@ impl View {
                 [Premise::Same(RowKey::Removed(*id))].into_iter().chain(name).collect()
             }
             Change::Expire { id, .. } | Change::Forget(id) => vec![Premise::Same(RowKey::Removed(*id))],
-            Change::Mount { name, host: by, id, .. } => {
+            Change::Mount { name, host: called, id, .. } => {
+                let by = self.name_now(called);
                 let mut premises = vec![volume(name), host(by)];
+                premises.extend((by != called).then(|| host(called)));
                 premises.push(mount(name, by, id, self.activation(by)));
                 let Some(volume) = self.volumes.get(name) else { return premises };
                 match volume.mounts.newest(by, id, None) {
@@ -55,6 +59,9 @@ impl View {
                     }
                     None if volume.options.is_exclusive() => {
                         premises.push(Premise::UnusedByOthers(name.clone(), by.clone()));
+                        if self.is_cloned(by) {
+                            premises.push(Premise::SameMounts(Some(name.clone())));
+                        }
                     }
                     None => {}
                 }
@@ -67,8 +74,10 @@ impl View {
             // Entries of activations between the one that is taken and the present one are known: whoever knows an
             // activation knows all that was counted before it began. Those that are older than the one that is taken
             // have no say; and they may be more than an engine can name.
-            Change::Unmount { name, host: by, id, meant } => {
+            Change::Unmount { name, host: called, id, meant } => {
+                let by = self.name_now(called);
                 let mut premises = vec![volume(name), host(by), mount(name, by, id, self.activation(by))];
+                premises.extend((by != called).then(|| host(called)));
                 let until = meant.as_ref().map(|meant| meant.activation);
                 let taken = self.volumes.get(name).and_then(|volume| volume.mounts.newest(by, id, until));
                 let taken = taken.map(|taken| mount(name, by, id, taken.activation));
@@ -84,10 +93,24 @@ impl View {
                 premises
             }
             // Whether the present activation has a mount is told by all ledgers: an engine makes its view fresh first.
-            Change::Activate(name)
-            | Change::Issue(name, _)
+            Change::Activate(called) => {
+                let by = self.name_now(called);
+                [called].into_iter().chain((by != called).then_some(by)).map(host).collect()
+            }
+            Change::Issue(name, _)
             | Change::Revoke(name, _)
-            | Change::Connected(name, _) => vec![host(name)],
+            | Change::Connected(name, _)
+            | Change::Called { host: name, .. }
+            | Change::NotCloned(name) => vec![host(name)],
+            Change::Name(machine, name) => {
+                let kept = self.name_of(*machine);
+                let earlier =
+                    self.hosts.iter().filter(|(_, known)| known.renamed.is_some() && known.renamed == kept);
+                let names = earlier.map(|(earlier, _)| earlier).chain(&kept).chain([name]);
+                let mut premises: Vec<_> = names.map(host).collect();
+                premises.push(Premise::SameMounts(None));
+                premises
+            }
             Change::Seen(hosts) => hosts.iter().map(|(name, _)| host(name)).collect(),
             Change::Backend(name, _) | Change::Introduce(name, _) => {
                 vec![Premise::Same(RowKey::Backend(name.clone())), Premise::SameBackends]

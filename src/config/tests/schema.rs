@@ -119,6 +119,7 @@ fn text(kind: Text) -> Value {
         }),
         Text::HostPattern => pattern("^[a-zA-Z0-9.*?-]{1,253}$"),
         Text::Right => json!({"type": "string", "enum": Right::ALL.map(Right::as_str)}),
+        Text::Network => pattern(r"^[0-9a-fA-F:.]+(/[0-9]{1,3})?$"),
         Text::BackendName => pattern("^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"),
         Text::Listen => {
             pattern(r"^(https?://([0-9.]+|\[[0-9a-fA-F:.]+(%[0-9]+)?\]):[0-9]+$|unix:(///|/([^/]|$)))")

@@ -178,7 +178,7 @@ pub enum Fault {
         why: String,
     },
     /// A certificate whose time is over.
-    #[error("the certificate in {field} {} expired at {at}; replace it (`volhost host add` makes a host's), and start the engine again", path.display())]
+    #[error("the certificate in {field} {} expired at {at}; replace it (`volhost host renew` makes a host's), and start the engine again", path.display())]
     Expired {
         /// The field that names it.
         field: &'static str,
@@ -188,7 +188,7 @@ pub enum Fault {
         at: String,
     },
     /// A certificate whose time is nearly over.
-    #[error("the certificate in {field} {} expires at {at}; replace it before (`volhost host add` makes a host's), and start the engine again", path.display())]
+    #[error("the certificate in {field} {} expires at {at}; replace it before (`volhost host renew` makes a host's), and start the engine again", path.display())]
     ExpiresSoon {
         /// The field that names it.
         field: &'static str,

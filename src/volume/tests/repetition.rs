@@ -202,8 +202,11 @@ async fn history(seed: u64, steps: usize) {
     let exclusive = || Options::parse([("access", "exclusive")]).unwrap();
     world.service.create(&operator(), name("db"), exclusive()).await.unwrap();
     let (mut random, mut engines) = (Random(seed), Engines::default());
-    let caller =
-        |host: usize| Caller { host: HostName::parse(&format!("web{host}")).unwrap(), via: Via::Tls };
+    let caller = |host: usize| Caller {
+        host: HostName::parse(&format!("web{host}")).unwrap(),
+        via: Via::Tls,
+        address: None,
+    };
     let id = |text: &str| name::MountId::parse(text).unwrap();
     let away = world.dir.path().join("away");
     let usual = world.service.in_force();

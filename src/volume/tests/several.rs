@@ -679,7 +679,7 @@ fn mounted(volume: VolumeId) -> Change {
     let at = OffsetDateTime::UNIX_EPOCH;
     // An ID that nobody here mounts besides.
     let id = name::MountId::parse("elsewhere").unwrap();
-    Change::Mount { name: name("db"), volume, host: engine().host, id, at, again: false }
+    Change::Mount { name: name("db"), volume, host: engine().host, id, address: None, at, again: false }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1008,8 +1008,8 @@ async fn a_volume_that_is_being_made_elsewhere_is_not_answered_as_made() {
 #[tokio::test]
 async fn the_last_words_are_given_up_in_time() {
     let both = Both::new().await;
-    both.services[0].note_seen(&engine().host, None);
-    both.services[0].note_seen(&engine().host, None);
+    both.services[0].note_seen(&engine(), None);
+    both.services[0].note_seen(&engine(), None);
     both.catalogs[0].silent.store(true, Ordering::Relaxed);
     tokio::time::timeout(Duration::from_secs(20), both.services[0].write_last()).await.expect("it hangs");
 }

@@ -125,15 +125,26 @@ impl<'a> Daemon<'a> {
         Identity { ca: file("CAFile"), cert: file("CertFile"), key: file("KeyFile") }
     }
 
-    /// Makes a bundle for a host and unpacks it into `directory`, as an administrator would into `/`.
+    /// Makes a bundle for a host, by another certificate where it has one, and unpacks it into `directory`, as an
+    /// administrator would into `/`.
     pub fn add_host(&self, name: &str, options: &[&str], directory: &Path) -> Identity {
         let bundle = self.setup.dir.path().join(format!("{name}.tar"));
         let text = bundle.to_str().expect("temporary paths are UTF-8");
-        self.cli(&[&["host", "add", name, "-o", text], options].concat()).ok();
+        let verb = self.verb_for(name);
+        let _ = std::fs::remove_file(&bundle);
+        self.cli(&[&["host", verb, name, "-o", text], options].concat()).ok();
         std::fs::create_dir_all(directory).expect("the directory can be made");
         wait::run(Command::new("tar").arg("-C").arg(directory).arg("-xf").arg(&bundle)).ok();
         let file = |name: &str| directory.join("etc/docker/volhost").join(name);
         Identity { ca: file("ca.crt"), cert: file("host.crt"), key: file("host.key") }
+    }
+
+    /// How a host gets a bundle: `add`, or `renew` where it has a certificate that is in force.
+    pub fn verb_for(&self, name: &str) -> &'static str {
+        let rows = self.cli(&["host", "ls", "--json"]).json();
+        let has_one =
+            |row: &Value| row["name"] == name && row["serial"].is_string() && row["revoked"] == false;
+        if rows.as_array().is_some_and(|rows| rows.iter().any(has_one)) { "renew" } else { "add" }
     }
 
     /// Calls it over mutual TLS as this machine's engine does.

@@ -334,7 +334,7 @@ async fn claims_that_a_snapshot_brings_back_end() {
 async fn an_instance_is_seen_also_where_its_first_word_was_lost() {
     let server = Server::start();
     let proxy = Proxy::before(&server).await;
-    *proxy.ends_at.lock().unwrap() = Some((b"/seen/instances/".to_vec(), Way::Closed));
+    *proxy.ends_at.lock().unwrap() = Some((b"/seen/~nodes/".to_vec(), Way::Closed));
     let (_, catalog) = through(&[&proxy], &server, "seen", "store1").await;
     assert_eq!(*proxy.way.borrow(), Way::Closed, "it says that it is there");
     assert_eq!(server.ctl(&["get", "--prefix", "/seen/instances/"]).unwrap(), "");
@@ -361,6 +361,9 @@ async fn a_start_ends_no_claims_but_its_own() {
     let made = volume("half");
     done(&before, Change::Insert(made.clone())).await;
     drop(before);
+    // Nobody knows any more with which lease it ends.
+    server.ctl(&["del", "--prefix", "/start/instances/"]).unwrap();
+    server.ctl(&["del", "--prefix", "/start/~nodes/"]).unwrap();
     let key = format!("/start/moving/{}", made.id);
     let proxy = Proxy::before(&server).await;
     *proxy.ends_at.lock().unwrap() = Some((key.clone().into_bytes(), Way::Closed));

@@ -1,0 +1,163 @@
+//! This machine's name among the instances: no two that live have the same one, for they would share their mounts.
+//!
+//! A name is a key that ends with the lease of the instance that has it. At its start an instance looks for others of its
+//! name, and waits until it is known whether they live: who lives renews its lease, so that the time it has left goes up
+//! again. The process before this one on the same machine is not waited for: this one has its lock.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::core::Core;
+use super::error::OpenError;
+use super::keys::{Key, Keys};
+use super::load::Reader;
+use super::members::{ANSWER, Members, Trouble};
+use crate::catalog::Write;
+use crate::catalog::record::{Loader, Table};
+use crate::host::name::HostName;
+
+/// How often it is looked whether another instance lives.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What an instance says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Serving {
+    /// What it is called.
+    pub(super) node: String,
+    /// What it has locked while it lives. Unknown of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lock: Option<String>,
+}
+
+/// Who this instance is to the others.
+#[derive(Debug, Clone)]
+pub(super) struct Presence {
+    pub(super) me: Uuid,
+    pub(super) run: Uuid,
+    pub(super) serving: Serving,
+}
+
+/// Another instance, or an earlier process of this one.
+struct Other {
+    id: Uuid,
+    serving: Serving,
+    lease: i64,
+}
+
+impl Presence {
+    /// Is there for the others to see, unless another instance has the name or this condition does not hold. Returns
+    /// whether it is.
+    pub(super) async fn appear(
+        &self,
+        members: &Members,
+        keys: &Keys,
+        lease: i64,
+        condition: Option<Compare>,
+    ) -> Result<bool, Trouble> {
+        let named = keys.node(&self.serving.node);
+        let owner = format!("{} {}", self.me, self.run);
+        let put =
+            |key: &str, value: String| TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)));
+        let serving = serde_json::to_string(&self.serving).unwrap_or_default();
+        let appear = [put(&keys.instance(self.me), serving), put(&named, owner.clone())];
+        let free = Compare::create_revision(named.as_str(), CompareOp::Equal, 0);
+        let ours = Compare::value(named.as_str(), CompareOp::Equal, owner);
+        let attempt = |mut compares: Vec<Compare>| {
+            compares.extend(condition.clone());
+            Txn::new().when(compares).and_then(appear.clone())
+        };
+        let question = attempt(vec![free]).or_else([TxnOp::txn(attempt(vec![ours]))]);
+        let answer = members.ask(ANSWER, async move |client| client.kv_client().txn(question).await).await?;
+        let nested = answer.op_responses().into_iter().any(|answer| match answer {
+            TxnOpResponse::Txn(inner) => inner.succeeded(),
+            TxnOpResponse::Put(_) | TxnOpResponse::Get(_) | TxnOpResponse::Delete(_) => false,
+        });
+        Ok(answer.succeeded() || nested)
+    }
+
+    /// Waits until no other instance of this name can live any more. One that does is an error.
+    pub(super) async fn await_name(&self, reader: &Reader<'_>, spool: &Path) -> Result<(), OpenError> {
+        let mut left: HashMap<i64, i64> = HashMap::new();
+        loop {
+            let mut others = self.others(reader).await?;
+            others.retain(|other| other.id == self.me || other.serving.node == self.serving.node);
+            let Some(other) = others.first() else { return Ok(()) };
+            let lease = other.lease;
+            if other.id == self.me && other.serving.lock.is_some() && other.serving.lock == self.serving.lock
+            {
+                // It had the lock that this process has now.
+                let _ = reader.ask(|client| async move { client.lease_client().revoke(lease).await }).await;
+                continue;
+            }
+            let told = reader
+                .ask(|client| async move { client.lease_client().time_to_live(lease, None).await })
+                .await?;
+            let now = told.map_or(0, |told| told.ttl());
+            let node = &self.serving.node;
+            match left.insert(lease, now) {
+                Some(before) if now > before => {
+                    let (location, node) = (reader.location.to_owned(), node.clone());
+                    return Err(if other.id == self.me {
+                        OpenError::Copied { location, node: other.serving.node.clone(), spool: spool.into() }
+                    } else {
+                        OpenError::Namesake { location, node, id: other.id }
+                    });
+                }
+                None if now > 0 => log::warn!(
+                    "waiting for the name {node}: an instance of that name ({}) served the catalog {} a moment ago; \
+                     where it was killed, it counts for {now} s more",
+                    other.id,
+                    reader.location
+                ),
+                _ => {}
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The instances that serve, and what processes left that were killed.
+    async fn others(&self, reader: &Reader<'_>) -> Result<Vec<Other>, OpenError> {
+        let (first, end) = reader.keys.all_instances();
+        let found = reader.get(first, GetOptions::new().with_range(end)).await?;
+        let found = found.map(|mut got| got.take_kvs()).unwrap_or_default();
+        let other = |pair: &etcd_client::KeyValue| {
+            let Key::Instance(id) = reader.keys.parse(pair.key()) else { return None };
+            let serving = serde_json::from_slice(pair.value()).ok()?;
+            (pair.lease() != 0).then(|| Other { id, serving, lease: pair.lease() })
+        };
+        Ok(found.iter().filter_map(other).collect())
+    }
+}
+
+/// The name that the catalog keeps for this machine.
+pub(super) async fn kept_name(reader: &Reader<'_>, me: Uuid) -> Result<Option<HostName>, OpenError> {
+    let (first, end) = reader.keys.all_hosts();
+    let found = reader.get(first, GetOptions::new().with_range(end)).await?;
+    let mut loader = Loader::default();
+    for pair in found.map(|mut got| got.take_kvs()).unwrap_or_default() {
+        let Key::Row(table @ Table::Hosts, parts) = reader.keys.parse(pair.key()) else { continue };
+        let parts: Vec<_> = parts.iter().map(String::as_str).collect();
+        let read = loader.read(table, &parts, &String::from_utf8_lossy(pair.value()));
+        match read.map_err(|source| OpenError::Row { location: reader.location.to_owned(), source })? {
+            Write::Host(name, host) if host.machine == Some(me) => return Ok(Some(name)),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+impl Core {
+    /// What is to be said where another instance took the name while this one was cut off.
+    pub(super) fn namesake(&self, node: &str) -> String {
+        format!(
+            "another instance took the name {node} while this one was cut off from the catalog {}: stop one of them, or \
+             set \"node\" to another name there",
+            self.location
+        )
+    }
+}

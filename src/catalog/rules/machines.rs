@@ -1,0 +1,92 @@
+//! The rules of the machines that serve the catalog: what one is called, and what goes along when it is named anew.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::{MountKey, Write, ordered};
+use crate::catalog::Outcome;
+use crate::catalog::view::{View, Volume};
+use crate::host::name::HostName;
+use crate::volume::mounts::{Activation, Ledger, Mount};
+use crate::volume::name::MountId;
+
+impl View {
+    pub(super) fn name_machine(&mut self, machine: Uuid, name: &HostName) -> (Outcome, Vec<Write>) {
+        let kept = self.name_of(machine);
+        if kept.as_ref() == Some(name) {
+            return Default::default();
+        }
+        let mut host = self.host(name);
+        host.machine = Some(machine);
+        host.renamed = None;
+        let before = host.activation;
+        if let Some(kept) = &kept {
+            host.activation = before.max(self.activation(kept));
+        }
+        let activation = host.activation;
+        // Whoever hears of it row by row counts mounts by their host's activation.
+        let mut writes = vec![self.store_host(name.clone(), host)];
+        if let Some(kept) = &kept {
+            self.move_mounts((kept, self.activation(kept)), (name, before), activation, &mut writes);
+            for (earlier, of_earlier) in self.hosts.clone() {
+                // Its engine calls with the certificate of an earlier name until it is started again.
+                if earlier == *kept || of_earlier.renamed.as_ref() == Some(kept) {
+                    if earlier == *name {
+                        continue;
+                    }
+                    let mut gone = self.host(&earlier);
+                    gone.machine = None;
+                    gone.renamed = Some(name.clone());
+                    writes.push(self.store_host(earlier, gone));
+                }
+            }
+        }
+        self.count_live();
+        (Outcome::default(), writes)
+    }
+
+    /// Moves all mounts of one host to another one, which is in `activation` now. The hosts come with the activations that
+    /// their mounts were counted by: what was of the present one stays so.
+    fn move_mounts(
+        &mut self,
+        (from, of_from): (&HostName, Activation),
+        (to, of_to): (&HostName, Activation),
+        activation: Activation,
+        writes: &mut Vec<Write>,
+    ) {
+        let concerns = |mount: &Mount| mount.host == *from || mount.host == *to;
+        let concerned: Vec<_> =
+            self.volumes.values().filter(|volume| volume.mounts.iter().any(concerns)).cloned().collect();
+        for volume in concerned {
+            let mut volume = Volume::clone(&volume);
+            let before = volume.mounts.release(concerns);
+            let mut after: BTreeMap<(MountId, Activation), Mount> = BTreeMap::new();
+            for mount in &before {
+                let present = if mount.host == *from { of_from } else { of_to };
+                let at = if mount.activation >= present { activation } else { mount.activation };
+                let moved = Mount { host: to.clone(), activation: at, ..mount.clone() };
+                after
+                    .entry((mount.id.clone(), at))
+                    .and_modify(|same| {
+                        same.count = same.count.saturating_add(moved.count);
+                        same.unmounts = same.unmounts.saturating_add(moved.unmounts);
+                        same.since = same.since.min(moved.since);
+                    })
+                    .or_insert(moved);
+            }
+            for mount in &before {
+                let stays = mount.host == *to && after.contains_key(&(mount.id.clone(), mount.activation));
+                if !stays {
+                    writes.push(Write::Mount(MountKey::of(&volume.name, mount), None));
+                }
+            }
+            for mount in after.values().filter(|mount| !before.contains(mount)) {
+                writes.push(Write::Mount(MountKey::of(&volume.name, mount), Some(mount.clone())));
+            }
+            let ledger: Vec<_> = volume.mounts.iter().cloned().chain(after.into_values()).collect();
+            volume.mounts = ordered(Ledger::from_records(ledger));
+            self.store(volume);
+        }
+    }
+}
