@@ -125,9 +125,11 @@ fn a_cloned_host_is_told_and_an_exclusive_volume_stays_with_one_machine_until_it
     }
     assert_eq!(cloned(&daemon), Vec::<String>::new());
     // A machine that is not listed is another one all the same.
-    list(&mut from(&daemon, 9, &identity));
-    list(&mut one);
-    until("the clone to be noticed", SOON, || (cloned(&daemon).len() == 2).then_some(()));
+    until("the clone to be noticed", SOON, || {
+        list(&mut from(&daemon, 9, &identity));
+        list(&mut one);
+        (cloned(&daemon).len() == 2).then_some(())
+    });
     assert!(mount(&mut from(&daemon, 9, &identity), "third").is_err());
 }
 
@@ -147,9 +149,11 @@ fn a_certificate_of_its_own_for_one_of_the_machines_ends_it_once_it_is_in_use() 
     assert_eq!((cloned(&daemon).len(), stale(&daemon)), (0, 0));
     assert_eq!(told(&daemon, "host web1 does not count as cloned any more"), 1);
     // One of them went back to the certificate of both.
-    list(&mut from(&daemon, 3, &old));
-    list(&mut one);
-    until("the clone to be noticed", SOON, || (cloned(&daemon).len() == 2).then_some(()));
+    until("the clone to be noticed", SOON, || {
+        list(&mut from(&daemon, 3, &old));
+        list(&mut one);
+        (cloned(&daemon).len() == 2).then_some(())
+    });
 }
 
 #[test]

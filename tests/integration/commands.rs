@@ -293,6 +293,8 @@ fn backends_and_the_status_are_told() {
             "spec",
             "server_certificate_expires",
             "log_lines_dropped",
+            "troubles",
+            "cloned_hosts",
         ],
     );
     assert_eq!(status["listening"], json!(daemon.addresses()));
@@ -318,7 +320,10 @@ fn backends_and_the_status_are_told() {
     assert!(text.starts_with("volhost 0.1.0, serving as \"volhost\" on node1 since "), "{text}");
 
     let hosts = daemon.cli(&["host", "ls", "--json"]).json();
-    has_fields(&hosts[0], &["name", "serial", "expires", "last_seen", "mounts", "revoked"]);
+    has_fields(
+        &hosts[0],
+        &["name", "serial", "expires", "last_seen", "mounts", "revoked", "cloned", "addresses"],
+    );
     assert_eq!(hosts[0]["name"], "node1");
 }
 
