@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn the_status_is_told_as_in_the_readme() {
         let told = run(&service("overlap"), &["pki", "rollover", "status"], None);
-        let readme = include_str!("../../README.md");
+        let readme = include_str!("../../docs/guide/certificates.md");
         let all = format!("{}{}", told.out, told.err);
         assert_eq!(told.code, 0, "{all}");
         assert!(readme.contains(&all), "not in the README:\n{all}");

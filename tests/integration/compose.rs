@@ -16,7 +16,7 @@ fn a_compose_file_names_volumes_that_move_with_it_from_host_to_host() {
     let daemon = serve_both(&store1, &web1);
     join(&daemon, &web1);
     let (first, second) = (engine(&store1), engine(&web1));
-    let commands = readme::commands("### Compose");
+    let commands = readme::commands("Compose");
     let [(_, make), (_, up), (_, down), (_, up_again), _] = &commands[..] else {
         panic!("the README has other commands: {commands:?}");
     };
@@ -25,7 +25,7 @@ fn a_compose_file_names_volumes_that_move_with_it_from_host_to_host() {
             fs::write(host.dir().join(COMPOSE), text).unwrap();
         }
     };
-    let text = readme::block("### Compose", "yaml");
+    let text = readme::block("Compose", "yaml");
     write(&text);
     first.shell(make).ok();
     second.shell(up).ok();
@@ -64,7 +64,7 @@ fn options_of_a_compose_file_are_compared_where_the_volume_was_made() {
     let version = first.shell("docker-compose version --short").ok();
     report_version("Docker Compose", &version);
     let of_version_1 = version.starts_with("1.");
-    let text = readme::block("### Compose", "yaml");
+    let text = readme::block("Compose", "yaml");
     let write = |mode: &str| {
         let options = format!("driver: volhost\n    driver_opts: {{ mode: \"{mode}\" }}");
         for host in [&store1, &web1] {

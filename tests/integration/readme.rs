@@ -1,9 +1,10 @@
-//! The README says what the program does: its tables are compared with the program's own, and its commands are run.
+//! The README and `docs` say what the program does: their tables are compared with the program's own, their commands are
+//! run, and their links lead somewhere.
 //!
 //! What an engine does with volhost is told by `engine` and `hosts`; here is looked at what a reader types and compares.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -13,8 +14,22 @@ use volhost::volume::options::TABLE;
 use crate::harness::wait::run;
 use crate::harness::{Daemon, scratch};
 
+/// The README and every page of `docs`, one after the other.
 fn readme() -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
+    pages().into_values().collect::<Vec<_>>().join("\n")
+}
+
+/// The text of each page, by its path.
+fn pages() -> BTreeMap<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize().unwrap();
+    let (mut pages, mut directories) = (vec![root.join("README.md")], vec![root.join("docs")]);
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { directories.push(path) } else { pages.push(path) }
+        }
+    }
+    pages.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
 }
 
 /// The first code block of a kind (`yaml`) after a heading.
@@ -66,10 +81,10 @@ fn typed(console: &str) -> Vec<Typed> {
     all
 }
 
-/// The code blocks of a kind in a heading's section.
+/// The code blocks of a kind in a heading's section, whatever the heading's level.
 fn blocks(heading: &str, kind: &str) -> Vec<String> {
-    let text = readme();
-    let (_, after) = text.split_once(&format!("\n{heading}\n")).unwrap();
+    let text = format!("\n{}", readme());
+    let (_, after) = text.split_once(&format!("# {heading}\n")).unwrap();
     let section = after.split("\n#").next().unwrap();
     let opened = format!("```{kind}\n");
     let begins = section.split(&*opened).skip(1);
@@ -228,6 +243,54 @@ fn the_program_understands_every_command_that_is_quoted() {
     }
 }
 
+/// The anchors of a page's headings, as a viewer of Markdown makes them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut in_block = false;
+    let headings = text.lines().filter(|line| {
+        in_block ^= line.starts_with("```");
+        !in_block && line.starts_with('#')
+    });
+    headings
+        .map(|line| {
+            let words = line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+            words.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn no_link_leads_nowhere() {
+    let pages = pages();
+    let (mut looked_at, mut dead) = (0, Vec::new());
+    for (page, text) in &pages {
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.contains("://") {
+                continue;
+            }
+            looked_at += 1;
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let path = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
+            let Ok(path) = path.canonicalize() else {
+                dead.push(format!("{}: {target}", page.display()));
+                continue;
+            };
+            if !anchor.is_empty() && !pages.get(&path).is_some_and(|text| anchors(text).contains(anchor)) {
+                dead.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(looked_at > 100 && dead.is_empty(), "of {looked_at} links these lead nowhere: {dead:#?}");
+}
+
+#[test]
+fn the_readme_is_short_enough_to_be_finished() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.lines().count() <= 300, "it has {} lines", text.lines().count());
+    let long: Vec<_> = text.lines().filter(|line| line.chars().count() > 120).collect();
+    assert!(long.is_empty(), "lines of more than 120 characters: {long:#?}");
+}
+
 #[test]
 fn the_tests_that_are_named_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -379,7 +442,7 @@ fn shown(daemon: &Daemon<'_>, words: &[&str]) {
 fn the_json_fields_are_those_that_are_told() {
     let daemon = Daemon::start();
     let text = readme();
-    let (_, after) = text.split_once("### JSON").unwrap();
+    let (_, after) = text.split_once("## JSON\n").unwrap();
     let rows: Vec<_> = after
         .lines()
         .skip_while(|line| !line.starts_with('|'))

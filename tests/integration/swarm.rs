@@ -67,7 +67,7 @@ fn a_service_moves_to_another_node_with_its_data_and_an_exclusive_one_when_the_o
     join(&daemon, &web1);
     let (manager, worker) = (engine(&store1), engine(&web1));
     make_swarm(&manager, &worker, Host::GATEWAY);
-    let commands = readme::commands("### Swarm");
+    let commands = readme::commands("Swarm");
     let [(_, on_store1), (_, on_web1), (_, create), (_, release)] = &commands[..] else {
         panic!("the README has other commands: {commands:?}");
     };
@@ -106,10 +106,10 @@ fn a_service_moves_to_another_node_with_its_data_and_an_exclusive_one_when_the_o
     daemon.has_mounts(&[("app", "store1", false), ("shared", "store1", false)]);
 
     // The file for Compose is good for a swarm.
-    let [(_, make), .., (_, deploy)] = &readme::commands("### Compose")[..] else {
+    let [(_, make), .., (_, deploy)] = &readme::commands("Compose")[..] else {
         panic!("the README has no commands for Compose");
     };
-    fs::write(store1.dir().join(COMPOSE), readme::block("### Compose", "yaml")).unwrap();
+    fs::write(store1.dir().join(COMPOSE), readme::block("Compose", "yaml")).unwrap();
     manager.shell(make).ok();
     manager.shell(deploy).ok();
     until_runs(&manager, "files_app", "store1");
@@ -122,7 +122,7 @@ fn a_node_that_was_only_cut_off_gives_its_exclusive_volume_up_by_itself() {
     let daemon = serve_both(&store1, &web1);
     join(&daemon, &web1);
     let (manager, worker) = (engine(&store1), engine(&web1));
-    let commands = readme::commands("### Swarm");
+    let commands = readme::commands("Swarm");
     for (engine, (_, warm_up)) in [&manager, &worker].into_iter().zip(&commands) {
         engine.shell(warm_up).ok();
     }
