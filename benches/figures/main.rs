@@ -1,4 +1,4 @@
-//! The figures that the README gives: `cargo bench --bench figures`.
+//! The figures that docs/benchmarks.md gives: `cargo bench --bench figures`.
 //!
 //! ```text
 //! cargo bench --bench figures -- [get] [create] [many] [process] [mount] [hosts] [etcd] [--volumes N] [--dir DIR]

@@ -317,7 +317,7 @@ mod tests {
     use super::*;
     use crate::admin::client::testing::Service;
 
-    /// A service in the middle of a rollover: the README's example.
+    /// A service in the middle of a rollover: the example of docs/guide/certificates.md.
     fn service(state: &'static str) -> Service {
         let ca = |name: &str, expires: &str| json!({ "name": format!("O=volhost, CN=volhost CA {name}"), "expires": expires });
         let host = |name: &str, moved: bool, uses: &str, seen: &str| json!({ "name": name, "moved": moved, "renewed": true, "uses": uses, "last_seen": seen });
@@ -349,10 +349,10 @@ mod tests {
     #[test]
     fn the_status_is_told_as_in_the_readme() {
         let told = run(&service("overlap"), &["pki", "rollover", "status"], None);
-        let readme = include_str!("../../docs/guide/certificates.md");
+        let page = include_str!("../../docs/guide/certificates.md");
         let all = format!("{}{}", told.out, told.err);
         assert_eq!(told.code, 0, "{all}");
-        assert!(readme.contains(&all), "not in the README:\n{all}");
+        assert!(page.contains(&all), "not in the guide:\n{all}");
         let told = run(&service("none"), &["pki", "rollover", "status"], None);
         assert!(told.out.starts_with("no rollover is under way; the CA is O=volhost"), "{}", told.out);
         let told = run(&service("finishing"), &["pki", "rollover", "start"], None);

@@ -1,7 +1,7 @@
 //! The fields of both files: their names, what they take, their defaults and what they mean, in one table each.
 //!
 //! The parser takes no name that is not here and has the bounds of numbers from here; the JSON Schemas for editors are
-//! made from it, and the README's tables are compared with it. Words only: nothing here reads anything.
+//! made from it, and the tables of docs/reference are compared with it. Words only: nothing here reads anything.
 
 use std::ops::RangeInclusive;
 
@@ -14,11 +14,11 @@ pub struct Field {
     pub takes: Takes,
     /// Whether it may be `null`: then it is as if it were absent, but for `spec`.
     pub null: bool,
-    /// Its default, as the README has it: JSON between backquotes, or words.
+    /// Its default, as docs/reference has it: JSON between backquotes, or words.
     pub default: &'static str,
-    /// What it means, as the README has it.
+    /// What it means, as docs/reference has it.
     pub doc: &'static str,
-    /// How a change comes into force. Empty where the README has no such column.
+    /// How a change comes into force. Empty where its table has no such column.
     pub in_force: &'static str,
 }
 

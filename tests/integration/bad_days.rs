@@ -2,7 +2,7 @@
 //! it is over when its cause is.
 //!
 //! Every test goes the same way: a service in use ([`Day`]); the bad thing happens, really; what is seen; the cause
-//! goes; the service, the same process, is whole again. The README's table of bad days has a row for each, also for
+//! goes; the service, the same process, is whole again. The table in docs/operations/bad-days.md has a row for each, also for
 //! those that other files tell.
 
 use std::fs;
