@@ -194,5 +194,8 @@ pub(super) fn hosts(service: &Service) -> Vec<wire::Host> {
             name: name.to_string(),
         }
     };
-    mounts.into_iter().map(wire).collect()
+    // A machine that serves the catalog has a record also where it never called.
+    let is_host =
+        |row: &wire::Host| row.serial.is_some() || row.last_seen.is_some() || row.mounts > 0 || row.revoked;
+    mounts.into_iter().map(wire).filter(is_host).collect()
 }

@@ -179,7 +179,7 @@ fn mounts_are_listed_and_released_by_the_operators_word() {
     until("the activation", SOON, || (states() == both).then_some(()));
 
     let rows = daemon.cli(&["mount", "ls", "--json"]).json();
-    has_fields(&rows[0], &["volume", "host", "id", "count", "since", "stale"]);
+    has_fields(&rows[0], &["volume", "host", "id", "count", "since", "stale", "address"]);
     let table = daemon.cli(&["mount", "ls"]).ok();
     assert!(table.starts_with("VOLUME  HOST  ID "), "{table}");
     assert!(table.contains(" 0123456789ab ") && !table.contains(&long), "{table}");

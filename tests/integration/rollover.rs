@@ -462,7 +462,7 @@ fn requests_go_where_the_key_is_and_certificates_come_back_as_the_readme_says() 
     run(&store, "volhost pki install more.crt").ok();
     run(
         &store,
-        "volhost host add web1 --certificate web1.crt --advertise https://vol.example.org:7443 -o more.tar",
+        "volhost host renew web1 --certificate web1.crt --advertise https://vol.example.org:7443 -o more.tar",
     )
     .ok();
 
