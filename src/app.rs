@@ -7,15 +7,15 @@
 pub mod certificates;
 mod convert;
 mod error;
-mod naming;
-mod news;
-mod pulse;
+mod node_name;
+mod readers;
 pub mod recovery;
 mod reload;
+mod revocations;
 mod sockets;
 pub mod spec;
 mod tls;
-mod turns;
+mod watchdog;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -30,9 +30,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::convert::{in_force, instance, to_limits, to_transport};
 pub use self::error::ServeError;
-use self::pulse::{Pulse, status_line};
 use self::reload::{Asked, Reloader};
 use self::tls::Tls;
+use self::watchdog::{Watchdog, status_line};
 use crate::admin::{self, Admin, Board, Desk, Issuing};
 use crate::backend;
 use crate::catalog::{self, Catalog, Location};
@@ -40,14 +40,14 @@ use crate::config::watch::{Unit, Watcher};
 use crate::config::{self, Config, Fault, Faults, Loaded, Paths};
 use crate::error::chain;
 use crate::files::{PATIENCE, within};
-use crate::host::name::HostName;
 use crate::host::{Caller, Via};
+use crate::model::host::HostName;
 use crate::process::clock::Clock;
 use crate::process::log::{self as process_log, Log};
 pub use crate::process::signal::survive_file_size_limit;
-use crate::process::signal::{self, EarlyReload, Event};
+use crate::process::signal::{self, EarlyReload, Signal};
 use crate::process::systemd::{self, Inheritance};
-use crate::process::{Drain, files, threads};
+use crate::process::{Drain, rlimit, threads};
 use crate::protocol::{self, Protocols};
 use crate::transport::{self, Bound, Listen, Revocation, Server};
 use crate::volume::Service;
@@ -63,6 +63,21 @@ const FILES_BESIDE: u64 = 1024;
 
 /// What can be read again.
 const EVERYTHING: [Unit; 3] = Unit::ALL;
+
+/// Something that the running service must act on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    /// A signal was received.
+    Signal(Signal),
+    /// A watched file changed: read it again.
+    Changed(Unit),
+}
+
+impl From<Signal> for Event {
+    fn from(signal: Signal) -> Self {
+        Self::Signal(signal)
+    }
+}
 
 /// How often it is looked whether the server's certificate is to be made anew.
 const RENEWAL: Duration = Duration::from_secs(6 * 3600);
@@ -85,7 +100,7 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
         log::info!("no configuration: there is no {}, the defaults hold", file.display());
     }
     let needed = loaded.config.limits.connections as u64 + FILES_BESIDE;
-    if let Some(files) = files::raise_limit().filter(|files| *files < needed) {
+    if let Some(files) = rlimit::raise_limit().filter(|files| *files < needed) {
         log::warn!(
             "{files} files may be open at most (LimitNOFILE), too few for limits.connections and the rest: {needed}"
         );
@@ -97,7 +112,7 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     let first =
         (shared && loaded.config.node_configured).then(|| Tls::prepare(&loaded.config)).transpose()?;
     let catalog = catalog::open(&loaded.config.catalog, &instance(&loaded.config))?;
-    let naming = naming::find(&mut loaded.config, &*catalog);
+    let naming = node_name::find(&mut loaded.config, &*catalog);
     let tls = first.map_or_else(|| Tls::prepare(&loaded.config), Ok)?;
     make_default_backend(paths, &loaded.config)?;
 
@@ -109,7 +124,7 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
         .map_err(|source| ServeError::System { what: "no threads", source })?;
     let result = runtime.block_on(async {
         let served = async {
-            naming::record(&naming, &*catalog).await?;
+            node_name::record(&naming, &*catalog).await?;
             App::build(paths, file, loaded, tls, Arc::clone(&catalog), inheritance, &early).await?.run().await
         };
         let result = served.await;
@@ -183,7 +198,7 @@ struct App {
     reloads: mpsc::UnboundedSender<Asked>,
     asked: mpsc::UnboundedReceiver<Asked>,
     events: mpsc::UnboundedReceiver<Event>,
-    pulse: Pulse,
+    watchdog: Watchdog,
 }
 
 impl App {
@@ -234,7 +249,7 @@ impl App {
         let issuing = Arc::new(ArcSwap::from_pointee(issuing(config, &bound, &tls)));
         let desk = desk(&catalog, &tls, &issuing, &server, &sender);
         if let Some(news) = catalog.news() {
-            tokio::spawn(news::follow(news, Arc::clone(&desk.changed)));
+            tokio::spawn(revocations::follow(news, Arc::clone(&desk.changed)));
         }
         let operator = Caller { host: config.node.clone(), via: Via::Admin, address: None };
         let counted = Arc::clone(&server);
@@ -276,7 +291,7 @@ impl App {
             watcher,
             listening: addresses(&bound).collect(),
         };
-        let pulse = Pulse::new(inheritance.watchdog, catalog, Arc::clone(&board));
+        let watchdog = Watchdog::new(inheritance.watchdog, catalog, Arc::clone(&board));
         Ok(Self {
             server,
             bound,
@@ -289,7 +304,7 @@ impl App {
             reloads,
             asked,
             events,
-            pulse,
+            watchdog,
         })
     }
 
@@ -306,7 +321,7 @@ impl App {
             reloads,
             asked,
             mut events,
-            mut pulse,
+            mut watchdog,
         } = self;
         let addresses: Vec<_> = addresses(&bound).collect();
         let looked_after = Arc::clone(&server);
@@ -334,18 +349,18 @@ impl App {
         loop {
             let units: &[Unit] = tokio::select! {
                 event = events.recv() => match event {
-                    Some(Event::Reload) => &EVERYTHING,
+                    Some(Event::Signal(Signal::Reload)) => &EVERYTHING,
                     Some(Event::Changed(Unit::Config)) => &[Unit::Config],
                     Some(Event::Changed(Unit::Tls)) => &[Unit::Tls],
                     Some(Event::Changed(Unit::Crl)) => &[Unit::Crl],
-                    Some(Event::Terminate) | None => break,
+                    Some(Event::Signal(Signal::Terminate)) | None => break,
                 },
                 // Making our own certificates anew, where it is time, is part of reading them.
                 _ = renewal.tick() => &[Unit::Tls],
                 // A clock that was set may make a certificate of ours too old, or too new.
                 _ = looks.tick() => if clock.look().set_by.is_some() { &[Unit::Tls] } else { &[] },
-                () = pulse.due() => {
-                    pulse.beat();
+                () = watchdog.due() => {
+                    watchdog.beat();
                     &[]
                 }
             };

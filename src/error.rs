@@ -1,7 +1,7 @@
 //! How errors reach a person: the chain of causes in one line, what of a text may be shown, how often a line is logged, the
 //! exit codes, and the hint on a mistyped word.
 
-pub mod limiter;
+pub mod log_limit;
 
 use std::borrow::Cow;
 use std::error::Error;

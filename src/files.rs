@@ -3,7 +3,7 @@
 //!
 //! For keys, certificates, configuration and spec files; below a backend no more than [`rename_to_free`] is used.
 
-mod patience;
+mod time_limit;
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, FileType, Metadata, OpenOptions};
@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
-pub use self::patience::{PATIENCE, Unfinished, Waiting, start, within};
+pub use self::time_limit::{PATIENCE, Unfinished, Waiting, start, within};
 
 /// The exclusive right to write what a lock file stands for, until it is dropped.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub const SMALL: usize = 1 << 20;
 /// Symbolic links are followed. What is no regular file is an error: a pipe would wait for its writer, and a device may
 /// never end. So is a larger file, of which no more than that many bytes are read.
 pub fn read_at_most(path: &Path, most: usize) -> io::Result<Vec<u8>> {
-    let _told = patience::Told::new(path);
+    let _told = time_limit::Told::new(path);
     let mut file = open_regular(path)?;
     let larger = || {
         let what = format!("it is larger than {} MiB, more than any file of its kind", most >> 20);

@@ -14,30 +14,11 @@
 //! swap`. The command line is a client of [`admin`] and knows nothing of the inside; [`doctor`] looks at a host from
 //! outside as its engine does, and asks only what any client may ask.
 //!
-//! The modules `volume::{name, mounts, options}`, `backend::name`, `catalog::location` and `host::{name, right,
-//! mountpoints}` are vocabulary: types without behaviour beyond their own rules, which every room may use, like the
-//! words of [`error`], the care of [`files`] and the names of [`step`]. `tests/integration/layout.rs` checks each `use
-//! crate::` against this page.
+//! [`model`] holds the words that every room uses. [`error`], [`files`] and [`failpoint`] are used by every room, too.
+//! `tests/integration/layout.rs` checks each `use crate::` against this page.
 //!
-//! # The promises
-//!
-//! 1. What was answered 200 survives `kill -9`, power loss and a full disk; what was not answered leaves nothing
-//!    half-made.
-//! 2. No request makes volhost touch a path outside its backend.
-//! 3. A backend that hangs or is gone delays no request that does not need it.
-//! 4. A reload or restart loses no volume, no mount and no answered request.
-//! 5. Without a valid certificate no RPC is answered on an `https` listener.
-//! 6. Data is removed only after Remove, never one that was answered with an error, only below the volume's own
-//!    directory, never through a mount point inside it.
-//! 7. The catalog can be lost and made again.
-//!
-//! # Where a newcomer adds
-//!
-//! - *A volume option*: one row in `volume/options.rs`; exhaustive destructuring leads the compiler to the places
-//!   that must act on it.
-//! - *A catalog engine*: `catalog/<engine>.rs`, one arm in `catalog::open`, one line in the contract battery.
-//! - *A protocol*: `protocol/<name>.rs` with its wire types and verbs, its domain beside `volume/`, one entry in
-//!   `PROTOCOLS`. Activation, limits, error shape, transports, identity and drain are inherited.
+//! What volhost promises is in `docs/reference/promises.md`, why the house is built like this in `docs/architecture.md`,
+//! where a change begins in `docs/contributing.md`.
 
 pub mod admin;
 pub mod app;
@@ -48,11 +29,12 @@ pub mod config;
 pub mod discovery;
 pub mod doctor;
 pub mod error;
+pub mod failpoint;
 pub mod files;
 pub mod host;
+pub mod model;
 pub mod pki;
 pub mod process;
 pub mod protocol;
-pub mod step;
 pub mod transport;
 pub mod volume;

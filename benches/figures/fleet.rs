@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use volhost::catalog::{Catalog as _, Change, sqlite};
-use volhost::host::name::HostName;
-use volhost::volume::name::MountId;
+use volhost::model::host::HostName;
+use volhost::model::volume::MountId;
 
 use crate::floor::Durable;
 use crate::load::{self, Client};

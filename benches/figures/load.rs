@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use volhost::host::name::HostName;
+use volhost::model::host::HostName;
 use volhost::pki::Pki;
 
 use crate::floor::{certificates, key};

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
-use volhost::backend::name::BackendName;
 use volhost::catalog::{Catalog as _, Change, Volume, sqlite};
-use volhost::host::name::HostName;
-use volhost::volume::mounts::Ledger;
-use volhost::volume::name::{VolumeId, VolumeName};
-use volhost::volume::options::Options;
+use volhost::model::backend::BackendName;
+use volhost::model::host::HostName;
+use volhost::model::mounts::Ledger;
+use volhost::model::options::Options;
+use volhost::model::volume::{VolumeId, VolumeName};
 
 use crate::floor::{self, Durable};
 use crate::load::{self, Client};

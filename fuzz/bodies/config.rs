@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use volhost::catalog::{Credentials, Location};
 use volhost::config::{self, Advertise, Config, HostPattern, Listen, Paths};
-use volhost::host::name::HostName;
+use volhost::model::host::HostName;
 
 static CONFIG: LazyLock<Validator> = LazyLock::new(|| schema(include_str!("../../etc/volhost.schema.json")));
 static MAP: LazyLock<Validator> = LazyLock::new(|| schema(include_str!("../../etc/backends.schema.json")));

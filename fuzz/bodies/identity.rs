@@ -1,7 +1,7 @@
 //! A client's certificate, in DER: who it says somebody is.
 
 use volhost::host::identity::{host_name, identity, not_after, serial};
-use volhost::host::name::HostName;
+use volhost::model::host::HostName;
 
 /// Reads a certificate. A host's name is a plain one, never a wildcard and never the reserved name, and the verifier of
 /// the TLS handshake, which reads certificates with a parser of its own, sees the same name.

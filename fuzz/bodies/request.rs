@@ -17,17 +17,17 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tower_service::Service as _;
-use volhost::backend::name::BackendName;
 use volhost::backend::{Map, Settings};
 use volhost::catalog::{Catalog, sqlite, text};
 use volhost::host::access::{Access, Hosts};
-use volhost::host::name::HostName;
 use volhost::host::{Caller, Via};
+use volhost::model::backend::BackendName;
+use volhost::model::host::HostName;
+use volhost::model::options::Mode;
+use volhost::model::volume::VolumeName;
 use volhost::protocol::envelope::CONTENT_TYPE;
 use volhost::protocol::{self, Protocols};
 use volhost::transport::CloseWithoutAnswer;
-use volhost::volume::name::VolumeName;
-use volhost::volume::options::Mode;
 use volhost::volume::{InForce, Release, Service};
 
 /// More requests than this in one input show nothing new.

@@ -84,5 +84,5 @@ fn plainly(endpoint: Endpoint) -> Endpoint {
 }
 
 fn is_plain(host: &str) -> bool {
-    host.parse::<std::net::IpAddr>().is_ok() || volhost::host::name::HostName::parse(host).is_ok()
+    host.parse::<std::net::IpAddr>().is_ok() || volhost::model::host::HostName::parse(host).is_ok()
 }

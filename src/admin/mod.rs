@@ -3,10 +3,10 @@
 //! Whoever can open the socket is the operator; nothing else is asked. This room converts between the wire and the
 //! domain, and decides nothing about volumes. It never serves engines.
 
-pub mod board;
 pub mod client;
-mod desk;
+mod enrolment;
 mod rollover;
+pub mod status;
 mod views;
 pub mod wire;
 
@@ -22,17 +22,17 @@ use time::OffsetDateTime;
 use warp::Filter;
 use warp::reply::{Reply as _, Response};
 
-pub use self::board::Board;
-use self::desk::DeskError;
-pub use self::desk::{Desk, Issuing, certificate};
+use self::enrolment::DeskError;
+pub use self::enrolment::{Desk, Issuing, certificate};
+pub use self::status::Board;
 use self::wire::{Failure, verb};
-use crate::backend::name::BackendName;
 use crate::catalog::CatalogError;
 use crate::error::{chain, nearest};
 use crate::host::Caller;
-use crate::host::name::HostName;
-use crate::volume::name::{MountId, VolumeName};
-use crate::volume::options::Options;
+use crate::model::backend::BackendName;
+use crate::model::host::HostName;
+use crate::model::options::Options;
+use crate::model::volume::{MountId, VolumeName};
 use crate::volume::{Blame, Release, Released, Service};
 
 /// The most bytes of a request's body.

@@ -5,13 +5,13 @@
 
 use time::OffsetDateTime;
 
-use super::desk::{Desk, DeskError, certificate};
+use super::enrolment::{Desk, DeskError, certificate};
 use super::wire;
 use crate::catalog::{Change, Host};
 use crate::error::chain;
-use crate::host::name::HostName;
+use crate::model::host::HostName;
+use crate::model::timestamp::rfc3339;
 use crate::pki::{self, CertInfo, Finished, Issued, Pki, PkiError, Rollover, Started};
-use crate::volume::error::rfc3339;
 
 /// How a host stands between two authorities.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use time::OffsetDateTime;
 
-use super::board::{Board, Reloaded};
+use super::status::{Board, Reloaded};
 use super::{Counts, wire};
 use crate::backend::VolumeState;
 use crate::catalog;
-use crate::host::name::HostName;
-use crate::volume::error::rfc3339;
-use crate::volume::mounts::Mount;
-use crate::volume::name::VolumeName;
-use crate::volume::options::Ownership;
+use crate::model::host::HostName;
+use crate::model::mounts::Mount;
+use crate::model::options::Ownership;
+use crate::model::timestamp::rfc3339;
+use crate::model::volume::VolumeName;
 use crate::volume::{BackendInfo, Seen, Service, TrashedInfo};
 
 pub(super) fn status(service: &Service, board: &Board, counts: Counts) -> wire::Status {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::spec::server_names;
 use crate::config::Config;
-use crate::host::name::{HostName, InvalidHostName};
+use crate::model::host::{HostName, InvalidHostName};
 pub use crate::pki::{Installed, MadeCa, Request, SignedElsewhere};
 use crate::pki::{InvalidServerName, IssuedHost, Pki, PkiError, ServerName};
 

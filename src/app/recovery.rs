@@ -11,7 +11,6 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::convert::in_force;
-use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{self, Backend, BackendError, Expect, Kept, Root};
 use crate::catalog::offline::{self, Claim};
 use crate::catalog::reconcile::{self, AllFacts, Facts, Finding, Source};
@@ -19,7 +18,8 @@ use crate::catalog::record::Unwritable;
 use crate::catalog::text::{self, InvalidText};
 use crate::catalog::{OpenError, View};
 use crate::config::Config;
-use crate::volume::name::VolumeName;
+use crate::model::backend::{BackendId, BackendName};
+use crate::model::volume::VolumeName;
 
 /// How long a backend may take to be looked through.
 const PATIENCE: Duration = Duration::from_secs(60);

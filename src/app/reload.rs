@@ -15,19 +15,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::convert::{in_force, to_limits};
-use super::naming;
-use super::pulse::status_line;
+use super::node_name;
+use super::readers::{Ask, How, Part, Turns};
 use super::spec::{self, SpecFile};
 use super::tls::{self, Outcome, ReadList, Tls, worded};
-use super::turns::{Ask, How, Part, Turns};
-use crate::admin::board::Reloaded;
+use super::watchdog::status_line;
+use crate::admin::status::Reloaded;
 use crate::admin::{Board, Issuing};
 use crate::catalog::Catalog;
 use crate::config::watch::{Seen, Unit, Watcher};
 use crate::config::{self, Config, Fault, Loaded, Paths, Rejected};
 use crate::error::chain;
 use crate::files::{self, Unfinished};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 use crate::process::systemd;
 use crate::transport::{Limits, Server};
 use crate::volume::Service;
@@ -360,7 +360,7 @@ impl Reloader {
     fn note_hostname(&mut self, hostname: HostName) {
         if self.hostname.as_ref() != Some(&hostname) {
             if hostname != self.booted.node {
-                log::warn!("{}", naming::told(&self.booted.node, &hostname));
+                log::warn!("{}", node_name::told(&self.booted.node, &hostname));
             }
             self.hostname = Some(hostname);
         }

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 
-use crate::backend::directory::{HOUSE, Handle, Root, open_beneath, unfinished};
+use crate::backend::directory::{Handle, META_DIR, Root, open_beneath, unfinished};
 use crate::backend::error::BackendError;
 use crate::backend::volumes::kind as words_for;
-use crate::volume::name::VolumeName;
+use crate::model::volume::VolumeName;
 
 /// The newest text.
 const NEWEST: &str = "catalog.jsonl";
@@ -51,18 +51,18 @@ impl Root {
         &self,
         mut read: impl FnMut(&mut dyn BufRead) -> T,
     ) -> Result<Vec<Kept<T>>, BackendError> {
-        let Some(house) = self.dir.open(HOUSE)? else { return Ok(Vec::new()) };
+        let Some(meta) = self.dir.open(META_DIR)? else { return Ok(Vec::new()) };
         let mut names = Vec::new();
-        house.for_each(|name, _| {
+        meta.for_each(|name, _| {
             names.extend(name.to_str().ok().filter(|name| name.starts_with(ASIDE)).map(str::to_owned));
             Ok(true)
         })?;
         names.sort();
         let all = [NEWEST, BEFORE].into_iter().map(str::to_owned).chain(names);
         let copies = all.filter_map(|name| {
-            let file = open(&house, &name).transpose()?;
+            let file = open(&meta, &name).transpose()?;
             let content = file.ok().map(|file| read(&mut BufReader::new(file)));
-            Some(Kept { path: house.path.join(&name), content })
+            Some(Kept { path: meta.path.join(&name), content })
         });
         Ok(copies.collect())
     }
@@ -77,27 +77,27 @@ impl Root {
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
         is_whole: impl FnOnce(&mut dyn BufRead) -> bool,
     ) -> Result<(), BackendError> {
-        let house = self.dir.made(HOUSE)?;
-        house.remove_unfinished(UNFINISHED)?;
+        let meta = self.dir.made(META_DIR)?;
+        meta.remove_unfinished(UNFINISHED)?;
         let unfinished = unfinished(UNFINISHED);
-        let path = house.path.join(&unfinished);
+        let path = meta.path.join(&unfinished);
         let failed = |what: &'static str, errno| BackendError::io(what, &path, errno);
-        let verified = house.write_new(&unfinished, write).and_then(|()| {
-            let file = open(&house, &unfinished).map_err(|errno| failed("read", errno))?;
+        let verified = meta.write_new(&unfinished, write).and_then(|()| {
+            let file = open(&meta, &unfinished).map_err(|errno| failed("read", errno))?;
             let whole = file.is_some_and(|file| is_whole(&mut BufReader::new(file)));
             if whole { Ok(()) } else { Err(failed("read back what was written to", Errno::IO)) }
         });
         if let Err(error) = verified {
             // A full disk must not be kept full by what is of no use.
-            let _ = rustix::fs::unlinkat(&house.fd, &*unfinished, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&meta.fd, &*unfinished, AtFlags::empty());
             return Err(error);
         }
         if let Some(end) = keep {
-            put_aside(&house, &format!("{ASIDE}{end}"))?;
+            put_aside(&meta, &format!("{ASIDE}{end}"))?;
         }
-        put_aside(&house, BEFORE)?;
-        rename(&house, &unfinished, NEWEST).map_err(|source| failed("rename", source))?;
-        house.sync()
+        put_aside(&meta, BEFORE)?;
+        rename(&meta, &unfinished, NEWEST).map_err(|source| failed("rename", source))?;
+        meta.sync()
     }
 
     /// What lies right below the root under a name that a volume could have: `None` for a directory, else what it is.
@@ -121,20 +121,20 @@ impl Root {
 }
 
 /// Gives the newest text another name, where there is one.
-fn put_aside(house: &Handle, name: &str) -> Result<(), BackendError> {
-    match rename(house, NEWEST, name) {
+fn put_aside(meta: &Handle, name: &str) -> Result<(), BackendError> {
+    match rename(meta, NEWEST, name) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(BackendError::io("rename", &house.path.join(NEWEST), errno)),
+        Err(errno) => Err(BackendError::io("rename", &meta.path.join(NEWEST), errno)),
     }
 }
 
-fn rename(house: &Handle, from: &str, to: &str) -> Result<(), Errno> {
-    rustix::fs::renameat(&house.fd, from, &house.fd, to)
+fn rename(meta: &Handle, from: &str, to: &str) -> Result<(), Errno> {
+    rustix::fs::renameat(&meta.fd, from, &meta.fd, to)
 }
 
 /// A regular file, to be read; `None` where there is none.
-fn open(house: &Handle, name: &str) -> Result<Option<File>, Errno> {
-    let fd = match open_beneath(&house.fd, name, OFlags::RDONLY) {
+fn open(meta: &Handle, name: &str) -> Result<Option<File>, Errno> {
+    let fd = match open_beneath(&meta.fd, name, OFlags::RDONLY) {
         Ok(fd) => fd,
         Err(Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(errno),
@@ -187,7 +187,7 @@ mod tests {
         let broken = root.write_copy(None, |_| Err(io::ErrorKind::StorageFull.into()), |_| true);
         assert!(short.is_err() && broken.is_err());
         assert_eq!(texts(&root), [(NEWEST.to_owned(), Some("one\n".to_owned()))]);
-        assert_eq!(std::fs::read_dir(dir.path().join(HOUSE)).unwrap().count(), 1, "only the text itself");
+        assert_eq!(std::fs::read_dir(dir.path().join(META_DIR)).unwrap().count(), 1, "only the text itself");
     }
 
     #[test]
@@ -215,7 +215,7 @@ mod tests {
         let victim = other.path().join("victim");
         std::fs::write(&victim, "kept").unwrap();
         for name in [NEWEST, UNFINISHED] {
-            let at = dir.path().join(HOUSE).join(name);
+            let at = dir.path().join(META_DIR).join(name);
             let _ = std::fs::remove_file(&at);
             std::os::unix::fs::symlink(&victim, at).unwrap();
         }

@@ -15,17 +15,17 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use crate::backend::error::BackendError;
-use crate::backend::name::BackendName;
-use crate::backend::naming::Naming;
-use crate::volume::name::VolumeId;
+use crate::backend::name_folding::Naming;
+use crate::model::backend::BackendName;
+use crate::model::volume::VolumeId;
 
 /// The directory below a root that is volhost's own.
-pub(super) const HOUSE: &str = ".volhost";
+pub(super) const META_DIR: &str = ".volhost";
 
-/// Where volumes are made, below [`HOUSE`].
+/// Where volumes are made, below [`META_DIR`].
 pub(super) const NEW: &str = "new";
 
-/// Where removed volumes lie, below [`HOUSE`].
+/// Where removed volumes lie, below [`META_DIR`].
 pub(super) const TRASH: &str = "trash";
 
 /// A backend's root, opened for one operation.
@@ -119,7 +119,7 @@ impl Root {
             empty = match name.to_bytes() {
                 b"lost+found" => true,
                 b".volhost" => {
-                    self.dir.open(HOUSE)?.is_some_and(|house| house.holds_nothing().unwrap_or(false))
+                    self.dir.open(META_DIR)?.is_some_and(|meta| meta.holds_nothing().unwrap_or(false))
                 }
                 _ => false,
             };
@@ -128,22 +128,22 @@ impl Root {
         Ok(empty)
     }
 
-    /// [`HOUSE`] itself; `None` if it was not made yet.
+    /// [`META_DIR`] itself; `None` if it was not made yet.
     pub(super) fn home(&self) -> Result<Option<Handle>, BackendError> {
-        self.dir.open(HOUSE)
+        self.dir.open(META_DIR)
     }
 
-    /// One of the directories in [`HOUSE`]; `None` where it was not made yet.
-    pub(super) fn house(&self, name: &str) -> Result<Option<Handle>, BackendError> {
-        match self.dir.open(HOUSE)? {
-            Some(house) => house.open(name),
+    /// One of the directories in [`META_DIR`]; `None` where it was not made yet.
+    pub(super) fn meta_dir(&self, name: &str) -> Result<Option<Handle>, BackendError> {
+        match self.dir.open(META_DIR)? {
+            Some(meta) => meta.open(name),
             None => Ok(None),
         }
     }
 
-    /// One of the directories in [`HOUSE`], made where it is missing.
+    /// One of the directories in [`META_DIR`], made where it is missing.
     pub(super) fn house_made(&self, name: &str) -> Result<Handle, BackendError> {
-        self.dir.made(HOUSE)?.made(name)
+        self.dir.made(META_DIR)?.made(name)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::backend::name::{BackendId, BackendName};
+use crate::model::backend::{BackendId, BackendName};
 
 /// Why an operation on a backend failed.
 #[derive(Debug, Clone, thiserror::Error)]

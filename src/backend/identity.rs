@@ -7,15 +7,15 @@ use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use crate::model::timestamp;
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
-use crate::backend::directory::{HOUSE, Root, open_beneath, unfinished};
+use crate::backend::directory::{META_DIR, Root, open_beneath, unfinished};
 use crate::backend::error::BackendError;
-use crate::backend::name::{BackendId, BackendName};
+use crate::model::backend::{BackendId, BackendName};
 
 const FILE: &str = "backend.json";
 
@@ -64,7 +64,7 @@ struct Form {
 /// # Errors
 /// The file cannot be read; the error's words name it.
 pub fn identity_at(directory: &Path) -> Result<Option<Identity>, std::io::Error> {
-    let path = directory.join(HOUSE).join(FILE);
+    let path = directory.join(META_DIR).join(FILE);
     let named = |why: &dyn std::fmt::Display| format!("{} {why}", path.display());
     match crate::files::read_at_most(&path, crate::files::SMALL) {
         Ok(bytes) => parse(&String::from_utf8_lossy(&bytes))
@@ -81,9 +81,9 @@ pub fn identity_at(directory: &Path) -> Result<Option<Identity>, std::io::Error>
 impl Root {
     /// The root's identity; `None` where it has none. One that cannot be read is an error, never none.
     pub fn identity(&self) -> Result<Option<Identity>, BackendError> {
-        let Some(house) = self.dir.open(HOUSE)? else { return Ok(None) };
-        let path = house.path.join(FILE);
-        let fd = match open_beneath(&house.fd, FILE, OFlags::RDONLY) {
+        let Some(meta) = self.dir.open(META_DIR)? else { return Ok(None) };
+        let path = meta.path.join(FILE);
+        let fd = match open_beneath(&meta.fd, FILE, OFlags::RDONLY) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(BackendError::io("open", &path, errno)),
@@ -98,25 +98,25 @@ impl Root {
     /// Makes this root the backend `id`: durable when it returns. The same identity again changes nothing; another
     /// one is never replaced. Whether the root may be made a backend (is empty, say) the caller has looked at.
     pub fn write_identity(&self, id: BackendId, name: &BackendName) -> Result<(), BackendError> {
-        let house = self.dir.made(HOUSE)?;
+        let meta = self.dir.made(META_DIR)?;
         if let Some(found) = self.identity()? {
             return self.accept(id, &found);
         }
-        house.remove_unfinished(UNFINISHED)?;
+        meta.remove_unfinished(UNFINISHED)?;
         let unfinished = unfinished(UNFINISHED);
-        let path = house.path.join(&unfinished);
-        house.write_new(&unfinished, |file| file.write_all(compose(id, name).as_bytes()))?;
-        match crate::files::rename_to_free(&house.fd, &*unfinished, &house.fd, FILE) {
+        let path = meta.path.join(&unfinished);
+        meta.write_new(&unfinished, |file| file.write_all(compose(id, name).as_bytes()))?;
+        match crate::files::rename_to_free(&meta.fd, &*unfinished, &meta.fd, FILE) {
             Ok(()) => {}
             // Another volhost on the same share was first.
             Err(Errno::EXIST) => {
-                let _ = rustix::fs::unlinkat(&house.fd, &*unfinished, AtFlags::empty());
-                let found = self.identity()?.ok_or(BackendError::Missing { path: house.path.join(FILE) })?;
+                let _ = rustix::fs::unlinkat(&meta.fd, &*unfinished, AtFlags::empty());
+                let found = self.identity()?.ok_or(BackendError::Missing { path: meta.path.join(FILE) })?;
                 return self.accept(id, &found);
             }
             Err(errno) => return Err(BackendError::uncertain("rename", &path, errno)),
         }
-        house.sync()?;
+        meta.sync()?;
         self.dir.sync()
     }
 
@@ -151,7 +151,7 @@ impl Root {
                 found.id
             )),
             (Expect::This(_), None) => {
-                offline(format!("{path} has no {HOUSE}/{FILE}; is the share mounted?"))
+                offline(format!("{path} has no {META_DIR}/{FILE}; is the share mounted?"))
             }
             (_, Some(found)) => offline(format!(
                 "{path} holds a backend that this catalog does not know (id {}): is the right share mounted? \
@@ -162,7 +162,7 @@ impl Root {
                 "{path} is empty and no backend yet: `volhost backend init {name}` makes it one"
             )),
             (_, None) => offline(format!(
-                "{path} is not empty and has no {HOUSE}/{FILE}: is the share mounted? `volhost backend init {name}` \
+                "{path} is not empty and has no {META_DIR}/{FILE}: is the share mounted? `volhost backend init {name}` \
                  makes it a backend"
             )),
         }
@@ -189,7 +189,7 @@ fn compose(id: BackendId, name: &BackendName) -> String {
         id: id.to_string(),
         name: name.to_string(),
         // The clock of a machine stands within the years that RFC 3339 can write.
-        created_at: now.format(&Rfc3339).unwrap_or_default(),
+        created_at: timestamp::rfc3339_exact(now),
     };
     let mut text = serde_json::to_string(&form).unwrap_or_default();
     text.push('\n');
@@ -213,7 +213,7 @@ fn parse(text: &str) -> Result<Identity, String> {
     Ok(Identity {
         id: id.parse().map_err(|error| garbled(&error))?,
         name,
-        created_at: OffsetDateTime::parse(&created_at, &Rfc3339).map_err(|error| garbled(&error))?,
+        created_at: timestamp::parse(&created_at).map_err(|error| garbled(&error))?,
     })
 }
 
@@ -232,8 +232,8 @@ mod tests {
         assert_eq!(root.identity().unwrap(), None);
         let (id, name) = (BackendId::random(), backend_name("fast"));
         // What a crash left behind.
-        std::fs::create_dir(dir.path().join(HOUSE)).unwrap();
-        std::fs::write(dir.path().join(HOUSE).join(UNFINISHED), "{").unwrap();
+        std::fs::create_dir(dir.path().join(META_DIR)).unwrap();
+        std::fs::write(dir.path().join(META_DIR).join(UNFINISHED), "{").unwrap();
         assert!(root.is_empty().unwrap());
         root.write_identity(id, &name).unwrap();
         let written = root.identity().unwrap().unwrap();
@@ -244,12 +244,12 @@ mod tests {
         let refused = root.write_identity(BackendId::random(), &name).unwrap_err();
         assert!(matches!(refused, BackendError::Identified { found, .. } if found == id), "{refused}");
         assert_eq!(root.identity().unwrap().unwrap(), written);
-        let file = dir.path().join(HOUSE).join(FILE);
+        let file = dir.path().join(META_DIR).join(FILE);
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         assert_eq!(json["version"], 1);
         assert_eq!(json["id"], id.to_string());
-        assert_eq!(std::fs::read_dir(dir.path().join(HOUSE)).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(dir.path().join(META_DIR)).unwrap().count(), 1);
     }
 
     /// As on NFS, where no rename is told to spare what is there.
@@ -268,7 +268,7 @@ mod tests {
             let late = threads.spawn(|| open(at.path()).write_identity(ours, &name));
             assert!(storage.control().wait_for_hanging(1, std::time::Duration::from_secs(20)));
             // Another machine that has the same storage.
-            std::fs::write(backing.path().join(HOUSE).join(FILE), compose(theirs, &name)).unwrap();
+            std::fs::write(backing.path().join(META_DIR).join(FILE), compose(theirs, &name)).unwrap();
             storage.control().hang_on(Op::Rename, false);
             let refused = late.join().unwrap().unwrap_err();
             assert!(
@@ -276,15 +276,15 @@ mod tests {
                 "{refused}"
             );
         });
-        let house = backing.path().join(HOUSE);
+        let meta = backing.path().join(META_DIR);
         assert_eq!(identity_at(backing.path()).unwrap().unwrap().id, theirs);
-        assert_eq!(std::fs::read_dir(&house).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(&meta).unwrap().count(), 1);
         // Alone, it is the first.
-        std::fs::remove_file(house.join(FILE)).unwrap();
+        std::fs::remove_file(meta.join(FILE)).unwrap();
         let root = open(at.path());
         root.write_identity(ours, &name).unwrap();
         assert_eq!(root.identity().unwrap().unwrap().id, ours);
-        assert_eq!(std::fs::read_dir(&house).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(&meta).unwrap().count(), 1);
     }
 
     #[test]
@@ -312,8 +312,8 @@ mod tests {
         for (text, expected) in cases {
             let dir = tempfile::tempdir().unwrap();
             let root = open(dir.path());
-            std::fs::create_dir(dir.path().join(HOUSE)).unwrap();
-            std::fs::write(dir.path().join(HOUSE).join(FILE), text).unwrap();
+            std::fs::create_dir(dir.path().join(META_DIR)).unwrap();
+            std::fs::write(dir.path().join(META_DIR).join(FILE), text).unwrap();
             for error in [
                 root.identity().unwrap_err(),
                 root.check(Expect::This(id)).unwrap_err(),
@@ -322,7 +322,7 @@ mod tests {
                 assert!(matches!(error, BackendError::Offline { .. }), "{error}");
                 assert!(error.to_string().contains(expected), "{error}");
             }
-            assert_eq!(std::fs::read_to_string(dir.path().join(HOUSE).join(FILE)).unwrap(), text);
+            assert_eq!(std::fs::read_to_string(dir.path().join(META_DIR).join(FILE)).unwrap(), text);
         }
         assert_eq!(parse(&valid).unwrap().id, id);
     }
@@ -338,12 +338,12 @@ mod tests {
             let error = root.check(Expect::This(id)).unwrap_err();
             assert!(matches!(error, BackendError::Offline { .. }), "{error}");
         };
-        symlink(other.path().join(HOUSE), dir.path().join(HOUSE)).unwrap();
+        symlink(other.path().join(META_DIR), dir.path().join(META_DIR)).unwrap();
         refused();
-        std::fs::remove_file(dir.path().join(HOUSE)).unwrap();
-        std::fs::create_dir(dir.path().join(HOUSE)).unwrap();
-        let file = dir.path().join(HOUSE).join(FILE);
-        symlink(other.path().join(HOUSE).join(FILE), &file).unwrap();
+        std::fs::remove_file(dir.path().join(META_DIR)).unwrap();
+        std::fs::create_dir(dir.path().join(META_DIR)).unwrap();
+        let file = dir.path().join(META_DIR).join(FILE);
+        symlink(other.path().join(META_DIR).join(FILE), &file).unwrap();
         refused();
         std::fs::remove_file(&file).unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, &file, rustix::fs::Mode::RUSR).unwrap();

@@ -10,11 +10,10 @@
 mod copies;
 mod directory;
 mod error;
-mod gate;
 mod health;
 mod identity;
-pub mod name;
-mod naming;
+mod limiter;
+mod name_folding;
 mod purge;
 mod volumes;
 
@@ -29,23 +28,23 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::model::timestamp;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
 pub use self::copies::Kept;
 pub use self::directory::{Root, Usage};
 pub use self::error::{BackendError, Effect};
-pub use self::gate::{QUEUE, SLOTS};
 pub use self::health::Health;
 pub use self::identity::{Expect, Identity, identity_at};
-use self::name::BackendName;
-pub use self::naming::{Adoptable, Naming};
+pub use self::limiter::{QUEUE, SLOTS};
+pub use self::name_folding::{Adoptable, Naming};
 pub use self::purge::{Pass, Progress};
 pub use self::volumes::{Listing, Staged, VolumeState};
-use crate::host::mountpoints::Mountpoints;
-use crate::volume::options::Mode;
+use crate::model::backend::BackendName;
+use crate::model::mountpoints::Mountpoints;
+use crate::model::options::Mode;
 
 /// The most threads that one backend can hold when its storage hangs: its operations and one probe.
 pub const THREADS_PER_BACKEND: usize = SLOTS + 1;
@@ -88,10 +87,11 @@ impl Map {
     #[must_use]
     pub fn build(previous: &Self, settings: BTreeMap<BackendName, Settings>) -> Self {
         let backends = settings.into_iter().map(|(name, settings)| {
-            let state = previous
-                .get(&name)
-                .filter(|before| before.settings.path == settings.path)
-                .map_or_else(|| Arc::new(State::new(gate::STALL, PROBE)), |before| Arc::clone(&before.state));
+            let state =
+                previous.get(&name).filter(|before| before.settings.path == settings.path).map_or_else(
+                    || Arc::new(State::new(limiter::STALL, PROBE)),
+                    |before| Arc::clone(&before.state),
+                );
             (name.clone(), Arc::new(Backend { name, settings, state }))
         });
         Self(backends.collect())
@@ -133,7 +133,7 @@ pub struct Backend {
 /// What is kept while a backend's path stays the same.
 #[derive(Debug)]
 struct State {
-    gate: Arc<gate::Gate>,
+    limiter: Arc<limiter::Limiter>,
     health: health::Cell,
     probe: Arc<Semaphore>,
     probe_since: Mutex<Option<(Instant, OffsetDateTime)>>,
@@ -143,7 +143,7 @@ struct State {
 impl State {
     fn new(stall: Duration, patience: Duration) -> Self {
         Self {
-            gate: gate::Gate::new(stall),
+            limiter: limiter::Limiter::new(stall),
             health: health::Cell::new(),
             probe: Arc::new(Semaphore::new(1)),
             probe_since: Mutex::new(None),
@@ -186,8 +186,8 @@ impl Backend {
         work: impl FnOnce(&Root) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
         self.answers()?;
-        let slot = self.state.gate.enter().await.map_err(|full| {
-            let gate::Full { waiting, longest, stalled } = full;
+        let slot = self.state.limiter.enter().await.map_err(|full| {
+            let limiter::Full { waiting, longest, stalled } = full;
             if stalled {
                 let path = self.settings.path.display();
                 self.state
@@ -222,7 +222,7 @@ impl Backend {
     /// Whether operations wait for one of its slots, so that none should be held longer than its work takes.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
-        self.state.gate.has_queue()
+        self.state.limiter.has_queue()
     }
 
     /// Refuses, without asking the storage, while it is known to hang.
@@ -259,7 +259,7 @@ impl Backend {
     fn hung_probe(&self) -> Option<String> {
         let since = *self.state.probe_since.lock().unwrap_or_else(PoisonError::into_inner);
         let (_, at) = since.filter(|(began, _)| began.elapsed() >= self.state.patience)?;
-        let at = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
+        let at = timestamp::rfc3339(at);
         Some(format!("{} does not answer since {at}", self.settings.path.display()))
     }
 

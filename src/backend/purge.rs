@@ -24,7 +24,7 @@ use rustix::path::Arg;
 use super::volumes::{Listing, identity, is_directory, rename_durably};
 use crate::backend::directory::{Root, TRASH, Widened, open_beneath};
 use crate::backend::error::BackendError;
-use crate::volume::name::VolumeId;
+use crate::model::volume::VolumeId;
 
 /// What the name of a directory in `.volhost` begins with whose deletion has begun; the volume's identity follows.
 const DELETING: &str = "deleting-";
@@ -83,7 +83,7 @@ impl Root {
         if home.stat(&marked(id))?.is_some() {
             return Ok(true);
         }
-        let Some(trash) = self.house(TRASH)? else { return Ok(false) };
+        let Some(trash) = self.meta_dir(TRASH)? else { return Ok(false) };
         match rename_durably(&trash, &id.to_string(), &home, &marked(id)) {
             Ok(()) => Ok(true),
             Err(BackendError::Missing { .. }) => Ok(false),

@@ -12,8 +12,8 @@ use tempfile::TempDir;
 
 use super::fuse::{FuseFs, Op};
 use super::*;
-use crate::backend::name::BackendId;
-use crate::volume::name::{VolumeId, VolumeName};
+use crate::model::backend::BackendId;
+use crate::model::volume::{VolumeId, VolumeName};
 
 pub(super) fn volume(name: &str) -> VolumeName {
     VolumeName::parse(name).unwrap()

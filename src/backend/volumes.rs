@@ -11,9 +11,9 @@ use rustix::io::Errno;
 
 use crate::backend::directory::{Handle, NEW, Root, TRASH, Widened, open_beneath};
 use crate::backend::error::{BackendError, Effect};
-use crate::backend::naming::occupied;
-use crate::volume::name::{VolumeId, VolumeName};
-use crate::volume::options::{Mode, Ownership};
+use crate::backend::name_folding::occupied;
+use crate::model::options::{Mode, Ownership};
+use crate::model::volume::{VolumeId, VolumeName};
 
 /// What stands under a volume's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct Listing {
 impl Root {
     /// Makes volhost's own directories while there is space for them: a removal that is to free space must not need
     /// any. What cannot be made now is made, or refused with the reason, when it is needed.
-    pub fn furnish(&self) {
+    pub fn prepare(&self) {
         for name in [NEW, TRASH] {
             if let Err(error) = self.house_made(name) {
                 log::debug!("backend {}: {}", self.backend, crate::error::chain(&error));
@@ -119,7 +119,7 @@ impl Root {
     /// [`BackendError::Occupied`] when something stands there, [`BackendError::Missing`] when nothing is staged.
     pub fn publish(&self, id: VolumeId, name: &VolumeName) -> Result<(), BackendError> {
         let staged = id.to_string();
-        let Some(new) = self.house(NEW)? else {
+        let Some(new) = self.meta_dir(NEW)? else {
             return Err(BackendError::Missing { path: self.path().join(".volhost/new").join(staged) });
         };
         rename(&new, &staged, &self.dir, name.as_str())?;
@@ -128,7 +128,7 @@ impl Root {
 
     /// Takes a staged directory back, if it is there. Only an empty one: never recursive.
     pub fn unstage(&self, id: VolumeId) -> Result<(), BackendError> {
-        let Some(new) = self.house(NEW)? else { return Ok(()) };
+        let Some(new) = self.meta_dir(NEW)? else { return Ok(()) };
         let name = id.to_string();
         match rustix::fs::unlinkat(&new.fd, &*name, AtFlags::REMOVEDIR) {
             Ok(()) => new.sync(),
@@ -151,7 +151,7 @@ impl Root {
     /// [`BackendError::Occupied`] when something stands there, [`BackendError::Missing`] when it is not in the trash.
     pub fn untrash(&self, id: VolumeId, name: &VolumeName) -> Result<(), BackendError> {
         let trashed = id.to_string();
-        let Some(trash) = self.house(TRASH)? else {
+        let Some(trash) = self.meta_dir(TRASH)? else {
             return Err(BackendError::Missing { path: self.path().join(".volhost/trash").join(trashed) });
         };
         rename_durably(&trash, &trashed, &self.dir, name.as_str())
@@ -168,7 +168,7 @@ impl Root {
     }
 
     fn is_in_trash(&self, id: VolumeId) -> Result<bool, BackendError> {
-        let Some(trash) = self.house(TRASH)? else { return Ok(false) };
+        let Some(trash) = self.meta_dir(TRASH)? else { return Ok(false) };
         Ok(trash.stat(&id.to_string())?.is_some_and(|stat| is_directory(&stat)))
     }
 
@@ -194,7 +194,7 @@ impl Root {
 
     fn listing(&self, name: &str) -> Result<Listing, BackendError> {
         let mut listing = Listing::default();
-        let Some(dir) = self.house(name)? else { return Ok(listing) };
+        let Some(dir) = self.meta_dir(name)? else { return Ok(listing) };
         dir.for_each(|name, kind| {
             let id = identity(name);
             // Some file systems do not tell an entry's kind in a listing.

@@ -172,7 +172,7 @@ fn same_family(one: IpAddr, other: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::catalog::Certificate;
-    use crate::volume::mounts::Activation;
+    use crate::model::mounts::Activation;
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 

@@ -9,9 +9,9 @@ use futures_util::future::join_all;
 use time::{Duration, OffsetDateTime};
 
 use super::*;
-use crate::backend::name::BackendId;
-use crate::volume::mounts::{Activation, Ledger};
-use crate::volume::options::{Options, Sharing};
+use crate::model::backend::BackendId;
+use crate::model::mounts::{Activation, Ledger};
+use crate::model::options::{Options, Sharing};
 
 /// Runs everything. `open` opens the store of that name, which is empty the first time; it is closed, or dropped, when
 /// it is opened again.

@@ -21,8 +21,7 @@ pub mod clones;
 mod contract;
 #[cfg(feature = "etcd")]
 pub mod etcd;
-pub mod location;
-pub mod naming;
+pub mod node_name;
 pub mod offline;
 pub mod reconcile;
 pub mod record;
@@ -44,14 +43,14 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use self::clones::{Cloned, Used};
-pub use self::location::{Cluster, Credentials, InvalidLocation, Location, NoEtcd};
-pub use self::naming::{Named, Naming};
+pub use self::node_name::{Named, Naming};
 pub use self::rules::{MountKey, Premise, RowKey, Write};
 pub use self::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
-use crate::backend::name::BackendName;
-use crate::host::name::HostName;
-use crate::volume::mounts::{Activation, Mount};
-use crate::volume::name::{MountId, VolumeId, VolumeName};
+use crate::model::backend::BackendName;
+use crate::model::host::HostName;
+pub use crate::model::location::{Cluster, Credentials, InvalidLocation, Location, NoEtcd};
+use crate::model::mounts::{Activation, Mount};
+use crate::model::volume::{MountId, VolumeId, VolumeName};
 
 /// A change to the catalog, decided and made durable as one.
 #[derive(Debug, Clone)]
@@ -120,7 +119,7 @@ pub enum Change {
     /// Takes back a Mount of which its engine heard nothing; see [`Ledger::take_back`]. Changes nothing where the entry
     /// is another one by now.
     ///
-    /// [`Ledger::take_back`]: crate::volume::mounts::Ledger::take_back
+    /// [`Ledger::take_back`]: crate::model::mounts::Ledger::take_back
     TakeBack {
         /// The volume's name.
         name: VolumeName,

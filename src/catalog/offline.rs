@@ -2,9 +2,9 @@
 //!
 //! Nothing here changes a catalog that holds something, or that is being served.
 
-use super::{Credentials, Location, OpenError, View, sqlite};
 #[cfg(not(feature = "etcd"))]
-use super::{NoEtcd, location::Cluster};
+use super::{crate::model::location::Cluster, NoEtcd};
+use super::{Credentials, Location, OpenError, View, sqlite};
 
 /// Reads a catalog. The embedded engine refuses while a service has it; a shared one is read as it was at one moment.
 pub fn read(location: &Location, credentials: &Credentials) -> Result<View, OpenError> {

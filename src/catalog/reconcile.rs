@@ -10,11 +10,11 @@ use time::OffsetDateTime;
 
 use super::rules::moment;
 use super::view::{BackendRecord, BackendState, Host, Removed, View, Volume};
-use crate::backend::name::{BackendId, BackendName};
-use crate::host::mountpoints::Mountpoints;
-use crate::volume::mounts::Ledger;
-use crate::volume::name::{VolumeId, VolumeName};
-use crate::volume::options::Ownership;
+use crate::model::backend::{BackendId, BackendName};
+use crate::model::mountpoints::Mountpoints;
+use crate::model::mounts::Ledger;
+use crate::model::options::Ownership;
+use crate::model::volume::{VolumeId, VolumeName};
 
 /// What lies on a backend that was looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -421,9 +421,9 @@ impl Findings {
 mod tests {
     use super::*;
     use crate::catalog::{Certificate, Change};
-    use crate::host::name::HostName;
-    use crate::volume::name::MountId;
-    use crate::volume::options::Options;
+    use crate::model::host::HostName;
+    use crate::model::options::Options;
+    use crate::model::volume::MountId;
 
     fn at(seconds: i64) -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).unwrap()

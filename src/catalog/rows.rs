@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::rules::{Write, ordered};
 use super::view::{Host, View, Volume};
-use crate::host::name::HostName;
-use crate::volume::mounts::Mount;
-use crate::volume::name::VolumeName;
+use crate::model::host::HostName;
+use crate::model::mounts::Mount;
+use crate::model::volume::VolumeName;
 
 impl View {
     /// Puts a row in, or takes it out. Mounts and whether it is visible are a volume's own rows, and stay.

@@ -18,9 +18,9 @@ pub use self::premises::Premise;
 pub use self::write::{MountKey, RowKey, Write};
 use super::view::{Removed, View, Volume};
 use super::{Change, Meant, Outcome, Refusal};
-use crate::host::name::HostName;
-use crate::volume::mounts::{Ledger, Mount};
-use crate::volume::name::{MountId, VolumeId, VolumeName};
+use crate::model::host::HostName;
+use crate::model::mounts::{Ledger, Mount};
+use crate::model::volume::{MountId, VolumeId, VolumeName};
 
 /// What a change did, and the records that must be durable before anyone is told.
 type Decision = Result<(Outcome, Vec<Write>), Refusal>;
@@ -404,12 +404,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::backend::name::BackendId;
     use crate::catalog::contract::{at, backend, host, kept, mount_id, name, volume};
     use crate::catalog::record::{Loader, Table, encode};
     use crate::catalog::view::{BackendRecord, BackendState, Certificate};
-    use crate::volume::mounts::Activation;
-    use crate::volume::options::{Options, Sharing};
+    use crate::model::backend::BackendId;
+    use crate::model::mounts::Activation;
+    use crate::model::options::{Options, Sharing};
 
     /// A change in small numbers, so that random ones meet.
     #[derive(Debug, Clone)]

@@ -8,11 +8,11 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::{self, BufRead};
 
+use crate::model::timestamp;
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::View;
 use super::record::{InvalidRow, Loader, Row, Table, Unwritable, encode};
@@ -118,7 +118,7 @@ pub fn lines(
     view: &View,
     at: Option<OffsetDateTime>,
 ) -> impl Iterator<Item = Result<String, Unwritable>> + '_ {
-    let at = at.and_then(|at| moment(at).format(&Rfc3339).ok());
+    let at = at.map(|at| timestamp::rfc3339_exact(moment(at)));
     let mut first = Some(match at {
         None => format!("{{\"volhost\":\"{KIND}\",\"v\":1}}\n"),
         Some(at) => format!("{{\"volhost\":\"{KIND}\",\"v\":1,\"at\":\"{at}\"}}\n"),
@@ -258,7 +258,7 @@ fn first(line: &str) -> Result<Option<OffsetDateTime>, LineFault> {
         None => return Err(LineFault::Foreign),
     }
     let First { volhost: _, v: _, at } = serde_json::from_value(value).map_err(LineFault::Malformed)?;
-    at.map(|at| OffsetDateTime::parse(&at, &Rfc3339).map(moment).map_err(|_| LineFault::Foreign)).transpose()
+    at.map(|at| timestamp::parse(&at).map(moment).map_err(|_| LineFault::Foreign)).transpose()
 }
 
 fn hexadecimal(sum: Context) -> String {

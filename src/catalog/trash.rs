@@ -10,8 +10,8 @@ use imbl::{OrdMap, OrdSet};
 use time::{OffsetDateTime, PrimitiveDateTime};
 
 use super::view::Removed;
-use crate::backend::name::BackendName;
-use crate::volume::name::VolumeId;
+use crate::model::backend::BackendName;
+use crate::model::volume::VolumeId;
 
 /// The removed volumes. Reads as a map of identities.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

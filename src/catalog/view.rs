@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use super::clones::{Cloned, Used};
 use super::trash::Trash;
-use crate::backend::name::{BackendId, BackendName};
-use crate::host::mountpoints::Mountpoints;
-use crate::host::name::HostName;
-use crate::volume::mounts::{Activation, Ledger, Mount};
-use crate::volume::name::{VolumeId, VolumeName};
-use crate::volume::options::Options;
+use crate::model::backend::{BackendId, BackendName};
+use crate::model::host::HostName;
+use crate::model::mountpoints::Mountpoints;
+use crate::model::mounts::{Activation, Ledger, Mount};
+use crate::model::options::Options;
+use crate::model::volume::{VolumeId, VolumeName};
 
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq)]

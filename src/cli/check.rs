@@ -6,8 +6,8 @@ use serde_json::json;
 use super::table::{counted, printable};
 use super::{Error, Shell};
 use crate::app;
-use crate::backend::name::BackendName;
 use crate::config::{Config, Fault, Paths};
+use crate::model::backend::BackendName;
 
 /// Read the configuration and the backend map, and print every fault in them
 ///

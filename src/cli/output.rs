@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 
+use crate::model::timestamp;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::Error;
 use crate::files;
@@ -92,7 +92,7 @@ impl Drop for Pending {
 /// A time as results tell it.
 pub(super) fn written(at: OffsetDateTime) -> String {
     // Whatever has a record or a certificate lies within the years that RFC 3339 can write.
-    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
+    timestamp::rfc3339(at)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! `status`: how the service is, with what needs attention on top of the backends.
 
+use crate::model::timestamp;
 use clap::Args;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::table::{counted, printable};
 use super::{Error, Shell, backend};
@@ -115,7 +115,7 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
 
 /// Whether a moment, RFC 3339, has passed.
 fn is_past(moment: &str, now: OffsetDateTime) -> bool {
-    OffsetDateTime::parse(moment, &Rfc3339).is_ok_and(|moment| moment < now)
+    timestamp::parse(moment).is_ok_and(|moment| moment < now)
 }
 
 pub(super) fn alarming(text: &str, colour: bool) -> String {

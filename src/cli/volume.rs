@@ -13,7 +13,7 @@ use crate::admin::wire::{
     Directory, Done, Nothing, Trashed, Volume as Row, VolumeCreate, VolumeDetail, VolumeName, VolumeRemove,
     VolumeRestore, verb,
 };
-use crate::volume::options::TABLE;
+use crate::model::options::TABLE;
 
 /// How long deleting a volume's data at once may take: as long as a file system needs for a great many files.
 const DELETION: Duration = Duration::from_secs(6 * 3600);

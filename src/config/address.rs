@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// The longest path that fits into a Unix socket's address on Linux, its closing zero not counted.
 pub const SOCKET_PATH_BYTES: usize = 107;

@@ -13,9 +13,9 @@ use std::time::Duration;
 use super::json::Source;
 use super::node::{Entry, Members, Node, quoted};
 use super::{BackendSettings, Fault, HostPattern, fields, walk};
-use crate::backend::name::BackendName;
-use crate::host::name::HostName;
-use crate::volume::options::Mode;
+use crate::model::backend::BackendName;
+use crate::model::host::HostName;
+use crate::model::options::Mode;
 
 /// How long removed volumes are kept when the map does not say.
 const TRASH: Duration = Duration::from_secs(24 * 60 * 60);

@@ -6,7 +6,7 @@ use super::fields;
 use super::load::TlsFilesMust;
 use super::node::{Node, quoted};
 use super::parse::file;
-use crate::catalog::location::{Credentials, Location, NoEtcd};
+use crate::model::location::{Credentials, Location, NoEtcd};
 
 /// Where the catalog lies. `etcd` is whether this program was built with etcd's client.
 pub(super) fn location(node: &Node<'_>, etcd: bool) -> Option<Location> {

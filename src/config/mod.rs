@@ -32,12 +32,12 @@ pub use self::load::{load, reload, served};
 pub use self::paths::Paths;
 pub use self::pattern::HostPattern;
 use self::watch::Seen;
-use crate::backend::name::BackendName;
-use crate::catalog::location::{Credentials, Location};
-use crate::host::mountpoints::Mountpoints;
-use crate::host::name::HostName;
-use crate::host::right::Listed;
-use crate::volume::options::Mode;
+use crate::model::backend::BackendName;
+use crate::model::host::HostName;
+use crate::model::location::{Credentials, Location};
+use crate::model::mountpoints::Mountpoints;
+use crate::model::options::Mode;
+use crate::model::right::Listed;
 
 /// Everything that is configured, the backend map with it.
 #[derive(Debug, Clone, PartialEq)]

@@ -13,10 +13,10 @@ use super::node::{Members, Node, quoted};
 use super::{
     Config, Fault, HostPattern, KeyPair, Limits, Scope, SpecFormat, SpecSettings, TlsFiles, catalog, fields,
 };
-use crate::backend::name::BackendName;
-use crate::catalog::location::Location;
-use crate::host::name::HostName;
-use crate::host::right::{Listed, Network, Right, Rule};
+use crate::model::backend::BackendName;
+use crate::model::host::HostName;
+use crate::model::location::Location;
+use crate::model::right::{Listed, Network, Right, Rule};
 
 /// The configuration while faults are still being looked for, and places that later checks need.
 pub(super) struct Draft {

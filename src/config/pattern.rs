@@ -4,7 +4,7 @@ use std::fmt;
 
 use wildmatch::WildMatch;
 
-use crate::host::name::{ANONYMOUS, HostName};
+use crate::model::host::{ANONYMOUS, HostName};
 
 /// A host's name in lower case, in which `*` stands for any characters, a dot included, and `?` for one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -12,8 +12,8 @@ use tempfile::TempDir;
 use super::backends::Owner;
 use super::load::{self, Surroundings, TlsFilesMust};
 use super::*;
-use crate::catalog::location::Cluster;
-use crate::host::right::{Network, Right, Rule};
+use crate::model::location::Cluster;
+use crate::model::right::{Network, Right, Rule};
 
 mod schema;
 

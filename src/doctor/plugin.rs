@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
+use crate::model::timestamp;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::storage::Storage;
 use super::{Finding, Scope, Verdict, shown};
@@ -131,7 +131,7 @@ fn certificates(target: &Target, findings: &mut Vec<Finding>) {
     let Some(info) = files::read_at_most(cert, files::SMALL).ok().and_then(|pem| describe(pem).ok()) else {
         return;
     };
-    let until = info.not_after.format(&Rfc3339).unwrap_or_else(|_| info.not_after.to_string());
+    let until = timestamp::rfc3339_exact(info.not_after);
     let name = info.dns_names.first().or(info.common_name.as_ref()).unwrap_or(&info.subject);
     let message = format!("this host is {name}, until {until}; its key can be read by nobody else");
     findings.push(Finding::new(CERTIFICATES, shown(cert), Verdict::Ok, message));

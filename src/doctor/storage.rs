@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use time::format_description::well_known::Rfc3339;
+use crate::model::timestamp;
 use time::{Duration, OffsetDateTime};
 
 use super::filesystem::FileSystem;
@@ -11,9 +11,9 @@ use super::space::{self, Space};
 use super::{Finding, PATIENCE, Scope, Verdict, shown};
 use crate::admin::client::{Client, ClientError};
 use crate::admin::wire::{self, Nothing, Reload, verb};
-use crate::catalog::location::Location;
 use crate::config;
 use crate::error::chain;
+use crate::model::location::Location;
 
 const CONFIGURATION: &str = "configuration";
 const SERVICE: &str = "service";
@@ -189,7 +189,7 @@ fn reload(status: &wire::Status, findings: &mut Vec<Finding>) {
 
 fn certificate(status: &wire::Status, now: OffsetDateTime, findings: &mut Vec<Finding>) {
     let Some(text) = &status.server_certificate_expires else { return };
-    let Ok(expires) = OffsetDateTime::parse(text, &Rfc3339) else { return };
+    let Ok(expires) = timestamp::parse(text) else { return };
     let days = (expires - now).whole_days();
     let finding = |verdict, message: String| Finding::new(CERTIFICATE, &status.name, verdict, message);
     let remedy = "replace the files that `tls` names: they are read again by themselves (volhost renews its own; if it \
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn the_servers_certificate_is_judged_by_its_end() {
         let status = status();
-        let end = OffsetDateTime::parse("2027-01-02T03:04:05Z", &Rfc3339).unwrap();
+        let end = timestamp::parse("2027-01-02T03:04:05Z").unwrap();
         for (left, verdict, words) in [
             (Duration::days(364), Verdict::Ok, "for 364 days"),
             (Duration::days(30), Verdict::Warning, "in 30 days"),

@@ -8,9 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wildmatch::WildMatch;
 
-use crate::backend::name::BackendName;
-use crate::host::name::HostName;
-use crate::host::right::{Listed, Right, Rule};
+use crate::model::backend::BackendName;
+use crate::model::host::HostName;
+use crate::model::right::{Listed, Right, Rule};
 
 /// Host names and globs (`web1`, `web*`, `*`), matched as a whole.
 #[derive(Debug, Clone, PartialEq)]

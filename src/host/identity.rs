@@ -7,7 +7,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use super::name::{HostName, InvalidHostName};
+use crate::model::host::{HostName, InvalidHostName};
 
 /// Why a certificate names no host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -3,15 +3,11 @@
 //! This room never looks at a request's body: a host is known before its first byte of HTTP is read.
 
 pub mod access;
-pub mod address;
 pub mod identity;
-pub mod mountpoints;
-pub mod name;
-pub mod right;
 
 use std::net::IpAddr;
 
-use self::name::HostName;
+use crate::model::host::HostName;
 
 /// Who sent a request, known from the connection alone. Transports put one into every request's extensions.
 #[derive(Debug, Clone, PartialEq, Eq)]

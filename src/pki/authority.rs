@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
 
 use super::certificate::{self, CertInfo, CertificateError, ServerName};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// How long certificates live: authorities.
 pub const CA_LIFE: Duration = Duration::days(20 * 365 + 5);

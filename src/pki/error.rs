@@ -8,7 +8,7 @@ use super::authority::{KeyError, SigningError};
 use super::certificate::CertificateError;
 use super::request::RequestError;
 use super::{Pair, Request};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// Why a certificate was not made or not read.
 #[derive(Debug, thiserror::Error)]

@@ -12,8 +12,8 @@
 pub mod authority;
 pub mod bundle;
 pub mod certificate;
-mod elsewhere;
 mod error;
+mod external_ca;
 mod pair;
 mod renewal;
 mod request;
@@ -28,15 +28,15 @@ use self::authority::{Authority, Signed};
 pub use self::certificate::{
     CertInfo, CertificateError, InvalidServerName, ServerName, describe, describe_der,
 };
-pub use self::elsewhere::{Installed, Request, SignedElsewhere};
 pub use self::error::PkiError;
+pub use self::external_ca::{Installed, Request, SignedElsewhere};
 pub use self::pair::Pair;
 use self::pair::{Purpose, Trust, authorities, leaf, read};
 use self::renewal::WithoutCa;
 pub use self::request::RequestError;
 pub use self::rollover::{Finished, Rollover, STEPS, Started};
 use crate::files::{self, Lock};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// A directory of keys and certificates, `/etc/volhost/pki` by default.
 #[derive(Debug, Clone)]

@@ -13,7 +13,7 @@ use super::certificate::{CertInfo, ServerName};
 use super::pair::{Leaf, Pair, Purpose, Trust, leaf, read, read_key};
 use super::{Ensured, Issued, Pki, PkiError, issued, sign_host};
 use crate::files::{self, Lock};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// What becomes of a directory that has no authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use x509_parser::public_key::PublicKey;
 
 use super::certificate::ServerName;
 use super::{authority, certificate};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// The shortest RSA key that is certified, in bits.
 const RSA_BITS: usize = 2048;

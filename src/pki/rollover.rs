@@ -16,8 +16,8 @@ use super::certificate::{CertInfo, describe_der};
 use super::pair::{Leaf, Pair, Purpose, Trust, authorities, leaf, successor};
 use super::renewal::{host_of, key_for, sign_client, sign_server, write_certificate};
 use super::{Issued, Pki, PkiError, authority, certificate};
+use crate::failpoint::stop_if_asked;
 use crate::files::{self, Lock};
-use crate::step::stop_if_asked;
 
 /// Every durable step, in the order in which a rollover reaches it; those of an abort last.
 pub const STEPS: &[&str] = &[

@@ -4,11 +4,10 @@
 
 pub mod clock;
 pub mod drain;
-pub mod files;
 pub mod log;
+pub mod rlimit;
 pub mod signal;
 pub mod systemd;
 pub mod threads;
 
 pub use self::drain::Drain;
-pub use self::signal::Event;

@@ -1,7 +1,7 @@
-//! What the process is told from outside, as one enum on one channel.
+//! The signals that the process gets.
 //!
-//! Signals are taken by a thread of their own, so that they are heard while every worker of the runtime is busy. A
-//! second SIGTERM or SIGINT ends the process inside the signal handler itself, where nothing can be stuck.
+//! A thread of its own receives them, so that they are heard while every worker of the runtime is busy. A second SIGTERM
+//! or SIGINT ends the process inside the signal handler itself, where nothing can be stuck.
 
 use std::io;
 use std::sync::Arc;
@@ -11,18 +11,15 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
-use crate::config::watch::Unit;
 use crate::error::exit;
 
-/// Something that the running service must act on.
+/// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
-    /// Finish what is under way and end (SIGTERM, SIGINT).
+pub enum Signal {
+    /// SIGTERM or SIGINT: finish what is under way, and end.
     Terminate,
-    /// Read the configuration and everything it names again (SIGHUP).
+    /// SIGHUP: read the configuration and every file it names again.
     Reload,
-    /// Read this again: a watched file changed.
-    Changed(Unit),
 }
 
 /// Makes a write past the limit of a file's size (`ulimit -f`, LimitFSIZE) an error (EFBIG) and not the end of the process.
@@ -48,16 +45,16 @@ pub fn survive_reload() -> io::Result<EarlyReload> {
     Ok(EarlyReload(asked))
 }
 
-/// Begins to listen for signals: SIGTERM and SIGINT become [`Event::Terminate`], SIGHUP becomes [`Event::Reload`].
+/// Begins to listen for signals, each of which becomes an event on the returned channel.
 ///
 /// From the first SIGTERM or SIGINT on, the next one ends the process at once with [`exit::FAILED`], because what was
-/// under way was not finished. The sender is returned for other sources of events, such as watched files.
+/// under way was not finished. Other sources of events, such as watched files, use the returned sender.
 ///
 /// # Errors
 /// When the handlers cannot be installed or the thread cannot be started.
-pub fn listen(
+pub fn listen<E: From<Signal> + Send + 'static>(
     early: &EarlyReload,
-) -> io::Result<(mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>)> {
+) -> io::Result<(mpsc::UnboundedSender<E>, mpsc::UnboundedReceiver<E>)> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let terminating = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
@@ -69,15 +66,15 @@ pub fn listen(
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     if early.0.load(Ordering::Acquire) {
         // The receiver is in our hands, so that this cannot fail.
-        let _ = sender.send(Event::Reload);
+        let _ = sender.send(Signal::Reload.into());
     }
     let events = sender.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
-            let event = if signal == SIGHUP { Event::Reload } else { Event::Terminate };
+            let asked = if signal == SIGHUP { Signal::Reload } else { Signal::Terminate };
             let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
             log::info!("{name} received");
-            if events.send(event).is_err() {
+            if events.send(asked.into()).is_err() {
                 // Nobody listens any more: the process is ending.
                 return;
             }
@@ -119,16 +116,17 @@ mod tests {
         signal_hook::low_level::raise(SIGXFSZ).unwrap();
         let early = survive_reload().unwrap();
         signal_hook::low_level::raise(SIGHUP).unwrap();
-        let (_sender, mut events) = listen(&early).unwrap();
-        assert_eq!(events.blocking_recv(), Some(Event::Reload), "it was asked for before");
-        for (signal, event) in [(SIGHUP, Event::Reload), (SIGHUP, Event::Reload), (SIGTERM, Event::Terminate)]
+        let (_sender, mut events) = listen::<Signal>(&early).unwrap();
+        assert_eq!(events.blocking_recv(), Some(Signal::Reload), "it was asked for before");
+        for (signal, event) in
+            [(SIGHUP, Signal::Reload), (SIGHUP, Signal::Reload), (SIGTERM, Signal::Terminate)]
         {
             signal_hook::low_level::raise(signal).unwrap();
             assert_eq!(events.blocking_recv(), Some(event));
         }
         println!("events were right");
         signal_hook::low_level::raise(SIGHUP).unwrap();
-        assert_eq!(events.blocking_recv(), Some(Event::Reload), "a reload never ends the process");
+        assert_eq!(events.blocking_recv(), Some(Signal::Reload), "a reload never ends the process");
         signal_hook::low_level::raise(SIGINT).unwrap();
         std::thread::sleep(Duration::from_secs(20));
         println!("survived");

@@ -165,7 +165,7 @@ impl TakenIn {
             Call::Volume(call) => call.answer(service, &caller, body, global).await,
         };
         if let Some(failure) = answer.failure() {
-            service.limiter().log(log::Level::Error, &failure, &caller.host, || failure.clone());
+            service.log_limit().log(log::Level::Error, &failure, &caller.host, || failure.clone());
         }
         answer
     }

@@ -19,9 +19,9 @@ use super::envelope::{Answer, decode};
 use super::{Empty, Protocol, Verb};
 use crate::error::chain;
 use crate::host::Caller;
-use crate::volume::error::rfc3339;
-use crate::volume::name::{MountId, VolumeName};
-use crate::volume::options::Options;
+use crate::model::options::Options;
+use crate::model::timestamp::rfc3339;
+use crate::model::volume::{MountId, VolumeName};
 use crate::volume::{Error, List, Seen, Service};
 
 /// The protocol's entry in the list.
@@ -248,7 +248,7 @@ async fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
 async fn inspect(service: &Service, caller: &Caller, name: &str) -> Result<Seen, Error> {
     service.inspect(caller, name).await.map_err(|error| match error {
         Error::Catalog(_) | Error::TooLong { .. } => {
-            service.limiter().warn("not known", &caller.host, || {
+            service.log_limit().warn("not known", &caller.host, || {
                 format!("whether there is a volume {name:?} is not known: {}", chain(&error))
             });
             Error::Unknown
@@ -375,13 +375,13 @@ mod tests {
     use std::pin::Pin;
 
     use super::*;
-    use crate::backend::name::BackendName;
     use crate::catalog::{self, Catalog, CatalogError, Change, sqlite};
     use crate::host::Via;
-    use crate::host::name::HostName;
+    use crate::model::backend::BackendName;
+    use crate::model::host::HostName;
+    use crate::model::mounts::Ledger;
+    use crate::model::volume::VolumeId;
     use crate::volume::InForce;
-    use crate::volume::mounts::Ledger;
-    use crate::volume::name::VolumeId;
 
     /// A shared catalog that knows nothing, and cannot be asked; or is broken.
     struct Away {

@@ -252,7 +252,7 @@ where
         return Err(Closed);
     }
     if let Some(header) = browser_header(request.headers()) {
-        server.limiter.warn("browser", &connection, || {
+        server.log_limit.warn("browser", &connection, || {
             format!("{connection}: a request was refused: a browser sent it, by its header {header}")
         });
         let response = from_browser(header).map(Either::Right);

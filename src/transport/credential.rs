@@ -15,7 +15,7 @@ use super::connection::{Refused, Verdicts};
 use super::tls::{Revocation, State};
 use crate::host::Certified;
 use crate::host::identity::{self, Identity, IdentityError};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// Of how many chains it is remembered what they say.
 const CHAINS: usize = 1024;

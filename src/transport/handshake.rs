@@ -31,7 +31,7 @@ impl Server {
         peer: SocketAddr,
     ) -> Option<(Arc<Connection>, TlsStream<TcpStream>)> {
         let Some(tls) = &self.tls else {
-            self.limiter.warn("no tls", "", || "an https address is served without certificates".into());
+            self.log_limit.warn("no tls", "", || "an https address is served without certificates".into());
             return None;
         };
         let state = tls.load_full();
@@ -39,7 +39,7 @@ impl Server {
         let address = canonical(peer);
         let from = caller_address(&stream, address);
         let refuse = |why: &str| {
-            self.limiter.warn(why, address, || format!("a connection from {peer} was refused: {why}"));
+            self.log_limit.warn(why, address, || format!("a connection from {peer} was refused: {why}"));
         };
         let place = self.handshakes.enter(address, (limits.connections / 4).max(16));
         let stream = tokio::select! {

@@ -70,9 +70,9 @@ pub use self::listen::Listen;
 use self::registry::{Key, Registry};
 pub use self::tls::{NobodyRevoked, Revocation, TlsError};
 use crate::error::chain;
-use crate::error::limiter::Limiter;
-use crate::host::name::HostName;
+use crate::error::log_limit::LogLimit;
 use crate::host::{Caller, Certified, Via};
+use crate::model::host::HostName;
 use crate::process::Drain;
 use crate::process::drain::Guard;
 
@@ -145,7 +145,7 @@ pub struct Server {
     drain: Drain,
     registry: Arc<Registry>,
     handshakes: Handshakes,
-    limiter: Limiter,
+    log_limit: LogLimit,
     recheck: Notify,
     watched: AtomicBool,
     idle: Duration,
@@ -177,7 +177,7 @@ impl Server {
             drain,
             registry: Arc::default(),
             handshakes: Handshakes::default(),
-            limiter: Limiter::default(),
+            log_limit: LogLimit::default(),
             recheck: Notify::new(),
             watched: AtomicBool::new(false),
             idle,
@@ -237,7 +237,7 @@ impl Server {
                 }
                 Err(error) if concerns_one(&error) => log::debug!("{listen}: a connection failed: {error}"),
                 Err(error) => {
-                    self.limiter.warn("accept", "", || {
+                    self.log_limit.warn("accept", "", || {
                         format!("{listen}: no connection can be accepted: {error}; is the limit of open files (LimitNOFILE) high enough?")
                     });
                     self.registry.make_room();
@@ -335,7 +335,7 @@ impl Server {
                     Key::Peer(address) => address.to_string(),
                     Key::Host(_) | Key::Unix | Key::Admin => connection.caller.host.to_string(),
                 };
-                self.limiter.warn("full", client, || format!("{connection}: refused: {full}"));
+                self.log_limit.warn("full", client, || format!("{connection}: refused: {full}"));
             }
         }
     }

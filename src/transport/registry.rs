@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Limits;
 use super::connection::Connection;
 use crate::host::Via;
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// Whose connections are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

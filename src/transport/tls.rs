@@ -25,7 +25,7 @@ use x509_parser::prelude::{FromDer, Validity, X509Certificate};
 use super::credential::Known;
 use super::crl::{self, CrlError};
 use crate::host::identity::{IdentityError, limiting_authority};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// Which of the TLS files a fault is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

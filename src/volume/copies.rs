@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::mounts::Ledger;
-use super::rounds::Rounds;
+use super::backend_tasks::Rounds;
 use super::{Error, Service};
-use crate::backend::name::BackendName;
 use crate::backend::{Backend, BackendError, Expect, Kept, Root, VolumeState};
 use crate::catalog::record::{Loader, Table};
 use crate::catalog::text::{self, Whole};
 use crate::catalog::{Claimed, Host, View, Volume, Write};
 use crate::error::chain;
+use crate::model::backend::BackendName;
+use crate::model::mounts::Ledger;
 
 /// How often changes are copied.
 const EVERY: Duration = Duration::from_secs(120);

@@ -27,22 +27,22 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
+use super::consistency::Backoff;
 use super::error::Error;
-use super::fresh::Patience;
-use super::mounts::Ledger;
-use super::name::{VolumeId, VolumeName};
-use super::operation::Claim;
-use super::options::{Mode, Options};
+use super::operation::CommitPoint;
 use super::soon::soon;
 use super::step::step;
-use super::{InForce, Moving, Service, in_sight, log_done, permit};
-use crate::backend::name::BackendName;
+use super::{DirectoryLock, InForce, Service, in_sight, log_done, permit};
 use crate::backend::{Adoptable, Backend, BackendError, Expect, Naming, Root, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Submitted, View, Volume};
 use crate::error::chain;
 use crate::host::Caller;
-use crate::host::name::HostName;
-use crate::host::right::Right;
+use crate::model::backend::BackendName;
+use crate::model::host::HostName;
+use crate::model::mounts::Ledger;
+use crate::model::options::{Mode, Options};
+use crate::model::right::Right;
+use crate::model::volume::{VolumeId, VolumeName};
 
 /// How long the thread that made a directory waits for its record, so that it can go on with the rename itself. It is
 /// one of the few that the backend has: a catalog that takes longer is waited for without it.
@@ -64,23 +64,23 @@ impl Service {
         options: Options,
     ) -> Result<Arc<Volume>, Error> {
         let (service, caller) = (Arc::clone(self), caller.clone());
-        self.operate(|claim| async move {
-            let _held = service.locks.hold(&name, &claim).await?;
-            service.create_held(&claim, &caller, name, options).await
+        self.operate(|commit_point| async move {
+            let _held = service.locks.hold(&name, &commit_point).await?;
+            service.create_held(&commit_point, &caller, name, options).await
         })
         .await
     }
 
     async fn create_held(
         self: &Arc<Self>,
-        claim: &Arc<Claim>,
+        commit_point: &Arc<CommitPoint>,
         caller: &Caller,
         name: VolumeName,
         options: Options,
     ) -> Result<Arc<Volume>, Error> {
         let in_force = self.in_force.load_full();
         let exists = || self.catalog.view().volumes.contains_key(&name);
-        let (mut patience, mut strangers) = (Patience::new(), 0);
+        let (mut backoff, mut strangers) = (Backoff::new(), 0);
         loop {
             if exists() {
                 // Either it is whole, or an earlier operation on it was cut off and can perhaps be mended now; and
@@ -93,7 +93,7 @@ impl Service {
                     return repeated(&in_force, &self.catalog.view(), caller, &existing, &options);
                 }
             }
-            match self.create_new(claim, &in_force, caller, name.clone(), options.clone()).await {
+            match self.create_new(commit_point, &in_force, caller, name.clone(), options.clone()).await {
                 Err(error @ (Error::Exists(_) | Error::Backend(BackendError::Occupied { .. })))
                     if self.is_shared() =>
                 {
@@ -102,7 +102,7 @@ impl Service {
                     // again, a stranger's directory has the name.
                     let made = exists() || matches!(error, Error::Exists(_));
                     strangers += u32::from(!made);
-                    if strangers > STRANGERS || !patience.wait().await {
+                    if strangers > STRANGERS || !backoff.wait().await {
                         return Err(error);
                     }
                 }
@@ -113,7 +113,7 @@ impl Service {
 
     async fn create_new(
         self: &Arc<Self>,
-        claim: &Arc<Claim>,
+        commit_point: &Arc<CommitPoint>,
         in_force: &InForce,
         caller: &Caller,
         name: VolumeName,
@@ -135,7 +135,7 @@ impl Service {
             unconfirmed: !adopt,
             name,
         };
-        if !claim.wanted() {
+        if !commit_point.wanted() {
             return Err(Error::Abandoned);
         }
         self.refuse_twin(&backend, expect, &volume.name).await?;
@@ -146,7 +146,7 @@ impl Service {
         if adopt {
             self.adopt(&backend, expect, &volume).await?;
         } else {
-            self.make(Arc::clone(claim), &moving, &backend, expect, &volume).await?;
+            self.make(Arc::clone(commit_point), &moving, &backend, expect, &volume).await?;
         }
         let outcome = self.show(&moving, &volume).await?;
         step("create:done");
@@ -192,13 +192,13 @@ impl Service {
     /// A new directory becomes the volume: staged and recorded, then renamed.
     async fn make(
         &self,
-        claim: Arc<Claim>,
-        moving: &Moving,
+        commit_point: Arc<CommitPoint>,
+        moving: &DirectoryLock,
         backend: &Arc<Backend>,
         expect: Expect,
         volume: &Volume,
     ) -> Result<(), Error> {
-        let renamed = match self.begin(claim, moving, backend, expect, volume).await? {
+        let renamed = match self.begin(commit_point, moving, backend, expect, volume).await? {
             Begun::Renamed(renamed) => renamed,
             Begun::Recorded => {
                 let (id, name) = (volume.id, volume.name.clone());
@@ -224,8 +224,8 @@ impl Service {
     /// then does for all. What fails before the rename is undone here.
     async fn begin(
         &self,
-        claim: Arc<Claim>,
-        moving: &Moving,
+        commit_point: Arc<CommitPoint>,
+        moving: &DirectoryLock,
         backend: &Arc<Backend>,
         expect: Expect,
         volume: &Volume,
@@ -233,7 +233,8 @@ impl Service {
         let id = volume.id;
         let (uid, gid, mode) = ownership(backend, volume);
         let (tell, told) = oneshot::channel();
-        let (catalog, wanted, record) = (Arc::clone(&self.catalog), Arc::clone(&claim), volume.clone());
+        let (catalog, wanted, record) =
+            (Arc::clone(&self.catalog), Arc::clone(&commit_point), volume.clone());
         let visited = Arc::clone(backend);
         let work = move |root: &Root| {
             let staged = match root.volume_state(&record.name)? {
@@ -273,7 +274,7 @@ impl Service {
             Err(_not_queued) => None,
         };
         match (recorded, done) {
-            (Some(Ok(_)), Ok(())) if claim.wanted() => {
+            (Some(Ok(_)), Ok(())) if commit_point.wanted() => {
                 step("create:recorded");
                 Ok(Begun::Recorded)
             }
@@ -314,7 +315,7 @@ impl Service {
 
     /// Takes the record back. Where that fails, the staged directory must stay with it: a record without one would be
     /// taken for a volume whose directory is whatever stands under its name.
-    async fn undo_record(&self, moving: &Moving, volume: &Volume) -> bool {
+    async fn undo_record(&self, moving: &DirectoryLock, volume: &Volume) -> bool {
         let withdraw = Change::Withdraw(volume.name.clone(), volume.id);
         let undone = self.catalog.submit(withdraw).await;
         if let Err(error) = &undone {
@@ -329,7 +330,7 @@ impl Service {
         undone.is_ok()
     }
 
-    async fn undo_stage(&self, moving: &Moving, backend: &Backend, expect: Expect, volume: &Volume) {
+    async fn undo_stage(&self, moving: &DirectoryLock, backend: &Backend, expect: Expect, volume: &Volume) {
         let id = volume.id;
         if let Err(error) = backend.run(expect, move |root| root.unstage(id)).await {
             self.leave_to_recovery(moving, &volume.name, &error);

@@ -4,18 +4,15 @@
 
 use std::time::Duration;
 
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-
 use super::holders::Holders;
-use super::name::{InvalidMountId, InvalidVolumeName, VolumeName};
-use super::options::{Difference, InvalidOptions};
-use crate::backend::name::BackendName;
 use crate::backend::{Adoptable, BackendError, Naming};
 use crate::catalog::CatalogError;
 use crate::host::access::Closed;
-use crate::host::name::HostName;
-use crate::host::right::Right;
+use crate::model::backend::BackendName;
+use crate::model::host::HostName;
+use crate::model::options::{Difference, InvalidOptions};
+use crate::model::right::Right;
+use crate::model::volume::{InvalidMountId, InvalidVolumeName, VolumeName};
 
 /// Why an operation was not done.
 #[derive(Debug, thiserror::Error)]
@@ -294,14 +291,6 @@ impl Error {
             Self::Unknown => Blame::Unknown,
         }
     }
-}
-
-/// A moment as text, in whole seconds: RFC 3339 in UTC.
-#[must_use]
-pub fn rfc3339(at: OffsetDateTime) -> String {
-    let whole = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
-    // Only years beyond 9999 cannot be written; no clock of ours reaches them.
-    whole.format(&Rfc3339).unwrap_or_else(|_| whole.to_string())
 }
 
 fn object(right: Right) -> &'static str {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::error::rfc3339;
-use super::mounts::Mount;
 use crate::catalog::{View, Volume};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
+use crate::model::mounts::Mount;
+use crate::model::timestamp::rfc3339;
 
 /// The mounts of a volume, and which of them are stale.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,9 +59,9 @@ impl fmt::Display for Holders {
 mod tests {
     use time::OffsetDateTime;
 
-    use super::super::mounts::Activation;
-    use super::super::name::MountId;
     use super::*;
+    use crate::model::mounts::Activation;
+    use crate::model::volume::MountId;
 
     fn mount(host: &str, id: &str, count: u32) -> Mount {
         Mount {

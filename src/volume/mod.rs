@@ -1,7 +1,7 @@
 //! What volumes do: the service that every protocol and the admin socket ask.
 //!
 //! It alone knows both the catalog (what exists) and the backends (where it lies), and it alone orders their effects,
-//! so that a crash at any step leaves something that `recover` can finish or undo:
+//! so that a crash at any step leaves something that `recovery` can finish or undo:
 //!
 //! - Create: make `.volhost/new/UUID` → record the volume, unconfirmed → both are durable → rename the directory to its
 //!   name, durably → visible, answer; the confirmation follows. What waits for the disk, and why no more, is told in
@@ -12,36 +12,33 @@
 //!
 //! Get, List, Path and Unmount never wait for a backend: they are answered from the catalog.
 //!
-//! Several instances may serve one catalog and the same storage: `fresh` tells what may be refused, `moving` who moves
-//! a directory, `remove` how a directory follows its record, and `recover` what is mended of an instance that was lost.
+//! Several instances may serve one catalog and the same storage: `consistency` tells what may be refused, `directory_lock` who moves
+//! a directory, `remove` how a directory follows its record, and `recovery` what is mended of an instance that was lost.
 
+mod backend_tasks;
+mod backends;
+mod consistency;
 mod copies;
 mod create;
+mod directory_lock;
 pub mod error;
-mod forgiven;
-mod fresh;
 mod holders;
-mod lifecycle;
-mod mending;
+mod ignored_unmounts;
+mod last_seen;
 mod mount;
-pub mod mounts;
-mod moving;
-pub mod name;
 mod operation;
 mod operator;
-pub mod options;
-mod recover;
+mod preconditions;
+mod recovery;
+mod recovery_state;
 mod remove;
 mod restore;
-mod rounds;
-mod seen;
-mod settled;
+mod same_directory;
 mod soon;
 mod step;
 #[cfg(test)]
 mod tests;
 mod trash;
-mod twin;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::ready;
@@ -55,28 +52,28 @@ use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+use self::directory_lock::DirectoryLock;
 pub use self::error::{Blame, Error};
-use self::forgiven::Forgiven;
 pub use self::holders::Holders;
-use self::mending::Mending;
+use self::ignored_unmounts::Forgiven;
+use self::last_seen::Noted;
 pub use self::mount::Counted;
-use self::moving::Moving;
-use self::name::{VolumeId, VolumeName};
 use self::operation::Locks;
 pub use self::operator::{BackendInfo, Release, Released, TrashedInfo};
-use self::options::Options;
-use self::seen::Noted;
+use self::recovery_state::RecoveryState;
 pub use self::step::STEPS;
 use self::trash::Blocked;
-use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{self, Backend, Health};
 use crate::catalog::{Catalog, Change, News, View, Volume};
-use crate::error::limiter::Limiter;
+use crate::error::log_limit::LogLimit;
 use crate::host::Caller;
 use crate::host::access::{Access, Ask};
-use crate::host::mountpoints::Mountpoints;
-use crate::host::name::HostName;
-use crate::host::right::Right;
+use crate::model::backend::{BackendId, BackendName};
+use crate::model::host::HostName;
+use crate::model::mountpoints::Mountpoints;
+use crate::model::options::Options;
+use crate::model::right::Right;
+use crate::model::volume::{VolumeId, VolumeName};
 use crate::process::clock::Clock;
 
 /// What the configuration says of volumes: the backend map, and who may use what.
@@ -98,7 +95,7 @@ pub struct Service {
     /// Volumes whose directories operations are moving right now: recovery leaves them alone.
     moving: Mutex<HashSet<VolumeId>>,
     /// What is known of each backend about things left half-made.
-    mending: Mutex<HashMap<BackendName, Arc<Mending>>>,
+    mending: Mutex<HashMap<BackendName, Arc<RecoveryState>>>,
     /// Removed volumes that could not be deleted so far.
     blocked: Mutex<HashMap<VolumeId, Blocked>>,
     seen: Mutex<BTreeMap<HostName, Noted>>,
@@ -108,14 +105,14 @@ pub struct Service {
     clock: Clock,
     copied: copies::Copied,
     /// Of the backends that are worked on.
-    places: rounds::Places,
+    places: backend_tasks::Places,
     /// What other instances did, where there are any.
     news: Option<watch::Receiver<News>>,
     /// How many of them were lost, as far as the backends were looked through for it.
     lost: AtomicU64,
     /// Where hosts see each backend, as this process last recorded it.
     recorded: Mutex<HashMap<BackendName, Mountpoints>>,
-    limiter: Limiter,
+    log_limit: LogLimit,
 }
 
 /// A volume as a host sees it.
@@ -148,15 +145,15 @@ impl Service {
             purge: tokio::sync::Notify::new(),
             clock: Clock::default(),
             copied: copies::Copied::default(),
-            limiter: Limiter::default(),
-            places: rounds::Places::default(),
+            log_limit: LogLimit::default(),
+            places: backend_tasks::Places::default(),
         }
     }
 
     /// Bounds the log lines that hosts can cause at will.
     #[must_use]
-    pub fn limiter(&self) -> &Limiter {
-        &self.limiter
+    pub fn log_limit(&self) -> &LogLimit {
+        &self.log_limit
     }
 
     /// The configuration's part in force now.
@@ -241,7 +238,7 @@ impl Service {
         let (service, host) = (Arc::clone(self), host.clone());
         tokio::spawn(async move {
             if let Err(error) = recorded.await {
-                service.limiter.log(log::Level::Error, "activation", &host, || {
+                service.log_limit.log(log::Level::Error, "activation", &host, || {
                     let why = crate::error::chain(&error);
                     format!("the activation of host {host} could not be recorded: {why}")
                 });

@@ -12,12 +12,10 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use super::consistency::Backoff;
 use super::error::Error;
-use super::forgiven::Attempt;
-use super::fresh::Patience;
-use super::mounts::Mount;
-use super::name::{MountId, VolumeId, VolumeName};
-use super::operation::Claim;
+use super::ignored_unmounts::Attempt;
+use super::operation::CommitPoint;
 use super::step::step;
 use super::{Holders, InForce, Seen, Service, in_sight, permit, seen};
 use crate::backend::VolumeState;
@@ -25,8 +23,10 @@ use crate::catalog::clones;
 use crate::catalog::{CatalogError, Change, Outcome, Refusal, View, Volume};
 use crate::error::chain;
 use crate::host::Caller;
-use crate::host::name::HostName;
-use crate::host::right::Right;
+use crate::model::host::HostName;
+use crate::model::mounts::Mount;
+use crate::model::right::Right;
+use crate::model::volume::{MountId, VolumeId, VolumeName};
 
 /// How long after a failure it is tried again to take a late mount back.
 const TAKE_BACK: Duration = Duration::from_secs(1);
@@ -64,7 +64,7 @@ impl Drop for Counted {
         }
         let Some(entry) = self.entry.take() else { return };
         let (service, volume, again) = (Arc::clone(&self.service), Arc::clone(&self.seen.volume), self.again);
-        service.limiter.warn("no answer", &entry.host, || {
+        service.log_limit.warn("no answer", &entry.host, || {
             let (name, host) = (&volume.name, &entry.host);
             format!("a mount of volume {name} by host {host} has nobody to answer and is taken back")
         });
@@ -106,8 +106,8 @@ impl Service {
         let attempt = Attempt::new(self, &name, &caller.host, &id);
         let (service, caller, failing) = (Arc::clone(self), caller.clone(), attempt.clone());
         let mounted = self
-            .operate(|claim| async move {
-                let mounted = service.mount_any(&claim, &caller, &name, &id).await;
+            .operate(|commit_point| async move {
+                let mounted = service.mount_any(&commit_point, &caller, &name, &id).await;
                 // The caller may have gone and hear nothing of it.
                 mounted.inspect_err(|_| failing.failed())
             })
@@ -117,20 +117,20 @@ impl Service {
 
     async fn mount_any(
         self: &Arc<Self>,
-        claim: &Claim,
+        commit_point: &CommitPoint,
         caller: &Caller,
         name: &VolumeName,
         id: &MountId,
     ) -> Result<Counted, Error> {
         // As an Unmount, it waits for no backend, nor for an operation that does.
-        if let Some(counted) = self.mount_again(claim, caller, name, id).await? {
+        if let Some(counted) = self.mount_again(commit_point, caller, name, id).await? {
             return Ok(counted);
         }
-        let _held = self.locks.hold(name, claim).await?;
-        match self.mount_held(claim, caller, name, id).await {
+        let _held = self.locks.hold(name, commit_point).await?;
+        match self.mount_held(commit_point, caller, name, id).await {
             // It may be a repetition of what another instance counted.
-            Err(error) if self.is_shared() && claim.wanted() && self.sync().await.is_ok() => {
-                self.mount_again(claim, caller, name, id).await?.ok_or(error)
+            Err(error) if self.is_shared() && commit_point.wanted() && self.sync().await.is_ok() => {
+                self.mount_again(commit_point, caller, name, id).await?.ok_or(error)
             }
             mounted => mounted,
         }
@@ -146,7 +146,7 @@ impl Service {
     /// send an Unmount for it.
     async fn mount_again(
         self: &Arc<Self>,
-        claim: &Claim,
+        commit_point: &CommitPoint,
         caller: &Caller,
         name: &VolumeName,
         id: &MountId,
@@ -156,7 +156,7 @@ impl Service {
         }
         let Some(volume) = self.catalog.view().volumes.get(name).cloned() else { return Ok(None) };
         match self.catalog.submit(self.count(&volume, caller, id, true)).await {
-            Ok(outcome) => self.counted(claim, caller, id, volume, outcome, true).await.map(Some),
+            Ok(outcome) => self.counted(commit_point, caller, id, volume, outcome, true).await.map(Some),
             // It ended meanwhile; another instance may tell of the volume otherwise.
             Err(CatalogError::Refused(
                 Refusal::NotMounted(_) | Refusal::NoSuchVolume | Refusal::Moving(_),
@@ -167,24 +167,24 @@ impl Service {
 
     async fn mount_held(
         self: &Arc<Self>,
-        claim: &Claim,
+        commit_point: &CommitPoint,
         caller: &Caller,
         name: &VolumeName,
         id: &MountId,
     ) -> Result<Counted, Error> {
         let in_force = self.in_force.load_full();
         let missing = || Error::NoSuchVolume(name.to_string());
-        let mut patience = Patience::new();
+        let mut backoff = Backoff::new();
         let (volume, outcome) = loop {
             let volume = self.certain(|| self.mountable(&in_force, caller, name)).await?;
             step("mount:checked");
-            if !claim.wanted() || claim.deserted() {
+            if !commit_point.wanted() || commit_point.deserted() {
                 return Err(Error::Abandoned);
             }
             match self.catalog.submit(self.count(&volume, caller, id, false)).await {
                 Ok(outcome) => break (volume, outcome),
                 // Its directory was looked at before another instance began to move it.
-                Err(CatalogError::Refused(Refusal::Moving(_))) if patience.wait().await => {}
+                Err(CatalogError::Refused(Refusal::Moving(_))) if backoff.wait().await => {}
                 Err(CatalogError::Refused(Refusal::Moving(_))) => return Err(Error::NotMended(name.clone())),
                 // What was looked at is gone, and its name another volume's.
                 Err(CatalogError::Refused(Refusal::NoSuchVolume)) if self.is_another(name, volume.id) => {}
@@ -199,7 +199,7 @@ impl Service {
                 Err(error) => return Err(error.into()),
             }
         };
-        self.counted(claim, caller, id, volume, outcome, false).await
+        self.counted(commit_point, caller, id, volume, outcome, false).await
     }
 
     /// The change that counts one Mount.
@@ -220,7 +220,7 @@ impl Service {
     /// taken back.
     async fn counted(
         self: &Arc<Self>,
-        claim: &Claim,
+        commit_point: &CommitPoint,
         caller: &Caller,
         id: &MountId,
         volume: Arc<Volume>,
@@ -238,12 +238,12 @@ impl Service {
             seen: seen(&self.catalog.view(), &self.in_force.load().map, &mounted, &caller.host),
             handed_over: false,
         };
-        if claim.decide() {
+        if commit_point.decide() {
             return Ok(counted);
         }
         // The volume is held until a first Mount is taken back, so that a Remove which waits for it finds no mount.
         if let Some(entry) = counted.entry.take_if(|_| !again) {
-            self.limiter.warn("too late", &caller.host, || {
+            self.log_limit.warn("too late", &caller.host, || {
                 let (name, host) = (&mounted.name, &caller.host);
                 format!("a mount of volume {name} by host {host} came too late and is taken back")
             });
@@ -265,7 +265,7 @@ impl Service {
         name: &VolumeName,
     ) -> Result<Arc<Volume>, Error> {
         let missing = || Error::NoSuchVolume(name.to_string());
-        let (mut gone, mut patience) = (None, Patience::new());
+        let (mut gone, mut backoff) = (None, Backoff::new());
         loop {
             if self.is_out_of_sight(in_force, caller, name) {
                 return Err(missing());
@@ -283,7 +283,7 @@ impl Service {
                 state @ (VolumeState::Missing | VolumeState::NotADirectory(_)) => {
                     // It may have been left in the trash, or another instance may be moving it right now; or the
                     // volume is no more.
-                    if gone == Some(volume.id) && !(self.is_elsewhere(name) && patience.wait().await) {
+                    if gone == Some(volume.id) && !(self.is_elsewhere(name) && backoff.wait().await) {
                         self.sync().await?;
                         if self.catalog.view().volumes.get(name).is_some_and(|now| now.id == volume.id) {
                             if self.is_elsewhere(name) {
@@ -329,7 +329,7 @@ impl Service {
                     return;
                 }
                 Err(error) => {
-                    self.limiter.warn("not taken back", &host, || {
+                    self.log_limit.warn("not taken back", &host, || {
                         let why = chain(&error);
                         format!("mount {id} of volume {name} by host {host} cannot be taken back yet: {why}")
                     });
@@ -343,7 +343,7 @@ impl Service {
     /// waits for a backend, nor for an operation that does.
     pub async fn unmount(&self, caller: &Caller, name: &VolumeName, id: &MountId) -> Result<(), Error> {
         if self.forgiven.take(name, &caller.host, id) {
-            self.limiter.warn("forgiven", &caller.host, || {
+            self.log_limit.warn("forgiven", &caller.host, || {
                 let host = &caller.host;
                 format!("host {host} unmounted volume {name} with ID {id} after a Mount of it failed: nothing is taken")
             });
@@ -360,7 +360,7 @@ impl Service {
         };
         step("unmount:recorded");
         if outcome.released.is_empty() {
-            self.limiter.warn("unknown unmount", &caller.host, || {
+            self.log_limit.warn("unknown unmount", &caller.host, || {
                 let host = &caller.host;
                 format!("host {host} unmounted volume {name} with ID {id}, which is not among its mounts: nothing to do")
             });

@@ -2,7 +2,7 @@
 //! waits.
 //!
 //! An operation is never cut off half-way: when its caller was answered that it took too long, the task goes on and
-//! finds out by its [`Claim`] that nothing must come of it. It is never decided twice what a caller was told: either
+//! finds out by its [`CommitPoint`] that nothing must come of it. It is never decided twice what a caller was told: either
 //! the caller gives up first, or the operation reaches its point of no return first. A caller whose connection broke
 //! was told nothing: the operation is carried through as if the caller still waited, and as long.
 
@@ -17,7 +17,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::Error;
-use super::name::VolumeName;
+use crate::model::volume::VolumeName;
 
 const WANTED: u8 = 0;
 const DECIDED: u8 = 1;
@@ -26,13 +26,13 @@ const ABANDONED: u8 = 2;
 /// The one decision between an operation and its caller: did the operation reach its point of no return while the
 /// caller still waited?
 #[derive(Debug, Default)]
-pub(super) struct Claim {
+pub(super) struct CommitPoint {
     state: AtomicU8,
     deserted: AtomicBool,
     given_up: Notify,
 }
 
-impl Claim {
+impl CommitPoint {
     /// Whether the caller's connection broke, so that nobody will ever read the answer.
     pub(super) fn deserted(&self) -> bool {
         self.deserted.load(Ordering::Acquire)
@@ -76,21 +76,21 @@ impl Claim {
 /// After nine tenths of it the operation is asked to stop where it still can: the caller is then told that it took
 /// too long and that nothing was done. An operation past its point of no return has the rest of the time to answer;
 /// if it does not, the outcome is [`Error::Unknown`].
-pub(super) async fn run<T, F>(limit: Duration, work: impl FnOnce(Arc<Claim>) -> F) -> Result<T, Error>
+pub(super) async fn run<T, F>(limit: Duration, work: impl FnOnce(Arc<CommitPoint>) -> F) -> Result<T, Error>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, Error>> + Send + 'static,
 {
     let started = Instant::now();
-    let claim = Arc::new(Claim::default());
+    let commit_point = Arc::new(CommitPoint::default());
     let patience = started + limit.mul_f64(0.9);
-    let mut task = tokio::spawn(work(Arc::clone(&claim)));
-    let mut waiting = Waiting { claim: Arc::clone(&claim), patience, over: false };
+    let mut task = tokio::spawn(work(Arc::clone(&commit_point)));
+    let mut waiting = Waiting { commit_point: Arc::clone(&commit_point), patience, over: false };
     let in_time = timeout_at(patience, &mut task).await;
     waiting.over = true;
     let joined = match in_time {
         Ok(joined) => joined,
-        Err(_) if claim.abandon() => return Err(Error::TooLong { limit, catalog: None }),
+        Err(_) if commit_point.abandon() => return Err(Error::TooLong { limit, catalog: None }),
         Err(_) => match timeout_at(started + limit, &mut task).await {
             Ok(joined) => joined,
             Err(_) => return Err(Error::Unknown),
@@ -109,7 +109,7 @@ where
 /// That a caller waits. Dropped before that is over, as it is when the client disconnects, it leaves the operation
 /// the time that it would have had.
 struct Waiting {
-    claim: Arc<Claim>,
+    commit_point: Arc<CommitPoint>,
     patience: Instant,
     over: bool,
 }
@@ -119,14 +119,14 @@ impl Drop for Waiting {
         if self.over {
             return;
         }
-        self.claim.deserted.store(true, Ordering::Release);
-        let (claim, patience) = (Arc::clone(&self.claim), self.patience);
+        self.commit_point.deserted.store(true, Ordering::Release);
+        let (commit_point, patience) = (Arc::clone(&self.commit_point), self.patience);
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(async move {
                 tokio::time::sleep_until(patience).await;
-                claim.abandon();
+                commit_point.abandon();
             })),
-            Err(_) => drop(claim.abandon()),
+            Err(_) => drop(commit_point.abandon()),
         }
     }
 }
@@ -144,16 +144,20 @@ pub(super) struct Held {
 
 impl Locks {
     /// Waits, in the order of calls, until the volume is free; gives up when the caller does.
-    pub(super) async fn hold(self: &Arc<Self>, name: &VolumeName, claim: &Claim) -> Result<Held, Error> {
+    pub(super) async fn hold(
+        self: &Arc<Self>,
+        name: &VolumeName,
+        commit_point: &CommitPoint,
+    ) -> Result<Held, Error> {
         // From here on `Held` cleans up, also when this future is dropped while it waits.
         let mut held = Held { locks: Arc::clone(self), name: name.clone(), guard: None };
         let lock = Arc::clone(self.map().entry(name.clone()).or_default());
         tokio::select! {
             biased;
-            () = claim.abandoned() => Err(Error::Abandoned),
+            () = commit_point.abandoned() => Err(Error::Abandoned),
             guard = lock.lock_owned() => {
                 held.guard = Some(guard);
-                if claim.wanted() { Ok(held) } else { Err(Error::Abandoned) }
+                if commit_point.wanted() { Ok(held) } else { Err(Error::Abandoned) }
             }
         }
     }
@@ -185,20 +189,20 @@ mod tests {
 
     #[test]
     fn a_claim_is_decided_once() {
-        let claim = Claim::default();
-        assert!(claim.decide() && claim.decide() && claim.wanted());
-        assert!(!claim.abandon(), "the caller must wait for what was decided");
-        let claim = Claim::default();
-        assert!(claim.abandon() && !claim.wanted());
-        assert!(!claim.decide(), "the caller was told that nothing was done");
+        let commit_point = CommitPoint::default();
+        assert!(commit_point.decide() && commit_point.decide() && commit_point.wanted());
+        assert!(!commit_point.abandon(), "the caller must wait for what was decided");
+        let commit_point = CommitPoint::default();
+        assert!(commit_point.abandon() && !commit_point.wanted());
+        assert!(!commit_point.decide(), "the caller was told that nothing was done");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_operation_is_answered_in_time_and_finds_out() {
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        let result: Result<(), Error> = run(Duration::from_secs(20), |claim| async move {
+        let result: Result<(), Error> = run(Duration::from_secs(20), |commit_point| async move {
             tokio::time::sleep(Duration::from_secs(60)).await;
-            sender.send(claim.decide()).unwrap();
+            sender.send(commit_point.decide()).unwrap();
             Ok(())
         })
         .await;
@@ -210,8 +214,8 @@ mod tests {
     async fn past_the_point_of_no_return_the_outcome_is_waited_for_or_unknown() {
         let limit = Duration::from_secs(20);
         let decided = |seconds| {
-            move |claim: Arc<Claim>| async move {
-                assert!(claim.decide());
+            move |commit_point: Arc<CommitPoint>| async move {
+                assert!(commit_point.decide());
                 tokio::time::sleep(Duration::from_secs(seconds)).await;
                 Ok(seconds)
             }
@@ -224,13 +228,13 @@ mod tests {
     async fn an_operation_whose_client_disconnects_goes_on_as_long_as_if_it_waited() {
         let (early, mut at_once) = tokio::sync::oneshot::channel();
         let (late, mut in_the_end) = tokio::sync::oneshot::channel();
-        let operation = run(Duration::from_secs(20), |claim| async move {
-            while !claim.deserted() {
+        let operation = run(Duration::from_secs(20), |commit_point| async move {
+            while !commit_point.deserted() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            early.send(claim.wanted()).unwrap();
-            claim.abandoned().await;
-            late.send(claim.decide()).unwrap();
+            early.send(commit_point.wanted()).unwrap();
+            commit_point.abandoned().await;
+            late.send(commit_point.decide()).unwrap();
             Ok(())
         });
         assert!(tokio::time::timeout(Duration::from_secs(1), operation).await.is_err());
@@ -243,11 +247,11 @@ mod tests {
     #[tokio::test]
     async fn one_volume_is_held_once_and_others_are_free() {
         let locks = Arc::new(Locks::default());
-        let claim = Claim::default();
-        let first = locks.hold(&name("a"), &claim).await.unwrap();
-        let _other = locks.hold(&name("b"), &claim).await.unwrap();
+        let commit_point = CommitPoint::default();
+        let first = locks.hold(&name("a"), &commit_point).await.unwrap();
+        let _other = locks.hold(&name("b"), &commit_point).await.unwrap();
         let a = name("a");
-        let again = locks.hold(&a, &claim);
+        let again = locks.hold(&a, &commit_point);
         tokio::pin!(again);
         assert!(tokio::time::timeout(Duration::from_millis(10), &mut again).await.is_err());
         drop(first);
@@ -258,10 +262,10 @@ mod tests {
     #[tokio::test]
     async fn an_abandoned_operation_leaves_the_queue_of_a_held_volume() {
         let locks = Arc::new(Locks::default());
-        let _first = locks.hold(&name("a"), &Claim::default()).await.unwrap();
-        let claim = Claim::default();
-        claim.abandon();
-        assert!(matches!(locks.hold(&name("a"), &claim).await, Err(Error::Abandoned)));
+        let _first = locks.hold(&name("a"), &CommitPoint::default()).await.unwrap();
+        let commit_point = CommitPoint::default();
+        commit_point.abandon();
+        assert!(matches!(locks.hold(&name("a"), &commit_point).await, Err(Error::Abandoned)));
         assert_eq!(locks.map().len(), 1);
     }
 }

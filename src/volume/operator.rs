@@ -8,16 +8,16 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::error::Error;
-use super::mounts::Mount;
-use super::name::{MountId, VolumeName};
-use super::operation::Claim;
-use super::options::Ownership;
+use super::operation::CommitPoint;
 use super::trash::expires_at;
 use super::{Seen, Service, state_word};
-use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{Backend, BackendError, Expect, Health, Usage, VolumeState};
 use crate::catalog::{BackendState, CatalogError, Change, Refusal, Removed};
-use crate::host::name::HostName;
+use crate::model::backend::{BackendId, BackendName};
+use crate::model::host::HostName;
+use crate::model::mounts::Mount;
+use crate::model::options::Ownership;
+use crate::model::volume::{MountId, VolumeName};
 
 /// How long an operator waits for a look at a volume's directory.
 const LOOK: Duration = Duration::from_secs(2);
@@ -133,15 +133,15 @@ impl Service {
     /// Gives a backend's directory an identity. With `force` also where the catalog remembers another one, whose
     /// volumes then have no directory any more.
     pub async fn init_backend(self: &Arc<Self>, name: &BackendName, force: bool) -> Result<BackendId, Error> {
-        self.identified(name, move |service, claim, backend| async move {
-            service.init_in_turn(&claim, &backend, force).await
+        self.identified(name, move |service, commit_point, backend| async move {
+            service.init_in_turn(&commit_point, &backend, force).await
         })
         .await
     }
 
     async fn init_in_turn(
         &self,
-        claim: &Claim,
+        commit_point: &CommitPoint,
         backend: &Arc<Backend>,
         force: bool,
     ) -> Result<BackendId, Error> {
@@ -171,7 +171,7 @@ impl Service {
                 }),
             })
             .await?;
-        if !claim.decide() {
+        if !commit_point.decide() {
             return Err(Error::Abandoned);
         }
         self.record_backend(backend, id, BackendState::Initialising).await?;
@@ -183,13 +183,17 @@ impl Service {
 
     /// Takes a directory that is a backend already for the one of that name.
     pub async fn adopt_backend(self: &Arc<Self>, name: &BackendName) -> Result<BackendId, Error> {
-        self.identified(name, |service, claim, backend| async move {
-            service.adopt_in_turn(&claim, &backend).await
+        self.identified(name, |service, commit_point, backend| async move {
+            service.adopt_in_turn(&commit_point, &backend).await
         })
         .await
     }
 
-    async fn adopt_in_turn(&self, claim: &Claim, backend: &Arc<Backend>) -> Result<BackendId, Error> {
+    async fn adopt_in_turn(
+        &self,
+        commit_point: &CommitPoint,
+        backend: &Arc<Backend>,
+    ) -> Result<BackendId, Error> {
         let name = backend.name();
         let Some(found) = backend.run(Expect::Nothing, crate::backend::Root::identity).await? else {
             return Err(Error::Identity {
@@ -201,7 +205,7 @@ impl Service {
                 ),
             });
         };
-        if !claim.decide() {
+        if !commit_point.decide() {
             return Err(Error::Abandoned);
         }
         self.record_backend(backend, found.id, BackendState::Established).await?;
@@ -212,17 +216,17 @@ impl Service {
     async fn identified<F>(
         self: &Arc<Self>,
         name: &BackendName,
-        identify: impl FnOnce(Arc<Self>, Arc<Claim>, Arc<Backend>) -> F + Send + 'static,
+        identify: impl FnOnce(Arc<Self>, Arc<CommitPoint>, Arc<Backend>) -> F + Send + 'static,
     ) -> Result<BackendId, Error>
     where
         F: Future<Output = Result<BackendId, Error>> + Send + 'static,
     {
         let (service, name) = (Arc::clone(self), name.clone());
-        self.operate(|claim| async move {
+        self.operate(|commit_point| async move {
             let backend = service.mapped(&name)?;
             let mending = service.mending(&name);
             let turn = service.turn(&mending).await?;
-            let id = identify(Arc::clone(&service), claim, Arc::clone(&backend)).await?;
+            let id = identify(Arc::clone(&service), commit_point, Arc::clone(&backend)).await?;
             drop(turn);
             service.take_up(&backend).await;
             Ok(id)

@@ -26,17 +26,17 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
+use super::consistency::Backoff;
 use super::error::Error;
-use super::fresh::Patience;
-use super::name::{VolumeId, VolumeName};
-use super::operation::Claim;
+use super::operation::CommitPoint;
 use super::step::step;
-use super::{Holders, InForce, Moving, Service, in_sight, log_done, permit};
+use super::{DirectoryLock, Holders, InForce, Service, in_sight, log_done, permit};
 use crate::backend::{Backend, BackendError, Expect, Root, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
 use crate::host::Caller;
-use crate::host::right::Right;
+use crate::model::right::Right;
+use crate::model::volume::{VolumeId, VolumeName};
 
 impl Service {
     /// Removes a volume (`/VolumeDriver.Remove`). An unknown name succeeds; a mounted volume is refused with its
@@ -49,25 +49,25 @@ impl Service {
         name: VolumeName,
     ) -> Result<Option<VolumeId>, Error> {
         let (service, caller) = (Arc::clone(self), caller.clone());
-        self.operate(|claim| async move {
-            let _held = service.locks.hold(&name, &claim).await?;
-            service.remove_held(&claim, &caller, &name).await
+        self.operate(|commit_point| async move {
+            let _held = service.locks.hold(&name, &commit_point).await?;
+            service.remove_held(&commit_point, &caller, &name).await
         })
         .await
     }
 
     async fn remove_held(
         self: &Arc<Self>,
-        claim: &Claim,
+        commit_point: &CommitPoint,
         caller: &Caller,
         name: &VolumeName,
     ) -> Result<Option<VolumeId>, Error> {
         let in_force = self.in_force.load_full();
-        let mut patience = Patience::new();
+        let mut backoff = Backoff::new();
         let (volume, backend, expect, moving) = loop {
             let volume = match self.certain(|| self.removable(&in_force, caller, name)).await {
                 Err(Error::NoSuchVolume(_)) => {
-                    self.limiter.log(log::Level::Info, "unknown remove", &caller.host, || {
+                    self.log_limit.log(log::Level::Info, "unknown remove", &caller.host, || {
                         format!(
                             "host {} removed volume {name}, which is unknown to it: nothing to do",
                             caller.host
@@ -78,7 +78,7 @@ impl Service {
                 found => found?,
             };
             if volume.adopted {
-                self.record_removal(claim, &volume, false).await?;
+                self.record_removal(commit_point, &volume, false).await?;
                 log_done("forgot the adopted", name, caller);
                 return Ok(None);
             }
@@ -91,11 +91,11 @@ impl Service {
                      {} {naming}",
                     backend.name()
                 );
-                self.record_removal(claim, &volume, false).await?;
+                self.record_removal(commit_point, &volume, false).await?;
                 log_done("forgot", name, caller);
                 return Ok(None);
             }
-            if !claim.wanted() {
+            if !commit_point.wanted() {
                 return Err(Error::Abandoned);
             }
             // A claim that is of no use is given back before the wait: another instance may need the directory.
@@ -103,7 +103,7 @@ impl Service {
             match claimed {
                 Some(moving) => break (volume, backend, expect, moving),
                 // Another instance is at it, or has changed it since we looked.
-                None if self.is_shared() && patience.wait().await => self.sync().await?,
+                None if self.is_shared() && backoff.wait().await => self.sync().await?,
                 None => return Err(Error::NotMended(name.clone())),
             }
         };
@@ -133,7 +133,7 @@ impl Service {
         };
         step("remove:trashed");
         let keep = trashed.is_some();
-        if let Err(error) = self.record_removal(claim, &volume, keep).await {
+        if let Err(error) = self.record_removal(commit_point, &volume, keep).await {
             if let Some(trashed) = trashed
                 && self.put_back(&moving, &backend, expect, &volume, trashed).await == Stands::Removed
             {
@@ -191,8 +191,13 @@ impl Service {
     }
 
     /// The removal becomes true here, or the caller was told before that it did not.
-    async fn record_removal(&self, claim: &Claim, volume: &Volume, keep: bool) -> Result<(), Error> {
-        if !claim.decide() {
+    async fn record_removal(
+        &self,
+        commit_point: &CommitPoint,
+        volume: &Volume,
+        keep: bool,
+    ) -> Result<(), Error> {
+        if !commit_point.decide() {
             return Err(Error::Abandoned);
         }
         let remove =
@@ -210,19 +215,19 @@ impl Service {
     /// The directory of a volume whose removal was not recorded goes back to its name, where the volume still stands.
     async fn put_back(
         self: &Arc<Self>,
-        moving: &Moving,
+        moving: &DirectoryLock,
         backend: &Backend,
         expect: Expect,
         volume: &Volume,
         trashed: Trashed,
     ) -> Stands {
         let (id, name) = (volume.id, volume.name.clone());
-        let mut patience = Patience::new();
+        let mut backoff = Backoff::new();
         loop {
             match moving.claim_again().await {
                 Ok(true) => break,
                 // Another instance puts it back, or deletes it for good.
-                Ok(false) if patience.wait().await => {}
+                Ok(false) if backoff.wait().await => {}
                 Ok(false) => {
                     moving.leave_half_done();
                     return Stands::Unknown;
@@ -270,7 +275,7 @@ impl Service {
         id: VolumeId,
     ) -> Stands {
         let name = later.name.clone();
-        let mut patience = Patience::new();
+        let mut backoff = Backoff::new();
         loop {
             match self.claimed(backend.name(), later.id).await {
                 Ok(Some(_moving)) => {
@@ -290,7 +295,7 @@ impl Service {
                         }
                     };
                 }
-                Ok(None) if patience.wait().await => {}
+                Ok(None) if backoff.wait().await => {}
                 Ok(None) | Err(_) => {
                     log::error!(
                         "the directory of volume {} may be in .volhost/trash/{id}: where it has none, move that back \
@@ -307,7 +312,7 @@ impl Service {
     /// this one for lost may have put it back.
     pub(super) async fn follow_record(
         &self,
-        moving: &Moving,
+        moving: &DirectoryLock,
         backend: &Backend,
         expect: Expect,
         volume: &Volume,
@@ -316,7 +321,7 @@ impl Service {
             return;
         }
         let (id, name) = (volume.id, &volume.name);
-        let mut patience = Patience::new();
+        let mut backoff = Backoff::new();
         loop {
             match backend.run(expect, move |root| root.is_trashed(id)).await {
                 Ok(true) => return,
@@ -328,7 +333,7 @@ impl Service {
             }
             match moving.claim_again().await {
                 Ok(true) => break,
-                Ok(false) if patience.wait().await => {}
+                Ok(false) if backoff.wait().await => {}
                 Ok(false) | Err(_) => {
                     log::error!(
                         "volume {name} is removed, and its directory is not in the trash: if {} stands there, an \

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::error::Error;
-use super::name::VolumeId;
-use super::operation::Claim;
+use super::operation::CommitPoint;
 use super::step::step;
 use super::{Service, log_done};
 use crate::backend::BackendError;
 use crate::catalog::{CatalogError, Change, Refusal, Removed, Volume};
 use crate::error::chain;
 use crate::host::Caller;
+use crate::model::volume::VolumeId;
 
 impl Service {
     /// Brings a removed volume back under its name: the latest one removed of that name, or the one with that
@@ -25,16 +25,16 @@ impl Service {
     pub async fn restore(self: &Arc<Self>, caller: &Caller, wanted: &str) -> Result<Arc<Volume>, Error> {
         let removed = self.find_removed(wanted).await?;
         let (service, caller) = (Arc::clone(self), caller.clone());
-        self.operate(|claim| async move {
-            let _held = service.locks.hold(&removed.volume.name, &claim).await?;
-            service.restore_held(&claim, &caller, &removed.volume).await
+        self.operate(|commit_point| async move {
+            let _held = service.locks.hold(&removed.volume.name, &commit_point).await?;
+            service.restore_held(&commit_point, &caller, &removed.volume).await
         })
         .await
     }
 
     async fn restore_held(
         self: &Arc<Self>,
-        claim: &Claim,
+        commit_point: &CommitPoint,
         caller: &Caller,
         volume: &Arc<Volume>,
     ) -> Result<Arc<Volume>, Error> {
@@ -42,7 +42,7 @@ impl Service {
         let backend = self.backend_of(volume)?;
         let expect = self.ready(&backend).await?;
         self.refuse_twin(&backend, expect, &name).await?;
-        if !claim.wanted() {
+        if !commit_point.wanted() {
             return Err(Error::Abandoned);
         }
         let moving = self.moving(backend.name(), id);

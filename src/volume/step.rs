@@ -1,6 +1,6 @@
 //! The durable steps of operations, by name, so that a test can stop the process at each of them in turn.
 
-use crate::step::stop_if_asked;
+use crate::failpoint::stop_if_asked;
 
 /// Every step, in the order in which its operation reaches it.
 pub const STEPS: &[&str] = &[

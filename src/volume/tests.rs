@@ -250,7 +250,7 @@ async fn begin_with(
         trash: Duration::from_secs(3600),
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
-        mode: options::Mode::parse("0755").unwrap(),
+        mode: crate::model::options::Mode::parse("0755").unwrap(),
     };
     let map = Map::build(&Map::default(), BTreeMap::from([(backend_name(), settings)]));
     let in_force = InForce { map, access: Access::default(), request: LIMIT };
@@ -274,8 +274,8 @@ fn name(text: &str) -> VolumeName {
     VolumeName::parse(text).unwrap()
 }
 
-fn mount_id() -> name::MountId {
-    name::MountId::parse("one").unwrap()
+fn mount_id() -> crate::model::volume::MountId {
+    crate::model::volume::MountId::parse("one").unwrap()
 }
 
 fn engine() -> Caller {
@@ -383,7 +383,7 @@ async fn what_a_power_cut_leaves_of_a_create_is_finished_or_undone() {
         let mut world = World::new().await;
         world.filled("other").await;
         let id = VolumeId::random();
-        let asked = Options { mode: options::Mode::parse("0711"), ..Default::default() };
+        let asked = Options { mode: crate::model::options::Mode::parse("0711"), ..Default::default() };
         let volume = Volume {
             id,
             name: name("db"),
@@ -701,7 +701,7 @@ async fn cost_beside(removed: usize) -> Duration {
             created_at: at,
             adopted: false,
             known_to: Vec::new(),
-            mounts: mounts::Ledger::default(),
+            mounts: crate::model::mounts::Ledger::default(),
             visible: false,
             unconfirmed: false,
         };
@@ -908,7 +908,7 @@ async fn an_unmount_waits_neither_for_a_backend_nor_for_an_operation_that_does()
     world.mount("db").await.unwrap();
     world.fs().hang(true);
     let service = Arc::clone(&world.service);
-    let other = name::MountId::parse("two").unwrap();
+    let other = crate::model::volume::MountId::parse("two").unwrap();
     let mounting = tokio::spawn(async move { service.mount(&engine(), name("db"), other).await });
     assert!(world.fs().wait_for_hanging(1, Duration::from_secs(10)));
     let (caller, volume, id) = (engine(), name("db"), mount_id());

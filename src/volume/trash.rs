@@ -19,13 +19,13 @@ use std::time::{Duration, Instant};
 use time::{OffsetDateTime, PrimitiveDateTime};
 
 use super::Service;
+use super::backend_tasks::Rounds;
 use super::error::Error;
-use super::name::VolumeId;
-use super::rounds::Rounds;
 use super::step::step;
 use crate::backend::{Backend, BackendError, Expect, Health, Pass, Progress, Root};
 use crate::catalog::{CatalogError, Change, Refusal, Removed};
 use crate::error::chain;
+use crate::model::volume::VolumeId;
 use crate::process::clock::Look;
 
 /// How often the trash is looked through when nothing was removed and nothing expired meanwhile.
@@ -244,7 +244,10 @@ impl Service {
         }
         step("purge:forgotten");
         self.unblock(id);
-        log::info!("deleted volume {name}, removed at {}, for good", super::error::rfc3339(removed.at));
+        log::info!(
+            "deleted volume {name}, removed at {}, for good",
+            crate::model::timestamp::rfc3339(removed.at)
+        );
         if is_scarce(&backend.health()) {
             // Whether it still is, is a matter of what is free now.
             backend.probe(expect).await;
@@ -419,16 +422,16 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_set_deletes_nothing_for_a_while() {
-        use crate::volume::name::VolumeId;
+        use crate::model::volume::VolumeId;
         let volume = crate::catalog::Volume {
             id: VolumeId::random(),
-            name: crate::volume::name::VolumeName::parse("db").unwrap(),
-            backend: crate::backend::name::BackendName::parse("default").unwrap(),
-            options: crate::volume::options::Options::default(),
+            name: crate::model::volume::VolumeName::parse("db").unwrap(),
+            backend: crate::model::backend::BackendName::parse("default").unwrap(),
+            options: crate::model::options::Options::default(),
             created_at: OffsetDateTime::UNIX_EPOCH,
             adopted: false,
             known_to: Vec::new(),
-            mounts: crate::volume::mounts::Ledger::default(),
+            mounts: crate::model::mounts::Ledger::default(),
             unconfirmed: false,
             visible: true,
         };

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use volhost::config::fields::{self, Field, Takes};
-use volhost::volume::options::TABLE;
+use volhost::model::options::TABLE;
 
 use crate::harness::wait::run;
 use crate::harness::{Daemon, scratch};

@@ -22,7 +22,7 @@ fn state(daemon: &Daemon<'_>) -> Value {
 }
 
 /// Volumes of several kinds, mounts of two hosts, and something in the trash.
-fn furnish(daemon: &Daemon<'_>, volumes: &Path) {
+fn prepare(daemon: &Daemon<'_>, volumes: &Path) {
     daemon.cli(&["volume", "create", "-o", "mode=0750", "-o", "uid=70", "db"]).ok();
     fs::create_dir(volumes.join("old")).unwrap();
     daemon.cli(&["volume", "create", "-o", "adopt=true", "old"]).ok();
@@ -54,7 +54,7 @@ fn a_catalog_goes_from_a_file_to_etcd_and_back_to_the_letter() {
     };
     let (mut one, mut other) = (in_file("one.db"), in_file("other.db"));
     one.start_again();
-    furnish(&one, &fleet.volumes());
+    prepare(&one, &fleet.volumes());
     let before = state(&one);
     assert!(one.terminate().success());
     let (first, second) = (path("first.jsonl"), path("second.jsonl"));
@@ -188,7 +188,7 @@ fn an_import_that_was_killed_is_no_catalog_until_it_is_run_again() {
 #[test]
 fn a_catalog_that_is_wiped_is_rebuilt_from_the_backends_and_serves_as_before() {
     let mut fleet = Fleet::of(Cluster::single().start(), 2).start();
-    furnish(&fleet.instances[0], &fleet.volumes());
+    prepare(&fleet.instances[0], &fleet.volumes());
     // Of the instance that heard the host: the other one is told only once a minute when that last was.
     let before = state(&fleet.instances[0]);
     for instance in &mut fleet.instances {

@@ -14,7 +14,7 @@ use super::order::{Cell, Touch, Turn};
 use super::plan::{self, Owner, Transaction};
 use super::transact::{Attempt, Sent};
 use crate::catalog::{CatalogError, Claimed};
-use crate::volume::name::VolumeId;
+use crate::model::volume::VolumeId;
 
 /// How often it is looked who moves a directory, where what is known of it is not so any more.
 const TRIES: usize = 20;

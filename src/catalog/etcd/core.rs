@@ -24,7 +24,7 @@ use super::slots::Slots;
 use super::spool::{Entry, Spool, What};
 use super::transact::{Attempt, Sent};
 use crate::catalog::{CatalogError, Change, Meant, Outcome, Refusal, View};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// How long it is waited for another instance that moves a directory.
 pub(super) const ELSEWHERE: Duration = Duration::from_secs(1);

@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use crate::catalog::record::{self, Table};
 use crate::catalog::{Cluster, RowKey};
-use crate::host::name::HostName;
-use crate::volume::name::{VolumeId, VolumeName};
+use crate::model::host::HostName;
+use crate::model::volume::{VolumeId, VolumeName};
 
 /// The keys of one catalog.
 #[derive(Debug, Clone)]

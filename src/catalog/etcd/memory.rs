@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::keys::{Key, Keys};
 use crate::catalog::record::{InvalidRow, Loader};
 use crate::catalog::{Host, MountKey, News, RowKey, View, Volume, Write};
-use crate::volume::name::{VolumeId, VolumeName};
+use crate::model::volume::{VolumeId, VolumeName};
 
 /// The value of a `moving` key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -363,7 +363,7 @@ impl Catalog for Etcd {
         self.run(async move { core.sync().await })
     }
 
-    fn claim(&self, id: crate::volume::name::VolumeId) -> Asked<Option<Claimed>> {
+    fn claim(&self, id: crate::model::volume::VolumeId) -> Asked<Option<Claimed>> {
         let core = Arc::clone(&self.core);
         self.run(async move { core.claim(id).await })
     }

@@ -12,9 +12,9 @@ use std::task::{Context, Poll, Waker};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::catalog::{Change, View};
-use crate::host::name::HostName;
-use crate::volume::mounts::Mount;
-use crate::volume::name::{VolumeId, VolumeName};
+use crate::model::host::HostName;
+use crate::model::mounts::Mount;
+use crate::model::volume::{VolumeId, VolumeName};
 
 /// What a change touches.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

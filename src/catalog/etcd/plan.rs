@@ -11,7 +11,7 @@ use super::keys::Keys;
 use super::memory::{Known, Memory, Moves, Step};
 use crate::catalog::record::{Unwritable, encode};
 use crate::catalog::{Change, Outcome, Premise, Refusal, RowKey, View, Volume, Write};
-use crate::volume::name::{VolumeId, VolumeName};
+use crate::model::volume::{VolumeId, VolumeName};
 
 /// How many mounts one transaction releases: it may have 128 conditions, and 128 writes. What there is beyond that is
 /// planned once these are gone.

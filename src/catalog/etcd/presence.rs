@@ -19,7 +19,7 @@ use super::load::Reader;
 use super::members::{ANSWER, Members, Trouble};
 use crate::catalog::Write;
 use crate::catalog::record::{Loader, Table};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// How often it is looked whether another instance lives.
 const LOOK: Duration = Duration::from_millis(500);

@@ -25,9 +25,9 @@ use super::error::OpenError;
 use super::slots::Slot;
 use crate::catalog::{Change, Meant};
 use crate::files;
-use crate::host::name::HostName;
-use crate::volume::mounts::Activation;
-use crate::volume::name::{MountId, VolumeName};
+use crate::model::host::HostName;
+use crate::model::mounts::Activation;
+use crate::model::volume::{MountId, VolumeName};
 
 /// How many entries are kept at most: some thirty megabytes.
 const MOST: usize = 100_000;

@@ -18,8 +18,8 @@ use futures_util::future::join_all;
 use super::*;
 use crate::catalog::contract::{self, create, host, mount, mount_id, remove, volume};
 use crate::catalog::{Credentials, Named, Outcome, Refusal, RowKey, Volume};
-use crate::host::name::HostName;
-use crate::volume::options::Options;
+use crate::model::host::HostName;
+use crate::model::options::Options;
 
 /// One etcd at an address of its own: there its ports are free when it comes back, although others choose ports by
 /// themselves meanwhile.

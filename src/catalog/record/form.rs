@@ -14,8 +14,8 @@ use uuid::Uuid;
 use crate::catalog::clones::{Cloned, Used};
 use crate::catalog::rules::moment;
 use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, Volume};
-use crate::host::mountpoints::Mountpoints;
-use crate::volume::mounts::Mount;
+use crate::model::mountpoints::Mountpoints;
+use crate::model::mounts::Mount;
 
 /// The one version of today's records.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]

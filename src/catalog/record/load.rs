@@ -7,24 +7,24 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::model::timestamp;
 use serde::Deserialize;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::form::{
     BackendForm, CertificateForm, ClonedForm, HostForm, MountForm, RemovedForm, StateForm, UsedForm, V1,
     VolumeForm,
 };
 use super::{Table, place};
-use crate::backend::name::{BackendId, BackendName};
 use crate::catalog::clones::{Cloned, Used};
 use crate::catalog::rules::{MountKey, RowKey, Write, moment, ordered};
 use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
-use crate::host::mountpoints::Mountpoints;
-use crate::host::name::HostName;
-use crate::volume::mounts::{Activation, Ledger, Mount};
-use crate::volume::name::{MountId, VolumeId, VolumeName};
-use crate::volume::options::Options;
+use crate::model::backend::{BackendId, BackendName};
+use crate::model::host::HostName;
+use crate::model::mountpoints::Mountpoints;
+use crate::model::mounts::{Activation, Ledger, Mount};
+use crate::model::options::Options;
+use crate::model::volume::{MountId, VolumeId, VolumeName};
 
 /// Why a stored row cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -306,7 +306,7 @@ impl At<'_> {
     }
 
     fn time(&self, field: &'static str, text: &str) -> Result<OffsetDateTime, InvalidRow> {
-        self.read(field, text, |text| OffsetDateTime::parse(text, &Rfc3339)).map(moment)
+        self.read(field, text, |text| timestamp::parse(text)).map(moment)
     }
 }
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::{Decision, Write, moment};
-use crate::backend::name::BackendName;
 use crate::catalog::view::{BackendRecord, Certificate, Host, View};
 use crate::catalog::{Outcome, Refusal};
-use crate::host::name::HostName;
-use crate::volume::mounts::Activation;
+use crate::model::backend::BackendName;
+use crate::model::host::HostName;
+use crate::model::mounts::Activation;
 
 impl View {
     pub(super) fn activate(&mut self, name: HostName) -> (Outcome, Vec<Write>) {

@@ -7,9 +7,9 @@ use uuid::Uuid;
 use super::{MountKey, Write, ordered};
 use crate::catalog::Outcome;
 use crate::catalog::view::{View, Volume};
-use crate::host::name::HostName;
-use crate::volume::mounts::{Activation, Ledger, Mount};
-use crate::volume::name::MountId;
+use crate::model::host::HostName;
+use crate::model::mounts::{Activation, Ledger, Mount};
+use crate::model::volume::MountId;
 
 impl View {
     pub(super) fn name_machine(&mut self, machine: Uuid, name: &HostName) -> (Outcome, Vec<Write>) {

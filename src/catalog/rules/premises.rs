@@ -7,9 +7,9 @@
 use super::{MountKey, RowKey};
 use crate::catalog::Change;
 use crate::catalog::view::View;
-use crate::host::name::HostName;
-use crate::volume::mounts::Activation;
-use crate::volume::name::{MountId, VolumeName};
+use crate::model::host::HostName;
+use crate::model::mounts::Activation;
+use crate::model::volume::{MountId, VolumeName};
 
 /// Something that a decision stands on.
 #[derive(Debug, Clone, PartialEq, Eq)]

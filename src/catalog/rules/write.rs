@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use crate::backend::name::BackendName;
 use crate::catalog::view::{BackendRecord, Host, Removed, Volume};
-use crate::host::name::HostName;
-use crate::volume::mounts::{Activation, Mount};
-use crate::volume::name::{MountId, VolumeId, VolumeName};
+use crate::model::backend::BackendName;
+use crate::model::host::HostName;
+use crate::model::mounts::{Activation, Mount};
+use crate::model::volume::{MountId, VolumeId, VolumeName};
 
 /// A record to be stored, or, where there is no value, to be deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::writer::BATCH;
 use crate::catalog::{CatalogError, Change, Outcome, View, Write};
-use crate::volume::name::VolumeName;
+use crate::model::volume::VolumeName;
 
 /// What waits for the writer.
 #[derive(Debug, Default)]

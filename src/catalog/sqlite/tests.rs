@@ -14,7 +14,7 @@ use super::*;
 use crate::catalog::contract::{self, create, host, mount, name, remove, volume};
 use crate::catalog::{Refusal, Volume};
 use crate::error::chain;
-use crate::volume::mounts::Activation;
+use crate::model::mounts::Activation;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_engine_passes_the_battery() {

@@ -22,7 +22,7 @@ use super::schema;
 use crate::catalog::record::{Row, encode};
 use crate::catalog::{CatalogError, Change, Outcome, View, Write};
 use crate::error::chain;
-use crate::volume::name::VolumeName;
+use crate::model::volume::VolumeName;
 
 /// How many changes one transaction takes at most, so that the first of them does not wait for too many.
 pub(super) const BATCH: usize = 1024;

@@ -8,7 +8,7 @@ use jsonschema::Validator;
 
 use super::super::fields::{self, Field, Takes, Text};
 use super::*;
-use crate::host::right::Right;
+use crate::model::right::Right;
 
 const ETC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc");
 

@@ -5,11 +5,11 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use crate::model::timestamp;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use super::fault::Fault;
@@ -95,7 +95,7 @@ fn content(field: &'static str, path: &Path, faults: &mut Vec<Fault>) -> Option<
 
 fn dates(field: &'static str, path: &Path, info: &CertInfo, now: OffsetDateTime, faults: &mut Vec<Fault>) {
     let path = path.to_owned();
-    let told = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_else(|_| at.to_string());
+    let told = |at: OffsetDateTime| timestamp::rfc3339_exact(at);
     if now > info.not_after {
         faults.push(Fault::Expired { field, path, at: told(info.not_after) });
     } else if now < info.not_before {
@@ -111,7 +111,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::host::name::HostName;
+    use crate::model::host::HostName;
     use crate::pki::Pki;
 
     struct Fixture {

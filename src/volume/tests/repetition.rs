@@ -1,7 +1,7 @@
 //! Mounts of an ID that is counted already, as `docker cp` sends them: whatever fails, the live mount stays counted.
 
 use super::*;
-use crate::host::right::Listed;
+use crate::model::right::Listed;
 
 fn count(world: &World) -> u32 {
     world.service.view().volume("db").unwrap().mounts.iter().map(|mount| mount.count).sum()
@@ -48,7 +48,10 @@ async fn a_repetition_needs_no_right_and_no_backend() {
     put_in_force(&world, |in_force| in_force.access = nobody());
     repeats_well(&world, "without the right").await;
     assert!(matches!(
-        world.service.mount(&engine(), name("db"), name::MountId::parse("new").unwrap()).await,
+        world
+            .service
+            .mount(&engine(), name("db"), crate::model::volume::MountId::parse("new").unwrap())
+            .await,
         Err(Error::Forbidden { .. })
     ));
     std::fs::rename(&world.root, world.dir.path().join("away")).unwrap();
@@ -64,7 +67,7 @@ async fn a_repetition_waits_for_no_backend_and_for_no_operation_that_does() {
     used(&world).await;
     world.fs().hang(true);
     let service = Arc::clone(&world.service);
-    let other = name::MountId::parse("two").unwrap();
+    let other = crate::model::volume::MountId::parse("two").unwrap();
     let hanging = tokio::spawn(async move { service.mount(&engine(), name("db"), other).await });
     assert!(world.fs().wait_for_hanging(1, Duration::from_secs(10)));
     tokio::time::timeout(LIMIT / 2, repeats_well(&world, "while the backend hangs"))
@@ -207,7 +210,7 @@ async fn history(seed: u64, steps: usize) {
         via: Via::Tls,
         address: None,
     };
-    let id = |text: &str| name::MountId::parse(text).unwrap();
+    let id = |text: &str| crate::model::volume::MountId::parse(text).unwrap();
     let away = world.dir.path().join("away");
     let usual = world.service.in_force();
     let mut trouble = 0;

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::backend::VolumeState;
 use crate::catalog::{Asked, BackendState, Claimed, Outcome, Refusal, Removed};
-use crate::volume::mending::Left;
+use crate::volume::recovery_state::Left;
 
 /// What all instances share: the rules on one view, and who claims what.
 #[derive(Default)]
@@ -296,7 +296,7 @@ impl Both {
                 trash: Duration::from_secs(3600),
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
-                mode: options::Mode::parse("0755").unwrap(),
+                mode: crate::model::options::Mode::parse("0755").unwrap(),
             };
             let map = Map::build(&Map::default(), BTreeMap::from([(backend_name(), settings)]));
             let in_force = InForce { map, access: Access::default(), request: LIMIT };
@@ -678,7 +678,7 @@ async fn a_remove_that_cannot_be_recorded_puts_the_directory_back_when_the_catal
 fn mounted(volume: VolumeId) -> Change {
     let at = OffsetDateTime::UNIX_EPOCH;
     // An ID that nobody here mounts besides.
-    let id = name::MountId::parse("elsewhere").unwrap();
+    let id = crate::model::volume::MountId::parse("elsewhere").unwrap();
     Change::Mount { name: name("db"), volume, host: engine().host, id, address: None, at, again: false }
 }
 

@@ -9,7 +9,7 @@ use super::*;
 use crate::catalog::Meant;
 use crate::catalog::etcd::slots::Slot;
 use crate::catalog::etcd::spool::{Entry, What};
-use crate::volume::mounts::Activation;
+use crate::model::mounts::Activation;
 
 fn kept_unmount(volume: &Volume, by: &str, id: &str, activation: u64) -> Entry {
     let meant = Meant { volume: Some(volume.id), activation: Activation(activation) };

@@ -18,13 +18,13 @@ use tokio::sync::MutexGuard;
 
 use super::create::ownership;
 use super::error::Error;
-use super::mending::{Left, Mending, is_abandoned};
-use super::name::{VolumeId, VolumeName};
-use super::{Moving, Service};
-use crate::backend::name::BackendName;
+use super::recovery_state::{Left, RecoveryState, is_abandoned};
+use super::{DirectoryLock, Service};
 use crate::backend::{Backend, BackendError, Expect, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
+use crate::model::backend::BackendName;
+use crate::model::volume::{VolumeId, VolumeName};
 
 impl Service {
     /// Makes sure that the backend is the one the catalog knows and that nothing on it is half-done, and returns what
@@ -53,7 +53,7 @@ impl Service {
     }
 
     /// Waits until nobody else gives the backend an identity or mends it.
-    pub(super) async fn turn<'a>(&self, mending: &'a Mending) -> Result<MutexGuard<'a, ()>, Error> {
+    pub(super) async fn turn<'a>(&self, mending: &'a RecoveryState) -> Result<MutexGuard<'a, ()>, Error> {
         let limit = self.in_force.load().request;
         let turn = tokio::time::timeout(limit, mending.turn.lock()).await;
         turn.map_err(|_| self.too_long(limit))
@@ -65,7 +65,7 @@ impl Service {
     }
 
     /// An operation whose outcome is not known, or could not be undone, is decided when the backend answers again.
-    pub(super) fn leave_to_recovery(&self, moving: &Moving, name: &VolumeName, error: &BackendError) {
+    pub(super) fn leave_to_recovery(&self, moving: &DirectoryLock, name: &VolumeName, error: &BackendError) {
         log::error!(
             "an operation on volume {name} was cut off and will be finished or undone when backend {} answers: {}",
             moving.backend,
@@ -74,7 +74,7 @@ impl Service {
         moving.leave_half_done();
     }
 
-    pub(super) fn mending(&self, backend: &BackendName) -> Arc<Mending> {
+    pub(super) fn mending(&self, backend: &BackendName) -> Arc<RecoveryState> {
         let mut mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
         match mending.get(backend) {
             Some(known) => Arc::clone(known),
@@ -87,10 +87,10 @@ impl Service {
         self: &Arc<Self>,
         backend: &Arc<Backend>,
         expect: Expect,
-        mending: &Mending,
+        mending: &RecoveryState,
     ) -> Result<Left, Error> {
         let look = |root: &crate::backend::Root| {
-            root.furnish();
+            root.prepare();
             Ok((root.staged()?, root.trashed()?, root.deleting()?))
         };
         let (staged, trashed, deleting) = backend.run(expect, look).await?;
@@ -165,7 +165,7 @@ impl Service {
         backend: &Backend,
         id: VolumeId,
         left: &mut Left,
-    ) -> Result<Option<Moving>, Error> {
+    ) -> Result<Option<DirectoryLock>, Error> {
         let moving = self.claimed(backend.name(), id).await?;
         // Who moves it in this process has it looked at again by itself.
         if moving.is_none() && !self.moving_now(id) {

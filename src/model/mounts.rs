@@ -9,8 +9,8 @@ use std::net::IpAddr;
 
 use time::OffsetDateTime;
 
-use super::name::MountId;
-use crate::host::name::HostName;
+use crate::model::host::HostName;
+use crate::model::volume::MountId;
 
 /// The number of an engine's Activate, counted per host: a later one means that the engine was started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

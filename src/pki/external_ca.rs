@@ -18,7 +18,7 @@ use super::certificate::{self, CertInfo, ServerName, describe_der};
 use super::pair::{Pair, Purpose, Trust, leaf, read_key};
 use super::renewal::{host_of, key_for, present, union, with_loopback, write_certificate};
 use super::{IssuedHost, Pki, PkiError, authority, request};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// Which of this machine's certificates a request or a certificate is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,10 +13,10 @@ use crate::catalog::{Catalog, CatalogError, Certificate, Change, Host};
 use crate::config::Advertise;
 use crate::config::address::Authority;
 use crate::discovery::{Address, Format, InvalidPluginName, PluginName, Rendering, Spec, TlsFiles};
-use crate::host::name::{HostName, InvalidHostName};
+use crate::model::host::{HostName, InvalidHostName};
+use crate::model::timestamp::rfc3339;
 use crate::pki::bundle::{self, Bundle, BundleError};
 use crate::pki::{InvalidServerName, Issued, Pki, PkiError, ServerName};
-use crate::volume::error::rfc3339;
 
 /// What the configuration says of new hosts.
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::backend::name::BackendName;
+use crate::model::backend::BackendName;
 
 /// What a Create asked for. `None` means that the option was not given, which is not the same as its default: only
 /// options that were given are compared when a Create is repeated.

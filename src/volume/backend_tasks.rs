@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::Service;
 use crate::backend::Backend;
-use crate::backend::name::BackendName;
+use crate::model::backend::BackendName;
 
 /// How many backends are worked on at once. Each takes a thread, of which the system may give few.
 const AT_ONCE: usize = 64;

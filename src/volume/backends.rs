@@ -11,15 +11,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::backend_tasks::Rounds;
 use super::error::Error;
-use super::rounds::Rounds;
 use super::step::step;
 use super::trash::is_scarce;
 use super::{InForce, Service};
-use crate::backend::name::{BackendId, BackendName};
 use crate::backend::{Backend, Expect, Health};
 use crate::catalog::{BackendRecord, BackendState, CatalogError, Change, News, Refusal};
 use crate::error::chain;
+use crate::model::backend::{BackendId, BackendName};
 
 /// How often each backend is looked after.
 const ROUND: Duration = Duration::from_secs(5);

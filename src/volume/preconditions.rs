@@ -6,23 +6,23 @@
 use std::sync::Arc;
 
 use super::Service;
+use super::consistency::Backoff;
 use super::error::Error;
-use super::fresh::Patience;
-use super::name::VolumeName;
-use super::recover::is_half_made;
+use super::recovery::is_half_made;
 use crate::backend::{Backend, Expect, VolumeState};
 use crate::catalog::Volume;
+use crate::model::volume::VolumeName;
 
 impl Service {
     /// The volume of that name once nothing about it is half-done: nothing, when there is none. An instance that is
     /// making it is waited for, a while.
     pub(super) async fn settled(self: &Arc<Self>, name: &VolumeName) -> Result<Option<Arc<Volume>>, Error> {
-        let mut patience = Patience::new();
+        let mut backoff = Backoff::new();
         loop {
             match self.settled_now(name).await {
                 // Another instance is at it, or at one that got this name since the last look.
                 Err(Error::NotMended(_))
-                    if self.is_shared() && !self.is_displaced(name) && patience.wait().await =>
+                    if self.is_shared() && !self.is_displaced(name) && backoff.wait().await =>
                 {
                     self.sync().await?;
                 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Service;
 use super::error::Error;
-use super::operation::{self, Claim};
+use super::operation::{self, CommitPoint};
 
 /// How long a list waits to be fresh. It is told in any case: some engines forget what a list leaves out.
 const LISTED: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ impl Service {
     }
 
     /// Runs an operation in a task of its own, for as long as a request may take: see [`operation::run`].
-    pub(super) async fn operate<T, F>(&self, work: impl FnOnce(Arc<Claim>) -> F) -> Result<T, Error>
+    pub(super) async fn operate<T, F>(&self, work: impl FnOnce(Arc<CommitPoint>) -> F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
@@ -93,12 +93,12 @@ impl Service {
 }
 
 /// Waiting for another instance, a little longer each time.
-pub(super) struct Patience {
+pub(super) struct Backoff {
     until: Instant,
     pause: Duration,
 }
 
-impl Patience {
+impl Backoff {
     pub(super) fn new() -> Self {
         Self { until: Instant::now() + AT_WORK, pause: Duration::from_millis(20) }
     }

@@ -4,7 +4,7 @@ use super::ServeError;
 use super::convert::named;
 use crate::catalog::{Catalog, Change, Naming};
 use crate::config::Config;
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// Puts the machine's name into the configuration, and tells what is to be known of it.
 pub(super) fn find(config: &mut Config, catalog: &dyn Catalog) -> Naming {

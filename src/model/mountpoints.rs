@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::name::HostName;
+use crate::model::host::HostName;
 
 /// The path of one backend's root on every host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

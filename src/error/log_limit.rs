@@ -14,7 +14,7 @@ const KEPT: usize = 1024;
 
 /// Decides when a line may be logged.
 #[derive(Debug, Default)]
-pub struct Limiter(Mutex<HashMap<(String, String), Logged>>);
+pub struct LogLimit(Mutex<HashMap<(String, String), Logged>>);
 
 #[derive(Debug)]
 struct Logged {
@@ -22,7 +22,7 @@ struct Logged {
     since: u64,
 }
 
-impl Limiter {
+impl LogLimit {
     /// Logs a line unless the same cause was logged for the same client within the last minute; then it is counted.
     pub fn log(&self, level: Level, cause: &str, client: impl Display, line: impl FnOnce() -> String) {
         if level > log::max_level() {
@@ -76,18 +76,18 @@ mod tests {
 
     #[test]
     fn a_line_is_written_once_for_each_cause_and_client() {
-        let limiter = Limiter::default();
-        assert_eq!(limiter.permit("a", "web1"), Some(0));
-        assert_eq!(limiter.permit("a", "web1"), None);
-        assert_eq!(limiter.permit("b", "web1"), Some(0));
-        assert_eq!(limiter.permit("a", "web2"), Some(0));
+        let log_limit = LogLimit::default();
+        assert_eq!(log_limit.permit("a", "web1"), Some(0));
+        assert_eq!(log_limit.permit("a", "web1"), None);
+        assert_eq!(log_limit.permit("b", "web1"), Some(0));
+        assert_eq!(log_limit.permit("a", "web2"), Some(0));
     }
 
     #[test]
     fn many_clients_cannot_fill_memory_or_the_log() {
-        let limiter = Limiter::default();
-        let written = (0..10_000).filter(|number| limiter.permit("a", number).is_some()).count();
+        let log_limit = LogLimit::default();
+        let written = (0..10_000).filter(|number| log_limit.permit("a", number).is_some()).count();
         assert_eq!(written, KEPT + 1);
-        assert!(limiter.0.lock().unwrap().len() <= KEPT + 1);
+        assert!(log_limit.0.lock().unwrap().len() <= KEPT + 1);
     }
 }

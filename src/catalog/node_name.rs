@@ -6,7 +6,7 @@
 use uuid::Uuid;
 
 use super::view::View;
-use crate::host::name::HostName;
+use crate::model::host::HostName;
 
 /// The names of machines that were given none: every machine has them before somebody names it.
 const NOBODYS: [&str; 4] = ["localhost", "localhost.localdomain", "localhost4", "localhost6"];

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 
 use rustix::fs::{Dir, FileType, Stat};
 
-use crate::backend::directory::{HOUSE, Handle, Root};
+use crate::backend::directory::{Handle, META_DIR, Root};
 use crate::backend::error::BackendError;
 use crate::backend::volumes::{is_directory, kind, same};
-use crate::volume::name::VolumeName;
+use crate::model::volume::VolumeName;
 
 /// How a file system tells names apart. The default tells all of them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,10 +88,10 @@ pub enum Adoptable {
 impl Handle {
     /// How names are told apart here. Looks at the name of `.volhost` alone, which every backend has, and writes nothing.
     pub(super) fn naming(&self) -> Result<Naming, BackendError> {
-        let Some(house) = self.stat(HOUSE)? else { return Ok(Naming::default()) };
+        let Some(meta) = self.stat(META_DIR)? else { return Ok(Naming::default()) };
         // An error about a name that no file here may have says that it is not this one.
         let is_house =
-            |name| self.stat(name).is_ok_and(|found| found.is_some_and(|found| same(&found, &house)));
+            |name| self.stat(name).is_ok_and(|found| found.is_some_and(|found| same(&found, &meta)));
         Ok(Naming { folds_case: is_house(".VOLHOST"), drops_dots: is_house(".volhost.") })
     }
 

@@ -13,8 +13,8 @@ use super::Service;
 use crate::catalog::{Change, Host};
 use crate::error::chain;
 use crate::host::access::Access;
-use crate::host::name::HostName;
 use crate::host::{Caller, Certified};
+use crate::model::host::HostName;
 
 /// How often the issuer of a host's certificate is recorded between two times when it is written down who was seen.
 const ISSUERS: u8 = 4;

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::admin::Board;
-use crate::admin::board::Facts;
+use crate::admin::status::Facts;
 use crate::catalog::{Catalog, CatalogError, Change};
 use crate::error::chain;
 use crate::process::systemd;
@@ -22,7 +22,7 @@ use crate::process::systemd;
 const ROUNDS: u32 = 4;
 
 /// Asks the catalog again and again, and gives signs of life.
-pub(super) struct Pulse {
+pub(super) struct Watchdog {
     catalog: Arc<dyn Catalog>,
     board: Arc<Board>,
     /// None where no watchdog waits.
@@ -49,7 +49,7 @@ enum Found {
     End(String),
 }
 
-impl Pulse {
+impl Watchdog {
     /// For a watchdog that waits so long; none, if there is none.
     pub(super) fn new(watchdog: Option<Duration>, catalog: Arc<dyn Catalog>, board: Arc<Board>) -> Self {
         let rounds = watchdog.filter(|time| !time.is_zero()).map(|time| {
@@ -133,7 +133,7 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
-    use crate::admin::board::Reloaded;
+    use crate::admin::status::Reloaded;
     use crate::catalog::sqlite;
 
     #[tokio::test]

@@ -22,7 +22,7 @@ pub(super) const STALL: Duration = Duration::from_secs(5);
 
 /// The slots of one backend.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct Limiter {
     slots: Arc<Semaphore>,
     queued: AtomicUsize,
     stall: Duration,
@@ -48,12 +48,12 @@ pub(super) struct Full {
 /// The right to run one operation; it goes with the operation and ends with it.
 #[derive(Debug)]
 pub(super) struct Slot {
-    gate: Arc<Gate>,
+    limiter: Arc<Limiter>,
     number: u64,
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Gate {
+impl Limiter {
     pub(super) fn new(stall: Duration) -> Arc<Self> {
         Arc::new(Self {
             slots: Arc::new(Semaphore::new(SLOTS)),
@@ -99,7 +99,7 @@ impl Gate {
         let now = under_way.last_event;
         under_way.began.insert(number, now);
         drop(under_way);
-        Slot { gate: Arc::clone(self), number, permit: Some(permit) }
+        Slot { limiter: Arc::clone(self), number, permit: Some(permit) }
     }
 
     fn stalled(&self) -> bool {
@@ -126,7 +126,7 @@ impl UnderWay {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut under_way = self.gate.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = self.limiter.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         under_way.began.remove(&self.number);
         under_way.last_event = Instant::now();
         drop(under_way);
@@ -136,21 +136,21 @@ impl Drop for Slot {
 }
 
 /// One place in the queue, left when the caller goes on or goes away.
-struct Queued<'gate> {
-    gate: &'gate Gate,
+struct Queued<'limiter> {
+    limiter: &'limiter Limiter,
     ahead: usize,
 }
 
-impl<'gate> Queued<'gate> {
-    fn join(gate: &'gate Gate) -> Self {
-        let ahead = gate.queued.fetch_add(1, Ordering::Relaxed);
-        Self { gate, ahead }
+impl<'limiter> Queued<'limiter> {
+    fn join(limiter: &'limiter Limiter) -> Self {
+        let ahead = limiter.queued.fetch_add(1, Ordering::Relaxed);
+        Self { limiter, ahead }
     }
 }
 
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
-        self.gate.queued.fetch_sub(1, Ordering::Relaxed);
+        self.limiter.queued.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -160,52 +160,52 @@ mod tests {
 
     #[tokio::test]
     async fn a_queued_operation_enters_when_one_ends() {
-        let gate = Gate::new(Duration::from_secs(60));
+        let limiter = Limiter::new(Duration::from_secs(60));
         let mut slots = Vec::new();
         for _ in 0..SLOTS {
-            slots.push(gate.enter().await.unwrap());
+            slots.push(limiter.enter().await.unwrap());
         }
         let waiting = tokio::spawn({
-            let gate = Arc::clone(&gate);
-            async move { gate.enter().await.map(drop).is_ok() }
+            let limiter = Arc::clone(&limiter);
+            async move { limiter.enter().await.map(drop).is_ok() }
         });
-        while gate.queued.load(Ordering::Relaxed) == 0 {
+        while limiter.queued.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
-        assert!(gate.has_queue());
+        assert!(limiter.has_queue());
         slots.pop();
         assert!(waiting.await.unwrap());
-        assert!(!gate.has_queue());
+        assert!(!limiter.has_queue());
     }
 
     #[tokio::test]
     async fn nobody_waits_for_a_backend_without_progress() {
-        let gate = Gate::new(Duration::from_millis(50));
+        let limiter = Limiter::new(Duration::from_millis(50));
         let mut slots = Vec::new();
         for _ in 0..SLOTS {
-            slots.push(gate.enter().await.unwrap());
+            slots.push(limiter.enter().await.unwrap());
         }
-        let full = gate.enter().await.unwrap_err();
+        let full = limiter.enter().await.unwrap_err();
         assert_eq!(full.waiting, SLOTS);
         assert!(full.longest >= Duration::from_millis(50));
         slots.clear();
-        assert!(gate.enter().await.is_ok());
-        assert_eq!(gate.queued.load(Ordering::Relaxed), 0);
+        assert!(limiter.enter().await.is_ok());
+        assert_eq!(limiter.queued.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
     async fn callers_that_go_away_leave_the_queue() {
-        let gate = Gate::new(Duration::from_secs(60));
+        let limiter = Limiter::new(Duration::from_secs(60));
         let mut slots = Vec::new();
         for _ in 0..SLOTS {
-            slots.push(gate.enter().await.unwrap());
+            slots.push(limiter.enter().await.unwrap());
         }
-        let gone = tokio::time::timeout(Duration::from_millis(20), gate.enter()).await;
+        let gone = tokio::time::timeout(Duration::from_millis(20), limiter.enter()).await;
         assert!(gone.is_err());
-        assert_eq!(gate.queued.load(Ordering::Relaxed), 0);
+        assert_eq!(limiter.queued.load(Ordering::Relaxed), 0);
         drop(slots);
         for _ in 0..SLOTS {
-            assert!(gate.enter().await.is_ok());
+            assert!(limiter.enter().await.is_ok());
         }
     }
 }

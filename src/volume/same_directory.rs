@@ -6,8 +6,8 @@
 
 use super::Service;
 use super::error::Error;
-use super::name::VolumeName;
 use crate::backend::{Backend, Expect, Naming};
+use crate::model::volume::VolumeName;
 
 impl Service {
     /// The other volume of that backend whose directory the name leads to, and how the storage tells names apart.

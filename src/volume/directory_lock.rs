@@ -6,16 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Service;
 use super::error::Error;
-use super::name::VolumeId;
-use crate::backend::name::BackendName;
 use crate::catalog::{CatalogError, Change, Claimed, Outcome, Volume};
+use crate::model::backend::BackendName;
+use crate::model::volume::VolumeId;
 
 impl Service {
     /// Keeps others in this process from moving a volume's directory until the guard is dropped; nothing, while
     /// somebody else moves it. Enough only for a volume that is just being made or restored: its record keeps other
     /// instances away.
-    pub(super) fn moving(self: &Arc<Self>, backend: &BackendName, id: VolumeId) -> Option<Moving> {
-        self.moving_set().insert(id).then(|| Moving {
+    pub(super) fn moving(self: &Arc<Self>, backend: &BackendName, id: VolumeId) -> Option<DirectoryLock> {
+        self.moving_set().insert(id).then(|| DirectoryLock {
             service: Arc::clone(self),
             backend: backend.clone(),
             id,
@@ -30,14 +30,18 @@ impl Service {
         self: &Arc<Self>,
         backend: &BackendName,
         id: VolumeId,
-    ) -> Result<Option<Moving>, Error> {
+    ) -> Result<Option<DirectoryLock>, Error> {
         let Some(moving) = self.moving(backend, id) else { return Ok(None) };
         Ok(moving.claim_again().await?.then_some(moving))
     }
 
     /// Shows a volume whose directory has come to its name. Where the catalog does not take that, it would stay hidden
     /// from everybody for as long as this process lives: recovery sees to it.
-    pub(super) async fn show(&self, moving: &Moving, volume: &Volume) -> Result<Outcome, CatalogError> {
+    pub(super) async fn show(
+        &self,
+        moving: &DirectoryLock,
+        volume: &Volume,
+    ) -> Result<Outcome, CatalogError> {
         let shown = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await;
         shown.inspect_err(|_| moving.leave_half_done())
     }
@@ -54,7 +58,7 @@ impl Service {
 }
 
 /// That an operation is moving a volume's directory.
-pub(super) struct Moving {
+pub(super) struct DirectoryLock {
     service: Arc<Service>,
     /// Where it lies.
     pub(super) backend: BackendName,
@@ -64,7 +68,7 @@ pub(super) struct Moving {
     claimed: Mutex<Option<Claimed>>,
 }
 
-impl Moving {
+impl DirectoryLock {
     /// What was begun can neither be finished nor undone now: recovery decides it.
     pub(super) fn leave_half_done(&self) {
         self.half_done.store(true, Ordering::Release);
@@ -86,7 +90,7 @@ impl Moving {
     }
 }
 
-impl Drop for Moving {
+impl Drop for DirectoryLock {
     fn drop(&mut self) {
         self.give_back();
         self.service.moving_set().remove(&self.id);

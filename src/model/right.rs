@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-pub use super::address::Network;
-use super::name::HostName;
-use crate::backend::name::BackendName;
+pub use super::network::Network;
+use crate::model::backend::BackendName;
+use crate::model::host::HostName;
 
 /// A right. To see a volume needs none of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -16,8 +16,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Service;
-use super::name::{MountId, VolumeName};
-use crate::host::name::HostName;
+use crate::model::host::HostName;
+use crate::model::volume::{MountId, VolumeName};
 
 /// How long after a failure an Unmount is still taken for its consequence.
 const WINDOW: Duration = Duration::from_secs(120);
@@ -102,7 +102,7 @@ impl Attempt {
     pub(super) fn failed(&self) {
         let (volume, host, id) = &self.key;
         if self.service.is_counted(volume, host, id) && !self.noted.swap(true, Ordering::AcqRel) {
-            self.service.limiter.warn("repetition failed", host, || {
+            self.service.log_limit.warn("repetition failed", host, || {
                 let window = humantime::format_duration(self.service.forgiven.window());
                 format!(
                     "host {host} has mounted volume {volume} with ID {id} already, and another Mount of it failed: the \

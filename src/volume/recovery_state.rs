@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::name::VolumeId;
-use crate::backend::name::BackendId;
+use crate::model::backend::BackendId;
+use crate::model::volume::VolumeId;
 
 /// How long a staged directory without a record is left alone where several instances make volumes: whoever made it has
 /// given up by then, or was lost.
@@ -14,7 +14,7 @@ const UNRECORDED: Duration = Duration::from_secs(120);
 
 /// Whether a backend was looked through since something on it may have been left half-done.
 #[derive(Debug)]
-pub(super) struct Mending {
+pub(super) struct RecoveryState {
     /// Counts what may have been left; begins at 1, because a crash may have come before this process.
     pub(super) damage: AtomicU64,
     /// The damage that was mended.
@@ -38,7 +38,7 @@ pub(super) struct Left {
     pub(super) unrecorded: HashMap<VolumeId, Instant>,
 }
 
-impl Default for Mending {
+impl Default for RecoveryState {
     fn default() -> Self {
         Self {
             damage: AtomicU64::new(1),
@@ -50,7 +50,7 @@ impl Default for Mending {
     }
 }
 
-impl Mending {
+impl RecoveryState {
     /// This process chose an identity for the backend, and nobody else writes it.
     pub(super) fn choose(&self, id: BackendId) {
         *self.chosen.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);

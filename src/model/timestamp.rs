@@ -1,0 +1,28 @@
+//! Times as text, which is RFC 3339 everywhere: in JSON, in records, in messages.
+
+use time::OffsetDateTime;
+use time::error::Parse;
+use time::format_description::well_known::Rfc3339;
+
+/// Returns the time in whole seconds, in UTC: what people and programs are shown.
+#[must_use]
+pub fn rfc3339(at: OffsetDateTime) -> String {
+    let whole = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
+    rfc3339_exact(whole)
+}
+
+/// Returns the time with its fraction of a second: what is read back.
+#[must_use]
+pub fn rfc3339_exact(at: OffsetDateTime) -> String {
+    // Only years beyond 9999 cannot be formatted; no clock of ours reaches them.
+    at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
+}
+
+/// Reads a time that was written by either of the others.
+///
+/// # Errors
+///
+/// What is wrong with the text.
+pub fn parse(text: &str) -> Result<OffsetDateTime, Parse> {
+    OffsetDateTime::parse(text, &Rfc3339)
+}
