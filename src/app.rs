@@ -4,7 +4,7 @@
 //! configuration ends the program before any socket is bound; what is found on the backends after a crash is mended
 //! before any request is taken.
 
-pub mod certificates;
+pub(crate) mod certificates;
 mod convert;
 mod error;
 mod node_name;
@@ -13,7 +13,7 @@ pub mod recovery;
 mod reload;
 mod revocations;
 mod sockets;
-pub mod spec;
+pub(crate) mod spec;
 mod tls;
 mod watchdog;
 

@@ -1,25 +1,25 @@
 //! How errors reach a person: the chain of causes in one line, what of a text may be shown, how often a line is logged, the
 //! exit codes, and the hint on a mistyped word.
 
-pub mod log_limit;
+pub(crate) mod log_limit;
 
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::Write as _;
 
 /// The program's exit codes.
-pub mod exit {
+pub(crate) mod exit {
     /// The command did not do what it was asked.
-    pub const FAILED: u8 = 1;
+    pub(crate) const FAILED: u8 = 1;
     /// The command line was not understood.
-    pub const USAGE: u8 = 2;
+    pub(crate) const USAGE: u8 = 2;
     /// The configuration is wrong (`EX_CONFIG` of sysexits.h).
-    pub const CONFIG: u8 = 78;
+    pub(crate) const CONFIG: u8 = 78;
 }
 
 /// An error and everything that caused it, in one line, outermost first.
 #[must_use]
-pub fn chain(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -33,14 +33,14 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 /// Returns true for a character that could break a line, speak to a terminal, or have it show a text in another order than
 /// it is written in: control characters, the separators of lines and paragraphs, and the controls of bidirectional text.
 #[must_use]
-pub fn is_unsafe_to_show(c: char) -> bool {
+pub(crate) fn is_unsafe_to_show(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Returns `text` with each character that [`is_unsafe_to_show`] replaced by its escape, such as `\n` or `\u{9b}`.
 #[must_use]
-pub fn escaped(text: &str) -> Cow<'_, str> {
+pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unsafe_to_show) {
         return Cow::Borrowed(text);
     }
@@ -56,7 +56,7 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
 }
 
 /// The one of `known` that a mistyped `word` most likely meant, if any is near enough to be worth a hint.
-pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let allowed = 1 + word.chars().count() / 4;
     known
         .into_iter()

@@ -3,7 +3,7 @@
 //! In a release build this is nothing.
 
 /// A debug build whose environment has `VOLHOST_STOP_AT` set to this name is killed here, as `kill -9` would.
-pub fn stop_if_asked(name: &'static str) {
+pub(crate) fn stop_if_asked(name: &'static str) {
     #[cfg(not(debug_assertions))]
     let _ = name;
     #[cfg(debug_assertions)]

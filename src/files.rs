@@ -16,18 +16,18 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
-pub use self::time_limit::{PATIENCE, Unfinished, Waiting, start, within};
+pub(crate) use self::time_limit::{PATIENCE, Unfinished, Waiting, start, within};
 
 /// The exclusive right to write what a lock file stands for, until it is dropped.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     // The lock belongs to the open file and ends when it is closed.
     _file: File,
 }
 
 impl Lock {
     /// Waits until no other process holds the lock file, which is made where it is missing. Its directory must exist.
-    pub fn acquire(path: &Path) -> io::Result<Self> {
+    pub(crate) fn acquire(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
         loop {
             match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
@@ -40,7 +40,7 @@ impl Lock {
 
 /// Makes a directory and those above it that are missing, each with exactly this mode, whatever the umask. One that
 /// exists keeps its mode.
-pub fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
+pub(crate) fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
     // Closed to others until it has its mode.
     let make = || DirBuilder::new().mode(mode & 0o700).create(dir);
     let made = match make() {
@@ -59,13 +59,13 @@ pub fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
 }
 
 /// The most bytes of a file that holds certificates, a key, a password or a spec: such files have a few kB.
-pub const SMALL: usize = 1 << 20;
+pub(crate) const SMALL: usize = 1 << 20;
 
 /// Reads a regular file of at most so many bytes, and waits for nobody but the storage that it lies on.
 ///
 /// Symbolic links are followed. What is no regular file is an error: a pipe would wait for its writer, and a device may
 /// never end. So is a larger file, of which no more than that many bytes are read.
-pub fn read_at_most(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn read_at_most(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     let _told = time_limit::Told::new(path);
     let mut file = open_regular(path)?;
     let larger = || {
@@ -84,7 +84,7 @@ pub fn read_at_most(path: &Path, most: usize) -> io::Result<Vec<u8>> {
 }
 
 /// Opens a regular file for reading. Nothing else is opened, because opening alone can wait, or have an effect.
-pub fn open_regular(path: &Path) -> io::Result<File> {
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     must_be_regular(&std::fs::metadata(path)?)?;
     // Another file may have taken its place since.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
@@ -113,12 +113,13 @@ fn kind(found: FileType) -> &'static str {
 }
 
 /// Reads a file that need not exist; a regular one, as [`read_at_most`] does, of any size.
-pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+#[cfg(any(test, feature = "etcd"))]
+pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     found(read_at_most(path, usize::MAX))
 }
 
 /// Reads a file that need not exist, as [`read_at_most`] does.
-pub fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
+pub(crate) fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
     found(read_at_most(path, SMALL))
 }
 
@@ -131,30 +132,30 @@ fn found(read: io::Result<Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Writes a file under a name that must be free. The caller holds the lock that its other writers take.
-pub fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     write(path, content, mode, |from, to| Ok(rename_to_free(CWD, from, CWD, to)?))
 }
 
 /// Writes a file in place of the one that may be there. The caller holds the lock that its other writers take.
-pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     write(path, content, mode, |from, to| std::fs::rename(from, to))
 }
 
 /// Gives a file another name in its directory, durably; one that must be free. The caller holds the lock that its
 /// other writers take.
-pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     rename_to_free(CWD, from, CWD, to)?;
     sync_parent(to)
 }
 
 /// Removes a file, durably.
-pub fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)?;
     sync_parent(path)
 }
 
 /// Makes a file's name durable, or that it is gone.
-pub fn sync_parent(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = match path.parent() {
         // That of a bare name is written as nothing.
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
@@ -171,7 +172,7 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
 ///
 /// File systems without `RENAME_NOREPLACE` (NFS, Ceph, GlusterFS) refuse a hard link where the name is taken, which is as
 /// safe. A crash between the link and the removal of the old name leaves both; called again, this removes the old one.
-pub fn rename_to_free<P: Arg + Copy>(
+pub(crate) fn rename_to_free<P: Arg + Copy>(
     from_dir: impl AsFd,
     from: P,
     to_dir: impl AsFd,
@@ -207,7 +208,7 @@ pub fn rename_to_free<P: Arg + Copy>(
 
 /// Removes what a process left that was killed while it wrote this file. The caller holds the lock that the file's other
 /// writers take. A leftover that cannot be removed stays: the next write of the file says why.
-pub fn sweep(path: &Path) {
+pub(crate) fn sweep(path: &Path) {
     if let Some(temporary) = temporary(path) {
         let _ = std::fs::remove_file(temporary);
     }

@@ -20,7 +20,7 @@
 //! What volhost promises is in `docs/reference/promises.md`, why the house is built like this in `docs/architecture.md`,
 //! where a change begins in `docs/contributing.md`.
 
-pub mod admin;
+pub(crate) mod admin;
 pub mod app;
 pub mod backend;
 pub mod catalog;
@@ -28,13 +28,13 @@ pub mod cli;
 pub mod config;
 pub mod discovery;
 pub mod doctor;
-pub mod error;
-pub mod failpoint;
-pub mod files;
+pub(crate) mod error;
+pub(crate) mod failpoint;
+pub(crate) mod files;
 pub mod host;
 pub mod model;
 pub mod pki;
-pub mod process;
+pub(crate) mod process;
 pub mod protocol;
 pub mod transport;
 pub mod volume;

@@ -15,7 +15,7 @@ use crate::process::Root;
 use crate::subjects::{Row, by_turns, create_one, mebibytes, populate, times};
 
 /// Mount and Unmount, durable, and what many mounts take of memory.
-pub fn mount(runtime: &Runtime, directory: &Path, volumes: u64) -> Vec<Row> {
+pub(crate) fn mount(runtime: &Runtime, directory: &Path, volumes: u64) -> Vec<Row> {
     const EACH: u32 = 200;
     let root = Root::new(directory.join("root"));
     let volhost = root.start();
@@ -96,7 +96,7 @@ fn mounted(runtime: &Runtime, root: &Root, volumes: u64, mounts: u64) -> (u64, u
 }
 
 /// The slowest of a hundred Gets while many hosts ask at once, and while one asks as much.
-pub fn hosts(runtime: &Runtime, directory: &Path) -> Vec<Row> {
+pub(crate) fn hosts(runtime: &Runtime, directory: &Path) -> Vec<Row> {
     const HOSTS: usize = 200;
     const TIME: Duration = Duration::from_millis(1500);
     let root = Root::new(directory.join("root"));

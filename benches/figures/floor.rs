@@ -24,10 +24,10 @@ use volhost::pki::Pki;
 use crate::process::Process;
 
 /// The argument that makes this program the bare server.
-pub const SERVER: &str = "--bare-server";
+pub(crate) const SERVER: &str = "--bare-server";
 
 /// Starts the bare server, which answers every request with `body`, with volhost's own certificates.
-pub fn start(pki: &Pki, body: &Bytes, directory: &Path) -> Process {
+pub(crate) fn start(pki: &Pki, body: &Bytes, directory: &Path) -> Process {
     let file = directory.join("answer.json");
     std::fs::write(&file, body).expect("the directory can be written");
     let mut command = Command::new(std::env::current_exe().expect("this program has a file"));
@@ -37,7 +37,7 @@ pub fn start(pki: &Pki, body: &Bytes, directory: &Path) -> Process {
 
 /// Serves, as hyper and rustls do it in the fewest lines: mutual TLS without sessions, HTTP/1.1, each request's body
 /// read to its end, the same bytes answered.
-pub fn serve(pki: &Path, answer: &Path) {
+pub(crate) fn serve(pki: &Path, answer: &Path) {
     let (pki, answer) = (Pki::new(pki), Bytes::from(std::fs::read(answer).expect("the answer was written")));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
@@ -90,7 +90,7 @@ pub fn serve(pki: &Path, answer: &Path) {
 }
 
 /// What a durable Create cannot do without: a directory, its parent's fsync, and one durable insert.
-pub struct Durable {
+pub(crate) struct Durable {
     directory: PathBuf,
     parent: File,
     catalog: Connection,
@@ -99,7 +99,7 @@ pub struct Durable {
 
 impl Durable {
     /// Makes an empty one in a directory.
-    pub fn new(directory: &Path) -> Self {
+    pub(crate) fn new(directory: &Path) -> Self {
         let volumes = directory.join("volumes");
         std::fs::create_dir_all(&volumes).expect("the directory can be made");
         let catalog = Connection::open(directory.join("floor.db")).expect("SQLite opens it");
@@ -114,7 +114,7 @@ impl Durable {
     }
 
     /// Makes the next one.
-    pub fn create(&mut self) {
+    pub(crate) fn create(&mut self) {
         // As long as volhost's own record of a volume.
         let (name, record) = (format!("floor-{}", self.next), "r".repeat(180));
         self.next += 1;
@@ -129,7 +129,7 @@ impl Durable {
 
 impl Durable {
     /// What a Mount and its Unmount cannot do without: two durable transactions.
-    pub fn mount_and_unmount(&mut self) {
+    pub(crate) fn mount_and_unmount(&mut self) {
         for statement in [
             "INSERT INTO volumes (name, record) VALUES (?1, ?2)",
             "DELETE FROM volumes WHERE name = ?1 AND record = ?2",
@@ -144,13 +144,13 @@ impl Durable {
 }
 
 /// The certificates in a PEM file.
-pub fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
+pub(crate) fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// The key in a PEM file.
-pub fn key(path: &Path) -> PrivateKeyDer<'static> {
+pub(crate) fn key(path: &Path) -> PrivateKeyDer<'static> {
     PrivateKeyDer::from_pem_file(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

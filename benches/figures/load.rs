@@ -21,20 +21,20 @@ use volhost::pki::Pki;
 use crate::floor::{certificates, key};
 
 /// One connection.
-pub type Connection = SendRequest<Full<Bytes>>;
+pub(crate) type Connection = SendRequest<Full<Bytes>>;
 
 /// Makes connections of one identity.
 #[derive(Clone)]
-pub struct Client(TlsConnector);
+pub(crate) struct Client(TlsConnector);
 
 impl Client {
     /// A client with the certificate of this machine's own engine.
-    pub fn new(pki: &Pki) -> Self {
+    pub(crate) fn new(pki: &Pki) -> Self {
         Self::with(pki, certificates(&pki.client().cert), key(&pki.client().key))
     }
 
     /// A client that is another host, which joins for that.
-    pub fn joining(pki: &Pki, host: &str) -> Self {
+    pub(crate) fn joining(pki: &Pki, host: &str) -> Self {
         let issued =
             pki.issue_host(&HostName::parse(host).expect("it is valid")).expect("there is an authority");
         let chain = CertificateDer::pem_slice_iter(issued.cert_pem.as_bytes())
@@ -62,7 +62,7 @@ impl Client {
     }
 
     /// Connects.
-    pub async fn connect(&self, address: SocketAddr) -> Connection {
+    pub(crate) async fn connect(&self, address: SocketAddr) -> Connection {
         let stream = TcpStream::connect(address).await.expect("the server listens");
         stream.set_nodelay(true).expect("TCP has it");
         let stream =
@@ -73,7 +73,7 @@ impl Client {
     }
 
     /// Connects many times.
-    pub async fn connect_all(&self, address: SocketAddr, count: usize) -> Vec<Connection> {
+    pub(crate) async fn connect_all(&self, address: SocketAddr, count: usize) -> Vec<Connection> {
         let mut connections = Vec::with_capacity(count);
         for _ in 0..count {
             connections.push(self.connect(address).await);
@@ -83,14 +83,14 @@ impl Client {
 }
 
 /// Calls an RPC and returns the body of its answer, which must be a good one.
-pub async fn call(connection: &mut Connection, rpc: &str, body: String) -> Bytes {
+pub(crate) async fn call(connection: &mut Connection, rpc: &str, body: String) -> Bytes {
     let (status, body) = ask(connection, rpc, body).await;
     assert_eq!(status, StatusCode::OK, "{rpc}: {}", String::from_utf8_lossy(&body));
     body
 }
 
 /// Calls an RPC and returns its answer, which may be an error.
-pub async fn ask(connection: &mut Connection, rpc: &str, body: String) -> (StatusCode, Bytes) {
+pub(crate) async fn ask(connection: &mut Connection, rpc: &str, body: String) -> (StatusCode, Bytes) {
     let request = Request::post(rpc).header("Host", "volhost").body(Full::from(body)).expect("it is valid");
     connection.ready().await.expect("the connection stands");
     let response = connection.send_request(request).await.expect("the server answers");
@@ -99,18 +99,22 @@ pub async fn ask(connection: &mut Connection, rpc: &str, body: String) -> (Statu
 }
 
 /// Gets a volume of [`name`].
-pub async fn get(connection: &mut Connection, index: u64) -> Bytes {
+pub(crate) async fn get(connection: &mut Connection, index: u64) -> Bytes {
     call(connection, "/VolumeDriver.Get", format!(r#"{{"Name":"{}"}}"#, name(index))).await
 }
 
 /// The name of a volume by its number.
-pub fn name(index: u64) -> String {
+pub(crate) fn name(index: u64) -> String {
     format!("volume-{index:07}")
 }
 
 /// Gets volumes of `0..volumes` over connections that stand, all at once, for a time; returns how long each took, in
 /// microseconds.
-pub async fn gets(connections: Vec<Connection>, volumes: u64, time: Duration) -> (Vec<Connection>, Vec<f64>) {
+pub(crate) async fn gets(
+    connections: Vec<Connection>,
+    volumes: u64,
+    time: Duration,
+) -> (Vec<Connection>, Vec<f64>) {
     let until = Instant::now() + time;
     let tasks: Vec<_> = connections
         .into_iter()
@@ -143,7 +147,12 @@ pub async fn gets(connections: Vec<Connection>, volumes: u64, time: Duration) ->
 }
 
 /// Gets volumes for a time, each over a connection of its own; returns how many.
-pub async fn connecting_gets(client: &Client, address: SocketAddr, clients: usize, time: Duration) -> u64 {
+pub(crate) async fn connecting_gets(
+    client: &Client,
+    address: SocketAddr,
+    clients: usize,
+    time: Duration,
+) -> u64 {
     let until = Instant::now() + time;
     let tasks: Vec<_> = (0..clients)
         .map(|_| {

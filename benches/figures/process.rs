@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A server that was started and is ready.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     /// Where it is reached.
     pub address: SocketAddr,
@@ -17,7 +17,7 @@ pub struct Process {
 }
 
 /// What a process takes of memory, in bytes.
-pub struct Memory {
+pub(crate) struct Memory {
     /// All its pages, those of its program file among them.
     pub resident: u64,
     /// Those that no file stands behind.
@@ -26,7 +26,7 @@ pub struct Memory {
 
 impl Process {
     /// Starts a program that prints `listening on SCHEME://ADDRESS` and then `ready`.
-    pub fn start(command: &mut Command, log: &Path) -> Self {
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Self {
         let log = File::options().create(true).append(true).open(log).expect("the log can be made");
         let began = Instant::now();
         let mut child = command
@@ -50,7 +50,7 @@ impl Process {
     }
 
     /// The processor time it has taken so far, in user mode and in the kernel.
-    pub fn cpu(&self) -> Duration {
+    pub(crate) fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(self.proc("stat")).expect("the process runs");
         // The second field is the program's name, which may hold anything but ends with the last parenthesis.
         let (_, rest) = stat.rsplit_once(") ").expect("the line has a name");
@@ -61,18 +61,18 @@ impl Process {
     }
 
     /// The memory it takes now.
-    pub fn memory(&self) -> Memory {
+    pub(crate) fn memory(&self) -> Memory {
         let text = std::fs::read_to_string(self.proc("smaps_rollup")).expect("the process runs");
         Memory { resident: kib(&text, "Rss:"), anonymous: kib(&text, "Anonymous:") }
     }
 
     /// The most memory it has taken at any time.
-    pub fn peak(&self) -> u64 {
+    pub(crate) fn peak(&self) -> u64 {
         kib(&std::fs::read_to_string(self.proc("status")).expect("the process runs"), "VmHWM:")
     }
 
     /// Asks it to end, and waits until it has.
-    pub fn terminate(mut self) {
+    pub(crate) fn terminate(mut self) {
         let id = i32::try_from(self.child.id())
             .ok()
             .and_then(rustix::process::Pid::from_raw)
@@ -99,11 +99,11 @@ fn kib(text: &str, field: &str) -> u64 {
 }
 
 /// The files of one volhost, below a directory of its own.
-pub struct Root(PathBuf);
+pub(crate) struct Root(PathBuf);
 
 impl Root {
     /// Writes the configuration of a volhost that listens for mutual TLS on a port of the kernel's choice.
-    pub fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         let etc = path.join("etc/volhost");
         for directory in [&etc, &path.join("log")] {
             std::fs::create_dir_all(directory).expect("the directory can be made");
@@ -116,7 +116,7 @@ impl Root {
     /// The same for an instance among others: with another root's authority, a catalog that is named, and the directory
     /// that all of them have their volumes in.
     #[cfg(feature = "etcd")]
-    pub fn sharing(path: PathBuf, other: &Self, catalog: &str, volumes: &Path) -> Self {
+    pub(crate) fn sharing(path: PathBuf, other: &Self, catalog: &str, volumes: &Path) -> Self {
         let root = Self::new(path);
         let node = root.0.file_name().map(|name| name.to_string_lossy().into_owned());
         let config =
@@ -133,12 +133,12 @@ impl Root {
     }
 
     /// A path below the root.
-    pub fn path(&self, relative: &str) -> PathBuf {
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
         self.0.join(relative)
     }
 
     /// Starts volhost on it.
-    pub fn start(&self) -> Process {
+    pub(crate) fn start(&self) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_volhost"));
         command.arg("--root").arg(&self.0).arg("serve").env_remove("RUST_LOG");
         // Not in a directory above the configuration: volhost follows those, and each line of its log would wake it.
@@ -146,12 +146,12 @@ impl Root {
     }
 
     /// The catalog's file.
-    pub fn catalog(&self) -> PathBuf {
+    pub(crate) fn catalog(&self) -> PathBuf {
         self.path("var/lib/volhost/catalog.db")
     }
 
     /// volhost's certificates and keys.
-    pub fn pki(&self) -> volhost::pki::Pki {
+    pub(crate) fn pki(&self) -> volhost::pki::Pki {
         volhost::pki::Pki::new(self.path("etc/volhost/pki"))
     }
 }

@@ -18,7 +18,7 @@ use crate::load::{self, Client};
 use crate::process::{Process, Root};
 
 /// The subjects, in their order.
-pub const NAMES: [&str; 10] = [
+pub(crate) const NAMES: [&str; 10] = [
     "get",
     "create",
     "many",
@@ -32,27 +32,27 @@ pub const NAMES: [&str; 10] = [
 ];
 
 /// How many connections, or clients, are many.
-pub const CLIENTS: usize = 64;
+pub(crate) const CLIENTS: usize = 64;
 
 /// How often two are measured by turns.
 const TURNS: usize = 4;
 
 /// A row of the table.
-pub struct Row(pub [String; 5]);
+pub(crate) struct Row(pub [String; 5]);
 
 impl Row {
     /// What was measured, what volhost took, what it is compared with, how they compare, and what was aimed at.
-    pub fn new(figure: &str, ours: &str, floor: &str, ratio: &str, target: &str) -> Self {
+    pub(crate) fn new(figure: &str, ours: &str, floor: &str, ratio: &str, target: &str) -> Self {
         Self([figure, ours, floor, ratio, target].map(str::to_owned))
     }
 
-    pub fn alone(figure: &str, ours: &str, target: &str) -> Self {
+    pub(crate) fn alone(figure: &str, ours: &str, target: &str) -> Self {
         Self::new(figure, ours, "", "", target)
     }
 }
 
 /// Get over mutual TLS: the processor time of a call, against a bare server's.
-pub fn get(runtime: &Runtime, directory: &Path) -> Vec<Row> {
+pub(crate) fn get(runtime: &Runtime, directory: &Path) -> Vec<Row> {
     let root = Root::new(directory.join("root"));
     let volhost = root.start();
     let client = Client::new(&root.pki());
@@ -85,7 +85,7 @@ pub fn get(runtime: &Runtime, directory: &Path) -> Vec<Row> {
 }
 
 /// Create, durable: the time that one client sees, and how many 64 have done in a second.
-pub fn create(runtime: &Runtime, directory: &Path) -> Vec<Row> {
+pub(crate) fn create(runtime: &Runtime, directory: &Path) -> Vec<Row> {
     const EACH: u32 = 100;
     let root = Root::new(directory.join("root"));
     let volhost = root.start();
@@ -160,12 +160,12 @@ pub fn create(runtime: &Runtime, directory: &Path) -> Vec<Row> {
     ]
 }
 
-pub async fn create_one(connection: &mut load::Connection, name: String) {
+pub(crate) async fn create_one(connection: &mut load::Connection, name: String) {
     load::call(connection, "/VolumeDriver.Create", format!(r#"{{"Name":"{name}"}}"#)).await;
 }
 
 /// Many volumes against a hundred.
-pub fn many(runtime: &Runtime, directory: &Path, volumes: u64) -> Vec<Row> {
+pub(crate) fn many(runtime: &Runtime, directory: &Path, volumes: u64) -> Vec<Row> {
     const FEW: u64 = 100;
     let populated = |name: &str, volumes| {
         let root = Root::new(directory.join(name));
@@ -229,7 +229,7 @@ pub fn many(runtime: &Runtime, directory: &Path, volumes: u64) -> Vec<Row> {
 }
 
 /// Writes volumes into the catalog of a volhost that does not run.
-pub fn populate(runtime: &Runtime, root: &Root, volumes: u64) {
+pub(crate) fn populate(runtime: &Runtime, root: &Root, volumes: u64) {
     let catalog = sqlite::open(&root.catalog()).expect("volhost made it");
     runtime.block_on(async {
         let mut queued = Vec::new();
@@ -246,7 +246,7 @@ pub fn populate(runtime: &Runtime, root: &Root, volumes: u64) {
 }
 
 /// The volume of [`load::name`], before it is visible.
-pub fn new_volume(index: u64) -> Volume {
+pub(crate) fn new_volume(index: u64) -> Volume {
     Volume {
         id: VolumeId::random(),
         name: VolumeName::parse(&load::name(index)).expect("it is valid"),
@@ -262,7 +262,7 @@ pub fn new_volume(index: u64) -> Volume {
 }
 
 /// Idle memory, the second start, and how soon a changed backend map is in force.
-pub fn process(runtime: &Runtime, directory: &Path) -> Vec<Row> {
+pub(crate) fn process(runtime: &Runtime, directory: &Path) -> Vec<Row> {
     const STARTS: usize = 10;
     const CHANGES: usize = 50;
     let root = Root::new(directory.join("root"));
@@ -315,7 +315,7 @@ pub fn process(runtime: &Runtime, directory: &Path) -> Vec<Row> {
 }
 
 /// The processor time, in microseconds, of a Get over connections that stand.
-pub async fn kept_alive(client: &Client, process: &Process, volumes: u64, time: Duration) -> f64 {
+pub(crate) async fn kept_alive(client: &Client, process: &Process, volumes: u64, time: Duration) -> f64 {
     let connections = client.connect_all(process.address, CLIENTS).await;
     let (connections, _) = load::gets(connections, volumes, Duration::from_millis(200)).await;
     let before = process.cpu();
@@ -326,7 +326,7 @@ pub async fn kept_alive(client: &Client, process: &Process, volumes: u64, time: 
 }
 
 /// Measures two by turns: the median of those with `true`, and of those with `false`.
-pub fn by_turns(mut measure: impl FnMut(bool) -> f64) -> (f64, f64) {
+pub(crate) fn by_turns(mut measure: impl FnMut(bool) -> f64) -> (f64, f64) {
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         ours.push(measure(true));
@@ -336,7 +336,7 @@ pub fn by_turns(mut measure: impl FnMut(bool) -> f64) -> (f64, f64) {
 }
 
 /// The middle one; sorts them.
-pub fn median(figures: &mut [f64]) -> f64 {
+pub(crate) fn median(figures: &mut [f64]) -> f64 {
     figures.sort_unstable_by(f64::total_cmp);
     let half = figures.len() / 2;
     match (figures.get(half), half.checked_sub(1).and_then(|below| figures.get(below))) {
@@ -346,18 +346,18 @@ pub fn median(figures: &mut [f64]) -> f64 {
     }
 }
 
-pub fn micros(time: Duration) -> f64 {
+pub(crate) fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-pub fn millis(time: Duration) -> String {
+pub(crate) fn millis(time: Duration) -> String {
     format!("{:.0} ms", time.as_secs_f64() * 1e3)
 }
 
-pub fn times(ratio: f64) -> String {
+pub(crate) fn times(ratio: f64) -> String {
     format!("{ratio:.2}")
 }
 
-pub fn mebibytes(bytes: u64) -> String {
+pub(crate) fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -3,7 +3,7 @@
 //! It never repeats a request by itself: whether what was asked was done is not known when a connection breaks.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why the service gave no answer that can be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(crate) enum ClientError {
     /// Nothing lies at the socket's path.
     #[error(
         "there is no admin socket at {}: is the service running? See `systemctl status volhost`, or start it with `volhost serve`; `--socket` names another path", .socket.display()
@@ -128,7 +128,7 @@ pub enum ClientError {
 
 /// Asks the service that listens on one admin socket.
 #[derive(Debug, Clone)]
-pub struct Client {
+pub(crate) struct Client {
     socket: PathBuf,
     patience: Duration,
 }
@@ -136,24 +136,22 @@ pub struct Client {
 impl Client {
     /// A client of the service at `socket`. Nothing is connected yet.
     #[must_use]
-    pub fn new(socket: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(socket: impl Into<PathBuf>) -> Self {
         Self { socket: socket.into(), patience: PATIENCE }
     }
 
     /// The same client, waiting for answers as long as this.
     #[must_use]
-    pub fn with_patience(self, patience: Duration) -> Self {
+    pub(crate) fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
     }
 
-    /// The socket's path.
-    #[must_use]
-    pub fn socket(&self) -> &Path {
-        &self.socket
-    }
-
     /// Asks one thing, in a runtime of its own on this thread, and waits for the answer. Never call it in async code.
-    pub fn ask<A: DeserializeOwned>(&self, verb: &str, request: &impl Serialize) -> Result<A, ClientError> {
+    pub(crate) fn ask<A: DeserializeOwned>(
+        &self,
+        verb: &str,
+        request: &impl Serialize,
+    ) -> Result<A, ClientError> {
         let unwritable = |source| ClientError::Request { verb: verb.into(), source };
         let body = serde_json::to_vec(request).map_err(|error| unwritable(error.into()))?;
         let request = Request::builder()

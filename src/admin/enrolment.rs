@@ -20,7 +20,7 @@ use crate::pki::{InvalidServerName, Issued, Pki, PkiError, ServerName};
 
 /// What the configuration says of new hosts.
 #[derive(Debug, Clone)]
-pub struct Issuing {
+pub(crate) struct Issuing {
     /// The plugin's name on hosts.
     pub plugin: String,
     /// The address that hosts are told to call.
@@ -32,7 +32,7 @@ pub struct Issuing {
 }
 
 /// Issues and revokes.
-pub struct Desk {
+pub(crate) struct Desk {
     /// The catalog that remembers certificates and revocations.
     pub catalog: Arc<dyn Catalog>,
     /// The authority.
@@ -259,7 +259,7 @@ fn counted(hosts: &[String]) -> String {
 }
 
 /// A certificate that was issued, as the catalog remembers it.
-pub fn certificate(issued: &Issued) -> Certificate {
+pub(crate) fn certificate(issued: &Issued) -> Certificate {
     let Issued { host: _, serial, issuer, issued_at, not_after } = issued;
     Certificate {
         serial: serial.clone(),

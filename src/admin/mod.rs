@@ -3,12 +3,12 @@
 //! Whoever can open the socket is the operator; nothing else is asked. This room converts between the wire and the
 //! domain, and decides nothing about volumes. It never serves engines.
 
-pub mod client;
+pub(crate) mod client;
 mod enrolment;
 mod rollover;
-pub mod status;
+pub(crate) mod status;
 mod views;
-pub mod wire;
+pub(crate) mod wire;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -23,8 +23,8 @@ use warp::Filter;
 use warp::reply::{Reply as _, Response};
 
 use self::enrolment::DeskError;
-pub use self::enrolment::{Desk, Issuing, certificate};
-pub use self::status::Board;
+pub(crate) use self::enrolment::{Desk, Issuing, certificate};
+pub(crate) use self::status::Board;
 use self::wire::{Failure, verb};
 use crate::catalog::CatalogError;
 use crate::error::{chain, nearest};
@@ -39,7 +39,7 @@ use crate::volume::{Blame, Release, Released, Service};
 const BODY_BYTES: u64 = 1 << 20;
 
 /// What answers the admin socket.
-pub struct Admin {
+pub(crate) struct Admin {
     service: Arc<Service>,
     board: Arc<Board>,
     desk: Desk,
@@ -50,7 +50,7 @@ pub struct Admin {
 
 /// What is counted outside of the volumes.
 #[derive(Debug, Clone, Copy)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// How many connections are open.
     pub connections: usize,
     /// How many lines of the log were dropped.
@@ -59,7 +59,7 @@ pub struct Counts {
 
 /// Has everything read again that can be reloaded, and answers when that is done, with whether it was; what became of it
 /// is on the board. The operator's word makes it put in force also what is worse than what was.
-pub type Reload = Box<dyn Fn(bool) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
+pub(crate) type Reload = Box<dyn Fn(bool) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ type Answer = Result<Vec<u8>, Refusal>;
 
 impl Admin {
     /// Answers for `operator`, who is this machine's; `counts` tells what is counted elsewhere.
-    pub fn new(
+    pub(crate) fn new(
         service: Arc<Service>,
         board: Arc<Board>,
         desk: Desk,
@@ -84,7 +84,7 @@ impl Admin {
     }
 
     /// The one filter that takes every request and answers it.
-    pub fn filter(
+    pub(crate) fn filter(
         self: Arc<Self>,
     ) -> impl Filter<Extract = (Response,), Error = warp::Rejection> + Clone + Send + Sync + 'static {
         warp::method()

@@ -7,11 +7,11 @@ use time::OffsetDateTime;
 
 /// The facts of a running service that no room owns.
 #[derive(Debug, Default)]
-pub struct Board(Mutex<Facts>);
+pub(crate) struct Board(Mutex<Facts>);
 
 /// What is on the board.
 #[derive(Debug, Clone, Default)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// The plugin's name.
     pub name: String,
     /// This machine's host name.
@@ -36,7 +36,7 @@ pub struct Facts {
 
 /// What became of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reloaded {
+pub(crate) struct Reloaded {
     /// When.
     pub at: OffsetDateTime,
     /// What was read: `configuration`, `certificates` or `crl`.
@@ -47,19 +47,19 @@ pub struct Reloaded {
 
 impl Board {
     /// Changes what is on the board.
-    pub fn update(&self, change: impl FnOnce(&mut Facts)) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Facts)) {
         change(&mut self.facts());
     }
 
     /// Notes what became of a reload.
-    pub fn reloaded(&self, reloaded: Reloaded) {
+    pub(crate) fn reloaded(&self, reloaded: Reloaded) {
         let mut facts = self.facts();
         facts.reloads.retain(|earlier| earlier.unit != reloaded.unit);
         facts.reloads.push(reloaded);
     }
 
     /// Notes what is wrong with something, or that nothing is any more. Returns true if that is news.
-    pub fn trouble(&self, name: &str, what: Option<&str>) -> bool {
+    pub(crate) fn trouble(&self, name: &str, what: Option<&str>) -> bool {
         let mut facts = self.facts();
         let before = match &what {
             Some(what) => facts.troubles.insert(name.into(), (*what).to_owned()),
@@ -70,7 +70,7 @@ impl Board {
 
     /// What is on the board now.
     #[must_use]
-    pub fn read(&self) -> Facts {
+    pub(crate) fn read(&self) -> Facts {
         self.facts().clone()
     }
 
@@ -83,7 +83,7 @@ impl Board {
 impl Facts {
     /// The reload to show: one that was rejected and is still wrong, else the latest.
     #[must_use]
-    pub fn last_reload(&self) -> Option<&Reloaded> {
+    pub(crate) fn last_reload(&self) -> Option<&Reloaded> {
         self.reloads.iter().rev().find(|reload| !reload.faults.is_empty()).or_else(|| self.reloads.last())
     }
 }

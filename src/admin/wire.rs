@@ -9,76 +9,76 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::rollover::{Ca, Rollover, RolloverEnd, RolloverEnded, RolloverHost};
+pub(crate) use self::rollover::{Ca, Rollover, RolloverEnd, RolloverEnded, RolloverHost};
 
 /// The verbs, as paths.
-pub mod verb {
+pub(crate) mod verb {
     /// [`Nothing`](super::Nothing) → [`Status`](super::Status)
-    pub const STATUS: &str = "/status";
+    pub(crate) const STATUS: &str = "/status";
     /// [`ReloadAsked`](super::ReloadAsked) → a list of [`Reload`](super::Reload), once all is done
-    pub const RELOAD: &str = "/reload";
+    pub(crate) const RELOAD: &str = "/reload";
     /// [`Nothing`](super::Nothing) → a list of [`Volume`](super::Volume)
-    pub const VOLUME_LS: &str = "/volume/ls";
+    pub(crate) const VOLUME_LS: &str = "/volume/ls";
     /// [`Nothing`](super::Nothing) → a list of [`Trashed`](super::Trashed)
-    pub const VOLUME_TRASH: &str = "/volume/trash";
+    pub(crate) const VOLUME_TRASH: &str = "/volume/trash";
     /// [`VolumeCreate`](super::VolumeCreate) → [`Volume`](super::Volume)
-    pub const VOLUME_CREATE: &str = "/volume/create";
+    pub(crate) const VOLUME_CREATE: &str = "/volume/create";
     /// [`VolumeName`](super::VolumeName) → [`VolumeDetail`](super::VolumeDetail)
-    pub const VOLUME_INSPECT: &str = "/volume/inspect";
+    pub(crate) const VOLUME_INSPECT: &str = "/volume/inspect";
     /// [`VolumeRemove`](super::VolumeRemove) → [`Done`](super::Done)
-    pub const VOLUME_RM: &str = "/volume/rm";
+    pub(crate) const VOLUME_RM: &str = "/volume/rm";
     /// [`VolumeRestore`](super::VolumeRestore) → [`Volume`](super::Volume)
-    pub const VOLUME_RESTORE: &str = "/volume/restore";
+    pub(crate) const VOLUME_RESTORE: &str = "/volume/restore";
     /// [`Nothing`](super::Nothing) → a list of [`Mount`](super::Mount)
-    pub const MOUNT_LS: &str = "/mount/ls";
+    pub(crate) const MOUNT_LS: &str = "/mount/ls";
     /// [`MountRelease`](super::MountRelease) → [`Released`](super::Released)
-    pub const MOUNT_RELEASE: &str = "/mount/release";
+    pub(crate) const MOUNT_RELEASE: &str = "/mount/release";
     /// [`Nothing`](super::Nothing) → a list of [`Backend`](super::Backend)
-    pub const BACKEND_LS: &str = "/backend/ls";
+    pub(crate) const BACKEND_LS: &str = "/backend/ls";
     /// [`BackendInit`](super::BackendInit) → [`Done`](super::Done)
-    pub const BACKEND_INIT: &str = "/backend/init";
+    pub(crate) const BACKEND_INIT: &str = "/backend/init";
     /// [`BackendName`](super::BackendName) → [`Done`](super::Done)
-    pub const BACKEND_ADOPT: &str = "/backend/adopt";
+    pub(crate) const BACKEND_ADOPT: &str = "/backend/adopt";
     /// [`Nothing`](super::Nothing) → a list of [`Host`](super::Host)
-    pub const HOST_LS: &str = "/host/ls";
+    pub(crate) const HOST_LS: &str = "/host/ls";
     /// [`HostAdd`](super::HostAdd) → [`HostAdded`](super::HostAdded)
-    pub const HOST_ADD: &str = "/host/add";
+    pub(crate) const HOST_ADD: &str = "/host/add";
     /// [`HostAdd`](super::HostAdd) → [`HostAdded`](super::HostAdded)
-    pub const HOST_RENEW: &str = "/host/renew";
+    pub(crate) const HOST_RENEW: &str = "/host/renew";
     /// [`HostName`](super::HostName) → [`HostRevoked`](super::HostRevoked)
-    pub const HOST_REVOKE: &str = "/host/revoke";
+    pub(crate) const HOST_REVOKE: &str = "/host/revoke";
     /// [`Nothing`](super::Nothing) → [`Rollover`](super::Rollover)
-    pub const ROLLOVER_STATUS: &str = "/pki/rollover/status";
+    pub(crate) const ROLLOVER_STATUS: &str = "/pki/rollover/status";
     /// [`Nothing`](super::Nothing) → [`Rollover`](super::Rollover)
-    pub const ROLLOVER_START: &str = "/pki/rollover/start";
+    pub(crate) const ROLLOVER_START: &str = "/pki/rollover/start";
     /// [`RolloverEnd`](super::RolloverEnd) → [`RolloverEnded`](super::RolloverEnded)
-    pub const ROLLOVER_FINISH: &str = "/pki/rollover/finish";
+    pub(crate) const ROLLOVER_FINISH: &str = "/pki/rollover/finish";
     /// [`RolloverEnd`](super::RolloverEnd) → [`RolloverEnded`](super::RolloverEnded)
-    pub const ROLLOVER_ABORT: &str = "/pki/rollover/abort";
+    pub(crate) const ROLLOVER_ABORT: &str = "/pki/rollover/abort";
 }
 
 /// A request without arguments: `{}`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Nothing {}
+pub(crate) struct Nothing {}
 
 /// What an error is answered with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// What went wrong and what to do, for a person.
     pub error: String,
 }
 
 /// An answer without content of its own: what was done, in words.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Done {
+pub(crate) struct Done {
     /// What was done, in one sentence.
     pub done: String,
 }
 
 /// How the service is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// volhost's version.
     pub version: String,
     /// The plugin's name.
@@ -123,7 +123,7 @@ pub struct Status {
 /// What is to be read again: everything.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ReloadAsked {
+pub(crate) struct ReloadAsked {
     /// Also what would be worse than what is in force: files that are gone, an expired certificate, an older list.
     #[serde(default)]
     pub force: bool,
@@ -131,7 +131,7 @@ pub struct ReloadAsked {
 
 /// What became of a reload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Reload {
+pub(crate) struct Reload {
     /// When, RFC 3339.
     pub at: String,
     /// What was read: `configuration`, `certificates` or `crl`.
@@ -144,7 +144,7 @@ pub struct Reload {
 
 /// A volume, as in `volume ls`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Volume {
+pub(crate) struct Volume {
     /// Its name.
     pub name: String,
     /// Its backend's name.
@@ -163,7 +163,7 @@ pub struct Volume {
 
 /// A volume, as in `volume inspect`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct VolumeDetail {
+pub(crate) struct VolumeDetail {
     /// What `volume ls` tells.
     #[serde(flatten)]
     pub volume: Volume,
@@ -181,7 +181,7 @@ pub struct VolumeDetail {
 
 /// A volume's directory, as it is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Directory {
+pub(crate) struct Directory {
     /// What stands there: `directory`, `nothing`, or what else it is.
     pub kind: String,
     /// The user that owns it.
@@ -196,7 +196,7 @@ pub struct Directory {
 
 /// A removed volume.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Trashed {
+pub(crate) struct Trashed {
     /// The name it had.
     pub name: String,
     /// Its identity, which tells two removed volumes of one name apart.
@@ -214,7 +214,7 @@ pub struct Trashed {
 /// Names a volume.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct VolumeName {
+pub(crate) struct VolumeName {
     /// The volume's name.
     pub name: String,
 }
@@ -222,7 +222,7 @@ pub struct VolumeName {
 /// Creates a volume.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct VolumeCreate {
+pub(crate) struct VolumeCreate {
     /// Its name.
     pub name: String,
     /// Its options.
@@ -233,7 +233,7 @@ pub struct VolumeCreate {
 /// Removes a volume.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct VolumeRemove {
+pub(crate) struct VolumeRemove {
     /// Its name.
     pub name: String,
     /// Whether to delete its data now instead of after the backend's `trash` time. Also takes the name or identity
@@ -245,14 +245,14 @@ pub struct VolumeRemove {
 /// Restores a removed volume.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct VolumeRestore {
+pub(crate) struct VolumeRestore {
     /// The name it had (the latest removed one of that name), or its identity.
     pub name: String,
 }
 
 /// A mount, as in `mount ls`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Mount {
+pub(crate) struct Mount {
     /// The volume's name.
     pub volume: String,
     /// Whose engine uses it.
@@ -272,7 +272,7 @@ pub struct Mount {
 /// Releases mounts by the operator's word.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MountRelease {
+pub(crate) struct MountRelease {
     /// Of this volume; of all when absent.
     #[serde(default)]
     pub volume: Option<String>,
@@ -291,7 +291,7 @@ pub struct MountRelease {
 
 /// What a release did, or would do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Released {
+pub(crate) struct Released {
     /// The mounts that were taken out.
     pub released: Vec<Mount>,
     /// The mounts of that host that may be alive and were left.
@@ -300,7 +300,7 @@ pub struct Released {
 
 /// A backend, as in `backend ls`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Backend {
+pub(crate) struct Backend {
     /// Its name.
     pub name: String,
     /// Its directory; for an unmapped one, where hosts saw it last.
@@ -326,7 +326,7 @@ pub struct Backend {
 /// Names a backend.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BackendName {
+pub(crate) struct BackendName {
     /// Its name.
     pub name: String,
 }
@@ -334,7 +334,7 @@ pub struct BackendName {
 /// Gives a backend's directory an identity.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BackendInit {
+pub(crate) struct BackendInit {
     /// The backend's name.
     pub name: String,
     /// Whether to do so although the catalog remembers another identity for it.
@@ -344,7 +344,7 @@ pub struct BackendInit {
 
 /// A host, as in `host ls`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Host {
+pub(crate) struct Host {
     /// Its name.
     pub name: String,
     /// The serial number of its latest certificate issued here.
@@ -366,7 +366,7 @@ pub struct Host {
 /// Names a host.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct HostName {
+pub(crate) struct HostName {
     /// Its name.
     pub name: String,
 }
@@ -374,7 +374,7 @@ pub struct HostName {
 /// Issues a host's certificate and makes its bundle.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct HostAdd {
+pub(crate) struct HostAdd {
     /// The host's name.
     pub name: String,
     /// The URL under which that host reaches this service; the configured `advertise` when absent.
@@ -393,7 +393,7 @@ pub struct HostAdd {
 
 /// A host's bundle.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct HostAdded {
+pub(crate) struct HostAdded {
     /// The host's name.
     pub name: String,
     /// Its certificate's serial number.
@@ -410,7 +410,7 @@ pub struct HostAdded {
 
 /// What a revocation did.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct HostRevoked {
+pub(crate) struct HostRevoked {
     /// The host's name.
     pub name: String,
     /// How many of its certificates were in force until now.

@@ -8,12 +8,12 @@ use std::path::Path;
 use super::spec::server_names;
 use crate::config::Config;
 use crate::model::host::{HostName, InvalidHostName};
-pub use crate::pki::{Installed, MadeCa, Request, SignedElsewhere};
+pub(crate) use crate::pki::{Installed, MadeCa, Request, SignedElsewhere};
 use crate::pki::{InvalidServerName, IssuedHost, Pki, PkiError, ServerName};
 
 /// Why there is no request and no certificate.
 #[derive(Debug, thiserror::Error)]
-pub enum CertificatesError {
+pub(crate) enum CertificatesError {
     /// The directory of certificates, or what was to be done with it.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -32,7 +32,7 @@ pub enum CertificatesError {
 
 /// What was signed.
 #[derive(Debug, Clone)]
-pub enum Signed {
+pub(crate) enum Signed {
     /// A server's certificate.
     Server(SignedElsewhere),
     /// A host's.
@@ -40,7 +40,7 @@ pub enum Signed {
 }
 
 /// Makes the CA where there is none: by hand, where no instance makes it by itself.
-pub fn init(config: &Config) -> Result<MadeCa, CertificatesError> {
+pub(crate) fn init(config: &Config) -> Result<MadeCa, CertificatesError> {
     if config.tls.server.is_some() && config.tls.client_ca.is_some() {
         return Err(CertificatesError::NotOurs);
     }
@@ -49,7 +49,7 @@ pub fn init(config: &Config) -> Result<MadeCa, CertificatesError> {
 
 /// A request (PEM) for one of this machine's certificates; the server's also for names that the configuration does not
 /// tell.
-pub fn request(config: &Config, which: Request, more: &[String]) -> Result<String, CertificatesError> {
+pub(crate) fn request(config: &Config, which: Request, more: &[String]) -> Result<String, CertificatesError> {
     let mut names = server_names(config);
     for name in more {
         names.push(ServerName::parse(name)?);
@@ -58,12 +58,12 @@ pub fn request(config: &Config, which: Request, more: &[String]) -> Result<Strin
 }
 
 /// Puts a certificate in force that was signed on such a request.
-pub fn install(config: &Config, cert_pem: &str) -> Result<Installed, CertificatesError> {
+pub(crate) fn install(config: &Config, cert_pem: &str) -> Result<Installed, CertificatesError> {
     Ok(own(config)?.install(cert_pem, &config.node, &server_names(config))?)
 }
 
 /// Signs a request with the CA in a directory: for a host of that name, else for a server with the names it asks for.
-pub fn sign(dir: &Path, host: Option<&str>, csr_pem: &str) -> Result<Signed, CertificatesError> {
+pub(crate) fn sign(dir: &Path, host: Option<&str>, csr_pem: &str) -> Result<Signed, CertificatesError> {
     let pki = Pki::new(dir);
     Ok(match host {
         Some(name) => Signed::Host(pki.sign_csr(&HostName::parse(name)?, csr_pem)?.into()),

@@ -13,7 +13,7 @@ use crate::pki::{Pki, ServerName};
 
 /// Why there is no spec file to speak of.
 #[derive(Debug, thiserror::Error)]
-pub enum NoSpec {
+pub(crate) enum NoSpec {
     /// `"spec": null`.
     #[error("the configuration's `spec` is null: no spec file is wanted")]
     Off,
@@ -36,7 +36,7 @@ pub enum NoSpec {
 }
 
 /// A spec file's place, form and content.
-pub struct Planned {
+pub(crate) struct Planned {
     /// What it says.
     pub spec: Spec,
     /// In which form.
@@ -47,7 +47,7 @@ pub struct Planned {
 
 /// The spec file that the configuration asks for. `listening` are the real addresses of a running service; without
 /// them, the configured ones hold.
-pub fn plan(config: &Config, paths: &Paths, listening: Option<&[String]>) -> Result<Planned, NoSpec> {
+pub(crate) fn plan(config: &Config, paths: &Paths, listening: Option<&[String]>) -> Result<Planned, NoSpec> {
     let SpecSettings { dir: _, format } = config.spec.as_ref().ok_or(NoSpec::Off)?;
     let configured: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
     let address = address(config, listening.unwrap_or(&configured), *format)?;
@@ -118,14 +118,14 @@ pub(super) fn put(config: &Config, paths: &Paths, listening: &[String], mend: bo
 
 /// Where spec files are written, and the memory of those that were; the default place, where none is wanted.
 #[must_use]
-pub fn store_of(config: &Config, paths: &Paths) -> Store {
+pub(crate) fn store_of(config: &Config, paths: &Paths) -> Store {
     let dir = config.spec.as_ref().map_or(&paths.spec, |spec| &spec.dir);
     Store::new(dir, paths.state.join("specs.json"))
 }
 
 /// What engines are told to call: what the configuration says, else the first `https` address served.
 #[must_use]
-pub fn advertised(config: &Config, listening: &[String]) -> Option<Advertise> {
+pub(crate) fn advertised(config: &Config, listening: &[String]) -> Option<Advertise> {
     config.advertise.clone().or_else(|| {
         listening
             .iter()
@@ -136,7 +136,7 @@ pub fn advertised(config: &Config, listening: &[String]) -> Option<Advertise> {
 
 /// The names by which engines call the server: what its certificate must hold.
 #[must_use]
-pub fn server_names(config: &Config) -> Vec<ServerName> {
+pub(crate) fn server_names(config: &Config) -> Vec<ServerName> {
     let listening = config.listen.iter().filter_map(|listen| match listen {
         Listen::Https(address) => ServerName::of_address(address.ip()),
         Listen::Http(_) | Listen::Unix(_) => None,

@@ -156,7 +156,7 @@ impl Host {
 
 /// An address in words. The unspecified one stands for those that are listed as one machine's.
 #[must_use]
-pub fn told(address: Option<IpAddr>) -> String {
+pub(crate) fn told(address: Option<IpAddr>) -> String {
     match address {
         Some(listed) if listed.is_unspecified() => "one of those listed".to_owned(),
         Some(address) => address.to_string(),

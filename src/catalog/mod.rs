@@ -16,21 +16,21 @@
 //!
 //! This room never touches a volume's directory and knows no backend but its name and identity.
 
-pub mod clones;
+pub(crate) mod clones;
 #[cfg(test)]
 mod contract;
 #[cfg(feature = "etcd")]
 pub mod etcd;
-pub mod node_name;
-pub mod offline;
-pub mod reconcile;
+pub(crate) mod node_name;
+pub(crate) mod offline;
+pub(crate) mod reconcile;
 pub mod record;
 mod rows;
-pub mod rules;
+pub(crate) mod rules;
 pub mod sqlite;
 pub mod text;
-pub mod trash;
-pub mod view;
+pub(crate) mod trash;
+pub(crate) mod view;
 
 use std::future::{Future, ready};
 use std::net::IpAddr;

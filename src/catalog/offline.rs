@@ -3,11 +3,13 @@
 //! Nothing here changes a catalog that holds something, or that is being served.
 
 #[cfg(not(feature = "etcd"))]
-use super::{crate::model::location::Cluster, NoEtcd};
+use super::NoEtcd;
 use super::{Credentials, Location, OpenError, View, sqlite};
+#[cfg(not(feature = "etcd"))]
+use crate::model::location::Cluster;
 
 /// Reads a catalog. The embedded engine refuses while a service has it; a shared one is read as it was at one moment.
-pub fn read(location: &Location, credentials: &Credentials) -> Result<View, OpenError> {
+pub(crate) fn read(location: &Location, credentials: &Credentials) -> Result<View, OpenError> {
     match location {
         Location::Sqlite(path) => Ok(sqlite::read(path)?),
         #[cfg(feature = "etcd")]
@@ -18,7 +20,7 @@ pub fn read(location: &Location, credentials: &Credentials) -> Result<View, Open
 }
 
 /// Reads a catalog, also while a service has it: what was durable at one moment.
-pub fn peek(location: &Location, credentials: &Credentials) -> Result<View, OpenError> {
+pub(crate) fn peek(location: &Location, credentials: &Credentials) -> Result<View, OpenError> {
     match location {
         Location::Sqlite(path) => Ok(sqlite::peek(path)?),
         Location::Etcd(_) => read(location, credentials),
@@ -26,7 +28,7 @@ pub fn peek(location: &Location, credentials: &Credentials) -> Result<View, Open
 }
 
 /// The right to make a catalog where there is none, or an empty one.
-pub enum Claim {
+pub(crate) enum Claim {
     /// In a file.
     Sqlite(sqlite::Claim),
     /// In a cluster.
@@ -36,7 +38,7 @@ pub enum Claim {
 
 impl Claim {
     /// Claims a place where no catalog is.
-    pub fn missing(location: &Location, credentials: &Credentials) -> Result<Self, OpenError> {
+    pub(crate) fn missing(location: &Location, credentials: &Credentials) -> Result<Self, OpenError> {
         match location {
             Location::Sqlite(path) => Ok(Self::Sqlite(sqlite::Claim::missing(path)?)),
             #[cfg(feature = "etcd")]
@@ -49,7 +51,7 @@ impl Claim {
     }
 
     /// Claims a place where no catalog is, or one without a record.
-    pub fn empty(location: &Location, credentials: &Credentials) -> Result<Self, OpenError> {
+    pub(crate) fn empty(location: &Location, credentials: &Credentials) -> Result<Self, OpenError> {
         match location {
             Location::Sqlite(path) => Ok(Self::Sqlite(sqlite::Claim::empty(path)?)),
             #[cfg(feature = "etcd")]
@@ -62,7 +64,7 @@ impl Claim {
     }
 
     /// Makes the catalog. What was cut off is no catalog.
-    pub fn fill(self, view: &View) -> Result<(), OpenError> {
+    pub(crate) fn fill(self, view: &View) -> Result<(), OpenError> {
         match self {
             Self::Sqlite(claim) => Ok(claim.fill(view)?),
             #[cfg(feature = "etcd")]

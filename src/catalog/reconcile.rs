@@ -18,7 +18,7 @@ use crate::model::volume::{VolumeId, VolumeName};
 
 /// What lies on a backend that was looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// Its identity, where it has one.
     pub id: Option<BackendId>,
     /// Where hosts see it.
@@ -50,7 +50,7 @@ impl Facts {
 }
 
 /// The backends that were looked at.
-pub type AllFacts = BTreeMap<BackendName, Facts>;
+pub(crate) type AllFacts = BTreeMap<BackendName, Facts>;
 
 /// What kind of difference there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,7 +117,7 @@ pub struct Finding {
 
 /// Tells how a catalog and the backends that were looked at differ, sorted.
 #[must_use]
-pub fn compare(view: &View, facts: &AllFacts) -> Vec<Finding> {
+pub(crate) fn compare(view: &View, facts: &AllFacts) -> Vec<Finding> {
     let mut findings = Findings::default();
     let by_id: BTreeMap<VolumeId, &Arc<Volume>> = view.volumes.values().map(|v| (v.id, v)).collect();
     for (backend, facts) in facts {
@@ -220,7 +220,7 @@ fn changed(volume: &Volume, facts: &Facts) -> Option<String> {
 
 /// A copy of the catalog, to be merged.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub(crate) struct Source {
     /// Where it was found, for messages.
     pub label: String,
     /// When it was made.
@@ -234,7 +234,11 @@ pub struct Source {
 /// The newest copy holds as a whole. An older one adds what the newest never knew and what still stands: volumes and
 /// removed volumes whose directories are there, hosts and backends; and revocations, which no copy takes back.
 #[must_use]
-pub fn merge(mut sources: Vec<Source>, mut facts: AllFacts, now: OffsetDateTime) -> (View, Vec<Finding>) {
+pub(crate) fn merge(
+    mut sources: Vec<Source>,
+    mut facts: AllFacts,
+    now: OffsetDateTime,
+) -> (View, Vec<Finding>) {
     sources.sort_by(|one, other| other.at.cmp(&one.at).then_with(|| one.label.cmp(&other.label)));
     let mut findings = Findings::default();
     let mut older = sources.into_iter();

@@ -27,7 +27,7 @@ type Decision = Result<(Outcome, Vec<Write>), Refusal>;
 
 /// A time as a record keeps it: UTC, to the millisecond, within the years that RFC 3339 can write.
 #[must_use]
-pub fn moment(at: OffsetDateTime) -> OffsetDateTime {
+pub(crate) fn moment(at: OffsetDateTime) -> OffsetDateTime {
     let first = OffsetDateTime::new_utc(
         time::Date::from_ordinal_date(0, 1).unwrap_or(time::Date::MIN),
         time::Time::MIDNIGHT,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::model::host::HostName;
 
 /// The longest path that fits into a Unix socket's address on Linux, its closing zero not counted.
-pub const SOCKET_PATH_BYTES: usize = 107;
+pub(crate) const SOCKET_PATH_BYTES: usize = 107;
 
 /// A place where engines are served.
 #[derive(Debug, Clone, PartialEq, Eq)]

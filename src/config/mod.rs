@@ -7,20 +7,20 @@
 //! This room opens no socket, makes no directory and writes no file, and it never looks into a backend: a backend's
 //! path need not exist.
 
-pub mod address;
+pub(crate) mod address;
 mod backends;
 mod catalog;
 mod directories;
-pub mod fault;
+pub(crate) mod fault;
 pub mod fields;
 mod json;
 mod load;
 mod node;
 mod parse;
-pub mod paths;
-pub mod pattern;
+pub(crate) mod paths;
+pub(crate) mod pattern;
 mod walk;
-pub mod watch;
+pub(crate) mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -33,7 +33,7 @@ const POLL_BLIND: Duration = Duration::from_secs(1);
 
 /// What is reloaded together, all of it or nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Unit {
+pub(crate) enum Unit {
     /// The configuration and the backend map.
     Config,
     /// The server's certificate and key, and the CA of the clients.
@@ -44,11 +44,11 @@ pub enum Unit {
 
 impl Unit {
     /// Every unit.
-    pub const ALL: [Self; 3] = [Self::Config, Self::Tls, Self::Crl];
+    pub(crate) const ALL: [Self; 3] = [Self::Config, Self::Tls, Self::Crl];
 
     /// The word for it in `volhost status` and the log.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Config => "configuration",
             Self::Tls => "certificates",
@@ -110,7 +110,7 @@ impl Seen {
 /// Follows files until it is dropped: each unit in a thread of its own, so that one whose files are on a share that
 /// hangs does not keep changes of the others from being noticed.
 #[derive(Debug)]
-pub struct Watcher(BTreeMap<Unit, Followed>);
+pub(crate) struct Watcher(BTreeMap<Unit, Followed>);
 
 /// What the thread of one unit is told, and tells.
 #[derive(Debug)]
@@ -123,7 +123,6 @@ struct Followed {
 enum Message {
     Touched(Touched),
     Files(Vec<Seen>),
-    Poke,
     Stop,
 }
 
@@ -144,7 +143,7 @@ impl Watcher {
     ///
     /// # Errors
     /// When no thread can be started. Whatever cannot be watched is looked at every second instead, with a warning.
-    pub fn start(
+    pub(crate) fn start(
         files: BTreeMap<Unit, Vec<Seen>>,
         notify: impl Fn(Unit) + Send + Sync + 'static,
     ) -> io::Result<Self> {
@@ -178,20 +177,15 @@ impl Watcher {
 
     /// Follows other files of a unit from now on: after a reload, with what that reload saw, whether it was applied or
     /// rejected. Never with what an earlier one saw, or the same change would be found again and again.
-    pub fn set_files(&self, unit: Unit, files: Vec<Seen>) {
+    pub(crate) fn set_files(&self, unit: Unit, files: Vec<Seen>) {
         if let Some(followed) = self.0.get(&unit) {
             followed.tell(Message::Files(files));
         }
     }
 
-    /// Looks at all files now, without waiting for the result.
-    pub fn poke(&self) {
-        self.0.values().for_each(|followed| followed.tell(Message::Poke));
-    }
-
     /// Why changes of a unit's files are not noticed at present: they have not answered for too long.
     #[must_use]
-    pub fn held_up(&self, unit: Unit) -> Option<Unfinished> {
+    pub(crate) fn held_up(&self, unit: Unit) -> Option<Unfinished> {
         let looking = &self.0.get(&unit)?.looking;
         let since = *looking.since.lock().unwrap_or_else(PoisonError::into_inner);
         since.filter(|since| since.elapsed() >= files::PATIENCE)?;
@@ -234,7 +228,6 @@ impl<N: Fn()> Follower<N> {
                     }
                 }
                 Ok(Message::Files(files)) => self.files = files,
-                Ok(Message::Poke) => {}
                 Err(RecvTimeoutError::Timeout) => self.directories.renew(),
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -255,7 +248,7 @@ impl<N: Fn()> Follower<N> {
                     }
                 }
                 Ok(Message::Files(files)) => self.files = files,
-                Ok(Message::Poke) | Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Timeout) => break,
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
             }
         }
@@ -474,7 +467,6 @@ mod tests {
         let following = Following::new(dir, &[(Unit::Config, "a")]);
         let other = vec![Seen::now(&following.path("deep/er/b"), 1000)];
         following.watcher.set_files(Unit::Config, other);
-        following.watcher.poke();
         following.settled();
         fs::write(following.path("a"), "1").unwrap();
         let told = following.after(|| {

@@ -4,8 +4,8 @@
 //! replaces or removes it unless an operator says so.
 
 pub mod lint;
-pub mod spec;
-pub mod store;
+pub(crate) mod spec;
+pub(crate) mod store;
 
 use std::path::{Path, PathBuf};
 

@@ -17,7 +17,7 @@ const EXT: u64 = 0xEF53;
 
 /// A directory's file system, as far as it can be told. Each part is `None` where it cannot.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct FileSystem {
+pub(crate) struct FileSystem {
     /// Whether it is mounted with `nosuid`.
     nosuid: Option<bool>,
     /// The directory, or one above it, whose mode keeps the users of this machine from passing.

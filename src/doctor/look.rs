@@ -28,7 +28,7 @@ const AT_ONCE: usize = 16;
 
 /// What a directory looks like from this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Sight {
+pub(crate) enum Sight {
     /// There is nothing.
     Missing,
     /// It is there.
@@ -49,7 +49,7 @@ pub enum Sight {
 /// Whether a directory may be written to. By the kernel's word: nothing is written to find out, so that a disk that
 /// only refuses writes is not noticed before the kernel has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Writable {
+pub(crate) enum Writable {
     /// It may.
     Yes,
     /// The file system is mounted read-only, or became so after an error.
@@ -117,13 +117,13 @@ pub(super) fn look_at_all(directories: &[&Path]) -> Vec<Option<Sight>> {
 
 /// What this process was told to look at, if it was started for that.
 #[must_use]
-pub fn asked() -> Option<PathBuf> {
+pub(crate) fn asked() -> Option<PathBuf> {
     std::env::var_os(VARIABLE).map(PathBuf::from)
 }
 
 /// Looks, and may never return.
 #[must_use]
-pub fn look_here(directory: &Path) -> Sight {
+pub(crate) fn look_here(directory: &Path) -> Sight {
     match std::fs::metadata(directory) {
         Ok(found) if found.is_dir() => {}
         Ok(_) => return Sight::Failed("it is no directory".to_owned()),

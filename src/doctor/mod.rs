@@ -6,16 +6,16 @@
 //! read, and the service is asked for Capabilities, List and Get, never for an Activate, which would begin a new
 //! activation. No check waits for ever.
 
-pub mod clock;
-pub mod engine;
-pub mod filesystem;
-pub mod look;
-pub mod mountpoints;
-pub mod plugin;
-pub mod proxy;
-pub mod service;
-pub mod space;
-pub mod storage;
+pub(crate) mod clock;
+pub(crate) mod engine;
+pub(crate) mod filesystem;
+pub(crate) mod look;
+pub(crate) mod mountpoints;
+pub(crate) mod plugin;
+pub(crate) mod proxy;
+pub(crate) mod service;
+pub(crate) mod space;
+pub(crate) mod storage;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -20,7 +20,7 @@ const USUAL: &str = "volhost";
 
 /// The plugin that is examined.
 #[derive(Debug, Clone)]
-pub struct Plugin {
+pub(crate) struct Plugin {
     /// Its name on this machine.
     pub name: String,
     /// Where an engine calls it; none where it would get to call nobody.

@@ -18,7 +18,7 @@ const CHECK: &str = "proxy";
 
 /// What an engine's environment says of proxies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Environment {
+pub(crate) struct Environment {
     /// Whose it is, for people.
     pub of: String,
     variables: BTreeMap<String, String>,

@@ -20,7 +20,7 @@ const LARGEST_LIST: usize = 256 << 20;
 
 /// What a service that answers told.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Its machine's clock as its answer has it, and this machine's between question and answer.
     pub date: Option<(String, SystemTime)>,
     /// The backends with volumes that this host may see, or why they are not known.
@@ -29,7 +29,7 @@ pub struct Seen {
 
 /// A backend as this host is to see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backend {
+pub(crate) struct Backend {
     /// Its name.
     pub name: String,
     /// Its identity; none of a service that does not tell it.

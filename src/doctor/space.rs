@@ -12,7 +12,7 @@ const SCARCE: u64 = 10;
 
 /// The room of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Space {
+pub(crate) struct Space {
     /// Its size in bytes.
     pub total_bytes: u64,
     /// What unprivileged users can still write, in bytes.

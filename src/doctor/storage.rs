@@ -28,7 +28,7 @@ const SOON: Duration = Duration::days(30);
 
 /// What the later checks need to know of the storage host.
 #[derive(Debug, Clone)]
-pub struct Storage {
+pub(crate) struct Storage {
     /// The plugin's configured name; none where the configuration is wrong.
     pub name: Option<String>,
     /// Whether no spec file is to be written.

@@ -11,7 +11,7 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 /// How long files may take to be read.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which file each thread is reading.
 static READING: Mutex<Vec<(ThreadId, PathBuf)>> = Mutex::new(Vec::new());
@@ -44,18 +44,18 @@ fn reading<T>(work: impl FnOnce(&mut Vec<(ThreadId, PathBuf)>) -> T) -> T {
 
 /// Work that a thread of its own does.
 #[derive(Debug)]
-pub struct Waiting(ThreadId);
+pub(crate) struct Waiting(ThreadId);
 
 impl Waiting {
     /// The file that the thread reads just now, if it reads one.
     #[must_use]
-    pub fn path(&self) -> Option<PathBuf> {
+    pub(crate) fn path(&self) -> Option<PathBuf> {
         reading(|all| all.iter().rev().find(|(thread, _)| *thread == self.0).map(|(_, path)| path.clone()))
     }
 
     /// What to say of it once it has taken too long.
     #[must_use]
-    pub fn unfinished(&self) -> Unfinished {
+    pub(crate) fn unfinished(&self) -> Unfinished {
         Unfinished::Silent { path: self.path() }
     }
 }
@@ -82,13 +82,13 @@ pub enum Unfinished {
 }
 
 /// Begins work in a thread of its own.
-pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<Waiting, Unfinished> {
+pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<Waiting, Unfinished> {
     let thread = thread::Builder::new().name(name.into()).spawn(work);
     thread.map(|thread| Waiting(thread.thread().id())).map_err(|error| Unfinished::NoThread(error.into()))
 }
 
 /// Does work that reads files in a thread of its own, and waits for it no longer than [`PATIENCE`].
-pub fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unfinished> {
+pub(crate) fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unfinished> {
     let (sender, receiver) = mpsc::channel();
     let waiting = start("files", move || {
         // Nobody listens any more once it was given up.

@@ -5,10 +5,10 @@
 pub mod backend;
 pub mod host;
 pub mod location;
-pub mod mountpoints;
+pub(crate) mod mountpoints;
 pub mod mounts;
-pub mod network;
+pub(crate) mod network;
 pub mod options;
-pub mod right;
-pub mod timestamp;
+pub(crate) mod right;
+pub(crate) mod timestamp;
 pub mod volume;

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-pub use super::network::Network;
+pub(crate) use super::network::Network;
 use crate::model::backend::BackendName;
 use crate::model::host::HostName;
 

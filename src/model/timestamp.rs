@@ -6,14 +6,14 @@ use time::format_description::well_known::Rfc3339;
 
 /// Returns the time in whole seconds, in UTC: what people and programs are shown.
 #[must_use]
-pub fn rfc3339(at: OffsetDateTime) -> String {
+pub(crate) fn rfc3339(at: OffsetDateTime) -> String {
     let whole = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
     rfc3339_exact(whole)
 }
 
 /// Returns the time with its fraction of a second: what is read back.
 #[must_use]
-pub fn rfc3339_exact(at: OffsetDateTime) -> String {
+pub(crate) fn rfc3339_exact(at: OffsetDateTime) -> String {
     // Only years beyond 9999 cannot be formatted; no clock of ours reaches them.
     at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
 }
@@ -23,6 +23,6 @@ pub fn rfc3339_exact(at: OffsetDateTime) -> String {
 /// # Errors
 ///
 /// What is wrong with the text.
-pub fn parse(text: &str) -> Result<OffsetDateTime, Parse> {
+pub(crate) fn parse(text: &str) -> Result<OffsetDateTime, Parse> {
     OffsetDateTime::parse(text, &Rfc3339)
 }

@@ -16,13 +16,13 @@ use super::certificate::{self, CertInfo, CertificateError, ServerName};
 use crate::model::host::HostName;
 
 /// How long certificates live: authorities.
-pub const CA_LIFE: Duration = Duration::days(20 * 365 + 5);
+pub(crate) const CA_LIFE: Duration = Duration::days(20 * 365 + 5);
 /// How long certificates live: hosts, whose engines read theirs once.
-pub const HOST_LIFE: Duration = Duration::days(10 * 365 + 2);
+pub(crate) const HOST_LIFE: Duration = Duration::days(10 * 365 + 2);
 /// How long certificates live: servers, whose are made anew by themselves.
-pub const SERVER_LIFE: Duration = Duration::days(365);
+pub(crate) const SERVER_LIFE: Duration = Duration::days(365);
 /// How far a clock may be behind ours and still take a certificate that was just issued.
-pub const BACKDATED: Duration = Duration::hours(1);
+pub(crate) const BACKDATED: Duration = Duration::hours(1);
 
 /// What the subject of every authority made here begins with.
 const CA_NAME: &str = "volhost CA ";
@@ -47,7 +47,7 @@ pub enum SigningError {
 
 /// A certificate that was just signed.
 #[derive(Debug, Clone)]
-pub struct Signed {
+pub(crate) struct Signed {
     /// The certificate.
     pub pem: String,
     /// Its serial number, in lower-case hexadecimal without leading zeros.
@@ -61,7 +61,7 @@ pub struct Signed {
 }
 
 /// An authority that can sign.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     info: CertInfo,
 }
@@ -74,7 +74,7 @@ impl fmt::Debug for Authority {
 
 impl Authority {
     /// The authority of this certificate and key, which the caller knows to match.
-    pub fn new(certificate: &CertificateDer<'_>, key: KeyPair) -> Result<Self, SigningError> {
+    pub(crate) fn new(certificate: &CertificateDer<'_>, key: KeyPair) -> Result<Self, SigningError> {
         let info = certificate::describe_der(certificate).map_err(SigningError::Certificate)?;
         let issuer = Issuer::from_ca_cert_der(certificate, key).map_err(SigningError::Make)?;
         Ok(Self { issuer, info })
@@ -82,12 +82,12 @@ impl Authority {
 
     /// When the authority's own certificate expires.
     #[must_use]
-    pub fn not_after(&self) -> OffsetDateTime {
+    pub(crate) fn not_after(&self) -> OffsetDateTime {
         self.info.not_after
     }
 
     /// Signs a server's certificate for these names.
-    pub fn sign_server(
+    pub(crate) fn sign_server(
         &self,
         key: &impl PublicKeyData,
         names: &[ServerName],
@@ -99,7 +99,7 @@ impl Authority {
     }
 
     /// Signs the certificate by which a host's engine proves its name.
-    pub fn sign_host(
+    pub(crate) fn sign_host(
         &self,
         key: &impl PublicKeyData,
         host: &HostName,
@@ -142,12 +142,12 @@ impl Authority {
 }
 
 /// A new private key: ECDSA on P-256, which every engine and every TLS library takes.
-pub fn new_key() -> Result<KeyPair, SigningError> {
+pub(crate) fn new_key() -> Result<KeyPair, SigningError> {
     KeyPair::generate().map_err(SigningError::Make)
 }
 
 /// A request (PEM) that proves who has a key, for these names.
-pub fn request(key: &KeyPair, names: &[ServerName]) -> Result<String, SigningError> {
+pub(crate) fn request(key: &KeyPair, names: &[ServerName]) -> Result<String, SigningError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = subject_name(&names.first().map(ToString::to_string).unwrap_or_default());
     params.subject_alt_names = names.iter().map(alternative).collect::<Result<_, _>>()?;
@@ -155,7 +155,7 @@ pub fn request(key: &KeyPair, names: &[ServerName]) -> Result<String, SigningErr
 }
 
 /// A self-signed authority's certificate for this key.
-pub fn self_sign(key: &KeyPair, now: OffsetDateTime) -> Result<Signed, SigningError> {
+pub(crate) fn self_sign(key: &KeyPair, now: OffsetDateTime) -> Result<Signed, SigningError> {
     let issued_at = whole_seconds(now);
     let serial = Serial::random()?;
     let mut params = CertificateParams::default();
@@ -174,12 +174,12 @@ pub fn self_sign(key: &KeyPair, now: OffsetDateTime) -> Result<Signed, SigningEr
 }
 
 /// Whether a certificate is an authority that was made here, not one that an operator brought.
-pub fn is_made_here(info: &CertInfo) -> bool {
+pub(crate) fn is_made_here(info: &CertInfo) -> bool {
     info.is_ca && info.common_name.as_ref().is_some_and(|name| name.starts_with(CA_NAME))
 }
 
 /// Reads a private key in PEM: PKCS #8, SEC 1 or PKCS #1.
-pub fn parse_key(pem: &[u8]) -> Result<KeyPair, KeyError> {
+pub(crate) fn parse_key(pem: &[u8]) -> Result<KeyPair, KeyError> {
     let der = PrivateKeyDer::from_pem_slice(pem).map_err(KeyError::Pem)?;
     KeyPair::try_from(&der).map_err(KeyError::Key)
 }
@@ -196,7 +196,7 @@ pub enum KeyError {
 }
 
 /// A public key to be certified, read from its subject public key info.
-pub fn public_key(der: &[u8]) -> Result<SubjectPublicKeyInfo, rcgen::Error> {
+pub(crate) fn public_key(der: &[u8]) -> Result<SubjectPublicKeyInfo, rcgen::Error> {
     SubjectPublicKeyInfo::from_der(der)
 }
 

@@ -178,7 +178,7 @@ pub fn describe_der(der: &[u8]) -> Result<CertInfo, CertificateError> {
 }
 
 /// All certificates of a PEM text, in DER and in their order there; other PEM blocks are passed over. Never empty.
-pub fn decode(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+pub(crate) fn decode(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let all =
         CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(CertificateError::Pem)?;
     if all.is_empty() { Err(CertificateError::None) } else { Ok(all) }

@@ -9,9 +9,9 @@
 //! there and certificates come back. Who may have a certificate is decided by the caller; who is let in with one, by the
 //! transport.
 
-pub mod authority;
+pub(crate) mod authority;
 pub mod bundle;
-pub mod certificate;
+pub(crate) mod certificate;
 mod error;
 mod external_ca;
 mod pair;

@@ -59,7 +59,7 @@ pub(super) enum Purpose<'a> {
 }
 
 impl Trust {
-    pub fn read(ca: Pair, next: Pair) -> Result<Self, PkiError> {
+    pub(super) fn read(ca: Pair, next: Pair) -> Result<Self, PkiError> {
         let (pem, certificates) = authorities(&ca.cert)?;
         // Several certificates lie here while one authority replaces another: the key says which one signs.
         let authority = authority_of(&ca, &certificates)?;
@@ -75,7 +75,7 @@ impl Trust {
     }
 
     /// The authority that signs what is needed.
-    pub fn authority(
+    pub(super) fn authority(
         &self,
         purpose: Purpose<'_>,
         need: impl FnOnce() -> String,
@@ -85,7 +85,7 @@ impl Trust {
     }
 
     /// The authority that signs for a purpose, if its key is here, and where its files are.
-    pub fn signer(&self, purpose: Purpose<'_>) -> (Option<&Authority>, &Pair) {
+    pub(super) fn signer(&self, purpose: Purpose<'_>) -> (Option<&Authority>, &Pair) {
         match &self.successor {
             Some(new) if purpose.is_of(new) => (new.authority.as_ref(), &new.pair),
             _ => (self.authority.as_ref(), &self.ca),
@@ -93,7 +93,7 @@ impl Trust {
     }
 
     /// The certificates of the authorities that may have signed what is asked for.
-    pub fn signers(&self, purpose: Purpose<'_>) -> Vec<CertificateDer<'static>> {
+    pub(super) fn signers(&self, purpose: Purpose<'_>) -> Vec<CertificateDer<'static>> {
         match &self.successor {
             Some(new) if purpose.is_of(new) => vec![new.certificate.clone()],
             Some(new) => self.certificates.iter().filter(|one| **one != new.certificate).cloned().collect(),
@@ -114,7 +114,7 @@ impl Purpose<'_> {
 
 impl Successor {
     /// Whether a certificate bears its signature.
-    pub fn signed(&self, leaf: &Leaf) -> bool {
+    pub(super) fn signed(&self, leaf: &Leaf) -> bool {
         certificate::is_signed_by(&leaf.der, &self.certificate)
     }
 }

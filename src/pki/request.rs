@@ -63,7 +63,7 @@ pub enum RequestError {
 ///
 /// A common name or DNS name in it that is not the host's is refused, as a sign of a mix-up; everything else it asks
 /// for is passed over.
-pub fn verify(pem: &str, host: &HostName) -> Result<SubjectPublicKeyInfo, RequestError> {
+pub(super) fn verify(pem: &str, host: &HostName) -> Result<SubjectPublicKeyInfo, RequestError> {
     verified(pem, |request| {
         let common_name = certificate::common_name(&request.certification_request_info.subject);
         let dns_names = alternative_names(request).filter_map(|name| match name {
@@ -81,7 +81,7 @@ pub fn verify(pem: &str, host: &HostName) -> Result<SubjectPublicKeyInfo, Reques
 
 /// The key of a server's request, and the names that it is to be certified for: all of its subject alternative name,
 /// which whoever signs is to be shown.
-pub fn verify_server(pem: &str) -> Result<(SubjectPublicKeyInfo, Vec<ServerName>), RequestError> {
+pub(super) fn verify_server(pem: &str) -> Result<(SubjectPublicKeyInfo, Vec<ServerName>), RequestError> {
     verified(pem, |request| {
         let names = alternative_names(request)
             .map(|name| match name {

@@ -13,7 +13,7 @@ const TOLERANCE: time::Duration = time::Duration::MINUTE;
 
 /// Compares the wall clock with the steady one.
 #[derive(Debug)]
-pub struct Clock(Mutex<Reading>);
+pub(crate) struct Clock(Mutex<Reading>);
 
 #[derive(Debug, Clone, Copy)]
 struct Reading {
@@ -25,7 +25,7 @@ struct Reading {
 
 /// What was found at one look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
+pub(crate) struct Look {
     /// For how long the wall clock has gone evenly: since it was set, or since the process looks at it.
     pub even_for: Duration,
     /// How far it was set since the look before, forward or (negative) back.
@@ -44,7 +44,7 @@ impl Clock {
     }
 
     /// Looks at both clocks. That the wall clock was set is told once.
-    pub fn look(&self) -> Look {
+    pub(crate) fn look(&self) -> Look {
         self.compare(Instant::now(), OffsetDateTime::now_utc())
     }
 

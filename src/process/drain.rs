@@ -9,9 +9,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How long requests in flight may take to finish once the service is told to stop.
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
 /// A handle to the service's one drain. Clones are the same drain.
 #[derive(Debug, Clone)]
 pub struct Drain(Arc<State>);

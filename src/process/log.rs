@@ -26,7 +26,7 @@ static QUEUE: Queue = Queue::new();
 
 /// The running log. Dropped, it waits a moment for the lines that are not written yet.
 #[derive(Debug)]
-pub struct Log(());
+pub(crate) struct Log(());
 
 impl Log {
     /// Starts to log: level `info` unless `RUST_LOG` says otherwise, without times where the journal of systemd adds its
@@ -34,7 +34,7 @@ impl Log {
     ///
     /// # Errors
     /// If the thread that writes cannot be started.
-    pub fn start() -> io::Result<Self> {
+    pub(crate) fn start() -> io::Result<Self> {
         std::thread::Builder::new().name("log".into()).spawn(|| QUEUE.write_to(Stderr))?;
         // It fails only if a log was set up before, which then stays.
         let _ = builder().target(env_logger::Target::Pipe(Box::new(Lines))).try_init();
@@ -58,7 +58,7 @@ impl Drop for Log {
 }
 
 /// Returns how many lines were dropped since the start, because the output did not take them in time or at all.
-pub fn dropped() -> u64 {
+pub(crate) fn dropped() -> u64 {
     QUEUE.waiting().dropped
 }
 

@@ -2,12 +2,12 @@
 //!
 //! This room knows nothing of what runs in the process; it must never decide what a reload does or who is served.
 
-pub mod clock;
-pub mod drain;
-pub mod log;
-pub mod rlimit;
-pub mod signal;
-pub mod systemd;
-pub mod threads;
+pub(crate) mod clock;
+pub(crate) mod drain;
+pub(crate) mod log;
+pub(crate) mod rlimit;
+pub(crate) mod signal;
+pub(crate) mod systemd;
+pub(crate) mod threads;
 
-pub use self::drain::Drain;
+pub(crate) use self::drain::Drain;

@@ -15,7 +15,7 @@ use crate::error::exit;
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
+pub(crate) enum Signal {
     /// SIGTERM or SIGINT: finish what is under way, and end.
     Terminate,
     /// SIGHUP: read the configuration and every file it names again.
@@ -33,13 +33,13 @@ pub fn survive_file_size_limit() -> io::Result<()> {
 
 /// The reload that SIGHUP asked for before anybody could do it.
 #[derive(Debug)]
-pub struct EarlyReload(Arc<AtomicBool>);
+pub(crate) struct EarlyReload(Arc<AtomicBool>);
 
 /// Keeps SIGHUP from ending a service that is still starting, until [`listen`] takes over. SIGTERM and SIGINT end it.
 ///
 /// # Errors
 /// If the handler cannot be installed.
-pub fn survive_reload() -> io::Result<EarlyReload> {
+pub(crate) fn survive_reload() -> io::Result<EarlyReload> {
     let asked = Arc::default();
     signal_hook::flag::register(SIGHUP, Arc::clone(&asked))?;
     Ok(EarlyReload(asked))
@@ -52,7 +52,7 @@ pub fn survive_reload() -> io::Result<EarlyReload> {
 ///
 /// # Errors
 /// When the handlers cannot be installed or the thread cannot be started.
-pub fn listen<E: From<Signal> + Send + 'static>(
+pub(crate) fn listen<E: From<Signal> + Send + 'static>(
     early: &EarlyReload,
 ) -> io::Result<(mpsc::UnboundedSender<E>, mpsc::UnboundedReceiver<E>)> {
     let (sender, receiver) = mpsc::unbounded_channel();

@@ -16,7 +16,7 @@ use crate::error::escaped;
 
 /// What systemd handed over at the start.
 #[derive(Debug, Default)]
-pub struct Inheritance {
+pub(crate) struct Inheritance {
     /// Listening sockets, in the order of the socket units; closed by those who do not take them.
     pub sockets: Vec<OwnedFd>,
     /// The service is killed when it has not called [`alive`] for so long; none, when nobody waits for that.
@@ -31,7 +31,7 @@ impl Inheritance {
     /// # Errors
     /// When the variables of socket activation mean this process and cannot be understood, or name no open files.
     #[expect(unsafe_code, reason = "the environment is changed, and numbers become files, in no other way")]
-    pub fn take() -> io::Result<Self> {
+    pub(crate) fn take() -> io::Result<Self> {
         // Most programs that call this were not started by systemd, tests among them.
         if std::env::var_os("LISTEN_PID").is_none() && std::env::var_os("WATCHDOG_USEC").is_none() {
             return Ok(Self::default());
@@ -49,12 +49,12 @@ impl Inheritance {
 }
 
 /// The service serves: what is ordered after it may start.
-pub fn ready(status: &str) {
+pub(crate) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(&escaped(status))]);
 }
 
 /// A reload begins; [`ready`] ends it.
-pub fn reloading() {
+pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
         Err(error) => log::debug!("systemd is not told of the reload, there is no clock: {error}"),
@@ -62,17 +62,17 @@ pub fn reloading() {
 }
 
 /// The service drains and ends.
-pub fn stopping(status: &str) {
+pub(crate) fn stopping(status: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(&escaped(status)), NotifyState::Watchdog]);
 }
 
 /// The service is well: it is not killed before the watchdog's time has passed once more.
-pub fn alive() {
+pub(crate) fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 
 /// One line for `systemctl status`.
-pub fn status(text: &str) {
+pub(crate) fn status(text: &str) {
     tell(&[NotifyState::Status(&escaped(text))]);
 }
 

@@ -11,7 +11,7 @@ use std::thread;
 ///
 /// # Errors
 /// Fewer can be started; the error says how many, and what limits them.
-pub fn require(count: usize) -> io::Result<()> {
+pub(crate) fn require(count: usize) -> io::Result<()> {
     let gate = Mutex::new(());
     thread::scope(|scope| {
         // Each waits until all are there.

@@ -8,7 +8,7 @@
 //! erases its own labels and options of it.
 
 pub mod envelope;
-pub mod volume;
+pub(crate) mod volume;
 
 use std::panic::resume_unwind;
 use std::sync::Arc;

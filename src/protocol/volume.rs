@@ -25,7 +25,7 @@ use crate::model::volume::{MountId, VolumeName};
 use crate::volume::{Error, List, Seen, Service};
 
 /// The protocol's entry in the list.
-pub const PROTOCOL: Protocol = Protocol {
+pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "VolumeDriver",
     verbs: &[
         asking("Capabilities", Call::Capabilities, Empty::Arguments),

@@ -27,20 +27,20 @@
 //! full, and else at once.
 
 mod activity;
-pub mod bind;
+pub(crate) mod bind;
 mod connection;
 mod credential;
 mod crl;
 mod handshake;
-pub mod listen;
+pub(crate) mod listen;
 mod registry;
-pub mod tcp;
+pub(crate) mod tcp;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
-pub mod tls;
-pub mod unix;
+pub(crate) mod tls;
+pub(crate) mod unix;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -21,7 +21,7 @@ mod consistency;
 mod copies;
 mod create;
 mod directory_lock;
-pub mod error;
+pub(crate) mod error;
 mod holders;
 mod ignored_unmounts;
 mod last_seen;

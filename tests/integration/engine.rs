@@ -20,17 +20,17 @@ fn serve(host: &Host) -> Daemon<'_> {
 }
 
 /// Shows an engine the spec files of a daemon under `--root`.
-pub fn show_spec(host: &Host, daemon: &Daemon<'_>) {
+pub(crate) fn show_spec(host: &Host, daemon: &Daemon<'_>) {
     host.bind(&daemon.path("etc/docker/plugins"), "/etc/docker/plugins");
 }
 
 /// Makes a volume by the engine's command.
-pub fn create(engine: &Engine<'_>, name: &str) {
+pub(crate) fn create(engine: &Engine<'_>, name: &str) {
     assert_eq!(engine.ok(&["volume", "create", "--driver", "volhost", name]), name);
 }
 
 /// The directory of a volume on the one backend that needs no configuration.
-pub fn directory(daemon: &Daemon<'_>, volume: &str) -> PathBuf {
+pub(crate) fn directory(daemon: &Daemon<'_>, volume: &str) -> PathBuf {
     daemon.path("var/lib/volhost/volumes").join(volume)
 }
 

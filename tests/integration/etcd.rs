@@ -15,14 +15,14 @@ use crate::harness::wait::{SOON, until};
 use crate::harness::{Cluster, Fleet, Host};
 
 /// Calls an RPC for a volume; the name and an ID are all that the most of them take.
-pub fn call(client: &mut Client, rpc: &str, name: &str, id: &str) -> Answer {
+pub(crate) fn call(client: &mut Client, rpc: &str, name: &str, id: &str) -> Answer {
     let body = if rpc == "Create" { json!({ "Name": name }) } else { json!({ "Name": name, "ID": id }) };
     client.volume(rpc, &body).unwrap_or_else(|e| panic!("{rpc} of {name}: {e}"))
 }
 
 /// The same, for what has to succeed: what was answered.
 #[track_caller]
-pub fn ok(client: &mut Client, rpc: &str, name: &str, id: &str) -> Value {
+pub(crate) fn ok(client: &mut Client, rpc: &str, name: &str, id: &str) -> Value {
     let answer = call(client, rpc, name, id);
     assert_eq!(answer.status, 200, "{rpc} of {name}: {}", answer.err());
     answer.json()
@@ -30,7 +30,7 @@ pub fn ok(client: &mut Client, rpc: &str, name: &str, id: &str) -> Value {
 
 /// The same, for what has to be refused: the reason.
 #[track_caller]
-pub fn refused(client: &mut Client, rpc: &str, name: &str, id: &str) -> String {
+pub(crate) fn refused(client: &mut Client, rpc: &str, name: &str, id: &str) -> String {
     let answer = call(client, rpc, name, id);
     assert_ne!(answer.status, 200, "{rpc} of {name} was not refused: {}", answer.json());
     answer.err()

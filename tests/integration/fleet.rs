@@ -200,7 +200,7 @@ fn serve_behind_a_relay<'a>(web1: &'a Host, web2: &Host) -> (Daemon<'a>, Relay<'
 
 /// Runs a client command up to the answer of the call by which volhost does something (`done` says whether it has);
 /// holds that answer up, does something else, and says how the command ended.
-pub fn with_the_answer_held_up(
+pub(crate) fn with_the_answer_held_up(
     engine: &Engine<'_>,
     words: &[&str],
     relay: &Relay<'_>,

@@ -14,7 +14,7 @@ use crate::harness::wait::{SOON, until};
 use crate::harness::{Daemon, Engine, Host};
 
 /// volhost on a machine for others too: reached at its address on the network that the second one joins.
-pub fn serve_both<'a>(web1: &'a Host, web2: &Host) -> Daemon<'a> {
+pub(crate) fn serve_both<'a>(web1: &'a Host, web2: &Host) -> Daemon<'a> {
     web2.join(web1);
     let advertised = advertised();
     let daemon = Daemon::setup()
@@ -30,7 +30,7 @@ fn advertised() -> String {
 }
 
 /// Makes a bundle for a machine and unpacks it there as the README says.
-pub fn join(daemon: &Daemon<'_>, host: &Host) {
+pub(crate) fn join(daemon: &Daemon<'_>, host: &Host) {
     let bundle = host.dir().join("bundle.tar");
     let bundle = bundle.to_str().unwrap();
     // A host that joins again gets another bundle in the place of its first.
@@ -41,7 +41,7 @@ pub fn join(daemon: &Daemon<'_>, host: &Host) {
 
 /// Waits until a new activation is recorded that makes every mount stale: an engine has its answer before that.
 #[track_caller]
-pub fn until_all_stale(daemon: &Daemon<'_>) {
+pub(crate) fn until_all_stale(daemon: &Daemon<'_>) {
     until("the new activation", SOON, || daemon.mounts().iter().all(|mount| mount.stale).then_some(()));
 }
 

@@ -33,12 +33,12 @@ fn pages() -> BTreeMap<PathBuf, String> {
 }
 
 /// The first code block of a kind (`yaml`) after a heading.
-pub fn block(heading: &str, kind: &str) -> String {
+pub(crate) fn block(heading: &str, kind: &str) -> String {
     blocks(heading, kind).swap_remove(0)
 }
 
 /// A command line, the machine that it is typed on (`web1# docker volume ls`), and the lines that it prints there.
-pub struct Typed {
+pub(crate) struct Typed {
     /// The machine.
     pub on: String,
     /// The command line, in one line.
@@ -48,13 +48,13 @@ pub struct Typed {
 }
 
 /// The command lines of a heading's section, each with its machine.
-pub fn commands(heading: &str) -> Vec<(String, String)> {
+pub(crate) fn commands(heading: &str) -> Vec<(String, String)> {
     let all = typed(&blocks(heading, "console").concat());
     all.into_iter().map(|Typed { on, command, output: _ }| (on, command)).collect()
 }
 
 /// Those of the block after a marker such as `<!-- fleet -->`.
-pub fn marked(marker: &str) -> Vec<Typed> {
+pub(crate) fn marked(marker: &str) -> Vec<Typed> {
     let text = readme();
     let (_, after) = text.split_once(&format!("<!-- {marker} -->\n```console\n")).unwrap();
     typed(after.split("```").next().unwrap())
@@ -62,7 +62,7 @@ pub fn marked(marker: &str) -> Vec<Typed> {
 
 /// What stands in the block of a kind after a marker such as `<!-- three nodes: member -->`.
 #[cfg(feature = "etcd")]
-pub fn after(marker: &str, kind: &str) -> String {
+pub(crate) fn after(marker: &str, kind: &str) -> String {
     let text = readme();
     let (_, after) = text.split_once(&format!("<!-- {marker} -->\n```{kind}\n")).unwrap();
     after.split("```").next().unwrap().to_owned()
@@ -92,7 +92,7 @@ fn blocks(heading: &str, kind: &str) -> Vec<String> {
 }
 
 /// The rows of the table after a marker such as `<!-- options -->`, without its header.
-pub fn table(marker: &str) -> Vec<Vec<String>> {
+pub(crate) fn table(marker: &str) -> Vec<Vec<String>> {
     let text = readme();
     let (_, after) = text.split_once(&format!("<!-- {marker} -->\n")).unwrap();
     let rows: Vec<_> = after.lines().take_while(|line| line.starts_with('|')).skip(2).map(cells).collect();
@@ -107,7 +107,7 @@ fn cells(row: &str) -> Vec<String> {
 }
 
 /// What stands between backquotes.
-pub fn quoted(text: &str) -> Vec<String> {
+pub(crate) fn quoted(text: &str) -> Vec<String> {
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
     flat.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }

@@ -17,17 +17,17 @@ use crate::readme;
 const SWARM: Duration = Duration::from_secs(90);
 
 /// The name under which `docker-compose` looks for its file.
-pub const COMPOSE: &str = "docker-compose.yaml";
+pub(crate) const COMPOSE: &str = "docker-compose.yaml";
 
 /// An engine with the image that the README's examples name.
-pub fn engine(host: &Host) -> Engine<'_> {
+pub(crate) fn engine(host: &Host) -> Engine<'_> {
     let engine = Engine::start(host);
     engine.ok(&["tag", IMAGE, "busybox"]);
     engine
 }
 
 /// What the containers of the examples wrote: a line at each start.
-pub fn starts(daemon: &Daemon<'_>, volume: &str) -> usize {
+pub(crate) fn starts(daemon: &Daemon<'_>, volume: &str) -> usize {
     fs::read_to_string(directory(daemon, volume).join("log")).map_or(0, |text| text.lines().count())
 }
 

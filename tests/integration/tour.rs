@@ -15,7 +15,7 @@ use crate::harness::{Engine, Host};
 use crate::readme::{Typed, marked};
 
 /// Text in which what differs from run to run is the same, and columns are as wide as they may be.
-pub fn comparable(text: &str) -> Vec<String> {
+pub(crate) fn comparable(text: &str) -> Vec<String> {
     let word = |word: &str| {
         let bare = word.trim_matches(|c: char| "();,".contains(c));
         let is_id = bare.len() >= 12 && bare.bytes().all(|b| b.is_ascii_hexdigit());

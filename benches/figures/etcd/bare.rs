@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use etcd_client::{Client, Compare, CompareOp, EventType, PutOptions, Txn, TxnOp, WatchOptions, WatchStream};
 
 /// What volhost's keys begin with, and what the floor's do: as long.
-pub const OURS: &str = "volhost";
+pub(super) const OURS: &str = "volhost";
 const BARE: &str = "without";
 
 /// A key, and what is put there; nothing, where it is deleted.
@@ -26,7 +26,7 @@ struct Seen {
 
 /// What volhost was seen to make of one volume.
 #[derive(Debug, Clone)]
-pub struct Recording {
+pub(super) struct Recording {
     name: String,
     id: String,
     create: Vec<Seen>,
@@ -34,14 +34,14 @@ pub struct Recording {
 }
 
 /// What happens to the catalog while something is done.
-pub struct Recorder {
+pub(super) struct Recorder {
     client: Client,
     watch: WatchStream,
 }
 
 impl Recorder {
     /// Begins.
-    pub async fn begin(mut client: Client) -> Self {
+    pub(super) async fn begin(mut client: Client) -> Self {
         let options = WatchOptions::new().with_prefix();
         let mut watch = client.watch(format!("/{OURS}/"), Some(options)).await.expect("etcd answers");
         // It says that it has begun.
@@ -50,7 +50,7 @@ impl Recorder {
     }
 
     /// Ends, after a volume was created, mounted and unmounted.
-    pub async fn end(mut self, name: &str) -> Recording {
+    pub(super) async fn end(mut self, name: &str) -> Recording {
         let head = self.client.get(format!("/{OURS}/head"), None).await.expect("etcd answers");
         let head = head.kvs().first().expect("volhost made it").mod_revision();
         let mut all: BTreeMap<i64, Vec<Write>> = BTreeMap::new();
@@ -88,7 +88,7 @@ impl Recorder {
 }
 
 /// Who makes the same transactions, one after the other.
-pub struct Bare {
+pub(super) struct Bare {
     client: Client,
     who: usize,
     lease: i64,
@@ -103,7 +103,12 @@ pub struct Bare {
 
 impl Bare {
     /// As many as are to work at the same time, over one channel. Their volumes are numbered from `made`.
-    pub async fn several(mut client: Client, recording: &Recording, count: usize, made: u64) -> Vec<Self> {
+    pub(super) async fn several(
+        mut client: Client,
+        recording: &Recording,
+        count: usize,
+        made: u64,
+    ) -> Vec<Self> {
         let lease = client.lease_grant(600, None).await.expect("etcd answers").id();
         let mut all = Vec::new();
         for who in 0..count {
@@ -131,7 +136,7 @@ impl Bare {
     }
 
     /// Makes another volume.
-    pub async fn create(mut self) -> Self {
+    pub(super) async fn create(mut self) -> Self {
         self.made += 1;
         let (made, who, width) = (self.made, self.who, self.recording.name.len().saturating_sub(3));
         self.name = format!("{who:02}-{made:0width$}");
@@ -143,7 +148,7 @@ impl Bare {
     }
 
     /// Mounts and unmounts the volume that it made last.
-    pub async fn mount_and_unmount(mut self) -> Self {
+    pub(super) async fn mount_and_unmount(mut self) -> Self {
         for seen in self.recording.mount.clone() {
             self.make(&seen).await;
         }
@@ -207,7 +212,7 @@ impl Bare {
 }
 
 /// Reads all of volhost's keys at one revision, page by page; returns how many there are.
-pub async fn read_all(client: Client) -> usize {
+pub(super) async fn read_all(client: Client) -> usize {
     // As large as volhost's pages.
     const PAGE: i64 = 4000;
     let (mut next, end) = (format!("/{OURS}/").into_bytes(), format!("/{OURS}0"));

@@ -13,7 +13,7 @@ use etcd_client::Client;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A cluster that answers; ended when dropped.
-pub struct Cluster(Vec<Member>);
+pub(super) struct Cluster(Vec<Member>);
 
 struct Member {
     child: Child,
@@ -23,12 +23,12 @@ struct Member {
 
 impl Cluster {
     /// Whether there is an etcd to be started.
-    pub fn is_installed() -> bool {
+    pub(super) fn is_installed() -> bool {
         Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_ok()
     }
 
     /// Starts one with so many members below a directory, and waits until each of them answers.
-    pub fn start(directory: &Path, members: usize) -> Self {
+    pub(super) fn start(directory: &Path, members: usize) -> Self {
         // A port that is free now may be taken until etcd has it.
         for attempt in 0..10 {
             let directory = directory.join(format!("etcd-{attempt}"));
@@ -79,19 +79,19 @@ impl Cluster {
     }
 
     /// What a configuration names as its catalog.
-    pub fn location(&self, prefix: &str) -> String {
+    pub(super) fn location(&self, prefix: &str) -> String {
         let members: Vec<_> = self.0.iter().map(|member| format!("127.0.0.1:{}", member.port)).collect();
         format!("etcd://{}/{prefix}", members.join(","))
     }
 
     /// A client with one channel, to the first member, which is also the first that volhost asks.
-    pub async fn client(&self) -> Client {
+    pub(super) async fn client(&self) -> Client {
         let first = self.0.first().expect("there is one");
         Client::connect([format!("http://127.0.0.1:{}", first.port)], None).await.expect("etcd answers")
     }
 
     /// What the first member has done so far.
-    pub fn count(&self) -> Count {
+    pub(super) fn count(&self) -> Count {
         let text = self.0.first().and_then(|member| member.http("/metrics")).expect("etcd answers");
         let figure = |name: &str| {
             let line = text.lines().filter_map(|line| line.split_once(' ')).find(|(field, _)| *field == name);
@@ -105,7 +105,7 @@ impl Cluster {
     }
 
     /// Where the first member keeps what it holds.
-    pub fn database(&self) -> PathBuf {
+    pub(super) fn database(&self) -> PathBuf {
         self.0.first().expect("there is one").data.join("member/snap/db")
     }
 }
@@ -134,7 +134,7 @@ impl Drop for Member {
 
 /// What a member has done.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Count {
+pub(super) struct Count {
     /// Proposals that were applied: transactions, leases and the like.
     transactions: f64,
     /// Keys that were put.
@@ -145,14 +145,14 @@ pub struct Count {
 
 impl Count {
     /// Adds what was done from one moment to another.
-    pub fn add(&mut self, before: Self, after: Self) {
+    pub(super) fn add(&mut self, before: Self, after: Self) {
         self.transactions += after.transactions - before.transactions;
         self.puts += after.puts - before.puts;
         self.received += after.received - before.received;
     }
 
     /// The same for each of so many rounds, to be read.
-    pub fn each(&self, rounds: usize) -> String {
+    pub(super) fn each(&self, rounds: usize) -> String {
         let each = |figure: f64| figure / rounds.max(1) as f64;
         format!(
             "{:.2} transactions, {:.2} puts, {:.0} B",

@@ -31,7 +31,7 @@ const TURN: Duration = Duration::from_millis(700);
 const TURNS: u64 = 4;
 
 /// Runs a subject; nothing, where there is no etcd.
-pub fn measure(subject: &str, runtime: &Runtime, directory: &Path, volumes: u64) -> Vec<Row> {
+pub(crate) fn measure(subject: &str, runtime: &Runtime, directory: &Path, volumes: u64) -> Vec<Row> {
     if !Cluster::is_installed() {
         crate::eprint_line(&format!(
             "{subject} is left out: there is no program etcd (Debian's etcd-server)"

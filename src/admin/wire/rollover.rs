@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// How far a rollover of the CA has got.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Rollover {
+pub(crate) struct Rollover {
     /// `none`; `overlap` while both are trusted; `finishing` where a finish was cut off.
     pub state: String,
     /// The CA that is in force, or is given up.
@@ -17,7 +17,7 @@ pub struct Rollover {
 
 /// A certificate authority.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Ca {
+pub(crate) struct Ca {
     /// Its subject.
     pub name: String,
     /// When its certificate expires, RFC 3339.
@@ -26,7 +26,7 @@ pub struct Ca {
 
 /// A host during a rollover.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RolloverHost {
+pub(crate) struct RolloverHost {
     /// Its name.
     pub name: String,
     /// Whether it is let in when the rollover is finished, as far as is known.
@@ -42,7 +42,7 @@ pub struct RolloverHost {
 /// Ends a rollover.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RolloverEnd {
+pub(crate) struct RolloverEnd {
     /// Whether also where that shuts out hosts.
     #[serde(default)]
     pub force: bool,
@@ -50,7 +50,7 @@ pub struct RolloverEnd {
 
 /// What the end of a rollover did.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RolloverEnded {
+pub(crate) struct RolloverEnded {
     /// The CA in force.
     pub ca: Ca,
     /// Where the certificate lies of the CA that was given up.

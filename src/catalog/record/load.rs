@@ -306,7 +306,7 @@ impl At<'_> {
     }
 
     fn time(&self, field: &'static str, text: &str) -> Result<OffsetDateTime, InvalidRow> {
-        self.read(field, text, |text| timestamp::parse(text)).map(moment)
+        self.read(field, text, timestamp::parse).map(moment)
     }
 }
 

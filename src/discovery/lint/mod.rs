@@ -6,10 +6,10 @@
 
 pub mod address;
 mod certificates;
-pub mod class;
-pub mod fault;
-pub mod probe;
-pub mod reading;
+pub(crate) mod class;
+pub(crate) mod fault;
+pub(crate) mod probe;
+pub(crate) mod reading;
 
 use std::collections::BTreeSet;
 use std::io;

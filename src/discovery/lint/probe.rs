@@ -32,10 +32,10 @@ use crate::files;
 use crate::pki::certificate::decode;
 
 /// How long a plugin has for everything, the connection included.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The largest answer that is read where no more is expected; Capabilities takes some 40 bytes.
-pub const LARGEST: usize = 64 << 10;
+pub(crate) const LARGEST: usize = 64 << 10;
 
 /// Where the authorities lie that an engine trusts beside `CAFile`: the first that is there counts.
 const SYSTEM_ROOTS: [&str; 3] =
@@ -44,7 +44,7 @@ const SYSTEM_ROOTS: [&str; 3] =
 /// Calls each target, all at the same time, in a runtime of its own on this thread. Never call it in async code.
 ///
 /// None where the target answers as a volume plugin does.
-pub fn probe(targets: &[&Target], patience: Duration) -> io::Result<Vec<Option<Fault>>> {
+pub(crate) fn probe(targets: &[&Target], patience: Duration) -> io::Result<Vec<Option<Fault>>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let calls = targets.iter().map(|target| one(target, patience));
     let told = runtime.block_on(futures_util::future::join_all(calls));
@@ -62,7 +62,7 @@ async fn one(target: &Target, patience: Duration) -> Option<Fault> {
 
 /// What a plugin is asked.
 #[derive(Debug, Clone, Copy)]
-pub struct Question<'a> {
+pub(crate) struct Question<'a> {
     /// The verb, such as `/VolumeDriver.Get`.
     pub rpc: &'a str,
     /// What it takes, as JSON.
@@ -72,12 +72,12 @@ pub struct Question<'a> {
 }
 
 /// What is asked to know whether this is a volume plugin: it changes nothing.
-pub const CAPABILITIES: Question<'_> =
+pub(crate) const CAPABILITIES: Question<'_> =
     Question { rpc: "/VolumeDriver.Capabilities", body: b"{}", largest: LARGEST };
 
 /// What a plugin answered, whatever it was.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The answer's status.
     pub status: StatusCode,
     /// Its `Date`, by the clock of the plugin's machine.
@@ -89,13 +89,13 @@ pub struct Answer {
 impl Answer {
     /// The body as JSON; null when it is none.
     #[must_use]
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
     /// Why this is no volume plugin's answer to [`CAPABILITIES`], if it is none.
     #[must_use]
-    pub fn fault(&self, address: &str) -> Option<Fault> {
+    pub(crate) fn fault(&self, address: &str) -> Option<Fault> {
         let (status, body) = (self.status, self.json());
         let refusal = refusal(&body);
         if status.is_success() && refusal.is_none() && body.get("Capabilities").is_some() {
@@ -111,7 +111,7 @@ impl Answer {
 
 /// The plugin's own word for why it refuses, if that is what its answer says.
 #[must_use]
-pub fn refusal(body: &Value) -> Option<&str> {
+pub(crate) fn refusal(body: &Value) -> Option<&str> {
     body.get("Err").and_then(Value::as_str).filter(|text| !text.is_empty())
 }
 
@@ -119,7 +119,7 @@ pub fn refusal(body: &Value) -> Option<&str> {
 ///
 /// # Errors
 /// [`Fault::Broken`] also where no runtime can be made; an answer that is an error is none.
-pub fn call(target: &Target, question: &Question<'_>, patience: Duration) -> Result<Answer, Fault> {
+pub(crate) fn call(target: &Target, question: &Question<'_>, patience: Duration) -> Result<Answer, Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -189,7 +189,7 @@ fn request(rpc: &str, body: &[u8]) -> http::Result<Request<Full<Bytes>>> {
 ///
 /// # Errors
 /// What broke the connection, and a body of more than `largest` bytes.
-pub async fn exchange<S>(
+pub(crate) async fn exchange<S>(
     stream: S,
     request: Request<Full<Bytes>>,
     largest: usize,
@@ -243,7 +243,7 @@ fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Erro
 }
 
 /// An error's causes, each once.
-pub fn told(error: &dyn StdError) -> String {
+pub(crate) fn told(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -14,10 +14,10 @@ use time::OffsetDateTime;
 use super::http::Identity;
 
 /// An authority.
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
-pub struct Pair {
+pub(crate) struct Pair {
     /// The certificate.
     pub cert: String,
     /// The key.
@@ -26,7 +26,7 @@ pub struct Pair {
 
 impl Authority {
     /// A new one of that name.
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -36,17 +36,17 @@ impl Authority {
     }
 
     /// Its own certificate.
-    pub fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
     /// A certificate for a server on this machine.
-    pub fn server(&self) -> Pair {
+    pub(crate) fn server(&self) -> Pair {
         self.server_until(None)
     }
 
     /// The same, ended already.
-    pub fn expired_server(&self, end: OffsetDateTime) -> Pair {
+    pub(crate) fn expired_server(&self, end: OffsetDateTime) -> Pair {
         self.server_until(Some(end))
     }
 
@@ -59,7 +59,7 @@ impl Authority {
     }
 
     /// A certificate for a server at these addresses, which calls others of its kind with it.
-    pub fn member(&self, addresses: &[IpAddr]) -> Pair {
+    pub(crate) fn member(&self, addresses: &[IpAddr]) -> Pair {
         self.issue("localhost", |params| {
             params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
@@ -67,12 +67,12 @@ impl Authority {
     }
 
     /// A client's certificate with that serial number.
-    pub fn client(&self, name: &str, serial: u8) -> Pair {
+    pub(crate) fn client(&self, name: &str, serial: u8) -> Pair {
         self.issue(name, |params| params.serial_number = Some(SerialNumber::from_slice(&[serial])))
     }
 
     /// A client's certificate that ended already.
-    pub fn expired(&self, name: &str, end: OffsetDateTime) -> Pair {
+    pub(crate) fn expired(&self, name: &str, end: OffsetDateTime) -> Pair {
         self.issue(name, |params| params.not_after = end)
     }
 
@@ -86,12 +86,12 @@ impl Authority {
     }
 
     /// The list of the serial numbers that were taken back.
-    pub fn crl(&self, serials: &[u8]) -> String {
+    pub(crate) fn crl(&self, serials: &[u8]) -> String {
         self.crl_of(serials, 1, OffsetDateTime::now_utc())
     }
 
     /// The same, with its number and the time when it was made.
-    pub fn crl_of(&self, serials: &[u8], number: u8, made: OffsetDateTime) -> String {
+    pub(crate) fn crl_of(&self, serials: &[u8], number: u8, made: OffsetDateTime) -> String {
         let revoked = |serial: &u8| RevokedCertParams {
             serial_number: SerialNumber::from_slice(&[*serial]),
             revocation_time: from_now(-1),
@@ -111,7 +111,7 @@ impl Authority {
 }
 
 /// The certificate (PEM) of a server whose year ends in a week, signed by the authority of these files.
-pub fn server_near_its_end(ca: &str, ca_key: &str, key: &str, names: &[&str]) -> String {
+pub(crate) fn server_near_its_end(ca: &str, ca_key: &str, key: &str, names: &[&str]) -> String {
     let key_of = |pem| KeyPair::from_pem(pem).expect("the file holds a key");
     let issuer = Issuer::from_ca_cert_pem(ca, key_of(ca_key)).expect("the file holds a CA");
     let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -123,7 +123,7 @@ pub fn server_near_its_end(ca: &str, ca_key: &str, key: &str, names: &[&str]) ->
 
 impl Pair {
     /// Writes the pair into a directory, beside the authority that the server's certificate comes from.
-    pub fn keep(&self, directory: &Path, name: &str, server_ca: &str) -> Identity {
+    pub(crate) fn keep(&self, directory: &Path, name: &str, server_ca: &str) -> Identity {
         std::fs::create_dir_all(directory).expect("the directory can be made");
         let keep = |ending: &str, text: &str| {
             let path = directory.join(format!("{name}.{ending}"));
@@ -135,6 +135,6 @@ impl Pair {
 }
 
 /// A number of days from now, or ago.
-pub fn from_now(days: i64) -> OffsetDateTime {
+pub(crate) fn from_now(days: i64) -> OffsetDateTime {
     OffsetDateTime::now_utc() + time::Duration::days(days)
 }

@@ -21,7 +21,7 @@ use super::{inner, mortal, print_log, scratch, signal};
 const START: Duration = Duration::from_secs(60);
 
 /// What a daemon is to be, before it is started.
-pub struct Setup<'a> {
+pub(crate) struct Setup<'a> {
     dir: TempDir,
     host: Option<&'a Host>,
     rooted: bool,
@@ -33,7 +33,7 @@ pub struct Setup<'a> {
 }
 
 /// A running (or killed) volhost with its files.
-pub struct Daemon<'a> {
+pub(crate) struct Daemon<'a> {
     setup: Setup<'a>,
     process: Option<Process>,
     addresses: Vec<String>,
@@ -51,7 +51,7 @@ struct Process {
 
 impl<'a> Daemon<'a> {
     /// A daemon of which nothing is configured but its name and where it listens: see [`Setup::standard`].
-    pub fn setup() -> Setup<'a> {
+    pub(crate) fn setup() -> Setup<'a> {
         Setup {
             dir: scratch(),
             host: None,
@@ -65,27 +65,27 @@ impl<'a> Daemon<'a> {
     }
 
     /// Starts that daemon.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::setup().start()
     }
 
     /// A path below the root, as the tests see it: `daemon.path("etc/volhost/backends.json")`.
-    pub fn path(&self, relative: &str) -> PathBuf {
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
         self.setup.path(relative)
     }
 
     /// volhost's process ID.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.process.as_ref().expect("the daemon runs").pid
     }
 
     /// The addresses of its `listening on` lines, in their order.
-    pub fn addresses(&self) -> &[String] {
+    pub(crate) fn addresses(&self) -> &[String] {
         &self.addresses
     }
 
     /// The address it listens on with this scheme (`https` or `http`).
-    pub fn tcp(&self, scheme: &str) -> SocketAddr {
+    pub(crate) fn tcp(&self, scheme: &str) -> SocketAddr {
         let of_scheme = |address: &String| address.strip_prefix(scheme)?.strip_prefix("://")?.parse().ok();
         self.addresses
             .iter()
@@ -94,7 +94,7 @@ impl<'a> Daemon<'a> {
     }
 
     /// The Unix socket it listens on.
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         let of_unix = |address: &String| {
             let path = address.strip_prefix("unix:")?;
             Some(PathBuf::from(path.strip_prefix("//").unwrap_or(path)))
@@ -106,14 +106,14 @@ impl<'a> Daemon<'a> {
     }
 
     /// The spec file that it wrote for this machine's engine.
-    pub fn spec(&self) -> Value {
+    pub(crate) fn spec(&self) -> Value {
         let path = self.path("etc/docker/plugins/volhost.json");
         let text = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         serde_json::from_slice(&text).expect("a spec file is JSON")
     }
 
     /// The certificate of this machine's engine, as the spec file names it.
-    pub fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Identity {
         let spec = self.spec();
         let file = |field: &str| {
             let path = spec["TLSConfig"][field].as_str().unwrap_or_else(|| panic!("no {field} in {spec}"));
@@ -127,7 +127,7 @@ impl<'a> Daemon<'a> {
 
     /// Makes a bundle for a host, by another certificate where it has one, and unpacks it into `directory`, as an
     /// administrator would into `/`.
-    pub fn add_host(&self, name: &str, options: &[&str], directory: &Path) -> Identity {
+    pub(crate) fn add_host(&self, name: &str, options: &[&str], directory: &Path) -> Identity {
         let bundle = self.setup.dir.path().join(format!("{name}.tar"));
         let text = bundle.to_str().expect("temporary paths are UTF-8");
         let verb = self.verb_for(name);
@@ -140,7 +140,7 @@ impl<'a> Daemon<'a> {
     }
 
     /// How a host gets a bundle: `add`, or `renew` where it has a certificate that is in force.
-    pub fn verb_for(&self, name: &str) -> &'static str {
+    pub(crate) fn verb_for(&self, name: &str) -> &'static str {
         let rows = self.cli(&["host", "ls", "--json"]).json();
         let has_one =
             |row: &Value| row["name"] == name && row["serial"].is_string() && row["revoked"] == false;
@@ -148,22 +148,22 @@ impl<'a> Daemon<'a> {
     }
 
     /// Calls it over mutual TLS as this machine's engine does.
-    pub fn tls(&self) -> Client {
+    pub(crate) fn tls(&self) -> Client {
         Client::connect(&Target::Tls(self.tcp("https"), self.identity())).expect("the handshake succeeds")
     }
 
     /// Calls it over its Unix socket.
-    pub fn unix(&self) -> Client {
+    pub(crate) fn unix(&self) -> Client {
         Client::connect(&Target::Unix(self.socket())).expect("the socket is open")
     }
 
     /// Calls it as another host does.
-    pub fn connect(&self, identity: &Identity) -> std::io::Result<Client> {
+    pub(crate) fn connect(&self, identity: &Identity) -> std::io::Result<Client> {
         Client::connect(&Target::Tls(self.tcp("https"), identity.clone()))
     }
 
     /// Writes a file of its anew, by a rename over the one before.
-    pub fn put(&self, relative: &str, text: &str) {
+    pub(crate) fn put(&self, relative: &str, text: &str) {
         let path = self.path(relative);
         std::fs::create_dir_all(path.parent().expect("a file has a directory")).expect("it can be made");
         let new = path.with_extension("new");
@@ -172,17 +172,17 @@ impl<'a> Daemon<'a> {
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         signal(name, self.pid());
     }
 
     /// What `volhost status --json` tells.
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         self.cli(&["status", "--json"]).json()
     }
 
     /// Runs the command line against it.
-    pub fn cli(&self, words: &[&str]) -> Said {
+    pub(crate) fn cli(&self, words: &[&str]) -> Said {
         let mut command = self.setup.command();
         self.setup.add_root(&mut command);
         wait::run(command.args(words))
@@ -190,7 +190,7 @@ impl<'a> Daemon<'a> {
 
     /// Runs the command line on a terminal of its own, where somebody types this: its exit code, and what stood on the
     /// screen.
-    pub fn typed(&self, words: &[&str], keys: &str) -> (Option<i32>, String) {
+    pub(crate) fn typed(&self, words: &[&str], keys: &str) -> (Option<i32>, String) {
         let mut command = self.setup.command();
         self.setup.add_root(&mut command);
         command.args(words);
@@ -214,45 +214,45 @@ impl<'a> Daemon<'a> {
     }
 
     /// Its log so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.setup.log()).unwrap_or_default()
     }
 
     /// Kills it as a power loss would.
-    pub fn kill9(&mut self) {
+    pub(crate) fn kill9(&mut self) {
         if let Some(mut process) = self.process.take() {
             kill(&mut process);
         }
     }
 
     /// Asks it to stop, and says how it ended.
-    pub fn terminate(&mut self) -> ExitStatus {
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
         self.signal("TERM");
         self.ended()
     }
 
     /// Waits for its end, which something else brought about, and says how it ended.
-    pub fn ended(&mut self) -> ExitStatus {
+    pub(crate) fn ended(&mut self) -> ExitStatus {
         let mut process = self.process.take().expect("the daemon ran");
         let ended = || process.child.try_wait().expect("the daemon is our child");
         wait::until("volhost's end", START, ended)
     }
 
     /// Starts it on the same files again, with or without having killed it before.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill9();
         self.start_again();
     }
 
     /// Starts it after it was killed or terminated.
-    pub fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         if let Err(status) = self.start_with(&[]) {
             panic!("volhost ended before it was ready: {status}");
         }
     }
 
     /// Starts it with these environment variables, for this time only; how it ended, when it did before it was ready.
-    pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<(), ExitStatus> {
+    pub(crate) fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<(), ExitStatus> {
         assert!(self.process.is_none(), "the daemon runs already");
         let mut process = self.setup.launch(environment);
         self.addresses = process.ready()?;
@@ -262,20 +262,20 @@ impl<'a> Daemon<'a> {
 
     /// Starts it and does not wait until it is ready: for one that has to wait itself, for something that the test
     /// withholds. To be followed by [`Daemon::ready`].
-    pub fn launch(&mut self) {
+    pub(crate) fn launch(&mut self) {
         assert!(self.process.is_none(), "the daemon runs already");
         self.process = Some(self.setup.launch(&[]));
     }
 
     /// What a daemon that was launched has printed so far.
-    pub fn printed(&mut self) -> &[String] {
+    pub(crate) fn printed(&mut self) -> &[String] {
         let process = self.process.as_mut().expect("the daemon runs");
         process.read(Duration::ZERO);
         &process.printed
     }
 
     /// Waits until a daemon that was launched is ready; how it ended, when it did before that.
-    pub fn ready(&mut self) -> Result<(), ExitStatus> {
+    pub(crate) fn ready(&mut self) -> Result<(), ExitStatus> {
         let mut process = self.process.take().expect("the daemon was launched");
         self.addresses = process.ready()?;
         self.process = Some(process);
@@ -283,7 +283,7 @@ impl<'a> Daemon<'a> {
     }
 
     /// Waits until it has ended by itself, and says how.
-    pub fn wait_for_end(&mut self) -> ExitStatus {
+    pub(crate) fn wait_for_end(&mut self) -> ExitStatus {
         let mut process = self.process.take().expect("the daemon runs");
         let ended = || process.child.try_wait().expect("the daemon is our child");
         wait::until("volhost's end by itself", START, ended)
@@ -301,12 +301,12 @@ impl Drop for Daemon<'_> {
 
 impl<'a> Setup<'a> {
     /// Where the daemon's files will be.
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
     /// A path below the root (without one: on the daemon's machine), as the tests see it.
-    pub fn path(&self, relative: &str) -> PathBuf {
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
         match self.host {
             Some(host) if !self.rooted => host.path(&format!("/{relative}")),
             _ => self.root().join(relative),
@@ -316,7 +316,7 @@ impl<'a> Setup<'a> {
     /// The configuration of a daemon that is given none: it is `node1`, or its machine's name, and listens for mutual
     /// TLS and on a Unix socket. The port is the kernel's choice; on a machine of its own it is 7443, because engines
     /// never look up a port twice.
-    pub fn standard(&self) -> Value {
+    pub(crate) fn standard(&self) -> Value {
         let socket = format!("unix:{}", self.root().join("run/volhost/plugin.sock").display());
         match self.host {
             None => json!({ "node": "node1", "listen": ["https://127.0.0.1:0", socket] }),
@@ -325,79 +325,79 @@ impl<'a> Setup<'a> {
     }
 
     /// Sets `volhost.json` in place of the standard one.
-    pub fn config(self, config: &Value) -> Self {
+    pub(crate) fn config(self, config: &Value) -> Self {
         self.unconfigured().file("etc/volhost/volhost.json", &config.to_string())
     }
 
     /// Sets `backends.json`.
-    pub fn backends(self, map: &Value) -> Self {
+    pub(crate) fn backends(self, map: &Value) -> Self {
         self.file("etc/volhost/backends.json", &map.to_string())
     }
 
     /// Sets any file that is to be there at the start.
-    pub fn file(mut self, relative: &str, text: &str) -> Self {
+    pub(crate) fn file(mut self, relative: &str, text: &str) -> Self {
         self.files.push((relative.to_owned(), text.to_owned()));
         self
     }
 
     /// Leaves the standard configuration out: what remains is `volhost --root DIR serve`.
-    pub fn unconfigured(mut self) -> Self {
+    pub(crate) fn unconfigured(mut self) -> Self {
         self.configured = false;
         self
     }
 
     /// Runs it on a machine of its own.
-    pub fn on(mut self, host: &'a Host) -> Self {
+    pub(crate) fn on(mut self, host: &'a Host) -> Self {
         self.host = Some(host);
         self
     }
 
     /// Runs it without `--root`, on the machine's own paths: `volhost serve`, as a first user types it.
-    pub fn without_root(mut self) -> Self {
+    pub(crate) fn without_root(mut self) -> Self {
         assert!(self.host.is_some(), "only on a machine of its own may volhost use the real paths");
         self.rooted = false;
         self
     }
 
     /// Limits how many files it may have open: `SOFT:HARD`.
-    pub fn open_files(self, limits: &str) -> Self {
+    pub(crate) fn open_files(self, limits: &str) -> Self {
         self.limit("nofile", limits)
     }
 
     /// Sets a resource limit, by the name that `prlimit` knows it by.
-    pub fn limit(mut self, name: &str, limits: &str) -> Self {
+    pub(crate) fn limit(mut self, name: &str, limits: &str) -> Self {
         self.limits.push(format!("--{name}={limits}"));
         self
     }
 
     /// Has its log written to this file instead of the one that [`Daemon::log`] reads.
-    pub fn stderr(mut self, file: File) -> Self {
+    pub(crate) fn stderr(mut self, file: File) -> Self {
         self.stderr = Some(file);
         self
     }
 
     /// Runs it, and the command line against it, with this umask.
-    pub fn umask(mut self, umask: &str) -> Self {
+    pub(crate) fn umask(mut self, umask: &str) -> Self {
         self.umask = Some(umask.to_owned());
         self
     }
 
     /// Starts it and waits until it is ready.
-    pub fn start(self) -> Daemon<'a> {
+    pub(crate) fn start(self) -> Daemon<'a> {
         let mut daemon = self.prepare();
         daemon.start_again();
         daemon
     }
 
     /// Writes its files and leaves the start to [`Daemon::start_again`] or [`Daemon::start_with`].
-    pub fn prepare(self) -> Daemon<'a> {
+    pub(crate) fn prepare(self) -> Daemon<'a> {
         self.write_files();
         Daemon { setup: self, process: None, addresses: Vec::new() }
     }
 
     /// Starts one that is expected to refuse: how it ended, and its log. What it left is looked at by `look`, before
     /// its files go.
-    pub fn refused(self, look: impl FnOnce()) -> (ExitStatus, String) {
+    pub(crate) fn refused(self, look: impl FnOnce()) -> (ExitStatus, String) {
         self.write_files();
         let mut process = self.launch(&[]);
         match process.ready() {

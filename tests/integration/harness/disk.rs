@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use super::daemon::Daemon;
 
 /// Everything below a directory, by its path relative to it: owner, group and mode, and what a file or a link holds.
-pub type Tree = BTreeMap<PathBuf, (u32, u32, u32, Vec<u8>)>;
+pub(crate) type Tree = BTreeMap<PathBuf, (u32, u32, u32, Vec<u8>)>;
 
 /// Reads everything below a directory.
-pub fn tree(top: &Path) -> Tree {
+pub(crate) fn tree(top: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut left = vec![PathBuf::new()];
     while let Some(relative) = left.pop() {
@@ -31,7 +31,7 @@ pub fn tree(top: &Path) -> Tree {
 }
 
 /// The same without the directory itself: a volume's own times and place change, what it holds does not.
-pub fn without_top(tree: &Tree) -> Tree {
+pub(crate) fn without_top(tree: &Tree) -> Tree {
     tree.iter()
         .filter(|(path, _)| !path.as_os_str().is_empty())
         .map(|(k, v)| (k.clone(), v.clone()))
@@ -39,14 +39,14 @@ pub fn without_top(tree: &Tree) -> Tree {
 }
 
 /// The names in a directory; none where it is not there.
-pub fn names(directory: &Path) -> BTreeSet<String> {
+pub(crate) fn names(directory: &Path) -> BTreeSet<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten();
     entries.map(|entry| entry.expect("it can be listed").file_name().to_string_lossy().into_owned()).collect()
 }
 
 impl Daemon<'_> {
     /// The removed volumes: identity and name.
-    pub fn trash(&self) -> BTreeMap<String, String> {
+    pub(crate) fn trash(&self) -> BTreeMap<String, String> {
         let rows = self.cli(&["volume", "ls", "--trash", "--json"]).json();
         let text = |value: &serde_json::Value| value.as_str().expect("it is a text").to_owned();
         let rows = rows.as_array().expect("it is a list").iter();
@@ -55,7 +55,7 @@ impl Daemon<'_> {
 
     /// What is wrong where the catalog and a backend's directory do not agree: each volume has its directory, each
     /// directory its volume, nothing is half-made, and the trash holds what is listed.
-    pub fn disagreement(&self, root: &Path) -> Option<String> {
+    pub(crate) fn disagreement(&self, root: &Path) -> Option<String> {
         let mut directories = names(root);
         directories.remove(".volhost");
         let volumes: BTreeSet<_> = self.volumes().into_iter().collect();
@@ -73,7 +73,7 @@ impl Daemon<'_> {
 
     /// Fails where the catalog and a backend's directory do not agree.
     #[track_caller]
-    pub fn agrees_with(&self, root: &Path) {
+    pub(crate) fn agrees_with(&self, root: &Path) {
         if let Some(why) = self.disagreement(root) {
             panic!("{}: {why}", root.display());
         }

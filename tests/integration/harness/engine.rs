@@ -17,29 +17,29 @@ const DOCKERD: &str = "/usr/sbin/dockerd";
 const START: Duration = Duration::from_secs(90);
 
 /// The image that every engine has: busybox, and a directory `/data` that holds the file `seed`.
-pub const IMAGE: &str = "box";
+pub(crate) const IMAGE: &str = "box";
 
 /// A running (or killed) engine.
-pub struct Engine<'a> {
+pub(crate) struct Engine<'a> {
     host: &'a Host,
     disk: Disk,
     dockerd: Option<Child>,
 }
 
 /// What an engine keeps when its machine loses power: its containers and images, and how it is started.
-pub struct Disk {
+pub(crate) struct Disk {
     dir: tempfile::TempDir,
     options: Vec<String>,
 }
 
 impl<'a> Engine<'a> {
     /// Starts an engine on a machine and gives it the image.
-    pub fn start(host: &'a Host) -> Self {
+    pub(crate) fn start(host: &'a Host) -> Self {
         Self::with_options(host, &[])
     }
 
     /// The same, with more options for dockerd.
-    pub fn with_options(host: &'a Host, options: &[&str]) -> Self {
+    pub(crate) fn with_options(host: &'a Host, options: &[&str]) -> Self {
         let options = options.iter().map(|&option| option.to_owned()).collect();
         let engine = Self::boot(host, Disk { dir: scratch(), options });
         let image = engine.disk.dir.path().join("image.tar");
@@ -49,7 +49,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Starts the engine whose disk this is, on a machine that was booted again.
-    pub fn boot(host: &'a Host, disk: Disk) -> Self {
+    pub(crate) fn boot(host: &'a Host, disk: Disk) -> Self {
         // What lies in /run elsewhere is gone after a loss of power; the process IDs in it are others' now.
         let _ = std::fs::remove_dir_all(disk.dir.path().join("exec"));
         let mut engine = Self { host, disk, dockerd: None };
@@ -60,36 +60,36 @@ impl<'a> Engine<'a> {
 
     /// Ends dockerd without a word. What is left when its machine ends too, with all its containers, as by a loss of
     /// power: the disk.
-    pub fn lose_power(mut self) -> Disk {
+    pub(crate) fn lose_power(mut self) -> Disk {
         self.kill9();
         std::mem::replace(&mut self.disk, Disk { dir: scratch(), options: Vec::new() })
     }
 
     /// The machine it runs on.
-    pub fn host(&self) -> &'a Host {
+    pub(crate) fn host(&self) -> &'a Host {
         self.host
     }
 
     /// Runs the client.
-    pub fn docker(&self, words: &[&str]) -> Said {
+    pub(crate) fn docker(&self, words: &[&str]) -> Said {
         wait::run(self.client().args(words))
     }
 
     /// Runs a client command that has to succeed: what it printed.
     #[track_caller]
-    pub fn ok(&self, words: &[&str]) -> String {
+    pub(crate) fn ok(&self, words: &[&str]) -> String {
         self.docker(words).ok()
     }
 
     /// Runs a client command that has to fail: what it complained about.
     #[track_caller]
-    pub fn fails(&self, words: &[&str]) -> String {
+    pub(crate) fn fails(&self, words: &[&str]) -> String {
         self.docker(words).fails()
     }
 
     /// Runs a line of shell on the engine's machine, in its directory ([`Host::dir`]). `docker` and `docker-compose` in it
     /// mean this engine.
-    pub fn shell(&self, line: &str) -> Said {
+    pub(crate) fn shell(&self, line: &str) -> Said {
         let mut command = self.host.command("sh");
         // Entering the machine leads to its root directory.
         command.args(["-c", &format!("cd {} && {line}", self.host.dir().display())]);
@@ -100,14 +100,14 @@ impl<'a> Engine<'a> {
 
     /// Runs a container of the image to its end, with these options, and this as its shell script.
     #[track_caller]
-    pub fn run(&self, options: &[&str], script: &str) -> String {
+    pub(crate) fn run(&self, options: &[&str], script: &str) -> String {
         let words = [&["run", "--rm", "--network", "none"], options, &[IMAGE, "sh", "-c", script]].concat();
         self.ok(&words)
     }
 
     /// Starts a container of that name that sleeps until it is stopped, at once because by SIGKILL.
     #[track_caller]
-    pub fn sleeper(&self, name: &str, options: &[&str]) {
+    pub(crate) fn sleeper(&self, name: &str, options: &[&str]) {
         let words = [
             &["run", "--detach", "--name", name, "--network", "none", "--stop-signal", "KILL"],
             options,
@@ -118,31 +118,31 @@ impl<'a> Engine<'a> {
 
     /// What `docker volume inspect` says of one volume.
     #[track_caller]
-    pub fn inspect(&self, volume: &str) -> serde_json::Value {
+    pub(crate) fn inspect(&self, volume: &str) -> serde_json::Value {
         self.docker(&["volume", "inspect", volume]).json()[0].clone()
     }
 
     /// Kills dockerd as a crash would: its containers go on.
-    pub fn kill9(&mut self) {
+    pub(crate) fn kill9(&mut self) {
         self.signal("KILL");
         let mut dockerd = self.dockerd.take().expect("the engine runs");
         dockerd.wait().expect("the engine is our child");
     }
 
     /// Stops it in good order, its containers with it.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.signal("TERM");
         let mut dockerd = self.dockerd.take().expect("the engine runs");
         wait::until("the engine's end", START, || dockerd.try_wait().expect("the engine is our child"));
     }
 
     /// Starts it after it was killed or stopped.
-    pub fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         self.start_with(&[]);
     }
 
     /// The same, with these environment variables.
-    pub fn start_with(&mut self, environment: &[(&str, &str)]) {
+    pub(crate) fn start_with(&mut self, environment: &[(&str, &str)]) {
         assert!(self.dockerd.is_none(), "the engine runs already");
         // A killed engine leaves it behind, with an ID that another process may have by now.
         let _ = std::fs::remove_file(self.pid_file());
@@ -179,7 +179,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Its socket, as a URL.
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         format!("unix://{}", self.disk.dir.path().join("docker.sock").display())
     }
 
@@ -206,7 +206,7 @@ impl Drop for Engine<'_> {
 }
 
 /// Writes the image's one layer.
-pub fn write_image(to: &Path) {
+pub(crate) fn write_image(to: &Path) {
     let mut layer = tar::Builder::new(File::create(to).expect("the image can be written"));
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
     let busybox = busybox.expect("busybox-static is installed: see tests/run");

@@ -31,13 +31,13 @@ const ETCDCTL: &str = "/usr/bin/etcdctl";
 const START: Duration = Duration::from_secs(60);
 
 /// The catalog whose keys, which begin with it between slashes, a limited user may read and write.
-pub const PREFIX: &str = "volhost";
+pub(crate) const PREFIX: &str = "volhost";
 
 /// The password of the user `root`, who is there as soon as there is another one.
 const ROOT: &str = "root:of-the-tests";
 
 /// What a cluster is to be, before it is started.
-pub struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     members: usize,
     tls: bool,
     user: Option<(String, String)>,
@@ -46,7 +46,7 @@ pub struct Plan<'a> {
 }
 
 /// A cluster, some members of which may be dead or frozen.
-pub struct Cluster<'a> {
+pub(crate) struct Cluster<'a> {
     members: Vec<Etcd>,
     host: Option<&'a Host>,
     tls: Option<Tls>,
@@ -78,7 +78,7 @@ struct Tls {
 
 /// How a member is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loss {
+pub(crate) enum Loss {
     /// It is killed: whoever calls it is refused at once.
     Killed,
     /// It is frozen: whoever calls it hears nothing.
@@ -87,31 +87,31 @@ pub enum Loss {
 
 impl<'a> Plan<'a> {
     /// Has clients and members prove themselves to each other by certificates.
-    pub fn tls(mut self) -> Self {
+    pub(crate) fn tls(mut self) -> Self {
         self.tls = true;
         self
     }
 
     /// Has etcd ask clients for a user and a password, and gives this user what lies below [`PREFIX`].
-    pub fn user(mut self, name: &str, password: &str) -> Self {
+    pub(crate) fn user(mut self, name: &str, password: &str) -> Self {
         self.user = Some((name.to_owned(), password.to_owned()));
         self
     }
 
     /// Runs the members on a machine: at [`Host::GATEWAY`], which is its address once another one has joined it.
-    pub fn on(mut self, host: &'a Host) -> Self {
+    pub(crate) fn on(mut self, host: &'a Host) -> Self {
         self.host = Some(host);
         self
     }
 
     /// Has etcd refuse to grow beyond so many bytes.
-    pub fn quota(mut self, bytes: u32) -> Self {
+    pub(crate) fn quota(mut self, bytes: u32) -> Self {
         self.quota = Some(bytes);
         self
     }
 
     /// Starts it and waits until it answers.
-    pub fn start(self) -> Cluster<'a> {
+    pub(crate) fn start(self) -> Cluster<'a> {
         let Self { members, tls, user, host, quota } = self;
         assert!(
             Path::new(ETCD).exists(),
@@ -138,33 +138,33 @@ impl<'a> Plan<'a> {
 
 impl<'a> Cluster<'a> {
     /// A cluster of one member.
-    pub fn single() -> Plan<'a> {
+    pub(crate) fn single() -> Plan<'a> {
         Plan { members: 1, tls: false, user: None, host: None, quota: None }
     }
 
     /// A cluster of three members.
-    pub fn three() -> Plan<'a> {
+    pub(crate) fn three() -> Plan<'a> {
         Plan { members: 3, ..Self::single() }
     }
 
     /// How many members it has, dead or alive.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.members.len()
     }
 
     /// The members' addresses, for clients.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.members.iter().map(|member| member.client).collect()
     }
 
     /// The catalog of that prefix as a configuration names it.
-    pub fn catalog(&self, prefix: &str) -> String {
+    pub(crate) fn catalog(&self, prefix: &str) -> String {
         let members: Vec<_> = self.addresses().iter().map(SocketAddr::to_string).collect();
         format!("etcd://{}/{prefix}", members.join(","))
     }
 
     /// What a configuration says in `etcd` of how an instance is let in; nothing where everybody is.
-    pub fn credentials(&self) -> Option<Value> {
+    pub(crate) fn credentials(&self) -> Option<Value> {
         let file = |name: &str| self.client_file(name).display().to_string();
         let mut credentials = json!({});
         if self.tls.is_some() {
@@ -179,24 +179,24 @@ impl<'a> Cluster<'a> {
     }
 
     /// One of the files that [`Cluster::credentials`] names: `ca.crt`, `client.crt`, `client.key` or `password`.
-    pub fn client_file(&self, name: &str) -> PathBuf {
+    pub(crate) fn client_file(&self, name: &str) -> PathBuf {
         self.dir.path().join("client").join(name)
     }
 
     /// Kills a member.
-    pub fn kill(&mut self, member: usize) {
+    pub(crate) fn kill(&mut self, member: usize) {
         self.members[member].kill();
     }
 
     /// Starts a member that was killed, on what it had. Whether it answers is not waited for. To be called by the thread
     /// that holds the cluster: a member ends with the thread that started it.
-    pub fn start(&mut self, member: usize) {
+    pub(crate) fn start(&mut self, member: usize) {
         let command = self.command(member);
         self.members[member].start(command, self.host.is_some());
     }
 
     /// Stops a member's clock: its connections stand, and nothing comes from it.
-    pub fn freeze(&mut self, member: usize) {
+    pub(crate) fn freeze(&mut self, member: usize) {
         let member = &mut self.members[member];
         assert!(member.process.is_some(), "{} does not run", member.name);
         signal("STOP", member.pid);
@@ -204,12 +204,12 @@ impl<'a> Cluster<'a> {
     }
 
     /// Has a frozen member go on.
-    pub fn thaw(&mut self, member: usize) {
+    pub(crate) fn thaw(&mut self, member: usize) {
         self.members[member].thaw();
     }
 
     /// Loses a member in that way.
-    pub fn lose(&mut self, member: usize, how: Loss) {
+    pub(crate) fn lose(&mut self, member: usize, how: Loss) {
         match how {
             Loss::Killed => self.kill(member),
             Loss::Frozen => self.freeze(member),
@@ -217,7 +217,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Loses all members but one, of three or of one: nothing can be written, and nothing read for certain.
-    pub fn lose_quorum(&mut self, how: Loss) {
+    pub(crate) fn lose_quorum(&mut self, how: Loss) {
         let leader = self.leader();
         let lost = self.size().div_ceil(2);
         // The leader first: until it is gone it answers for those that went before.
@@ -228,7 +228,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Brings back every member that was lost, and waits until all of them answer.
-    pub fn recover(&mut self) {
+    pub(crate) fn recover(&mut self) {
         for member in 0..self.size() {
             if self.members[member].process.is_none() {
                 self.start(member);
@@ -240,7 +240,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Kills all members and starts them again.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         for member in 0..self.size() {
             self.kill(member);
         }
@@ -248,7 +248,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Saves what the cluster holds, as an operator does who keeps backups: for [`Cluster::take_back`].
-    pub fn save(&self) -> PathBuf {
+    pub(crate) fn save(&self) -> PathBuf {
         let file = self.dir.path().join("snapshot");
         // Of one member, whichever.
         let address = self.url(self.members[0].client);
@@ -258,7 +258,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Restores what was saved, in the place of all that came after it.
-    pub fn take_back(&mut self, snapshot: &Path) {
+    pub(crate) fn take_back(&mut self, snapshot: &Path) {
         for at in 0..self.size() {
             self.kill(at);
             let member = &self.members[at];
@@ -274,7 +274,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Waits until each member that runs answers a read that a majority has agreed to.
-    pub fn wait_until_healthy(&self) {
+    pub(crate) fn wait_until_healthy(&self) {
         for member in self.members.iter().filter(|member| member.runs()) {
             let what = format!("{} to answer", member.name);
             until(&what, START, || (self.read_from(member).code == Some(0)).then_some(()));
@@ -282,7 +282,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// The member that leads, once those that run agree on it.
-    pub fn leader(&self) -> usize {
+    pub(crate) fn leader(&self) -> usize {
         until("the members to agree on who leads", START, || {
             let told = self.ctl(&["endpoint", "status", "--write-out=json"]);
             let status: Value = serde_json::from_str(&told.stdout).ok().filter(|_| told.code == Some(0))?;
@@ -297,18 +297,18 @@ impl<'a> Cluster<'a> {
     }
 
     /// Forgets every revision but the present one: who watches from an earlier one has to read everything again.
-    pub fn compact(&self) {
+    pub(crate) fn compact(&self) {
         self.ok(&["compaction", "--physical", &self.revision().to_string()]);
     }
 
     /// The number of the last change.
-    pub fn revision(&self) -> u64 {
+    pub(crate) fn revision(&self) -> u64 {
         let told = self.ctl(&["get", "--write-out=json", "none"]).json();
         told["header"]["revision"].as_u64().expect("an answer tells its revision")
     }
 
     /// The keys that begin with this, and their values, in their order.
-    pub fn get(&self, prefix: &str) -> Vec<(String, String)> {
+    pub(crate) fn get(&self, prefix: &str) -> Vec<(String, String)> {
         let told = self.ctl(&["get", "--prefix", "--write-out=json", prefix]).json();
         let text = |one: &Value, field: &str| {
             let bytes =
@@ -320,22 +320,22 @@ impl<'a> Cluster<'a> {
     }
 
     /// The keys that begin with this, in their order.
-    pub fn keys(&self, prefix: &str) -> Vec<String> {
+    pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
         self.get(prefix).into_iter().map(|(key, _)| key).collect()
     }
 
     /// Writes a key.
-    pub fn put(&self, key: &str, value: &str) {
+    pub(crate) fn put(&self, key: &str, value: &str) {
         self.ok(&["put", key, value]);
     }
 
     /// Deletes a key.
-    pub fn del(&self, key: &str) {
+    pub(crate) fn del(&self, key: &str) {
         self.ok(&["del", key]);
     }
 
     /// Gives the limited user another password. The file that instances read it from is [`Cluster::write_password`]'s.
-    pub fn change_password(&self, password: &str) {
+    pub(crate) fn change_password(&self, password: &str) {
         let user = self.user.as_deref().expect("the cluster has a user");
         let mut command = self.ctl_command(ROOT);
         command
@@ -351,13 +351,13 @@ impl<'a> Cluster<'a> {
     }
 
     /// Writes a password into the file that instances read it from.
-    pub fn write_password(&self, password: &str) {
+    pub(crate) fn write_password(&self, password: &str) {
         replace(&self.client_file("password"), &format!("{password}\n"));
     }
 
     /// Gives clients a certificate of the next authority, and its own beside the present one to trust. Members take
     /// both kinds of clients until [`Cluster::retire`].
-    pub fn replace_client_certificate(&self) {
+    pub(crate) fn replace_client_certificate(&self) {
         let Tls { now, next, peers: _ } = self.tls.as_ref().expect("the cluster has TLS");
         replace(&self.client_file("ca.crt"), &format!("{}{}", now.pem(), next.pem()));
         self.write_client(&next.client("instance", 2));
@@ -365,7 +365,7 @@ impl<'a> Cluster<'a> {
 
     /// Starts the members again, one after the other, with certificates of the next authority; clients have to have
     /// one of it, too, from now on.
-    pub fn retire(&mut self) {
+    pub(crate) fn retire(&mut self) {
         for member in 0..self.size() {
             let Tls { now: _, next, peers: _ } = self.tls.as_ref().expect("the cluster has TLS");
             let of = &self.members[member];
@@ -378,12 +378,12 @@ impl<'a> Cluster<'a> {
     }
 
     /// Runs etcdctl as the user who may do everything, against the members that run.
-    pub fn ctl(&self, words: &[&str]) -> Said {
+    pub(crate) fn ctl(&self, words: &[&str]) -> Said {
         wait::run(self.ctl_command(ROOT).args(words))
     }
 
     /// Runs etcdctl as an instance is let in, with this password.
-    pub fn ctl_as_instance(&self, password: &str, words: &[&str]) -> Said {
+    pub(crate) fn ctl_as_instance(&self, password: &str, words: &[&str]) -> Said {
         let user = self.user.as_deref().expect("the cluster has a user");
         wait::run(self.ctl_command(&format!("{user}:{password}")).args(words))
     }

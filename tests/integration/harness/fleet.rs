@@ -17,7 +17,7 @@ use super::http::{Answer, Client, Identity, Target};
 use super::scratch;
 
 /// What a fleet is to be, before it is started.
-pub struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     etcd: Cluster<'a>,
     instances: usize,
     hosts: Vec<&'a Host>,
@@ -25,7 +25,7 @@ pub struct Plan<'a> {
 }
 
 /// Instances on one catalog.
-pub struct Fleet<'a> {
+pub(crate) struct Fleet<'a> {
     // First, so that no instance outlives what it needs.
     /// The instances: the first one's machine is called `store1`, unless it has a name of its own.
     pub instances: Vec<Daemon<'a>>,
@@ -39,24 +39,24 @@ pub struct Fleet<'a> {
 
 impl<'a> Fleet<'a> {
     /// Instances on this cluster's catalog.
-    pub fn of(etcd: Cluster<'a>, instances: usize) -> Plan<'a> {
+    pub(crate) fn of(etcd: Cluster<'a>, instances: usize) -> Plan<'a> {
         Plan { etcd, instances, hosts: Vec::new(), changes: json!({}) }
     }
 
     /// The directory of the backend that all instances have: `default`.
-    pub fn volumes(&self) -> PathBuf {
+    pub(crate) fn volumes(&self) -> PathBuf {
         self.dir.path().join("volumes")
     }
 
     /// A certificate by which a host of that name is known to every instance.
-    pub fn identity(&self, host: &str) -> Identity {
+    pub(crate) fn identity(&self, host: &str) -> Identity {
         let serial = self.serials.fetch_add(1, Ordering::Relaxed) + 1;
         let pair = self.authority.client(host, serial);
         pair.keep(&self.dir.path().join("hosts"), &format!("{host}-{serial}"), &self.authority.pem())
     }
 
     /// Calls an instance as a host does: from the instance's own machine, where it has one.
-    pub fn connect(&self, instance: usize, identity: &Identity) -> io::Result<Client> {
+    pub(crate) fn connect(&self, instance: usize, identity: &Identity) -> io::Result<Client> {
         let daemon = &self.instances[instance];
         match self.hosts.get(instance) {
             Some(host) => Client::tls(host.dial(daemon.tcp("https"))?, &identity.ca, Some(identity)),
@@ -65,27 +65,27 @@ impl<'a> Fleet<'a> {
     }
 
     /// A connection of that host to an instance.
-    pub fn client(&self, instance: usize, host: &str) -> Client {
+    pub(crate) fn client(&self, instance: usize, host: &str) -> Client {
         self.connect(instance, &self.identity(host)).expect("the handshake succeeds")
     }
 }
 
 impl<'a> Plan<'a> {
     /// Runs the instances on machines, one on each, whose names are theirs.
-    pub fn on(mut self, hosts: &[&'a Host]) -> Self {
+    pub(crate) fn on(mut self, hosts: &[&'a Host]) -> Self {
         assert_eq!(hosts.len(), self.instances, "each instance has a machine");
         self.hosts = hosts.to_vec();
         self
     }
 
     /// Sets fields of every instance's configuration.
-    pub fn config(mut self, changes: Value) -> Self {
+    pub(crate) fn config(mut self, changes: Value) -> Self {
         self.changes = changes;
         self
     }
 
     /// Starts the instances, one after the other, and waits until they are ready.
-    pub fn start(self) -> Fleet<'a> {
+    pub(crate) fn start(self) -> Fleet<'a> {
         let mut fleet = self.prepare();
         for daemon in &mut fleet.instances {
             daemon.start_again();
@@ -94,7 +94,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Writes the instances' files and leaves their start to the test.
-    pub fn prepare(self) -> Fleet<'a> {
+    pub(crate) fn prepare(self) -> Fleet<'a> {
         let Self { etcd, instances, hosts, changes } = self;
         let mut fleet = Fleet {
             instances: Vec::new(),
@@ -112,7 +112,7 @@ impl<'a> Plan<'a> {
 
 impl<'a> Fleet<'a> {
     /// An instance on the catalog of that prefix, with these fields of its configuration set.
-    pub fn setup(&self, at: usize, prefix: &str, changes: &Value) -> Setup<'a> {
+    pub(crate) fn setup(&self, at: usize, prefix: &str, changes: &Value) -> Setup<'a> {
         let host = self.hosts.get(at).copied();
         let setup = match host {
             Some(host) => Daemon::setup().on(host),
@@ -147,7 +147,7 @@ impl<'a> Fleet<'a> {
 
 impl Client {
     /// Calls a volume RPC by its short name, for a volume: `client.volume("Mount", json!({"Name": "db", "ID": "1"}))`.
-    pub fn volume(&mut self, rpc: &str, body: &Value) -> io::Result<Answer> {
+    pub(crate) fn volume(&mut self, rpc: &str, body: &Value) -> io::Result<Answer> {
         self.call(&format!("/VolumeDriver.{rpc}"), body)
     }
 }

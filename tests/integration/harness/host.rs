@@ -23,7 +23,7 @@ use super::wait::{self, SOON, Said};
 use super::{children, mortal, print_log, remove_control_group, scratch, signal};
 
 /// The environment variable that names the tree of another system, whose programs machines are to have.
-pub const ROOT: &str = "VOLHOST_TEST_ROOT";
+pub(crate) const ROOT: &str = "VOLHOST_TEST_ROOT";
 
 /// What the first process does: it sets the machine up, says so, and then waits for orphans, as an init must.
 ///
@@ -64,7 +64,7 @@ while :; do sleep 5; done
 "#;
 
 /// A machine.
-pub struct Host {
+pub(crate) struct Host {
     name: String,
     // Held for its pipe and its life: the machine ends with it.
     unshare: Child,
@@ -77,7 +77,7 @@ pub struct Host {
 
 impl Host {
     /// Starts a machine of that host name, connected to nothing.
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test needs root: run tests/run as root");
         let dir = scratch();
         let log = dir.path().join("boot.log");
@@ -112,29 +112,29 @@ impl Host {
     }
 
     /// Its host name.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// A directory of its own that every machine of the test sees under the same path.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
     /// The control group that engines are told to put the machine's containers below: `/NAME`.
     ///
     /// Control groups are the one thing that a machine does not have for itself, and that outlives its processes.
-    pub fn control_group(&self) -> String {
+    pub(crate) fn control_group(&self) -> String {
         format!("/{}", self.dir.path().file_name().and_then(OsStr::to_str).expect("scratch names are UTF-8"))
     }
 
     /// Where a path of the machine is found from outside.
-    pub fn path(&self, absolute: &str) -> PathBuf {
+    pub(crate) fn path(&self, absolute: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{absolute}", self.init))
     }
 
     /// A command that runs on the machine, and ends with the thread that starts it.
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = mortal("nsenter");
         command.arg("--target").arg(self.init.to_string());
         command.args(["--mount", "--pid", "--net", "--uts", "--ipc", "--"]);
@@ -147,14 +147,14 @@ impl Host {
     }
 
     /// Runs a command on the machine to its end.
-    pub fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Said {
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Said {
         let mut words = words.into_iter();
         let program = words.next().expect("a command has a name");
         wait::run(self.command(program).args(words))
     }
 
     /// Shows a directory at another path of the machine. Both are made where they are missing.
-    pub fn bind(&self, directory: &Path, at: &str) {
+    pub(crate) fn bind(&self, directory: &Path, at: &str) {
         let script = r#"mkdir -p "$1" "$2" && mount --bind "$1" "$2""#;
         self.run([
             OsStr::new("sh"),
@@ -169,7 +169,7 @@ impl Host {
 
     /// Connects the machine to another's network, and says which address it has there. The other one has
     /// [`Host::GATEWAY`].
-    pub fn join(&self, other: &Host) -> Ipv4Addr {
+    pub(crate) fn join(&self, other: &Host) -> Ipv4Addr {
         let member = other.members.fetch_add(1, Ordering::Relaxed) + 2;
         if member == 2 {
             let gateway = format!("{}/24", Self::GATEWAY);
@@ -191,17 +191,17 @@ impl Host {
     }
 
     /// The address of a machine that others have joined, on the network between them.
-    pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+    pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
     /// Its address on the network that it has joined.
-    pub fn address(&self) -> Ipv4Addr {
+    pub(crate) fn address(&self) -> Ipv4Addr {
         let [a, b, c, _] = Self::GATEWAY.octets();
         Ipv4Addr::new(a, b, c, self.member.load(Ordering::Relaxed))
     }
 
     /// Cuts the machine off from the one that it has joined: whatever either sends vanishes. Nothing is refused, no
     /// address becomes unknown and no link goes down, so neither end is told.
-    pub fn cut(&self, other: &Host) {
+    pub(crate) fn cut(&self, other: &Host) {
         // Once a neighbour does not answer any more a machine says itself that it is out of reach.
         other.knows(self.address(), "lan", &self.hardware_address("eth0"));
         self.knows(Self::GATEWAY, "eth0", &other.hardware_address("lan"));
@@ -209,12 +209,12 @@ impl Host {
     }
 
     /// Has whatever the other machine sends to this one vanish, while what this one sends arrives.
-    pub fn deafen(&self, other: &Host) {
+    pub(crate) fn deafen(&self, other: &Host) {
         other.run(["ip", "route", "replace", "blackhole", &format!("{}/32", self.address())]).ok();
     }
 
     /// Takes back a [`Host::cut`] or a [`Host::deafen`].
-    pub fn heal(&self, other: &Host) {
+    pub(crate) fn heal(&self, other: &Host) {
         other.run(["bridge", "link", "set", "dev", &self.port(), "state", "3"]).ok();
         // There is none unless it was deafened.
         let _ = other.run(["ip", "route", "del", "blackhole", &format!("{}/32", self.address())]);
@@ -236,18 +236,18 @@ impl Host {
     }
 
     /// Connects as a program on this machine would.
-    pub fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+    pub(crate) fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
         dial(self.init, address)
     }
 
     /// Listens as a program on this machine would, on a port of the kernel's choice.
-    pub fn listen(&self, address: Ipv4Addr) -> TcpListener {
+    pub(crate) fn listen(&self, address: Ipv4Addr) -> TcpListener {
         let bound = self.spawn(move || TcpListener::bind((address, 0)));
         bound.join().expect("the thread does not panic").expect("the machine has that address")
     }
 
     /// Does something in a thread that is on this machine's network.
-    pub fn spawn<T: Send + 'static>(
+    pub(crate) fn spawn<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> JoinHandle<io::Result<T>> {
@@ -265,7 +265,7 @@ impl Drop for Host {
 }
 
 /// Connects from the network that a process is in.
-pub fn dial(init: u32, address: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) fn dial(init: u32, address: SocketAddr) -> io::Result<TcpStream> {
     let connected = spawn_in_network_of(init, move || {
         let stream = TcpStream::connect_timeout(&address, SOON)?;
         stream.set_read_timeout(Some(SOON))?;

@@ -17,7 +17,7 @@ use super::wait::SOON;
 
 /// The files by which a host proves who it is, and knows whom it talks to.
 #[derive(Debug, Clone)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The authority that the server's certificate must come from.
     pub ca: PathBuf,
     /// The host's certificate.
@@ -28,7 +28,7 @@ pub struct Identity {
 
 /// Where a server is to be called, and as whom.
 #[derive(Debug, Clone)]
-pub enum Target {
+pub(crate) enum Target {
     /// A Unix socket.
     Unix(PathBuf),
     /// Plain TCP.
@@ -39,7 +39,7 @@ pub enum Target {
 
 /// One answer.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The status code.
     pub status: u16,
     /// The header lines, names in lower case.
@@ -50,17 +50,17 @@ pub struct Answer {
 
 impl Answer {
     /// The body as JSON; null when it is none.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
     /// The text of `Err`; empty when the answer has none.
-    pub fn err(&self) -> String {
+    pub(crate) fn err(&self) -> String {
         self.json()["Err"].as_str().unwrap_or_default().to_owned()
     }
 
     /// A header's value.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| &**v)
     }
 }
@@ -69,7 +69,7 @@ trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
 /// One connection.
-pub struct Client {
+pub(crate) struct Client {
     stream: Box<dyn Stream>,
     unread: Vec<u8>,
     server: Vec<u8>,
@@ -78,7 +78,7 @@ pub struct Client {
 impl Client {
     /// Connects. Over TLS the handshake has succeeded from this side; a server that refuses the certificate says so
     /// in TLS 1.3 only afterwards, so the first answer fails.
-    pub fn connect(target: &Target) -> io::Result<Self> {
+    pub(crate) fn connect(target: &Target) -> io::Result<Self> {
         match target {
             Target::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
@@ -91,12 +91,12 @@ impl Client {
     }
 
     /// Makes a TLS connection out of one that stands, with a certificate or without any.
-    pub fn tls(stream: TcpStream, ca: &Path, identity: Option<&Identity>) -> io::Result<Self> {
+    pub(crate) fn tls(stream: TcpStream, ca: &Path, identity: Option<&Identity>) -> io::Result<Self> {
         Self::tls_of(rustls::ALL_VERSIONS, stream, ca, identity)
     }
 
     /// As [`Client::tls`], of these versions of TLS only.
-    pub fn tls_of(
+    pub(crate) fn tls_of(
         versions: &[&'static SupportedProtocolVersion],
         mut stream: TcpStream,
         ca: &Path,
@@ -114,17 +114,17 @@ impl Client {
     }
 
     /// The certificate (DER) that the server proved itself with; empty without TLS.
-    pub fn server(&self) -> &[u8] {
+    pub(crate) fn server(&self) -> &[u8] {
         &self.server
     }
 
     /// Speaks over a stream that stands already.
-    pub fn over(stream: impl Read + Write + Send + 'static) -> Self {
+    pub(crate) fn over(stream: impl Read + Write + Send + 'static) -> Self {
         Self { stream: Box::new(stream), unread: Vec::new(), server: Vec::new() }
     }
 
     /// Calls an RPC as an engine does, with a JSON body.
-    pub fn call(&mut self, rpc: &str, body: &Value) -> io::Result<Answer> {
+    pub(crate) fn call(&mut self, rpc: &str, body: &Value) -> io::Result<Answer> {
         let body = format!("{body}\n");
         let length = body.len().to_string();
         self.request(
@@ -135,20 +135,20 @@ impl Client {
     }
 
     /// Sends one request exactly as given, and reads its answer.
-    pub fn request(&mut self, line: &str, headers: &[(&str, &str)], body: &str) -> io::Result<Answer> {
+    pub(crate) fn request(&mut self, line: &str, headers: &[(&str, &str)], body: &str) -> io::Result<Answer> {
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         self.send(format!("{line}\r\n{headers}\r\n{body}").as_bytes())?;
         self.answer()
     }
 
     /// Sends bytes.
-    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)?;
         self.stream.flush()
     }
 
     /// Reads one answer; a connection closed before it is complete is an error of kind `UnexpectedEof`.
-    pub fn answer(&mut self) -> io::Result<Answer> {
+    pub(crate) fn answer(&mut self) -> io::Result<Answer> {
         let end = loop {
             if let Some(at) = self.unread.windows(4).position(|four| four == b"\r\n\r\n") {
                 break at;
@@ -183,7 +183,7 @@ impl Client {
     }
 
     /// Whether the server has closed the connection or closes it within the read timeout, having sent nothing more.
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         if !self.unread.is_empty() {
             return false;
         }
@@ -228,7 +228,7 @@ impl Client {
 }
 
 /// Connects over TCP; a read ends after [`SOON`].
-pub fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, SOON)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(SOON))?;

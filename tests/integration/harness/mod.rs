@@ -5,21 +5,21 @@
 //! it with its parent, and whatever a machine mounted or linked lies in namespaces that end with its first process.
 //! Only a directory below the temporary directory and a control group can be left over, and the next run sweeps them.
 
-pub mod authority;
-pub mod daemon;
-pub mod disk;
-pub mod engine;
-pub mod etcd;
-pub mod fleet;
-pub mod fuse;
-pub mod host;
-pub mod http;
-pub mod random;
-pub mod relay;
-pub mod state;
-pub mod storage;
-pub mod systemd;
-pub mod wait;
+pub(crate) mod authority;
+pub(crate) mod daemon;
+pub(crate) mod disk;
+pub(crate) mod engine;
+pub(crate) mod etcd;
+pub(crate) mod fleet;
+pub(crate) mod fuse;
+pub(crate) mod host;
+pub(crate) mod http;
+pub(crate) mod random;
+pub(crate) mod relay;
+pub(crate) mod state;
+pub(crate) mod storage;
+pub(crate) mod systemd;
+pub(crate) mod wait;
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -30,16 +30,16 @@ use std::sync::Once;
 
 use tempfile::TempDir;
 
-pub use self::daemon::Daemon;
-pub use self::engine::Engine;
-pub use self::etcd::Cluster;
-pub use self::fleet::Fleet;
-pub use self::host::Host;
+pub(crate) use self::daemon::Daemon;
+pub(crate) use self::engine::Engine;
+pub(crate) use self::etcd::Cluster;
+pub(crate) use self::fleet::Fleet;
+pub(crate) use self::host::Host;
 
 const PREFIX: &str = "volhost-test-";
 
 /// A directory of a test's own, with a short path (a Unix socket's has 107 bytes at most), removed with it.
-pub fn scratch() -> TempDir {
+pub(crate) fn scratch() -> TempDir {
     static SWEEP: Once = Once::new();
     SWEEP.call_once(sweep);
     let free = rustix::fs::statvfs(std::env::temp_dir()).expect("the temporary directory is there");
@@ -74,7 +74,7 @@ fn sweep() {
 }
 
 /// Removes the control group of a machine that is gone, in each hierarchy that there is.
-pub fn remove_control_group(name: &str) {
+pub(crate) fn remove_control_group(name: &str) {
     let name = name.trim_start_matches('/');
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -96,21 +96,21 @@ fn remove_empty(group: &Path) {
 
 /// A command that the kernel kills with the thread that starts it. So nothing that is to outlive a helper thread may
 /// be started from it.
-pub fn mortal(program: impl AsRef<OsStr>) -> Command {
+pub(crate) fn mortal(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
 }
 
 /// The children of a process.
-pub fn children(pid: u32) -> Vec<u32> {
+pub(crate) fn children(pid: u32) -> Vec<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
 /// The process that the way into a machine ([`Host::command`]) led to; the way itself, where both have ended already.
-pub fn inner(way: &mut Child) -> u32 {
+pub(crate) fn inner(way: &mut Child) -> u32 {
     wait::until("a process on its machine", wait::SOON, || match way.try_wait() {
         Ok(None) => children(way.id()).first().copied(),
         _ => Some(way.id()),
@@ -118,13 +118,13 @@ pub fn inner(way: &mut Child) -> u32 {
 }
 
 /// Sends a signal, by the name that `kill` knows it by, to a process that the test started.
-pub fn signal(name: &str, pid: u32) {
+pub(crate) fn signal(name: &str, pid: u32) {
     let sent = Command::new("kill").args(["-s", name, &pid.to_string()]).status();
     assert!(sent.is_ok_and(|status| status.success()), "cannot send {name} to process {pid}");
 }
 
 /// Notes which version of an engine a test has met, in the file that `tests/engines` names: the columns of its table.
-pub fn report_version(engine: &str, version: &str) {
+pub(crate) fn report_version(engine: &str, version: &str) {
     let Some(path) = std::env::var_os("VOLHOST_TEST_VERSIONS") else { return };
     let file = File::options().create(true).append(true).open(path);
     let line = format!("{engine} {version}\n");
@@ -132,7 +132,7 @@ pub fn report_version(engine: &str, version: &str) {
 }
 
 /// Prints a log that helps to understand a failed test.
-pub fn print_log(title: &str, path: &Path) {
+pub(crate) fn print_log(title: &str, path: &Path) {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| format!("cannot be read: {e}\n"));
     let lines: Vec<_> = text.lines().collect();
     let last = lines.len().saturating_sub(200);

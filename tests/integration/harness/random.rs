@@ -4,16 +4,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A small generator (SplitMix64).
 #[derive(Debug, Clone)]
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// The generator of this seed.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -22,19 +22,19 @@ impl Random {
     }
 
     /// A number below the bound, which is not zero.
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
     /// One of them.
-    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         let at = self.below(of.len() as u64);
         of[usize::try_from(at).expect("a place in a list is no larger than its length")]
     }
 }
 
 /// The seed that an environment variable names, or a new one.
-pub fn seed(variable: &str) -> u64 {
+pub(crate) fn seed(variable: &str) -> u64 {
     setting(variable).unwrap_or_else(|| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         now.as_secs() ^ u64::from(now.subsec_nanos()) << 20
@@ -42,7 +42,7 @@ pub fn seed(variable: &str) -> u64 {
 }
 
 /// The number that an environment variable holds, if it is set.
-pub fn setting(variable: &str) -> Option<u64> {
+pub(crate) fn setting(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")))
 }

@@ -15,7 +15,7 @@ use super::host::Host;
 const TICK: Duration = Duration::from_millis(2);
 
 /// A running (or stopped) relay.
-pub struct Relay<'a> {
+pub(crate) struct Relay<'a> {
     host: &'a Host,
     at: SocketAddr,
     to: SocketAddr,
@@ -49,14 +49,14 @@ struct Connection {
 
 impl<'a> Relay<'a> {
     /// Takes connections at `at`, an address of this machine, and passes them on to `to`.
-    pub fn start(host: &'a Host, at: SocketAddr, to: SocketAddr) -> Self {
+    pub(crate) fn start(host: &'a Host, at: SocketAddr, to: SocketAddr) -> Self {
         let mut relay = Self { host, at, to, shared: Arc::default(), acceptor: None };
         relay.start_again();
         relay
     }
 
     /// Starts it after it was stopped.
-    pub fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         assert!(self.acceptor.is_none(), "the relay runs already");
         self.shared = Arc::default();
         let (at, to, shared) = (self.at, self.to, Arc::clone(&self.shared));
@@ -75,34 +75,34 @@ impl<'a> Relay<'a> {
     }
 
     /// How many connections came since it was started.
-    pub fn accepted(&self) -> usize {
+    pub(crate) fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
     /// From now on no answer passes, until it is let pass or lost.
-    pub fn hold(&self) {
+    pub(crate) fn hold(&self) {
         self.shared.gate().closed = true;
     }
 
     /// Whether an answer has come that is held up.
-    pub fn holds_one(&self) -> bool {
+    pub(crate) fn holds_one(&self) -> bool {
         let gate = self.shared.gate();
         gate.held && !gate.permit
     }
 
     /// Lets the one that is held up pass.
-    pub fn let_one_pass(&self) {
+    pub(crate) fn let_one_pass(&self) {
         let mut gate = self.shared.gate();
         gate.permit = gate.held;
     }
 
     /// Lets everything pass from now on.
-    pub fn let_pass(&self) {
+    pub(crate) fn let_pass(&self) {
         *self.shared.gate() = Gate::default();
     }
 
     /// Ends every connection, with whatever is held up. New ones are as good as ever.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         let mut connections = self.shared.connections.lock().expect("no holder of this lock panics");
         for Connection { client, server, cut } in connections.drain(..) {
             cut.store(true, Ordering::SeqCst);
@@ -116,7 +116,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Goes away: connections end, and new ones are refused.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.shared.gone.store(true, Ordering::SeqCst);
         if let Some(acceptor) = self.acceptor.take() {
             let ended = acceptor.join().expect("the thread does not panic");

@@ -6,7 +6,7 @@ use super::daemon::Daemon;
 
 /// One row of `mount ls`, without its time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mount {
+pub(crate) struct Mount {
     /// The volume's name.
     pub volume: String,
     /// Whose engine mounted it.
@@ -21,19 +21,19 @@ pub struct Mount {
 
 impl Mount {
     /// What tells a mount apart where the engine chose its ID: volume, host, count and whether it is stale.
-    pub fn essence(&self) -> (&str, &str, u64, bool) {
+    pub(crate) fn essence(&self) -> (&str, &str, u64, bool) {
         (&self.volume, &self.host, self.count, self.stale)
     }
 }
 
 impl Daemon<'_> {
     /// The volumes' names.
-    pub fn volumes(&self) -> Vec<String> {
+    pub(crate) fn volumes(&self) -> Vec<String> {
         self.rows("volume").iter().map(|row| text(row, "name")).collect()
     }
 
     /// The mounts, in the order of volume, host and ID.
-    pub fn mounts(&self) -> Vec<Mount> {
+    pub(crate) fn mounts(&self) -> Vec<Mount> {
         let mount = |row: &Value| Mount {
             volume: text(row, "volume"),
             host: text(row, "host"),
@@ -49,7 +49,7 @@ impl Daemon<'_> {
     /// Fails unless the mounts are these, each of them counted once, in any order: volume, host, and whether it is
     /// stale.
     #[track_caller]
-    pub fn has_mounts(&self, expected: &[(&str, &str, bool)]) {
+    pub(crate) fn has_mounts(&self, expected: &[(&str, &str, bool)]) {
         let mounts = self.mounts();
         let mut listed: Vec<_> = mounts.iter().map(Mount::essence).collect();
         let mut expected: Vec<_> =
@@ -60,7 +60,7 @@ impl Daemon<'_> {
     }
 
     /// A backend's state, by its name, if there is such a backend.
-    pub fn backend_state(&self, name: &str) -> Option<String> {
+    pub(crate) fn backend_state(&self, name: &str) -> Option<String> {
         self.rows("backend").iter().find(|row| row["name"] == name).map(|row| text(row, "state"))
     }
 

@@ -58,7 +58,7 @@ exec env -i container=volhost-test PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin
 "#;
 
 /// The files of `systemd/`, and where the README installs them.
-pub const INSTALLED: [(&str, &str); 4] = [
+pub(crate) const INSTALLED: [(&str, &str); 4] = [
     ("volhost.service", "/etc/systemd/system/volhost.service"),
     ("volhost.socket", "/etc/systemd/system/volhost.socket"),
     ("volhost.sysusers.conf", "/etc/sysusers.d/volhost.conf"),
@@ -66,7 +66,7 @@ pub const INSTALLED: [(&str, &str); 4] = [
 ];
 
 /// A machine.
-pub struct Machine {
+pub(crate) struct Machine {
     // Held for its life: the machine ends with it.
     unshare: Child,
     init: u32,
@@ -75,7 +75,7 @@ pub struct Machine {
 
 impl Machine {
     /// Boots one with volhost installed and not started, and nothing configured.
-    pub fn boot() -> Self {
+    pub(crate) fn boot() -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test needs root: run tests/run as root");
         let debian = debian();
         let dir = scratch();
@@ -115,12 +115,12 @@ impl Machine {
     }
 
     /// Where a path of the machine is found from outside.
-    pub fn path(&self, absolute: &str) -> PathBuf {
+    pub(crate) fn path(&self, absolute: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{absolute}", self.init))
     }
 
     /// Writes a file on the machine, by a rename over the one before.
-    pub fn put(&self, absolute: &str, text: &str) {
+    pub(crate) fn put(&self, absolute: &str, text: &str) {
         let path = self.path(absolute);
         fs::create_dir_all(path.parent().expect("a file has a directory")).expect("it can be made");
         let new = path.with_extension("new");
@@ -129,7 +129,7 @@ impl Machine {
     }
 
     /// A command that runs on the machine, and ends with the thread that starts it.
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = mortal("nsenter");
         command.arg("--target").arg(self.init.to_string());
         command.args(["--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--"]);
@@ -138,40 +138,40 @@ impl Machine {
     }
 
     /// Runs a command on the machine to its end.
-    pub fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Said {
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Said {
         let mut words = words.into_iter();
         let program = words.next().expect("a command has a name");
         wait::run(self.command(program).args(words))
     }
 
     /// Has systemd do something with a unit.
-    pub fn systemctl(&self, verb: &str, unit: &str) -> Said {
+    pub(crate) fn systemctl(&self, verb: &str, unit: &str) -> Said {
         self.run(["systemctl", verb, unit])
     }
 
     /// What systemd knows of volhost's service: `property("StatusText")`.
-    pub fn property(&self, name: &str) -> String {
+    pub(crate) fn property(&self, name: &str) -> String {
         self.run(["systemctl", "show", "--property", name, "--value", "volhost.service"]).ok()
     }
 
     /// Adds to a unit what an administrator would by `systemctl edit`.
-    pub fn edit(&self, unit: &str, text: &str) {
+    pub(crate) fn edit(&self, unit: &str, text: &str) {
         self.put(&format!("/etc/systemd/system/{unit}.d/test.conf"), text);
         self.run(["systemctl", "daemon-reload"]).ok();
     }
 
     /// What the journal has of the service, systemd's own lines included.
-    pub fn journal(&self) -> String {
+    pub(crate) fn journal(&self) -> String {
         self.run(["journalctl", "--no-pager", "--output=cat", "--unit=volhost.service"]).ok()
     }
 
     /// Connects as a program on the machine would.
-    pub fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+    pub(crate) fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
         dial(self.init, address)
     }
 
     /// The certificate of the machine's own engine.
-    pub fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Identity {
         let file = |name: &str| self.path(&format!("/etc/volhost/pki/{name}"));
         Identity { ca: file("ca.crt"), cert: file("client.crt"), key: file("client.key") }
     }

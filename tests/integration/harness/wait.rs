@@ -5,10 +5,10 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything may take that is normally done at once. Generous, because test machines are slow and shared.
-pub const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// Asks until there is an answer; panics with `what` when there is none in time.
-pub fn until<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(answer) = ask() {
@@ -21,7 +21,7 @@ pub fn until<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option<T>
 
 /// What a finished command said.
 #[derive(Debug, Clone)]
-pub struct Said {
+pub(crate) struct Said {
     /// The command line, for messages.
     pub command: String,
     /// Its exit code; none when a signal ended it.
@@ -35,21 +35,21 @@ pub struct Said {
 impl Said {
     /// What a command printed that had to succeed.
     #[track_caller]
-    pub fn ok(self) -> String {
+    pub(crate) fn ok(self) -> String {
         assert_eq!(self.code, Some(0), "{} failed: {}\n{}", self.command, self.stderr, self.stdout);
         self.stdout
     }
 
     /// What a command complained about that had to fail.
     #[track_caller]
-    pub fn fails(self) -> String {
+    pub(crate) fn fails(self) -> String {
         assert!(self.code != Some(0), "{} succeeded: {}\n{}", self.command, self.stdout, self.stderr);
         self.stderr
     }
 
     /// The JSON that a command printed that had to succeed.
     #[track_caller]
-    pub fn json(self) -> serde_json::Value {
+    pub(crate) fn json(self) -> serde_json::Value {
         let command = self.command.clone();
         let text = self.ok();
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{command} printed no JSON: {e}\n{text}"))
@@ -57,7 +57,7 @@ impl Said {
 }
 
 /// Runs a command to its end, which comes after two minutes at the latest.
-pub fn run(command: &Command) -> Said {
+pub(crate) fn run(command: &Command) -> Said {
     let mut bounded = Command::new("timeout");
     bounded.args(["--kill-after=5", "120"]).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {

@@ -24,7 +24,7 @@ const KEPT: usize = 3_000;
 
 /// One operation on the name.
 #[derive(Debug, Clone)]
-pub struct Item {
+pub(super) struct Item {
     /// The earliest moment that it can have had.
     pub from: u64,
     /// The latest one.
@@ -42,7 +42,7 @@ pub struct Item {
 
 /// Whether an operation had its moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Duty {
+pub(super) enum Duty {
     /// Certainly: it was answered.
     Must,
     /// Perhaps: nobody was told.
@@ -51,7 +51,7 @@ pub enum Duty {
 
 /// Why a history has no explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unexplained {
+pub(super) struct Unexplained {
     /// The item whose answer fits nothing.
     pub item: usize,
     /// What the world may have been just before.
@@ -63,7 +63,7 @@ pub struct Unexplained {
 }
 
 /// Looks for an explanation of everything that happened to one name, which stood for nothing at the beginning.
-pub fn explain(items: &[Item]) -> Result<(), Unexplained> {
+pub(super) fn explain(items: &[Item]) -> Result<(), Unexplained> {
     let mut search = Search::new(items);
     let mut events: Vec<_> = items
         .iter()

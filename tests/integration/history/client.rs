@@ -18,7 +18,7 @@ use crate::harness::http::{Client, Identity, dial};
 const REST: Duration = Duration::from_millis(50);
 
 /// Where the instances are.
-pub struct Doors<'a> {
+pub(super) struct Doors<'a> {
     /// The machines that the instances are on; none where they are on this one.
     hosts: Vec<&'a Host>,
     identities: Vec<Identity>,
@@ -28,12 +28,12 @@ pub struct Doors<'a> {
 
 impl<'a> Doors<'a> {
     /// Doors that are closed, for clients with these certificates.
-    pub fn new(hosts: Vec<&'a Host>, identities: Vec<Identity>, instances: usize) -> Self {
+    pub(super) fn new(hosts: Vec<&'a Host>, identities: Vec<Identity>, instances: usize) -> Self {
         Self { hosts, identities, places: Mutex::new(vec![(None, 0); instances]) }
     }
 
     /// From now on the instance listens there, or nowhere.
-    pub fn set(&self, instance: usize, place: Option<SocketAddr>) {
+    pub(super) fn set(&self, instance: usize, place: Option<SocketAddr>) {
         let mut places = self.places.lock().expect("no holder of this lock panics");
         let (_, changes) = places[instance];
         places[instance] = (place, changes + 1);
@@ -55,7 +55,7 @@ impl<'a> Doors<'a> {
 }
 
 /// What the clients share.
-pub struct Scene<'a> {
+pub(super) struct Scene<'a> {
     /// The beginning of the history.
     epoch: Instant,
     /// How they come to the instances.
@@ -67,24 +67,24 @@ pub struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     /// One that begins now.
-    pub fn new(doors: Doors<'a>) -> Self {
+    pub(super) fn new(doors: Doors<'a>) -> Self {
         let (records, over) = (Mutex::default(), AtomicBool::new(false));
         Self { epoch: Instant::now(), doors, records, over }
     }
 
     /// Microseconds since the beginning.
-    pub fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_micros()).expect("a test ends within years")
     }
 
     /// Asks the clients to end after the request that each of them waits for.
-    pub fn end(&self) {
+    pub(super) fn end(&self) {
         self.over.store(true, Ordering::Release);
     }
 
     /// Asks for one thing after the other until the end. A Mount that fails is followed by an Unmount at the same
     /// instance, as Docker Engine 20.10 sends it.
-    pub fn work(&self, client: usize, mut plan: Plan, instances: usize) {
+    pub(super) fn work(&self, client: usize, mut plan: Plan, instances: usize) {
         let mut connections: Vec<Option<(Client, u64)>> = (0..instances).map(|_| None).collect();
         let mut consequence = None;
         for number in 0.. {

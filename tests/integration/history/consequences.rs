@@ -12,7 +12,7 @@ const WINDOW: u64 = 120_000_000;
 
 /// What an Unmount takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Takes {
+pub(super) enum Takes {
     /// One, if there is one.
     One,
     /// One or nothing: the instance may not have known of the failure, or of the count.
@@ -42,11 +42,11 @@ struct Failure {
 
 /// What is known of each client's ID on each volume.
 #[derive(Debug, Clone, Default)]
-pub struct Consequences(BTreeMap<(usize, usize, u8), Known>);
+pub(super) struct Consequences(BTreeMap<(usize, usize, u8), Known>);
 
 impl Consequences {
     /// Takes a client's next request in, and tells what it takes if it is an Unmount that was answered well.
-    pub fn take(&mut self, record: &Record, troubles: &[Trouble]) -> Takes {
+    pub(super) fn take(&mut self, record: &Record, troubles: &[Trouble]) -> Takes {
         let Record { client, instance, call, volume, invoked, returned, ref answer, .. } = *record;
         let (Call::Mount(id) | Call::Unmount(id)) = call else { return Takes::One };
         let known = self.0.entry((client, volume, id)).or_default();
@@ -88,7 +88,7 @@ impl Consequences {
     }
 
     /// Returns true if a Mount that failed may have been a repetition.
-    pub fn is_repetition(&self, record: &Record) -> bool {
+    pub(super) fn is_repetition(&self, record: &Record) -> bool {
         let Call::Mount(id) = record.call else { return false };
         // Whatever the client's answers do not tell may have been counted, too.
         self.0

@@ -16,10 +16,10 @@ use crate::harness::{Cluster, Daemon};
 
 /// How long the instances may take until they tell the same and nothing is half-made: what was begun by a process that
 /// was killed is another's to finish when the first one's lease is over, and looked for in rounds.
-pub const QUIET: Duration = Duration::from_secs(60);
+pub(super) const QUIET: Duration = Duration::from_secs(60);
 
 /// What an instance tells.
-pub fn told(daemon: &Daemon<'_>) -> BTreeMap<usize, Found> {
+pub(super) fn told(daemon: &Daemon<'_>) -> BTreeMap<usize, Found> {
     let rows = daemon.cli(&["volume", "ls", "--json"]).json();
     let access = |row: &Value| match row["options"]["access"].as_str() {
         None => Access::Unsaid,
@@ -42,14 +42,18 @@ pub fn told(daemon: &Daemon<'_>) -> BTreeMap<usize, Found> {
 }
 
 /// The endings that an instance tells of.
-pub fn endings(daemon: &Daemon<'_>, instance: usize, at: u64) -> Vec<Ending> {
+pub(super) fn endings(daemon: &Daemon<'_>, instance: usize, at: u64) -> Vec<Ending> {
     let told = told(daemon);
     let found = |volume: usize| told.get(&volume).cloned();
     (0..VOLUMES).map(|volume| Ending { instance, at, volume, found: found(volume) }).collect()
 }
 
 /// What does not agree, if anything.
-pub fn disagreement(instances: &[Daemon<'_>], etcd: Option<&Cluster<'_>>, root: &Path) -> Option<String> {
+pub(super) fn disagreement(
+    instances: &[Daemon<'_>],
+    etcd: Option<&Cluster<'_>>,
+    root: &Path,
+) -> Option<String> {
     let told: Vec<_> = instances.iter().map(told).collect();
     let trash: Vec<_> = instances.iter().map(Daemon::trash).collect();
     if told.windows(2).any(|two| two[0] != two[1]) || trash.windows(2).any(|two| two[0] != two[1]) {

@@ -17,7 +17,7 @@ use crate::harness::{Cluster, Daemon, Host};
 
 /// Something to be broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(super) enum Fault {
     /// An instance is killed and started again.
     Kill(usize),
     /// The same; the next process of that instance dies at a durable step, or soon.
@@ -36,7 +36,7 @@ pub enum Fault {
 
 /// A fault, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Blow {
+pub(super) struct Blow {
     /// How long everything works before it.
     pub rest: Duration,
     /// What is broken.
@@ -49,7 +49,7 @@ pub struct Blow {
 
 /// How much is broken.
 #[derive(Debug, Clone, Copy)]
-pub struct Weather {
+pub(super) struct Weather {
     /// How many instances there are.
     pub instances: usize,
     /// How many members the cluster has; none where there is no cluster.
@@ -61,7 +61,7 @@ pub struct Weather {
 }
 
 /// The faults of a seed, without end.
-pub fn blows(mut random: Random, weather: Weather) -> impl Iterator<Item = Blow> {
+pub(super) fn blows(mut random: Random, weather: Weather) -> impl Iterator<Item = Blow> {
     let Weather { instances, members, rest, lasts } = weather;
     let steps: Vec<_> = STEPS
         .iter()
@@ -92,7 +92,7 @@ pub fn blows(mut random: Random, weather: Weather) -> impl Iterator<Item = Blow>
 }
 
 /// What can be broken.
-pub struct Stage<'s, 'a> {
+pub(super) struct Stage<'s, 'a> {
     /// The instances.
     pub instances: &'s mut [Daemon<'a>],
     /// The cluster, where there is one.
@@ -107,14 +107,14 @@ pub struct Stage<'s, 'a> {
 
 impl<'a> Stage<'_, 'a> {
     /// Lets clients come in at every instance.
-    pub fn open(&self) {
+    pub(super) fn open(&self) {
         for (at, daemon) in self.instances.iter().enumerate() {
             self.scene.doors.set(at, Some(daemon.tcp("https")));
         }
     }
 
     /// Breaks something and mends it.
-    pub fn suffer(&mut self, blow: Blow) {
+    pub(super) fn suffer(&mut self, blow: Blow) {
         let Blow { rest, fault, lasts, kills } = blow;
         std::thread::sleep(rest);
         let from = self.scene.now();

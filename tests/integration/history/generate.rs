@@ -10,14 +10,14 @@ use super::record::Call;
 use crate::harness::random::Random;
 
 /// How many volumes' names there are.
-pub const VOLUMES: usize = 5;
+pub(super) const VOLUMES: usize = 5;
 
 /// How many mount IDs a host has.
 const IDS: u64 = 2;
 
 /// One request to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Planned {
+pub(super) struct Planned {
     /// Which instance is asked.
     pub instance: usize,
     /// For what.
@@ -30,7 +30,7 @@ pub struct Planned {
 
 /// The requests of one client, without end.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(super) struct Plan {
     random: Random,
     instances: u64,
     home: usize,
@@ -42,7 +42,7 @@ pub struct Plan {
 impl Plan {
     /// The plan of a client that mostly asks one of several instances, and rests up to `pause` microseconds between its
     /// requests.
-    pub fn new(random: Random, client: usize, instances: usize, pause: u64) -> Self {
+    pub(super) fn new(random: Random, client: usize, instances: usize, pause: u64) -> Self {
         Self { random, instances: instances as u64, home: client % instances, pause, held: Vec::new() }
     }
 

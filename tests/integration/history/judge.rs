@@ -25,7 +25,7 @@ use super::record::{Answer, Call, History, Record, Trouble, Why};
 
 /// How late and how old things may be, in microseconds.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub(super) struct Limits {
     /// How old memory may be where nothing is broken.
     pub old: u64,
     /// How long after a trouble what was held up by it is done.
@@ -42,7 +42,7 @@ pub struct Limits {
 }
 
 /// Everything that is wrong with a history, in words; empty when nothing is.
-pub fn complaints(history: &History, limits: &Limits) -> Vec<String> {
+pub(super) fn complaints(history: &History, limits: &Limits) -> Vec<String> {
     let mut history = history.clone();
     // What was answered earlier comes first, so that what comes of it can name it.
     history.records.sort_by_key(|record| record.returned);

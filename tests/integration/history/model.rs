@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 /// What is true of one name: nothing, or a volume.
-pub type World = Option<Volume>;
+pub(super) type World = Option<Volume>;
 
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Volume {
+pub(super) struct Volume {
     /// What its Create said of who may use it.
     pub access: Access,
     /// How often each host has mounted it under each ID; no count is zero.
@@ -21,11 +21,11 @@ pub struct Volume {
 }
 
 /// Mounts: how often, by host and ID.
-pub type Mounts = BTreeMap<(usize, u8), u32>;
+pub(super) type Mounts = BTreeMap<(usize, u8), u32>;
 
 /// The one option of Create that matters to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Access {
+pub(super) enum Access {
     /// It is not said: any number of hosts.
     Unsaid,
     /// Said to be any number of hosts.
@@ -36,7 +36,7 @@ pub enum Access {
 
 /// What was done to the name, or seen of it. An answer that tells something is a sight: it changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Deed {
+pub(super) enum Deed {
     /// A Create that was answered well.
     Create(Access),
     /// A Mount that was answered well.
@@ -51,7 +51,7 @@ pub enum Deed {
 
 /// What is told of a name without changing it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Sight {
+pub(super) enum Sight {
     /// There is no volume.
     Absent,
     /// There is one.
@@ -70,7 +70,7 @@ pub enum Sight {
 
 impl Deed {
     /// What it makes of a world; nothing where it could not have been answered so.
-    pub fn after(&self, world: &World) -> Option<World> {
+    pub(super) fn after(&self, world: &World) -> Option<World> {
         match (self, world) {
             (Self::Create(access), None) => Some(Some(Volume { access: *access, mounts: Mounts::new() })),
             (Self::Create(asked), Some(volume)) => volume.repeats(*asked).then(|| world.clone()),
@@ -114,7 +114,7 @@ impl Volume {
 
 impl Sight {
     /// Whether this can be seen of that world.
-    pub fn is_of(&self, world: &World) -> bool {
+    pub(super) fn is_of(&self, world: &World) -> bool {
         match (self, world) {
             (Self::Absent, world) => world.is_none(),
             (Self::Exactly(expected), world) => expected == world,

@@ -11,7 +11,7 @@ use crate::harness::http;
 
 /// A whole history. Times are microseconds since its beginning.
 #[derive(Debug, Clone, Default)]
-pub struct History {
+pub(super) struct History {
     /// What clients asked.
     pub records: Vec<Record>,
     /// What was broken.
@@ -22,7 +22,7 @@ pub struct History {
 
 /// One request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Record {
+pub(super) struct Record {
     /// Who asked. Each client is a host of its own.
     pub client: usize,
     /// The request's number among those of the client.
@@ -44,7 +44,7 @@ pub struct Record {
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "these are the verbs of the protocol")]
-pub enum Call {
+pub(super) enum Call {
     Create(Access),
     Mount(u8),
     Unmount(u8),
@@ -56,7 +56,7 @@ pub enum Call {
 
 /// What comes of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Answer {
+pub(super) enum Answer {
     /// It was done.
     Done,
     /// There is a volume; a Get tells how many entries its ledger has, and of which hosts.
@@ -75,7 +75,7 @@ pub enum Answer {
 
 /// Why a request was refused, as far as its words tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Why {
+pub(super) enum Why {
     /// No such volume.
     Missing,
     /// The volume is mounted.
@@ -90,7 +90,7 @@ pub enum Why {
 
 /// Something that was broken for a while.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Trouble {
+pub(super) struct Trouble {
     /// What was done.
     pub what: String,
     /// When it began.
@@ -102,11 +102,11 @@ pub struct Trouble {
 }
 
 /// How a volume was created, and how often each host mounts it under each ID.
-pub type Found = (Access, Vec<(usize, u8, u32)>);
+pub(super) type Found = (Access, Vec<(usize, u8, u32)>);
 
 /// What an instance tells of a volume at the end, when everything works and nobody asks for anything.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Ending {
+pub(super) struct Ending {
     /// Which instance.
     pub instance: usize,
     /// When.
@@ -126,7 +126,7 @@ enum Line {
 
 impl History {
     /// Writes it down, in the order of time.
-    pub fn keep(&self, path: &Path) {
+    pub(super) fn keep(&self, path: &Path) {
         let asked = self.records.iter().map(|record| (record.invoked, Line::Asked(record.clone())));
         let broken = self.troubles.iter().map(|trouble| (trouble.from, Line::Broken(trouble.clone())));
         let found = self.endings.iter().map(|ending| (ending.at, Line::Found(ending.clone())));
@@ -140,7 +140,7 @@ impl History {
     }
 
     /// Reads what was kept.
-    pub fn read(path: &Path) -> Self {
+    pub(super) fn read(path: &Path) -> Self {
         let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let mut history = Self::default();
         for line in text.lines() {
@@ -156,14 +156,14 @@ impl History {
 
 impl Trouble {
     /// Whether the instances that it strikes cannot reach their catalog meanwhile.
-    pub fn keeps_from_catalog(&self) -> bool {
+    pub(super) fn keeps_from_catalog(&self) -> bool {
         ["Quorum", "Cut", "Deafen"].iter().any(|kind| self.what.starts_with(kind))
     }
 }
 
 impl Call {
     /// The verb.
-    pub fn verb(self) -> &'static str {
+    pub(super) fn verb(self) -> &'static str {
         match self {
             Self::Create(_) => "Create",
             Self::Mount(_) => "Mount",
@@ -178,7 +178,7 @@ impl Call {
 
 impl Answer {
     /// What an answer of volhost says.
-    pub fn of(call: Call, answer: io::Result<http::Answer>) -> Self {
+    pub(super) fn of(call: Call, answer: io::Result<http::Answer>) -> Self {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => return Self::Lost(error.to_string()),
@@ -224,12 +224,12 @@ impl Why {
 }
 
 /// The name of a client's host, or of a volume.
-pub fn named(letter: char, number: usize) -> String {
+pub(super) fn named(letter: char, number: usize) -> String {
     format!("{letter}{number}")
 }
 
 /// The number in such a name.
-pub fn number(name: &str) -> usize {
+pub(super) fn number(name: &str) -> usize {
     let digits = name.trim_start_matches(|letter: char| letter.is_ascii_alphabetic());
     digits.parse().unwrap_or_else(|_| panic!("{name:?} is no name of this test's"))
 }
