@@ -153,7 +153,7 @@ pub const CONFIG: &[Field] = &[
         "etcd",
         Takes::Object(ETCD),
         "`null`: plain text, no user",
-        "by what the etcd cluster of `catalog` lets volhost in",
+        "credentials for the etcd cluster of `catalog`",
         "restart",
     )),
     field(

@@ -446,6 +446,11 @@ fn completions_and_manual_pages_need_no_service_and_no_good_configuration() {
     assert_eq!(written.as_array().unwrap().len(), files);
     assert_eq!(written[0], json!(dir.join("volhost.1")));
     assert_eq!(fs::read_to_string(dir.join("volhost.1")).unwrap().trim(), page);
+    let files = place.path("share/man5");
+    place.run(&["man", "--section", "5", "--out", files.to_str().unwrap()]).ok();
+    let page = fs::read_to_string(files.join("backends.json.5")).unwrap();
+    assert_eq!(place.run(&["man", "backends.json"]).ok(), page.trim());
+    refused(&place.run(&["man", "volum-ls"]), 2, &["did you mean \"volume-ls\"?"]);
     let file = dir.join("volhost.1");
     refused(&place.run(&["man", "--out", file.to_str().unwrap()]), 1, &["the manual cannot be written to"]);
 }

@@ -1895,7 +1895,7 @@ _volhost() {
             return 0
             ;;
         volhost__subcmd__man)
-            opts="-h --out --root --config --socket --json --help"
+            opts="-h --out --section --root --config --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1903,6 +1903,10 @@ _volhost() {
             case "${prev}" in
                 --out)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --section)
+                    COMPREPLY=($(compgen -W "1 5" -- "${cur}"))
                     return 0
                     ;;
                 --root)

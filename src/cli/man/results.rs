@@ -1,0 +1,150 @@
+//! The value that each command prints with `--json`.
+
+/// What one command prints, or several that print the same.
+pub(super) struct Printed {
+    /// The commands, with the flags that make the difference.
+    pub(super) of: &'static [&'static str],
+    pub(super) prints: &'static str,
+    /// The words that its fields may hold, where those do not speak for themselves.
+    pub(super) meaning: &'static str,
+}
+
+/// In the order of docs/reference/commands.md, which has the same table.
+pub(super) const TABLE: &[Printed] = &[
+    Printed {
+        of: &["volume ls"],
+        prints: "a list of {`name`, `backend`, `path`, `created_at`, `options`, `state`, `mounts`}",
+        meaning: "`state` is the backend's, or `pending` while the volume is being made",
+    },
+    Printed {
+        of: &["volume create", "volume restore"],
+        prints: "an object as `volume ls` lists them",
+        meaning: "",
+    },
+    Printed {
+        of: &["volume inspect"],
+        prints: "a list of objects as `volume ls` lists them, with `id`, `adopted`, `known_to`, `mounted_by` (as \
+                 `mount ls`), `directory` {`kind`, `uid`, `gid`, `mode`, `changed`}",
+        meaning: "`directory` is what stands in the volume's place now, `null` if its backend does not say; its \
+                 `kind` is `directory`, `nothing`, or what else it is, such as `a symbolic link`; `changed` \
+                 tells what the options said otherwise (`uid=70 then, uid=999 now`)",
+    },
+    Printed {
+        of: &["volume ls --trash"],
+        prints: "a list of {`name`, `id`, `backend`, `removed_at`, `expires_at`, `blocked`}",
+        meaning: "",
+    },
+    Printed { of: &["volume ls -q"], prints: "a list of names; with `--trash` of identities", meaning: "" },
+    Printed { of: &["volume rm"], prints: "a list of {`name`, `done`}", meaning: "" },
+    Printed {
+        of: &["mount ls"],
+        prints: "a list of {`volume`, `host`, `id`, `count`, `since`, `stale`, `address`}",
+        meaning: "",
+    },
+    Printed {
+        of: &["mount release", "host release"],
+        prints: "{`released`, `kept`}: lists as of `mount ls`",
+        meaning: "",
+    },
+    Printed {
+        of: &["backend ls"],
+        prints: "a list of {`name`, `path`, `state`, `draining`, `reason`, `volumes`, `total_bytes`, \
+                 `free_bytes`, `names`}",
+        meaning: "`names` is how the storage tells names apart: `exact`, `case-insensitive`, `final dots \
+                 dropped`, or both of these with a comma",
+    },
+    Printed { of: &["backend init", "backend adopt"], prints: "{`done`}", meaning: "" },
+    Printed {
+        of: &["host ls"],
+        prints: "a list of {`name`, `serial`, `expires`, `last_seen`, `mounts`, `revoked`, `cloned`, \
+                 `addresses`}",
+        meaning: "",
+    },
+    Printed {
+        of: &["host add", "host renew"],
+        prints: "{`name`, `serial`, `expires`, `advertise`, `plugin_name`, `file`, `holds_key`}",
+        meaning: "",
+    },
+    Printed { of: &["host revoke"], prints: "{`name`, `certificates`, `mounts`}", meaning: "" },
+    Printed { of: &["pki init"], prints: "{`file`, `name`, `expires`}", meaning: "" },
+    Printed {
+        of: &["pki rollover start", "pki rollover status"],
+        prints: "{`state`, `ca`, `next`, `hosts`}",
+        meaning: "`state` is `none`, `overlap`, or `finishing` where a finish was cut off; a CA is {`name`, \
+                 `expires`}, one of `hosts` {`name`, `moved`, `renewed`, `uses`, `last_seen`}, where `uses` is \
+                 `old`, `new` or `null`",
+    },
+    Printed {
+        of: &["pki rollover finish", "pki rollover abort"],
+        prints: "{`ca`, `kept_certificate`, `kept_key`, `shut_out`}",
+        meaning: "",
+    },
+    Printed { of: &["pki csr"], prints: "{`file`}, or {`request`} without `-o`", meaning: "" },
+    Printed {
+        of: &["pki sign"],
+        prints: "{`names`, `expires`, `certificate`}, or `file` in the place of the last with `-o`",
+        meaning: "",
+    },
+    Printed { of: &["pki install"], prints: "{`which`, `file`, `serial`, `names`, `expires`}", meaning: "" },
+    Printed {
+        of: &["status"],
+        prints: "{`version`, `name`, `node`, `listening`, `catalog`, `catalog_fault`, `volumes`, `mounts`, \
+                 `backends`, `connections`, `since`, `last_reload`, `needs_restart`, `spec`, \
+                 `server_certificate_expires`, `log_lines_dropped`, `troubles`, `cloned_hosts`}",
+        meaning: "`last_reload` is `null` or {`at`, `unit`, `result`, `faults`} as of `reload`; a unit that \
+                 stands rejected comes before one that was applied since. `troubles` are sentences: a socket or \
+                 the spec file that is not as it was published, and files that do not answer",
+    },
+    Printed {
+        of: &["reload"],
+        prints: "a list of {`at`, `unit`, `result`, `faults`}",
+        meaning: "`unit` is `configuration`, `certificates` or `crl`; `result` is `applied` or `rejected`",
+    },
+    Printed {
+        of: &["check"],
+        prints: "a list of {`file`, `line`, `column`, `field`, `what`, `hint`}",
+        meaning: "",
+    },
+    Printed {
+        of: &["check --catalog"],
+        prints: "{`looked_at`, `not_looked_at`, `findings`, `volumes`, `mounts`, `removed`, `hosts`, `backends`}",
+        meaning: "a finding is {`backend`, `kind`, `name`, `what`}; one of the kind `owner` is no fault, and the \
+                 exit code does not count it",
+    },
+    Printed { of: &["catalog export -o"], prints: "{`file`, `records`}", meaning: "" },
+    Printed {
+        of: &["catalog import"],
+        prints: "{`catalog`, `volumes`, `mounts`, `removed`, `hosts`, `backends`}",
+        meaning: "",
+    },
+    Printed {
+        of: &["catalog rebuild"],
+        prints: "what `catalog import` prints, with `copies`, a list of {`backend`, `path`, `at`, `reason`}, and \
+                 `findings` as `check --catalog`",
+        meaning: "",
+    },
+    Printed {
+        of: &["spec show"],
+        prints: "{`path`, `presence`, `content`}",
+        meaning: "`presence` is `missing`, `current`, `outdated` or `stranger`",
+    },
+    Printed {
+        of: &["spec write"],
+        prints: "{`path`, `result`}",
+        meaning: "`result` is `created`, `updated` or `unchanged`",
+    },
+    Printed { of: &["spec remove"], prints: "a list of paths", meaning: "" },
+    Printed {
+        of: &["doctor"],
+        prints: "a list of {`check`, `subject`, `verdict`, `message`, `remedy`}",
+        meaning: "`verdict` is `ok`, `note`, `warning`, `wrong` or `skipped`",
+    },
+    Printed { of: &["man --out"], prints: "a list of paths", meaning: "" },
+    Printed {
+        of: &["spec lint"],
+        prints: "{`plugins`, `findings`}: lists of {`name`, `file`, `address`, `tls`, `shadows`, `probe`} and of \
+                 {`plugin`, `file`, `severity`, `fault`, `text`}",
+        meaning: "`tls` is `verified`, `unverified`, `off` or `local`; `probe` is `answers`, the fault's word, or \
+                 `null` for what was not called; `severity` is `error` or `warning`",
+    },
+];
