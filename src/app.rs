@@ -28,7 +28,7 @@ use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
-use self::convert::{in_force, instance, to_limits, to_transport};
+use self::convert::{instance, to_transport, to_volumes};
 pub use self::error::ServeError;
 use self::reload::{Asked, Reloader};
 use self::tls::Tls;
@@ -99,7 +99,7 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     if let Some(file) = loaded.missing_file() {
         log::info!("no configuration: there is no {}, the defaults hold", file.display());
     }
-    let needed = loaded.config.limits.connections as u64 + FILES_BESIDE;
+    let needed = loaded.config.live.limits.connections as u64 + FILES_BESIDE;
     if let Some(files) = rlimit::raise_limit().filter(|files| *files < needed) {
         log::warn!(
             "{files} files may be open at most (LimitNOFILE), too few for limits.connections and the rest: {needed}"
@@ -108,10 +108,10 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     // A shared catalog may be long in answering, and what is wrong with the certificates is told before; unless it takes
     // the catalog to know for which name they are. The lock of one that is not shared comes first: a second service on
     // the same files ends before it has changed any.
-    let shared = matches!(loaded.config.catalog, Location::Etcd(_));
+    let shared = matches!(loaded.config.boot.catalog, Location::Etcd(_));
     let first =
-        (shared && loaded.config.node_configured).then(|| Tls::prepare(&loaded.config)).transpose()?;
-    let catalog = catalog::open(&loaded.config.catalog, &instance(&loaded.config))?;
+        (shared && loaded.config.boot.node_configured).then(|| Tls::prepare(&loaded.config)).transpose()?;
+    let catalog = catalog::open(&loaded.config.boot.catalog, &instance(&loaded.config))?;
     let naming = node_name::find(&mut loaded.config, &*catalog);
     let tls = first.map_or_else(|| Tls::prepare(&loaded.config), Ok)?;
     make_default_backend(paths, &loaded.config)?;
@@ -177,7 +177,8 @@ const BACKEND_MODE: u32 = 0o710;
 /// The backend that exists without any map is a directory of ours, made where it is missing.
 fn make_default_backend(paths: &Paths, config: &Config) -> Result<(), ServeError> {
     let own = paths.volumes();
-    let needed = !config.map.exists() && config.backends.values().any(|backend| backend.path == own);
+    let needed = !config.live.map.exists()
+        && config.live.backends.values().any(|backend| backend.settings.path == own);
     if needed {
         crate::files::make_dir(&own, BACKEND_MODE)
             .map_err(|source| ServeError::Directory { path: own, source })?;
@@ -219,19 +220,19 @@ impl App {
         }
 
         let service =
-            Arc::new(Service::new(Arc::clone(&catalog), in_force(config, &backend::Map::default())));
+            Arc::new(Service::new(Arc::clone(&catalog), to_volumes(config, &backend::Map::default())));
         service.bring_up(BRING_UP).await;
         service.look_at_clones();
 
-        let mut listen: Vec<_> = config.listen.iter().map(to_transport).collect();
-        listen.push(Listen::Admin(config.admin.clone()));
+        let mut listen: Vec<_> = config.boot.listen.iter().map(to_transport).collect();
+        listen.push(Listen::Admin(config.boot.admin.clone()));
         let bound = transport::bind(&listen, inheritance.sockets).await?;
 
         let drain = Drain::new();
-        let limits = Arc::new(ArcSwap::from_pointee(to_limits(config)));
+        let limits = Arc::new(ArcSwap::from_pointee(config.live.limits.clone()));
         let seen = Arc::clone(&service);
         let server = Server::new(transport::Setup {
-            node: config.node.clone(),
+            node: config.boot.node.clone(),
             limits: Arc::clone(&limits),
             tls: tls.state(),
             revocation: Arc::new(Recorded(Arc::clone(&catalog))),
@@ -240,7 +241,7 @@ impl App {
         });
 
         let board = Arc::new(Board::default());
-        let global = config.scope == config::Scope::Global;
+        let global = config.boot.scope == config::Scope::Global;
         let request_limits = Arc::clone(&limits);
         let protocols = Protocols::new(Arc::clone(&service), move || {
             let limits = request_limits.load();
@@ -251,7 +252,7 @@ impl App {
         if let Some(news) = catalog.news() {
             tokio::spawn(revocations::follow(news, Arc::clone(&desk.changed)));
         }
-        let operator = Caller { host: config.node.clone(), via: Via::Admin, address: None };
+        let operator = Caller { host: config.boot.node.clone(), via: Via::Admin, address: None };
         let counted = Arc::clone(&server);
         let counts = move || admin::Counts {
             connections: counted.connections().values().sum(),
@@ -261,8 +262,8 @@ impl App {
         let reload = reload_by(reloads.clone(), &server, &board);
         let admin = Admin::new(Arc::clone(&service), Arc::clone(&board), desk, operator, counts, reload);
         board.update(|facts| {
-            facts.name.clone_from(&config.name);
-            facts.node = config.node.to_string();
+            facts.name.clone_from(&config.boot.name);
+            facts.node = config.boot.node.to_string();
             facts.listening = addresses(&bound).collect();
             facts.catalog = catalog.location().into();
             facts.server_certificate_expires = tls.expires();
@@ -276,7 +277,6 @@ impl App {
         let reloader = Reloader {
             paths: paths.clone(),
             file: file.map(Into::into),
-            booted: loaded.config.clone(),
             hostname: None,
             config: loaded.config,
             in_force: loaded.files,
@@ -399,10 +399,10 @@ fn addresses(bound: &[Bound]) -> impl Iterator<Item = String> + '_ {
 fn issuing(config: &Config, bound: &[Bound], tls: &Tls) -> Issuing {
     let listening: Vec<_> = addresses(bound).collect();
     Issuing {
-        plugin: config.name.clone(),
+        plugin: config.boot.name.clone(),
         advertise: spec::advertised(config, &listening),
         ours: tls.is_ours(),
-        node: config.node.clone(),
+        node: config.boot.node.clone(),
     }
 }
 

@@ -53,7 +53,7 @@ pub(crate) fn run(data: &[u8]) {
             assert_eq!(again.as_ref(), Ok(&loaded.config));
             is_checked(&loaded.config, &paths);
             fits(&CONFIG, file);
-            if let Some(map) = map.filter(|_| loaded.config.map == paths.map()) {
+            if let Some(map) = map.filter(|_| loaded.config.live.map == paths.map()) {
                 fits(&MAP, map);
             }
         }
@@ -72,47 +72,48 @@ fn is_a_place(text: &[u8], line: usize, column: usize) {
 }
 
 fn is_checked(config: &Config, paths: &Paths) {
-    assert!(config::changes(config, config).is_empty());
-    assert!(!config.listen.is_empty());
-    for listen in &config.listen {
+    assert!(config.boot.changed(&config.boot).is_empty() && config.live.changed(&config.live).is_empty());
+    assert!(!config.boot.listen.is_empty());
+    for listen in &config.boot.listen {
         assert_eq!(Listen::parse(&listen.to_string()).as_ref(), Ok(listen));
         let open = matches!(listen, Listen::Http(_)) && !listen.is_local();
-        assert!(config.insecure || !open, "{listen} serves others without TLS");
+        assert!(config.live.insecure || !open, "{listen} serves others without TLS");
     }
-    if let Some(advertise) = &config.advertise {
+    if let Some(advertise) = &config.live.advertise {
         assert_eq!(Advertise::parse(&advertise.to_string()).as_ref(), Ok(advertise));
     }
-    for host in config.hosts.iter().flat_map(|hosts| hosts.named.keys()) {
+    for host in config.live.hosts.iter().flat_map(|hosts| hosts.named.keys()) {
         assert_eq!(HostName::parse_or_anonymous(host.as_str()).as_ref(), Ok(host));
     }
-    for backend in config.backends.values() {
+    for backend in config.live.backends.values() {
         for pattern in backend.hosts.iter().flatten() {
             assert_eq!(HostPattern::parse(&pattern.to_string()).as_ref(), Ok(pattern));
         }
-        for mountpoint in backend.mountpoints.by_host.values().chain([&backend.mountpoints.usual]) {
+        let mountpoints = &backend.settings.mountpoints;
+        for mountpoint in mountpoints.by_host.values().chain([&mountpoints.usual]) {
             assert!(is_plain(mountpoint), "{}", mountpoint.display());
         }
     }
-    assert!(config.admin.is_absolute() && config.map.is_absolute());
-    if let Location::Sqlite(path) = &config.catalog {
+    assert!(config.boot.admin.is_absolute() && config.live.map.is_absolute());
+    if let Location::Sqlite(path) = &config.boot.catalog {
         assert!(path.is_absolute());
     }
     // A path may hold what a catalog's address cannot say, such as a slash at its end.
-    if let Location::Etcd(_) = &config.catalog {
-        assert_eq!(Location::parse(&config.catalog.to_string()).as_ref(), Ok(&config.catalog));
+    if let Location::Etcd(_) = &config.boot.catalog {
+        assert_eq!(Location::parse(&config.boot.catalog.to_string()).as_ref(), Ok(&config.boot.catalog));
     }
-    let Credentials { ca, cert, key, user, password_file } = &config.etcd;
+    let Credentials { ca, cert, key, user, password_file } = &config.boot.etcd;
     assert!([ca, cert, key, password_file].into_iter().flatten().all(|path| path.is_absolute()));
     assert!(
         cert.is_some() == key.is_some() && (cert.is_none() || ca.is_some()),
         "a certificate that nobody sees"
     );
     assert!(user.is_some() == password_file.is_some() && user.as_deref() != Some(""));
-    let given = config.etcd != Credentials::default();
-    assert!(!given || matches!(config.catalog, Location::Etcd(_)), "credentials for nobody");
-    assert_eq!(config.pki, paths.pki(), "a file has moved the keys");
-    assert_eq!(config.spool, paths.spool(), "a file has moved what was answered");
-    let directories: Vec<_> = config.backends.values().map(|backend| &*backend.path).collect();
+    let given = config.boot.etcd != Credentials::default();
+    assert!(!given || matches!(config.boot.catalog, Location::Etcd(_)), "credentials for nobody");
+    assert_eq!(config.boot.pki, paths.pki(), "a file has moved the keys");
+    assert_eq!(config.boot.spool, paths.spool(), "a file has moved what was answered");
+    let directories: Vec<_> = config.live.backends.values().map(|backend| &*backend.settings.path).collect();
     for (at, directory) in directories.iter().enumerate() {
         assert!(is_plain(directory), "{}", directory.display());
         let other =

@@ -17,11 +17,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tower_service::Service as _;
-use volhost::backend::{Map, Settings};
+use volhost::backend::Map;
 use volhost::catalog::{Catalog, sqlite, text};
 use volhost::host::access::{Access, Hosts};
 use volhost::host::{Caller, Via};
-use volhost::model::backend::BackendName;
+use volhost::model::backend::{BackendName, BackendSettings};
 use volhost::model::host::HostName;
 use volhost::model::options::Mode;
 use volhost::model::volume::VolumeName;
@@ -107,7 +107,7 @@ impl World {
         let backends = ["default", "second"].map(|name| {
             let path = dir.path().join(name);
             fs::create_dir(&path).unwrap();
-            let settings = Settings {
+            let settings = BackendSettings {
                 mountpoints: path.clone().into(),
                 path,
                 draining: false,

@@ -41,10 +41,10 @@ pub(crate) enum Signed {
 
 /// Makes the CA where there is none: by hand, where no instance makes it by itself.
 pub(crate) fn init(config: &Config) -> Result<MadeCa, CertificatesError> {
-    if config.tls.server.is_some() && config.tls.client_ca.is_some() {
+    if config.live.tls.server.is_some() && config.live.tls.client_ca.is_some() {
         return Err(CertificatesError::NotOurs);
     }
-    Ok(Pki::new(&config.pki).init()?)
+    Ok(Pki::new(&config.boot.pki).init()?)
 }
 
 /// A request (PEM) for one of this machine's certificates; the server's also for names that the configuration does not
@@ -54,12 +54,12 @@ pub(crate) fn request(config: &Config, which: Request, more: &[String]) -> Resul
     for name in more {
         names.push(ServerName::parse(name)?);
     }
-    Ok(own(config)?.request(which, &config.node, &names)?)
+    Ok(own(config)?.request(which, &config.boot.node, &names)?)
 }
 
 /// Puts a certificate in force that was signed on such a request.
 pub(crate) fn install(config: &Config, cert_pem: &str) -> Result<Installed, CertificatesError> {
-    Ok(own(config)?.install(cert_pem, &config.node, &server_names(config))?)
+    Ok(own(config)?.install(cert_pem, &config.boot.node, &server_names(config))?)
 }
 
 /// Signs a request with the CA in a directory: for a host of that name, else for a server with the names it asks for.
@@ -73,5 +73,9 @@ pub(crate) fn sign(dir: &Path, host: Option<&str>, csr_pem: &str) -> Result<Sign
 
 /// The certificates of volhost's own making, where they are those in use.
 fn own(config: &Config) -> Result<Pki, CertificatesError> {
-    if config.tls.server.is_some() { Err(CertificatesError::NotOurs) } else { Ok(Pki::new(&config.pki)) }
+    if config.live.tls.server.is_some() {
+        Err(CertificatesError::NotOurs)
+    } else {
+        Ok(Pki::new(&config.boot.pki))
+    }
 }

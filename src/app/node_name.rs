@@ -9,11 +9,11 @@ use crate::model::host::HostName;
 /// Puts the machine's name into the configuration, and tells what is to be known of it.
 pub(super) fn find(config: &mut Config, catalog: &dyn Catalog) -> Naming {
     let naming = named(config).naming(catalog.view().name_of(catalog.machine()));
-    config.node.clone_from(&naming.node);
+    config.boot.node.clone_from(&naming.node);
     if let Some(hostname) = &naming.hostname {
         log::warn!("{}", told(&naming.node, hostname));
     }
-    if naming.kept.is_none() && !config.node_configured && naming.is_nobodys() {
+    if naming.kept.is_none() && !config.boot.node_configured && naming.is_nobodys() {
         log::warn!(
             "this machine's hostname is {}, as that of every machine that nobody named: it is kept as its name until \
              \"node\" says another one",

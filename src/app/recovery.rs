@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::convert::in_force;
+use super::convert::to_volumes;
 use crate::backend::{self, Backend, BackendError, Expect, Kept, Root};
 use crate::catalog::offline::{self, Claim};
 use crate::catalog::reconcile::{self, AllFacts, Facts, Finding, Source};
@@ -134,20 +134,20 @@ pub struct Compared {
 
 /// The catalog as text.
 pub fn export(config: &Config) -> Result<String, RecoveryError> {
-    Ok(text::compose(&offline::read(&config.catalog, &config.etcd)?, None)?)
+    Ok(text::compose(&offline::read(&config.boot.catalog, &config.boot.etcd)?, None)?)
 }
 
 /// Makes a catalog of an exported text, or of a backend's copy.
 pub fn import(config: &Config, path: &Path, text: &str) -> Result<Counts, RecoveryError> {
     let parsed =
         text::parse(text.as_bytes()).map_err(|source| RecoveryError::Text { path: path.into(), source })?;
-    Claim::empty(&config.catalog, &config.etcd)?.fill(&parsed.view)?;
+    Claim::empty(&config.boot.catalog, &config.boot.etcd)?.fill(&parsed.view)?;
     Ok(Counts::of(&parsed.view))
 }
 
 /// Makes a lost catalog again, of the backends' copies and directories.
 pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
-    let claim = Claim::missing(&config.catalog, &config.etcd)?;
+    let claim = Claim::missing(&config.boot.catalog, &config.boot.etcd)?;
     let (mut facts, copies, mut looked) = look_at_all(config, |_| Expect::Nothing, |_| Vec::new())?;
     let mut sources = Vec::new();
     for (backend, Kept { path, content }) in copies {
@@ -183,7 +183,7 @@ pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
 /// Compares the catalog with the backends' directories, also while a service has it.
 pub fn compare(config: &Config) -> Result<Compared, RecoveryError> {
     let look = || -> Result<_, RecoveryError> {
-        let view = offline::peek(&config.catalog, &config.etcd)?;
+        let view = offline::peek(&config.boot.catalog, &config.boot.etcd)?;
         let expect = |name: &BackendName| {
             view.backends.get(name).map_or(Expect::Unknown, |record| Expect::This(record.id))
         };
@@ -229,7 +229,7 @@ fn look_at_all(
     said: impl Fn(&BackendName) -> Vec<VolumeName>,
 ) -> Result<LookedAt, RecoveryError> {
     crate::process::threads::require(4).map_err(RecoveryError::System)?;
-    let map = in_force(config, &backend::Map::default()).map;
+    let map = to_volumes(config, &backend::Map::default()).map;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(backend::BLOCKING_THREADS)

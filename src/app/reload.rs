@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
-use super::convert::{in_force, to_limits};
+use super::convert::to_volumes;
 use super::node_name;
 use super::readers::{Ask, How, Part, Turns};
 use super::spec::{self, SpecFile};
@@ -23,13 +23,14 @@ use super::watchdog::status_line;
 use crate::admin::status::Reloaded;
 use crate::admin::{Board, Issuing};
 use crate::catalog::Catalog;
-use crate::config::watch::{Seen, Unit, Watcher};
+use crate::config::watch::{FileSnapshot, Unit, Watcher};
 use crate::config::{self, Config, Fault, Loaded, Paths, Rejected};
 use crate::error::chain;
 use crate::files::{self, Unfinished};
 use crate::model::host::HostName;
+use crate::model::limits::Limits;
 use crate::process::systemd;
-use crate::transport::{Limits, Server};
+use crate::transport::Server;
 use crate::volume::Service;
 
 /// How often it is looked whether the spec file is still there, and whether files are still followed.
@@ -45,12 +46,10 @@ const RECORD: Duration = Duration::from_secs(1);
 pub(super) struct Reloader {
     pub(super) paths: Paths,
     pub(super) file: Option<PathBuf>,
-    /// The configuration that the service was started with: what cannot change without a restart is as it says.
-    pub(super) booted: Config,
-    /// The configuration in force.
+    /// The configuration in force. A reload replaces its live part.
     pub(super) config: Config,
     /// The files that the configuration in force was read from.
-    pub(super) in_force: Vec<Seen>,
+    pub(super) in_force: Vec<FileSnapshot>,
     /// The machine's hostname, as it was last looked at.
     pub(super) hostname: Option<HostName>,
     pub(super) tls: Tls,
@@ -103,7 +102,7 @@ struct ReadConfig {
 }
 
 /// What is to be followed, as it was when it was last read.
-pub(super) fn followed(files: &[Seen], tls: &Tls) -> BTreeMap<Unit, Vec<Seen>> {
+pub(super) fn followed(files: &[FileSnapshot], tls: &Tls) -> BTreeMap<Unit, Vec<FileSnapshot>> {
     let (certificates, list) = tls.followed();
     BTreeMap::from([(Unit::Config, files.to_vec()), (Unit::Tls, certificates), (Unit::Crl, list)])
 }
@@ -192,26 +191,26 @@ impl Reloader {
 
     /// How the configuration is read, with what is in force at this moment.
     fn read_config(&self, forced: bool) -> impl FnOnce() -> Read + Send + use<> {
-        let (paths, file, booted) = (self.paths.clone(), self.file.clone(), self.booted.clone());
+        let (paths, file, boot) = (self.paths.clone(), self.file.clone(), self.config.boot.clone());
         let in_force = if forced { Vec::new() } else { self.in_force.clone() };
         let ours_only = self.tls.trusts_ours_only();
-        let client_ca = self.config.tls.client_ca.clone();
+        let client_ca = self.config.live.tls.client_ca.clone();
         let certificates = self.tls.reading(&self.config, forced, true);
         move || {
             let mut loaded = config::reload(&paths, file.as_deref(), &in_force);
             let (mut hostname, mut needs_restart, mut fault, mut read) = (None, Vec::new(), None, None);
             if let Ok(loaded) = &mut loaded {
                 // The certificates are a unit of their own: only others than those in force are looked at.
-                if !ours_only || loaded.config.tls.client_ca != client_ca {
+                if !ours_only || loaded.config.live.tls.client_ca != client_ca {
                     fault = tls::fault_of_client_ca(loaded);
                 }
-                if !loaded.config.node_configured {
-                    hostname = Some(loaded.config.node.clone());
-                    loaded.config.node.clone_from(&booted.node);
+                if !loaded.config.boot.node_configured {
+                    hostname = Some(loaded.config.boot.node.clone());
+                    loaded.config.boot.node.clone_from(&boot.node);
                 }
-                needs_restart = config::changes(&booted, &loaded.config).needs_restart;
-                keep_booted(&mut loaded.config, &booted);
-                if fault.is_none() && loaded.config.hosts.is_none() && !ours_only {
+                needs_restart = boot.changed(&loaded.config.boot);
+                loaded.config.boot = boot;
+                if fault.is_none() && loaded.config.live.hosts.is_none() && !ours_only {
                     // The list of hosts must not go before somebody else's authority is gone.
                     read = certificates.map(|reading| reading.with(&loaded.config).read());
                 }
@@ -329,38 +328,38 @@ impl Reloader {
             self.note_hostname(hostname);
         }
         let new = loaded.config;
-        let changed = config::changes(&self.config, &new);
+        let changed = self.config.live.changed(&new.live);
         if let Some(certificates) = certificates
             && let Outcome::Bad(error) = self.tls.put_in_force(certificates, &new, forced)
         {
             return Err(vec![worded(&error)]);
         }
-        if new.hosts.is_none() && !self.tls.trusts_ours_only() {
+        if new.live.hosts.is_none() && !self.tls.trusts_ours_only() {
             let told = "the certificates in force let in hosts of somebody else's authority: without \"hosts\" all of them";
             return Err(vec![told.into()]);
         }
         if !needs_restart.is_empty() {
             log::warn!("a restart is needed for what changed in {}", needs_restart.join(", "));
         }
-        self.limits.store(Arc::new(to_limits(&new)));
-        self.catalog.limit_requests(new.limits.request);
+        self.limits.store(Arc::new(new.live.limits.clone()));
+        self.catalog.limit_requests(new.live.limits.request);
         let before = self.service.in_force();
-        self.service.put_in_force(in_force(&new, &before.map));
+        self.service.put_in_force(to_volumes(&new, &before.map));
         self.service.look_at_clones();
         self.config = new;
         self.board.update(|facts| {
             facts.needs_restart = needs_restart.iter().map(ToString::to_string).collect();
         });
         // A list of hosts may be what the certificates were waiting for.
-        Ok(["tls", "advertise"].iter().any(|field| changed.hot.contains(field))
+        Ok(["tls", "advertise"].iter().any(|field| changed.contains(field))
             || self.rejected.contains(&Unit::Tls))
     }
 
     /// Tells once that the machine was given another hostname, which changes nothing.
     fn note_hostname(&mut self, hostname: HostName) {
         if self.hostname.as_ref() != Some(&hostname) {
-            if hostname != self.booted.node {
-                log::warn!("{}", node_name::told(&self.booted.node, &hostname));
+            if hostname != self.config.boot.node {
+                log::warn!("{}", node_name::told(&self.config.boot.node, &hostname));
             }
             self.hostname = Some(hostname);
         }
@@ -411,10 +410,10 @@ impl Reloader {
     fn after_certificates(&self) {
         self.server.recheck();
         self.issuing.store(Arc::new(Issuing {
-            plugin: self.config.name.clone(),
+            plugin: self.config.boot.name.clone(),
             advertise: spec::advertised(&self.config, &self.listening),
             ours: self.tls.is_ours(),
-            node: self.config.node.clone(),
+            node: self.config.boot.node.clone(),
         }));
         self.board.update(|facts| facts.server_certificate_expires = self.tls.expires());
         let (certificates, list) = self.tls.followed();
@@ -459,17 +458,4 @@ impl Reloader {
             log::warn!("{fault}");
         }
     }
-}
-
-/// What only a restart can change stays as the service was started with.
-fn keep_booted(config: &mut Config, booted: &Config) {
-    config.name.clone_from(&booted.name);
-    config.node.clone_from(&booted.node);
-    config.node_configured = booted.node_configured;
-    config.scope = booted.scope;
-    config.listen.clone_from(&booted.listen);
-    config.pki.clone_from(&booted.pki);
-    config.catalog.clone_from(&booted.catalog);
-    config.etcd.clone_from(&booted.etcd);
-    config.admin.clone_from(&booted.admin);
 }

@@ -48,14 +48,14 @@ pub(crate) struct Planned {
 /// The spec file that the configuration asks for. `listening` are the real addresses of a running service; without
 /// them, the configured ones hold.
 pub(crate) fn plan(config: &Config, paths: &Paths, listening: Option<&[String]>) -> Result<Planned, NoSpec> {
-    let SpecSettings { dir: _, format } = config.spec.as_ref().ok_or(NoSpec::Off)?;
-    let configured: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
+    let SpecSettings { dir: _, format } = config.live.spec.as_ref().ok_or(NoSpec::Off)?;
+    let configured: Vec<_> = config.boot.listen.iter().map(ToString::to_string).collect();
     let address = address(config, listening.unwrap_or(&configured), *format)?;
     let format = match (format, &address) {
         (Some(SpecFormat::Json), _) | (None, Address::Https { .. }) => Format::Json,
         (Some(SpecFormat::Spec), _) | (None, Address::Http { .. } | Address::Unix(_)) => Format::Spec,
     };
-    let spec = Spec { name: PluginName::parse(&config.name)?, address };
+    let spec = Spec { name: PluginName::parse(&config.boot.name)?, address };
     Ok(Planned { spec, format, store: store_of(config, paths) })
 }
 
@@ -119,14 +119,14 @@ pub(super) fn put(config: &Config, paths: &Paths, listening: &[String], mend: bo
 /// Where spec files are written, and the memory of those that were; the default place, where none is wanted.
 #[must_use]
 pub(crate) fn store_of(config: &Config, paths: &Paths) -> Store {
-    let dir = config.spec.as_ref().map_or(&paths.spec, |spec| &spec.dir);
+    let dir = config.live.spec.as_ref().map_or(&paths.spec, |spec| &spec.dir);
     Store::new(dir, paths.state.join("specs.json"))
 }
 
 /// What engines are told to call: what the configuration says, else the first `https` address served.
 #[must_use]
 pub(crate) fn advertised(config: &Config, listening: &[String]) -> Option<Advertise> {
-    config.advertise.clone().or_else(|| {
+    config.live.advertise.clone().or_else(|| {
         listening
             .iter()
             .filter_map(|address| Advertise::parse(&reachable(address)).ok())
@@ -137,22 +137,22 @@ pub(crate) fn advertised(config: &Config, listening: &[String]) -> Option<Advert
 /// The names by which engines call the server: what its certificate must hold.
 #[must_use]
 pub(crate) fn server_names(config: &Config) -> Vec<ServerName> {
-    let listening = config.listen.iter().filter_map(|listen| match listen {
+    let listening = config.boot.listen.iter().filter_map(|listen| match listen {
         Listen::Https(address) => ServerName::of_address(address.ip()),
         Listen::Http(_) | Listen::Unix(_) => None,
     });
-    let advertised = config.advertise.iter().filter_map(|advertise| match advertise {
+    let advertised = config.live.advertise.iter().filter_map(|advertise| match advertise {
         Advertise::Https(Authority { host, .. }) => ServerName::parse(host).ok(),
         Advertise::Http(_) | Advertise::Unix(_) => None,
     });
-    let node = ServerName::parse(config.node.as_str()).ok();
+    let node = ServerName::parse(config.boot.node.as_str()).ok();
     listening.chain(advertised).chain(node).collect()
 }
 
 /// The address for a spec file, in the format asked for if one is: a `.spec` file cannot hold what `https` needs.
 fn address(config: &Config, listening: &[String], format: Option<SpecFormat>) -> Result<Address, NoSpec> {
-    let mut known: Vec<_> = config.advertise.iter().cloned().collect();
-    if config.advertise.is_none() {
+    let mut known: Vec<_> = config.live.advertise.iter().cloned().collect();
+    if config.live.advertise.is_none() {
         known.extend(listening.iter().filter_map(|address| Advertise::parse(&reachable(address)).ok()));
         if format == Some(SpecFormat::Spec) {
             known.retain(|address| !matches!(address, Advertise::Https(_)));
@@ -164,16 +164,16 @@ fn address(config: &Config, listening: &[String], format: Option<SpecFormat>) ->
             Advertise::Http(_) => 2,
         });
     }
-    let pki = Pki::new(&config.pki);
+    let pki = Pki::new(&config.boot.pki);
     // An engine verifies the server by the same authorities that its own certificate comes from.
     let ours =
-        config.tls.server.is_none()
-            && config.tls.client_ca.as_ref().is_none_or(|path| {
+        config.live.tls.server.is_none()
+            && config.live.tls.client_ca.as_ref().is_none_or(|path| {
                 files::read_at_most(path, files::SMALL).is_ok_and(|pem| pki.is_ours(&pem))
             });
     // Another address would take the place of the one that the running service tells its engine.
     let first = listening.iter().find(|address| address.starts_with("https://"));
-    if config.advertise.is_none() && ours && first.is_some_and(|address| address.ends_with(":0")) {
+    if config.live.advertise.is_none() && ours && first.is_some_and(|address| address.ends_with(":0")) {
         return Err(NoSpec::AnyPort);
     }
     let usable = known.iter().find_map(|address| match address {

@@ -13,7 +13,7 @@ use super::ServeError;
 use super::spec::server_names;
 use crate::admin;
 use crate::catalog::{Catalog, CatalogError, Change, Location};
-use crate::config::watch::Seen;
+use crate::config::watch::FileSnapshot;
 use crate::config::{Config, Fault, KeyPair, Listen, Loaded, TlsFiles};
 use crate::error::chain;
 use crate::files;
@@ -54,8 +54,8 @@ struct Files {
 #[derive(Debug, Clone, Default)]
 struct Asked {
     files: Option<Files>,
-    certificates: Vec<Seen>,
-    list: Vec<Seen>,
+    certificates: Vec<FileSnapshot>,
+    list: Vec<FileSnapshot>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -83,7 +83,7 @@ pub(super) struct Reading {
 /// What was read of the certificates.
 pub(super) struct Read {
     files: Files,
-    certificates: Vec<Seen>,
+    certificates: Vec<FileSnapshot>,
     found: Result<Found, ServeError>,
     /// The list of revocations, where that was asked for.
     list: Option<ReadList>,
@@ -91,7 +91,7 @@ pub(super) struct Read {
 
 /// What was read of the list of revocations.
 pub(super) struct ReadList {
-    seen: Vec<Seen>,
+    seen: Vec<FileSnapshot>,
     found: Result<Option<Vec<u8>>, ServeError>,
 }
 
@@ -116,7 +116,7 @@ pub(super) enum Outcome {
 impl Tls {
     /// Makes our own certificates where they are needed and missing, and reads what is to be served with. Blocks.
     pub(super) fn prepare(config: &Config) -> Result<Self, ServeError> {
-        let pki = Pki::new(&config.pki);
+        let pki = Pki::new(&config.boot.pki);
         let nothing = Self {
             pki: pki.clone(),
             files: None,
@@ -177,7 +177,7 @@ impl Tls {
 
     /// The files that make up the certificates and the list, as they were when they were last read: what is to be
     /// followed. Those that were no good are among them, for they will be mended.
-    pub(super) fn followed(&self) -> (Vec<Seen>, Vec<Seen>) {
+    pub(super) fn followed(&self) -> (Vec<FileSnapshot>, Vec<FileSnapshot>) {
         (self.asked.certificates.clone(), self.asked.list.clone())
     }
 
@@ -285,7 +285,7 @@ impl Reading {
         };
         let mut certificates = Vec::new();
         let mut read = |path: &Path| {
-            let (bytes, seen) = Seen::read(path, files::SMALL);
+            let (bytes, seen) = FileSnapshot::read(path, files::SMALL);
             certificates.push(seen);
             bytes.map_err(|source| ServeError::Read { path: path.into(), source })
         };
@@ -295,7 +295,7 @@ impl Reading {
             let client = ensured?;
             let contents = Contents { cert: all.0?, key: all.1?, client_ca: all.2?, crl: None };
             let ours_only = pki.is_ours(&contents.client_ca);
-            let ours = config.tls.server.is_none() && ours_only;
+            let ours = config.live.tls.server.is_none() && ours_only;
             Ok(Found { contents, client, ours, ours_only, own: needs_own(&config) })
         })();
         let list = with_list.then(|| ReadList::read(files.crl.as_deref()));
@@ -307,7 +307,7 @@ impl ReadList {
     /// Reads the list in a file, if there is one. Blocks.
     pub(super) fn read(path: Option<&Path>) -> Self {
         let Some(path) = path else { return Self { seen: Vec::new(), found: Ok(None) } };
-        let (bytes, seen) = Seen::read(path, LIST);
+        let (bytes, seen) = FileSnapshot::read(path, LIST);
         let found = bytes.map(Some).map_err(|source| ServeError::Read { path: path.into(), source });
         Self { seen: vec![seen], found }
     }
@@ -315,7 +315,7 @@ impl ReadList {
 
 impl Files {
     fn of(config: &Config, pki: &Pki) -> Self {
-        let TlsFiles { server, client_ca, crl } = &config.tls;
+        let TlsFiles { server, client_ca, crl } = &config.live.tls;
         let own = pki.server();
         let (cert, key) = match server {
             Some(KeyPair { cert, key }) => (cert.clone(), key.clone()),
@@ -356,10 +356,10 @@ fn ensure(pki: &Pki, config: &Config, make_ca: bool) -> Result<Option<Issued>, P
         return Ok(None);
     }
     let names = server_names(config);
-    let ensured = match &config.catalog {
-        Location::Sqlite(_) if make_ca => pki.ensure(&config.node, &names)?,
+    let ensured = match &config.boot.catalog {
+        Location::Sqlite(_) if make_ca => pki.ensure(&config.boot.node, &names)?,
         // The hosts that one instance lets join are let in by all of them.
-        Location::Sqlite(_) | Location::Etcd(_) => pki.ensure_of_given_ca(&config.node, &names)?,
+        Location::Sqlite(_) | Location::Etcd(_) => pki.ensure_of_given_ca(&config.boot.node, &names)?,
     };
     if ensured.ca_made {
         log::info!("made an authority and certificates in {}", pki.dir().display());
@@ -371,17 +371,17 @@ fn ensure(pki: &Pki, config: &Config, make_ca: bool) -> Result<Option<Issued>, P
 
 /// Whether something is served with certificates of our own making.
 fn needs_own(config: &Config) -> bool {
-    let TlsFiles { server, client_ca, crl: _ } = &config.tls;
+    let TlsFiles { server, client_ca, crl: _ } = &config.live.tls;
     is_served(config) && (server.is_none() || client_ca.is_none())
 }
 
 fn is_served(config: &Config) -> bool {
-    config.listen.iter().any(|listen| matches!(listen, Listen::Https(_)))
+    config.boot.listen.iter().any(|listen| matches!(listen, Listen::Https(_)))
 }
 
 /// Whoever lets in the clients of somebody else's authority must say which: that authority signs for others, too.
 fn check_authority(config: &Config, ours_only: bool, files: &Files) -> Result<(), ServeError> {
-    if config.hosts.is_some() || ours_only {
+    if config.live.hosts.is_some() || ours_only {
         return Ok(());
     }
     Err(ServeError::Authority { path: files.client_ca.clone() })
@@ -390,14 +390,14 @@ fn check_authority(config: &Config, ours_only: bool, files: &Files) -> Result<()
 /// The fault of a configuration that lets in the clients of somebody else's authority and does not say which.
 pub(super) fn fault_of_client_ca(loaded: &Loaded) -> Option<Fault> {
     let config = &loaded.config;
-    let pki = Pki::new(&config.pki);
+    let pki = Pki::new(&config.boot.pki);
     let read = |path: &Path| files::read_at_most(path, files::SMALL);
-    if config.tls.client_ca.is_some() {
+    if config.live.tls.client_ca.is_some() {
         return loaded.check_client_ca(|path| read(path).is_ok_and(|pem| pki.is_ours(&pem)));
     }
     // An authority that somebody put in the place of ours is not ours either.
     let own = pki.ca().cert;
-    if config.hosts.is_some() || !is_served(config) {
+    if config.live.hosts.is_some() || !is_served(config) {
         return None;
     }
     match read(&own) {
@@ -411,13 +411,13 @@ pub(super) fn fault_of_client_ca(loaded: &Loaded) -> Option<Fault> {
 /// The fault of a configuration whose catalog is shared, while what all instances must have in common is not here.
 pub(super) fn fault_of_shared_ca(loaded: &Loaded) -> Option<Fault> {
     let config = &loaded.config;
-    if matches!(config.catalog, Location::Sqlite(_)) || !needs_own(config) {
+    if matches!(config.boot.catalog, Location::Sqlite(_)) || !needs_own(config) {
         return None;
     }
-    let error = match Pki::new(&config.pki).lacking()? {
-        Lacking::Ca => PkiError::NoCaGiven { pki: config.pki.clone() },
+    let error = match Pki::new(&config.boot.pki).lacking()? {
+        Lacking::Ca => PkiError::NoCaGiven { pki: config.boot.pki.clone() },
         Lacking::Signed(missing) => {
-            PkiError::NotSigned { pki: config.pki.clone(), node: config.node.clone(), missing }
+            PkiError::NotSigned { pki: config.boot.pki.clone(), node: config.boot.node.clone(), missing }
         }
     };
     Some(fault_of(loaded, "tls", &error))
@@ -457,8 +457,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let paths = Paths::new(Some(root.path()), true, |_| None).unwrap();
         let mut config = crate::config::load(&paths, None).unwrap().config;
-        config.catalog = Location::parse("etcd://127.0.0.1:1/volhost").unwrap();
-        let pki = Pki::new(&config.pki);
+        config.boot.catalog = Location::parse("etcd://127.0.0.1:1/volhost").unwrap();
+        let pki = Pki::new(&config.boot.pki);
         let refused = Tls::prepare(&config).err().unwrap();
         assert!(refused.is_configuration(), "{refused}");
         assert!(matches!(refused, ServeError::Pki(PkiError::NoCaGiven { .. })), "{refused}");
@@ -485,7 +485,7 @@ mod tests {
         assert!(matches!(refused, ServeError::Pki(PkiError::NoCaGiven { .. })), "{refused}");
         assert!(!pki.ca().cert.exists());
         // A catalog of its own is another matter.
-        config.catalog = Location::Sqlite(paths.catalog());
+        config.boot.catalog = Location::Sqlite(paths.catalog());
         Tls::prepare(&config).unwrap();
         assert!(pki.ca().cert.exists());
     }

@@ -42,9 +42,7 @@ pub use self::limiter::{QUEUE, SLOTS};
 pub use self::name_folding::{Adoptable, Naming};
 pub use self::purge::{Pass, Progress};
 pub use self::volumes::{Listing, Staged, VolumeState};
-use crate::model::backend::BackendName;
-use crate::model::mountpoints::Mountpoints;
-use crate::model::options::Mode;
+use crate::model::backend::{BackendName, BackendSettings};
 
 /// The most threads that one backend can hold when its storage hangs: its operations and one probe.
 pub const THREADS_PER_BACKEND: usize = SLOTS + 1;
@@ -56,27 +54,6 @@ pub const BLOCKING_THREADS: usize = 100 * THREADS_PER_BACKEND + 300;
 /// How long a probe waits before the backend counts as one that does not answer.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// One entry of the backend map, but for the hosts that may use it: those the rules of access know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// The backend's directory, absolute; may lead through symbolic links.
-    pub path: PathBuf,
-    /// Where engines' hosts see it.
-    pub mountpoints: Mountpoints,
-    /// Whether no new volume goes there.
-    pub draining: bool,
-    /// Whether it must lie on a mounted file system other than that of `/`.
-    pub require_mount: bool,
-    /// How long removed volumes are kept; zero deletes them at once.
-    pub trash: Duration,
-    /// The user that owns new volumes' directories, unless Create says otherwise.
-    pub uid: u32,
-    /// The group that owns new volumes' directories, unless Create says otherwise.
-    pub gid: u32,
-    /// The mode of new volumes' directories, unless Create says otherwise.
-    pub mode: Mode,
-}
-
 /// All backends, by name. Immutable.
 #[derive(Debug, Clone, Default)]
 pub struct Map(BTreeMap<BackendName, Arc<Backend>>);
@@ -85,7 +62,7 @@ impl Map {
     /// The map of these settings. Backends whose name and path are as in `previous` keep what is known of their
     /// health, and their operations under way count on.
     #[must_use]
-    pub fn build(previous: &Self, settings: BTreeMap<BackendName, Settings>) -> Self {
+    pub fn build(previous: &Self, settings: BTreeMap<BackendName, BackendSettings>) -> Self {
         let backends = settings.into_iter().map(|(name, settings)| {
             let state =
                 previous.get(&name).filter(|before| before.settings.path == settings.path).map_or_else(
@@ -126,7 +103,7 @@ impl Map {
 #[derive(Debug)]
 pub struct Backend {
     name: BackendName,
-    settings: Settings,
+    settings: BackendSettings,
     state: Arc<State>,
 }
 
@@ -165,7 +142,7 @@ impl Backend {
 
     /// Its entry in the map.
     #[must_use]
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &BackendSettings {
         &self.settings
     }
 

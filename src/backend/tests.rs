@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::fuse::{FuseFs, Op};
 use super::*;
 use crate::model::backend::BackendId;
+use crate::model::options::Mode;
 use crate::model::volume::{VolumeId, VolumeName};
 
 pub(super) fn volume(name: &str) -> VolumeName {
@@ -74,9 +75,9 @@ impl Drop for Mounted {
     }
 }
 
-pub(super) fn settings(path: &Path) -> Settings {
+pub(super) fn settings(path: &Path) -> BackendSettings {
     let (uid, gid) = me();
-    Settings {
+    BackendSettings {
         path: path.into(),
         mountpoints: std::path::PathBuf::from(path).into(),
         draining: false,
@@ -183,7 +184,7 @@ fn a_backend_keeps_its_state_while_its_path_stays() {
     for backend in one.iter() {
         backend.state.health.offline("unmounted");
     }
-    let draining = Settings { draining: true, ..settings(Path::new("/a")) };
+    let draining = BackendSettings { draining: true, ..settings(Path::new("/a")) };
     let two = Map::build(
         &one,
         BTreeMap::from([(backend_name("a"), draining), (backend_name("b"), settings(Path::new("/c")))]),

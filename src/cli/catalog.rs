@@ -97,9 +97,9 @@ fn import(config: &Config, path: &Path, shell: &mut Shell<'_>) -> Result<(), Err
     let text = read.map_err(|source| Error::File { path: path.into(), doing: "read", source })?;
     let counts = recovery::import(config, path, &text)?;
     if shell.global.json {
-        return shell.json(&with_counts(json!({ "catalog": config.catalog.to_string() }), counts));
+        return shell.json(&with_counts(json!({ "catalog": config.boot.catalog.to_string() }), counts));
     }
-    shell.line(&format!("{} holds {}", config.catalog, told(counts)))
+    shell.line(&format!("{} holds {}", config.boot.catalog, told(counts)))
 }
 
 fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<(), Error> {
@@ -107,7 +107,7 @@ fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<
     if shell.global.json {
         let copies: Vec<_> = looked.iter().map(row_of_looked).collect();
         let findings: Vec<_> = findings.iter().map(row_of_finding).collect();
-        let catalog = config.catalog.to_string();
+        let catalog = config.boot.catalog.to_string();
         let rows = json!({ "catalog": catalog, "copies": copies, "findings": findings });
         return shell.json(&with_counts(rows, *counts));
     }
@@ -127,7 +127,7 @@ fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<
     if !findings.is_empty() {
         shell.line("")?;
     }
-    shell.line(&format!("{} holds {}", config.catalog, told(*counts)))?;
+    shell.line(&format!("{} holds {}", config.boot.catalog, told(*counts)))?;
     shell.line("start the service, then look: volhost status, volhost volume ls, volhost mount ls")
 }
 

@@ -61,8 +61,8 @@ fn tell(faults: &[Fault], shell: &mut Shell<'_>) -> Result<(), Error> {
 }
 
 fn praise(config: &Config) -> String {
-    let backends: Vec<&str> = config.backends.keys().map(BackendName::as_str).collect();
-    let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    let backends: Vec<&str> = config.live.backends.keys().map(BackendName::as_str).collect();
+    let listen: Vec<String> = config.boot.listen.iter().map(ToString::to_string).collect();
     let backends = match &*backends {
         [] => "no backends".into(),
         names => format!("{} ({})", counted(names.len(), "backend"), names.join(", ")),

@@ -312,7 +312,7 @@ impl Shell<'_> {
         let paths = Paths::of_this_process(root.as_deref())?;
         // As a service reads it while it serves: files that only the service needs may be missing.
         match config::served(&paths, config.as_deref()) {
-            Ok(loaded) => Ok(loaded.config.admin),
+            Ok(loaded) => Ok(loaded.config.boot.admin),
             // Whoever names a configuration means the service that it configures, not the default one.
             Err(faults) if config.is_some() => Err(Error::Configuration(faults.to_string())),
             Err(_) => {

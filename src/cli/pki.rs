@@ -243,7 +243,7 @@ fn sign(args: &Sign, shell: &mut Shell<'_>) -> Result<(), Error> {
     }
     let dir = match dir {
         Some(dir) => dir.clone(),
-        None => configured(shell)?.pki,
+        None => configured(shell)?.boot.pki,
     };
     let (pem, names, expires, then) = match certificates::sign(&dir, host.as_deref(), &csr)? {
         Signed::Server(SignedElsewhere { pem, names, not_after }) => {

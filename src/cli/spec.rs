@@ -68,7 +68,7 @@ pub(super) fn run(command: &Spec, shell: &mut Shell<'_>) -> Result<(), Error> {
         }
         Spec::Remove(Remove { force }) => {
             let (config, paths) = configured(shell)?;
-            let name = PluginName::parse(&config.name).map_err(NoSpec::from)?;
+            let name = PluginName::parse(&config.boot.name).map_err(NoSpec::from)?;
             let removed = spec::store_of(&config, &paths).remove(&name, *force)?;
             if shell.global.json {
                 let paths: Vec<_> = removed.iter().map(|path| path.to_string_lossy()).collect();

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use super::json::Source;
 use super::node::{Entry, Members, Node, quoted};
-use super::{BackendSettings, Fault, HostPattern, fields, walk};
-use crate::model::backend::BackendName;
+use super::{Fault, HostPattern, MapEntry, fields, walk};
+use crate::model::backend::{BackendName, BackendSettings};
 use crate::model::host::HostName;
 use crate::model::options::Mode;
 
@@ -33,14 +33,14 @@ pub(super) struct Owner {
 }
 
 /// The map where there is none: one backend, `default`.
-pub(super) fn without_map(path: PathBuf, owner: Owner) -> BTreeMap<BackendName, BackendSettings> {
+pub(super) fn without_map(path: PathBuf, owner: Owner) -> BTreeMap<BackendName, MapEntry> {
     let name = BackendName::parse(BackendName::DEFAULT).ok();
-    let backend = plain(path, owner);
-    name.into_iter().zip(backend).collect()
+    let settings = plain(path, owner);
+    name.into_iter().zip(settings.map(|settings| MapEntry { settings, hosts: None })).collect()
 }
 
 /// Reads the map. Its faults are left in `source`.
-pub(super) fn read(source: &Source, owner: Owner) -> BTreeMap<BackendName, BackendSettings> {
+pub(super) fn read(source: &Source, owner: Owner) -> BTreeMap<BackendName, MapEntry> {
     let Some(value) = source.value() else { return BTreeMap::new() };
     let takes = "an object of backends, such as {\"default\": \"/srv/volumes\"}";
     let mut backends = BTreeMap::new();
@@ -57,11 +57,11 @@ pub(super) fn read(source: &Source, owner: Owner) -> BTreeMap<BackendName, Backe
                 None
             }
         };
-        let Some((settings, place)) = backend(&entry, owner) else { continue };
+        let Some((backend, place)) = backend(&entry, owner) else { continue };
         let shown = name.as_ref().map_or_else(|| entry.key.to_owned(), ToString::to_string);
-        places.push(Place { name: shown, path: settings.path.clone(), fault: place });
+        places.push(Place { name: shown, path: backend.settings.path.clone(), fault: place });
         if let Some(name) = name {
-            backends.insert(name, settings);
+            backends.insert(name, backend);
         }
     }
     for fault in overlaps(&places) {
@@ -81,16 +81,16 @@ fn plain(path: PathBuf, Owner { uid, gid }: Owner) -> Option<BackendSettings> {
         uid,
         gid,
         mode: Mode::parse(MODE)?,
-        hosts: None,
     })
 }
 
 /// Reads one backend, and the place of its path.
-fn backend(entry: &Entry<'_>, owner: Owner) -> Option<(BackendSettings, Fault)> {
+fn backend(entry: &Entry<'_>, owner: Owner) -> Option<(MapEntry, Fault)> {
     let node = &entry.node;
     let takes = "a path, or an object with at least \"path\"";
     if node.is_string() {
-        return Some((plain(directory(node)?, owner)?, node.possible_fault()));
+        let settings = plain(directory(node)?, owner)?;
+        return Some((MapEntry { settings, hosts: None }, node.possible_fault()));
     }
     let mut members = node.members(fields::BACKEND, takes)?;
     let path_node = members.take("path");
@@ -99,16 +99,17 @@ fn backend(entry: &Entry<'_>, owner: Owner) -> Option<(BackendSettings, Fault)> 
     }
     let path = path_node.as_ref().and_then(directory);
     let settings = settings(&mut members, path.clone().unwrap_or_default(), owner)?;
+    let hosts = members.take("hosts").filter(|node| !node.is_null()).map(|node| hosts(&node));
     // Without a path there is no backend, but its other fields have been looked at.
-    path.zip(path_node).map(|(_, node)| (settings, node.possible_fault()))
+    path.zip(path_node).map(|(_, node)| (MapEntry { settings, hosts }, node.possible_fault()))
 }
 
 fn settings(members: &mut Members<'_>, path: PathBuf, owner: Owner) -> Option<BackendSettings> {
-    let mut backend = plain(path, owner)?;
+    let mut settings = plain(path, owner)?;
     let mut id = |name| members.number(name).and_then(|id| u32::try_from(id).ok());
     let (given_uid, given_gid) = (id("uid"), id("gid"));
-    let BackendSettings { path: _, mountpoints, draining, require_mount, trash, uid, gid, mode, hosts } =
-        &mut backend;
+    let BackendSettings { path: _, mountpoints, draining, require_mount, trash, uid, gid, mode } =
+        &mut settings;
     set(&mut mountpoints.usual, members.take("mountpoint").and_then(|node| directory(&node)));
     set(&mut mountpoints.by_host, members.take("mountpoint_by_host").map(|node| mountpoint_by_host(&node)));
     set(draining, members.take("draining").and_then(|node| node.boolean()));
@@ -117,8 +118,7 @@ fn settings(members: &mut Members<'_>, path: PathBuf, owner: Owner) -> Option<Ba
     set(uid, given_uid);
     set(gid, given_gid);
     set(mode, members.take("mode").and_then(|node| self::mode(&node)));
-    *hosts = members.take("hosts").filter(|node| !node.is_null()).map(|node| self::hosts(&node));
-    Some(backend)
+    Some(settings)
 }
 
 fn set<T>(setting: &mut T, given: Option<T>) {

@@ -3,9 +3,7 @@
 //! Nobody is asked here, and no key or password is read: whoever talks to the cluster does, each time anew.
 
 use super::fields;
-use super::load::TlsFilesMust;
-use super::node::{Node, quoted};
-use super::parse::file;
+use super::node::{NamedFiles, Node, quoted};
 use crate::model::location::{Credentials, Location, NoEtcd};
 
 /// Where the catalog lies. `etcd` is whether this program was built with etcd's client.
@@ -43,7 +41,7 @@ pub(super) fn location(node: &Node<'_>, etcd: bool) -> Option<Location> {
 }
 
 /// By what an etcd cluster lets volhost in. `catalog` is what the configuration says of the catalog, without a fault.
-pub(super) fn credentials(node: &Node<'_>, catalog: Option<&Location>, files: TlsFilesMust) -> Credentials {
+pub(super) fn credentials(node: &Node<'_>, catalog: Option<&Location>, files: NamedFiles) -> Credentials {
     if let Some(other @ Location::Sqlite(_)) = catalog {
         let example = "etcd://HOST:PORT,HOST:PORT,HOST:PORT/PREFIX";
         node.fault(format!(
@@ -54,7 +52,7 @@ pub(super) fn credentials(node: &Node<'_>, catalog: Option<&Location>, files: Tl
     let mut members = node.members(fields::ETCD, takes).unwrap_or_default();
     let user = members.take("user").filter(|node| !node.is_null());
     let [ca, cert, key, password_file] =
-        ["ca", "cert", "key", "password_file"].map(|name| file(&mut members, name, files));
+        ["ca", "cert", "key", "password_file"].map(|name| members.file(name, files));
     let given = |name: &str| match name {
         "ca" => ca.is_some(),
         "cert" => cert.is_some(),

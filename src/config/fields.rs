@@ -18,8 +18,34 @@ pub struct Field {
     pub default: &'static str,
     /// What it means, as docs/reference has it.
     pub doc: &'static str,
-    /// How a change comes into force. Empty where its table has no such column.
-    pub in_force: &'static str,
+    /// How a change is put in force.
+    pub applied: Applied,
+}
+
+/// How a change of a field is put in force. The tests compare it with the parts of the configuration that differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// By a reload: the field is part of [`Live`](super::Live).
+    Reload,
+    /// By a restart: the field is part of [`Boot`](super::Boot).
+    Restart,
+    /// By a restart if the path changes, by itself if the file that it names does.
+    RestartOrFollowed,
+    /// The field's table has no such column.
+    Untold,
+}
+
+impl Applied {
+    /// Returns the words of docs/reference.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reload => "reload",
+            Self::Restart => "restart",
+            Self::RestartOrFollowed => "restart; the file is followed",
+            Self::Untold => "",
+        }
+    }
 }
 
 /// What a field takes.
@@ -91,95 +117,107 @@ pub const CONFIG: &[Field] = &[
         Takes::Text(Text::PluginName),
         "`\"volhost\"`",
         "the plugin's name (`-d NAME`); engines bind their volumes to it for good",
-        "restart",
+        Applied::Restart,
     ),
     field(
         "node",
         Takes::Text(Text::HostName),
         "the hostname, kept",
         "this machine's name as a host",
-        "restart",
+        Applied::Restart,
     ),
     field(
         "scope",
         Takes::Word(&["local", "global"]),
         "`\"global\"`",
         "what engines are told of names: `\"global\"`, one volume everywhere, or `\"local\"`",
-        "restart",
+        Applied::Restart,
     ),
     field(
         "listen",
         Takes::List(Text::Listen, 1),
         "`[\"https://127.0.0.1:7443\"]`",
         "`https://IP:PORT`, `http://IP:PORT`, `unix:/PATH`; port 0 takes any that is free",
-        "restart",
+        Applied::Restart,
     ),
     field(
         "insecure",
         Takes::Flag,
         "`false`",
         "allows `http://` on other addresses than loopback: anybody there may read, mount and remove",
-        "reload",
+        Applied::Reload,
     ),
     or_null(field(
         "advertise",
         Takes::Text(Text::Advertise),
         "the first `https` address of `listen`",
         "what engines call: `https://HOST:PORT`, `http://HOST:PORT` or `unix:/PATH`",
-        "reload",
+        Applied::Reload,
     )),
     field(
         "tls",
         Takes::Object(TLS),
         "volhost's own certificates",
         "the TLS files that take the place of volhost's own",
-        "reload",
+        Applied::Reload,
     ),
     or_null(field(
         "spec",
         Takes::Object(SPEC),
         "`{}`",
         "the spec file that is written; `null`: none",
-        "reload",
+        Applied::Reload,
     )),
     field(
         "catalog",
         Takes::Text(Text::Catalog),
         "`\"sqlite:/var/lib/volhost/catalog.db\"`",
         "`sqlite:/PATH`, a file on a local file system; or `etcd://HOST:PORT,HOST:PORT,HOST:PORT/PREFIX`, shared",
-        "restart",
+        Applied::Restart,
     ),
     or_null(field(
         "etcd",
         Takes::Object(ETCD),
         "`null`: plain text, no user",
         "credentials for the etcd cluster of `catalog`",
-        "restart",
+        Applied::Restart,
     )),
     field(
         "backends",
         Takes::Text(Text::Path),
         "`\"/etc/volhost/backends.json\"`",
         "the backend map's file",
-        "reload",
+        Applied::Reload,
     ),
     or_null(field(
         "hosts",
         Takes::Hosts(HOST),
         "`null`: every host",
         "who may use volumes, and how: `{\"web1\": {}, \"*\": {…}}`; exact names, `anonymous`, and `*` for the rest",
-        "reload",
+        Applied::Reload,
     )),
-    field("admin", Takes::Text(Text::Socket), "`\"/run/volhost/admin.sock\"`", "the admin socket", "restart"),
-    field("limits", Takes::Object(LIMITS), "`{}`", "what is too much and what takes too long", "reload"),
-    or_null(field("metrics", Takes::Nothing, "", "refused by this version", "")),
-    or_null(field("audit", Takes::Nothing, "", "refused by this version", "")),
+    field(
+        "admin",
+        Takes::Text(Text::Socket),
+        "`\"/run/volhost/admin.sock\"`",
+        "the admin socket",
+        Applied::Restart,
+    ),
+    field(
+        "limits",
+        Takes::Object(LIMITS),
+        "`{}`",
+        "what is too much and what takes too long",
+        Applied::Reload,
+    ),
+    or_null(field("metrics", Takes::Nothing, "", "refused by this version", Applied::Untold)),
+    or_null(field("audit", Takes::Nothing, "", "refused by this version", Applied::Untold)),
     field(
         "$schema",
         Takes::Text(Text::Any),
         "",
         "the JSON Schema that an editor shall use, such as `\"volhost.schema.json\"`; not looked at",
-        "",
+        Applied::Untold,
     ),
 ];
 
@@ -190,28 +228,28 @@ pub const TLS: &[Field] = &[
         Takes::Text(Text::Path),
         "own, in `pki`",
         "the server's certificate chain (PEM); only together with `key`",
-        "reload",
+        Applied::Reload,
     )),
     or_null(field(
         "key",
         Takes::Text(Text::Path),
         "own, in `pki`",
         "its private key (PEM, not encrypted)",
-        "reload",
+        Applied::Reload,
     )),
     or_null(field(
         "client_ca",
         Takes::Text(Text::Path),
         "own, in `pki`",
         "the CAs whose clients are let in (PEM); another one than volhost's makes `hosts` mandatory",
-        "reload",
+        Applied::Reload,
     )),
     or_null(field(
         "crl",
         Takes::Text(Text::Path),
         "none",
         "the CAs' revocation lists (PEM or DER)",
-        "reload",
+        Applied::Reload,
     )),
 ];
 
@@ -223,34 +261,37 @@ pub const ETCD: &[Field] = &[
         Takes::Text(Text::Path),
         "none: plain text",
         "the CAs that sign the members' certificates (PEM); members are called by TLS",
-        FOLLOWED,
+        Applied::RestartOrFollowed,
     )),
     or_null(field(
         "cert",
         Takes::Text(Text::Path),
         "none",
         "volhost's certificate chain for the members (PEM); only together with `key` and `ca`",
-        FOLLOWED,
+        Applied::RestartOrFollowed,
     )),
-    or_null(field("key", Takes::Text(Text::Path), "none", "its private key (PEM, not encrypted)", FOLLOWED)),
+    or_null(field(
+        "key",
+        Takes::Text(Text::Path),
+        "none",
+        "its private key (PEM, not encrypted)",
+        Applied::RestartOrFollowed,
+    )),
     or_null(field(
         "user",
         Takes::Text(Text::NotEmpty),
         "none",
         "the user of etcd's own authentication; only together with `password_file`",
-        "restart",
+        Applied::Restart,
     )),
     or_null(field(
         "password_file",
         Takes::Text(Text::Path),
         "none",
         "the file that has the user's password in its first line",
-        FOLLOWED,
+        Applied::RestartOrFollowed,
     )),
 ];
-
-/// How a change of a file comes into force whose path only a restart changes.
-const FOLLOWED: &str = "restart; the file is followed";
 
 /// Those of `spec`.
 pub const SPEC: &[Field] = &[
@@ -259,14 +300,14 @@ pub const SPEC: &[Field] = &[
         Takes::Text(Text::Path),
         "`/etc/docker/plugins`",
         "the directory that the spec file is written to",
-        "reload",
+        Applied::Reload,
     ),
     field(
         "format",
         Takes::Word(&["json", "spec"]),
         "as the address needs it",
         "`\"json\"` or `\"spec\"`",
-        "reload",
+        Applied::Reload,
     ),
 ];
 
@@ -277,21 +318,21 @@ pub const HOST: &[Field] = &[
         Takes::List(Text::Right, 0),
         "`[\"create\", \"mount\", \"remove\"]`",
         "what it may do: those, and `adopt`; it sees what is open to it also without any",
-        "",
+        Applied::Untold,
     )),
     or_null(field(
         "backends",
         Takes::List(Text::BackendName, 0),
         "all that allow it",
         "the backends that it may use, as far as their own `hosts` allow it",
-        "",
+        Applied::Untold,
     )),
     or_null(field(
         "addresses",
         Takes::List(Text::Network, 0),
         "`null`: it has one",
         "the addresses and networks that are all this one machine's, so that calls from several are no sign of a clone",
-        "",
+        Applied::Untold,
     )),
 ];
 
@@ -302,30 +343,30 @@ pub const LIMITS: &[Field] = &[
         Takes::Number(1..=1_000_000),
         "`4096`",
         "connections over TCP and TLS at once",
-        "reload",
+        Applied::Reload,
     ),
     field(
         "connections_per_host",
         Takes::Number(1..=1_000_000),
         "`256`",
         "of one host; over plain TCP, of one address",
-        "reload",
+        Applied::Reload,
     ),
     field(
         "body_bytes",
         Takes::Number(4096..=1 << 30),
         "`1048576`",
         "the size of a request's body, 4096 to 1073741824",
-        "reload",
+        Applied::Reload,
     ),
     field(
         "handshake",
         Takes::Text(Text::Duration),
         "`\"5s\"`",
         "a TLS handshake, and the head of a request; 1s to 10min",
-        "reload",
+        Applied::Reload,
     ),
-    field("request", Takes::Text(Text::Duration), "`\"20s\"`", "a request; 1s to 10min", "reload"),
+    field("request", Takes::Text(Text::Duration), "`\"20s\"`", "a request; 1s to 10min", Applied::Reload),
 ];
 
 /// Those of a backend in the map.
@@ -335,53 +376,71 @@ pub const BACKEND: &[Field] = &[
         Takes::Text(Text::Directory),
         REQUIRED,
         "the backend's directory on this machine: absolute, without `..`, neither in another backend nor around one",
-        "",
+        Applied::Untold,
     ),
-    field("mountpoint", Takes::Text(Text::Directory), "as `path`", "where the engines' hosts see it", ""),
+    field(
+        "mountpoint",
+        Takes::Text(Text::Directory),
+        "as `path`",
+        "where the engines' hosts see it",
+        Applied::Untold,
+    ),
     field(
         "mountpoint_by_host",
         Takes::ByHost(Text::Directory),
         "`{}`",
         "where single hosts see it: `{\"web2\": \"/data/fast\"}`",
-        "",
+        Applied::Untold,
     ),
     or_null(field(
         "hosts",
         Takes::List(Text::HostPattern, 0),
         "every host",
         "names and patterns (`web*`, `web?`) of the hosts it is open to; `[]` is none",
-        "",
+        Applied::Untold,
     )),
-    field("draining", Takes::Flag, "`false`", "no new volumes; those that exist stay usable", ""),
+    field(
+        "draining",
+        Takes::Flag,
+        "`false`",
+        "no new volumes; those that exist stay usable",
+        Applied::Untold,
+    ),
     field(
         "require_mount",
         Takes::Flag,
         "`false`",
         "`path` must lie on another file system than `/`; else the backend is offline",
-        "",
+        Applied::Untold,
     ),
     field(
         "trash",
         Takes::DurationOrZero,
         "`\"24h\"`",
         "how long removed volumes are kept; `0` deletes them at once",
-        "",
+        Applied::Untold,
     ),
     field(
         "uid",
         Takes::Number(0..=u32::MAX as u64 - 1),
         "`0` (not as root: the service's)",
         "who owns new volumes",
-        "",
+        Applied::Untold,
     ),
     field(
         "gid",
         Takes::Number(0..=u32::MAX as u64 - 1),
         "`0` (not as root: the service's)",
         "which group owns new volumes",
-        "",
+        Applied::Untold,
     ),
-    field("mode", Takes::Text(Text::Mode), "`\"0755\"`", "the permissions of new volumes, in octal", ""),
+    field(
+        "mode",
+        Takes::Text(Text::Mode),
+        "`\"0755\"`",
+        "the permissions of new volumes, in octal",
+        Applied::Untold,
+    ),
 ];
 
 /// The default of a field that has none: without it the object is refused.
@@ -400,9 +459,9 @@ const fn field(
     takes: Takes,
     default: &'static str,
     doc: &'static str,
-    in_force: &'static str,
+    applied: Applied,
 ) -> Field {
-    Field { name, takes, null: false, default, doc, in_force }
+    Field { name, takes, null: false, default, doc, applied }
 }
 
 const fn or_null(field: Field) -> Field {

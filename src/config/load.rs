@@ -5,45 +5,60 @@
 use std::io;
 use std::path::Path;
 
-use super::backends::{self, Owner};
+use super::backends;
 use super::json::{MAX_BYTES, Source};
+use super::node::NamedFiles;
 use super::parse::Draft;
-use super::watch::Seen;
-use super::{Fault, Faults, Loaded, Paths, Rejected};
+use super::surroundings::Surroundings;
+use super::watch::FileSnapshot;
+use super::{Config, Fault, Faults, Paths};
 use crate::files;
 
-/// What the defaults depend on.
-#[derive(Debug, Clone)]
-pub(super) struct Surroundings {
-    /// The default paths.
-    pub(super) paths: Paths,
-    /// What the machine calls itself.
-    pub(super) hostname: String,
-    /// Who owns new volumes when the map does not say.
-    pub(super) owner: Owner,
-    /// Whether this program was built with etcd's client.
-    pub(super) etcd: bool,
+/// A configuration that was read without a fault.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What was read.
+    pub config: Config,
+    /// The files it was read from and what stood in them, those that were looked for and not found included: what
+    /// [`Unit::Config`](super::watch::Unit::Config) shall follow.
+    pub files: Vec<FileSnapshot>,
+    /// A fault that the field `tls.client_ca` would have, but for its text.
+    client_ca: Option<Fault>,
 }
 
-impl Surroundings {
-    pub(super) fn here(paths: &Paths) -> Self {
-        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-        let owner = match uid.is_root() {
-            true => Owner { uid: 0, gid: 0 },
-            false => Owner { uid: uid.as_raw(), gid: gid.as_raw() },
-        };
-        Self { paths: paths.clone(), hostname, owner, etcd: cfg!(feature = "etcd") }
+/// A configuration that was read and has faults.
+#[derive(Debug)]
+pub struct Rejected {
+    /// All that is wrong.
+    pub faults: Faults,
+    /// The files that were read, as in [`Loaded::files`]. They may be others than before: a map that the configuration
+    /// names anew and that is still to come, for one.
+    pub files: Vec<FileSnapshot>,
+}
+
+impl Loaded {
+    /// Returns the configuration's file if there is none, so that the defaults hold.
+    #[must_use]
+    pub fn missing_file(&self) -> Option<&Path> {
+        self.files.first().filter(|seen| !seen.is_there()).map(FileSnapshot::path)
     }
-}
 
-/// Whether a file of keys, certificates or a password that the configuration names must be there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TlsFilesMust {
-    /// A missing one is a fault.
-    Exist,
-    /// Whoever reads them will see.
-    Nothing,
+    /// The fault of a configuration that lets the clients of somebody else's CA in and does not say which.
+    ///
+    /// `is_ours` tells whether a CA file holds our own CA and no other; this room cannot read certificates. The
+    /// caller asks after each load.
+    pub fn check_client_ca(&self, is_ours: impl Fn(&Path) -> bool) -> Option<Fault> {
+        let file = self.config.live.tls.client_ca.as_deref()?;
+        let place = self.client_ca.as_ref()?;
+        (self.config.live.hosts.is_none() && !is_ours(file)).then(|| Fault {
+            what: format!(
+                "{} is not volhost's own CA, which makes the field \"hosts\" mandatory: name the hosts that may call, \
+                 such as \"hosts\": {{\"web1\": {{}}}}, or all that this CA ever signs by \"hosts\": {{\"*\": {{}}}}",
+                file.display()
+            ),
+            ..place.clone()
+        })
+    }
 }
 
 /// Reads the configuration and the backend map, for the start and for `volhost check`.
@@ -54,7 +69,7 @@ pub(super) enum TlsFilesMust {
 /// # Errors
 /// All faults of both files.
 pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
-    read(&Surroundings::here(paths), file, TlsFilesMust::Exist, &[]).map_err(|rejected| rejected.faults)
+    read(&Surroundings::here(paths), file, NamedFiles::MustExist, &[]).map_err(|rejected| rejected.faults)
 }
 
 /// Reads the configuration and the backend map as a running service has them: TLS files need not exist.
@@ -80,19 +95,19 @@ pub fn served(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
 ///
 /// # Errors
 /// All faults of both files, and what to follow until they are mended.
-pub fn reload(paths: &Paths, file: Option<&Path>, in_force: &[Seen]) -> Result<Loaded, Rejected> {
-    read(&Surroundings::here(paths), file, TlsFilesMust::Nothing, in_force)
+pub fn reload(paths: &Paths, file: Option<&Path>, in_force: &[FileSnapshot]) -> Result<Loaded, Rejected> {
+    read(&Surroundings::here(paths), file, NamedFiles::MayBeMissing, in_force)
 }
 
 pub(super) fn read(
     around: &Surroundings,
     named: Option<&Path>,
-    tls_files: TlsFilesMust,
-    in_force: &[Seen],
+    named_files: NamedFiles,
+    in_force: &[FileSnapshot],
 ) -> Result<Loaded, Rejected> {
     let named = named.map(|file| std::path::absolute(file).unwrap_or_else(|_| file.into()));
     let file = named.clone().unwrap_or_else(|| around.paths.config());
-    let (bytes, seen) = Seen::read(&file, MAX_BYTES);
+    let (bytes, seen) = FileSnapshot::read(&file, MAX_BYTES);
     let mut files = vec![seen];
     let mut faults = Vec::new();
     let must_exist = |path: &Path| in_force.iter().any(|seen| seen.path() == path && seen.is_there());
@@ -106,26 +121,29 @@ pub(super) fn read(
         b"{}".to_vec()
     });
     let source = Source::new(&file, bytes);
-    let Draft { mut config, map, client_ca } = Draft::read(&source, around, tls_files);
+    let Draft { mut config, map, client_ca } = Draft::read(&source, around, named_files);
     faults.extend(source.into_faults());
 
-    let (bytes, seen) = Seen::read(&config.map, MAX_BYTES);
+    let (bytes, seen) = FileSnapshot::read(&config.live.map, MAX_BYTES);
     files.push(seen);
     match (bytes, map) {
         (Ok(bytes), _) => {
-            let source = Source::new(&config.map, bytes);
-            config.backends = backends::read(&source, around.owner);
+            let source = Source::new(&config.live.map, bytes);
+            config.live.backends = backends::read(&source, around.owner);
             faults.extend(source.into_faults());
         }
         (Err(error), None) if error.kind() == io::ErrorKind::NotFound => {
-            faults.extend(must_exist(&config.map).then(|| gone(&config.map)));
-            config.backends = backends::without_map(around.paths.volumes(), around.owner);
+            faults.extend(must_exist(&config.live.map).then(|| gone(&config.live.map)));
+            config.live.backends = backends::without_map(around.paths.volumes(), around.owner);
         }
         // The fault is the configuration's, which names a file that is not there.
         (Err(error), Some(place)) => {
-            faults.push(Fault { what: format!("{} cannot be read: {error}", config.map.display()), ..place });
+            faults.push(Fault {
+                what: format!("{} cannot be read: {error}", config.live.map.display()),
+                ..place
+            });
         }
-        (Err(error), None) => faults.push(whole_file(&config.map, format!("cannot be read: {error}"))),
+        (Err(error), None) => faults.push(whole_file(&config.live.map, format!("cannot be read: {error}"))),
     }
 
     match Faults::collect(faults) {

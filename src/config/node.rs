@@ -302,7 +302,26 @@ pub(super) struct Members<'a> {
 impl<'a> Members<'a> {
     /// The value of a key, if it was given.
     pub(super) fn take(&mut self, key: &str) -> Option<Node<'a>> {
+        // What is no object has no fields.
+        debug_assert!(
+            self.fields.is_empty() || names(self.fields).any(|name| name == key),
+            "the field {key:?} is read and has no row in fields.rs"
+        );
         self.members.remove(key)
+    }
+
+    /// The value of a key that names a file, if it was given, and its path if that is one.
+    pub(super) fn file(&mut self, key: &str, files: NamedFiles) -> Option<(Node<'a>, Option<PathBuf>)> {
+        let node = self.take(key).filter(|node| !node.is_null())?;
+        let path = node.path("a path");
+        if let Some(path) = path.as_deref().filter(|_| files == NamedFiles::MustExist) {
+            match std::fs::metadata(path) {
+                Ok(found) if found.is_file() => {}
+                Ok(_) => node.fault(format!("{} is no file", path.display())),
+                Err(error) => node.fault(format!("{} cannot be read: {error}", path.display())),
+            }
+        }
+        Some((node, path))
     }
 
     /// The number that is a key's value, if it was given and lies in the range that the table of fields has for it.
@@ -315,6 +334,15 @@ impl<'a> Members<'a> {
         // A field that the table does not know as a number is none.
         node.integer(range.unwrap_or(RangeInclusive::new(1, 0)))
     }
+}
+
+/// Says what a file that the configuration names (keys, certificates, a password) must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NamedFiles {
+    /// A missing one is a fault.
+    MustExist,
+    /// Whoever reads it notices that it is missing.
+    MayBeMissing,
 }
 
 /// A word of a file as a message shows it: in quotes, and not too long.

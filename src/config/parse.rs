@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use super::address::{self, Advertise, Listen};
 use super::json::Source;
-use super::load::{Surroundings, TlsFilesMust};
-use super::node::{Members, Node, quoted};
+use super::node::{NamedFiles, Node, quoted};
+use super::surroundings::Surroundings;
 use super::{
-    Config, Fault, HostPattern, KeyPair, Limits, Scope, SpecFormat, SpecSettings, TlsFiles, catalog, fields,
+    Boot, Config, Fault, HostPattern, KeyPair, Live, Scope, SpecFormat, SpecSettings, TlsFiles, catalog,
+    fields,
 };
 use crate::model::backend::BackendName;
 use crate::model::host::HostName;
+use crate::model::limits::Limits;
 use crate::model::location::Location;
 use crate::model::right::{Listed, Network, Right, Rule};
 
@@ -30,7 +32,7 @@ pub(super) struct Draft {
 
 impl Draft {
     /// Reads the configuration. Its faults are left in `source`.
-    pub(super) fn read(source: &Source, around: &Surroundings, tls_files: TlsFilesMust) -> Self {
+    pub(super) fn read(source: &Source, around: &Surroundings, named_files: NamedFiles) -> Self {
         let value = source.value();
         let root = value.as_ref().map(|value| source.root(value));
         let takes = "an object such as {\"listen\": [\"https://127.0.0.1:7443\"]}";
@@ -47,7 +49,7 @@ impl Draft {
         let spec = spec(fields.take("spec"), &paths.spec, &listen, advertise.as_ref());
         let tls_node = fields.take("tls");
         let mut client_ca = None;
-        let tls = tls_node.map(|node| tls(&node, tls_files, &mut client_ca)).unwrap_or_default();
+        let tls = tls_node.map(|node| tls(&node, named_files, &mut client_ca)).unwrap_or_default();
 
         let given = fields.take("node");
         let node_configured = given.is_some();
@@ -95,9 +97,9 @@ impl Draft {
         };
         let etcd = fields.take("etcd").filter(|node| !node.is_null());
         let etcd =
-            etcd.map(|node| catalog::credentials(&node, catalog.as_ref(), tls_files)).unwrap_or_default();
+            etcd.map(|node| catalog::credentials(&node, catalog.as_ref(), named_files)).unwrap_or_default();
 
-        let config = Config {
+        let boot = Boot {
             name: fields
                 .take("name")
                 .and_then(|node| plugin_name(&node))
@@ -107,20 +109,23 @@ impl Draft {
             node_configured,
             scope: fields.take("scope").and_then(|node| scope(&node)).unwrap_or(Scope::Global),
             listen,
-            insecure,
-            advertise,
-            tls,
             pki: paths.pki(),
-            spec,
             catalog: catalog.unwrap_or_else(|| Location::Sqlite(paths.catalog())),
             etcd,
             spool: paths.spool(),
+            admin,
+        };
+        let live = Live {
+            insecure,
+            advertise,
+            tls,
+            spec,
             map,
             backends: Default::default(),
             hosts: fields.take("hosts").filter(|node| !node.is_null()).map(|node| hosts(&node)),
-            admin,
             limits: fields.take("limits").map(|node| limits(&node)).unwrap_or_default(),
         };
+        let config = Config { boot, live };
         Self { config, map: map_place, client_ca }
     }
 }
@@ -196,10 +201,10 @@ fn advertise(node: &Node<'_>) -> Option<Advertise> {
     Advertise::parse(text).map_err(|error| node.fault_with(error.what, error.hint)).ok()
 }
 
-fn tls(node: &Node<'_>, files: TlsFilesMust, client_ca_place: &mut Option<Fault>) -> TlsFiles {
+fn tls(node: &Node<'_>, files: NamedFiles, client_ca_place: &mut Option<Fault>) -> TlsFiles {
     let takes = "an object with \"cert\", \"key\", \"client_ca\" and \"crl\"";
     let mut members = node.members(fields::TLS, takes).unwrap_or_default();
-    let mut file = |name: &str| file(&mut members, name, files);
+    let mut file = |name: &str| members.file(name, files);
     let server = match (file("cert"), file("key")) {
         (Some((_, cert)), Some((_, key))) => cert.zip(key).map(|(cert, key)| KeyPair { cert, key }),
         (Some(_), None) => {
@@ -217,24 +222,6 @@ fn tls(node: &Node<'_>, files: TlsFilesMust, client_ca_place: &mut Option<Fault>
         path
     });
     TlsFiles { server, client_ca, crl: file("crl").and_then(|(_, path)| path) }
-}
-
-/// A member that names a file, if it was given: its value, and its path if that is one.
-pub(super) fn file<'a>(
-    members: &mut Members<'a>,
-    name: &str,
-    files: TlsFilesMust,
-) -> Option<(Node<'a>, Option<PathBuf>)> {
-    let node = members.take(name).filter(|node| !node.is_null())?;
-    let path = node.path("a path");
-    if let Some(path) = path.as_deref().filter(|_| files == TlsFilesMust::Exist) {
-        match std::fs::metadata(path) {
-            Ok(found) if found.is_file() => {}
-            Ok(_) => node.fault(format!("{} is no file", path.display())),
-            Err(error) => node.fault(format!("{} cannot be read: {error}", path.display())),
-        }
-    }
-    Some((node, path))
 }
 
 fn spec(
@@ -329,15 +316,14 @@ fn limits(node: &Node<'_>) -> Limits {
     let mut members = node.members(fields::LIMITS, "an object of limits").unwrap_or_default();
     let mut limits = Limits::default();
     let Limits { connections, connections_per_host, body_bytes, handshake, request } = &mut limits;
-    for (name, limit) in [
-        ("connections", connections),
-        ("connections_per_host", connections_per_host),
-        ("body_bytes", body_bytes),
-    ] {
+    for (name, limit) in [("connections", connections), ("connections_per_host", connections_per_host)] {
         let number = members.number(name);
         if let Some(number) = number.and_then(|number| usize::try_from(number).ok()) {
             *limit = number;
         }
+    }
+    if let Some(number) = members.number("body_bytes") {
+        *body_bytes = number;
     }
     for (name, limit) in [("handshake", handshake), ("request", request)] {
         if let Some(node) = members.take(name)

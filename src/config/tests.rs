@@ -1,8 +1,10 @@
 //! What the two files may say, what is said about their faults, and what a reload may apply.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -10,10 +12,18 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::backends::Owner;
-use super::load::{self, Surroundings, TlsFilesMust};
+use super::fields::{Applied, Field, Takes};
+use super::load;
+use super::node::NamedFiles;
+use super::surroundings::Surroundings;
 use super::*;
-use crate::model::location::Cluster;
-use crate::model::right::{Network, Right, Rule};
+use crate::model::backend::{BackendName, BackendSettings};
+use crate::model::host::HostName;
+use crate::model::limits::Limits;
+use crate::model::location::{Cluster, Credentials, Location};
+use crate::model::mountpoints::Mountpoints;
+use crate::model::options::Mode;
+use crate::model::right::{Listed, Network, Right, Rule};
 
 mod schema;
 
@@ -42,7 +52,7 @@ impl Place {
     }
 
     fn read(&self) -> Result<Loaded, Faults> {
-        load::read(&self.around, None, TlsFilesMust::Nothing, &[]).map_err(|rejected| rejected.faults)
+        load::read(&self.around, None, NamedFiles::MayBeMissing, &[]).map_err(|rejected| rejected.faults)
     }
 
     /// The faults, with the directory of the test cut off.
@@ -77,7 +87,7 @@ fn nothing_configured_is_complete() {
     let loaded = place.read().unwrap();
     let paths = &place.around.paths;
     let volumes = paths.volumes();
-    let backend = BackendSettings {
+    let settings = BackendSettings {
         path: volumes.clone(),
         mountpoints: volumes.into(),
         draining: false,
@@ -86,26 +96,28 @@ fn nothing_configured_is_complete() {
         uid: 12,
         gid: 34,
         mode: Mode::parse("0755").unwrap(),
-        hosts: None,
     };
-    let expected = Config {
+    let backend = MapEntry { settings, hosts: None };
+    let boot = Boot {
         name: "volhost".into(),
         node: HostName::parse("here").unwrap(),
         node_configured: false,
         scope: Scope::Global,
         listen: vec![Listen::parse("https://127.0.0.1:7443").unwrap()],
-        insecure: false,
-        advertise: None,
-        tls: TlsFiles { server: None, client_ca: None, crl: None },
         pki: paths.pki(),
-        spec: Some(SpecSettings { dir: paths.spec.clone(), format: None }),
         catalog: Location::Sqlite(paths.catalog()),
         etcd: Credentials::default(),
         spool: paths.spool(),
+        admin: paths.admin(),
+    };
+    let live = Live {
+        insecure: false,
+        advertise: None,
+        tls: TlsFiles { server: None, client_ca: None, crl: None },
+        spec: Some(SpecSettings { dir: paths.spec.clone(), format: None }),
         map: paths.map(),
         backends: BTreeMap::from([(BackendName::parse("default").unwrap(), backend)]),
         hosts: None,
-        admin: paths.admin(),
         limits: Limits {
             connections: 4096,
             connections_per_host: 256,
@@ -114,23 +126,24 @@ fn nothing_configured_is_complete() {
             request: Duration::from_secs(20),
         },
     };
+    let expected = Config { boot, live };
     assert_eq!(loaded.config, expected);
-    let followed: Vec<_> = loaded.files.iter().map(Seen::path).collect();
+    let followed: Vec<_> = loaded.files.iter().map(watch::FileSnapshot::path).collect();
     assert_eq!(followed, [paths.config(), paths.map()]);
-    assert_eq!(Place::with("{}", "{}").read().unwrap().config.backends, BTreeMap::new());
+    assert_eq!(Place::with("{}", "{}").read().unwrap().config.live.backends, BTreeMap::new());
 }
 
 #[test]
 fn the_full_sample_is_read() {
     let place = Place::with(&sample("full/volhost.json"), &sample("full/backends.json"));
     let config = place.read().unwrap().config;
-    assert_eq!(config.scope, Scope::Local);
-    assert_eq!(config.listen.len(), 3);
-    assert_eq!(config.tls.server.unwrap().key, Path::new("/etc/volhost/tls/server.key"));
-    assert_eq!(config.tls.crl.as_deref(), Some(Path::new("/etc/volhost/tls/crl.pem")));
-    assert_eq!(config.spec.unwrap().format, Some(SpecFormat::Json));
+    assert_eq!(config.boot.scope, Scope::Local);
+    assert_eq!(config.boot.listen.len(), 3);
+    assert_eq!(config.live.tls.server.unwrap().key, Path::new("/etc/volhost/tls/server.key"));
+    assert_eq!(config.live.tls.crl.as_deref(), Some(Path::new("/etc/volhost/tls/crl.pem")));
+    assert_eq!(config.live.spec.unwrap().format, Some(SpecFormat::Json));
     let catalog = "etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/volhost";
-    assert_eq!(config.catalog.to_string(), catalog);
+    assert_eq!(config.boot.catalog.to_string(), catalog);
     let file = |name: &str| Some(Path::new("/etc/volhost/etcd").join(name));
     let etcd = Credentials {
         ca: file("ca.crt"),
@@ -139,22 +152,23 @@ fn the_full_sample_is_read() {
         user: Some("volhost".into()),
         password_file: file("password"),
     };
-    assert_eq!(config.etcd, etcd);
-    assert_eq!(config.limits.request, Duration::from_secs(90));
-    let Listed { named, rest } = config.hosts.unwrap();
+    assert_eq!(config.boot.etcd, etcd);
+    assert_eq!(config.live.limits.request, Duration::from_secs(90));
+    let Listed { named, rest } = config.live.hosts.unwrap();
     let web1 = &named[&HostName::parse("web1").unwrap()];
     assert_eq!(web1.rights, Some(BTreeSet::from([Right::Mount, Right::Adopt])));
     assert_eq!(web1.backends, Some(BTreeSet::from([backend_name("fast")])));
     assert_eq!(named[&HostName::anonymous()], Rule::default());
     assert_eq!((named.len(), rest), (2, Some(Rule { rights: Some(BTreeSet::new()), ..Rule::default() })));
-    let fast = &config.backends[&backend_name("fast")];
-    assert_eq!(fast.mountpoints.usual, Path::new("/data/fast"));
-    assert_eq!(fast.mountpoints.on(&HostName::parse("web2").unwrap()), Path::new("/other/fast"));
-    assert_eq!((fast.uid, fast.gid, fast.mode.bits()), (70, 0, 0o2770));
-    assert_eq!(fast.trash, Duration::from_secs(36 * 3600));
-    assert!(fast.draining && fast.require_mount);
+    let fast = &config.live.backends[&backend_name("fast")];
+    assert_eq!(fast.settings.mountpoints.usual, Path::new("/data/fast"));
+    assert_eq!(fast.settings.mountpoints.on(&HostName::parse("web2").unwrap()), Path::new("/other/fast"));
+    let settings = &fast.settings;
+    assert_eq!((settings.uid, settings.gid, settings.mode.bits()), (70, 0, 0o2770));
+    assert_eq!(settings.trash, Duration::from_secs(36 * 3600));
+    assert!(settings.draining && settings.require_mount);
     assert_eq!(fast.hosts.as_ref().unwrap().len(), 2);
-    assert_eq!(config.backends[&backend_name("default")].path, Path::new("/srv/volumes"));
+    assert_eq!(config.live.backends[&backend_name("default")].settings.path, Path::new("/srv/volumes"));
 }
 
 #[test]
@@ -476,7 +490,7 @@ fn a_hostname_that_is_no_name_is_only_a_fault_without_node() {
         ["volhost.json: node: this machine's hostname \"my_box\" is no host name: set \"node\" to one"]
     );
     fs::write(place.around.paths.config(), r#"{"node": "box"}"#).unwrap();
-    assert_eq!(place.read().unwrap().config.node.as_str(), "box");
+    assert_eq!(place.read().unwrap().config.boot.node.as_str(), "box");
 }
 
 #[test]
@@ -484,7 +498,7 @@ fn files_that_are_named_must_be_there() {
     let place = Place::new();
     let absent = place.dir.path().join("absent.json");
     let faults =
-        load::read(&place.around, Some(&absent), TlsFilesMust::Exist, &[]).unwrap_err().faults.to_string();
+        load::read(&place.around, Some(&absent), NamedFiles::MustExist, &[]).unwrap_err().faults.to_string();
     assert!(faults.starts_with(&format!("{}: cannot be read: No such file", absent.display())), "{faults}");
 
     let map = place.around.paths.map();
@@ -497,7 +511,7 @@ fn files_that_are_named_must_be_there() {
     let tls = json!({"tls": {"client_ca": absent, "crl": place.dir.path()}}).to_string();
     fs::write(place.around.paths.config(), tls).unwrap();
     assert_eq!(place.faults(), [""; 0], "a reload leaves these to whoever reads them");
-    let rejected = load::read(&place.around, None, TlsFilesMust::Exist, &[]).unwrap_err();
+    let rejected = load::read(&place.around, None, NamedFiles::MustExist, &[]).unwrap_err();
     let told: Vec<_> = rejected.faults.iter().map(|fault| (&*fault.field, &*fault.what)).collect();
     assert!(told[0].0 == "tls.client_ca" && told[0].1.contains("cannot be read: No such file"), "{told:?}");
     assert!(told[1].0 == "tls.crl" && told[1].1.ends_with("is no file"), "{told:?}");
@@ -505,7 +519,7 @@ fn files_that_are_named_must_be_there() {
     let etcd = json!({"catalog": "etcd://a:1/p", "etcd": {"ca": place.dir.path(), "user": "u", "password_file": absent}});
     fs::write(place.around.paths.config(), etcd.to_string()).unwrap();
     assert_eq!(place.faults(), [""; 0], "a reload leaves these to whoever reads them");
-    let rejected = load::read(&place.around, None, TlsFilesMust::Exist, &[]).unwrap_err();
+    let rejected = load::read(&place.around, None, NamedFiles::MustExist, &[]).unwrap_err();
     let told: Vec<_> = rejected.faults.iter().map(|fault| (&*fault.field, &*fault.what)).collect();
     assert!(told[0].0 == "etcd.ca" && told[0].1.ends_with("is no file"), "{told:?}");
     assert!(told[1].0 == "etcd.password_file" && told[1].1.contains("cannot be read: No such"), "{told:?}");
@@ -535,15 +549,15 @@ fn a_strange_client_ca_makes_hosts_mandatory() {
 fn a_backend_is_a_path_or_an_object_with_one() {
     let place =
         Place::with("{}", r#"{"a": "/x//a/", "b": {"path": "/x/b"}, "c": {"path": "/x/c", "trash": 0}}"#);
-    let backends = place.read().unwrap().config.backends;
-    let a = &backends[&backend_name("a")];
+    let backends = place.read().unwrap().config.live.backends;
+    let a = &backends[&backend_name("a")].settings;
     assert_eq!((&*a.path, &*a.mountpoints.usual), (Path::new("/x/a"), Path::new("/x/a")));
     assert_eq!(a.path.as_os_str(), "/x/a", "there is one spelling of each path");
     assert_eq!(
-        backends[&backend_name("b")],
+        backends[&backend_name("b")].settings,
         BackendSettings { path: "/x/b".into(), mountpoints: PathBuf::from("/x/b").into(), ..a.clone() }
     );
-    assert_eq!(backends[&backend_name("c")].trash, Duration::ZERO);
+    assert_eq!(backends[&backend_name("c")].settings.trash, Duration::ZERO);
     for (trash, accepted) in [
         ("\"0\"", true),
         ("\"0s\"", true),
@@ -587,41 +601,50 @@ fn backends_must_not_overlap_behind_symlinks_either() {
 }
 
 #[test]
-fn changes_are_told_by_what_they_need() {
-    let place = Place::with(&sample("full/volhost.json"), &sample("full/backends.json"));
-    let full = place.read().unwrap().config;
-    assert!(changes(&full, &full.clone()).is_empty());
-    let plain = Place::with("{}", "{}").read().unwrap().config;
-    let all = changes(&full, &Config { name: "other".into(), ..plain });
-    assert_eq!(all.hot, ["insecure", "advertise", "tls", "spec", "backends", "hosts", "limits"]);
-    assert_eq!(all.needs_restart, ["name", "node", "scope", "listen", "pki", "catalog", "etcd", "admin"]);
-    let limits = Limits { connections: 7, ..full.limits.clone() };
-    let one = changes(&full, &Config { limits, ..full.clone() });
-    assert_eq!(one, Changes { hot: vec!["limits"], needs_restart: vec![] });
+fn a_change_of_a_field_differs_in_the_part_that_its_row_names() {
+    let sample: Value = serde_json::from_str(&sample("full/volhost.json")).unwrap();
+    let place = Place::with("{}", "{}");
+    let other_map = place.around.paths.etc.join("other.json");
+    fs::write(&other_map, "{}").unwrap();
+    let read = |config: &Value| {
+        fs::write(place.around.paths.config(), config.to_string()).unwrap();
+        place.read().unwrap().config
+    };
+    // The field `etcd` needs such a catalog.
+    let base = json!({"catalog": "etcd://other:2379/x"});
+    let before = read(&base);
+    assert!(before.boot.changed(&before.boot).is_empty() && before.live.changed(&before.live).is_empty());
+    for field in fields::CONFIG.iter().filter(|field| field.applied != Applied::Untold) {
+        let Field { name, takes, applied, .. } = field;
+        let value = match *name {
+            "name" => json!("other"),
+            "listen" => json!(["https://127.0.0.1:1"]),
+            "backends" => json!(other_map),
+            _ => sample.get(name).unwrap_or_else(|| panic!("the full sample has no {name:?}")).clone(),
+        };
+        let mut changed = base.clone();
+        changed[name] = value;
+        let after = read(&changed);
+        let (boot, live) = (before.boot.changed(&after.boot), before.live.changed(&after.live));
+        let expected: (&[_], &[_]) = match applied {
+            Applied::Reload => (&[], &[*name]),
+            Applied::Restart | Applied::RestartOrFollowed => (&[*name], &[]),
+            Applied::Untold => unreachable!(),
+        };
+        assert_eq!((&*boot, &*live), expected, "the row of {name:?} says {applied:?}");
+        let Takes::Object(members) = takes else { continue };
+        for member in *members {
+            let restart = |applied: &Applied| *applied != Applied::Reload;
+            assert_eq!(restart(&member.applied), restart(applied), "{name}.{}", member.name);
+        }
+    }
 }
 
 /// The files that say all of a configuration.
 fn render(config: &Config) -> (Value, Value) {
-    let Config {
-        name,
-        node,
-        node_configured: _,
-        scope,
-        listen,
-        insecure,
-        advertise,
-        tls,
-        pki: _,
-        spec,
-        catalog,
-        etcd,
-        spool: _,
-        map,
-        backends,
-        hosts,
-        admin,
-        limits,
-    } = config;
+    let Config { boot, live } = config;
+    let Boot { name, node, node_configured: _, scope, listen, pki: _, catalog, etcd, spool: _, admin } = boot;
+    let Live { insecure, advertise, tls, spec, map, backends, hosts, limits } = live;
     let etcd = matches!(catalog, Location::Etcd(_)).then(|| {
         let Credentials { ca, cert, key, user, password_file } = etcd;
         json!({"ca": ca, "cert": cert, "key": key, "user": user, "password_file": password_file})
@@ -669,8 +692,8 @@ fn render(config: &Config) -> (Value, Value) {
         },
     });
     let backends = backends.iter().map(|(name, backend)| {
-        let BackendSettings { path, mountpoints, draining, require_mount, trash, uid, gid, mode, hosts } =
-            backend;
+        let MapEntry { settings, hosts } = backend;
+        let BackendSettings { path, mountpoints, draining, require_mount, trash, uid, gid, mode } = settings;
         let by_host = mountpoints.by_host.iter().map(|(host, path)| (host.to_string(), json!(path)));
         let by_host: serde_json::Map<_, _> = by_host.collect();
         let value = json!({
@@ -712,11 +735,12 @@ prop_compose! {
 prop_compose! {
     fn backend()(usual in path(), by_host in btree_map(named(), path(), 0..3), flags in any::<(bool, bool)>(), trash in 0_u64..100_000_000,
                  uid in 0..u32::MAX, gid in 0..u32::MAX, mode in 0_u32..=0o7777,
-                 hosts in proptest::option::of(vec(host(), 0..3))) -> BackendSettings {
-        BackendSettings {
+                 hosts in proptest::option::of(vec(host(), 0..3))) -> MapEntry {
+        let settings = BackendSettings {
             path: PathBuf::new(), mountpoints: Mountpoints { usual, by_host }, draining: flags.0, require_mount: flags.1,
-            trash: Duration::from_millis(trash), uid, gid, mode: Mode::parse(&format!("{mode:o}")).unwrap(), hosts,
-        }
+            trash: Duration::from_millis(trash), uid, gid, mode: Mode::parse(&format!("{mode:o}")).unwrap(),
+        };
+        MapEntry { settings, hosts }
     }
 }
 
@@ -755,20 +779,28 @@ prop_compose! {
                 some in any::<[bool; 5]>(), hosts in proptest::option::of((btree_map(named(), rule(), 0..4), proptest::option::of(rule()))),
                 backends in btree_map("[a-z0-9]{1,9}", backend(), 0..5),
                 etcd in proptest::option::of((cluster(), credentials())),
-                sizes in (1_usize..=1_000_000, 1_usize..=1_000_000, 4096_usize..1 << 30),
+                sizes in (1_usize..=1_000_000, 1_usize..=1_000_000, 4096_u64..1 << 30),
                 times in (1000_u64..=600_000, 1000_u64..=600_000)) -> Config {
         let host = || "engine.example.org".to_owned();
         let at = |index: usize| paths[index].clone();
-        let backends = backends.into_iter().map(|(name, backend)| {
+        let backends = backends.into_iter().map(|(name, mut backend)| {
             let path = PathBuf::from(format!("/nonexistent/{name}"));
-            (BackendName::parse(&name).unwrap(), BackendSettings { path, ..backend })
+            backend.settings.path = path;
+            (BackendName::parse(&name).unwrap(), backend)
         });
-        Config {
+        let boot = Boot {
             name,
             node: HostName::parse(&node).unwrap(),
             node_configured: true,
             scope: if global { Scope::Global } else { Scope::Local },
             listen,
+            pki: PathBuf::new(),
+            catalog: etcd.as_ref().map_or_else(|| Location::Sqlite(at(5)), |(cluster, _)| Location::Etcd(cluster.clone())),
+            etcd: etcd.map(|(_, credentials)| credentials).unwrap_or_default(),
+            spool: PathBuf::new(),
+            admin: at(6),
+        };
+        let live = Live {
             insecure: true,
             advertise: advertise.map(|port| Advertise::Https(address::Authority { host: host(), port })),
             tls: TlsFiles {
@@ -776,15 +808,10 @@ prop_compose! {
                 client_ca: some[1].then(|| at(2)),
                 crl: some[2].then(|| at(3)),
             },
-            pki: PathBuf::new(),
             spec: some[3].then(|| SpecSettings { dir: at(4), format: some[4].then_some(SpecFormat::Json) }),
-            catalog: etcd.as_ref().map_or_else(|| Location::Sqlite(at(5)), |(cluster, _)| Location::Etcd(cluster.clone())),
-            etcd: etcd.map(|(_, credentials)| credentials).unwrap_or_default(),
-            spool: PathBuf::new(),
             map: PathBuf::new(),
             backends: backends.collect(),
             hosts: hosts.map(|(named, rest)| Listed { named, rest }),
-            admin: at(6),
             limits: Limits {
                 connections: sizes.0,
                 connections_per_host: sizes.1,
@@ -792,7 +819,8 @@ prop_compose! {
                 handshake: Duration::from_millis(times.0),
                 request: Duration::from_millis(times.1),
             },
-        }
+        };
+        Config { boot, live }
     }
 }
 
@@ -801,7 +829,9 @@ proptest! {
     fn every_valid_configuration_is_read_as_it_was_meant(config in config()) {
         let place = Place::new();
         let paths = &place.around.paths;
-        let config = Config { pki: paths.pki(), map: paths.map(), spool: paths.spool(), ..config };
+        let mut config = config;
+        (config.boot.pki, config.boot.spool) = (paths.pki(), paths.spool());
+        config.live.map = paths.map();
         let (file, map) = render(&config);
         fs::write(paths.config(), file.to_string()).unwrap();
         fs::write(paths.map(), map.to_string()).unwrap();

@@ -59,7 +59,7 @@ impl Unit {
 
 /// A file and what stood in it when somebody looked. That it was not there is something to have seen, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct FileSnapshot {
     path: PathBuf,
     /// The most bytes that are read of it.
     most: usize,
@@ -72,7 +72,7 @@ enum State {
     Unreadable(io::ErrorKind),
 }
 
-impl Seen {
+impl FileSnapshot {
     /// Looks at a file now, by its absolute path; more than `most` bytes are too many. Whoever looks first and reads
     /// then misses no change.
     #[must_use]
@@ -122,7 +122,7 @@ struct Followed {
 #[derive(Debug)]
 enum Message {
     Touched(Touched),
-    Files(Vec<Seen>),
+    Files(Vec<FileSnapshot>),
     Stop,
 }
 
@@ -137,14 +137,14 @@ impl Watcher {
     /// Follows `files`, and calls `notify` with each unit of which a file is no longer as it was seen.
     ///
     /// What was seen is what the caller has in force: [`super::Loaded::files`] for the configuration, and
-    /// [`Seen::now`] from before they were read for the others. So a change between reading and following is found.
+    /// [`FileSnapshot::now`] from before they were read for the others. So a change between reading and following is found.
     /// `notify` is called from the watcher's threads and should return at once; it may be called once more while the
     /// watcher is being dropped.
     ///
     /// # Errors
     /// When no thread can be started. Whatever cannot be watched is looked at every second instead, with a warning.
     pub(crate) fn start(
-        files: BTreeMap<Unit, Vec<Seen>>,
+        files: BTreeMap<Unit, Vec<FileSnapshot>>,
         notify: impl Fn(Unit) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let notify = Arc::new(notify);
@@ -177,7 +177,7 @@ impl Watcher {
 
     /// Follows other files of a unit from now on: after a reload, with what that reload saw, whether it was applied or
     /// rejected. Never with what an earlier one saw, or the same change would be found again and again.
-    pub(crate) fn set_files(&self, unit: Unit, files: Vec<Seen>) {
+    pub(crate) fn set_files(&self, unit: Unit, files: Vec<FileSnapshot>) {
         if let Some(followed) = self.0.get(&unit) {
             followed.tell(Message::Files(files));
         }
@@ -207,7 +207,7 @@ impl Followed {
 }
 
 struct Follower<N> {
-    files: Vec<Seen>,
+    files: Vec<FileSnapshot>,
     notify: N,
     directories: Directories,
     receiver: Receiver<Message>,
@@ -259,9 +259,9 @@ impl<N: Fn()> Follower<N> {
     /// can happen between the two.
     fn check(&mut self) {
         self.looking.set(Some(Instant::now()));
-        let paths: Vec<_> = self.files.iter().map(Seen::path).collect();
+        let paths: Vec<_> = self.files.iter().map(FileSnapshot::path).collect();
         self.directories.watch_the_way_to(&paths);
-        let now: Vec<_> = self.files.iter().map(|seen| Seen::now(&seen.path, seen.most)).collect();
+        let now: Vec<_> = self.files.iter().map(|seen| FileSnapshot::now(&seen.path, seen.most)).collect();
         self.looking.set(None);
         if self.files != now {
             self.files = now;
@@ -295,10 +295,10 @@ mod tests {
     /// Far more than the second that is promised: the machine may be busy.
     const LONG: Duration = Duration::from_secs(8);
 
-    fn files(dir: &Path, named: &[(Unit, &str)]) -> BTreeMap<Unit, Vec<Seen>> {
+    fn files(dir: &Path, named: &[(Unit, &str)]) -> BTreeMap<Unit, Vec<FileSnapshot>> {
         let mut files: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (unit, name) in named {
-            files.entry(*unit).or_default().push(Seen::now(&dir.join(name), 1000));
+            files.entry(*unit).or_default().push(FileSnapshot::now(&dir.join(name), 1000));
         }
         files
     }
@@ -449,13 +449,13 @@ mod tests {
     fn what_changed_between_reading_and_following_is_noticed() {
         let dir = dir();
         let path = dir.path().join("a");
-        let seen = BTreeMap::from([(Unit::Config, vec![Seen::now(&path, 1000)])]);
+        let seen = BTreeMap::from([(Unit::Config, vec![FileSnapshot::now(&path, 1000)])]);
         fs::write(&path, "early").unwrap();
         let (sender, told) = mpsc::channel();
         let watcher = Watcher::start(seen, move |unit| sender.send(unit).unwrap_or_default()).unwrap();
         assert_eq!(told.recv_timeout(LONG), Ok(Unit::Config));
         let other = dir.path().join("b");
-        let seen = vec![Seen::now(&other, 1000)];
+        let seen = vec![FileSnapshot::now(&other, 1000)];
         fs::write(&other, "early").unwrap();
         watcher.set_files(Unit::Config, seen);
         assert_eq!(told.recv_timeout(LONG), Ok(Unit::Config));
@@ -465,7 +465,7 @@ mod tests {
     fn other_files_are_followed_instead_when_told() {
         let dir = dir();
         let following = Following::new(dir, &[(Unit::Config, "a")]);
-        let other = vec![Seen::now(&following.path("deep/er/b"), 1000)];
+        let other = vec![FileSnapshot::now(&following.path("deep/er/b"), 1000)];
         following.watcher.set_files(Unit::Config, other);
         following.settled();
         fs::write(following.path("a"), "1").unwrap();
@@ -480,7 +480,7 @@ mod tests {
     fn what_the_kernel_does_not_tell_is_looked_for() {
         let dir = dir();
         let (sender, told) = mpsc::channel();
-        let files = vec![Seen::now(&dir.path().join("a"), 1000)];
+        let files = vec![FileSnapshot::now(&dir.path().join("a"), 1000)];
         let notify = move || sender.send(()).unwrap_or_default();
         let (messages, receiver) = mpsc::channel();
         let directories = Directories::blind_ones();
@@ -498,10 +498,10 @@ mod tests {
         fs::write(dir.path().join("a"), "content").unwrap();
         for (name, most) in [("a", 1000), ("a", 3), ("absent", 1000), (".", 1000)] {
             let path = dir.path().join(name);
-            assert_eq!(Seen::read(&path, most).1, Seen::now(&path, most), "{name}");
+            assert_eq!(FileSnapshot::read(&path, most).1, FileSnapshot::now(&path, most), "{name}");
         }
-        let (bytes, seen) = Seen::read(&dir.path().join("a"), 3);
+        let (bytes, seen) = FileSnapshot::read(&dir.path().join("a"), 3);
         assert_eq!(bytes.unwrap_err().kind(), io::ErrorKind::FileTooLarge);
-        assert!(seen.is_there() && !Seen::now(&dir.path().join("absent"), 3).is_there());
+        assert!(seen.is_there() && !FileSnapshot::now(&dir.path().join("absent"), 3).is_there());
     }
 }

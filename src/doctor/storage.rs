@@ -54,11 +54,11 @@ pub(super) fn examine(scope: &Scope, findings: &mut Vec<Finding>) -> Option<Stor
     findings.push(configuration(&file, loaded.as_ref().err()));
     // As a running service has it: files that only it needs may be missing.
     let followed = config::served(paths, config.as_deref()).ok().map(|loaded| loaded.config);
-    let admin = socket.clone().or_else(|| followed.as_ref().map(|config| config.admin.clone()));
+    let admin = socket.clone().or_else(|| followed.as_ref().map(|config| config.boot.admin.clone()));
     let admin = admin.unwrap_or_else(|| paths.admin());
     service(&admin, findings);
     // What the catalog needs on a local disk; with one in etcd that is little, and not always.
-    let shared = followed.as_ref().is_some_and(|config| matches!(config.catalog, Location::Etcd(_)));
+    let shared = followed.as_ref().is_some_and(|config| matches!(config.boot.catalog, Location::Etcd(_)));
     let used_for = if shared { "Unmounts while etcd is out of reach" } else { "the catalog" };
     match Space::of(&paths.state) {
         Ok(space) => findings.push(space::judge(&shown(&paths.state), space, used_for)),
@@ -70,8 +70,8 @@ pub(super) fn examine(scope: &Scope, findings: &mut Vec<Finding>) -> Option<Stor
     }
     findings.extend(FileSystem::of(&paths.state).judge_journal(&paths.state, "changes of the catalog"));
     Some(Storage {
-        no_spec: followed.as_ref().is_some_and(|config| config.spec.is_none()),
-        name: followed.map(|config| config.name),
+        no_spec: followed.as_ref().is_some_and(|config| config.live.spec.is_none()),
+        name: followed.map(|config| config.boot.name),
     })
 }
 

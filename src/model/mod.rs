@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod host;
+pub mod limits;
 pub mod location;
 pub(crate) mod mountpoints;
 pub mod mounts;

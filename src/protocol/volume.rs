@@ -373,15 +373,23 @@ fn status<'a>(service: &Service, caller: &Caller, seen: &'a Seen) -> Status<'a> 
 mod tests {
     use std::future::ready;
     use std::pin::Pin;
+    use std::time::Duration;
 
     use super::*;
+    use crate::backend;
     use crate::catalog::{self, Catalog, CatalogError, Change, sqlite};
     use crate::host::Via;
+    use crate::host::access::Access;
     use crate::model::backend::BackendName;
     use crate::model::host::HostName;
     use crate::model::mounts::Ledger;
     use crate::model::volume::VolumeId;
     use crate::volume::InForce;
+
+    /// No backend, open to every host.
+    fn no_backends() -> InForce {
+        InForce { map: backend::Map::default(), access: Access::default(), request: Duration::from_secs(20) }
+    }
 
     /// A shared catalog that knows nothing, and cannot be asked; or is broken.
     struct Away {
@@ -423,7 +431,7 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_known_is_left_without_an_answer() {
         let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Tls, address: None };
-        let service = |broken| Arc::new(Service::new(Arc::new(Away { broken }), InForce::default()));
+        let service = |broken| Arc::new(Service::new(Arc::new(Away { broken }), no_backends()));
         for (call, broken) in [(Call::Get, false), (Call::Path, false), (Call::Get, true)] {
             let answer = call.answer(&service(broken), &caller, br#"{"Name":"db"}"#, false).await;
             assert!(matches!(answer, Answer::None | Answer::Unknown(_)), "{call:?}");
@@ -443,7 +451,7 @@ mod tests {
     async fn listed(counts: impl IntoIterator<Item = usize>) -> Vec<(usize, Vec<String>)> {
         let dir = tempfile::tempdir().unwrap();
         let catalog: Arc<dyn Catalog> = Arc::new(sqlite::open(&dir.path().join("catalog.db")).unwrap());
-        let service = Service::new(Arc::clone(&catalog), InForce::default());
+        let service = Service::new(Arc::clone(&catalog), no_backends());
         let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Admin, address: None };
         let mut made = 0;
         let mut all = Vec::new();

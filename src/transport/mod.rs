@@ -73,6 +73,7 @@ use crate::error::chain;
 use crate::error::log_limit::LogLimit;
 use crate::host::{Caller, Certified, Via};
 use crate::model::host::HostName;
+use crate::model::limits::Limits;
 use crate::process::Drain;
 use crate::process::drain::Guard;
 
@@ -82,33 +83,6 @@ const TICK: Duration = Duration::from_millis(500);
 const NEWCOMER: Duration = Duration::from_secs(2);
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(15 * 60);
-
-/// What bounds connections and requests. May be swapped while serving.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// The most connections over TCP and TLS together.
-    pub connections: usize,
-    /// The most connections of one host; over plain TCP of one address; over each kind of Unix socket.
-    pub connections_per_host: usize,
-    /// The time for a TLS handshake, and for a request's head once it has begun.
-    pub handshake: Duration,
-    /// The time for a request. Here: how long an answer waits for its reader; the rest is the protocol's.
-    pub request: Duration,
-    /// The most bytes of a request's body. Kept here for the protocol, which reads bodies.
-    pub body_bytes: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 4096,
-            connections_per_host: 256,
-            handshake: Duration::from_secs(5),
-            request: Duration::from_secs(20),
-            body_bytes: 1024 * 1024,
-        }
-    }
-}
 
 /// Put into a response's extensions, it has the connection closed and nothing of the response sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -77,7 +77,7 @@ use crate::model::volume::{VolumeId, VolumeName};
 use crate::process::clock::Clock;
 
 /// What the configuration says of volumes: the backend map, and who may use what.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct InForce {
     /// The backend map.
     pub map: backend::Map,

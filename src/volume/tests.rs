@@ -14,9 +14,10 @@ use tempfile::TempDir;
 use super::trash::{Left, Work};
 use super::*;
 use crate::backend::fuse::{Control, FuseFs, Op};
-use crate::backend::{Expect, Map, Settings};
+use crate::backend::{Expect, Map};
 use crate::catalog::{CatalogError, Removed, Submitted};
 use crate::host::{Certified, Via};
+use crate::model::backend::BackendSettings;
 
 /// How long a request may take here: long enough for a slow machine, short enough to be waited for.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -242,7 +243,7 @@ async fn begin_with(
         late: Mutex::new(|_| false),
         lateness: Mutex::default(),
     });
-    let settings = Settings {
+    let settings = BackendSettings {
         path: root.into(),
         mountpoints: PathBuf::from(root).into(),
         draining: false,

@@ -129,7 +129,12 @@ fn the_options_are_those_of_the_program() {
 #[test]
 fn every_field_of_both_files_is_told_and_no_other() {
     let row = |prefix: &str, field: &Field| {
-        [format!("`{prefix}{}`", field.name), field.default.into(), field.doc.into(), field.in_force.into()]
+        [
+            format!("`{prefix}{}`", field.name),
+            field.default.into(),
+            field.doc.into(),
+            field.applied.as_str().into(),
+        ]
     };
     let mut expected = Vec::new();
     for field in fields::CONFIG {

@@ -5,7 +5,7 @@ use std::io;
 use clap_mangen::roff::{Roff, bold, roman};
 
 use super::{Page, text};
-use crate::config::fields::{self, Field, REQUIRED, Takes, Text};
+use crate::config::fields::{self, Applied, Field, REQUIRED, Takes, Text};
 
 /// What a page says beside its table.
 struct File {
@@ -95,7 +95,7 @@ fn describe(fields: &'static [Field], prefix: &str, roff: &mut Roff) {
 
 /// Returns what a field means, takes and defaults to, and how a change comes into force.
 fn said(field: &Field) -> String {
-    let Field { name: _, takes, null, default, doc, in_force } = field;
+    let Field { name: _, takes, null, default, doc, applied } = field;
     let mut said = vec![text::sentence(doc)];
     let taken = taken(takes);
     if !taken.is_empty() {
@@ -106,8 +106,8 @@ fn said(field: &Field) -> String {
         REQUIRED => said.push("It must be given.".into()),
         default => said.push(format!("Default: {default}.")),
     }
-    if !in_force.is_empty() {
-        said.push(format!("A change is in force by a {in_force}."));
+    if *applied != Applied::Untold {
+        said.push(format!("A change is in force by a {}.", applied.as_str()));
     }
     said.join(" ")
 }

@@ -62,7 +62,7 @@ fn object(table: &'static [Field]) -> Value {
 
 /// `None` for a field that is always refused, which an editor shall not offer.
 fn property(field: &Field) -> Option<Value> {
-    let Field { name: _, takes, null, default, doc, in_force: _ } = field;
+    let Field { name: _, takes, null, default, doc, applied: _ } = field;
     let mut schema = match takes {
         Takes::Flag => json!({"type": "boolean"}),
         Takes::Number(range) => json!({"type": "integer", "minimum": range.start(), "maximum": range.end()}),
@@ -226,8 +226,8 @@ fn the_defaults_that_are_told_are_those_that_hold() {
         let named = place.around.paths.config();
         // The default paths of the system, but the map of this test.
         place.around.paths = Paths { etc: place.around.paths.etc.clone(), ..system.clone() };
-        load::read(&place.around, Some(&named), TlsFilesMust::Nothing, &[]).map(|mut loaded| {
-            (loaded.config.pki, loaded.config.map) = (PathBuf::new(), PathBuf::new());
+        load::read(&place.around, Some(&named), NamedFiles::MayBeMissing, &[]).map(|mut loaded| {
+            (loaded.config.boot.pki, loaded.config.live.map) = (PathBuf::new(), PathBuf::new());
             loaded.config
         })
     };
@@ -437,7 +437,11 @@ proptest! {
     #[test]
     fn every_valid_configuration_keeps_to_the_schemas(config in config()) {
         let schemas = Schemas::new();
-        let (file, map) = render(&Config { map: "/a".into(), ..config });
+        let (file, map) = {
+            let mut config = config;
+            config.live.map = "/a".into();
+            render(&config)
+        };
         prop_assert!(schemas.config.is_valid(&file), "{}", file);
         prop_assert!(schemas.map.is_valid(&map), "{}", map);
     }

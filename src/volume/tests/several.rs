@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::backend::VolumeState;
 use crate::catalog::{Asked, BackendState, Claimed, Outcome, Refusal, Removed};
+use crate::model::backend::BackendSettings;
 use crate::volume::recovery_state::Left;
 
 /// What all instances share: the rules on one view, and who claims what.
@@ -287,7 +288,7 @@ impl Both {
         let cluster = Arc::<Cluster>::default();
         let catalogs = [0, 1].map(|number| Instance::new(&cluster, number));
         let services = [0, 1].map(|number: usize| {
-            let settings = Settings {
+            let settings = BackendSettings {
                 path: root.clone(),
                 // Each map says where its own hosts see the backend.
                 mountpoints: PathBuf::from(format!("/mnt/{number}")).into(),

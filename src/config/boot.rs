@@ -1,0 +1,85 @@
+//! The part of the configuration that only a restart puts in force.
+
+use std::path::PathBuf;
+
+use super::Listen;
+use crate::model::host::HostName;
+use crate::model::location::{Credentials, Location};
+
+/// The part of the configuration that only a restart puts in force.
+///
+/// Sockets, catalog and PKI are opened once. Engines read the name, the node and the scope once, or records depend on
+/// them: a plugin name that changed under a running service would orphan the volumes that engines bound to it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Boot {
+    /// The plugin's name, to which engines bind their volumes.
+    pub name: String,
+    /// The name of this machine as a host, which calls over a Unix socket.
+    pub node: HostName,
+    /// False if `node` is the hostname, which the name that the catalog keeps overrides.
+    pub node_configured: bool,
+    /// How far a volume's name reaches, as engines are told.
+    pub scope: Scope,
+    /// The addresses that engines are served at; never empty.
+    pub listen: Vec<Listen>,
+    /// The directory of our own CA, certificates and keys. No field of the file sets it.
+    pub pki: PathBuf,
+    /// The catalog's location.
+    pub catalog: Location,
+    /// The credentials for the etcd cluster of `catalog`.
+    pub etcd: Credentials,
+    /// Where the outbox of a shared catalog lies. No field of the file sets it.
+    pub spool: PathBuf,
+    /// The path of the admin socket.
+    pub admin: PathBuf,
+}
+
+impl Boot {
+    /// Returns the names of the fields that have another value in `new`.
+    #[must_use]
+    pub fn changed(&self, new: &Self) -> Vec<&'static str> {
+        // Destructured in full, so that a new field cannot be forgotten here.
+        let Self {
+            name,
+            node,
+            node_configured: _, // A change matters only if it changes `node`.
+            scope,
+            listen,
+            pki,
+            catalog,
+            etcd,
+            spool: _, // Only `--root` changes it.
+            admin,
+        } = self;
+        super::differing(&[
+            ("name", *name != new.name),
+            ("node", *node != new.node),
+            ("scope", *scope != new.scope),
+            ("listen", *listen != new.listen),
+            ("pki", *pki != new.pki),
+            ("catalog", *catalog != new.catalog),
+            ("etcd", *etcd != new.etcd),
+            ("admin", *admin != new.admin),
+        ])
+    }
+}
+
+/// How far a volume's name reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Each engine has volumes of its own.
+    Local,
+    /// The same name is the same volume on every host.
+    Global,
+}
+
+impl Scope {
+    /// Returns the word in the file, which is also the one that Capabilities answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Global => "global",
+        }
+    }
+}
