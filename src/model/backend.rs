@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::model::volume::VolumeId;
+
 /// A backend's name in the map: `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendName(Arc<str>);
@@ -59,6 +61,11 @@ impl BackendId {
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())
+    }
+
+    /// The identity as a key of the catalog's claims, which are otherwise of volumes.
+    pub(crate) fn claim_key(self) -> VolumeId {
+        VolumeId::from_uuid(self.0)
     }
 }
 

@@ -86,13 +86,17 @@ impl fmt::Debug for VolumeName {
 pub struct VolumeId(Uuid);
 
 impl VolumeId {
-    /// Comes before every volume's, and is none's.
+    /// Comes before the identity of every volume, and belongs to none.
     pub(crate) const LEAST: Self = Self(Uuid::nil());
 
     /// An identity that no volume has yet.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())
+    }
+
+    pub(super) fn from_uuid(uuid: Uuid) -> Self {
+        Self(uuid)
     }
 }
 
