@@ -219,8 +219,8 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
-    use crate::backend::fuse::{FuseFs, Op};
     use crate::backend::tests::{backend_name, open};
+    use volhost_test_fuse::{FuseFs, Op};
 
     #[test]
     fn an_identity_is_written_once() {

@@ -27,9 +27,6 @@ mod root;
 mod volumes;
 
 #[cfg(test)]
-#[path = "../../tests/integration/harness/fuse.rs"]
-pub(crate) mod fuse;
-#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;

@@ -333,7 +333,7 @@ impl Walk<'_> {
 
     fn path(&self, name: Option<&CStr>) -> PathBuf {
         let names = self.levels.iter().map(|level| &*level.name).chain(name);
-        let mut path = self.meta.path.to_path_buf();
+        let mut path = self.meta.path.clone();
         path.extend(names.map(|name| OsStr::from_bytes(name.to_bytes())));
         path
     }

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::fuse::{FuseFs, Op};
 use super::*;
 use crate::model::backend::BackendId;
 use crate::model::options::Ownership;
 use crate::model::volume::{VolumeId, VolumeName};
+use volhost_test_fuse::{FuseFs, Op};
 
 pub(super) fn volume(name: &str) -> VolumeName {
     VolumeName::parse(name).unwrap()

@@ -1,6 +1,4 @@
-//! Names and identities of backends.
-//!
-//! Vocabulary: a `BackendName` that exists is safe to print, to log and to use as a JSON key.
+//! Names and identities of backends. A [`BackendName`] is safe to print, to log and to use as a JSON key.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +12,7 @@ use crate::model::volume::VolumeId;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendName(Arc<str>);
 
-/// A text that is no backend name.
+/// The text is no backend name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no backend name: it takes 1 to 63 letters, digits, `_`, `.` and `-`, and begins with a letter or a digit"
@@ -25,7 +23,7 @@ impl BackendName {
     /// The backend that a volume created without `-o backend=` goes to.
     pub const DEFAULT: &str = "default";
 
-    /// Reads a backend's name.
+    /// Parses a backend's name.
     pub fn parse(text: &str) -> Result<Self, InvalidBackendName> {
         let valid = text.len() <= 63
             && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
@@ -52,7 +50,8 @@ impl fmt::Debug for BackendName {
     }
 }
 
-/// What makes a backend the same one wherever it is mounted: written once into its `.volhost/backend.json`.
+/// A backend's identity, by which it is recognised wherever it is mounted. It is written once, into its
+/// `.volhost/backend.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendId(Uuid);
 

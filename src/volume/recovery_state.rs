@@ -76,7 +76,7 @@ impl PeerNews {
             }
             self.0 = None;
         }
-        pending().await
+        pending::<()>().await;
     }
 }
 

@@ -16,12 +16,12 @@ use time::OffsetDateTime;
 use super::inspect::state_word;
 use super::purge::{PurgeTurn, PurgeWork};
 use super::*;
-use crate::backend::fuse::{Control, FuseFs, Op};
 use crate::backend::{Expect, Map, Settings};
 use crate::catalog::{CatalogError, Removed, Submitted};
 use crate::host::{Certified, Via};
 use crate::model::options::Options;
 use crate::model::volume::VolumeId;
+use volhost_test_fuse::{Control, FuseFs, Op};
 
 /// How long a request may take here: long enough for a slow machine, short enough to be waited for.
 const LIMIT: Duration = Duration::from_secs(2);
