@@ -253,7 +253,7 @@ fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::fuse::{FuseFs, Op};
+    use volhost_test_fuse::{FuseFs, Op};
 
     #[test]
     fn a_created_file_takes_nobodys_place_and_a_replaced_one_is_whole() {

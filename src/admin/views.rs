@@ -13,7 +13,7 @@ use crate::model::mounts::Mount;
 use crate::model::options::Ownership;
 use crate::model::timestamp::rfc3339;
 use crate::model::volume::VolumeName;
-use crate::volume::{BackendInfo, Seen, Service, TrashedInfo};
+use crate::volume::{BackendInfo, Service, TrashedInfo, VolumeInfo};
 
 pub(super) fn status(service: &Service, board: &Board, counts: Counts) -> wire::Status {
     let (view, facts) = (service.view(), board.read());
@@ -82,7 +82,7 @@ pub(super) fn volume(service: &Service, volume: &catalog::Volume) -> wire::Volum
 
 pub(super) fn detail(
     service: &Service,
-    seen: &Seen,
+    seen: &VolumeInfo,
     found: Option<(VolumeState, Option<Ownership>)>,
 ) -> wire::VolumeDetail {
     let (view, volume) = (service.view(), &seen.volume);
@@ -165,7 +165,7 @@ pub(super) fn backends(service: &Service) -> Vec<wire::Backend> {
             volumes,
             total_bytes: usage.map(|usage| usage.total_bytes),
             free_bytes: usage.map(|usage| usage.free_bytes),
-            names: usage.map(|usage| usage.naming.word().into()),
+            names: usage.map(|usage| usage.name_folding.word().into()),
         };
     service.backends().into_iter().map(wire).collect()
 }

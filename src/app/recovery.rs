@@ -11,7 +11,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::convert::to_volumes;
-use crate::backend::{self, Backend, BackendError, Expect, Kept, Root};
+use crate::backend::{self, Backend, BackendError, Expect, Root, StoredCopy};
 use crate::catalog::offline::{self, Claim};
 use crate::catalog::reconcile::{self, AllFacts, Facts, Finding, Source};
 use crate::catalog::record::Unwritable;
@@ -150,7 +150,7 @@ pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
     let claim = Claim::missing(&config.boot.catalog, &config.boot.etcd)?;
     let (mut facts, copies, mut looked) = look_at_all(config, |_| Expect::Nothing, |_| Vec::new())?;
     let mut sources = Vec::new();
-    for (backend, Kept { path, content }) in copies {
+    for (backend, StoredCopy { path, content }) in copies {
         let identity = facts.get(&backend).and_then(|facts| facts.id);
         let (at, reason) = match usable(content, identity) {
             Ok(parsed) => {
@@ -216,7 +216,7 @@ fn usable(copy: Option<CopyRead>, identity: Option<BackendId>) -> Result<text::P
 
 type CopyRead = Result<text::Parsed, InvalidText>;
 
-type LookedAt = (AllFacts, Vec<(BackendName, Kept<CopyRead>)>, Vec<Looked>);
+type LookedAt = (AllFacts, Vec<(BackendName, StoredCopy<CopyRead>)>, Vec<Looked>);
 
 /// How many backends are looked at at once. Each takes a thread, of which the system may give few.
 const AT_ONCE: usize = 64;
@@ -271,7 +271,7 @@ async fn look_at(
     backend: &Backend,
     expect: Expect,
     said: Vec<VolumeName>,
-) -> Result<(Facts, Vec<Kept<CopyRead>>), String> {
+) -> Result<(Facts, Vec<StoredCopy<CopyRead>>), String> {
     let mountpoints = backend.settings().mountpoints.clone();
     let look = |root: &Root| -> Result<_, BackendError> {
         let (directories, others): (BTreeMap<_, _>, BTreeMap<_, _>) =

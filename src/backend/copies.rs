@@ -1,7 +1,7 @@
-//! The texts that a backend keeps for its owner: `.volhost/catalog.jsonl` and those that it replaced.
+//! The copies that a backend stores for the service: `.volhost/catalog.jsonl` and those that it replaced.
 //!
-//! What they say is the caller's business. A text is whole under its name or not there at all, and was read back
-//! before it took the place of the one before, which stays beside it.
+//! Their content is the caller's business. A copy is whole under its name or not there at all. It is read back before it
+//! takes the place of the previous one, which stays beside it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,50 +11,51 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 
-use crate::backend::directory::{Handle, META_DIR, Root, open_beneath, unfinished};
 use crate::backend::error::BackendError;
-use crate::backend::volumes::kind as words_for;
+use crate::backend::handle::{Handle, kind as words_for, open_beneath, unfinished};
+use crate::backend::layout::META_DIR;
+use crate::backend::root::Root;
 use crate::model::volume::VolumeName;
 
-/// The newest text.
+/// The newest copy.
 const NEWEST: &str = "catalog.jsonl";
 
-/// The text before.
+/// The previous copy.
 const BEFORE: &str = "catalog.jsonl.before";
 
-/// What begins the name of a text while it is being written. Each has a name of its own: a writer that stood still must
-/// not find another one's half under the name of its own.
+/// The prefix of a copy while it is being written. Each attempt has a name of its own: a writer that stood still must not
+/// find another writer's half under its own name.
 const UNFINISHED: &str = "catalog.jsonl.new";
 
-/// What begins the name of a text that is kept for good.
-const ASIDE: &str = "catalog.jsonl.kept-";
+/// The prefix of a copy that is kept for good.
+const KEPT_PREFIX: &str = "catalog.jsonl.kept-";
 
-/// A text that lies on a backend.
+/// A copy that lies on a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept<T> {
-    /// Where.
+pub struct StoredCopy<T> {
+    /// Where it lies.
     pub path: PathBuf,
-    /// What its reader made of it; none where it cannot be opened.
+    /// What its reader made of it; `None` if it cannot be opened.
     pub content: Option<T>,
 }
 
-impl<T> Kept<T> {
-    /// Whether it is the newest one, which the next one replaces.
+impl<T> StoredCopy<T> {
+    /// Returns true for the newest copy, which the next one replaces.
     pub fn is_newest(&self) -> bool {
         self.path.file_name().is_some_and(|name| name == NEWEST)
     }
 }
 
 impl Root {
-    /// Every text on the backend, read one after the other, the newest first.
+    /// Every copy on the backend, read one after the other, the newest first.
     pub fn copies<T>(
         &self,
         mut read: impl FnMut(&mut dyn BufRead) -> T,
-    ) -> Result<Vec<Kept<T>>, BackendError> {
+    ) -> Result<Vec<StoredCopy<T>>, BackendError> {
         let Some(meta) = self.dir.open(META_DIR)? else { return Ok(Vec::new()) };
         let mut names = Vec::new();
         meta.for_each(|name, _| {
-            names.extend(name.to_str().ok().filter(|name| name.starts_with(ASIDE)).map(str::to_owned));
+            names.extend(name.to_str().ok().filter(|name| name.starts_with(KEPT_PREFIX)).map(str::to_owned));
             Ok(true)
         })?;
         names.sort();
@@ -62,15 +63,17 @@ impl Root {
         let copies = all.filter_map(|name| {
             let file = open(&meta, &name).transpose()?;
             let content = file.ok().map(|file| read(&mut BufReader::new(file)));
-            Some(Kept { path: meta.path.join(&name), content })
+            Some(StoredCopy { path: meta.path.join(&name), content })
         });
         Ok(copies.collect())
     }
 
-    /// Puts the text that `write` writes in the place of the newest one, durably, once `is_whole` was content with what
-    /// was read back; the one before stays beside it. One writer at a time: the caller sees to that. What an earlier one
-    /// left unfinished is removed, also where it is still at it: it must not put an older text in the place of this one.
-    /// With `keep`, what lies there already is first put aside for good, under that name's end.
+    /// Replaces the newest copy durably by what `write` writes, once `is_whole` has accepted what was read back. The
+    /// previous copy stays beside it.
+    ///
+    /// The caller makes sure that there is one writer at a time. What an earlier writer left unfinished is removed, even if
+    /// it is still writing: it must not replace this copy by an older one. With `keep`, the newest copy is first put aside
+    /// for good, under a name with that suffix.
     pub fn write_copy(
         &self,
         keep: Option<&str>,
@@ -88,19 +91,19 @@ impl Root {
             if whole { Ok(()) } else { Err(failed("read back what was written to", Errno::IO)) }
         });
         if let Err(error) = verified {
-            // A full disk must not be kept full by what is of no use.
+            // A useless file must not keep a full disk full.
             let _ = rustix::fs::unlinkat(&meta.fd, &*unfinished, AtFlags::empty());
             return Err(error);
         }
         if let Some(end) = keep {
-            put_aside(&meta, &format!("{ASIDE}{end}"))?;
+            put_aside(&meta, &format!("{KEPT_PREFIX}{end}"))?;
         }
         put_aside(&meta, BEFORE)?;
         rename(&meta, &unfinished, NEWEST).map_err(|source| failed("rename", source))?;
         meta.sync()
     }
 
-    /// What lies right below the root under a name that a volume could have: `None` for a directory, else what it is.
+    /// The entries right below the root whose names a volume could have: `None` for a directory, else what it is.
     pub fn entries(&self) -> Result<BTreeMap<VolumeName, Option<&'static str>>, BackendError> {
         let mut found = BTreeMap::new();
         self.dir.for_each(|name, kind| {
@@ -120,7 +123,7 @@ impl Root {
     }
 }
 
-/// Gives the newest text another name, where there is one.
+/// Gives the newest copy another name, if there is one.
 fn put_aside(meta: &Handle, name: &str) -> Result<(), BackendError> {
     match rename(meta, NEWEST, name) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -132,7 +135,7 @@ fn rename(meta: &Handle, from: &str, to: &str) -> Result<(), Errno> {
     rustix::fs::renameat(&meta.fd, from, &meta.fd, to)
 }
 
-/// A regular file, to be read; `None` where there is none.
+/// Opens a regular file for reading; `None` if there is none.
 fn open(meta: &Handle, name: &str) -> Result<Option<File>, Errno> {
     let fd = match open_beneath(&meta.fd, name, OFlags::RDONLY) {
         Ok(fd) => fd,
@@ -153,7 +156,7 @@ mod tests {
     fn texts(root: &Root) -> Vec<(String, Option<String>)> {
         let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
         let kept = root.copies(|input| io::read_to_string(input).unwrap()).unwrap();
-        kept.into_iter().map(|Kept { path, content }| (name(path), content)).collect()
+        kept.into_iter().map(|StoredCopy { path, content }| (name(path), content)).collect()
     }
 
     fn write(root: &Root, text: &str, keep: Option<&str>) {

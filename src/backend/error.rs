@@ -1,6 +1,6 @@
 //! Why an operation on a backend failed, and whether it may have had its effect all the same.
 //!
-//! Nothing here decides: the volume service chooses what a caller is told and what recovery has to look at again.
+//! The volume service decides what a caller is told and what recovery has to look at.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,9 +39,9 @@ pub enum BackendError {
     Occupied {
         /// What stands there.
         path: PathBuf,
-        /// Whether it is a real directory, which a volume could adopt.
+        /// True if it is a real directory, which a volume could adopt.
         directory: bool,
-        /// The path under which it is listed, where the storage takes that and `path` for one.
+        /// The path under which it is listed, if the storage takes that and `path` for one.
         listed: Option<PathBuf>,
     },
     /// What was to be moved or opened is not there. Nothing was done.
@@ -62,8 +62,8 @@ pub enum BackendError {
         /// The mount point.
         path: PathBuf,
     },
-    /// Another user owns the directory and does not let this process write into it, which the kernel demands of whoever
-    /// moves a directory to another one and is not root. Nothing was done.
+    /// Another user owns the directory and does not let this process write into it, which the kernel requires for moving it
+    /// to another parent, except from root. Nothing was done.
     #[error(
         "{} belongs to user {owner}, and only that user and root may move it: give it to the user that volhost runs as \
          (`chown {us} {}` as root; in a container of a rootless engine, `chown 0` of the volume's directory) and try again",
@@ -77,13 +77,13 @@ pub enum BackendError {
         /// The user that this process runs as.
         us: u32,
     },
-    /// A directory that only an empty one may be undone or begun in holds something. Nothing was done.
+    /// A directory that has to be empty is not. Nothing was done.
     #[error("{} is not empty", .path.display())]
     NotEmpty {
         /// The directory.
         path: PathBuf,
     },
-    /// The storage does not give a directory the owner or mode that was asked for. The directory was taken back.
+    /// The storage does not give a directory the owner or mode that was asked for. The directory was removed again.
     #[error(
         "{} cannot be given owner {uid}:{gid} and mode {mode:04o}: the storage made it {found}; where it maps owners \
          (root_squash, vfat, CIFS), set the backend's uid, gid and mode to those",
@@ -100,7 +100,7 @@ pub enum BackendError {
         mode: u32,
         /// What the storage made of it, as `UID:GID MODE`.
         found: String,
-        /// What the storage said, where it said anything.
+        /// What the storage answered, if it was an error.
         #[source]
         source: Option<Errno>,
     },
@@ -130,7 +130,7 @@ pub enum BackendError {
         #[source]
         source: Errno,
     },
-    /// The work broke off without a result: it panicked, or the program is stopping.
+    /// The work ended without a result: it panicked, or the program is stopping.
     #[error("an operation on backend {:?} broke off", .backend.as_str())]
     Interrupted {
         /// The backend.
@@ -148,8 +148,8 @@ pub enum Effect {
 }
 
 impl BackendError {
-    /// Whether the operation may have had its effect although it failed. When `false`, it is certain that the name
-    /// or directory it was about stands as before.
+    /// Returns true if the operation may have had its effect although it failed. If false, the name or directory that it was
+    /// about certainly is as before.
     #[must_use]
     pub fn effect_unknown(&self) -> bool {
         match self {
@@ -168,7 +168,7 @@ impl BackendError {
         }
     }
 
-    /// A refused call that certainly had no effect.
+    /// The error of a refused call that certainly had no effect.
     pub(super) fn io(what: &'static str, path: &Path, source: Errno) -> Self {
         match source {
             Errno::LOOP | Errno::NOTDIR => Self::NotADirectory { path: path.into() },
@@ -177,12 +177,12 @@ impl BackendError {
         }
     }
 
-    /// A refused call that may have had its effect.
+    /// The error of a refused call that may have had its effect.
     pub(super) fn uncertain(what: &'static str, path: &Path, source: Errno) -> Self {
         Self::Io { what, path: path.into(), effect: Effect::Unknown, source }
     }
 
-    /// Whether the error says that the storage itself is gone, rather than one thing on it.
+    /// The operating system's error, if it means that the storage itself is gone, rather than one thing on it.
     pub(super) fn storage_gone(&self) -> Option<Errno> {
         let Self::Io { source, .. } = self else { return None };
         let gone = [

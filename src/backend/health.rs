@@ -1,20 +1,20 @@
-//! What is known of a backend without asking it: readers never wait for storage.
+//! What is known of a backend without asking it, so that readers never wait for storage.
 //!
-//! Nothing here touches the file system; operations and probes report what they saw.
+//! Nothing here touches the file system: operations and probes report what they saw.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 
-use super::directory::Usage;
+use super::root::Usage;
 
 /// A backend's state as it was last seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     /// Not asked yet.
     Unknown,
-    /// The root could be opened and is the expected one. The space of its file system, as it was last asked.
+    /// The root could be opened and is the expected one. Holds the usage of its file system as of the last probe.
     Online(Usage),
     /// The root cannot be used.
     Offline {

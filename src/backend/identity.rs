@@ -1,4 +1,4 @@
-//! What makes a directory a backend: `.volhost/backend.json`, written once and then only read.
+//! The identity file `.volhost/backend.json`, which makes a directory a backend: written once and then only read.
 //!
 //! Nothing here knows the catalog: the caller says which identity it expects.
 
@@ -13,25 +13,21 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::backend::directory::{META_DIR, Root, open_beneath, unfinished};
 use crate::backend::error::BackendError;
+use crate::backend::handle::{open_beneath, unfinished};
+use crate::backend::layout::{IDENTITY, META_DIR, UNFINISHED_IDENTITY};
+use crate::backend::root::Root;
 use crate::model::backend::{BackendId, BackendName};
 
-const FILE: &str = "backend.json";
-
-/// What begins the file's name while it is being written. Each attempt has a name of its own: two instances that share
-/// the storage may give the same directory its identity at the same moment.
-pub(super) const UNFINISHED: &str = "backend.json.new";
-
-/// No identity file is longer; what is longer is not one.
-const LONGEST: u64 = 64 * 1024;
+/// The length that no identity file exceeds.
+const MAX_LENGTH: u64 = 64 * 1024;
 
 /// What `.volhost/backend.json` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The identity.
     pub id: BackendId,
-    /// The backend's name when it was made; another map may call it otherwise.
+    /// The backend's name when it was made; another map may have another name for it.
     pub name: String,
     /// When it was made.
     pub created_at: OffsetDateTime,
@@ -45,7 +41,7 @@ pub enum Expect {
     /// The catalog knows none for this backend: it is offline until it is initialised or adopted, and the reason says
     /// which of the two.
     Unknown,
-    /// Whatever it is: for initialising and adopting. The backend's health is not told from such an operation.
+    /// Any, or none: for initialising and adopting. Such an operation tells nothing about the backend's health.
     Nothing,
 }
 
@@ -58,13 +54,13 @@ struct Form {
     created_at: String,
 }
 
-/// The identity in a directory as any host sees it, whosever backend it is; `None` where it has none. For looking
-/// only: no operation on a backend may rest on it.
+/// The identity in a directory as any host sees it, of whichever backend; `None` if it has none. For diagnosis only: no
+/// operation on a backend may rely on it.
 ///
 /// # Errors
 /// The file cannot be read; the error's words name it.
 pub fn identity_at(directory: &Path) -> Result<Option<Identity>, std::io::Error> {
-    let path = directory.join(META_DIR).join(FILE);
+    let path = directory.join(META_DIR).join(IDENTITY);
     let named = |why: &dyn std::fmt::Display| format!("{} {why}", path.display());
     match crate::files::read_at_most(&path, crate::files::SMALL) {
         Ok(bytes) => parse(&String::from_utf8_lossy(&bytes))
@@ -79,11 +75,11 @@ pub fn identity_at(directory: &Path) -> Result<Option<Identity>, std::io::Error>
 }
 
 impl Root {
-    /// The root's identity; `None` where it has none. One that cannot be read is an error, never none.
+    /// The root's identity; `None` if it has none. An identity that cannot be read is an error, never `None`.
     pub fn identity(&self) -> Result<Option<Identity>, BackendError> {
         let Some(meta) = self.dir.open(META_DIR)? else { return Ok(None) };
-        let path = meta.path.join(FILE);
-        let fd = match open_beneath(&meta.fd, FILE, OFlags::RDONLY) {
+        let path = meta.path.join(IDENTITY);
+        let fd = match open_beneath(&meta.fd, IDENTITY, OFlags::RDONLY) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(BackendError::io("open", &path, errno)),
@@ -95,23 +91,24 @@ impl Root {
         })
     }
 
-    /// Makes this root the backend `id`: durable when it returns. The same identity again changes nothing; another
-    /// one is never replaced. Whether the root may be made a backend (is empty, say) the caller has looked at.
+    /// Makes this root the backend `id`, durably. Writing the same identity again changes nothing; another identity is never
+    /// replaced. The caller has checked that the root may become a backend, for example that it is empty.
     pub fn write_identity(&self, id: BackendId, name: &BackendName) -> Result<(), BackendError> {
         let meta = self.dir.made(META_DIR)?;
         if let Some(found) = self.identity()? {
             return self.accept(id, &found);
         }
-        meta.remove_unfinished(UNFINISHED)?;
-        let unfinished = unfinished(UNFINISHED);
+        meta.remove_unfinished(UNFINISHED_IDENTITY)?;
+        let unfinished = unfinished(UNFINISHED_IDENTITY);
         let path = meta.path.join(&unfinished);
         meta.write_new(&unfinished, |file| file.write_all(compose(id, name).as_bytes()))?;
-        match crate::files::rename_to_free(&meta.fd, &*unfinished, &meta.fd, FILE) {
+        match crate::files::rename_to_free(&meta.fd, &*unfinished, &meta.fd, IDENTITY) {
             Ok(()) => {}
-            // Another volhost on the same share was first.
+            // Another volhost on the same share was quicker.
             Err(Errno::EXIST) => {
                 let _ = rustix::fs::unlinkat(&meta.fd, &*unfinished, AtFlags::empty());
-                let found = self.identity()?.ok_or(BackendError::Missing { path: meta.path.join(FILE) })?;
+                let found =
+                    self.identity()?.ok_or(BackendError::Missing { path: meta.path.join(IDENTITY) })?;
                 return self.accept(id, &found);
             }
             Err(errno) => return Err(BackendError::uncertain("rename", &path, errno)),
@@ -131,7 +128,7 @@ impl Root {
         })
     }
 
-    /// Refuses a root that is not the expected one, with the reason and the remedy.
+    /// Refuses a root that is not the expected one. The error tells the reason and the remedy.
     pub(super) fn check(&self, expect: Expect) -> Result<(), BackendError> {
         let offline = |reason| Err(BackendError::Offline { backend: self.backend.clone(), reason });
         let (path, name) = (self.path().display(), &self.backend);
@@ -151,7 +148,7 @@ impl Root {
                 found.id
             )),
             (Expect::This(_), None) => {
-                offline(format!("{path} has no {META_DIR}/{FILE}; is the share mounted?"))
+                offline(format!("{path} has no {META_DIR}/{IDENTITY}; is the share mounted?"))
             }
             (_, Some(found)) => offline(format!(
                 "{path} holds a backend that this catalog does not know (id {}): is the right share mounted? \
@@ -162,7 +159,7 @@ impl Root {
                 "{path} is empty and no backend yet: `volhost backend init {name}` makes it one"
             )),
             (_, None) => offline(format!(
-                "{path} is not empty and has no {META_DIR}/{FILE}: is the share mounted? `volhost backend init {name}` \
+                "{path} is not empty and has no {META_DIR}/{IDENTITY}: is the share mounted? `volhost backend init {name}` \
                  makes it a backend"
             )),
         }
@@ -175,10 +172,10 @@ fn read(fd: OwnedFd) -> Result<String, Errno> {
     }
     let mut bytes = Vec::new();
     File::from(fd)
-        .take(LONGEST)
+        .take(MAX_LENGTH)
         .read_to_end(&mut bytes)
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    // What is not UTF-8 is no JSON either; the parser words that.
+    // Text that is not UTF-8 is not JSON either; the parser reports that.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -188,7 +185,7 @@ fn compose(id: BackendId, name: &BackendName) -> String {
         version: 1,
         id: id.to_string(),
         name: name.to_string(),
-        // The clock of a machine stands within the years that RFC 3339 can write.
+        // The clock of a machine shows a year that RFC 3339 can write.
         created_at: timestamp::rfc3339_exact(now),
     };
     let mut text = serde_json::to_string(&form).unwrap_or_default();
@@ -196,7 +193,7 @@ fn compose(id: BackendId, name: &BackendName) -> String {
     text
 }
 
-/// Reads the file's text; the error continues a sentence that begins with the file's path.
+/// Reads the file's text. The error is the end of a sentence that begins with the file's path.
 fn parse(text: &str) -> Result<Identity, String> {
     #[derive(Deserialize)]
     struct Version {
@@ -222,8 +219,8 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
-    use crate::backend::fuse::{FuseFs, Op};
     use crate::backend::tests::{backend_name, open};
+    use volhost_test_fuse::{FuseFs, Op};
 
     #[test]
     fn an_identity_is_written_once() {
@@ -233,7 +230,7 @@ mod tests {
         let (id, name) = (BackendId::random(), backend_name("fast"));
         // What a crash left behind.
         std::fs::create_dir(dir.path().join(META_DIR)).unwrap();
-        std::fs::write(dir.path().join(META_DIR).join(UNFINISHED), "{").unwrap();
+        std::fs::write(dir.path().join(META_DIR).join(UNFINISHED_IDENTITY), "{").unwrap();
         assert!(root.is_empty().unwrap());
         root.write_identity(id, &name).unwrap();
         let written = root.identity().unwrap().unwrap();
@@ -244,7 +241,7 @@ mod tests {
         let refused = root.write_identity(BackendId::random(), &name).unwrap_err();
         assert!(matches!(refused, BackendError::Identified { found, .. } if found == id), "{refused}");
         assert_eq!(root.identity().unwrap().unwrap(), written);
-        let file = dir.path().join(META_DIR).join(FILE);
+        let file = dir.path().join(META_DIR).join(IDENTITY);
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         assert_eq!(json["version"], 1);
@@ -268,7 +265,7 @@ mod tests {
             let late = threads.spawn(|| open(at.path()).write_identity(ours, &name));
             assert!(storage.control().wait_for_hanging(1, std::time::Duration::from_secs(20)));
             // Another machine that has the same storage.
-            std::fs::write(backing.path().join(META_DIR).join(FILE), compose(theirs, &name)).unwrap();
+            std::fs::write(backing.path().join(META_DIR).join(IDENTITY), compose(theirs, &name)).unwrap();
             storage.control().hang_on(Op::Rename, false);
             let refused = late.join().unwrap().unwrap_err();
             assert!(
@@ -280,7 +277,7 @@ mod tests {
         assert_eq!(identity_at(backing.path()).unwrap().unwrap().id, theirs);
         assert_eq!(std::fs::read_dir(&meta).unwrap().count(), 1);
         // Alone, it is the first.
-        std::fs::remove_file(meta.join(FILE)).unwrap();
+        std::fs::remove_file(meta.join(IDENTITY)).unwrap();
         let root = open(at.path());
         root.write_identity(ours, &name).unwrap();
         assert_eq!(root.identity().unwrap().unwrap().id, ours);
@@ -313,7 +310,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let root = open(dir.path());
             std::fs::create_dir(dir.path().join(META_DIR)).unwrap();
-            std::fs::write(dir.path().join(META_DIR).join(FILE), text).unwrap();
+            std::fs::write(dir.path().join(META_DIR).join(IDENTITY), text).unwrap();
             for error in [
                 root.identity().unwrap_err(),
                 root.check(Expect::This(id)).unwrap_err(),
@@ -322,7 +319,7 @@ mod tests {
                 assert!(matches!(error, BackendError::Offline { .. }), "{error}");
                 assert!(error.to_string().contains(expected), "{error}");
             }
-            assert_eq!(std::fs::read_to_string(dir.path().join(META_DIR).join(FILE)).unwrap(), text);
+            assert_eq!(std::fs::read_to_string(dir.path().join(META_DIR).join(IDENTITY)).unwrap(), text);
         }
         assert_eq!(parse(&valid).unwrap().id, id);
     }
@@ -342,8 +339,8 @@ mod tests {
         refused();
         std::fs::remove_file(dir.path().join(META_DIR)).unwrap();
         std::fs::create_dir(dir.path().join(META_DIR)).unwrap();
-        let file = dir.path().join(META_DIR).join(FILE);
-        symlink(other.path().join(META_DIR).join(FILE), &file).unwrap();
+        let file = dir.path().join(META_DIR).join(IDENTITY);
+        symlink(other.path().join(META_DIR).join(IDENTITY), &file).unwrap();
         refused();
         std::fs::remove_file(&file).unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, &file, rustix::fs::Mode::RUSR).unwrap();

@@ -1,7 +1,7 @@
-//! How many operations one backend may have at once, so that one that hangs cannot use up the threads of the others.
+//! The limiter of each backend's concurrent operations, so that one that hangs cannot use up the threads of the others.
 //!
-//! An operation that hangs in the kernel cannot be taken back: its slot is held until the call returns, even when
-//! nobody waits for it any more. Nothing here blocks a thread of the runtime.
+//! An operation that hangs in the kernel cannot be cancelled: it holds its slot until the call returns, even if nobody
+//! waits for it any more. Nothing here blocks a thread of the runtime.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,9 +16,9 @@ pub const SLOTS: usize = 16;
 /// How many operations of one backend may wait for a slot. Waiting takes no thread; the number only bounds memory.
 pub const QUEUE: usize = 4096;
 
-/// When all slots are taken and nothing began or ended for so long, the backend does not answer: no further operation
-/// waits for it.
-pub(super) const STALL: Duration = Duration::from_secs(5);
+/// If all slots are taken and nothing began or ended for this long, the backend counts as one that does not answer, and no
+/// further operation waits for it.
+pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The slots of one backend.
 #[derive(Debug)]
@@ -41,11 +41,11 @@ struct UnderWay {
 pub(super) struct Full {
     pub(super) waiting: usize,
     pub(super) longest: Duration,
-    /// Whether nothing began or ended for too long; otherwise there are too many at once.
+    /// True if nothing began or ended for too long; false if there are too many operations at once.
     pub(super) stalled: bool,
 }
 
-/// The right to run one operation; it goes with the operation and ends with it.
+/// The right to run one operation, held until the operation ends.
 #[derive(Debug)]
 pub(super) struct Slot {
     limiter: Arc<Limiter>,
@@ -63,7 +63,7 @@ impl Limiter {
         })
     }
 
-    /// Waits for a slot as long as the backend makes progress and the queue is not too long.
+    /// Waits for a slot while the backend makes progress and the queue is not too long.
     pub(super) async fn enter(self: &Arc<Self>) -> Result<Slot, Full> {
         if let Ok(permit) = self.slots.clone().try_acquire_owned() {
             return Ok(self.begin(permit));
@@ -79,14 +79,14 @@ impl Limiter {
             }
             match tokio::time::timeout(self.stall / 4, &mut acquire).await {
                 Ok(Ok(permit)) => return Ok(self.begin(permit)),
-                // The semaphore is never closed; were it, nothing could enter.
+                // The semaphore is never closed; if it were, nothing could enter.
                 Ok(Err(_closed)) => return Err(self.full()),
                 Err(_elapsed) => {}
             }
         }
     }
 
-    /// Whether anybody waits for a slot.
+    /// Returns true if somebody waits for a slot.
     pub(super) fn has_queue(&self) -> bool {
         self.queued.load(Ordering::Relaxed) > 0
     }
@@ -108,7 +108,7 @@ impl Limiter {
 
     fn full(&self) -> Full {
         let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        // The caller counted itself among the queued ones, but it is the one that does not wait.
+        // Without the caller, which counted itself and does not wait.
         let queued = self.queued.load(Ordering::Relaxed).saturating_sub(1);
         Full {
             waiting: under_way.began.len() + queued,
@@ -130,7 +130,7 @@ impl Drop for Slot {
         under_way.began.remove(&self.number);
         under_way.last_event = Instant::now();
         drop(under_way);
-        // Only now may the next one enter: `began` never holds more than there are slots.
+        // Only now may the next one enter, so that `began` never holds more entries than there are slots.
         self.permit.take();
     }
 }

@@ -1,25 +1,31 @@
 //! Backends: named directories, on local or shared storage, under which volumes lie.
 //!
-//! A [`Map`] is immutable and names them all; a reload builds the next one from it. A [`Backend`] runs work on its
-//! [`Root`], which is opened for that one operation, checked (is it mounted, is it the expected backend?) through the
-//! same handle, and closed afterwards, so that shares can be unmounted and come back.
+//! A [`Map`] is immutable and holds them all; a reload builds the next one from it. A [`Backend`] runs work on its
+//! [`Root`], which is opened for that one operation, checked through the same handle (is it mounted, is it the expected
+//! backend?), and closed afterwards, so that shares can be unmounted and come back.
 //!
-//! This room never knows the catalog: the caller passes the identity it expects. It never waits for storage on the
-//! runtime's threads, never lets one backend use up what another needs, and never touches a path outside a root.
+//! Nothing here knows the catalog: the caller passes the identity that it expects. Storage is never waited for on the
+//! runtime's threads, no backend uses up what another needs, and no path outside a root is touched.
+//!
+//! Below the root, each module uses those before it: `layout` (names), `handle` (directories by handle), `name_folding`,
+//! `rename`, `root`, then `identity`, `adoptable`, `volumes`, `deleting`, `purge` and `copies`.
 
+mod adoptable;
 mod copies;
-mod directory;
+mod deleting;
 mod error;
+mod handle;
 mod health;
 mod identity;
+mod layout;
 mod limiter;
 mod name_folding;
 mod purge;
+mod purge_walk;
+mod rename;
+mod root;
 mod volumes;
 
-#[cfg(test)]
-#[path = "../../tests/integration/harness/fuse.rs"]
-pub(crate) mod fuse;
 #[cfg(test)]
 mod tests;
 
@@ -33,14 +39,16 @@ use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
-pub use self::copies::Kept;
-pub use self::directory::{Root, Usage};
+pub use self::adoptable::Adoptable;
+pub use self::copies::StoredCopy;
 pub use self::error::{BackendError, Effect};
 pub use self::health::Health;
 pub use self::identity::{Expect, Identity, identity_at};
 pub use self::limiter::{QUEUE, SLOTS};
-pub use self::name_folding::{Adoptable, Naming};
-pub use self::purge::{Pass, Progress};
+pub use self::name_folding::NameFolding;
+pub use self::purge::PurgeProgress;
+pub use self::purge_walk::PurgePass;
+pub use self::root::{Root, Usage};
 pub use self::volumes::{Listing, Staged, VolumeState};
 use crate::model::backend::{BackendName, BackendSettings};
 
@@ -48,25 +56,25 @@ use crate::model::backend::{BackendName, BackendSettings};
 pub const THREADS_PER_BACKEND: usize = SLOTS + 1;
 
 /// What the runtime's `max_blocking_threads` should be: enough for a hundred backends that hang at once and everything
-/// else that blocks. Threads are made when they are needed, so that the number costs nothing.
+/// else that blocks. Threads are made when they are needed, so a high number costs nothing.
 pub const BLOCKING_THREADS: usize = 100 * THREADS_PER_BACKEND + 300;
 
-/// How long a probe waits before the backend counts as one that does not answer.
-const PROBE: Duration = Duration::from_secs(5);
+/// How long a probe may take before the backend counts as one that does not answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// All backends, by name. Immutable.
 #[derive(Debug, Clone, Default)]
 pub struct Map(BTreeMap<BackendName, Arc<Backend>>);
 
 impl Map {
-    /// The map of these settings. Backends whose name and path are as in `previous` keep what is known of their
-    /// health, and their operations under way count on.
+    /// A map of these settings. Backends with the same name and path as in `previous` keep their known health and their
+    /// operations under way.
     #[must_use]
     pub fn build(previous: &Self, settings: BTreeMap<BackendName, BackendSettings>) -> Self {
         let backends = settings.into_iter().map(|(name, settings)| {
             let state =
                 previous.get(&name).filter(|before| before.settings.path == settings.path).map_or_else(
-                    || Arc::new(State::new(limiter::STALL, PROBE)),
+                    || Arc::new(State::new(limiter::STALL_TIMEOUT, PROBE_TIMEOUT)),
                     |before| Arc::clone(&before.state),
                 );
             (name.clone(), Arc::new(Backend { name, settings, state }))
@@ -99,7 +107,7 @@ impl Map {
     }
 }
 
-/// One backend: its settings, and what survives a reload that leaves its path alone.
+/// One backend: its settings, and the state that survives a reload that leaves its path alone.
 #[derive(Debug)]
 pub struct Backend {
     name: BackendName,
@@ -107,24 +115,24 @@ pub struct Backend {
     state: Arc<State>,
 }
 
-/// What is kept while a backend's path stays the same.
+/// The state of a backend, kept while its path stays the same.
 #[derive(Debug)]
 struct State {
     limiter: Arc<limiter::Limiter>,
     health: health::Cell,
     probe: Arc<Semaphore>,
     probe_since: Mutex<Option<(Instant, OffsetDateTime)>>,
-    patience: Duration,
+    probe_timeout: Duration,
 }
 
 impl State {
-    fn new(stall: Duration, patience: Duration) -> Self {
+    fn new(stall: Duration, probe_timeout: Duration) -> Self {
         Self {
             limiter: limiter::Limiter::new(stall),
             health: health::Cell::new(),
             probe: Arc::new(Semaphore::new(1)),
             probe_since: Mutex::new(None),
-            patience,
+            probe_timeout,
         }
     }
 
@@ -152,11 +160,11 @@ impl Backend {
         self.state.health.load()
     }
 
-    /// Runs blocking work on the root, off the runtime, once the root was found to be the expected one.
+    /// Runs blocking work on the root, off the runtime, after checking that the root is the expected one.
     ///
-    /// Dropping the future does not stop work that has begun: it keeps its slot until it ends. Work that has not
-    /// begun is then never run. Fails at once with [`BackendError::Busy`] or [`BackendError::Offline`] when the
-    /// storage is known to hang; waits otherwise, without limit: the caller sets one.
+    /// Dropping the future does not stop work that has begun, which keeps its slot until it ends; work that has not begun
+    /// is never run. Fails at once with [`BackendError::Busy`] or [`BackendError::Offline`] if the storage is known to
+    /// hang. Otherwise it waits without a limit: the caller sets one.
     pub async fn run<T: Send + 'static>(
         &self,
         expect: Expect,
@@ -175,7 +183,7 @@ impl Backend {
         })?;
         let visit = self.visit(expect);
         let work = move || {
-            // The slot ends with the work, not with whoever waits for it.
+            // The slot is held until the work ends, even if nobody waits for it any more.
             let _slot = slot;
             visit.open().and_then(|root| {
                 let result = work(&root);
@@ -188,21 +196,21 @@ impl Backend {
         tokio::task::spawn_blocking(work).await.map_err(|error| self.interrupted(&error))?
     }
 
-    /// How its storage tells names apart; asked only where that is not known.
-    pub async fn naming(&self, expect: Expect) -> Result<Naming, BackendError> {
+    /// How its storage folds names. Asks the storage only if that is not known.
+    pub async fn name_folding(&self, expect: Expect) -> Result<NameFolding, BackendError> {
         match &*self.health() {
-            Health::Online(usage) => Ok(usage.naming),
-            Health::Unknown | Health::Offline { .. } => self.run(expect, Root::naming).await,
+            Health::Online(usage) => Ok(usage.name_folding),
+            Health::Unknown | Health::Offline { .. } => self.run(expect, Root::name_folding).await,
         }
     }
 
-    /// Whether operations wait for one of its slots, so that none should be held longer than its work takes.
+    /// Returns true if operations wait for a slot. None should then be held for longer than necessary.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
         self.state.limiter.has_queue()
     }
 
-    /// Refuses, without asking the storage, while it is known to hang.
+    /// Fails while the storage is known to hang, without asking it.
     pub fn answers(&self) -> Result<(), BackendError> {
         match self.hung_probe() {
             Some(reason) => Err(BackendError::Offline { backend: self.name.clone(), reason }),
@@ -210,9 +218,9 @@ impl Backend {
         }
     }
 
-    /// Looks whether the backend is there and refreshes its health, which is returned. One probe at a time: while
-    /// another is under way, nothing is asked. A probe that does not come back in time leaves the backend offline,
-    /// and brings it back when it ends after all.
+    /// Checks whether the backend is there, and returns its refreshed health. There is one probe at a time: while another is
+    /// under way, the storage is not asked. A probe that takes too long leaves the backend offline, and brings it back when
+    /// it ends after all.
     pub async fn probe(&self, expect: Expect) -> Arc<Health> {
         if let Ok(permit) = self.state.probe.clone().try_acquire_owned() {
             let visit = self.visit(expect);
@@ -220,11 +228,11 @@ impl Backend {
             let ended = ProbeEnded { state: Arc::clone(&self.state), _permit: permit };
             let probe = tokio::task::spawn_blocking(move || {
                 let seen = visit.look().and_then(|root| root.usage());
-                // Before the health tells of it, so that whoever reads the health finds operations let through.
+                // Before the health changes, so that whoever sees it online is not refused an operation.
                 ended.state.set_probe_since(None);
                 visit.note(&seen);
             });
-            let _ = tokio::time::timeout(self.state.patience, probe).await;
+            let _ = tokio::time::timeout(self.state.probe_timeout, probe).await;
         }
         if let Some(reason) = self.hung_probe() {
             self.state.health.offline(&reason);
@@ -232,10 +240,10 @@ impl Backend {
         self.health()
     }
 
-    /// What is wrong when the probe under way has been so for too long.
+    /// The reason why the backend is offline, if the probe under way takes too long.
     fn hung_probe(&self) -> Option<String> {
         let since = *self.state.probe_since.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, at) = since.filter(|(began, _)| began.elapsed() >= self.state.patience)?;
+        let (_, at) = since.filter(|(began, _)| began.elapsed() >= self.state.probe_timeout)?;
         let at = timestamp::rfc3339(at);
         Some(format!("{} does not answer since {at}", self.settings.path.display()))
     }
@@ -256,7 +264,7 @@ impl Backend {
     }
 }
 
-/// Frees the way for the next probe, however this one ended.
+/// Lets the next probe begin, however this one ended.
 struct ProbeEnded {
     state: Arc<State>,
     _permit: tokio::sync::OwnedSemaphorePermit,
@@ -278,10 +286,10 @@ struct Visit {
 }
 
 impl Visit {
-    /// Opens and checks the root for an operation, and notes what that says about the backend's health.
+    /// Opens and checks the root for an operation, and notes what that tells about the backend's health.
     fn open(&self) -> Result<Root, BackendError> {
         let root = self.look().inspect_err(|error| self.note(&Err(error.clone())))?;
-        // The free space is the probe's to keep fresh; one more call for each operation would buy nothing.
+        // Probes keep the free space up to date; another call for each operation would gain nothing.
         if !matches!(*self.state.health.load(), Health::Online(_)) {
             self.note(&root.usage());
         }
@@ -297,7 +305,7 @@ impl Visit {
 
     fn note(&self, seen: &Result<Usage, BackendError>) {
         match seen {
-            // Where nothing is expected, being there says nothing about being the right one.
+            // If nothing is expected, the root need not be the right one.
             Ok(_) if self.expect == Expect::Nothing => {}
             Ok(usage) => self.state.health.online(*usage),
             Err(BackendError::Offline { reason, .. }) => self.state.health.offline(reason),
@@ -305,7 +313,7 @@ impl Visit {
         }
     }
 
-    /// Notes an error that says that the storage went away under the work.
+    /// Notes an error that means that the storage went away during the work.
     fn failed(&self, error: &BackendError) {
         if let Some(errno) = error.storage_gone() {
             self.state.health.offline(&format!("{} does not answer: {errno}", self.path.display()));

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::fuse::{FuseFs, Op};
 use super::*;
 use crate::model::backend::BackendId;
-use crate::model::options::Mode;
+use crate::model::options::{Mode, Ownership};
 use crate::model::volume::{VolumeId, VolumeName};
+use volhost_test_fuse::{FuseFs, Op};
 
 pub(super) fn volume(name: &str) -> VolumeName {
     VolumeName::parse(name).unwrap()
@@ -37,6 +37,10 @@ pub(super) fn me() -> (u32, u32) {
     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
 }
 
+pub(super) fn owned(uid: u32, gid: u32, mode: Mode) -> Ownership {
+    Ownership { uid, gid, mode }
+}
+
 pub(super) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -45,7 +49,7 @@ pub(super) fn is_root() -> bool {
 pub(super) fn made(root: &Root, name: &str) -> VolumeId {
     let id = VolumeId::random();
     let (uid, gid) = me();
-    root.stage(id, uid, gid, mode("0755")).unwrap();
+    root.stage(id, owned(uid, gid, mode("0755"))).unwrap();
     root.publish(id, &volume(name)).unwrap();
     std::fs::write(root.path().join(name).join("data"), name).unwrap();
     id
@@ -338,7 +342,7 @@ fn storage_without_rename_flags_still_never_replaces() {
     root.write_identity(BackendId::random(), &backend_name("fast")).unwrap();
     let first = made(&root, "db");
     let second = VolumeId::random();
-    root.stage(second, 0, 0, mode("0755")).unwrap();
+    root.stage(second, owned(0, 0, mode("0755"))).unwrap();
     let occupied = root.publish(second, &volume("db")).unwrap_err();
     assert!(matches!(occupied, BackendError::Occupied { directory: true, .. }), "{occupied}");
     root.trash(&volume("db"), first).unwrap();
@@ -355,8 +359,8 @@ fn storage_that_refuses_chown_is_told_of_and_left_clean() {
     let Some(shaky) = Shaky::mount() else { return };
     let root = open(shaky.at.path());
     shaky.fs.control().refuse_chown(true);
-    root.stage(VolumeId::random(), 0, 0, mode("2775")).unwrap();
-    let refused = root.stage(VolumeId::random(), 70, 0, mode("0700")).unwrap_err();
+    root.stage(VolumeId::random(), owned(0, 0, mode("2775"))).unwrap();
+    let refused = root.stage(VolumeId::random(), owned(70, 0, mode("0700"))).unwrap_err();
     assert!(refused.to_string().contains("cannot be given owner 70:0 and mode 0700"), "{refused}");
     assert!(refused.to_string().contains("root_squash"), "{refused}");
     assert!(!refused.effect_unknown());
@@ -373,7 +377,7 @@ fn storage_that_cannot_sync_directories_is_used_all_the_same() {
     let id = made(&root, "db");
     root.trash(&volume("db"), id).unwrap();
     assert!(root.mark_deleting(id).unwrap());
-    assert_eq!(root.purge(id, 100, &mut Pass::default()).unwrap(), Progress::Done);
+    assert_eq!(root.purge(id, 100, &mut PurgePass::default()).unwrap(), PurgeProgress::Done);
     assert!(shaky.fs.control().seen(Op::Fsyncdir) > 0);
 }
 
@@ -382,7 +386,7 @@ fn an_answer_that_was_lost_is_looked_after() {
     let Some(shaky) = Shaky::mount() else { return };
     let root = open(shaky.at.path());
     let id = VolumeId::random();
-    root.stage(id, 0, 0, mode("0755")).unwrap();
+    root.stage(id, owned(0, 0, mode("0755"))).unwrap();
     shaky.fs.control().lose_answer_once(Op::Rename, libc::EIO);
     root.publish(id, &volume("db")).unwrap();
     assert_eq!(root.volume_state(&volume("db")).unwrap(), VolumeState::Directory);
@@ -465,11 +469,11 @@ fn no_swap_of_our_own_directories_leads_outside() {
         while Instant::now() < end || (done.contains(&0) && Instant::now() < last) {
             let id = VolumeId::random();
             let name = volume(&id.to_string());
-            let made = root.stage(id, uid, gid, mode("0777")).and_then(|_| root.publish(id, &name));
+            let made = root.stage(id, owned(uid, gid, mode("0777"))).and_then(|_| root.publish(id, &name));
             let trashed = made.and_then(|()| root.trash(&name, id));
             done[usize::from(trashed.is_ok())] += 1;
             let _ = root.mark_deleting(id);
-            let _ = root.purge(id, 10, &mut Pass::default());
+            let _ = root.purge(id, 10, &mut PurgePass::default());
             let _ = root.write_identity(BackendId::random(), &backend_name("fast"));
             let _ = root.trashed();
         }
@@ -525,8 +529,8 @@ fn no_swap_inside_a_tree_being_purged_leads_outside() {
         std::fs::create_dir(top.join("inner")).unwrap();
         symlink(outside.path(), top.join("link")).unwrap();
         let swapper = Swapper::start(top.join("link"), top.join("inner"));
-        let mut pass = Pass::default();
-        while root.purge(id, 7, &mut pass).unwrap() != Progress::Done {}
+        let mut pass = PurgePass::default();
+        while root.purge(id, 7, &mut pass).unwrap() != PurgeProgress::Done {}
         swapper.stop();
         untouched(&outside);
     }

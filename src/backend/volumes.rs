@@ -1,17 +1,20 @@
-//! The way of a volume's directory: made in `.volhost/new`, renamed to its name, renamed to `.volhost/trash`.
+//! The life of a volume's directory: made in `.volhost/new`, renamed to its name, renamed to `.volhost/trash`.
 //!
-//! Every step is one rename or one rmdir, made durable before it is answered; only a directory that is made is made
-//! durable apart, by [`Staged::sync`]. Nothing here deletes data: that is [`Root::purge`]. What a step means for the catalog is the caller's business.
+//! Every step is one rename or one rmdir and is durable when it returns, except that a new directory is made durable by
+//! [`Staged::sync`]. Nothing here deletes data; [`Root::purge`] does. What a step means for the catalog is the caller's
+//! business.
 
 use std::ffi::CStr;
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, FileType, Gid, RenameFlags, Stat, StatxAttributes, StatxFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Stat, Uid};
 use rustix::io::Errno;
 
-use crate::backend::directory::{Handle, NEW, Root, TRASH, Widened, open_beneath};
-use crate::backend::error::{BackendError, Effect};
-use crate::backend::name_folding::occupied;
+use crate::backend::error::BackendError;
+use crate::backend::handle::{Handle, is_directory, kind};
+use crate::backend::layout::{META_DIR, NEW, TRASH};
+use crate::backend::rename::{moved, rename, rename_durably};
+use crate::backend::root::Root;
 use crate::model::options::{Mode, Ownership};
 use crate::model::volume::{VolumeId, VolumeName};
 
@@ -22,7 +25,7 @@ pub enum VolumeState {
     Directory,
     /// Nothing.
     Missing,
-    /// This, which is no directory.
+    /// Something else than a directory: this.
     NotADirectory(&'static str),
 }
 
@@ -31,8 +34,8 @@ pub enum VolumeState {
 pub struct Staged(Handle);
 
 impl Staged {
-    /// Makes it durable with its owner and mode. Its entry in `.volhost/new` need not be: the caller renames it, which
-    /// makes the new one durable, or finds out after a crash that it is gone.
+    /// Makes the directory durable with its owner and mode. Its entry in `.volhost/new` need not be durable: the caller
+    /// renames it, which makes the new entry durable, or finds it gone after a crash.
     pub fn sync(&self) -> Result<(), BackendError> {
         self.0.sync()
     }
@@ -43,16 +46,16 @@ impl Staged {
 pub struct Listing {
     /// The directories named by a volume's identity, sorted.
     pub volumes: Vec<VolumeId>,
-    /// Whatever else lies there: not ours, and left alone.
+    /// Whatever else lies there. It is not volhost's and is left alone.
     pub strays: Vec<PathBuf>,
 }
 
 impl Root {
-    /// Makes volhost's own directories while there is space for them: a removal that is to free space must not need
+    /// Makes volhost's own directories while there is space for them, because a removal that is to free space must not need
     /// any. What cannot be made now is made, or refused with the reason, when it is needed.
     pub fn prepare(&self) {
         for name in [NEW, TRASH] {
-            if let Err(error) = self.house_made(name) {
+            if let Err(error) = self.meta_dir_made(name) {
                 log::debug!("backend {}: {}", self.backend, crate::error::chain(&error));
             }
         }
@@ -67,10 +70,10 @@ impl Root {
         })
     }
 
-    /// Makes a volume's directory in `.volhost/new`: empty, with exactly this owner and mode whatever the umask, and
-    /// not durable yet. When it fails, it is taken back.
-    pub fn stage(&self, id: VolumeId, uid: u32, gid: u32, mode: Mode) -> Result<Staged, BackendError> {
-        let new = self.house_made(NEW)?;
+    /// Makes a volume's directory in `.volhost/new`: empty, with exactly this owner and mode whatever the umask, and not
+    /// durable yet. A directory that cannot be given them is removed again.
+    pub fn stage(&self, id: VolumeId, ownership: Ownership) -> Result<Staged, BackendError> {
+        let new = self.meta_dir_made(NEW)?;
         let name = id.to_string();
         let path = new.path.join(&name);
         match rustix::fs::mkdirat(&new.fd, &*name, rustix::fs::Mode::RWXU) {
@@ -84,27 +87,27 @@ impl Root {
         }
         let made = new.open(&name).and_then(|made| {
             let made = made.ok_or(BackendError::Missing { path })?;
-            own(&made, uid, gid, mode)?;
+            set_ownership(&made, ownership)?;
             Ok(Staged(made))
         });
         made.inspect_err(|_| {
-            // What cannot be taken back is an empty directory that the caller's recovery finds among the staged ones.
+            // If this fails, the caller's recovery finds an empty directory among the staged ones.
             let _ = rustix::fs::unlinkat(&new.fd, &*name, AtFlags::REMOVEDIR);
         })
     }
 
-    /// Gives a directory that an earlier process staged its owner and mode, durably: a power cut may have come between.
+    /// Gives a directory that an earlier process staged its owner and mode durably: a power cut may have undone them.
     ///
-    /// [`BackendError::Missing`] when nothing is staged.
-    pub fn stage_again(&self, id: VolumeId, uid: u32, gid: u32, mode: Mode) -> Result<(), BackendError> {
-        let new = self.house_made(NEW)?;
+    /// [`BackendError::Missing`] if nothing is staged.
+    pub fn stage_again(&self, id: VolumeId, ownership: Ownership) -> Result<(), BackendError> {
+        let new = self.meta_dir_made(NEW)?;
         match new.open(&id.to_string()) {
             Ok(Some(made)) => {
-                own(&made, uid, gid, mode)?;
+                set_ownership(&made, ownership)?;
                 made.sync()
             }
             Ok(None) => Err(BackendError::Missing { path: new.path.join(id.to_string()) }),
-            // It was made readable for us: one that is not has the mode that was asked for.
+            // It was made readable for this process. If it is not, it already has the mode that was asked for.
             Err(BackendError::Io { source: Errno::ACCESS, .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -112,21 +115,20 @@ impl Root {
 
     /// Renames a staged directory to its volume's name, durably.
     ///
-    /// That it is gone from `.volhost/new` is not waited for. Where a file system has a journal the two are one; where
-    /// it has none, a power cut may leave the directory under both names, and then the repetition of this call by
-    /// whoever finds it there finds it done.
+    /// Does not wait until it is durably gone from `.volhost/new`. A file system with a journal does both at once; without
+    /// one, a power cut may leave the directory under both names, and a repetition of this call then finds it done.
     ///
-    /// [`BackendError::Occupied`] when something stands there, [`BackendError::Missing`] when nothing is staged.
+    /// [`BackendError::Occupied`] if something stands there, [`BackendError::Missing`] if nothing is staged.
     pub fn publish(&self, id: VolumeId, name: &VolumeName) -> Result<(), BackendError> {
         let staged = id.to_string();
         let Some(new) = self.meta_dir(NEW)? else {
-            return Err(BackendError::Missing { path: self.path().join(".volhost/new").join(staged) });
+            return Err(BackendError::Missing { path: self.path().join(META_DIR).join(NEW).join(staged) });
         };
         rename(&new, &staged, &self.dir, name.as_str())?;
         self.dir.sync()
     }
 
-    /// Takes a staged directory back, if it is there. Only an empty one: never recursive.
+    /// Removes a staged directory if it is there. Only an empty one: never recursive.
     pub fn unstage(&self, id: VolumeId) -> Result<(), BackendError> {
         let Some(new) = self.meta_dir(NEW)? else { return Ok(()) };
         let name = id.to_string();
@@ -140,36 +142,21 @@ impl Root {
 
     /// Renames a volume's directory into `.volhost/trash`.
     ///
-    /// [`BackendError::Missing`] when there is none; a link, a file or a mount point under that name is refused.
+    /// [`BackendError::Missing`] if there is none; a link, a file or a mount point under that name is refused.
     pub fn trash(&self, name: &VolumeName, id: VolumeId) -> Result<(), BackendError> {
-        let trash = self.house_made(TRASH)?;
+        let trash = self.meta_dir_made(TRASH)?;
         rename_durably(&self.dir, name.as_str(), &trash, &id.to_string())
     }
 
     /// Renames a trashed directory back to a volume's name.
     ///
-    /// [`BackendError::Occupied`] when something stands there, [`BackendError::Missing`] when it is not in the trash.
+    /// [`BackendError::Occupied`] if something stands there, [`BackendError::Missing`] if it is not in the trash.
     pub fn untrash(&self, id: VolumeId, name: &VolumeName) -> Result<(), BackendError> {
         let trashed = id.to_string();
         let Some(trash) = self.meta_dir(TRASH)? else {
-            return Err(BackendError::Missing { path: self.path().join(".volhost/trash").join(trashed) });
+            return Err(BackendError::Missing { path: self.path().join(META_DIR).join(TRASH).join(trashed) });
         };
         rename_durably(&trash, &trashed, &self.dir, name.as_str())
-    }
-
-    /// Returns true if a volume's directory lies in the trash, or did until its deletion began.
-    pub fn is_trashed(&self, id: VolumeId) -> Result<bool, BackendError> {
-        Ok(self.is_in_trash(id)? || self.is_marked(id)?)
-    }
-
-    /// Returns true if a removed volume's deletion has begun: what is left of it is not the volume.
-    pub fn is_deleting(&self, id: VolumeId) -> Result<bool, BackendError> {
-        Ok(self.is_marked(id)? && !self.is_in_trash(id)?)
-    }
-
-    fn is_in_trash(&self, id: VolumeId) -> Result<bool, BackendError> {
-        let Some(trash) = self.meta_dir(TRASH)? else { return Ok(false) };
-        Ok(trash.stat(&id.to_string())?.is_some_and(|stat| is_directory(&stat)))
     }
 
     /// The directories being made.
@@ -216,28 +203,15 @@ impl Root {
     }
 }
 
-/// The identity that an entry is named by: only in the one spelling that we write.
+/// The identity that an entry is named by, if it is spelled as volhost spells it.
 pub(super) fn identity(name: &CStr) -> Option<VolumeId> {
     let text = name.to_str().ok()?;
     text.parse().ok().filter(|id: &VolumeId| id.to_string() == text)
 }
 
-pub(super) fn is_directory(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-}
-
-/// What stands where a directory should, in words.
-pub(super) fn kind(of: FileType) -> &'static str {
-    match of {
-        FileType::Symlink => "a symbolic link",
-        FileType::RegularFile => "a file",
-        FileType::Directory => "a directory",
-        _ => "a special file",
-    }
-}
-
-/// Gives a new directory its owner and mode, and looks whether the storage took them.
-fn own(dir: &Handle, uid: u32, gid: u32, mode: Mode) -> Result<(), BackendError> {
+/// Gives a new directory its owner and mode, and checks that the storage took them.
+fn set_ownership(dir: &Handle, ownership: Ownership) -> Result<(), BackendError> {
+    let Ownership { uid, gid, mode } = ownership;
     let look = || rustix::fs::fstat(&dir.fd).map_err(|errno| BackendError::io("examine", &dir.path, errno));
     let refused = |stat: &Stat, source| BackendError::Ownership {
         path: dir.path.clone(),
@@ -263,131 +237,13 @@ fn own(dir: &Handle, uid: u32, gid: u32, mode: Mode) -> Result<(), BackendError>
     Ok(())
 }
 
-/// Renames a real directory, never over anything. Durable once the parents are.
-fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
-    let source = from.path.join(old);
-    let Some(before) = from.stat(old)? else { return Err(BackendError::Missing { path: source }) };
-    if !is_directory(&before) {
-        return Err(BackendError::NotADirectory { path: source });
-    }
-    if is_mount_point(from, old)? {
-        return Err(BackendError::MountPoint { path: source });
-    }
-    let renamed = match rename_onto_nothing(from, old, to, new) {
-        Err(Errno::ACCESS) => rename_read_only(from, old, to, new),
-        result => result,
-    };
-    if let Err(errno) = renamed {
-        // A server may have done it and lost its answer, and then refuse the repetition: what tells is whether the
-        // very directory stands under its new name.
-        let done = to.stat(new).is_ok_and(|now| now.is_some_and(|now| same(&now, &before)));
-        if !done {
-            return Err(match errno {
-                Errno::EXIST | Errno::NOTEMPTY => occupied(to, new),
-                Errno::NOENT => BackendError::Missing { path: source },
-                Errno::BUSY | Errno::XDEV => BackendError::MountPoint { path: source },
-                Errno::ACCESS if before.st_uid != us() => {
-                    BackendError::Foreign { path: source, owner: before.st_uid, us: us() }
-                }
-                errno => moved("rename", source, errno),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// The same, and makes both parents durable.
-pub(super) fn rename_durably(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
-    rename(from, old, to, new)?;
-    // When this fails the rename stands, but may not outlast a crash: the error says that the effect is unknown. The
-    // new name first: where a file system has no journal, a power cut between the two must not leave neither.
-    to.sync()?;
-    from.sync()
-}
-
-fn rename_onto_nothing(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
-    match rustix::fs::renameat_with(&from.fd, old, &to.fd, new, RenameFlags::NOREPLACE) {
-        // NFS, Ceph and GlusterFS know no flags here. Between this look and the rename only somebody who writes into
-        // the backend's root could put an empty directory there, and the rename would replace no more than that.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            match rustix::fs::statat(&to.fd, new, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(_) => Err(Errno::EXIST),
-                Err(Errno::NOENT) => rustix::fs::renameat(&from.fd, old, &to.fd, new),
-                Err(errno) => Err(errno),
-            }
-        }
-        result => result,
-    }
-}
-
-/// Renames a directory whose mode does not let its owner write, which the kernel demands of all but root.
-fn rename_read_only(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
-    let Some(widened) = Widened::open(&from.fd, old, rustix::fs::Mode::WUSR)? else {
-        return Err(Errno::ACCESS);
-    };
-    let renamed = rename_onto_nothing(from, old, to, new);
-    widened.restore()?;
-    renamed
-}
-
-/// The user that this process runs as.
-fn us() -> u32 {
-    rustix::process::geteuid().as_raw()
-}
-
-pub(super) fn same(one: &Stat, other: &Stat) -> bool {
-    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
-}
-
-fn is_mount_point(dir: &Handle, name: &str) -> Result<bool, BackendError> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    match rustix::fs::statx(&dir.fd, name, flags, StatxFlags::TYPE) {
-        Ok(stat) if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
-            Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
-        }
-        // Kernels before 5.8 do not tell; opening it without leave to cross a mount point does.
-        Ok(_) | Err(Errno::NOSYS) => {
-            let opened =
-                open_beneath(&dir.fd, name, rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY);
-            Ok(opened.is_err_and(|errno| errno == Errno::XDEV))
-        }
-        // The call that comes next says the same.
-        Err(Errno::NOENT) => Ok(false),
-        Err(errno) => Err(BackendError::io("examine", &dir.path.join(name), errno)),
-    }
-}
-
-/// An error of a call that moves or removes: whether it may have been done depends on whether the kernel refused it
-/// or the storage failed under it.
-fn moved(what: &'static str, path: PathBuf, source: Errno) -> BackendError {
-    let refusals = [
-        Errno::ACCESS,
-        Errno::PERM,
-        Errno::ROFS,
-        Errno::NOSPC,
-        Errno::DQUOT,
-        Errno::INVAL,
-        Errno::ISDIR,
-        Errno::NOTDIR,
-        Errno::LOOP,
-        Errno::MLINK,
-        Errno::NAMETOOLONG,
-        Errno::NOSYS,
-        Errno::OPNOTSUPP,
-        Errno::BUSY,
-        Errno::NOMEM,
-    ];
-    let effect = if refusals.contains(&source) { Effect::None } else { Effect::Unknown };
-    BackendError::Io { what, path, effect, source }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
     use std::path::Path;
 
     use super::*;
-    use crate::backend::tests::{Mounted, is_root, made, me, mode, open, volume};
+    use crate::backend::tests::{Mounted, is_root, made, me, mode, open, owned, volume};
 
     fn read(path: &Path) -> String {
         std::fs::read_to_string(path).unwrap()
@@ -400,7 +256,7 @@ mod tests {
         let (uid, gid) = if is_root() { (1234, 4321) } else { me() };
         for text in ["0755", "0777", "2770", "1777", "0000", "7777"] {
             let id = VolumeId::random();
-            root.stage(id, uid, gid, mode(text)).unwrap();
+            root.stage(id, owned(uid, gid, mode(text))).unwrap();
             let name = volume(&format!("v{text}"));
             root.publish(id, &name).unwrap();
             root.trash(&name, id).unwrap();
@@ -422,8 +278,8 @@ mod tests {
         let root = open(dir.path());
         let id = VolumeId::random();
         let (uid, gid) = me();
-        root.stage(id, uid, gid, mode("0755")).unwrap();
-        let again = root.stage(id, uid, gid, mode("0755"));
+        root.stage(id, owned(uid, gid, mode("0755"))).unwrap();
+        let again = root.stage(id, owned(uid, gid, mode("0755")));
         assert!(matches!(again, Err(BackendError::Occupied { .. })));
         assert_eq!(root.staged().unwrap().volumes, [id]);
     }
@@ -434,7 +290,7 @@ mod tests {
         let root = open(dir.path());
         let id = VolumeId::random();
         let (uid, gid) = me();
-        root.stage(id, uid, gid, mode("0755")).unwrap();
+        root.stage(id, owned(uid, gid, mode("0755"))).unwrap();
         std::fs::create_dir(dir.path().join("directory")).unwrap();
         std::fs::write(dir.path().join("file"), "kept").unwrap();
         symlink("/nowhere", dir.path().join("link")).unwrap();
@@ -458,7 +314,7 @@ mod tests {
         let id = VolumeId::random();
         root.unstage(id).unwrap();
         let (uid, gid) = me();
-        root.stage(id, uid, gid, mode("0755")).unwrap();
+        root.stage(id, owned(uid, gid, mode("0755"))).unwrap();
         let data = dir.path().join(".volhost/new").join(id.to_string()).join("data");
         std::fs::write(&data, "kept").unwrap();
         assert!(matches!(root.unstage(id), Err(BackendError::NotEmpty { .. })));
@@ -519,7 +375,7 @@ mod tests {
             assert_eq!(root.volume_state(&volume("db")).unwrap(), VolumeState::Directory);
         }
         let _mounted = Mounted::bind(other.path(), &dir.path().join(".volhost"));
-        let refused = root.stage(id, 0, 0, mode("0755"));
+        let refused = root.stage(id, owned(0, 0, mode("0755")));
         assert!(matches!(refused, Err(BackendError::MountPoint { .. })), "{refused:?}");
     }
 
@@ -534,7 +390,7 @@ mod tests {
             symlink(other.path(), dir.path().join(link)).unwrap();
             let id = VolumeId::random();
             let (uid, gid) = me();
-            let staged = root.stage(id, uid, gid, mode("0755")).map(drop);
+            let staged = root.stage(id, owned(uid, gid, mode("0755"))).map(drop);
             std::fs::create_dir(dir.path().join("db")).unwrap();
             let trashed = root.trash(&volume("db"), id);
             assert_eq!(staged.is_err(), link != ".volhost/trash", "{link}: {staged:?}");

@@ -1,6 +1,4 @@
-//! Names, identities and settings of backends.
-//!
-//! Vocabulary: a `BackendName` that exists is safe to print, to log and to use as a JSON key.
+//! Names, identities and settings of backends. A [`BackendName`] is safe to print, to log and to use as a JSON key.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,6 +10,7 @@ use uuid::Uuid;
 
 use super::mountpoints::Mountpoints;
 use super::options::Mode;
+use super::volume::VolumeId;
 
 /// A backend's name in the map: `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,7 +37,7 @@ pub struct BackendSettings {
     pub mode: Mode,
 }
 
-/// A text that is no backend name.
+/// The text is no backend name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no backend name: it takes 1 to 63 letters, digits, `_`, `.` and `-`, and begins with a letter or a digit"
@@ -49,7 +48,7 @@ impl BackendName {
     /// The backend that a volume created without `-o backend=` goes to.
     pub const DEFAULT: &str = "default";
 
-    /// Reads a backend's name.
+    /// Parses a backend's name.
     pub fn parse(text: &str) -> Result<Self, InvalidBackendName> {
         let valid = text.len() <= 63
             && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
@@ -76,7 +75,8 @@ impl fmt::Debug for BackendName {
     }
 }
 
-/// What makes a backend the same one wherever it is mounted: written once into its `.volhost/backend.json`.
+/// A backend's identity, by which it is recognised wherever it is mounted. It is written once, into its
+/// `.volhost/backend.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendId(Uuid);
 
@@ -85,6 +85,11 @@ impl BackendId {
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())
+    }
+
+    /// The identity as a key of the catalog's claims, which are otherwise of volumes.
+    pub(crate) fn claim_key(self) -> VolumeId {
+        VolumeId::from_uuid(self.0)
     }
 }
 

@@ -1,9 +1,7 @@
-//! The ledger of a volume's mounts: who uses it, counted per (host, ID, activation).
+//! The ledger of a volume's mounts: who uses it, counted for each host, ID and activation.
 //!
 //! Engines repeat a live mount's ID (`docker cp`), reuse IDs after a crash and lose counts when they are killed. So a
-//! ledger never guesses: a count falls by Unmount, or by the operator's word, and by nothing else.
-//!
-//! Vocabulary: pure rules without I/O. An entry's count is never 0.
+//! ledger never guesses: only an Unmount or the operator lowers a count. An entry's count is never 0.
 
 use std::net::IpAddr;
 
@@ -12,26 +10,26 @@ use time::OffsetDateTime;
 use crate::model::host::HostName;
 use crate::model::volume::MountId;
 
-/// The number of an engine's Activate, counted per host: a later one means that the engine was started again.
+/// The number of an engine's Activate, counted for each host. A higher one means that the engine was started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Activation(pub u64);
 
-/// That a host uses a volume.
+/// One host's use of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// Whose engine mounted it.
+    /// The host whose engine mounted it.
     pub host: HostName,
-    /// The ID the engine gave.
+    /// The ID that the engine gave.
     pub id: MountId,
-    /// Under which of the host's activations.
+    /// The host's activation in which it was mounted.
     pub activation: Activation,
-    /// How many Mounts have not been followed by an Unmount, at least 1.
+    /// How many Mounts were not followed by an Unmount, at least 1.
     pub count: u32,
     /// When the first of them was answered.
     pub since: OffsetDateTime,
-    /// How many Unmounts have been counted on this entry. A Mount that is taken back is not one of them.
+    /// How many Unmounts were counted on this entry. Taking a Mount back is not one of them.
     pub unmounts: u32,
-    /// From where the first of them came over a network, where that is known.
+    /// The network address from which the first of them came, if that is known.
     pub address: Option<IpAddr>,
 }
 
@@ -40,13 +38,13 @@ pub struct Mount {
 pub struct Ledger(Vec<Mount>);
 
 impl Ledger {
-    /// A ledger of what a catalog recorded. Entries with a count of 0 are not taken in.
+    /// A ledger of what a catalog recorded, without entries whose count is 0.
     #[must_use]
     pub fn from_records(mounts: impl IntoIterator<Item = Mount>) -> Self {
         Self(mounts.into_iter().filter(|mount| mount.count > 0).collect())
     }
 
-    /// Whether nobody uses the volume.
+    /// Returns true if no host has the volume mounted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -63,7 +61,7 @@ impl Ledger {
         self.0.iter()
     }
 
-    /// Whether `host` uses the volume.
+    /// Returns true if `host` has the volume mounted.
     #[must_use]
     pub fn held_by(&self, host: &HostName) -> bool {
         self.0.iter().any(|mount| mount.host == *host)
@@ -99,8 +97,8 @@ impl Ledger {
         mount
     }
 
-    /// The entry on which an Unmount counts: the newest activation's that has this host and ID, and is not later than
-    /// `until` where that is said.
+    /// The entry on which an Unmount counts: the one with this host and ID and the newest activation, at most `until` if
+    /// that is given.
     #[must_use]
     pub fn newest(&self, host: &HostName, id: &MountId, until: Option<Activation>) -> Option<&Mount> {
         self.find(host, id, until).map(|(_, mount)| mount)
@@ -115,8 +113,8 @@ impl Ledger {
             .max_by_key(|(_, mount)| mount.activation)
     }
 
-    /// Counts one Unmount on the [`newest`](Self::newest) entry. Returns the entry as it was before, or nothing for a
-    /// mount that is not known.
+    /// Counts one Unmount on the [`newest`](Self::newest) entry. Returns the entry as it was before; `None` if the mount is
+    /// unknown.
     pub fn unmount(&mut self, host: &HostName, id: &MountId, until: Option<Activation>) -> Option<Mount> {
         let (index, before) = self.find(host, id, until).map(|(index, mount)| (index, mount.clone()))?;
         if let Some(left) = self.count_down(index) {
@@ -125,10 +123,10 @@ impl Ledger {
         Some(before)
     }
 
-    /// Takes a Mount back of which the engine heard nothing. `counted` is its entry as it was right after that Mount.
-    /// Returns the entry as it was before this call; `None` where nothing is taken.
+    /// Takes a Mount back whose answer the engine did not get. `counted` is its entry right after that Mount. Returns the
+    /// entry as it was before this call; `None` if nothing is taken back.
     ///
-    /// An Unmount that was counted on the entry since then may have been of this very Mount. Then nothing is taken: a
+    /// An Unmount that was counted on the entry since then may have been for this very Mount. Then nothing is taken back: a
     /// count that is too high is shown to the operator, and one that is too low loses data.
     pub fn take_back(&mut self, counted: &Mount) -> Option<Mount> {
         let Mount { host, id, activation, count: _, since, unmounts, address: _ } = counted;
@@ -145,7 +143,7 @@ impl Ledger {
         before
     }
 
-    /// Takes one off an entry's count. Returns the entry, or `None` where it is gone by that.
+    /// Lowers an entry's count by one. Returns the entry; `None` if that removed it.
     fn count_down(&mut self, index: usize) -> Option<&mut Mount> {
         if self.0.get(index)?.count <= 1 {
             self.0.remove(index);
@@ -156,12 +154,12 @@ impl Ledger {
         Some(mount)
     }
 
-    /// Takes an entry in that a catalog recorded, and of which there is none of the same host, ID and activation.
+    /// Adds an entry that a catalog recorded. There must be none of the same host, ID and activation.
     pub fn put(&mut self, mount: Mount) {
         self.0.push(mount);
     }
 
-    /// Takes out every entry that `which` chooses, and returns them.
+    /// Removes every entry that `which` chooses, and returns them.
     pub fn release(&mut self, mut which: impl FnMut(&Mount) -> bool) -> Vec<Mount> {
         self.0.extract_if(.., |mount| which(mount)).collect()
     }

@@ -1,16 +1,18 @@
-//! The options of Create, one row of [`TABLE`] each: parsing, comparison, help and documentation come from the row.
+//! The options of Create, one row of [`TABLE`] each. Parsing, comparison, help, documentation and the catalog's record all
+//! come from the row.
 //!
-//! Vocabulary: an [`Options`] that exists holds only values that were understood. Nothing here touches a backend.
+//! A new option is a field of [`Options`] and a row. Code that acts on options destructures them without `..`, so that the
+//! compiler leads to it. An [`Options`] holds only values that were understood.
 
 use std::fmt;
 
 use crate::model::backend::BackendName;
 
-/// What a Create asked for. `None` means that the option was not given, which is not the same as its default: only
-/// options that were given are compared when a Create is repeated.
+/// What a Create asked for. `None` means that the option was not given, which differs from its default: only options that
+/// are given are compared when a Create is repeated.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Options {
-    /// Where the volume shall lie.
+    /// Where the volume lies.
     pub backend: Option<BackendName>,
     /// Who owns the volume's directory.
     pub uid: Option<u32>,
@@ -18,7 +20,7 @@ pub struct Options {
     pub gid: Option<u32>,
     /// The permissions of the volume's directory.
     pub mode: Option<Mode>,
-    /// Whether an existing directory of that name becomes the volume.
+    /// True if an existing directory of that name becomes the volume.
     pub adopt: Option<bool>,
     /// How many hosts may use the volume at a time.
     pub access: Option<Sharing>,
@@ -61,7 +63,7 @@ impl Mode {
         u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o7777).map(Self)
     }
 
-    /// The permissions in what `stat(2)` tells.
+    /// The permissions in a mode of `stat(2)`.
     #[must_use]
     pub fn from_bits(bits: u32) -> Self {
         Self(bits & 0o7777)
@@ -157,7 +159,7 @@ pub const TABLE: &[Row] = &[
     },
 ];
 
-/// A number that `chown(2)` takes for an owner; the highest one means "leave as it is" there.
+/// A number that `chown(2)` takes for an owner. The highest one means "leave as it is" there.
 fn owner(text: &str) -> Option<u32> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|id| digits && *id != u32::MAX)
@@ -193,14 +195,14 @@ fn did_you_mean(name: &str) -> String {
         .map_or_else(String::new, |near| format!(" (did you mean {near:?}?)"))
 }
 
-/// A repeated Create that asks for something else than the volume was created with.
+/// An option of a repeated Create that differs from the volume's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
     /// The option's name.
     pub name: &'static str,
     /// What is asked for now.
     pub asked: String,
-    /// What was asked for then, if anything.
+    /// What was asked for at creation, if anything.
     pub given: Option<String>,
 }
 
@@ -236,7 +238,7 @@ impl Options {
         TABLE.iter().filter_map(|row| (row.show)(self).map(|value| (row.name, value)))
     }
 
-    /// Whether the volume is for one host at a time.
+    /// Returns true if the volume is for one host at a time.
     #[must_use]
     pub fn is_exclusive(&self) -> bool {
         self.access == Some(Sharing::Exclusive)
@@ -248,8 +250,8 @@ impl Options {
         self.uid.is_some() || self.gid.is_some() || self.mode.is_some()
     }
 
-    /// What the options say otherwise than the volume's directory has it: an engine that copies an image's files up
-    /// gives it the owner and mode of the image's directory.
+    /// The options that differ from the volume's directory. An engine that copies an image's files into a new volume gives
+    /// it the owner and mode of the image's directory.
     #[must_use]
     pub fn changed(&self, found: Ownership) -> Vec<Difference> {
         let Ownership { uid, gid, mode } = found;
@@ -261,10 +263,10 @@ impl Options {
         rows.collect()
     }
 
-    /// What a Create that asks for `asked` wants otherwise than this volume was created: empty when it may be
+    /// The options in `asked` that differ from those that this volume was created with. If there are none, a Create may be
     /// answered as a repetition.
     ///
-    /// `backend` is compared with where the volume lies, so that naming the default afterwards is no difference.
+    /// `backend` is compared with where the volume lies, so that naming the default backend later is no difference.
     #[must_use]
     pub fn differences(&self, asked: &Self, lies_on: &BackendName) -> Vec<Difference> {
         TABLE
@@ -291,21 +293,44 @@ mod tests {
         Options::parse(pairs.iter().copied()).unwrap()
     }
 
+    /// Each option with two values.
+    const VALUES: &[(&str, &str, &str)] = &[
+        ("backend", "fast", "slow"),
+        ("uid", "70", "71"),
+        ("gid", "0", "1"),
+        ("mode", "2770", "0755"),
+        ("adopt", "true", "false"),
+        ("access", "exclusive", "shared"),
+    ];
+
     #[test]
-    fn every_row_reads_what_it_shows() {
-        let all = [
-            ("backend", "fast"),
-            ("uid", "70"),
-            ("gid", "0"),
-            ("mode", "2770"),
-            ("adopt", "true"),
-            ("access", "exclusive"),
-        ];
-        assert_eq!(all.len(), TABLE.len(), "a new row belongs into this test");
+    fn every_option_has_a_row_that_reads_what_it_shows() {
+        let names: Vec<_> = TABLE.iter().map(|row| row.name).collect();
+        assert_eq!(
+            VALUES.iter().map(|(name, ..)| *name).collect::<Vec<_>>(),
+            names,
+            "a row without values here"
+        );
+        let all: Vec<_> = VALUES.iter().map(|(name, value, _)| (*name, *value)).collect();
         let given = options(&all);
         let shown: Vec<_> = given.given().collect();
-        assert_eq!(shown.iter().map(|(name, _)| *name).collect::<Vec<_>>(), all.map(|(name, _)| name));
+        // The catalog records what is shown and parses it again.
         assert_eq!(Options::parse(shown.iter().map(|(n, v)| (*n, &**v))).unwrap(), given);
+        // Without `..`: a new field needs a row, else nothing would parse, show or record it.
+        let Options { backend, uid, gid, mode, adopt, access } = given;
+        assert!(backend.is_some() && uid.is_some() && gid.is_some() && mode.is_some());
+        assert!(adopt.is_some() && access.is_some());
+    }
+
+    #[test]
+    fn every_option_is_compared_when_a_create_is_repeated() {
+        let fast = BackendName::parse("fast").unwrap();
+        for (name, then, now) in VALUES {
+            let (then, now) = (options(&[(name, then)]), options(&[(name, now)]));
+            assert!(then.differences(&then, &fast).is_empty(), "{name}");
+            let differences = then.differences(&now, &fast);
+            assert_eq!(differences.iter().map(|difference| difference.name).collect::<Vec<_>>(), [*name]);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Names and identities of volumes, and the identities engines give their mounts.
+//! Names and identities of volumes, and the IDs that engines give their mounts.
 //!
-//! Vocabulary: a `VolumeName` that exists cannot leave its backend, because it cannot hold a `/` or begin with a dot.
+//! A [`VolumeName`] cannot lead out of its backend, because it cannot contain a `/` or begin with a dot.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,10 +18,10 @@ pub enum InvalidVolumeName {
     /// The request named no volume.
     #[error("the volume name is missing: a name has 1 to 255 characters")]
     Empty,
-    /// Longer than a directory's name can be.
+    /// The text is longer than a directory's name can be.
     #[error("the volume name is {0} bytes long: a name has at most 255")]
     TooLong(usize),
-    /// A character outside the pattern.
+    /// The text has a character that is not allowed.
     #[error(
         "{name:?} is no volume name: {found:?} is not allowed {place}; a name takes letters, digits, `_`, `.` and `-`, and begins with a letter or a digit"
     )]
@@ -36,7 +36,7 @@ pub enum InvalidVolumeName {
 }
 
 impl VolumeName {
-    /// Reads a volume's name.
+    /// Parses a volume's name.
     pub fn parse(text: &str) -> Result<Self, InvalidVolumeName> {
         if text.is_empty() {
             return Err(InvalidVolumeName::Empty);
@@ -80,19 +80,23 @@ impl fmt::Debug for VolumeName {
     }
 }
 
-/// What tells a volume from a later one of the same name; also its directory's name while it is being made and
-/// after it was removed.
+/// A volume's identity, which differs from that of a later volume of the same name. It is also the name of its directory
+/// while it is being made and after it was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeId(Uuid);
 
 impl VolumeId {
-    /// Comes before every volume's, and is none's.
+    /// Comes before the identity of every volume, and belongs to none.
     pub(crate) const LEAST: Self = Self(Uuid::nil());
 
     /// An identity that no volume has yet.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())
+    }
+
+    pub(super) fn from_uuid(uuid: Uuid) -> Self {
+        Self(uuid)
     }
 }
 
@@ -110,11 +114,11 @@ impl FromStr for VolumeId {
     }
 }
 
-/// The ID an engine gives with Mount and Unmount: opaque to us, reused and repeated by engines.
+/// The ID that an engine gives with Mount and Unmount: opaque, and reused and repeated by engines.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MountId(Box<str>);
 
-/// A text that no engine sends as a mount's ID.
+/// Why a text is no mount's ID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMountId {
     /// The request had no ID.
@@ -123,13 +127,13 @@ pub enum InvalidMountId {
     /// Engines send 64 hexadecimal digits.
     #[error("the mount's ID is {0} bytes long: at most 256 are taken")]
     TooLong(usize),
-    /// A control character would garble tables and logs.
+    /// The text has a control character, which would garble tables and logs.
     #[error("the mount's ID holds a control character")]
     Control,
 }
 
 impl MountId {
-    /// Reads a mount's ID: 1 to 256 bytes without control characters.
+    /// Parses a mount's ID: 1 to 256 bytes without control characters.
     pub fn parse(text: &str) -> Result<Self, InvalidMountId> {
         match text.len() {
             0 => Err(InvalidMountId::Empty),

@@ -20,7 +20,7 @@ use super::paths;
 use crate::error::{chain, nearest};
 use crate::host::Caller;
 use crate::transport::{CloseWithoutAnswer, LetIn};
-use crate::volume::{Blame, Counted, Error};
+use crate::volume::{Blame, CountedMount, Error};
 
 /// The media type of every answer.
 pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
@@ -183,7 +183,7 @@ pub enum Answer {
     /// This JSON, part by part as the caller takes it, with status 200.
     Parts(Parts),
     /// This JSON of a Mount, which is taken back unless it goes out.
-    Mounted(Bytes, Box<Counted>),
+    Mounted(Bytes, Box<CountedMount>),
     /// An error.
     Refused(Refusal),
     /// Nothing: the connection is closed.

@@ -22,7 +22,7 @@ use crate::host::Caller;
 use crate::model::options::Options;
 use crate::model::timestamp::rfc3339;
 use crate::model::volume::{MountId, VolumeName};
-use crate::volume::{Error, List, Seen, Service};
+use crate::volume::{Error, List, Service, VolumeInfo};
 
 /// The protocol's entry in the list.
 pub(crate) const PROTOCOL: Protocol = Protocol {
@@ -245,7 +245,7 @@ async fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
 
 /// The volume. That there is none is an answer; that a catalog cannot be asked is none: an engine would take any for
 /// the volume's end.
-async fn inspect(service: &Service, caller: &Caller, name: &str) -> Result<Seen, Error> {
+async fn inspect(service: &Service, caller: &Caller, name: &str) -> Result<VolumeInfo, Error> {
     service.inspect(caller, name).await.map_err(|error| match error {
         Error::Catalog(_) | Error::TooLong { .. } => {
             service.log_limit().warn("not known", &caller.host, || {
@@ -317,7 +317,7 @@ async fn path(service: &Service, caller: &Caller, body: &[u8]) -> Result<Answer,
 async fn mount(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
     let (name, id) = mounting(body)?;
     let counted = service.mount(caller, name, id).await?;
-    Ok(match Answer::json(&Mountpoint { mountpoint: &counted.seen().mountpoint }) {
+    Ok(match Answer::json(&Mountpoint { mountpoint: &counted.info().mountpoint }) {
         Answer::Json(bytes) => Answer::Mounted(bytes, Box::new(counted)),
         // A path that cannot be told is no mount, either.
         other => other,
@@ -344,7 +344,7 @@ fn mounting(body: &[u8]) -> Result<(VolumeName, MountId), Answer> {
     Ok((name, id))
 }
 
-fn wire<'a>(seen: &'a Seen, status: Option<Status<'a>>) -> Volume<'a> {
+fn wire<'a>(seen: &'a VolumeInfo, status: Option<Status<'a>>) -> Volume<'a> {
     Volume {
         name: seen.volume.name.as_str(),
         mountpoint: &seen.mountpoint,
@@ -353,7 +353,7 @@ fn wire<'a>(seen: &'a Seen, status: Option<Status<'a>>) -> Volume<'a> {
     }
 }
 
-fn status<'a>(service: &Service, caller: &Caller, seen: &'a Seen) -> Status<'a> {
+fn status<'a>(service: &Service, caller: &Caller, seen: &'a VolumeInfo) -> Status<'a> {
     let volume = &seen.volume;
     let all = service.may_know_holders(caller, volume);
     let told = volume.mounts.iter().filter(|mount| all || mount.host == caller.host);

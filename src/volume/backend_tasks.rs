@@ -1,6 +1,6 @@
-//! Work that is done for each backend again and again, in a task of its own for each.
+//! Repeated work on backends, in a task of its own for each backend.
 //!
-//! A backend whose task has not ended, because its storage hangs, gets no second one; the others get theirs.
+//! A backend whose task has not ended because its storage hangs gets no second one; the others get theirs.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -16,41 +16,41 @@ use super::Service;
 use crate::backend::Backend;
 use crate::model::backend::BackendName;
 
-/// How many backends are worked on at once. Each takes a thread, of which the system may give few.
-const AT_ONCE: usize = 64;
+/// How many backends are worked on at once. Each takes a thread, and the system may have few.
+const SLOTS: usize = 64;
 
-/// How long a backend keeps its place: one that hangs must not hold up those that do not.
-const ITS_TURN: Duration = Duration::from_secs(2);
+/// How long a backend keeps its slot: one that hangs must not hold up those that do not.
+const SLOT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The places of the backends that are worked on, whatever the work is.
+/// Slots that limit on how many backends work is done at once, whatever the work is.
 #[derive(Debug)]
-pub(super) struct Places(Semaphore);
+pub(super) struct BackendSlots(Semaphore);
 
-impl Default for Places {
+impl Default for BackendSlots {
     fn default() -> Self {
-        Self(Semaphore::new(AT_ONCE))
+        Self(Semaphore::new(SLOTS))
     }
 }
 
-impl Places {
-    /// Does the work once there is a place for it.
+impl BackendSlots {
+    /// Does the work once a slot is free.
     pub(super) async fn run(&self, work: impl Future<Output = ()>) {
-        // It is never closed; were it, the work would be done all the same.
-        let place = self.0.acquire().await;
+        // The semaphore is never closed; if it were, the work would be done without a slot.
+        let slot = self.0.acquire().await;
         let mut work = pin!(work);
-        if timeout(ITS_TURN, &mut work).await.is_err() {
-            drop(place);
+        if timeout(SLOT_TIMEOUT, &mut work).await.is_err() {
+            drop(slot);
             work.await;
         }
     }
 }
 
-/// The tasks of one kind of work that have not ended.
+/// The tasks of one kind of work, by backend.
 #[derive(Debug, Default)]
-pub(super) struct Rounds(HashMap<BackendName, JoinHandle<()>>);
+pub(super) struct BackendTasks(HashMap<BackendName, JoinHandle<()>>);
 
-impl Rounds {
-    /// Begins the work for each backend of the map that is `wanted` and has none under way.
+impl BackendTasks {
+    /// Begins the work on each backend of the map that is `wanted` and has none under way.
     pub(super) fn begin<F>(
         &mut self,
         service: &Arc<Service>,
@@ -59,12 +59,12 @@ impl Rounds {
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.0.retain(|_, round| !round.is_finished());
+        self.0.retain(|_, task| !task.is_finished());
         for backend in service.in_force.load().map.iter() {
             if !self.0.contains_key(backend.name()) && wanted(backend) {
                 let (at, work) = (Arc::clone(service), work(Arc::clone(service), Arc::clone(backend)));
-                let round = tokio::spawn(async move { at.places.run(work).await });
-                self.0.insert(backend.name().clone(), round);
+                let task = tokio::spawn(async move { at.upkeep.slots.run(work).await });
+                self.0.insert(backend.name().clone(), task);
             }
         }
     }
@@ -78,8 +78,8 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn so_many_at_once_and_one_that_hangs_gives_its_place_up() {
-        let places = Arc::new(Places::default());
+    async fn so_many_at_once_and_one_that_hangs_gives_its_slot_up() {
+        let slots = Arc::new(BackendSlots::default());
         let (now, most, done) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
         let work = async || {
             most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -87,14 +87,14 @@ mod tests {
             now.fetch_sub(1, Ordering::Relaxed);
             done.fetch_add(1, Ordering::Relaxed);
         };
-        futures_util::future::join_all((0..10 * AT_ONCE).map(|_| places.run(work()))).await;
-        assert_eq!((most.load(Ordering::Relaxed), done.load(Ordering::Relaxed)), (AT_ONCE, 10 * AT_ONCE));
-        for _ in 0..2 * AT_ONCE {
-            let places = Arc::clone(&places);
-            tokio::spawn(async move { places.run(pending()).await });
+        futures_util::future::join_all((0..10 * SLOTS).map(|_| slots.run(work()))).await;
+        assert_eq!((most.load(Ordering::Relaxed), done.load(Ordering::Relaxed)), (SLOTS, 10 * SLOTS));
+        for _ in 0..2 * SLOTS {
+            let slots = Arc::clone(&slots);
+            tokio::spawn(async move { slots.run(pending()).await });
         }
         tokio::task::yield_now().await;
-        places.run(work()).await;
-        assert_eq!(done.load(Ordering::Relaxed), 10 * AT_ONCE + 1);
+        slots.run(work()).await;
+        assert_eq!(done.load(Ordering::Relaxed), 10 * SLOTS + 1);
     }
 }

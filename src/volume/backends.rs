@@ -1,114 +1,98 @@
-//! How backends come into force: their identities, what the configuration says of them, and looking after them while
-//! the service runs.
+//! How backends come into force: their identities, what the configuration says of them, and the periodic check of each.
 //!
-//! A backend gets an identity by itself only in an empty directory, and only where the catalog remembers none for it:
-//! an empty directory under a name that is known is an unmounted share.
+//! A backend is given an identity automatically only in an empty directory, and only if the catalog remembers none for
+//! it: an empty directory of a backend that is known is an unmounted share.
 
-use std::future::pending;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::backend_tasks::Rounds;
+use super::backend_tasks::BackendTasks;
 use super::error::Error;
+use super::expiry::is_scarce;
 use super::step::step;
-use super::trash::is_scarce;
 use super::{InForce, Service};
 use crate::backend::{Backend, Expect, Health};
-use crate::catalog::{BackendRecord, BackendState, CatalogError, Change, News, Refusal};
+use crate::catalog::{BackendRecord, BackendState, CatalogError, Change, Refusal};
 use crate::error::chain;
 use crate::model::backend::{BackendId, BackendName};
 
-/// How often each backend is looked after.
-const ROUND: Duration = Duration::from_secs(5);
+/// How often each backend is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often it is written down when hosts were last seen.
-const SEEN: Duration = Duration::from_secs(60);
+/// How often the times when hosts were last seen are written down.
+const LAST_SEEN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long the end of the service waits until that is written down.
-const AT_THE_END: Duration = Duration::from_secs(2);
+/// How long the end of the service waits for those times to be written.
+const LAST_SEEN_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Service {
-    /// Puts another part of the configuration in force. Operations under way end as they began.
+    /// Puts another configuration in force. Operations under way end with the one that they began with.
     pub fn put_in_force(&self, in_force: InForce) {
         self.in_force.store(Arc::new(in_force));
-        self.purge.notify_one();
+        self.trash.wake();
     }
 
-    /// Looks after each backend once: identity, health, and what a crash left on it. Returns when all are done or
-    /// `patience` is over; a backend that hangs is looked after on.
-    pub async fn bring_up(self: &Arc<Self>, patience: Duration) {
+    /// Checks each backend once: its identity, its health, and what a crash left on it. Returns when all are done or after
+    /// `limit`; the check of a backend that hangs then goes on.
+    pub async fn bring_up(self: &Arc<Self>, limit: Duration) {
         let backends: Vec<_> = self.in_force.load().map.iter().cloned().collect();
-        let mut rounds = tokio::task::JoinSet::new();
+        let mut checks = tokio::task::JoinSet::new();
         for backend in backends {
             let service = Arc::clone(self);
-            rounds.spawn(async move { service.places.run(service.look_after(&backend)).await });
+            checks.spawn(async move { service.upkeep.slots.run(service.check_backend(&backend)).await });
         }
-        let all = async { while rounds.join_next().await.is_some() {} };
-        if timeout(patience, all).await.is_err() {
+        let all = async { while checks.join_next().await.is_some() {} };
+        if timeout(limit, all).await.is_err() {
             log::warn!("some backends do not answer yet: volumes on the others are served");
         }
-        rounds.detach_all();
+        checks.detach_all();
     }
 
-    /// Looks after the backends for as long as the service runs.
+    /// Checks the backends for as long as the service runs.
     pub async fn keep_up(self: Arc<Self>) {
-        let mut rounds = Rounds::default();
-        let mut ticks = tokio::time::interval(ROUND);
+        let mut checks = BackendTasks::default();
+        let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         let mut written = tokio::time::Instant::now();
-        let mut news = self.news.clone();
+        let mut peer_news = self.recovery.peer_news();
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
-                // What an instance that was lost left half-done is looked at at once.
-                there_are_news = changed(&mut news) => if !there_are_news { news = None },
+                // What a lost instance left half-done is recovered at once.
+                () = peer_news.changed() => {}
             }
-            self.note_lost();
-            rounds.begin(
+            self.recovery.note_lost_peers(&self.in_force.load().map);
+            checks.begin(
                 &self,
                 |_| true,
-                |service, backend| async move { service.look_after(&backend).await },
+                |service, backend| async move { service.check_backend(&backend).await },
             );
-            if written.elapsed() >= SEEN {
+            if written.elapsed() >= LAST_SEEN_INTERVAL {
                 written = tokio::time::Instant::now();
-                // A catalog that does not answer keeps nobody from looking after the backends.
+                // In a task, because a catalog that does not answer must not hold up the checks.
                 let service = Arc::clone(&self);
                 tokio::spawn(async move { service.write_seen().await });
             }
         }
     }
 
-    /// Writes down what the end of the service would lose: when hosts were last seen, and each backend's copy of the
-    /// catalog. A catalog or a backend that does not answer is not waited for long.
+    /// Writes what the end of the service would lose: when hosts were last seen, and each backend's copy of the catalog.
+    /// Waits only briefly for a catalog or a backend that does not answer.
     pub async fn write_last(self: &Arc<Self>) {
-        if timeout(AT_THE_END, self.write_seen()).await.is_err() {
+        if timeout(LAST_SEEN_SHUTDOWN_TIMEOUT, self.write_seen()).await.is_err() {
             log::warn!("when hosts were last seen is not written down: the catalog does not answer");
         }
         self.last_copies().await;
     }
 
-    /// Writes down when hosts were last seen. Nothing hangs on it, so that a failure is only logged.
-    pub async fn write_seen(&self) {
-        if self.is_shared() && self.catalog.fault().is_some() {
-            // It is kept until the catalog answers again.
-            return;
-        }
-        let noted = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
-        if !noted.is_empty() {
-            let seen = Change::Seen(noted.into_iter().map(|(host, noted)| (host, noted.at)).collect());
-            self.submit_logged(seen, "when hosts were last seen could not be written").await;
-        }
-    }
-
-    pub(super) async fn look_after(self: &Arc<Self>, backend: &Arc<Backend>) {
+    pub(super) async fn check_backend(self: &Arc<Self>, backend: &Arc<Backend>) {
         let before = backend.health();
-        let mending = self.mending(backend.name());
-        if mending.is_done() && mending.is_due() {
-            self.mark_unmended(backend.name());
+        let recovery = self.recovery.of(backend.name());
+        if recovery.is_done() && recovery.is_retry_due() {
+            recovery.require();
         }
-        // One that may hang is probed first: what it was left with can wait, whether it answers cannot.
+        // The probe of a known backend comes first: recovery can wait, and may hang.
         let known = self.established(backend.name());
         let now = match known {
             Some(expect) => backend.probe(expect).await,
@@ -120,7 +104,7 @@ impl Service {
         log_change(backend.name(), &before, &now);
         let came = !matches!(*before, Health::Online(_)) && matches!(*now, Health::Online(_));
         if came || is_scarce(&now) {
-            self.purge.notify_one();
+            self.trash.wake();
         }
         if known.is_some() {
             self.make_ready(backend).await;
@@ -134,14 +118,14 @@ impl Service {
         }
     }
 
-    /// The identity of a backend whose file is known to have been written.
+    /// The identity of a backend whose identity file is known to have been written.
     pub(super) fn established(&self, name: &BackendName) -> Option<Expect> {
         let view = self.catalog.view();
         let record = view.backends.get(name)?;
         (record.state == BackendState::Established).then_some(Expect::This(record.id))
     }
 
-    /// What to expect of a backend; a new one in an empty directory gets its identity here.
+    /// The identity to expect of a backend. A new backend in an empty directory is given one here.
     pub(super) async fn identify(&self, backend: &Arc<Backend>) -> Result<Expect, Error> {
         let known = || self.catalog.view().backends.get(backend.name()).cloned();
         let mut record = known();
@@ -153,7 +137,7 @@ impl Service {
         if record.is_none() {
             let look = |root: &crate::backend::Root| Ok(root.identity()?.is_none() && root.is_empty()?);
             if !backend.run(Expect::Nothing, look).await? {
-                // The refusal words what is wrong with it, and becomes the backend's state.
+                // This is refused; the refusal tells what is wrong, and becomes the backend's state.
                 return backend.run(Expect::Unknown, |_| Ok(Expect::Unknown)).await.map_err(Error::from);
             }
             record = Some(self.introduce(backend).await?);
@@ -168,7 +152,7 @@ impl Service {
         }
     }
 
-    /// Chooses an identity for a new backend, and returns what is recorded: another instance may have been first.
+    /// Chooses an identity for a new backend. Returns what is recorded, which may be another instance's choice.
     async fn introduce(&self, backend: &Backend) -> Result<Arc<BackendRecord>, Error> {
         let record = BackendRecord {
             id: BackendId::random(),
@@ -178,7 +162,7 @@ impl Service {
         let introduce = Change::Introduce(backend.name().clone(), record.clone());
         match self.catalog.submit(introduce).await {
             Ok(_) => {
-                self.mending(backend.name()).choose(record.id);
+                self.upkeep.recorded.choose(backend.name(), record.id);
                 Ok(Arc::new(record))
             }
             Err(CatalogError::Refused(Refusal::Known(known))) => Ok(known),
@@ -186,11 +170,12 @@ impl Service {
         }
     }
 
-    /// Writes the identity that was chosen, where the directory is still empty, and records that it was. One that another
-    /// instance chose is never written here: that one's directory may be another one, and they would pass for the same.
+    /// Writes the chosen identity if the directory is still empty, and records that it was written. An identity that
+    /// another instance chose is never written here: its directory may be another one, and the two would pass for the
+    /// same.
     pub(super) async fn initialise(&self, backend: &Arc<Backend>, id: BackendId) -> Result<Expect, Error> {
         let name = backend.name().clone();
-        let ours = !self.is_shared() || self.mending(&name).chose(id);
+        let ours = !self.is_shared() || self.upkeep.recorded.has_chosen(&name, id);
         let write = move |root: &crate::backend::Root| match root.identity()? {
             None if !ours => Ok(false),
             None if root.is_empty()? => root.write_identity(id, &name).map(|()| true),
@@ -210,7 +195,7 @@ impl Service {
         step("identity:written");
         let expect = Expect::This(id);
         backend.run(expect, |_| Ok(())).await?;
-        // Another instance may have been quicker; and the operator may have chosen otherwise, which counts.
+        // Another instance may have been quicker, or the operator may have chosen another identity.
         let is_open =
             |known: &Arc<BackendRecord>| known.id == id && known.state == BackendState::Initialising;
         self.sync().await?;
@@ -237,12 +222,10 @@ impl Service {
         Ok(())
     }
 
-    /// Keeps where hosts see a backend, for the time when it is not in the map. Only what this process was told and did
-    /// not record yet: instances whose maps differ would write in turns for ever.
+    /// Records where hosts see a backend, for when it is not in the map any more.
     async fn remember_mountpoints(&self, backend: &Backend) {
         let (name, mountpoints) = (backend.name(), &backend.settings().mountpoints);
-        let recorded = || self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
-        if recorded().get(name) == Some(mountpoints) {
+        if self.upkeep.recorded.has_mountpoints(name, mountpoints) {
             return;
         }
         let Some(record) = self.catalog.view().backends.get(name).cloned() else { return };
@@ -254,19 +237,11 @@ impl Service {
                 return;
             }
         }
-        recorded().insert(name.clone(), mountpoints.clone());
+        self.upkeep.recorded.set_mountpoints(name, mountpoints);
     }
 }
 
-/// Waits for news of other instances; whether there may be more.
-async fn changed(news: &mut Option<watch::Receiver<News>>) -> bool {
-    match news {
-        Some(news) => news.changed().await.is_ok(),
-        None => pending().await,
-    }
-}
-
-/// Tells the log when a backend comes or goes, once.
+/// Logs once when a backend comes or goes.
 fn log_change(name: &BackendName, before: &Health, now: &Health) {
     match (before, now) {
         (Health::Online(_), Health::Online(_)) => {}

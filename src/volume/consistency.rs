@@ -1,12 +1,11 @@
-//! What other instances did: several may serve one catalog, each with a view of its own, which may lag behind.
+//! Several instances may serve one catalog, each with a view of its own that may lag behind.
 //!
-//! Nothing is refused, or said not to exist, because of a view that may be old. What is found is told at once; what is
-//! missing, or stands in the way, is looked at once more in a view that is fresh. Where only this process changes the
-//! catalog, none of this costs anything.
+//! Nothing is refused, or said not to exist, because of an old view. What is found is answered at once; if something is
+//! missing or stands in the way, the view is first brought up to date and looked at again. While only this process
+//! changes the catalog, none of this costs anything.
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -15,19 +14,20 @@ use super::Service;
 use super::error::Error;
 use super::operation::{self, CommitPoint};
 
-/// How long a list waits to be fresh. It is told in any case: some engines forget what a list leaves out.
-const LISTED: Duration = Duration::from_secs(1);
+/// How long a list waits for an up-to-date view. It is answered in any case: some engines forget volumes that a list
+/// leaves out.
+const LIST_SYNC_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long is waited for another instance that is at work on a volume.
-const AT_WORK: Duration = Duration::from_secs(5);
+/// How long an operation waits for another instance that is working on the volume.
+const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Service {
-    /// Whether other instances may change what this one knows.
+    /// Returns true if other instances may change the catalog.
     pub(super) fn is_shared(&self) -> bool {
         self.catalog.is_shared()
     }
 
-    /// Makes sure that the view shows everything that any instance answered before.
+    /// Brings the view up to date: afterwards it shows everything that any instance answered before this call.
     pub(super) async fn sync(&self) -> Result<(), Error> {
         if !self.is_shared() {
             return Ok(());
@@ -39,16 +39,16 @@ impl Service {
         }
     }
 
-    /// Has the view show what other instances did, for a list: waits a moment at most and never fails. What was known
-    /// before is told where the catalog does not answer.
+    /// Brings the view up to date for a list. Waits for a second at most and never fails: if the catalog does not answer,
+    /// the list shows what was known before.
     pub async fn refresh(&self) {
-        if self.is_shared() && !matches!(timeout(LISTED, self.catalog.sync()).await, Ok(Ok(()))) {
+        if self.is_shared() && !matches!(timeout(LIST_SYNC_TIMEOUT, self.catalog.sync()).await, Ok(Ok(()))) {
             log::debug!("a list is told as it was known before: the catalog does not answer");
         }
     }
 
-    /// What `look` finds. What it refuses because of the view is refused only once that was fresh.
-    pub(super) async fn certain<T, F>(&self, mut look: impl FnMut() -> F) -> Result<T, Error>
+    /// Returns what `look` finds in the view. If it finds a reason to refuse, it looks again in an up-to-date view.
+    pub(super) async fn retry_after_sync<T, F>(&self, mut look: impl FnMut() -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -61,7 +61,7 @@ impl Service {
         }
     }
 
-    /// Runs an operation in a task of its own, for as long as a request may take: see [`operation::run`].
+    /// Runs an operation in a task of its own for as long as a request may take: see [`operation::run`].
     pub(super) async fn operate<T, F>(&self, work: impl FnOnce(Arc<CommitPoint>) -> F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -74,47 +74,35 @@ impl Service {
         })
     }
 
-    /// That something took too long, with what is known of the reason.
+    /// The error of an operation that took too long, with what is known of the reason.
     pub(super) fn too_long(&self, limit: Duration) -> Error {
         Error::TooLong { limit, catalog: self.catalog_fault() }
     }
-
-    /// Has every backend looked through again when another instance was lost since the last call: what it had begun is
-    /// finished or undone by those that are left.
-    pub(super) fn note_lost(&self) {
-        let Some(news) = &self.news else { return };
-        let lost = news.borrow().lost;
-        if self.lost.swap(lost, Ordering::AcqRel) != lost {
-            for backend in self.in_force.load().map.iter() {
-                self.mark_unmended(backend.name());
-            }
-        }
-    }
 }
 
-/// Waiting for another instance, a little longer each time.
-pub(super) struct Backoff {
-    until: Instant,
+/// Waiting for another instance that is working on a volume, a little longer each time.
+pub(super) struct PeerBackoff {
+    deadline: Instant,
     pause: Duration,
 }
 
-impl Backoff {
+impl PeerBackoff {
     pub(super) fn new() -> Self {
-        Self { until: Instant::now() + AT_WORK, pause: Duration::from_millis(20) }
+        Self { deadline: Instant::now() + PEER_TIMEOUT, pause: Duration::from_millis(20) }
     }
 
-    /// Waits; whether it is worth it to look again.
+    /// Waits and returns true, or returns false if the time is over.
     pub(super) async fn wait(&mut self) -> bool {
-        if Instant::now() >= self.until {
+        if Instant::now() >= self.deadline {
             return false;
         }
         tokio::time::sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(AT_WORK / 10);
+        self.pause = (self.pause * 2).min(PEER_TIMEOUT / 10);
         true
     }
 }
 
-/// Whether an operation was refused because of what the view shows.
+/// Returns true if an operation was refused because of what the view shows.
 fn is_by_view(error: &Error) -> bool {
     match error {
         Error::NoSuchVolume(_)
@@ -137,14 +125,14 @@ fn is_by_view(error: &Error) -> bool {
         | Error::BackendNotSaid { .. }
         | Error::Draining(_)
         | Error::NothingToAdopt { .. }
-        // Whoever refused it asked the catalog for that.
+        // The view was up to date when this was refused.
         | Error::SameDirectory { .. }
         | Error::Identity { .. }
         | Error::Backend(_)
-        // Whoever mended last asked the catalog for that.
+        // Recovery brought the view up to date before.
         | Error::DirectoryGone { .. }
         | Error::NotADirectory { .. }
-        | Error::NotMended(_)
+        | Error::RecoveryPending(_)
         // The catalog refuses only what is true when it decides.
         | Error::Catalog(_)
         | Error::TooLong { .. }

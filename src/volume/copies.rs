@@ -1,9 +1,9 @@
-//! The copies of the catalog that every backend keeps, from which a lost catalog is made again.
+//! The copies of the catalog that every backend keeps, from which a lost catalog can be rebuilt.
 //!
-//! Off every request's path: a backend that hangs, is full or is not there has an older copy, and delays nothing.
+//! No request waits for them: a backend that hangs, is full or is not there has an older copy.
 //!
-//! Of several instances that serve the catalog, one at a time writes a backend's copy: the backend's identity is claimed
-//! for it, as a volume's is, which also makes the view fresh, so that no older one comes after a newer one. What another
+//! Of several instances that serve the catalog, one at a time writes a backend's copy. It claims the backend's identity, as
+//! it would a volume's; the claim brings the view up to date, so that no older copy follows a newer one. What another
 //! instance wrote already is not written again.
 
 use std::collections::HashMap;
@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::backend_tasks::Rounds;
+use super::backend_tasks::BackendTasks;
 use super::{Error, Service};
-use crate::backend::{Backend, BackendError, Expect, Kept, Root, VolumeState};
+use crate::backend::{Backend, BackendError, Expect, Root, StoredCopy, VolumeState};
 use crate::catalog::record::{Loader, Table};
 use crate::catalog::text::{self, Whole};
 use crate::catalog::{Claimed, Host, View, Volume, Write};
@@ -24,20 +24,20 @@ use crate::model::backend::BackendName;
 use crate::model::mounts::Ledger;
 
 /// How often changes are copied.
-const EVERY: Duration = Duration::from_secs(120);
+const COPY_INTERVAL: Duration = Duration::from_secs(120);
 
 /// How long the end of the service waits for the last copies.
-const AT_THE_END: Duration = Duration::from_secs(5);
+const COPY_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What was last written to a backend, and when it says that it was made.
-type Latest = Option<(Arc<View>, OffsetDateTime)>;
+/// The view that was last written to a backend, and the time that its copy bears.
+type LatestCopy = Option<(Arc<View>, OffsetDateTime)>;
 
-/// What was last written to each backend. Who holds one of them is the only one that writes there.
+/// What this process last wrote to each backend. Only the holder of a backend's lock writes to it.
 #[derive(Debug, Default)]
-pub(super) struct Copied(Mutex<HashMap<BackendName, Arc<tokio::sync::Mutex<Latest>>>>);
+pub(super) struct CatalogCopies(Mutex<HashMap<BackendName, Arc<tokio::sync::Mutex<LatestCopy>>>>);
 
-impl Copied {
-    fn of(&self, name: &BackendName) -> Arc<tokio::sync::Mutex<Latest>> {
+impl CatalogCopies {
+    fn of(&self, name: &BackendName) -> Arc<tokio::sync::Mutex<LatestCopy>> {
         // The map is whole after every statement under this lock.
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(all.entry(name.clone()).or_default())
@@ -47,11 +47,11 @@ impl Copied {
 impl Service {
     /// Copies the catalog's changes to the backends for as long as the service runs.
     pub async fn keep_copies(self: Arc<Self>) {
-        let mut rounds = Rounds::default();
-        let mut ticks = tokio::time::interval(EVERY);
+        let mut copies = BackendTasks::default();
+        let mut ticks = tokio::time::interval(COPY_INTERVAL);
         loop {
             ticks.tick().await;
-            rounds.begin(
+            copies.begin(
                 &self,
                 |_| true,
                 |service, backend| async move { service.copy_logged(&backend).await },
@@ -64,10 +64,10 @@ impl Service {
         let mut copies = tokio::task::JoinSet::new();
         for backend in self.in_force.load().map.iter() {
             let (service, backend) = (Arc::clone(self), Arc::clone(backend));
-            copies.spawn(async move { service.places.run(service.copy_logged(&backend)).await });
+            copies.spawn(async move { service.upkeep.slots.run(service.copy_logged(&backend)).await });
         }
         let all = async { while copies.join_next().await.is_some() {} };
-        if tokio::time::timeout(AT_THE_END, all).await.is_err() {
+        if tokio::time::timeout(COPY_SHUTDOWN_TIMEOUT, all).await.is_err() {
             log::warn!("not every backend has a copy of the catalog's last changes: some do not answer");
         }
     }
@@ -76,7 +76,7 @@ impl Service {
         match self.copy(backend).await {
             Ok(true) => log::debug!("backend {} has a copy of the catalog", backend.name()),
             Ok(false) => {}
-            // That it is offline, or the catalog out of reach, was told when it went.
+            // That the backend is offline, or the catalog out of reach, was logged when it happened.
             Err(
                 error @ (Error::Backend(BackendError::Offline { .. } | BackendError::Busy { .. })
                 | Error::Catalog(_)),
@@ -89,25 +89,29 @@ impl Service {
         }
     }
 
-    /// Copies the catalog to a backend, if anything changed since; whether it did.
+    /// Copies the catalog to a backend if anything changed since the last copy. Returns true if it did.
     pub(super) async fn copy(&self, backend: &Arc<Backend>) -> Result<bool, Error> {
         let name = backend.name();
         let Some(expect) = self.established(name) else { return Ok(false) };
-        let latest = self.copied.of(name);
+        let latest = self.upkeep.copies.of(name);
         let mut latest = latest.lock().await;
         let is_copied = |view: &View| latest.as_ref().is_some_and(|(copied, _)| is_same(copied, view));
         if is_copied(&self.catalog.view()) {
             return Ok(false);
         }
-        let Some(_turn) = self.turn_to_copy(expect).await? else { return Ok(false) };
+        let Some(_claim) = self.claim_copying(expect).await? else { return Ok(false) };
         let view = self.catalog.view();
         if is_copied(&view) {
             return Ok(false);
         }
         let (copied, shared) = (Arc::clone(&view), self.is_shared());
-        // Where others write as well, what this process wrote last says nothing of what lies there.
+        // If others write as well, what this process wrote last says nothing about what lies there.
         let known = latest.as_ref().map(|(_, at)| *at).filter(|_| !shared);
-        let write = move |root: &Root| match shared.then(|| same(root, &copied)).transpose()?.flatten() {
+        let write = move |root: &Root| match shared
+            .then(|| time_of_same_copy(root, &copied))
+            .transpose()?
+            .flatten()
+        {
             Some(at) => Ok((at, false)),
             None => Ok((write(root, &copied, known, expect)?, true)),
         };
@@ -116,31 +120,29 @@ impl Service {
         Ok(written)
     }
 
-    /// Waits for nobody: nothing, while another instance writes to that backend, or the catalog is not known to be as
-    /// the view shows it.
-    async fn turn_to_copy(&self, backend: Expect) -> Result<Option<Claimed>, Error> {
+    /// Claims a backend for writing its copy; `None` while another instance writes to it, or the catalog does not answer.
+    async fn claim_copying(&self, backend: Expect) -> Result<Option<Claimed>, Error> {
         if !self.is_shared() {
             return Ok(Some(Claimed::default()));
         }
         let Expect::This(id) = backend else { return Ok(None) };
-        let Ok(id) = id.to_string().parse() else { return Ok(None) };
         if self.catalog.fault().is_some() {
             return Ok(None);
         }
-        Ok(self.catalog.claim(id).await?)
+        Ok(self.catalog.claim(id.claim_key()).await?)
     }
 }
 
-/// When the newest copy there was made, if it has the same records.
-fn same(root: &Root, view: &View) -> Result<Option<OffsetDateTime>, BackendError> {
+/// The time of the newest copy on a backend, if it has the same records as the view.
+fn time_of_same_copy(root: &Root, view: &View) -> Result<Option<OffsetDateTime>, BackendError> {
     let mut newest = true;
     let copies =
         root.copies(|input| if std::mem::take(&mut newest) { copy_of(input, view) } else { None })?;
-    let first = copies.into_iter().next().filter(Kept::is_newest);
-    Ok(first.and_then(|kept| kept.content.flatten()?.at))
+    let first = copies.into_iter().next().filter(StoredCopy::is_newest);
+    Ok(first.and_then(|copy| copy.content.flatten()?.at))
 }
 
-/// Reads what is a copy of this view; nothing, where it is none. One record is held at a time, however large the copy is.
+/// Reads a copy of this view; `None` if it is not one. Holds one record at a time, however large the copy is.
 fn copy_of(input: impl BufRead, view: &View) -> Option<Whole> {
     let (mut records, mut reader, mut is_same) = (view.records(), Loader::default(), true);
     let whole = text::read(input, |table, key, record| {
@@ -152,11 +154,11 @@ fn copy_of(input: impl BufRead, view: &View) -> Option<Whole> {
     whole.ok().filter(|_| is_same && records.next().is_none())
 }
 
-/// Whether a record that was read is the view's.
+/// Returns true if a record that was read is the view's.
 fn is_same_record(found: &Write, record: Write) -> bool {
     match (found, record) {
         (Write::Volume(name, found), Write::Volume(other, Some(volume))) => {
-            // As it is read: the mounts are records of their own, and whether it is visible is none.
+            // As it is read: mounts are records of their own, and visibility is not recorded.
             let volume = Volume { mounts: Ledger::default(), visible: true, ..Volume::clone(&volume) };
             *name == other && found.as_deref() == Some(&volume)
         }
@@ -165,7 +167,7 @@ fn is_same_record(found: &Write, record: Write) -> bool {
     }
 }
 
-/// Writes a copy; `known` is when the newest one there was made, if this process made it.
+/// Writes a copy and returns its time. `known` is the time of the newest copy there, if this process wrote it.
 fn write(
     root: &Root,
     view: &View,
@@ -174,12 +176,12 @@ fn write(
 ) -> Result<OffsetDateTime, BackendError> {
     let (mut newest, mut keep) = (known, None);
     if known.is_none() {
-        let copies = root.copies(|input| strange(input, view))?;
-        for (number, Kept { path, content }) in copies.into_iter().enumerate() {
-            let Some((whole, strange)) = content.flatten() else { continue };
+        let copies = root.copies(|input| unknown_volumes(input, view))?;
+        for (number, StoredCopy { path, content }) in copies.into_iter().enumerate() {
+            let Some((whole, unknown)) = content.flatten() else { continue };
             newest = newest.max(whole.at);
-            // Only the one in the first place would be lost.
-            if number == 0 && knows_more(root, &strange, view, expect)? {
+            // Only the newest copy would be lost.
+            if number == 0 && knows_more(root, &unknown, view, expect)? {
                 log::warn!(
                     "{} is a copy of a catalog that knew volumes which this one does not: it is kept beside the new \
                      one, for `volhost catalog rebuild`",
@@ -194,7 +196,7 @@ fn write(
     let at = newest.map_or(now, |newest| now.max(newest + Duration::from_millis(1)));
     let write = |out: &mut dyn io::Write| {
         text::lines(view, Some(at)).try_for_each(|line| {
-            // What the catalog holds was written down once already, so that this cannot fail.
+            // The catalog has written these records before, so this does not fail.
             let line = line.map_err(|error| {
                 log::error!("the catalog cannot be copied: {}", chain(&error));
                 io::ErrorKind::InvalidData
@@ -206,12 +208,12 @@ fn write(
     Ok(at)
 }
 
-/// What a copy tells of volumes that this catalog does not know, with the backends; so little is held of a large copy.
-fn strange(input: &mut dyn BufRead, view: &View) -> Option<(Whole, View)> {
-    let mut strange = Loader::default();
+/// Reads of a copy only the backends, and the volumes that this catalog does not know.
+fn unknown_volumes(input: &mut dyn BufRead, view: &View) -> Option<(Whole, View)> {
+    let mut unknown = Loader::default();
     let whole = text::read(input, |table, key, record| {
         let key: Vec<_> = key.iter().map(String::as_str).collect();
-        let is_strange = match table {
+        let is_unknown = match table {
             Table::Volumes => {
                 let mut one = Loader::default();
                 one.take(table, &key, record)?;
@@ -220,29 +222,29 @@ fn strange(input: &mut dyn BufRead, view: &View) -> Option<(Whole, View)> {
             Table::Backends => true,
             Table::Mounts | Table::Removed | Table::Hosts => false,
         };
-        if is_strange {
-            strange.take(table, &key, record)?;
+        if is_unknown {
+            unknown.take(table, &key, record)?;
         }
         Ok(())
     });
-    Some((whole.ok()?, strange.finish().ok()?))
+    Some((whole.ok()?, unknown.finish().ok()?))
 }
 
-/// Whether a catalog has a volume, or has it in its trash.
+/// Returns true if a catalog has a volume, or has it in its trash.
 fn is_known(volume: &Volume, view: &View) -> bool {
     view.trash.contains_key(&volume.id)
         || view.volumes.get(&volume.name).is_some_and(|known| known.id == volume.id)
 }
 
-/// Whether a copy found here tells of volumes that the catalog has lost: those that are strange to it, while their
-/// directories stand. Such a copy is another catalog's, or of this one before it was begun anew.
-fn knows_more(root: &Root, strange: &View, view: &View, expect: Expect) -> Result<bool, BackendError> {
-    for volume in strange.volumes.values() {
+/// Returns true if a copy found here tells of volumes that the catalog has lost: it does not know them, and their
+/// directories stand. Such a copy is another catalog's, or this one's before it was begun again.
+fn knows_more(root: &Root, unknown: &View, view: &View, expect: Expect) -> Result<bool, BackendError> {
+    for volume in unknown.volumes.values() {
         let here =
-            strange.backends.get(&volume.backend).is_some_and(|record| Expect::This(record.id) == expect);
+            unknown.backends.get(&volume.backend).is_some_and(|record| Expect::This(record.id) == expect);
         // The directory of an adopted volume stays when that is removed.
         if here && !volume.adopted && root.volume_state(&volume.name)? == VolumeState::Directory {
-            // One that was removed and made again since is no loss; one that was adopted anew lost its record.
+            // A volume that was removed and made again since is no loss; one that was adopted again lost its record.
             if view.volumes.get(&volume.name).is_none_or(|again| again.adopted) {
                 return Ok(true);
             }
@@ -251,7 +253,7 @@ fn knows_more(root: &Root, strange: &View, view: &View, expect: Expect) -> Resul
     Ok(false)
 }
 
-/// Whether two views have the same records.
+/// Returns true if two views have the same records.
 fn is_same(one: &View, other: &View) -> bool {
     let hosts =
         || {
@@ -263,7 +265,7 @@ fn is_same(one: &View, other: &View) -> bool {
     one.volumes == other.volumes && one.trash == other.trash && one.backends == other.backends && hosts()
 }
 
-/// Whether two records of a host are the same; when it was last seen is not worth a copy.
+/// Returns true if two records of a host are the same. A new time of its last request is not worth a copy.
 fn is_same_host(one: &Host, other: &Host) -> bool {
     (one.activation, one.revoked_at) == (other.activation, other.revoked_at)
         && one.certificates == other.certificates

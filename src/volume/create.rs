@@ -1,62 +1,62 @@
-//! Create: a new volume, or an existing directory made one.
+//! Create: a new volume, or an existing directory that becomes one.
 //!
-//! Stage → record → rename → visible. What fails before the record is undone by rmdir; what fails after it is taken
-//! back in the reverse order; what cannot be taken back now is left to [`super::recover`].
+//! Stage → record → rename → visible. What fails before the record is undone by rmdir; what fails after it is undone in
+//! the reverse order; what cannot be undone now is left to `recovery`.
 //!
 //! # What waits for the disk
 //!
-//! 1. The directory is made, and then its record is queued: *unconfirmed*, and not visible. Both become durable at the
-//!    same time, and both are waited for.
+//! 1. The directory is made, then its record is queued: *unconfirmed*, and not visible. The two become durable at the same
+//!    time, and Create waits for both.
 //! 2. The directory is renamed, and its new parent becomes durable.
-//! 3. The volume is visible and answered. That its record is confirmed is stored with the catalog's next change.
+//! 3. The volume is visible and answered. The confirmation of its record is stored with the catalog's next change.
 //!
-//! So no order is needed between the two of the first step. What a power cut leaves of them is undone, because nothing
-//! was answered: a directory without a record is removed; an unconfirmed record whose directory is nowhere on the
-//! backend, when that is online and the right one, is taken back. An unconfirmed record whose directory stands under
-//! its name is confirmed: it may have been answered. Nothing that was answered can lack its directory: the rename was
-//! durable before. And a rename only ever moves a directory that has its owner and mode durably.
+//! The two of the first step need no order between them. Nothing was answered yet, so what a power cut leaves of them is
+//! undone: a directory without a record is removed; an unconfirmed record whose directory is nowhere on the backend,
+//! while that is online and the right one, is withdrawn. An unconfirmed record whose directory stands under its name is
+//! confirmed, because it may have been answered. No answered volume can lack its directory: the rename was durable before
+//! the answer. And only a directory that has its owner and mode durably is ever renamed.
 //!
-//! Mostly both steps are one visit to the backend, on one thread of its own: it makes the directory, queues the record,
-//! and waits a moment for that. A backend has few such threads, and its storage may be well while the catalog's is not:
-//! where the record takes longer, or others wait for a thread, it is given back, and the rename is a visit of its own.
+//! Both steps usually run on one backend thread: it makes the directory, queues the record and waits a moment for it. A
+//! backend has few threads, and its storage may be well while the catalog's is not. So if the record takes longer, or
+//! others wait for a thread, the thread is given back, and the rename runs as a second operation.
 
 use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
-use super::consistency::Backoff;
+use super::consistency::PeerBackoff;
 use super::error::Error;
 use super::operation::CommitPoint;
-use super::soon::soon;
+use super::rights::{in_sight, permit};
 use super::step::step;
-use super::{DirectoryLock, InForce, Service, in_sight, log_done, permit};
-use crate::backend::{Adoptable, Backend, BackendError, Expect, Naming, Root, VolumeState};
+use super::{DirectoryLock, InForce, Service, log_done};
+use crate::backend::{Adoptable, Backend, BackendError, Expect, NameFolding, Root, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Submitted, View, Volume};
 use crate::error::chain;
 use crate::host::Caller;
-use crate::model::backend::BackendName;
-use crate::model::host::HostName;
 use crate::model::mounts::Ledger;
-use crate::model::options::{Mode, Options};
+use crate::model::options::{Options, Ownership};
 use crate::model::right::Right;
 use crate::model::volume::{VolumeId, VolumeName};
 
-/// How long the thread that made a directory waits for its record, so that it can go on with the rename itself. It is
-/// one of the few that the backend has: a catalog that takes longer is waited for without it.
-const A_MOMENT: Duration = Duration::from_millis(20);
+/// How long the backend thread that made a directory waits for its record, to go on with the rename itself. The backend
+/// has few threads: a slower catalog is waited for without one.
+const RECORD_ON_THREAD_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How often a directory of that name may be found where no volume has it, before it counts as a stranger's: another
-/// instance may have made and removed one between two looks.
-const STRANGERS: u32 = 2;
+/// How often a directory of the name may be found that is no volume's before it counts as foreign: another instance may
+/// have made and removed a volume between two looks.
+const MAX_FOREIGN: u32 = 2;
 
 impl Service {
     /// Creates a volume, or answers a repetition (`/VolumeDriver.Create`).
     ///
-    /// Idempotent for the same options: those given are compared with those given at creation. Who has the right may
-    /// `adopt` an existing directory.
+    /// Idempotent for the same options: those given now are compared with those given at creation. A host that has the
+    /// right may `adopt` an existing directory.
     pub async fn create(
         self: &Arc<Self>,
         caller: &Caller,
@@ -65,7 +65,7 @@ impl Service {
     ) -> Result<Arc<Volume>, Error> {
         let (service, caller) = (Arc::clone(self), caller.clone());
         self.operate(|commit_point| async move {
-            let _held = service.locks.hold(&name, &commit_point).await?;
+            let _held = service.locks.volumes.hold(&name, &commit_point).await?;
             service.create_held(&commit_point, &caller, name, options).await
         })
         .await
@@ -80,16 +80,15 @@ impl Service {
     ) -> Result<Arc<Volume>, Error> {
         let in_force = self.in_force.load_full();
         let exists = || self.catalog.view().volumes.contains_key(&name);
-        let (mut backoff, mut strangers) = (Backoff::new(), 0);
+        let (mut backoff, mut foreign_found) = (PeerBackoff::new(), 0);
         loop {
             if exists() {
-                // Either it is whole, or an earlier operation on it was cut off and can perhaps be mended now; and
-                // another instance may have removed it.
+                // It may be whole, it may need recovery, or another instance may have removed it.
                 self.sync().await?;
                 if self.is_out_of_sight(&in_force, caller, &name) {
                     return Err(self.taken_out_of_sight(&in_force, caller, name, &options));
                 }
-                if let Some(existing) = self.settled(&name).await? {
+                if let Some(existing) = self.recovered(&name).await? {
                     return repeated(&in_force, &self.catalog.view(), caller, &existing, &options);
                 }
             }
@@ -98,11 +97,11 @@ impl Service {
                     if self.is_shared() =>
                 {
                     self.sync().await?;
-                    // Another instance made it since we looked, and it may be gone again. Where nobody did, time and
-                    // again, a stranger's directory has the name.
+                    // Another instance made it since we looked, and it may be gone again. If none did, several times in a
+                    // row, a foreign directory has the name.
                     let made = exists() || matches!(error, Error::Exists(_));
-                    strangers += u32::from(!made);
-                    if strangers > STRANGERS || !backoff.wait().await {
+                    foreign_found += u32::from(!made);
+                    if foreign_found > MAX_FOREIGN || !backoff.wait().await {
                         return Err(error);
                     }
                 }
@@ -131,7 +130,7 @@ impl Service {
             known_to: vec![caller.host.clone()],
             mounts: Ledger::default(),
             visible: false,
-            // The directory of an adopted one stands there already.
+            // The directory of an adopted volume is there already.
             unconfirmed: !adopt,
             name,
         };
@@ -140,21 +139,21 @@ impl Service {
         }
         self.refuse_twin(&backend, expect, &volume.name).await?;
         step("create:begun");
-        let Some(moving) = self.moving(backend.name(), volume.id) else {
-            return Err(Error::NotMended(volume.name.clone()));
+        let Some(lock) = self.lock_directory(backend.name(), volume.id) else {
+            return Err(Error::RecoveryPending(volume.name.clone()));
         };
         if adopt {
             self.adopt(&backend, expect, &volume).await?;
         } else {
-            self.make(Arc::clone(commit_point), &moving, &backend, expect, &volume).await?;
+            self.make(Arc::clone(commit_point), &lock, &backend, expect, &volume).await?;
         }
-        let outcome = self.show(&moving, &volume).await?;
+        let outcome = self.show(&lock, &volume).await?;
         step("create:done");
         log_done(if adopt { "adopted" } else { "created" }, &volume.name, caller);
         Ok(outcome.after.unwrap_or_else(|| Arc::new(Volume { visible: true, unconfirmed: false, ..volume })))
     }
 
-    /// An existing directory becomes the volume: only the record is new.
+    /// Records an existing directory as the volume.
     async fn adopt(&self, backend: &Backend, expect: Expect, volume: &Volume) -> Result<(), Error> {
         let name = volume.name.clone();
         let here = |other: &VolumeName| {
@@ -162,7 +161,8 @@ impl Service {
             view.volumes.get(other).is_some_and(|other| other.backend == volume.backend)
         };
         let view = self.catalog.view();
-        let alike = view.volumes.keys().filter(|other| Naming::LOOSE.is_same(other, &name) && here(other));
+        let alike =
+            view.volumes.keys().filter(|other| NameFolding::LOOSE.is_same(other, &name) && here(other));
         let alike: Vec<_> = alike.cloned().collect();
         let backend_name = backend.name().clone();
         match backend.run(expect, move |root| root.adoptable(&name, &alike)).await? {
@@ -172,7 +172,7 @@ impl Service {
                         name: volume.name.clone(),
                         other,
                         backend: backend_name,
-                        naming: backend.naming(expect).await?,
+                        folding: backend.name_folding(expect).await?,
                     });
                 }
             }
@@ -184,23 +184,23 @@ impl Service {
                 });
             }
         }
-        self.catalog.submit(Change::Insert(volume.clone())).await.map_err(taken)?;
+        self.catalog.submit(Change::Insert(volume.clone())).await.map_err(insert_error)?;
         step("adopt:recorded");
         Ok(())
     }
 
-    /// A new directory becomes the volume: staged and recorded, then renamed.
+    /// Makes a new directory for the volume: staged and recorded, then renamed.
     async fn make(
         &self,
         commit_point: Arc<CommitPoint>,
-        moving: &DirectoryLock,
+        lock: &DirectoryLock,
         backend: &Arc<Backend>,
         expect: Expect,
         volume: &Volume,
     ) -> Result<(), Error> {
-        let renamed = match self.begin(commit_point, moving, backend, expect, volume).await? {
-            Begun::Renamed(renamed) => renamed,
-            Begun::Recorded => {
+        let renamed = match self.prepare(commit_point, lock, backend, expect, volume).await? {
+            Prepared::Renamed(renamed) => renamed,
+            Prepared::Recorded => {
                 let (id, name) = (volume.id, volume.name.clone());
                 backend.run(expect, move |root| rename(root, id, &name)).await
             }
@@ -211,34 +211,34 @@ impl Service {
                 return Ok(());
             }
             if error.effect_unknown() {
-                self.leave_to_recovery(moving, &volume.name, &error);
-            } else if self.undo_record(moving, volume).await {
-                self.undo_stage(moving, backend, expect, volume).await;
+                self.leave_to_recovery(lock, &volume.name, &error);
+            } else if self.undo_record(lock, volume).await {
+                self.undo_stage(lock, backend, expect, volume).await;
             }
             return Err(error.into());
         }
         Ok(())
     }
 
-    /// Stages and records; where the record is durable soon, also renames: one way to the backend's thread and back
-    /// then does for all. What fails before the rename is undone here.
-    async fn begin(
+    /// Stages the directory and records the volume. If the record is durable soon, the same backend thread also renames
+    /// the directory. What fails before the rename is undone here.
+    async fn prepare(
         &self,
         commit_point: Arc<CommitPoint>,
-        moving: &DirectoryLock,
+        lock: &DirectoryLock,
         backend: &Arc<Backend>,
         expect: Expect,
         volume: &Volume,
-    ) -> Result<Begun, Error> {
+    ) -> Result<Prepared, Error> {
         let id = volume.id;
-        let (uid, gid, mode) = ownership(backend, volume);
-        let (tell, told) = oneshot::channel();
+        let ownership = ownership(backend, volume);
+        let (report, reported) = oneshot::channel();
         let (catalog, wanted, record) =
             (Arc::clone(&self.catalog), Arc::clone(&commit_point), volume.clone());
         let visited = Arc::clone(backend);
         let work = move |root: &Root| {
             let staged = match root.volume_state(&record.name)? {
-                VolumeState::Missing => root.stage(id, uid, gid, mode)?,
+                VolumeState::Missing => root.stage(id, ownership)?,
                 VolumeState::Directory | VolumeState::NotADirectory(_) => {
                     return Err(root.occupied(&record.name));
                 }
@@ -248,48 +248,48 @@ impl Service {
                 return Ok(());
             }
             let name = record.name.clone();
-            let recorded = catalog.submit(Change::Insert(record));
+            let mut recorded = catalog.submit(Change::Insert(record));
             let durable = staged.sync();
-            let patience = if visited.is_crowded() { Duration::ZERO } else { A_MOMENT };
-            match soon(recorded, patience) {
+            let limit = if visited.is_crowded() { Duration::ZERO } else { RECORD_ON_THREAD_TIMEOUT };
+            match Handle::current().block_on(timeout(limit, &mut recorded)) {
                 Ok(Ok(_)) if durable.is_ok() && wanted.wanted() => {
                     step("create:recorded");
-                    let _ = tell.send(Told::Renaming);
+                    let _ = report.send(ThreadReport::Renaming);
                     rename(root, id, &name)
                 }
-                Ok(recorded) => {
-                    let _ = tell.send(Told::Recording(Box::pin(ready(recorded))));
+                Ok(outcome) => {
+                    let _ = report.send(ThreadReport::Recording(Box::pin(ready(outcome))));
                     durable
                 }
-                Err(recording) => {
-                    let _ = tell.send(Told::Recording(recording));
+                Err(_elapsed) => {
+                    let _ = report.send(ThreadReport::Recording(recorded));
                     durable
                 }
             }
         };
         let done = backend.run(expect, work).await;
-        let recorded = match told.await {
-            Ok(Told::Renaming) => return Ok(Begun::Renamed(done)),
-            Ok(Told::Recording(record)) => Some(record.await),
+        let recorded = match reported.await {
+            Ok(ThreadReport::Renaming) => return Ok(Prepared::Renamed(done)),
+            Ok(ThreadReport::Recording(record)) => Some(record.await),
             Err(_not_queued) => None,
         };
         match (recorded, done) {
             (Some(Ok(_)), Ok(())) if commit_point.wanted() => {
                 step("create:recorded");
-                Ok(Begun::Recorded)
+                Ok(Prepared::Recorded)
             }
             (Some(Ok(_)), staged) => {
-                if self.undo_record(moving, volume).await {
-                    self.undo_stage(moving, backend, expect, volume).await;
+                if self.undo_record(lock, volume).await {
+                    self.undo_stage(lock, backend, expect, volume).await;
                 }
                 Err(staged.map_or_else(Error::from, |()| Error::Abandoned))
             }
             (Some(Err(error)), _) => {
-                self.undo_stage(moving, backend, expect, volume).await;
-                Err(taken(error))
+                self.undo_stage(lock, backend, expect, volume).await;
+                Err(insert_error(error))
             }
             (None, Ok(())) => {
-                self.undo_stage(moving, backend, expect, volume).await;
+                self.undo_stage(lock, backend, expect, volume).await;
                 Err(Error::Abandoned)
             }
             (
@@ -302,20 +302,20 @@ impl Service {
             ) => Err(error.into()),
             (None, Err(error @ BackendError::Interrupted { .. })) => {
                 // The record may have been queued.
-                self.leave_to_recovery(moving, &volume.name, &error);
+                self.leave_to_recovery(lock, &volume.name, &error);
                 Err(error.into())
             }
             (None, Err(error)) => {
-                // Staging takes back what it began, but storage that fails once may have failed at that too.
-                self.undo_stage(moving, backend, expect, volume).await;
+                // Staging undoes what it began, but failing storage may have failed at that as well.
+                self.undo_stage(lock, backend, expect, volume).await;
                 Err(error.into())
             }
         }
     }
 
-    /// Takes the record back. Where that fails, the staged directory must stay with it: a record without one would be
-    /// taken for a volume whose directory is whatever stands under its name.
-    async fn undo_record(&self, moving: &DirectoryLock, volume: &Volume) -> bool {
+    /// Withdraws the record. If that fails, the staged directory must stay: a record without one would be taken for a
+    /// volume whose directory is whatever stands under its name.
+    async fn undo_record(&self, lock: &DirectoryLock, volume: &Volume) -> bool {
         let withdraw = Change::Withdraw(volume.name.clone(), volume.id);
         let undone = self.catalog.submit(withdraw).await;
         if let Err(error) = &undone {
@@ -325,99 +325,32 @@ impl Service {
                 volume.name,
                 chain(error)
             );
-            moving.leave_half_done();
+            lock.leave_half_done();
         }
         undone.is_ok()
     }
 
-    async fn undo_stage(&self, moving: &DirectoryLock, backend: &Backend, expect: Expect, volume: &Volume) {
+    async fn undo_stage(&self, lock: &DirectoryLock, backend: &Backend, expect: Expect, volume: &Volume) {
         let id = volume.id;
         if let Err(error) = backend.run(expect, move |root| root.unstage(id)).await {
-            self.leave_to_recovery(moving, &volume.name, &error);
+            self.leave_to_recovery(lock, &volume.name, &error);
         }
-    }
-
-    /// The backend that a new volume goes to: the one named; else, of those open to the host, `default` or the only one.
-    ///
-    /// A backend that is closed to the host looks like one that does not exist, unless the host has to do with a volume
-    /// there: then its rights were narrowed, which it is told.
-    fn choose_backend(
-        &self,
-        in_force: &InForce,
-        caller: &Caller,
-        options: &Options,
-    ) -> Result<Arc<Backend>, Error> {
-        let right = if options.adopt == Some(true) { Right::Adopt } else { Right::Create };
-        let usable = |backend: &Backend| permit(in_force, caller, right, backend.name(), options).is_ok();
-        let known =
-            || in_force.map.iter().filter(|backend| usable(backend)).map(|b| b.name().clone()).collect();
-        let is_open =
-            |name: &BackendName| caller.is_operator() || in_force.access.is_open(name, &caller.host);
-        let backend = match &options.backend {
-            Some(name) => match in_force.map.get(name) {
-                Some(backend) if is_open(name) || self.knows_volume_on(&caller.host, name) => backend,
-                None if caller.is_operator() => {
-                    return Err(Error::NoSuchBackend { name: name.clone(), known: known() });
-                }
-                _ => return Err(Error::BackendOutOfSight { name: name.clone(), known: known() }),
-            },
-            None => match in_force.map.default_for_create(|backend| is_open(backend.name())) {
-                Some(backend) => backend,
-                None if in_force.map.iter().any(|backend| is_open(backend.name()))
-                    || caller.is_operator() =>
-                {
-                    return Err(Error::BackendNotSaid { known: known() });
-                }
-                None => {
-                    let listed = in_force.access.is_listed(&caller.host);
-                    return Err(Error::NothingOpen { host: caller.host.clone(), right, listed });
-                }
-            },
-        };
-        permit(in_force, caller, right, backend.name(), options)?;
-        if backend.settings().draining {
-            return Err(Error::Draining(backend.name().clone()));
-        }
-        Ok(Arc::clone(backend))
-    }
-
-    /// The error of a name that is a volume's out of the host's sight. A host that may create nothing gets the one that
-    /// it gets for any name.
-    fn taken_out_of_sight(
-        &self,
-        in_force: &InForce,
-        caller: &Caller,
-        name: VolumeName,
-        options: &Options,
-    ) -> Error {
-        let right = if options.adopt == Some(true) { Right::Adopt } else { Right::Create };
-        let may = |backend: &Arc<Backend>| permit(in_force, caller, right, backend.name(), options).is_ok();
-        match self.choose_backend(in_force, caller, options) {
-            Err(error) if !in_force.map.iter().any(may) => error,
-            _ => Error::NameTaken(name),
-        }
-    }
-
-    /// Returns true if the host created or ever mounted a volume on that backend.
-    fn knows_volume_on(&self, host: &HostName, backend: &BackendName) -> bool {
-        let view = self.catalog.view();
-        view.volumes.values().any(|volume| volume.backend == *backend && volume.known_to.contains(host))
     }
 }
 
-/// How far [`Service::begin`] came.
-enum Begun {
-    /// The directory is staged and recorded, both durably.
+/// How far [`Service::prepare`] came.
+enum Prepared {
+    /// The directory is staged and recorded, durably.
     Recorded,
-    /// The same, and what became of its rename.
+    /// The same, and it was renamed, with this result.
     Renamed(Result<(), BackendError>),
 }
 
-/// What the backend's thread tells once the record is queued.
-enum Told {
-    /// It renames: whatever its work returns is the rename's.
+/// What the backend's thread reports once the record is queued.
+enum ThreadReport {
+    /// It renames; the result of its work is the rename's.
     Renaming,
-    /// It does not; this becomes of the record.
+    /// It does not rename; here is the record's outcome.
     Recording(Submitted),
 }
 
@@ -428,10 +361,16 @@ fn rename(root: &Root, id: VolumeId, name: &VolumeName) -> Result<(), BackendErr
     Ok(())
 }
 
-/// The user, group and mode of a volume's directory.
-pub(super) fn ownership(backend: &Backend, volume: &Volume) -> (u32, u32, Mode) {
-    let (asked, usual) = (&volume.options, backend.settings());
-    (asked.uid.unwrap_or(usual.uid), asked.gid.unwrap_or(usual.gid), asked.mode.unwrap_or(usual.mode))
+/// The owner and mode of a volume's directory: what the options say, and else what the backend's settings say.
+pub(super) fn ownership(backend: &Backend, volume: &Volume) -> Ownership {
+    // Without `..`, so that a new option is considered here.
+    let Options { backend: _, uid, gid, mode, adopt: _, access: _ } = volume.options;
+    let usual = backend.settings();
+    Ownership {
+        uid: uid.unwrap_or(usual.uid),
+        gid: gid.unwrap_or(usual.gid),
+        mode: mode.unwrap_or(usual.mode),
+    }
 }
 
 /// The answer to a Create of a name that exists.
@@ -454,8 +393,8 @@ fn repeated(
     }
 }
 
-/// A name that was taken between our look and our record belongs to somebody else now.
-fn taken(error: CatalogError) -> Error {
+/// The error of a record that was refused; the name may have been taken since we looked.
+fn insert_error(error: CatalogError) -> Error {
     match error {
         CatalogError::Refused(Refusal::Exists(volume)) => Error::Exists(volume.name.clone()),
         other => other.into(),

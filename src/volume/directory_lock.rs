@@ -1,4 +1,5 @@
-//! Who moves a volume's directory: one operation at a time, in this process and among all that serve the catalog.
+//! The right to move a volume's directory: one operation at a time, in this process and among all instances that serve
+//! the catalog.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,97 +7,103 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Service;
 use super::error::Error;
-use crate::catalog::{CatalogError, Change, Claimed, Outcome, Volume};
+use super::recovery_state::BackendRecovery;
+use crate::catalog::{Catalog, CatalogError, Change, Claimed, Outcome, Volume};
 use crate::model::backend::BackendName;
 use crate::model::volume::VolumeId;
 
-impl Service {
-    /// Keeps others in this process from moving a volume's directory until the guard is dropped; nothing, while
-    /// somebody else moves it. Enough only for a volume that is just being made or restored: its record keeps other
-    /// instances away.
-    pub(super) fn moving(self: &Arc<Self>, backend: &BackendName, id: VolumeId) -> Option<DirectoryLock> {
-        self.moving_set().insert(id).then(|| DirectoryLock {
-            service: Arc::clone(self),
-            backend: backend.clone(),
-            id,
-            half_done: AtomicBool::new(false),
-            claimed: Mutex::new(None),
-        })
+/// The volumes whose directories operations of this process are moving. Recovery leaves them alone.
+#[derive(Debug, Default)]
+pub(super) struct DirectoryLocks(Mutex<HashSet<VolumeId>>);
+
+impl DirectoryLocks {
+    /// Returns true if an operation of this process is moving the volume's directory.
+    pub(super) fn is_locked(&self, id: VolumeId) -> bool {
+        self.locked().contains(&id)
     }
 
-    /// Keeps everybody from moving a volume's directory, other instances as well; nothing, while somebody else moves
-    /// it. Granted, the view is fresh: what was known of the volume before has to be looked at again.
-    pub(super) async fn claimed(
-        self: &Arc<Self>,
-        backend: &BackendName,
-        id: VolumeId,
-    ) -> Result<Option<DirectoryLock>, Error> {
-        let Some(moving) = self.moving(backend, id) else { return Ok(None) };
-        Ok(moving.claim_again().await?.then_some(moving))
-    }
-
-    /// Shows a volume whose directory has come to its name. Where the catalog does not take that, it would stay hidden
-    /// from everybody for as long as this process lives: recovery sees to it.
-    pub(super) async fn show(
-        &self,
-        moving: &DirectoryLock,
-        volume: &Volume,
-    ) -> Result<Outcome, CatalogError> {
-        let shown = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await;
-        shown.inspect_err(|_| moving.leave_half_done())
-    }
-
-    /// Whether somebody in this process moves a volume's directory.
-    pub(super) fn moving_now(&self, id: VolumeId) -> bool {
-        self.moving_set().contains(&id)
-    }
-
-    fn moving_set(&self) -> MutexGuard<'_, HashSet<VolumeId>> {
+    fn locked(&self) -> MutexGuard<'_, HashSet<VolumeId>> {
         // The set is whole after every statement under this lock.
-        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// That an operation is moving a volume's directory.
+/// The right to move one volume's directory, given back when dropped.
 pub(super) struct DirectoryLock {
-    service: Arc<Service>,
-    /// Where it lies.
-    pub(super) backend: BackendName,
     id: VolumeId,
-    half_done: AtomicBool,
-    /// The claim against other instances.
-    claimed: Mutex<Option<Claimed>>,
+    pub(super) backend: BackendName,
+    locks: Arc<DirectoryLocks>,
+    catalog: Arc<dyn Catalog>,
+    recovery: Arc<BackendRecovery>,
+    is_half_done: AtomicBool,
+    /// The claim that keeps other instances away.
+    claim: Mutex<Option<Claimed>>,
 }
 
 impl DirectoryLock {
-    /// What was begun can neither be finished nor undone now: recovery decides it.
+    /// Leaves to recovery what can be neither finished nor undone now.
     pub(super) fn leave_half_done(&self) {
-        self.half_done.store(true, Ordering::Release);
+        self.is_half_done.store(true, Ordering::Release);
     }
 
-    /// Claims the directory against other instances, anew where it was claimed before: such a claim may have been lost
-    /// while this process stood still. Granted, the view is fresh.
+    /// Claims the directory against other instances, once more where it was claimed before: that claim may have been
+    /// lost while this process stood still. Returns false if another instance has the claim; once it is granted, the
+    /// view is up to date.
     pub(super) async fn claim_again(&self) -> Result<bool, Error> {
-        self.give_back();
-        let claimed = self.service.catalog.claim(self.id).await?;
-        let granted = claimed.is_some();
-        *self.claimed.lock().unwrap_or_else(PoisonError::into_inner) = claimed;
+        self.give_claim_back();
+        let claim = self.catalog.claim(self.id).await?;
+        let granted = claim.is_some();
+        *self.claim.lock().unwrap_or_else(PoisonError::into_inner) = claim;
         Ok(granted)
     }
 
-    fn give_back(&self) {
-        let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(claimed);
+    fn give_claim_back(&self) {
+        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(claim);
     }
 }
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        self.give_back();
-        self.service.moving_set().remove(&self.id);
-        // Only now: recovery passes over what is being moved, and would take it for looked at.
-        if self.half_done.load(Ordering::Acquire) || std::thread::panicking() {
-            self.service.mark_unmended(&self.backend);
+        self.give_claim_back();
+        self.locks.locked().remove(&self.id);
+        // Not before: recovery skips a locked directory, and would then count the backend as recovered.
+        if self.is_half_done.load(Ordering::Acquire) || std::thread::panicking() {
+            self.recovery.require();
         }
+    }
+}
+
+impl Service {
+    /// Locks a volume's directory within this process; `None` if it is locked already. That is enough for a volume that
+    /// is just being made or restored: its hidden record keeps other instances away.
+    pub(super) fn lock_directory(&self, backend: &BackendName, id: VolumeId) -> Option<DirectoryLock> {
+        self.locks.directories.locked().insert(id).then(|| DirectoryLock {
+            id,
+            backend: backend.clone(),
+            locks: Arc::clone(&self.locks.directories),
+            catalog: Arc::clone(&self.catalog),
+            recovery: self.recovery.of(backend),
+            is_half_done: AtomicBool::new(false),
+            claim: Mutex::new(None),
+        })
+    }
+
+    /// Locks a volume's directory against other instances as well; `None` if somebody else is moving it. Once it is
+    /// granted, the view is up to date: whatever was read from it before has to be read again.
+    pub(super) async fn claim_directory(
+        &self,
+        backend: &BackendName,
+        id: VolumeId,
+    ) -> Result<Option<DirectoryLock>, Error> {
+        let Some(lock) = self.lock_directory(backend, id) else { return Ok(None) };
+        Ok(lock.claim_again().await?.then_some(lock))
+    }
+
+    /// Makes a volume visible whose directory stands under its name now. If the catalog refuses, recovery has to do it:
+    /// otherwise the volume would stay hidden for as long as this process lives.
+    pub(super) async fn show(&self, lock: &DirectoryLock, volume: &Volume) -> Result<Outcome, CatalogError> {
+        let shown = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await;
+        shown.inspect_err(|_| lock.leave_half_done())
     }
 }

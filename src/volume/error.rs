@@ -1,11 +1,11 @@
 //! Why an operation on a volume was refused, in words for whoever asked.
 //!
-//! The protocols word no errors of their own: they send this text, with the status that its [`Blame`] stands for.
+//! The protocols have no error messages of their own: they send this text with the status that its [`Blame`] stands for.
 
 use std::time::Duration;
 
 use super::holders::Holders;
-use crate::backend::{Adoptable, BackendError, Naming};
+use crate::backend::{Adoptable, BackendError, NameFolding};
 use crate::catalog::CatalogError;
 use crate::host::access::Closed;
 use crate::model::backend::BackendName;
@@ -17,10 +17,10 @@ use crate::model::volume::{InvalidMountId, InvalidVolumeName, VolumeName};
 /// Why an operation was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The name is none.
+    /// The text is no volume name.
     #[error(transparent)]
     Name(#[from] InvalidVolumeName),
-    /// The mount's ID is none.
+    /// The text is no mount ID.
     #[error(transparent)]
     MountId(#[from] InvalidMountId),
     /// An option is unknown or not understood.
@@ -54,15 +54,15 @@ pub enum Error {
     NoSuchBackend {
         /// The backend that was asked for.
         name: BackendName,
-        /// Those that the host may use.
+        /// The backends that the host may use.
         known: Vec<BackendName>,
     },
-    /// A host names a backend that is not in the map or not open to it: which of the two, it is not told.
+    /// A host named a backend that is not in the map, or not open to it. It is not told which.
     #[error("backend {name} does not exist or is not open to this host{}", choices(.known))]
     BackendOutOfSight {
         /// The backend that was asked for.
         name: BackendName,
-        /// Those that the host may use.
+        /// The backends that the host may use.
         known: Vec<BackendName>,
     },
     /// No backend is open to the host, whether or not there are any.
@@ -70,29 +70,29 @@ pub enum Error {
     NothingOpen {
         /// Who asked.
         host: HostName,
-        /// For what.
+        /// What it asked for.
         right: Right,
-        /// Whether the configuration lists the host.
+        /// True if the configuration lists the host.
         listed: bool,
     },
-    /// Nothing says where the volume shall lie.
+    /// The options name no backend, and none is the default.
     #[error(
         "no backend that this host may use is called `default`: say which one by -o backend=NAME{}",
         choices(.known)
     )]
     BackendNotSaid {
-        /// Those that the host may use.
+        /// The backends that the host may use.
         known: Vec<BackendName>,
     },
     /// The backend takes no new volumes.
     #[error("backend {0} is draining: it takes no new volumes; choose another one by -o backend=NAME")]
     Draining(BackendName),
-    /// The host has not the right.
+    /// The host lacks the right.
     #[error("host {host} may not {right} {} on backend {backend}: {why}{}", object(*.right), instead(*.right))]
     Forbidden {
         /// Who asked.
         host: HostName,
-        /// For what.
+        /// What it asked for.
         right: Right,
         /// Where.
         backend: BackendName,
@@ -112,7 +112,7 @@ pub enum Error {
     /// The name leads to the directory of another volume.
     #[error(
         "{name} is the same directory as volume {other} on backend {backend}{}: choose another name",
-        storage(*.naming)
+        storage(*.folding)
     )]
     SameDirectory {
         /// The name that was asked for.
@@ -121,8 +121,8 @@ pub enum Error {
         other: VolumeName,
         /// The backend of both.
         backend: BackendName,
-        /// How its storage tells names apart.
-        naming: Naming,
+        /// How its storage folds names.
+        folding: NameFolding,
     },
     /// Hosts use the volume.
     #[error(
@@ -158,9 +158,9 @@ pub enum Error {
         name: VolumeName,
         /// The host.
         host: HostName,
-        /// From where it is mounted.
+        /// The addresses that have it mounted.
         held: String,
-        /// From where the host's certificate is used.
+        /// The addresses that use the host's certificate.
         addresses: String,
     },
     /// The volume's backend has left the map.
@@ -202,7 +202,7 @@ pub enum Error {
     #[error(
         "an earlier operation on volume {0} was cut off and is not mended yet: volhost's log or `volhost backend ls` says why"
     )]
-    NotMended(VolumeName),
+    RecoveryPending(VolumeName),
     /// The backend has no identity, or not the one that the catalog knows.
     #[error("backend {backend:?} is offline: {reason}")]
     Identity {
@@ -217,18 +217,18 @@ pub enum Error {
     /// The catalog refused or failed.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
-    /// It took longer than a request may, and was given up.
+    /// It took longer than a request may take, and was given up.
     #[error("this took longer than {}, the limit of a request, and was given up: {}", humantime::format_duration(*.limit), slow(.catalog.as_deref()))]
     TooLong {
         /// `limits.request`.
         limit: Duration,
-        /// What is wrong with the catalog, as far as is known.
+        /// What is wrong with the catalog, if anything is known.
         catalog: Option<String>,
     },
     /// Nobody waits for the answer.
     #[error("the caller has gone")]
     Abandoned,
-    /// It may or may not have been done: nothing true can be answered.
+    /// It may or may not have been done.
     #[error("whether this was done is not known")]
     Unknown,
     /// The service is stopping.
@@ -236,21 +236,21 @@ pub enum Error {
     Stopping,
 }
 
-/// Who can mend it.
+/// Who can do something about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
-    /// The caller, by asking otherwise.
+    /// The caller, by asking for something else.
     Caller,
-    /// Nobody: this host may not.
+    /// The operator, by giving the host the right.
     Rights,
-    /// We, or the storage behind us.
+    /// Whoever runs volhost or its storage.
     Service,
-    /// The truth is not known, so that no answer is better than any.
+    /// The outcome is not known, so no answer is sent.
     Unknown,
 }
 
 impl Error {
-    /// Who can mend it.
+    /// Who can do something about the error.
     #[must_use]
     pub fn blame(&self) -> Blame {
         match self {
@@ -281,7 +281,7 @@ impl Error {
             Self::Unmapped { .. }
             | Self::DirectoryGone { .. }
             | Self::NotADirectory { .. }
-            | Self::NotMended(_)
+            | Self::RecoveryPending(_)
             | Self::Identity { .. }
             | Self::Backend(_)
             | Self::Catalog(_)
@@ -300,7 +300,7 @@ fn object(right: Right) -> &'static str {
     }
 }
 
-/// Who can do it where the host may not.
+/// Who can do it instead of the host.
 fn instead(right: Right) -> &'static str {
     match right {
         Right::Adopt => {
@@ -336,8 +336,8 @@ fn instead_of_it(found: &Adoptable) -> String {
     }
 }
 
-fn storage(naming: Naming) -> String {
-    if naming.is_exact() { String::new() } else { format!(", whose storage {naming}") }
+fn storage(folding: NameFolding) -> String {
+    if folding.is_exact() { String::new() } else { format!(", whose storage {folding}") }
 }
 
 fn list(differences: &[Difference]) -> String {

@@ -1,4 +1,4 @@
-//! Who holds a volume, in words: for the answers to whoever wants it and cannot have it.
+//! Who has a volume mounted, for the messages that refuse it to others.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,17 +8,17 @@ use crate::model::host::HostName;
 use crate::model::mounts::Mount;
 use crate::model::timestamp::rfc3339;
 
-/// The mounts of a volume, and which of them are stale.
+/// The mounts of a volume, each with whether it is stale.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holders(Vec<(Mount, bool)>);
 
 impl Holders {
-    /// Those of this volume, at the moment of this view.
+    /// The holders of a volume in a view.
     pub(super) fn of(volume: &Volume, view: &View) -> Self {
         Self(volume.mounts.iter().map(|mount| (mount.clone(), view.stale(mount))).collect())
     }
 
-    /// The command by which the operator ends what holds the volume `name`, for the host that came first.
+    /// The command by which the operator releases the volume `name` from the first of its hosts.
     pub(super) fn release(&self, name: &str) -> String {
         let host = self.0.first().map_or("HOST", |(mount, _)| mount.host.as_str());
         let alive = self.0.iter().any(|(mount, stale)| mount.host.as_str() == host && !stale);
@@ -26,11 +26,11 @@ impl Holders {
     }
 }
 
-/// How many mounts of one host are told.
-const SHOWN: usize = 8;
+/// How many mounts of one host a message names.
+const MAX_SHOWN: usize = 8;
 
 impl fmt::Display for Holders {
-    /// Every host, with its IDs (of many, the first), since when, and whether they are stale.
+    /// Writes every host with the IDs of its first mounts, since when they hold, and whether they are stale.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut hosts: BTreeMap<&HostName, Vec<&(Mount, bool)>> = BTreeMap::new();
         for entry in &self.0 {
@@ -38,7 +38,8 @@ impl fmt::Display for Holders {
         }
         for (index, (host, entries)) in hosts.iter().enumerate() {
             write!(f, "{}host {host} (", if index > 0 { ", " } else { "" })?;
-            for (index, (Mount { id, count, since, .. }, stale)) in entries.iter().take(SHOWN).enumerate() {
+            for (index, (Mount { id, count, since, .. }, stale)) in entries.iter().take(MAX_SHOWN).enumerate()
+            {
                 let short: String = id.as_str().chars().take(12).collect();
                 write!(f, "{}mount {short}", if index > 0 { "; " } else { "" })?;
                 if *count > 1 {
@@ -47,7 +48,7 @@ impl fmt::Display for Holders {
                 write!(f, " since {}{}", rfc3339(*since), if *stale { ", stale" } else { "" })?;
             }
             match entries.len() {
-                many if many > SHOWN => write!(f, "; and {} more)", many - SHOWN)?,
+                many if many > MAX_SHOWN => write!(f, "; and {} more)", many - MAX_SHOWN)?,
                 _ => f.write_str(")")?,
             }
         }

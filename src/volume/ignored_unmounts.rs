@@ -1,12 +1,12 @@
-//! Unmounts that will take nothing, because the engine sends them after a Mount that failed.
+//! Unmounts that are ignored because the engine sends them after a Mount that failed.
 //!
 //! Docker Engine 20.10 repeats the Mount of a live ID (`docker cp` with a running container), and sends an Unmount of
-//! that ID where the repetition fails. Counted, it would take the live mount away. So a repetition that has to fail is
-//! noted here before its caller is answered, and the next Unmount of the same volume, host and ID takes nothing. Newer
-//! engines send no such Unmount; then the one at the container's end takes nothing, and the count is too high by one,
-//! which `volhost mount ls` shows. It must never be too low.
+//! that ID if the repetition fails. Counted, that Unmount would take the live mount away. So a repetition that fails is
+//! noted here before its caller is answered, and the next Unmount of the same volume, host and ID is ignored. Newer
+//! engines send no such Unmount; then the one at the container's end is ignored, and the count is too high by one, which
+//! `volhost mount ls` shows. It must never be too low.
 //!
-//! Kept in memory: what is noted here could not be recorded.
+//! Kept in memory: a failure that is noted here could not be recorded.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,28 +19,28 @@ use super::Service;
 use crate::model::host::HostName;
 use crate::model::volume::{MountId, VolumeName};
 
-/// How long after a failure an Unmount is still taken for its consequence.
-const WINDOW: Duration = Duration::from_secs(120);
+/// For how long after a failed Mount an Unmount is ignored.
+const IGNORE_WINDOW: Duration = Duration::from_secs(120);
 
-/// Which Unmounts: by volume, host and ID.
+/// Identifies the Unmounts that are ignored.
 type Key = (VolumeName, HostName, MountId);
 
-/// The failures whose Unmounts have not come yet.
+/// Failed repetitions of Mount whose Unmounts have not come yet.
 #[derive(Debug)]
-pub(super) struct Forgiven {
+pub(super) struct IgnoredUnmounts {
     window: Duration,
-    /// How many failures, and when the last of them was.
+    /// How many there were, and when the last one was.
     failures: Mutex<HashMap<Key, (u32, Instant)>>,
 }
 
-impl Default for Forgiven {
+impl Default for IgnoredUnmounts {
     fn default() -> Self {
-        Self::within(WINDOW)
+        Self::within(IGNORE_WINDOW)
     }
 }
 
-impl Forgiven {
-    /// Takes an Unmount for the consequence of a failure for so long.
+impl IgnoredUnmounts {
+    /// Ignores Unmounts for that long after a failure.
     pub(super) fn within(window: Duration) -> Self {
         Self { window, failures: Mutex::default() }
     }
@@ -58,7 +58,7 @@ impl Forgiven {
         *last = now;
     }
 
-    /// Returns true if this Unmount is to take nothing; then it is used up.
+    /// Returns true if this Unmount is to be ignored, and uses that failure up.
     pub(super) fn take(&self, volume: &VolumeName, host: &HostName, id: &MountId) -> bool {
         let mut all = self.lock();
         if all.is_empty() {
@@ -80,36 +80,36 @@ impl Forgiven {
     }
 }
 
-/// One Mount that may fail, known to its caller and to the task that carries it out: whichever learns of the failure
-/// first has it forgiven, once.
+/// One Mount that may fail. Its caller and the task that carries it out both hold it; whichever learns of the failure
+/// first notes it, once.
 #[derive(Clone)]
-pub(super) struct Attempt {
+pub(super) struct MountAttempt {
     service: Arc<Service>,
     key: Key,
-    noted: Arc<AtomicBool>,
+    is_noted: Arc<AtomicBool>,
 }
 
-impl Attempt {
+impl MountAttempt {
     pub(super) fn new(service: &Arc<Service>, volume: &VolumeName, host: &HostName, id: &MountId) -> Self {
         Self {
             service: Arc::clone(service),
             key: (volume.clone(), host.clone(), id.clone()),
-            noted: Arc::default(),
+            is_noted: Arc::default(),
         }
     }
 
-    /// Notes the failure, where the Mount was a repetition. To be called before the caller is answered.
+    /// Notes the failure if the Mount was a repetition. Must be called before the caller is answered.
     pub(super) fn failed(&self) {
         let (volume, host, id) = &self.key;
-        if self.service.is_counted(volume, host, id) && !self.noted.swap(true, Ordering::AcqRel) {
+        if self.service.is_counted(volume, host, id) && !self.is_noted.swap(true, Ordering::AcqRel) {
             self.service.log_limit.warn("repetition failed", host, || {
-                let window = humantime::format_duration(self.service.forgiven.window());
+                let window = humantime::format_duration(self.service.ignored_unmounts.window());
                 format!(
                     "host {host} has mounted volume {volume} with ID {id} already, and another Mount of it failed: the \
                      next Unmount of it within {window} takes nothing"
                 )
             });
-            self.service.forgiven.add(self.key.clone());
+            self.service.ignored_unmounts.add(self.key.clone());
         }
     }
 }
@@ -119,27 +119,27 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn each_failure_forgives_one_unmount_of_its_kind_for_two_minutes() {
+    async fn each_failure_has_one_unmount_of_its_kind_ignored_for_two_minutes() {
         let volume = VolumeName::parse("db").unwrap();
         let host = HostName::parse("web1").unwrap();
         let [x, y] = ["x", "y"].map(|id| MountId::parse(id).unwrap());
-        let forgiven = Forgiven::default();
-        let add = |id: &MountId| forgiven.add((volume.clone(), host.clone(), id.clone()));
-        assert!(!forgiven.take(&volume, &host, &x));
+        let ignored = IgnoredUnmounts::default();
+        let add = |id: &MountId| ignored.add((volume.clone(), host.clone(), id.clone()));
+        assert!(!ignored.take(&volume, &host, &x));
         add(&x);
         add(&x);
-        assert!(!forgiven.take(&volume, &host, &y), "another mount");
-        assert!(forgiven.take(&volume, &host, &x) && forgiven.take(&volume, &host, &x));
-        assert!(!forgiven.take(&volume, &host, &x), "there were two failures");
+        assert!(!ignored.take(&volume, &host, &y), "another mount");
+        assert!(ignored.take(&volume, &host, &x) && ignored.take(&volume, &host, &x));
+        assert!(!ignored.take(&volume, &host, &x), "there were two failures");
 
         add(&x);
-        tokio::time::advance(WINDOW - Duration::from_secs(1)).await;
+        tokio::time::advance(IGNORE_WINDOW - Duration::from_secs(1)).await;
         add(&x);
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(forgiven.take(&volume, &host, &x), "the second failure was a moment ago");
-        tokio::time::advance(WINDOW).await;
-        assert!(!forgiven.take(&volume, &host, &x), "that is too long ago");
+        assert!(ignored.take(&volume, &host, &x), "the second failure was a moment ago");
+        tokio::time::advance(IGNORE_WINDOW).await;
+        assert!(!ignored.take(&volume, &host, &x), "that is too long ago");
         add(&y);
-        assert_eq!(forgiven.lock().len(), 1, "what is too long ago is not kept");
+        assert_eq!(ignored.lock().len(), 1, "what is too long ago is not kept");
     }
 }

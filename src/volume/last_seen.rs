@@ -1,11 +1,11 @@
-//! What is noted of each request: when its host was seen, with which certificate, and from where.
+//! What each request tells of its host: when it was seen, with which certificate, and from where.
 //!
-//! Asked for every request, so it waits for nothing and writes only what is new. What it writes is bounded, so that
-//! neither two engines of one name nor a full disk make a write of every request.
+//! This runs for every request, so it waits for nothing and writes only what is new. The number of writes is bounded, so
+//! that neither two engines of one name nor a full disk make every request a write.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
 
@@ -16,29 +16,71 @@ use crate::host::access::Access;
 use crate::host::{Caller, Certified};
 use crate::model::host::HostName;
 
-/// How often the issuer of a host's certificate is recorded between two times when it is written down who was seen.
-const ISSUERS: u8 = 4;
+/// How often the issuer of a host's certificate is recorded before the times are written down again.
+const MAX_ISSUERS: u8 = 4;
 
-/// How often it is recorded then from where a host calls.
-const ADDRESSES: u8 = 16;
+/// How often an address of a host is recorded before the times are written down again.
+const MAX_ADDRESSES: u8 = 16;
 
-/// What is noted of a host between two times when that is written down.
+/// The hosts that sent a request since the times were last written down.
+#[derive(Debug, Default)]
+pub(super) struct LastSeen(Mutex<BTreeMap<HostName, HostActivity>>);
+
+/// What a host did since then.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Noted {
-    /// When it last sent a request.
-    pub(super) at: OffsetDateTime,
-    /// How often the issuer of its certificate was recorded meanwhile.
-    issuers: u8,
-    /// How often it was recorded meanwhile from where it calls.
-    addresses: u8,
+struct HostActivity {
+    last_request: OffsetDateTime,
+    issuers_recorded: u8,
+    addresses_recorded: u8,
+}
+
+/// What of one request is to be recorded at once.
+struct RecordNow {
+    host: bool,
+    issuer: bool,
+    address: bool,
+}
+
+impl LastSeen {
+    /// Notes a request. Of the issuer and the address, if they are new, so many are recorded and no more.
+    fn note(&self, host: &HostName, now: OffsetDateTime, new_issuer: bool, new_address: bool) -> RecordNow {
+        let mut hosts = self.hosts();
+        let is_first = !hosts.contains_key(host);
+        let activity = hosts.entry(host.clone()).or_insert(HostActivity {
+            last_request: now,
+            issuers_recorded: 0,
+            addresses_recorded: 0,
+        });
+        activity.last_request = now;
+        let issuer = new_issuer && activity.issuers_recorded < MAX_ISSUERS;
+        activity.issuers_recorded += u8::from(issuer);
+        let address = new_address && activity.addresses_recorded < MAX_ADDRESSES;
+        activity.addresses_recorded += u8::from(address);
+        RecordNow { host: is_first, issuer, address }
+    }
+
+    fn of(&self, host: &HostName) -> Option<OffsetDateTime> {
+        self.hosts().get(host).map(|activity| activity.last_request)
+    }
+
+    /// Takes all times, to be written down.
+    fn take(&self) -> Vec<(HostName, OffsetDateTime)> {
+        let hosts = std::mem::take(&mut *self.hosts());
+        hosts.into_iter().map(|(host, activity)| (host, activity.last_request)).collect()
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, BTreeMap<HostName, HostActivity>> {
+        // The map is whole after every statement under this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Service {
-    /// Notes that a host sent a request, and returns the name that it has by now, if it is another one.
+    /// Notes that a host sent a request. Returns the host's new name if it was renamed.
     ///
     /// A host that the catalog does not know yet is recorded at once, so that it can be listed and revoked; the times of
-    /// the others are written down now and then. That a certificate has another issuer is recorded at once, because who
-    /// is shut out when a CA goes is told by it; and from where it is used, because clones are told by that.
+    /// the others are written down now and then. A new issuer of its certificate is recorded at once, because it tells
+    /// who is shut out when a CA goes; so is a new address, because clones are told by it.
     pub fn note_seen(&self, caller: &Caller, certified: Option<Certified<'_>>) -> Option<HostName> {
         let host = &caller.host;
         let view = self.catalog.view();
@@ -54,29 +96,42 @@ impl Service {
             (!known).then_some((name, serial, from))
         });
         let now = OffsetDateTime::now_utc();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = !seen.contains_key(host);
-        let noted = seen.entry(host.clone()).or_insert(Noted { at: now, issuers: 0, addresses: 0 });
-        noted.at = now;
-        let issuer = issuer.filter(|_| noted.issuers < ISSUERS);
-        noted.issuers += u8::from(issuer.is_some());
-        let call = call.filter(|_| noted.addresses < ADDRESSES);
-        noted.addresses += u8::from(call.is_some());
-        drop(seen);
-        if let Some(issuer) = issuer {
+        let record = self.last_seen.note(host, now, issuer.is_some(), call.is_some());
+        if let Some(issuer) = issuer.filter(|_| record.issuer) {
             self.record(Change::Connected(host.clone(), issuer.to_owned()));
         }
-        if first && recorded.is_none() {
+        if record.host && recorded.is_none() {
             self.record(Change::Seen(vec![(host.clone(), now)]));
         }
-        if let Some((name, serial, from)) = call {
+        if let Some((name, serial, from)) = call.filter(|_| record.address) {
             let serial = serial.to_owned();
             self.record(Change::Called { host: name.clone(), serial, from, at: now });
         }
         renamed.cloned()
     }
 
-    /// Ends what is said of cloned hosts whose addresses the configuration lists by now as one machine's.
+    /// When a host last sent a request, as far as this process or the catalog knows.
+    #[must_use]
+    pub fn last_seen(&self, host: &HostName) -> Option<OffsetDateTime> {
+        let recorded = self.catalog.view().hosts.get(host).and_then(|host| host.last_seen);
+        self.last_seen.of(host).max(recorded)
+    }
+
+    /// Writes down when hosts were last seen. Nothing depends on it, so a failure is only logged.
+    pub async fn write_seen(&self) {
+        if self.is_shared() && self.catalog.fault().is_some() {
+            // The times are kept until the catalog answers again.
+            return;
+        }
+        let seen = self.last_seen.take();
+        if !seen.is_empty()
+            && let Err(error) = self.catalog.submit(Change::Seen(seen)).await
+        {
+            log::error!("when hosts were last seen could not be written: {}", chain(&error));
+        }
+    }
+
+    /// Clears the clone mark of hosts whose addresses the configuration lists as one machine's.
     pub fn look_at_clones(&self) {
         let in_force = self.in_force.load();
         for (name, host) in &self.catalog.view().hosts {
@@ -86,7 +141,7 @@ impl Service {
         }
     }
 
-    /// Records what nobody waits for.
+    /// Records a change for which nobody waits.
     fn record(&self, change: Change) {
         let host = match &change {
             Change::Called { host, .. } | Change::NotCloned(host) => Some(host.clone()),
@@ -97,7 +152,7 @@ impl Service {
             match recorded.await {
                 Ok(outcome) => {
                     if let Some((host, cloned)) = host.zip(outcome.cloned) {
-                        log::warn!("{}", told(&host, cloned, catalog.view().hosts.get(&host)));
+                        log::warn!("{}", clone_message(&host, cloned, catalog.view().hosts.get(&host)));
                     }
                 }
                 Err(error) => log::warn!("that a host was seen could not be written: {}", chain(&error)),
@@ -106,17 +161,17 @@ impl Service {
     }
 }
 
-/// Returns true if a host counts as cloned by addresses that are all one machine's.
+/// Returns true if a host is marked as cloned because of addresses that are all one machine's.
 fn are_one_machines(access: &Access, name: &HostName, host: &Host) -> bool {
     let Some(cloned) = &host.cloned else { return false };
-    let places: BTreeSet<IpAddr> =
+    let machines: BTreeSet<IpAddr> =
         cloned.addresses.iter().map(|address| access.address_of(name, *address)).collect();
-    places.iter().filter(|place| place.is_ipv4()).count() <= 1
-        && places.iter().filter(|place| place.is_ipv6()).count() <= 1
+    machines.iter().filter(|address| address.is_ipv4()).count() <= 1
+        && machines.iter().filter(|address| address.is_ipv6()).count() <= 1
 }
 
-/// What the log is told, once.
-fn told(name: &HostName, cloned: bool, host: Option<&Arc<Host>>) -> String {
+/// The log's message when a host is marked as cloned, or not any more.
+fn clone_message(name: &HostName, cloned: bool, host: Option<&Arc<Host>>) -> String {
     let addresses = host.and_then(|host| host.cloned.as_ref()).map(|cloned| cloned.addresses().join(", "));
     match (cloned, addresses) {
         (true, addresses) => format!(

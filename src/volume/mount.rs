@@ -1,10 +1,11 @@
 //! Mount and Unmount: who uses a volume, counted durably before the engine is told where it lies.
 //!
-//! A Mount of an ID that its host has mounted already, under whichever activation, is a **repetition**: it is counted
-//! again and answered from memory, whatever the rights or the backend have become. A refusal would gain nothing, since
-//! the host has the volume, and lose the live mount to engines that send an Unmount after it; see [`super::forgiven`].
+//! A Mount of an ID that its host has mounted already, in whichever activation, is a **repetition**: it is counted again
+//! and answered from memory, even if the host has lost its rights or the backend is offline. Refusing it would gain
+//! nothing, since the host has the volume, and engines that send an Unmount after a failed Mount would lose the live
+//! mount; see `ignored_unmounts`.
 //!
-//! Must never count a mount too low: then another host gets an exclusive volume, or a volume is removed under a
+//! A count must never be too low: another host would get an exclusive volume, or a volume would be removed under a
 //! container. A count that is too high is shown to the operator.
 
 use std::sync::Arc;
@@ -12,12 +13,14 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::consistency::Backoff;
+use super::consistency::PeerBackoff;
 use super::error::Error;
-use super::ignored_unmounts::Attempt;
+use super::ignored_unmounts::MountAttempt;
+use super::inspect::volume_info;
 use super::operation::CommitPoint;
+use super::rights::{in_sight, permit};
 use super::step::step;
-use super::{Holders, InForce, Seen, Service, in_sight, permit, seen};
+use super::{Holders, InForce, Service, VolumeInfo};
 use crate::backend::VolumeState;
 use crate::catalog::clones;
 use crate::catalog::{CatalogError, Change, Outcome, Refusal, View, Volume};
@@ -28,59 +31,59 @@ use crate::model::mounts::Mount;
 use crate::model::right::Right;
 use crate::model::volume::{MountId, VolumeId, VolumeName};
 
-/// How long after a failure it is tried again to take a late mount back.
-const TAKE_BACK: Duration = Duration::from_secs(1);
+/// How long after a failure it takes to try again to take a mount back.
+const TAKE_BACK_PAUSE: Duration = Duration::from_secs(1);
 
-/// A counted Mount whose answer has not been handed over. Dropped before it is, as it is when the client has gone, the
-/// Mount is taken back: nobody would ever unmount it.
-pub struct Counted {
+/// A counted Mount whose answer has not been handed over. If it is dropped before that, as it is when the client has
+/// gone, the Mount is taken back: nobody would ever unmount it.
+pub struct CountedMount {
     service: Arc<Service>,
-    /// The ledger's entry as it was right after this Mount; `None` only for a volume without one, which cannot be.
+    /// The ledger's entry right after this Mount; every counted Mount has one.
     entry: Option<Mount>,
-    /// Whether the host had mounted the volume with this ID before.
-    again: bool,
-    seen: Seen,
-    handed_over: bool,
+    is_repetition: bool,
+    info: VolumeInfo,
+    is_handed_over: bool,
 }
 
-impl Counted {
+impl CountedMount {
     /// The volume as it was mounted.
     #[must_use]
-    pub fn seen(&self) -> &Seen {
-        &self.seen
+    pub fn info(&self) -> &VolumeInfo {
+        &self.info
     }
 
-    /// The answer is on its way: whoever gets it unmounts.
+    /// Hands the Mount over: the answer is on its way, and whoever gets it unmounts.
     pub fn hand_over(mut self) {
-        self.handed_over = true;
+        self.is_handed_over = true;
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedMount {
     fn drop(&mut self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        if self.handed_over {
+        if self.is_handed_over {
             return;
         }
         let Some(entry) = self.entry.take() else { return };
-        let (service, volume, again) = (Arc::clone(&self.service), Arc::clone(&self.seen.volume), self.again);
+        let (service, volume) = (Arc::clone(&self.service), Arc::clone(&self.info.volume));
+        let is_repetition = self.is_repetition;
         service.log_limit.warn("no answer", &entry.host, || {
             let (name, host) = (&volume.name, &entry.host);
             format!("a mount of volume {name} by host {host} has nobody to answer and is taken back")
         });
         runtime.spawn(async move {
-            // An Unmount that the engine sends because it heard nothing is of this Mount: it takes what else would be
-            // taken back here.
-            if again {
-                tokio::time::sleep(service.forgiven.window()).await;
+            // An Unmount that the engine sends because it got no answer counts for this Mount. Then nothing is left to be
+            // taken back.
+            if is_repetition {
+                tokio::time::sleep(service.ignored_unmounts.window()).await;
             }
             service.take_back(&volume, entry).await;
         });
     }
 }
 
-/// Why an exclusive volume is not given to a host that is cloned.
-fn cloned(volume: &Volume, view: &View, host: &HostName) -> Error {
+/// The error of an exclusive volume that is not given to a cloned host.
+fn cloned_error(volume: &Volume, view: &View, host: &HostName) -> Error {
     let clones = view.hosts.get(host).and_then(|host| host.cloned.as_ref());
     let mut held: Vec<_> = volume.mounts.iter().map(|mount| clones::told(mount.address)).collect();
     held.dedup();
@@ -93,22 +96,22 @@ fn cloned(volume: &Volume, view: &View, host: &HostName) -> Error {
 }
 
 impl Service {
-    /// Counts one Mount and tells where the volume lies (`/VolumeDriver.Mount`).
+    /// Counts one Mount and returns where the volume lies (`/VolumeDriver.Mount`).
     ///
-    /// The backend must be online and the directory there, unless it is a repetition. A Mount whose caller has given up
-    /// or gone away is taken back: nobody would unmount it.
+    /// Unless it is a repetition, the backend must be online and the directory there. A Mount whose caller has given up or
+    /// gone away is taken back: nobody would unmount it.
     pub async fn mount(
         self: &Arc<Self>,
         caller: &Caller,
         name: VolumeName,
         id: MountId,
-    ) -> Result<Counted, Error> {
-        let attempt = Attempt::new(self, &name, &caller.host, &id);
+    ) -> Result<CountedMount, Error> {
+        let attempt = MountAttempt::new(self, &name, &caller.host, &id);
         let (service, caller, failing) = (Arc::clone(self), caller.clone(), attempt.clone());
         let mounted = self
             .operate(|commit_point| async move {
                 let mounted = service.mount_any(&commit_point, &caller, &name, &id).await;
-                // The caller may have gone and hear nothing of it.
+                // The caller may have gone, and then cannot note the failure below.
                 mounted.inspect_err(|_| failing.failed())
             })
             .await;
@@ -121,14 +124,14 @@ impl Service {
         caller: &Caller,
         name: &VolumeName,
         id: &MountId,
-    ) -> Result<Counted, Error> {
-        // As an Unmount, it waits for no backend, nor for an operation that does.
+    ) -> Result<CountedMount, Error> {
+        // Like an Unmount, a repetition waits neither for a backend nor for an operation that does.
         if let Some(counted) = self.mount_again(commit_point, caller, name, id).await? {
             return Ok(counted);
         }
-        let _held = self.locks.hold(name, commit_point).await?;
+        let _held = self.locks.volumes.hold(name, commit_point).await?;
         match self.mount_held(commit_point, caller, name, id).await {
-            // It may be a repetition of what another instance counted.
+            // It may repeat a Mount that another instance counted.
             Err(error) if self.is_shared() && commit_point.wanted() && self.sync().await.is_ok() => {
                 self.mount_again(commit_point, caller, name, id).await?.ok_or(error)
             }
@@ -136,28 +139,28 @@ impl Service {
         }
     }
 
-    /// Returns true if the host has mounted the volume with this ID, under whichever activation.
+    /// Returns true if the host has mounted the volume with this ID, in whichever activation.
     pub(super) fn is_counted(&self, name: &VolumeName, host: &HostName, id: &MountId) -> bool {
         let view = self.catalog.view();
         view.volumes.get(name).is_some_and(|volume| volume.mounts.newest(host, id, None).is_some())
     }
 
-    /// Counts a repetition; `None` where the Mount is none. It is counted also when its caller has gone: an engine may
-    /// send an Unmount for it.
+    /// Counts a repetition; `None` if the Mount is not one. It is counted even if its caller has gone: an engine may send
+    /// an Unmount for it.
     async fn mount_again(
         self: &Arc<Self>,
         commit_point: &CommitPoint,
         caller: &Caller,
         name: &VolumeName,
         id: &MountId,
-    ) -> Result<Option<Counted>, Error> {
+    ) -> Result<Option<CountedMount>, Error> {
         if !self.is_counted(name, &caller.host, id) {
             return Ok(None);
         }
         let Some(volume) = self.catalog.view().volumes.get(name).cloned() else { return Ok(None) };
         match self.catalog.submit(self.count(&volume, caller, id, true)).await {
             Ok(outcome) => self.counted(commit_point, caller, id, volume, outcome, true).await.map(Some),
-            // It ended meanwhile; another instance may tell of the volume otherwise.
+            // The earlier mount ended meanwhile, or another instance has changed the volume.
             Err(CatalogError::Refused(
                 Refusal::NotMounted(_) | Refusal::NoSuchVolume | Refusal::Moving(_),
             )) => Ok(None),
@@ -171,22 +174,24 @@ impl Service {
         caller: &Caller,
         name: &VolumeName,
         id: &MountId,
-    ) -> Result<Counted, Error> {
+    ) -> Result<CountedMount, Error> {
         let in_force = self.in_force.load_full();
         let missing = || Error::NoSuchVolume(name.to_string());
-        let mut backoff = Backoff::new();
+        let mut backoff = PeerBackoff::new();
         let (volume, outcome) = loop {
-            let volume = self.certain(|| self.mountable(&in_force, caller, name)).await?;
+            let volume = self.retry_after_sync(|| self.mountable(&in_force, caller, name)).await?;
             step("mount:checked");
             if !commit_point.wanted() || commit_point.deserted() {
                 return Err(Error::Abandoned);
             }
             match self.catalog.submit(self.count(&volume, caller, id, false)).await {
                 Ok(outcome) => break (volume, outcome),
-                // Its directory was looked at before another instance began to move it.
+                // Another instance began to move the directory after it was looked at.
                 Err(CatalogError::Refused(Refusal::Moving(_))) if backoff.wait().await => {}
-                Err(CatalogError::Refused(Refusal::Moving(_))) => return Err(Error::NotMended(name.clone())),
-                // What was looked at is gone, and its name another volume's.
+                Err(CatalogError::Refused(Refusal::Moving(_))) => {
+                    return Err(Error::RecoveryPending(name.clone()));
+                }
+                // The volume is gone, and another one has its name.
                 Err(CatalogError::Refused(Refusal::NoSuchVolume)) if self.is_another(name, volume.id) => {}
                 Err(CatalogError::Refused(Refusal::NoSuchVolume)) => return Err(missing()),
                 Err(CatalogError::Refused(Refusal::Held(now))) => {
@@ -194,7 +199,7 @@ impl Service {
                     return Err(Error::Exclusive { name: name.clone(), holders });
                 }
                 Err(CatalogError::Refused(Refusal::Cloned(now))) => {
-                    return Err(cloned(&now, &self.catalog.view(), &caller.host));
+                    return Err(cloned_error(&now, &self.catalog.view(), &caller.host));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -216,8 +221,8 @@ impl Service {
         }
     }
 
-    /// What a Mount that was recorded is answered with. One whose caller was told already that it took too long is
-    /// taken back.
+    /// The answer to a Mount that was recorded. If the caller was told already that it took too long, the Mount is taken
+    /// back.
     async fn counted(
         self: &Arc<Self>,
         commit_point: &CommitPoint,
@@ -226,23 +231,23 @@ impl Service {
         volume: Arc<Volume>,
         outcome: Outcome,
         again: bool,
-    ) -> Result<Counted, Error> {
+    ) -> Result<CountedMount, Error> {
         step("mount:recorded");
-        let again = again
+        let is_repetition = again
             || outcome.before.is_some_and(|before| before.mounts.newest(&caller.host, id, None).is_some());
         let mounted = outcome.after.unwrap_or(volume);
-        let mut counted = Counted {
+        let mut counted = CountedMount {
             service: Arc::clone(self),
             entry: mounted.mounts.newest(&caller.host, id, None).cloned(),
-            again,
-            seen: seen(&self.catalog.view(), &self.in_force.load().map, &mounted, &caller.host),
-            handed_over: false,
+            is_repetition,
+            info: volume_info(&self.catalog.view(), &self.in_force.load().map, &mounted, &caller.host),
+            is_handed_over: false,
         };
         if commit_point.decide() {
             return Ok(counted);
         }
-        // The volume is held until a first Mount is taken back, so that a Remove which waits for it finds no mount.
-        if let Some(entry) = counted.entry.take_if(|_| !again) {
+        // A first Mount is taken back while the volume is still locked, so that a Remove which waits finds no mount.
+        if let Some(entry) = counted.entry.take_if(|_| !is_repetition) {
             self.log_limit.warn("too late", &caller.host, || {
                 let (name, host) = (&mounted.name, &caller.host);
                 format!("a mount of volume {name} by host {host} came too late and is taken back")
@@ -252,7 +257,7 @@ impl Service {
         Err(Error::Abandoned)
     }
 
-    /// Whether the name is another volume's than this.
+    /// Returns true if the name belongs to another volume than this.
     fn is_another(&self, name: &VolumeName, id: VolumeId) -> bool {
         self.catalog.view().volumes.get(name).is_some_and(|now| now.visible && now.id != id)
     }
@@ -265,12 +270,12 @@ impl Service {
         name: &VolumeName,
     ) -> Result<Arc<Volume>, Error> {
         let missing = || Error::NoSuchVolume(name.to_string());
-        let (mut gone, mut backoff) = (None, Backoff::new());
+        let (mut gone, mut backoff) = (None, PeerBackoff::new());
         loop {
             if self.is_out_of_sight(in_force, caller, name) {
                 return Err(missing());
             }
-            let volume = self.settled(name).await?.ok_or_else(missing)?;
+            let volume = self.recovered(name).await?.ok_or_else(missing)?;
             if !in_sight(&in_force.access, &self.catalog.view(), caller, &volume) {
                 return Err(missing());
             }
@@ -281,19 +286,18 @@ impl Service {
             match backend.run(expect, move |root| root.volume_state(&directory)).await? {
                 VolumeState::Directory => return Ok(volume),
                 state @ (VolumeState::Missing | VolumeState::NotADirectory(_)) => {
-                    // It may have been left in the trash, or another instance may be moving it right now; or the
-                    // volume is no more.
+                    // It may be left in the trash, another instance may be moving it, or the volume may be gone.
                     if gone == Some(volume.id) && !(self.is_elsewhere(name) && backoff.wait().await) {
                         self.sync().await?;
                         if self.catalog.view().volumes.get(name).is_some_and(|now| now.id == volume.id) {
                             if self.is_elsewhere(name) {
-                                return Err(Error::NotMended(name.clone()));
+                                return Err(Error::RecoveryPending(name.clone()));
                             }
                             return Err(self.no_directory(&volume, state));
                         }
                     }
                     gone = Some(volume.id);
-                    self.mark_unmended(&volume.backend);
+                    self.recovery.require(&volume.backend);
                 }
             }
         }
@@ -309,7 +313,7 @@ impl Service {
         }
     }
 
-    /// Takes a mount back of which nobody was told, however often it must be tried: no engine will ever end it.
+    /// Takes a mount back of which nobody was told. Tries until it succeeds, because no engine will ever end the mount.
     async fn take_back(&self, volume: &Volume, counted: Mount) {
         let (name, id, host) = (volume.name.clone(), counted.id.clone(), counted.host.clone());
         let change = Change::TakeBack { name: name.clone(), volume: volume.id, counted };
@@ -323,7 +327,7 @@ impl Service {
                     }
                     return;
                 }
-                // The next start knows nothing of it: the operator's word is needed then.
+                // The next start knows nothing of this: the operator has to release it.
                 Err(CatalogError::Closed) => {
                     log::error!("mount {id} of volume {name} by host {host} stays: nobody uses it");
                     return;
@@ -333,17 +337,17 @@ impl Service {
                         let why = chain(&error);
                         format!("mount {id} of volume {name} by host {host} cannot be taken back yet: {why}")
                     });
-                    tokio::time::sleep(TAKE_BACK).await;
+                    tokio::time::sleep(TAKE_BACK_PAUSE).await;
                 }
             }
         }
     }
 
-    /// Counts one Unmount (`/VolumeDriver.Unmount`). A volume or ID that is not known succeeds and is logged. Never
-    /// waits for a backend, nor for an operation that does.
+    /// Counts one Unmount (`/VolumeDriver.Unmount`). An unknown volume or ID succeeds and is logged. Never waits for a
+    /// backend, nor for an operation that does.
     pub async fn unmount(&self, caller: &Caller, name: &VolumeName, id: &MountId) -> Result<(), Error> {
-        if self.forgiven.take(name, &caller.host, id) {
-            self.log_limit.warn("forgiven", &caller.host, || {
+        if self.ignored_unmounts.take(name, &caller.host, id) {
+            self.log_limit.warn("ignored unmount", &caller.host, || {
                 let host = &caller.host;
                 format!("host {host} unmounted volume {name} with ID {id} after a Mount of it failed: nothing is taken")
             });
@@ -352,7 +356,7 @@ impl Service {
         let unmount =
             Change::Unmount { name: name.clone(), host: caller.host.clone(), id: id.clone(), meant: None };
         let limit = self.in_force.load().request;
-        // The catalog has queued it when `submit` returns, so that it is done also when nobody waits for it.
+        // `submit` queues the change at once, so that it is done even if nobody waits for it.
         let outcome = match tokio::time::timeout(limit, self.catalog.submit(unmount)).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => return Err(error.into()),
@@ -366,12 +370,5 @@ impl Service {
             });
         }
         Ok(())
-    }
-
-    /// Waits for changes that nobody needs to wait for, and logs those that failed.
-    pub(super) async fn submit_logged(&self, change: Change, what: &str) {
-        if let Err(error) = self.catalog.submit(change).await {
-            log::error!("{what}: {}", chain(&error));
-        }
     }
 }

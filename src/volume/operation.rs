@@ -1,57 +1,54 @@
-//! How an operation runs: in a task of its own, one at a time for each volume, with a limit on how long its caller
-//! waits.
+//! How an operation runs: in a task of its own, with a limit on how long its caller waits.
 //!
-//! An operation is never cut off half-way: when its caller was answered that it took too long, the task goes on and
-//! finds out by its [`CommitPoint`] that nothing must come of it. It is never decided twice what a caller was told: either
-//! the caller gives up first, or the operation reaches its point of no return first. A caller whose connection broke
-//! was told nothing: the operation is carried through as if the caller still waited, and as long.
+//! An operation is never cut off half-way. When its caller has been told that it took too long, the task goes on and
+//! learns from its [`CommitPoint`] that it must come to nothing. The commit point is decided once: either the caller gives
+//! up first, or the operation reaches its point of no return first. A caller whose connection broke was told nothing:
+//! the operation then goes on for as long as if the caller still waited.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::Error;
-use crate::model::volume::VolumeName;
 
 const WANTED: u8 = 0;
 const DECIDED: u8 = 1;
 const ABANDONED: u8 = 2;
 
-/// The one decision between an operation and its caller: did the operation reach its point of no return while the
-/// caller still waited?
+/// The one decision between an operation and its caller: which came first, the operation's point of no return or the
+/// caller's patience running out.
 #[derive(Debug, Default)]
 pub(super) struct CommitPoint {
     state: AtomicU8,
-    deserted: AtomicBool,
+    is_deserted: AtomicBool,
     given_up: Notify,
 }
 
 impl CommitPoint {
-    /// Whether the caller's connection broke, so that nobody will ever read the answer.
+    /// Returns true if the caller's connection broke, so that nobody will read the answer.
     pub(super) fn deserted(&self) -> bool {
-        self.deserted.load(Ordering::Acquire)
+        self.is_deserted.load(Ordering::Acquire)
     }
 
-    /// Whether the caller was not told yet that nothing was done.
+    /// Returns false once the caller has been told that nothing was done.
     pub(super) fn wanted(&self) -> bool {
         self.state.load(Ordering::Acquire) != ABANDONED
     }
 
-    /// The operation's point of no return: true exactly when the caller has not given up, and cannot from now on be
+    /// Marks the operation's point of no return. Returns true if the caller has not given up; from then on it cannot be
     /// told that nothing was done.
     pub(super) fn decide(&self) -> bool {
         self.state.compare_exchange(WANTED, DECIDED, Ordering::AcqRel, Ordering::Acquire).is_ok()
             || self.state.load(Ordering::Acquire) == DECIDED
     }
 
-    /// The caller gives up: true exactly when the operation has not decided, and never will.
-    fn abandon(&self) -> bool {
+    /// Gives the operation up for the caller. Returns true if the operation had not decided; then it never will.
+    pub(super) fn abandon(&self) -> bool {
         let first =
             self.state.compare_exchange(WANTED, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if first {
@@ -61,7 +58,7 @@ impl CommitPoint {
     }
 
     /// Resolves when the caller has given up.
-    async fn abandoned(&self) {
+    pub(super) async fn abandoned(&self) {
         let notified = self.given_up.notified();
         tokio::pin!(notified);
         notified.as_mut().enable();
@@ -71,11 +68,11 @@ impl CommitPoint {
     }
 }
 
-/// Runs an operation in its own task and waits for it at most for `limit`.
+/// Runs an operation in its own task and waits for it for at most `limit`.
 ///
-/// After nine tenths of it the operation is asked to stop where it still can: the caller is then told that it took
-/// too long and that nothing was done. An operation past its point of no return has the rest of the time to answer;
-/// if it does not, the outcome is [`Error::Unknown`].
+/// After nine tenths of `limit` an operation that has not reached its point of no return is given up: the caller is told
+/// that it took too long and that nothing was done. An operation past that point has the rest of the time to answer; if
+/// it does not, the result is [`Error::Unknown`].
 pub(super) async fn run<T, F>(limit: Duration, work: impl FnOnce(Arc<CommitPoint>) -> F) -> Result<T, Error>
 where
     T: Send + 'static,
@@ -83,11 +80,12 @@ where
 {
     let started = Instant::now();
     let commit_point = Arc::new(CommitPoint::default());
-    let patience = started + limit.mul_f64(0.9);
+    let give_up_at = started + limit.mul_f64(0.9);
     let mut task = tokio::spawn(work(Arc::clone(&commit_point)));
-    let mut waiting = Waiting { commit_point: Arc::clone(&commit_point), patience, over: false };
-    let in_time = timeout_at(patience, &mut task).await;
-    waiting.over = true;
+    let mut caller =
+        WaitingCaller { commit_point: Arc::clone(&commit_point), give_up_at, is_answered: false };
+    let in_time = timeout_at(give_up_at, &mut task).await;
+    caller.is_answered = true;
     let joined = match in_time {
         Ok(joined) => joined,
         Err(_) if commit_point.abandon() => return Err(Error::TooLong { limit, catalog: None }),
@@ -99,82 +97,34 @@ where
     match joined {
         Ok(result) => result,
         Err(failed) => match failed.try_into_panic() {
-            // The transport logs it and answers for every room alike.
+            // The transport logs panics of all rooms and answers for them.
             Ok(panic) => resume_unwind(panic),
             Err(_) => Err(Error::Stopping),
         },
     }
 }
 
-/// That a caller waits. Dropped before that is over, as it is when the client disconnects, it leaves the operation
-/// the time that it would have had.
-struct Waiting {
+/// Stands for a caller that waits. Dropped unanswered, as it is when the client disconnects, it gives the operation up
+/// at the time when a caller that still waited would have.
+struct WaitingCaller {
     commit_point: Arc<CommitPoint>,
-    patience: Instant,
-    over: bool,
+    give_up_at: Instant,
+    is_answered: bool,
 }
 
-impl Drop for Waiting {
+impl Drop for WaitingCaller {
     fn drop(&mut self) {
-        if self.over {
+        if self.is_answered {
             return;
         }
-        self.commit_point.deserted.store(true, Ordering::Release);
-        let (commit_point, patience) = (Arc::clone(&self.commit_point), self.patience);
+        self.commit_point.is_deserted.store(true, Ordering::Release);
+        let (commit_point, give_up_at) = (Arc::clone(&self.commit_point), self.give_up_at);
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(async move {
-                tokio::time::sleep_until(patience).await;
+                tokio::time::sleep_until(give_up_at).await;
                 commit_point.abandon();
             })),
             Err(_) => drop(commit_point.abandon()),
-        }
-    }
-}
-
-/// One lock for each volume's name, kept only while somebody holds it or waits for it.
-#[derive(Debug, Default)]
-pub(super) struct Locks(Mutex<HashMap<VolumeName, Arc<tokio::sync::Mutex<()>>>>);
-
-/// The right to act on one volume; given back when dropped.
-pub(super) struct Held {
-    locks: Arc<Locks>,
-    name: VolumeName,
-    guard: Option<OwnedMutexGuard<()>>,
-}
-
-impl Locks {
-    /// Waits, in the order of calls, until the volume is free; gives up when the caller does.
-    pub(super) async fn hold(
-        self: &Arc<Self>,
-        name: &VolumeName,
-        commit_point: &CommitPoint,
-    ) -> Result<Held, Error> {
-        // From here on `Held` cleans up, also when this future is dropped while it waits.
-        let mut held = Held { locks: Arc::clone(self), name: name.clone(), guard: None };
-        let lock = Arc::clone(self.map().entry(name.clone()).or_default());
-        tokio::select! {
-            biased;
-            () = commit_point.abandoned() => Err(Error::Abandoned),
-            guard = lock.lock_owned() => {
-                held.guard = Some(guard);
-                if commit_point.wanted() { Ok(held) } else { Err(Error::Abandoned) }
-            }
-        }
-    }
-
-    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<VolumeName, Arc<tokio::sync::Mutex<()>>>> {
-        // The map is whole after every statement under this lock, so a panic elsewhere did not spoil it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.guard = None;
-        let mut map = self.locks.map();
-        // Others hold a clone while they wait; new ones are made under the map's lock only.
-        if map.get(&self.name).is_some_and(|lock| Arc::strong_count(lock) == 1) {
-            map.remove(&self.name);
         }
     }
 }
@@ -183,12 +133,8 @@ impl Drop for Held {
 mod tests {
     use super::*;
 
-    fn name(text: &str) -> VolumeName {
-        VolumeName::parse(text).unwrap()
-    }
-
     #[test]
-    fn a_claim_is_decided_once() {
+    fn a_commit_point_is_decided_once() {
         let commit_point = CommitPoint::default();
         assert!(commit_point.decide() && commit_point.decide() && commit_point.wanted());
         assert!(!commit_point.abandon(), "the caller must wait for what was decided");
@@ -242,30 +188,5 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(16)).await;
         assert!(in_the_end.try_recv().is_err(), "it was given up before its time");
         assert!(!(&mut in_the_end).await.unwrap(), "nobody waits for ever");
-    }
-
-    #[tokio::test]
-    async fn one_volume_is_held_once_and_others_are_free() {
-        let locks = Arc::new(Locks::default());
-        let commit_point = CommitPoint::default();
-        let first = locks.hold(&name("a"), &commit_point).await.unwrap();
-        let _other = locks.hold(&name("b"), &commit_point).await.unwrap();
-        let a = name("a");
-        let again = locks.hold(&a, &commit_point);
-        tokio::pin!(again);
-        assert!(tokio::time::timeout(Duration::from_millis(10), &mut again).await.is_err());
-        drop(first);
-        drop(again.await.unwrap());
-        assert_eq!(locks.map().len(), 1, "only `b` is still held");
-    }
-
-    #[tokio::test]
-    async fn an_abandoned_operation_leaves_the_queue_of_a_held_volume() {
-        let locks = Arc::new(Locks::default());
-        let _first = locks.hold(&name("a"), &CommitPoint::default()).await.unwrap();
-        let commit_point = CommitPoint::default();
-        commit_point.abandon();
-        assert!(matches!(locks.hold(&name("a"), &commit_point).await, Err(Error::Abandoned)));
-        assert_eq!(locks.map().len(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! What only the operator asks for: backends and their identities, the trash, and the release of mounts.
+//! What only the operator may ask for: backends and their identities, the trash, and the release of mounts.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,9 +8,10 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::error::Error;
+use super::expiry::expires_at;
+use super::inspect::state_word;
 use super::operation::CommitPoint;
-use super::trash::expires_at;
-use super::{Seen, Service, state_word};
+use super::{Service, VolumeInfo};
 use crate::backend::{Backend, BackendError, Expect, Health, Usage, VolumeState};
 use crate::catalog::{BackendState, CatalogError, Change, Refusal, Removed};
 use crate::model::backend::{BackendId, BackendName};
@@ -20,7 +21,7 @@ use crate::model::options::Ownership;
 use crate::model::volume::{MountId, VolumeName};
 
 /// How long an operator waits for a look at a volume's directory.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is known of a backend.
 #[derive(Debug, Clone)]
@@ -31,7 +32,7 @@ pub struct BackendInfo {
     pub path: PathBuf,
     /// `online`, `offline` or `unmapped`.
     pub state: &'static str,
-    /// Whether it takes no new volumes.
+    /// True if it takes no new volumes.
     pub draining: bool,
     /// Why it is not online.
     pub reason: Option<String>,
@@ -46,7 +47,7 @@ pub struct BackendInfo {
 pub struct TrashedInfo {
     /// The volume and when it was removed.
     pub removed: Arc<Removed>,
-    /// When it will be deleted; nothing while its backend is not in the map.
+    /// When it will be deleted; `None` while its backend is not in the map.
     pub expires_at: Option<OffsetDateTime>,
     /// Why it could not be deleted so far.
     pub blocked: Option<String>,
@@ -55,11 +56,11 @@ pub struct TrashedInfo {
 /// Which mounts to release.
 #[derive(Debug, Clone)]
 pub struct Release {
-    /// Of this volume; of all, when not said.
+    /// Of this volume; `None` means of all.
     pub volume: Option<VolumeName>,
     /// This host's.
     pub host: HostName,
-    /// With this ID; all, when not said.
+    /// With this ID; `None` means all.
     pub id: Option<MountId>,
     /// Also those that may be alive.
     pub alive_too: bool,
@@ -121,17 +122,17 @@ impl Service {
         all
     }
 
-    /// What stands in the place of a volume's directory now, and who owns it; `None` if its backend does not say soon.
-    pub async fn look_at_directory(&self, seen: &Seen) -> Option<(VolumeState, Option<Ownership>)> {
-        let backend = self.backend_of(&seen.volume).ok()?;
+    /// What stands in the place of a volume's directory now, and who owns it; `None` if its backend does not answer soon.
+    pub async fn look_at_directory(&self, info: &VolumeInfo) -> Option<(VolumeState, Option<Ownership>)> {
+        let backend = self.backend_of(&info.volume).ok()?;
         let expect = self.established(backend.name())?;
-        let name = seen.volume.name.clone();
+        let name = info.volume.name.clone();
         let look = move |root: &crate::backend::Root| Ok((root.volume_state(&name)?, root.ownership(&name)?));
-        tokio::time::timeout(LOOK, backend.run(expect, look)).await.ok()?.ok()
+        tokio::time::timeout(LOOK_TIMEOUT, backend.run(expect, look)).await.ok()?.ok()
     }
 
-    /// Gives a backend's directory an identity. With `force` also where the catalog remembers another one, whose
-    /// volumes then have no directory any more.
+    /// Gives a backend's directory an identity. `force` replaces one that the catalog remembers; the volumes of that one
+    /// then have no directory any more.
     pub async fn init_backend(self: &Arc<Self>, name: &BackendName, force: bool) -> Result<BackendId, Error> {
         self.identified(name, move |service, commit_point, backend| async move {
             service.init_in_turn(&commit_point, &backend, force).await
@@ -181,7 +182,7 @@ impl Service {
         Ok(id)
     }
 
-    /// Takes a directory that is a backend already for the one of that name.
+    /// Takes the identity that a backend's directory has already into the catalog.
     pub async fn adopt_backend(self: &Arc<Self>, name: &BackendName) -> Result<BackendId, Error> {
         self.identified(name, |service, commit_point, backend| async move {
             service.adopt_in_turn(&commit_point, &backend).await
@@ -212,7 +213,8 @@ impl Service {
         Ok(found.id)
     }
 
-    /// Has a backend of the map identified while nobody else looks after it, and then looks after it.
+    /// Runs `identify` on a backend of the map while nobody else gives it an identity or recovers it, and then recovers
+    /// it.
     async fn identified<F>(
         self: &Arc<Self>,
         name: &BackendName,
@@ -224,8 +226,8 @@ impl Service {
         let (service, name) = (Arc::clone(self), name.clone());
         self.operate(|commit_point| async move {
             let backend = service.mapped(&name)?;
-            let mending = service.mending(&name);
-            let turn = service.turn(&mending).await?;
+            let recovery = service.recovery.of(&name);
+            let turn = service.turn(&recovery).await?;
             let id = identify(Arc::clone(&service), commit_point, Arc::clone(&backend)).await?;
             drop(turn);
             service.take_up(&backend).await;
@@ -234,7 +236,7 @@ impl Service {
         .await
     }
 
-    /// The removed volumes, those removed first at the beginning.
+    /// The removed volumes in the order of their removal.
     #[must_use]
     pub fn trash(&self) -> Vec<TrashedInfo> {
         let (view, in_force) = (self.catalog.view(), self.in_force.load());
@@ -247,14 +249,14 @@ impl Service {
                     .map
                     .get(&removed.volume.backend)
                     .and_then(|backend| expires_at(removed, backend)),
-                blocked: self.blocked(removed).map(|blocked| blocked.reason),
+                blocked: self.trash.blocked(removed).map(|blocked| blocked.reason),
             })
             .collect();
         all.sort_by_key(|trashed| trashed.removed.at);
         all
     }
 
-    /// Has a removed volume, named or identified, deleted now rather than when its time is over.
+    /// Has a removed volume, given by name or identity, deleted now instead of when its time is over.
     pub async fn expire(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
         let removed = self.find_removed(wanted).await?;
         self.catalog.submit(Change::Expire { id: removed.volume.id, removed: removed.at }).await.map_err(
@@ -263,14 +265,14 @@ impl Service {
                 error => error.into(),
             },
         )?;
-        self.unblock(removed.volume.id);
-        self.purge.notify_one();
+        self.trash.unblock(removed.volume.id);
+        self.trash.wake();
         Ok(removed)
     }
 
-    /// What a release would do.
+    /// What [`release`](Self::release) would do.
     pub async fn would_release(&self, release: &Release) -> Result<Released, Error> {
-        // What is not known here would be neither told nor released.
+        // Mounts that this view does not show would be neither told nor released.
         self.sync().await?;
         let view = self.catalog.view();
         let volumes: Vec<_> = match &release.volume {
@@ -289,7 +291,7 @@ impl Service {
         Ok(Released { released, kept })
     }
 
-    /// Releases mounts by the operator's word, volume after volume: one that fails leaves those before it released.
+    /// Releases mounts, one volume after the other. If one fails, those before it stay released.
     pub async fn release(&self, release: &Release) -> Result<Released, Error> {
         let Released { released: mut planned, kept } = self.would_release(release).await?;
         planned.dedup_by(|(one, _), (other, _)| one == other);
@@ -314,9 +316,9 @@ impl Service {
         })
     }
 
-    /// A backend whose identity was just set is looked through and takes work at once.
+    /// Recovers a backend whose identity was just set, so that it takes work at once.
     async fn take_up(self: &Arc<Self>, backend: &Arc<Backend>) {
-        self.mark_unmended(backend.name());
+        self.recovery.require(backend.name());
         if let Err(error) = self.ready(backend).await {
             log::warn!("backend {}: {}", backend.name(), crate::error::chain(&error));
         }

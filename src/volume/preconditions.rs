@@ -1,12 +1,12 @@
-//! What an operation may take for settled about a volume: nothing is half-done about it, or what is half-done is mended
-//! first, or waited for where another instance is at it.
+//! What holds for a volume before an operation on it begins: nothing about it is half-done. If something is, it is
+//! recovered first, or waited for while another instance is working on it.
 //!
-//! Decides nothing; it asks [`super::recover`] to mend.
+//! The decisions are `recovery`'s.
 
 use std::sync::Arc;
 
 use super::Service;
-use super::consistency::Backoff;
+use super::consistency::PeerBackoff;
 use super::error::Error;
 use super::recovery::is_half_made;
 use crate::backend::{Backend, Expect, VolumeState};
@@ -14,25 +14,25 @@ use crate::catalog::Volume;
 use crate::model::volume::VolumeName;
 
 impl Service {
-    /// The volume of that name once nothing about it is half-done: nothing, when there is none. An instance that is
-    /// making it is waited for, a while.
-    pub(super) async fn settled(self: &Arc<Self>, name: &VolumeName) -> Result<Option<Arc<Volume>>, Error> {
-        let mut backoff = Backoff::new();
+    /// The volume of that name once nothing about it is half-done; `None` if there is none. Waits a while for another
+    /// instance that is making it.
+    pub(super) async fn recovered(self: &Arc<Self>, name: &VolumeName) -> Result<Option<Arc<Volume>>, Error> {
+        let mut backoff = PeerBackoff::new();
         loop {
-            match self.settled_now(name).await {
-                // Another instance is at it, or at one that got this name since the last look.
-                Err(Error::NotMended(_))
+            match self.recovered_now(name).await {
+                // Another instance is working on it, or on a volume that got this name since the last look.
+                Err(Error::RecoveryPending(_))
                     if self.is_shared() && !self.is_displaced(name) && backoff.wait().await =>
                 {
                     self.sync().await?;
                 }
-                settled => return settled,
+                recovered => return recovered,
             }
         }
     }
 
-    async fn settled_now(self: &Arc<Self>, name: &VolumeName) -> Result<Option<Arc<Volume>>, Error> {
-        self.note_lost();
+    async fn recovered_now(self: &Arc<Self>, name: &VolumeName) -> Result<Option<Arc<Volume>>, Error> {
+        self.recovery.note_lost_peers(&self.in_force.load().map);
         let now = || self.catalog.view().volumes.get(name).cloned();
         let Some(mut volume) = now() else { return Ok(None) };
         if is_half_made(&volume) && self.is_shared() {
@@ -43,48 +43,48 @@ impl Service {
                 None => return Ok(None),
             }
         }
-        let mending = self.mending(&volume.backend);
-        let is_unsettled = |volume: &Arc<Volume>| is_half_made(volume) || mending.is_displaced(volume.id);
-        if is_unsettled(&volume) {
-            self.mark_unmended(&volume.backend);
+        let recovery = self.recovery.of(&volume.backend);
+        let is_half_done = |volume: &Arc<Volume>| is_half_made(volume) || recovery.is_displaced(volume.id);
+        if is_half_done(&volume) {
+            recovery.require();
         }
-        if mending.is_done() {
+        if recovery.is_done() {
             return Ok(Some(volume));
         }
         let backend = match self.backend_of(&volume) {
             Ok(backend) => backend,
-            // Whether it is going to be whole is known only where its backend is mapped.
+            // Without its backend it cannot be known whether the volume becomes whole.
             Err(unmapped) if is_half_made(&volume) => return Err(unmapped),
-            // Whether the directory of one that was whole still is so, need not be known here.
+            // A volume that was whole counts as whole, whatever its directory has become.
             Err(_) => return Ok(Some(volume)),
         };
         self.ready(&backend).await?;
         match now() {
-            Some(volume) if is_unsettled(&volume) => Err(Error::NotMended(name.clone())),
-            settled => Ok(settled),
+            Some(volume) if is_half_done(&volume) => Err(Error::RecoveryPending(name.clone())),
+            recovered => Ok(recovered),
         }
     }
 
-    /// Whether what stands under that volume's name is not its directory, as far as the last look told.
+    /// Returns true if the last recovery found something else than the volume's directory under its name.
     fn is_displaced(&self, name: &VolumeName) -> bool {
         let view = self.catalog.view();
-        view.volumes.get(name).is_some_and(|volume| self.mending(&volume.backend).is_displaced(volume.id))
+        view.volumes.get(name).is_some_and(|volume| self.recovery.of(&volume.backend).is_displaced(volume.id))
     }
 
-    /// Whether another instance is moving the directory of that volume, as far as the last look told.
+    /// Returns true if the last recovery found another instance moving the volume's directory.
     pub(super) fn is_elsewhere(&self, name: &VolumeName) -> bool {
         let view = self.catalog.view();
-        view.volumes.get(name).is_some_and(|volume| self.mending(&volume.backend).is_elsewhere(volume.id))
+        view.volumes.get(name).is_some_and(|volume| self.recovery.of(&volume.backend).is_elsewhere(volume.id))
     }
 
-    /// Whether a volume that this instance was making or restoring is whole without it: its directory is not where it
-    /// was to be taken from, because another instance took this one for lost and finished what it had begun.
+    /// Returns true if another instance finished a volume that this one was making or restoring. It does so when it takes
+    /// this instance for lost; the directory is then not where this one was to take it from.
     pub(super) async fn is_whole(&self, backend: &Backend, expect: Expect, volume: &Volume) -> bool {
         let (id, name) = (volume.id, volume.name.clone());
         if !self.is_shared() || self.sync().await.is_err() {
             return false;
         }
-        // A record that is still hidden is still this instance's: nobody else finished it.
+        // A record that is still hidden was finished by nobody else.
         let view = self.catalog.view();
         if !view.volumes.get(&name).is_some_and(|now| now.id == id && now.visible) {
             return false;

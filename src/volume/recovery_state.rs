@@ -1,35 +1,99 @@
-//! What is known of a backend about things left half-done.
+//! What this process knows of each backend's need for recovery.
 
 use std::collections::{HashMap, HashSet};
+use std::future::pending;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::model::backend::BackendId;
+use tokio::sync::watch;
+
+use crate::backend;
+use crate::catalog::News;
+use crate::model::backend::BackendName;
 use crate::model::volume::VolumeId;
 
-/// How long a staged directory without a record is left alone where several instances make volumes: whoever made it has
-/// given up by then, or was lost.
-const UNRECORDED: Duration = Duration::from_secs(120);
+/// After how long a staged directory without a record counts as abandoned where several instances make volumes: by then
+/// whoever made it has given up, or was lost.
+const UNRECORDED_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Whether a backend was looked through since something on it may have been left half-done.
+/// The state of recovery of all backends, and what is known of lost peers.
 #[derive(Debug)]
-pub(super) struct RecoveryState {
-    /// Counts what may have been left; begins at 1, because a crash may have come before this process.
-    pub(super) damage: AtomicU64,
-    /// The damage that was mended.
-    pub(super) mended: AtomicU64,
-    /// One task mends at a time.
-    pub(super) turn: tokio::sync::Mutex<()>,
-    /// What the last look found and left.
-    left: Mutex<Left>,
-    /// The identity that this process chose for the backend, where no catalog knew one.
-    chosen: Mutex<Option<BackendId>>,
+pub(super) struct Recovery {
+    backends: Mutex<HashMap<BackendName, Arc<BackendRecovery>>>,
+    /// What the catalog tells of other instances; `None` if there can be none.
+    peers: Option<watch::Receiver<News>>,
+    /// How many lost peers recovery has been required for.
+    peers_lost: AtomicU64,
 }
 
-/// What was found and left.
+impl Recovery {
+    pub(super) fn new(peers: Option<watch::Receiver<News>>) -> Self {
+        Self { backends: Mutex::default(), peers, peers_lost: AtomicU64::new(0) }
+    }
+
+    pub(super) fn of(&self, backend: &BackendName) -> Arc<BackendRecovery> {
+        // The map is whole after every statement under this lock.
+        let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        match backends.get(backend) {
+            Some(known) => Arc::clone(known),
+            None => Arc::clone(backends.entry(backend.clone()).or_default()),
+        }
+    }
+
+    /// Has the backend searched for half-done work before its next operation.
+    pub(super) fn require(&self, backend: &BackendName) {
+        self.of(backend).require();
+    }
+
+    /// Requires recovery of every backend if a peer was lost since the last call: the instances that are left finish
+    /// or undo what it had begun.
+    pub(super) fn note_lost_peers(&self, map: &backend::Map) {
+        let Some(peers) = &self.peers else { return };
+        let lost = peers.borrow().lost;
+        if self.peers_lost.swap(lost, Ordering::AcqRel) != lost {
+            for backend in map.iter() {
+                self.require(backend.name());
+            }
+        }
+    }
+
+    /// News of other instances from now on.
+    pub(super) fn peer_news(&self) -> PeerNews {
+        PeerNews(self.peers.clone())
+    }
+}
+
+/// A subscription to what other instances do.
+pub(super) struct PeerNews(Option<watch::Receiver<News>>);
+
+impl PeerNews {
+    /// Resolves when there is something new; never, once there can be nothing new.
+    pub(super) async fn changed(&mut self) {
+        if let Some(news) = &mut self.0 {
+            if news.changed().await.is_ok() {
+                return;
+            }
+            self.0 = None;
+        }
+        pending::<()>().await;
+    }
+}
+
+/// Whether one backend may hold half-done work, and what its last recovery had to leave.
+#[derive(Debug)]
+pub(super) struct BackendRecovery {
+    /// How often recovery was required. Begins at 1, because a crash may have come before this process.
+    required: AtomicU64,
+    /// The value of `required` that the last recovery covered.
+    covered: AtomicU64,
+    turn: tokio::sync::Mutex<()>,
+    leftovers: Mutex<Leftovers>,
+}
+
+/// What a recovery found and could not finish.
 #[derive(Debug, Default)]
-pub(super) struct Left {
+pub(super) struct Leftovers {
     /// Volumes whose directories lie in the trash and cannot come back, because something else took their names.
     pub(super) displaced: HashSet<VolumeId>,
     /// Volumes whose directories another instance is moving.
@@ -38,73 +102,86 @@ pub(super) struct Left {
     pub(super) unrecorded: HashMap<VolumeId, Instant>,
 }
 
-impl Default for RecoveryState {
+impl Default for BackendRecovery {
     fn default() -> Self {
         Self {
-            damage: AtomicU64::new(1),
-            mended: AtomicU64::new(0),
+            required: AtomicU64::new(1),
+            covered: AtomicU64::new(0),
             turn: tokio::sync::Mutex::default(),
-            left: Mutex::default(),
-            chosen: Mutex::default(),
+            leftovers: Mutex::default(),
         }
     }
 }
 
-impl RecoveryState {
-    /// This process chose an identity for the backend, and nobody else writes it.
-    pub(super) fn choose(&self, id: BackendId) {
-        *self.chosen.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
-    }
-
-    /// Whether this process chose that identity.
-    pub(super) fn chose(&self, id: BackendId) -> bool {
-        *self.chosen.lock().unwrap_or_else(PoisonError::into_inner) == Some(id)
+impl BackendRecovery {
+    /// Has the backend searched for half-done work before its next operation.
+    pub(super) fn require(&self) {
+        self.required.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.mended.load(Ordering::Acquire) == self.damage.load(Ordering::Acquire)
+        self.pending().is_none()
     }
 
-    /// Whether what stands under the volume's name is not its directory.
+    /// What a recovery that begins now has to pass to [`finish`](Self::finish); `None` if none is required.
+    pub(super) fn pending(&self) -> Option<u64> {
+        let required = self.required.load(Ordering::Acquire);
+        (self.covered.load(Ordering::Acquire) != required).then_some(required)
+    }
+
+    /// A recovery that began when `covered` was pending has ended.
+    pub(super) fn finish(&self, covered: u64, leftovers: Leftovers) {
+        *self.leftovers() = leftovers;
+        self.covered.store(covered, Ordering::Release);
+    }
+
+    /// Held by the one task that may give the backend an identity or recover it.
+    pub(super) fn turn(&self) -> &tokio::sync::Mutex<()> {
+        &self.turn
+    }
+
+    /// Returns true if something else stands under the volume's name than its directory.
     pub(super) fn is_displaced(&self, id: VolumeId) -> bool {
-        self.left().displaced.contains(&id)
+        self.leftovers().displaced.contains(&id)
     }
 
-    /// Whether another instance was moving the volume's directory at the last look.
+    /// Returns true if another instance was moving the volume's directory during the last recovery.
     pub(super) fn is_elsewhere(&self, id: VolumeId) -> bool {
-        self.left().elsewhere.contains(&id)
+        self.leftovers().elsewhere.contains(&id)
     }
 
-    /// Since when a staged directory is known to have no record.
+    /// When a staged directory was first seen to have no record.
     pub(super) fn unrecorded_since(&self, id: VolumeId) -> Instant {
-        self.left().unrecorded.get(&id).copied().unwrap_or_else(Instant::now)
+        self.leftovers().unrecorded.get(&id).copied().unwrap_or_else(Instant::now)
     }
 
-    pub(super) fn leave(&self, left: Left) {
-        *self.left() = left;
+    /// Returns true if the leftovers have to be looked at again: others may have finished with them, or abandoned them.
+    pub(super) fn is_retry_due(&self) -> bool {
+        let leftovers = self.leftovers();
+        !leftovers.elsewhere.is_empty() || leftovers.unrecorded.values().any(|since| is_abandoned(*since))
     }
 
-    /// Whether it is time for another look at what was left to time or to others.
-    pub(super) fn is_due(&self) -> bool {
-        let left = self.left();
-        !left.elsewhere.is_empty() || left.unrecorded.values().any(|since| is_abandoned(*since))
+    fn leftovers(&self) -> MutexGuard<'_, Leftovers> {
+        // They are whole after every statement under this lock.
+        self.leftovers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn left(&self) -> MutexGuard<'_, Left> {
-        // It is whole after every statement under this lock.
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Replaces the leftovers.
+    #[cfg(test)]
+    pub(super) fn leave(&self, leftovers: Leftovers) {
+        *self.leftovers() = leftovers;
     }
 
-    /// Makes what was seen without a record look older.
+    /// Makes directories without a record look older.
     #[cfg(test)]
     pub(super) fn age(&self) {
-        for since in self.left().unrecorded.values_mut() {
-            *since = since.checked_sub(UNRECORDED).unwrap();
+        for since in self.leftovers().unrecorded.values_mut() {
+            *since = since.checked_sub(UNRECORDED_TIMEOUT).unwrap();
         }
     }
 }
 
-/// Whether a directory that is known to have no record since then belongs to nobody any more.
+/// Returns true if a directory that was first seen without a record at `since` belongs to nobody any more.
 pub(super) fn is_abandoned(since: Instant) -> bool {
-    since.elapsed() >= UNRECORDED
+    since.elapsed() >= UNRECORDED_TIMEOUT
 }

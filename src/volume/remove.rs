@@ -1,36 +1,37 @@
 //! Remove: a volume's directory goes to the trash under the volume's identity.
 //!
-//! Data is never deleted here, and never moved on the word of a caller who is then told that nothing was done.
+//! Nothing is deleted here, and nothing is moved for a caller who is then told that nothing was done.
 //!
-//! # Where several instances serve the catalog
+//! # Several instances on one catalog
 //!
-//! A Remove claims the volume's directory against the others, looks once more whether nobody mounts it, renames the
-//! directory to the trash and only then records the removal. An instance that stood still for long enough is taken for
-//! lost, and its claim with it: another one puts the directory back, and the first goes on without knowing. So what
-//! counts is the record, and after it the directory follows it:
+//! A Remove claims the volume's directory against the others, checks once more that nobody has it mounted, renames the
+//! directory to the trash, and only then records the removal. An instance that stands still for long enough is taken for
+//! lost, and loses its claim: another one puts the directory back, and the first goes on without knowing. So the record
+//! decides, and the directory follows it:
 //!
-//! - The removal was recorded: it is looked whether the directory is still in the trash. Where it was put back, it is
-//!   claimed anew and goes there again, unless its name or its entry in the trash is somebody's by then.
-//! - The removal was refused or not recorded: the directory is claimed anew and goes back to its name only if the
-//!   volume still stands in a view that is fresh. Where another instance removed the volume, the directory stays in the
-//!   trash, which is that one's by then; and where a later volume has the name, and what this operation moved was that
-//!   one's directory, it gets it back before the trash is believed to hold the first one's.
-//! - Whoever brings a directory back from the trash, for a Restore or for what was cut off, and then hears that the
-//!   volume is removed again, takes it there again in the same way.
-//! - Whatever cannot be claimed or looked at now is left to [`super::recover`], of whichever instance.
+//! - The removal was recorded: the directory should still be in the trash. If it was put back, it is claimed again and
+//!   goes to the trash once more, unless its name or its entry in the trash is another volume's by then.
+//! - The removal was refused or not recorded: the directory is claimed again, and goes back to its name only if the volume
+//!   still stands in an up-to-date view. If another instance removed the volume, the directory stays in the trash, which
+//!   is that instance's by then. If a later volume has the name, and the directory that was moved is that one's, it gets
+//!   it back before the trash is believed to hold the first one's.
+//! - Whoever brings a directory back from the trash, for a Restore or in recovery, and then learns that the volume was
+//!   removed again, moves it to the trash once more in the same way.
+//! - What cannot be claimed or looked at now is left to `recovery`, of whichever instance.
 //!
-//! In each of these orders the directory has one of its two names at any time, and whoever dies in between leaves what
-//! a Remove that was cut off leaves.
+//! In each of these orders the directory has one of its two names at any time. Whoever dies in between leaves what a
+//! Remove that was cut off leaves.
 
 use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::consistency::Backoff;
+use super::consistency::PeerBackoff;
 use super::error::Error;
 use super::operation::CommitPoint;
+use super::rights::{in_sight, permit};
 use super::step::step;
-use super::{DirectoryLock, Holders, InForce, Service, in_sight, log_done, permit};
+use super::{DirectoryLock, Holders, InForce, Service, log_done};
 use crate::backend::{Backend, BackendError, Expect, Root, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
@@ -50,7 +51,7 @@ impl Service {
     ) -> Result<Option<VolumeId>, Error> {
         let (service, caller) = (Arc::clone(self), caller.clone());
         self.operate(|commit_point| async move {
-            let _held = service.locks.hold(&name, &commit_point).await?;
+            let _held = service.locks.volumes.hold(&name, &commit_point).await?;
             service.remove_held(&commit_point, &caller, &name).await
         })
         .await
@@ -63,9 +64,9 @@ impl Service {
         name: &VolumeName,
     ) -> Result<Option<VolumeId>, Error> {
         let in_force = self.in_force.load_full();
-        let mut backoff = Backoff::new();
-        let (volume, backend, expect, moving) = loop {
-            let volume = match self.certain(|| self.removable(&in_force, caller, name)).await {
+        let mut backoff = PeerBackoff::new();
+        let (volume, backend, expect, lock) = loop {
+            let volume = match self.retry_after_sync(|| self.removable(&in_force, caller, name)).await {
                 Err(Error::NoSuchVolume(_)) => {
                     self.log_limit.log(log::Level::Info, "unknown remove", &caller.host, || {
                         format!(
@@ -84,11 +85,11 @@ impl Service {
             }
             let backend = self.backend_of(&volume)?;
             let expect = self.ready(&backend).await?;
-            if let Some((other, naming)) = self.twin(&backend, expect, name).await? {
-                // Its directory is the other one's, too, whose data must stay.
+            if let Some((other, folding)) = self.twin(&backend, expect, name).await? {
+                // Its directory is also the other volume's, whose data must stay.
                 log::warn!(
                     "the directory of volume {name} is left: it is that of volume {other}, because the storage of backend \
-                     {} {naming}",
+                     {} {folding}",
                     backend.name()
                 );
                 self.record_removal(commit_point, &volume, false).await?;
@@ -98,22 +99,23 @@ impl Service {
             if !commit_point.wanted() {
                 return Err(Error::Abandoned);
             }
-            // A claim that is of no use is given back before the wait: another instance may need the directory.
-            let claimed = self.claimed(backend.name(), volume.id).await?.filter(|_| self.is_unused(&volume));
+            // A useless claim is given back before the wait: another instance may need the directory.
+            let claimed =
+                self.claim_directory(backend.name(), volume.id).await?.filter(|_| self.is_unused(&volume));
             match claimed {
-                Some(moving) => break (volume, backend, expect, moving),
-                // Another instance is at it, or has changed it since we looked.
+                Some(lock) => break (volume, backend, expect, lock),
+                // Another instance is working on it, or has changed it since we looked.
                 None if self.is_shared() && backoff.wait().await => self.sync().await?,
-                None => return Err(Error::NotMended(name.clone())),
+                None => return Err(Error::RecoveryPending(name.clone())),
             }
         };
         step("remove:begun");
         let id = volume.id;
         let directory = name.clone();
         let trash = move |root: &Root| match root.trash(&directory, id) {
-            // Whoever was to bring it back from the trash was cut off: it is where it is to go.
-            Err(BackendError::Missing { .. }) if root.is_trashed(id)? => Ok(Trashed::Before),
-            done => done.map(|()| Trashed::Now),
+            // A restoration was cut off: the directory is still where it has to go.
+            Err(BackendError::Missing { .. }) if root.is_trashed(id)? => Ok(TrashedWhen::Before),
+            done => done.map(|()| TrashedWhen::Now),
         };
         let trashed = match backend.run(expect, trash).await {
             Ok(trashed) => Some(trashed),
@@ -126,7 +128,7 @@ impl Service {
             }
             Err(error) => {
                 if error.effect_unknown() {
-                    self.leave_to_recovery(&moving, name, &error);
+                    self.leave_to_recovery(&lock, name, &error);
                 }
                 return Err(error.into());
             }
@@ -135,7 +137,7 @@ impl Service {
         let keep = trashed.is_some();
         if let Err(error) = self.record_removal(commit_point, &volume, keep).await {
             if let Some(trashed) = trashed
-                && self.put_back(&moving, &backend, expect, &volume, trashed).await == Stands::Removed
+                && self.put_back(&lock, &backend, expect, &volume, trashed).await == RecordFate::Removed
             {
                 log::info!("volume {name} was removed by another instance meanwhile");
                 return Ok(self.catalog.view().trash.contains_key(&id).then_some(id));
@@ -144,14 +146,14 @@ impl Service {
         }
         step("remove:recorded");
         if keep {
-            self.follow_record(&moving, &backend, expect, &volume).await;
+            self.follow_record(&lock, &backend, expect, &volume).await;
         }
-        if trashed == Some(Trashed::Before) {
-            // Perhaps its deletion had begun, and the record is to say so.
-            self.mark_unmended(backend.name());
+        if trashed == Some(TrashedWhen::Before) {
+            // Its deletion may have begun, which the record then has to say.
+            self.recovery.require(backend.name());
         }
         log_done("removed", name, caller);
-        self.purge.notify_one();
+        self.trash.wake();
         Ok(keep.then_some(id))
     }
 
@@ -166,7 +168,7 @@ impl Service {
             return Err(Error::NoSuchVolume(name.to_string()));
         }
         let volume = self
-            .settled(name)
+            .recovered(name)
             .await?
             .filter(|volume| in_sight(&in_force.access, &self.catalog.view(), caller, volume))
             .ok_or_else(|| Error::NoSuchVolume(name.to_string()))?;
@@ -177,7 +179,7 @@ impl Service {
         Ok(volume)
     }
 
-    /// Whether a volume is still what it was when it was looked at, and nobody uses it, in a view that is fresh.
+    /// Returns true if an up-to-date view shows the volume unchanged and not mounted.
     fn is_unused(&self, volume: &Volume) -> bool {
         !self.is_shared()
             || self.catalog.view().volumes.get(&volume.name).is_some_and(|now| {
@@ -190,7 +192,7 @@ impl Service {
         Error::Mounted { name: volume.name.clone(), holders }
     }
 
-    /// The removal becomes true here, or the caller was told before that it did not.
+    /// Records the removal, which is the operation's point of no return.
     async fn record_removal(
         &self,
         commit_point: &CommitPoint,
@@ -204,9 +206,9 @@ impl Service {
             Change::Remove { name: volume.name.clone(), id: volume.id, at: OffsetDateTime::now_utc(), keep };
         match self.catalog.submit(remove).await {
             Ok(_) => Ok(()),
-            // Another instance was quicker, and there is no directory to follow it.
+            // Another instance was quicker, and no directory has to follow.
             Err(CatalogError::Refused(Refusal::NoSuchVolume)) if !keep => Ok(()),
-            // It was mounted after our look: the catalog decides.
+            // It was mounted after we looked: the catalog decides.
             Err(CatalogError::Refused(Refusal::Mounted(now))) => Err(self.in_use(&now)),
             Err(error) => Err(error.into()),
         }
@@ -215,30 +217,30 @@ impl Service {
     /// The directory of a volume whose removal was not recorded goes back to its name, where the volume still stands.
     async fn put_back(
         self: &Arc<Self>,
-        moving: &DirectoryLock,
+        lock: &DirectoryLock,
         backend: &Backend,
         expect: Expect,
         volume: &Volume,
-        trashed: Trashed,
-    ) -> Stands {
+        trashed: TrashedWhen,
+    ) -> RecordFate {
         let (id, name) = (volume.id, volume.name.clone());
-        let mut backoff = Backoff::new();
+        let mut backoff = PeerBackoff::new();
         loop {
-            match moving.claim_again().await {
+            match lock.claim_again().await {
                 Ok(true) => break,
                 // Another instance puts it back, or deletes it for good.
                 Ok(false) if backoff.wait().await => {}
                 Ok(false) => {
-                    moving.leave_half_done();
-                    return Stands::Unknown;
+                    lock.leave_half_done();
+                    return RecordFate::Unknown;
                 }
                 Err(error) => {
                     log::error!(
                         "the directory of volume {name} is in the trash and goes back when the catalog answers: {}",
                         chain(&error)
                     );
-                    moving.leave_half_done();
-                    return Stands::Unknown;
+                    lock.leave_half_done();
+                    return RecordFate::Unknown;
                 }
             }
         }
@@ -247,51 +249,53 @@ impl Service {
         match view.volumes.get(&name) {
             Some(now) if now.id == id => {}
             // The trash may still tell of the one that was meant although its directory was gone from there.
-            Some(later) if later.backend == *backend.name() && (trashed == Trashed::Now || !is_in_trash) => {
+            Some(later)
+                if later.backend == *backend.name() && (trashed == TrashedWhen::Now || !is_in_trash) =>
+            {
                 return self.give_to(later, backend, expect, id).await;
             }
-            _ if is_in_trash => return Stands::Removed,
+            _ if is_in_trash => return RecordFate::Removed,
             _ => {
                 log::error!("volume {name} was forgotten by another instance: .volhost/trash/{id} is left");
-                return Stands::Unknown;
+                return RecordFate::Unknown;
             }
         }
         match backend.run(expect, move |root| root.untrash(id, &name)).await {
             Ok(()) => {}
             // Another instance put it back already.
             Err(BackendError::Missing { .. }) if self.is_shared() => {}
-            Err(error) => self.leave_to_recovery(moving, &volume.name, &error),
+            Err(error) => self.leave_to_recovery(lock, &volume.name, &error),
         }
-        Stands::Recorded
+        RecordFate::Recorded
     }
 
-    /// A volume was removed, deleted and made anew while this instance stood still: what it moved to the trash, as the
-    /// directory of the volume `id`, is that of the later one, which gets it back.
+    /// Gives a directory back to a later volume of the same name. The volume `id` was removed, deleted and made again while
+    /// this instance stood still; what it then moved to the trash as `id` is the later volume's directory.
     async fn give_to(
         self: &Arc<Self>,
         later: &Arc<Volume>,
         backend: &Backend,
         expect: Expect,
         id: VolumeId,
-    ) -> Stands {
+    ) -> RecordFate {
         let name = later.name.clone();
-        let mut backoff = Backoff::new();
+        let mut backoff = PeerBackoff::new();
         loop {
-            match self.claimed(backend.name(), later.id).await {
-                Ok(Some(_moving)) => {
+            match self.claim_directory(backend.name(), later.id).await {
+                Ok(Some(_lock)) => {
                     let give = move |root: &Root| match root.volume_state(&name)? {
                         VolumeState::Missing => root.untrash(id, &name),
                         VolumeState::Directory | VolumeState::NotADirectory(_) => Ok(()),
                     };
                     return match backend.run(expect, give).await {
-                        Ok(()) => Stands::Removed,
+                        Ok(()) => RecordFate::Removed,
                         Err(error) => {
                             log::error!(
                                 "the directory of volume {} is in .volhost/trash/{id}: move it back under its name: {}",
                                 later.name,
                                 chain(&error)
                             );
-                            Stands::Unknown
+                            RecordFate::Unknown
                         }
                     };
                 }
@@ -302,17 +306,17 @@ impl Service {
                          under its name",
                         later.name
                     );
-                    return Stands::Unknown;
+                    return RecordFate::Unknown;
                 }
             }
         }
     }
 
-    /// The directory of a volume whose removal was recorded is in the trash, or goes there again: an instance that took
-    /// this one for lost may have put it back.
+    /// Makes sure that the directory of a volume whose removal was recorded is in the trash: an instance that took this one
+    /// for lost may have put it back.
     pub(super) async fn follow_record(
         &self,
-        moving: &DirectoryLock,
+        lock: &DirectoryLock,
         backend: &Backend,
         expect: Expect,
         volume: &Volume,
@@ -321,7 +325,7 @@ impl Service {
             return;
         }
         let (id, name) = (volume.id, &volume.name);
-        let mut backoff = Backoff::new();
+        let mut backoff = PeerBackoff::new();
         loop {
             match backend.run(expect, move |root| root.is_trashed(id)).await {
                 Ok(true) => return,
@@ -331,7 +335,7 @@ impl Service {
                     return;
                 }
             }
-            match moving.claim_again().await {
+            match lock.claim_again().await {
                 Ok(true) => break,
                 Ok(false) if backoff.wait().await => {}
                 Ok(false) | Err(_) => {
@@ -345,7 +349,7 @@ impl Service {
             }
         }
         let view = self.catalog.view();
-        // It was deleted for good or restored meanwhile, or a later volume has the name.
+        // It was deleted or restored meanwhile, or a later volume has the name.
         if !view.trash.contains_key(&id) || view.volumes.contains_key(name) {
             return;
         }
@@ -364,16 +368,16 @@ impl Service {
 
 /// When a volume's directory came to the trash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trashed {
+enum TrashedWhen {
     /// By this operation: whatever stood under the name lies there now.
     Now,
     /// Before it.
     Before,
 }
 
-/// What became of the record of a volume whose removal was not recorded by this instance.
+/// What became of the record of a volume whose removal this instance could not record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stands {
+enum RecordFate {
     /// It stands.
     Recorded,
     /// Another instance removed it, and its directory is where that one left it.

@@ -1,8 +1,8 @@
 //! Restore: a removed volume's directory comes back from the trash.
 //!
-//! The record comes first, then the rename: what is cut off between them is finished by [`super::recover`], because the
-//! volume's directory lies in the trash while its record stands. How a directory follows its record where several
-//! instances serve the catalog is told in [`super::remove`].
+//! The record comes first, then the rename. If it is cut off between them, `recovery` finishes it, because the volume's
+//! directory lies in the trash while its record stands. `remove` tells how a directory follows its record when several
+//! instances serve the catalog.
 
 use std::future::ready;
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use crate::host::Caller;
 use crate::model::volume::VolumeId;
 
 impl Service {
-    /// Brings a removed volume back under its name: the latest one removed of that name, or the one with that
-    /// identity. Not one whose data is being deleted: what came back would not be whole.
+    /// Brings a removed volume back under its name: the last one removed of that name, or the one with that identity. A
+    /// volume whose data is being deleted is refused, because it would not be whole.
     pub async fn restore(self: &Arc<Self>, caller: &Caller, wanted: &str) -> Result<Arc<Volume>, Error> {
         let removed = self.find_removed(wanted).await?;
         let (service, caller) = (Arc::clone(self), caller.clone());
         self.operate(|commit_point| async move {
-            let _held = service.locks.hold(&removed.volume.name, &commit_point).await?;
+            let _held = service.locks.volumes.hold(&removed.volume.name, &commit_point).await?;
             service.restore_held(&commit_point, &caller, &removed.volume).await
         })
         .await
@@ -45,12 +45,12 @@ impl Service {
         if !commit_point.wanted() {
             return Err(Error::Abandoned);
         }
-        let moving = self.moving(backend.name(), id);
-        // After nobody here can begin to delete it any more.
+        let lock = self.lock_directory(backend.name(), id);
+        // Only once it is locked, so that nobody in this process can begin to delete it afterwards.
         if self.is_being_deleted(&backend, expect, id).await? {
             return Err(Error::BeingDeleted(name));
         }
-        let Some(moving) = moving else { return Err(Error::NotMended(name)) };
+        let Some(lock) = lock else { return Err(Error::RecoveryPending(name)) };
         let removed = match self.catalog.submit(Change::Restore(id)).await {
             Ok(outcome) => outcome.trashed.map_or_else(OffsetDateTime::now_utc, |removed| removed.at),
             Err(CatalogError::Refused(Refusal::Exists(_))) => return Err(Error::Exists(name)),
@@ -68,22 +68,22 @@ impl Service {
         };
         if let Err(error) = renamed {
             if error.effect_unknown() {
-                self.leave_to_recovery(&moving, &name, &error);
+                self.leave_to_recovery(&lock, &name, &error);
             } else if let Err(failed) =
                 self.catalog.submit(Change::Unrestore { name: name.clone(), id, at: removed }).await
             {
                 log::error!("volume {name} was not restored, but its record stays: {}", chain(&failed));
-                moving.leave_half_done();
+                lock.leave_half_done();
             }
             return Err(error.into());
         }
         step("restore:renamed");
-        let outcome = match self.show(&moving, volume).await {
+        let outcome = match self.show(&lock, volume).await {
             Ok(outcome) => outcome,
             Err(error) => {
                 if matches!(error, CatalogError::Refused(Refusal::NoSuchVolume)) {
-                    // Others took this one for lost, finished it, and removed the volume again.
-                    self.follow_record(&moving, &backend, expect, volume).await;
+                    // Others took this instance for lost, finished the restoration, and removed the volume again.
+                    self.follow_record(&lock, &backend, expect, volume).await;
                 }
                 return Err(error.into());
             }
@@ -92,9 +92,9 @@ impl Service {
         Ok(outcome.after.unwrap_or_else(|| Arc::clone(volume)))
     }
 
-    /// The removed volume that an operator means by a name or an identity.
+    /// The removed volume that a name or an identity stands for.
     pub(super) async fn find_removed(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
-        self.certain(|| {
+        self.retry_after_sync(|| {
             let view = self.catalog.view();
             let by_id = wanted.parse::<VolumeId>().ok().and_then(|id| view.trash.get(&id));
             let found = by_id.or_else(|| view.removed(wanted)).cloned();

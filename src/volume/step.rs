@@ -1,4 +1,4 @@
-//! The durable steps of operations, by name, so that a test can stop the process at each of them in turn.
+//! The durable steps of operations: failpoints at which a test can stop the process.
 
 use crate::failpoint::stop_if_asked;
 

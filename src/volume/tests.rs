@@ -7,17 +7,22 @@ mod several;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
+use time::OffsetDateTime;
 
-use super::trash::{Left, Work};
+use super::inspect::state_word;
+use super::purge::{PurgeTurn, PurgeWork};
 use super::*;
-use crate::backend::fuse::{Control, FuseFs, Op};
 use crate::backend::{Expect, Map};
 use crate::catalog::{CatalogError, Removed, Submitted};
 use crate::host::{Certified, Via};
 use crate::model::backend::BackendSettings;
+use crate::model::options::Options;
+use crate::model::volume::VolumeId;
+use volhost_test_fuse::{Control, FuseFs, Op};
 
 /// How long a request may take here: long enough for a slow machine, short enough to be waited for.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -93,12 +98,12 @@ impl Service {
         self: &Arc<Self>,
         backend: &Arc<Backend>,
         removed: &Removed,
-    ) -> Result<Left, Error> {
-        let mut work = Work::default();
+    ) -> Result<PurgeTurn, Error> {
+        let mut work = PurgeWork::default();
         loop {
             match self.purge_turn(backend, removed, &mut work).await? {
-                Left::Some => {}
-                left @ (Left::Nothing | Left::Blocked) => return Ok(left),
+                PurgeTurn::Unfinished => {}
+                turn @ (PurgeTurn::Done | PurgeTurn::Blocked) => return Ok(turn),
             }
         }
     }
@@ -163,7 +168,7 @@ impl World {
     async fn restart_with(&mut self, refused: fn(&Change) -> bool) {
         self.catalog.close().await;
         (self.catalog, self.service) =
-            begin_with(self.dir.path(), &self.root, refused, Forgiven::default().window()).await;
+            begin_with(self.dir.path(), &self.root, refused, IgnoredUnmounts::default().window()).await;
     }
 
     async fn create(&self, text: &str) -> Result<Arc<Volume>, Error> {
@@ -174,9 +179,9 @@ impl World {
         self.service.remove(&engine(), name(text)).await
     }
 
-    async fn mount(&self, text: &str) -> Result<Seen, Error> {
+    async fn mount(&self, text: &str) -> Result<VolumeInfo, Error> {
         let counted = self.service.mount(&engine(), name(text), mount_id()).await?;
-        let seen = counted.seen().clone();
+        let seen = counted.info().clone();
         counted.hand_over();
         Ok(seen)
     }
@@ -226,7 +231,7 @@ impl World {
 }
 
 async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
-    begin_with(dir, root, |_| false, Forgiven::default().window()).await
+    begin_with(dir, root, |_| false, IgnoredUnmounts::default().window()).await
 }
 
 async fn begin_with(
@@ -256,7 +261,7 @@ async fn begin_with(
     let map = Map::build(&Map::default(), BTreeMap::from([(backend_name(), settings)]));
     let in_force = InForce { map, access: Access::default(), request: LIMIT };
     let mut service = Service::new(Arc::<Unwilling>::clone(&catalog), in_force);
-    service.forgiven = Forgiven::within(forgiving);
+    service.ignored_unmounts = IgnoredUnmounts::within(forgiving);
     let service = Arc::new(service);
     service.bring_up(Duration::from_secs(20)).await;
     (catalog, service)
@@ -305,16 +310,16 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 async fn what_a_mover_leaves_half_done_is_looked_at_after_it_let_go() {
     let world = World::new().await;
     let id = world.filled("db").await;
-    let moving = world.service.moving(&backend_name(), id).unwrap();
+    let lock = world.service.lock_directory(&backend_name(), id).unwrap();
     // A remover's rename was done, and neither recorded nor put back.
     std::fs::create_dir_all(world.root.join(".volhost/trash")).unwrap();
     std::fs::rename(world.root.join("db"), world.root.join(".volhost/trash").join(id.to_string())).unwrap();
-    moving.leave_half_done();
-    world.service.mark_unmended(&backend_name());
+    lock.leave_half_done();
+    world.service.recovery.require(&backend_name());
     // Another operation comes between, and passes over what is being moved.
     world.create("other").await.unwrap();
     assert!(!world.root.join("db").exists());
-    drop(moving);
+    drop(lock);
     world.mount("db").await.unwrap();
     assert!(world.has_data("db"));
 }
@@ -326,8 +331,8 @@ async fn recovery_does_not_mind_what_was_finished_since_it_looked() {
     let volume = Arc::clone(world.service.view().volume("db").unwrap());
     let (service, backend) = (&world.service, world.backend());
     let expect = service.ready(&backend).await.unwrap();
-    service.mend_staged(&backend, expect, id, Some(Arc::clone(&volume))).await.unwrap();
-    service.mend_trashed(&backend, expect, &volume).await.unwrap();
+    service.recover_staged(&backend, expect, id, Some(Arc::clone(&volume))).await.unwrap();
+    service.recover_trashed(&backend, expect, &volume).await.unwrap();
     assert!(world.has_data("db"));
     world.agrees("after both");
 }
@@ -354,7 +359,7 @@ async fn a_create_that_is_undone_never_takes_the_directory_of_somebody_else() {
         cut_off_with_its_name_taken(&world).await;
         // Its record cannot be taken back at first.
         world.catalog.refuse(|change| matches!(change, Change::Remove { .. } | Change::Withdraw(..)));
-        world.service.mark_unmended(&backend_name());
+        world.service.recovery.require(&backend_name());
         assert!(world.service.ready(&world.backend()).await.is_err());
         world.catalog.refuse(|_| false);
         if restarted {
@@ -474,9 +479,9 @@ async fn a_volume_that_lies_in_the_trash_is_not_mistaken_for_what_took_its_name(
     std::fs::create_dir(world.root.join("db")).unwrap();
     world.restart().await;
     for _ in 0..2 {
-        assert!(matches!(world.mount("db").await, Err(Error::NotMended(_))));
-        assert!(matches!(world.remove("db").await, Err(Error::NotMended(_))));
-        assert!(matches!(world.create("db").await, Err(Error::NotMended(_))));
+        assert!(matches!(world.mount("db").await, Err(Error::RecoveryPending(_))));
+        assert!(matches!(world.remove("db").await, Err(Error::RecoveryPending(_))));
+        assert!(matches!(world.create("db").await, Err(Error::RecoveryPending(_))));
         world.create("other").await.expect("other volumes are not concerned");
     }
     std::fs::remove_dir(world.root.join("db")).unwrap();
@@ -499,7 +504,7 @@ async fn a_purge_that_met_an_absent_backend_is_taken_up_when_it_is_back() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     std::fs::rename(&away, &world.root).unwrap();
     world.backend().probe(Expect::Nothing).await;
-    world.service.mark_unmended(&backend_name());
+    world.service.recovery.require(&backend_name());
     world.create("other").await.unwrap();
     eventually("the purge is not taken up", || world.service.view().trash.is_empty()).await;
     world.agrees("afterwards");
@@ -520,7 +525,7 @@ async fn a_trash_that_has_to_wait_is_not_tried_without_a_pause() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(tries() < 5, "{} tries in a fifth of a second", tries());
     world.catalog.refuse(|_| false);
-    world.service.purge.notify_one();
+    world.service.trash.wake();
     eventually("the purge is not taken up", || world.service.view().trash.is_empty()).await;
     keeper.abort();
 }
@@ -562,7 +567,7 @@ async fn what_is_due_is_deleted_although_the_catalog_has_no_room_to_say_so() {
     }
     world.settle().await;
     let removed = world.service.find_removed("db").await.unwrap();
-    assert_eq!(world.service.purge_volume(&world.backend(), &removed).await.unwrap(), Left::Nothing);
+    assert_eq!(world.service.purge_volume(&world.backend(), &removed).await.unwrap(), PurgeTurn::Done);
     world.agrees("afterwards");
 }
 
@@ -588,7 +593,7 @@ async fn a_deletion_that_no_record_tells_of_is_recorded_when_the_backend_is_look
     world.catalog.refuse(|change| matches!(change, Change::Expire { .. }));
     let id = with_half_deleted(&world).await;
     world.catalog.refuse(|_| false);
-    world.service.mark_unmended(&backend_name());
+    world.service.recovery.require(&backend_name());
     world.settle().await;
     assert!(world.service.view().trash[&id].expired);
 }
@@ -632,11 +637,11 @@ async fn what_an_earlier_deletion_left_is_no_part_of_a_volume_brought_back_from_
     let left = world.root.join(format!(".volhost/deleting-{id}"));
     std::fs::create_dir(&left).unwrap();
     std::fs::write(left.join("more"), "more").unwrap();
-    world.service.mark_unmended(&backend_name());
+    world.service.recovery.require(&backend_name());
     world.mount("db").await.unwrap();
     world.service.unmount(&engine(), &name("db"), &mount_id()).await.unwrap();
     world.remove("db").await.unwrap();
-    world.service.mark_unmended(&backend_name());
+    world.service.recovery.require(&backend_name());
     world.service.restore(&operator(), "db").await.unwrap();
     assert!(world.has_data("db") && left.exists());
     world.remove("db").await.unwrap();
@@ -676,7 +681,7 @@ async fn an_entry_that_fails_is_passed_over_and_taken_up_again() {
         world.fs().fail_after(Op::Unlink, 3, errno);
         assert_eq!(
             world.service.purge_volume(&world.backend(), &removed).await.unwrap(),
-            Left::Nothing,
+            PurgeTurn::Done,
             "{errno}"
         );
         world.agrees("afterwards");
@@ -794,7 +799,8 @@ async fn a_remove_that_took_too_long_is_never_carried_out() {
         world.fs().hang_on(op, true);
         assert!(matches!(world.remove("db").await, Err(Error::TooLong { .. })), "{op:?}");
         world.fs().hang_on(op, false);
-        eventually("the operation ends", || world.service.moving(&backend_name(), id).is_some()).await;
+        eventually("the operation ends", || world.service.lock_directory(&backend_name(), id).is_some())
+            .await;
         world.mount("db").await.unwrap();
         assert!(world.has_data("db"), "{op:?}");
         world.agrees("afterwards");
@@ -808,7 +814,7 @@ async fn a_restore_that_took_too_long_is_never_carried_out() {
     let Some(world) = World::shaky().await else { return };
     let id = world.filled("db").await;
     world.remove("db").await.unwrap();
-    world.service.mark_unmended(&backend_name());
+    world.service.recovery.require(&backend_name());
     world.fs().hang(true);
     assert!(matches!(world.service.restore(&operator(), "db").await, Err(Error::TooLong { .. })));
     world.fs().hang(false);
@@ -976,7 +982,7 @@ async fn with_each_fault(
     for (op, lost, errno) in FAULTS {
         for after in 0.. {
             // Each time as after a failure: the backend is looked through as well.
-            world.service.mark_unmended(&backend_name());
+            world.service.recovery.require(&backend_name());
             if *lost {
                 world.fs().lose_answer_after(*op, after, *errno);
             } else {

@@ -12,8 +12,8 @@ use serde_json::json;
 
 use crate::harness::Daemon;
 use crate::harness::disk::{names, tree, without_top};
-use crate::harness::fuse::{FuseFs, Op};
 use crate::harness::http::{Answer, Client};
+use volhost_test_fuse::{FuseFs, Op};
 
 fn call(client: &mut Client, rpc: &str, name: &str) -> Answer {
     client.call(&format!("/VolumeDriver.{rpc}"), &json!({ "Name": name, "ID": "one" })).unwrap()

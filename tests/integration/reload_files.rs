@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use crate::harness::Daemon;
 use crate::harness::authority::{Authority, from_now};
-use crate::harness::fuse::FuseFs;
 use crate::harness::wait::{SOON, until};
 use crate::reload::{CONFIG, MAP, Own, in_force, last_reload, map, serves, works};
+use volhost_test_fuse::FuseFs;
 
 /// A pipe without a writer: whoever opens it waits.
 fn pipe(path: &Path) {

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::fuse::Op;
 use crate::harness::storage::{
     Shaky, Storage, backend, create, done, names, refused, remap, rpc, says, until_backend,
 };
 use crate::harness::wait::{SOON, run, until};
 use crate::harness::{Daemon, signal};
+use volhost_test_fuse::Op;
 
 /// `limits.request` of these tests.
 const LIMIT: Duration = Duration::from_secs(3);

@@ -134,7 +134,7 @@ async fn an_unmount_after_a_repetition_whose_caller_went_takes_no_live_mount() {
     eventually("it is carried out all the same", || refusals() > before).await;
     world.catalog.refuse(|_| false);
     eventually("the failure is noted", || {
-        world.service.forgiven.take(&name("db"), &engine().host, &mount_id())
+        world.service.ignored_unmounts.take(&name("db"), &engine().host, &mount_id())
     })
     .await;
     unmount(&world).await;

@@ -1,17 +1,18 @@
 //! Several instances on one catalog and one storage: each with a view of its own, which may be old; any of them may
 //! stand still for long enough to be taken for lost, and go on without knowing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::future::ready;
 use std::sync::atomic::AtomicBool;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::backend::VolumeState;
-use crate::catalog::{Asked, BackendState, Claimed, Outcome, Refusal, Removed};
+use crate::backend::{Health, VolumeState};
+use crate::catalog::{Asked, BackendState, Claimed, News, Outcome, Refusal, Removed};
 use crate::model::backend::BackendSettings;
-use crate::volume::recovery_state::Left;
+use crate::volume::recovery_state::Leftovers;
 
 /// What all instances share: the rules on one view, and who claims what.
 #[derive(Default)]
@@ -132,7 +133,7 @@ impl Instance {
         self.stale.store(lost, Ordering::Relaxed);
     }
 
-    /// Stands still at the next change of this kind.
+    /// RecordFate still at the next change of this kind.
     fn stop_at(&self, when: Still, which: Which) {
         *self.still.lock().unwrap() = Some((when, which));
     }
@@ -325,7 +326,7 @@ impl Both {
     }
 
     async fn mount(&self, number: usize, text: &str) -> Result<(), Error> {
-        self.services[number].mount(&engine(), name(text), mount_id()).await.map(Counted::hand_over)
+        self.services[number].mount(&engine(), name(text), mount_id()).await.map(CountedMount::hand_over)
     }
 
     async fn unmount(&self, number: usize, text: &str) {
@@ -367,7 +368,7 @@ impl Both {
 
     /// Looks through the backend as that instance's next operation would.
     async fn settle(&self, number: usize) {
-        self.services[number].mark_unmended(&backend_name());
+        self.services[number].recovery.require(&backend_name());
         self.services[number].ready(&self.backend(number)).await.unwrap();
     }
 
@@ -562,7 +563,8 @@ async fn a_create_that_another_instance_is_at_is_waited_for() {
         tokio::spawn(async move { service.create(&engine(), name("db"), Options::default()).await });
     eventually("nobody waits", || {
         both.services[1]
-            .mending(&backend_name())
+            .recovery
+            .of(&backend_name())
             .is_elsewhere(both.cluster.held.lock().unwrap().view.volumes["db"].id)
     })
     .await;
@@ -706,29 +708,29 @@ async fn a_staged_directory_without_a_record_is_left_for_as_long_as_somebody_may
     let both = Both::new().await;
     let staged = both.root.join(".volhost/new").join(VolumeId::random().to_string());
     std::fs::create_dir(&staged).unwrap();
-    let mending = both.services[1].mending(&backend_name());
+    let recovery = both.services[1].recovery.of(&backend_name());
     for _ in 0..2 {
         both.settle(1).await;
-        assert!(staged.exists() && !mending.is_due());
+        assert!(staged.exists() && !recovery.is_retry_due());
     }
-    mending.age();
-    assert!(mending.is_due(), "nobody would look again");
+    recovery.age();
+    assert!(recovery.is_retry_due(), "nobody would look again");
     // As the next round does.
-    both.services[1].look_after(&both.backend(1)).await;
+    both.services[1].check_backend(&both.backend(1)).await;
     assert!(!staged.exists());
     both.agrees();
-    assert!(!mending.is_due());
+    assert!(!recovery.is_retry_due());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_another_instance_is_at_is_looked_at_again_by_itself() {
     let both = Both::new().await;
     let id = both.filled(0, "db").await;
-    let mending = both.services[1].mending(&backend_name());
-    mending.leave(Left { elsewhere: HashSet::from([id]), ..Left::default() });
-    assert!(mending.is_due());
-    both.services[1].look_after(&both.backend(1)).await;
-    assert!(!mending.is_due());
+    let recovery = both.services[1].recovery.of(&backend_name());
+    recovery.leave(Leftovers { elsewhere: HashSet::from([id]), ..Leftovers::default() });
+    assert!(recovery.is_retry_due());
+    both.services[1].check_backend(&both.backend(1)).await;
+    assert!(!recovery.is_retry_due());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -912,7 +914,7 @@ async fn a_volume_whose_directory_another_instance_is_moving_is_not_gone() {
     let service = Arc::clone(&both.services[1]);
     let mounting = tokio::spawn(async move { service.mount(&engine(), name("db"), mount_id()).await });
     let id = both.catalogs[0].now().volumes["db"].id;
-    eventually("it does not wait", || both.services[1].mending(&backend_name()).is_elsewhere(id)).await;
+    eventually("it does not wait", || both.services[1].recovery.of(&backend_name()).is_elsewhere(id)).await;
     both.catalogs[0].go_on();
     removing.await.unwrap().unwrap();
     let refused = mounting.await.unwrap().map(drop);
@@ -981,7 +983,7 @@ async fn a_volume_that_could_not_be_shown_is_shown_by_the_next_round() {
         assert!(matches!(refused, Err(Error::Catalog(CatalogError::Unreachable { .. }))), "{refused:?}");
         assert!(!both.catalogs[1].now().volumes[name_of].visible);
         both.catalogs[0].loses_touch(false);
-        both.services[0].look_after(&both.backend(0)).await;
+        both.services[0].check_backend(&both.backend(0)).await;
         both.mount(1, name_of).await.unwrap();
     }
     assert_eq!(both.catalogs[1].now().volumes["back"].id, id);
@@ -1024,15 +1026,15 @@ async fn what_a_late_mender_brought_back_follows_the_removal() {
     both.catalogs[0].falls_behind();
     both.catalogs[0].still_claiming.store(true, Ordering::Relaxed);
     let (service, backend) = (Arc::clone(&both.services[0]), both.backend(0));
-    service.mark_unmended(&backend_name());
-    let mending = tokio::spawn(async move { service.ready(&backend).await });
+    service.recovery.require(&backend_name());
+    let recovery = tokio::spawn(async move { service.ready(&backend).await });
     both.catalogs[0].stopped().await;
     both.lose(0);
     both.mount(1, "db").await.unwrap();
     both.unmount(1, "db").await;
     both.remove(1, "db").await.unwrap();
     both.catalogs[0].go_on();
-    mending.await.unwrap().unwrap();
+    recovery.await.unwrap().unwrap();
     assert!(both.trashed_data(id));
     both.agrees();
 }

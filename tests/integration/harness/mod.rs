@@ -11,7 +11,6 @@ pub(crate) mod disk;
 pub(crate) mod engine;
 pub(crate) mod etcd;
 pub(crate) mod fleet;
-pub(crate) mod fuse;
 pub(crate) mod host;
 pub(crate) mod http;
 pub(crate) mod random;

@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::Daemon;
-use super::fuse::{Control, FuseFs, Op};
 use super::http::Answer;
 use super::scratch;
 use super::wait::{SOON, run, until};
+use volhost_test_fuse::{Control, FuseFs, Op};
 
 /// A directory of the test's own, and everything mounted below it. To be made before the daemon that uses it, which
 /// then sees the same mounts, and to be dropped after it.

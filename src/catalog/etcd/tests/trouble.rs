@@ -79,7 +79,7 @@ async fn credentials_that_cannot_be_read_in_time_hold_up_nothing() {
     let (backing, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let file = instance.credentials.password_file.replace(at.path().join("password")).unwrap();
     std::fs::copy(&file, backing.path().join("password")).unwrap();
-    let storage = crate::backend::fuse::FuseFs::mount(backing.path(), at.path()).unwrap();
+    let storage = volhost_test_fuse::FuseFs::mount(backing.path(), at.path()).unwrap();
     let catalog = open_as(&server, "credentials", instance).await;
     storage.control().hang(true);
     // The files are looked at every second.

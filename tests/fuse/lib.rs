@@ -3,7 +3,6 @@
 //!
 //! It runs in the test's own process, each request in a thread of its own, so that some can hang while others are
 //! answered. It needs root and `/dev/fuse`. It knows nothing of volhost, and nothing of it is meant to be fast.
-#![allow(dead_code, reason = "each binary that includes this file uses a part of it")]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -28,7 +27,7 @@ use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Stat, Timespec, Timestamp
 const TTL: Duration = Duration::ZERO;
 
 /// A mounted file system; unmounted, with everything that hangs released, when it is dropped.
-pub(crate) struct FuseFs {
+pub struct FuseFs {
     control: Control,
     at: PathBuf,
     session: Option<BackgroundSession>,
@@ -37,7 +36,7 @@ pub(crate) struct FuseFs {
 impl FuseFs {
     /// Mounts a pass-through of the directory `backing` at the directory `at`, open to all users, the kernel checking
     /// permissions. Needs root.
-    pub(crate) fn mount(backing: &Path, at: &Path) -> io::Result<Self> {
+    pub fn mount(backing: &Path, at: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(backing, flags, Mode::empty())?;
         let control = Control::default();
@@ -62,13 +61,13 @@ impl FuseFs {
 
     /// How the file system behaves from now on.
     #[must_use]
-    pub(crate) fn control(&self) -> &Control {
+    pub fn control(&self) -> &Control {
         &self.control
     }
 
     /// Where it is mounted.
     #[must_use]
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.at
     }
 }
@@ -84,7 +83,7 @@ impl Drop for FuseFs {
 
 /// What a request asks for; the unit in which behaviour is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Op {
+pub enum Op {
     /// Looking a name up, which every path walk does.
     Lookup,
     /// Reading attributes.
@@ -127,7 +126,7 @@ pub(crate) enum Op {
 
 /// The file system's behaviour, which can be changed at any time from any thread.
 #[derive(Clone, Default)]
-pub(crate) struct Control(Arc<Shared>);
+pub struct Control(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -171,12 +170,12 @@ impl Once {
 
 impl Control {
     /// Whether every request blocks until this is taken back.
-    pub(crate) fn hang(&self, on: bool) {
+    pub fn hang(&self, on: bool) {
         self.change(|behaviour| behaviour.hang_all = on);
     }
 
     /// Whether requests of one kind block until this is taken back.
-    pub(crate) fn hang_on(&self, op: Op, on: bool) {
+    pub fn hang_on(&self, op: Op, on: bool) {
         self.change(|behaviour| {
             if on {
                 behaviour.hang.insert(op);
@@ -187,38 +186,38 @@ impl Control {
     }
 
     /// Whether every request is answered with ESTALE, like those to an export that was removed.
-    pub(crate) fn stale(&self, on: bool) {
+    pub fn stale(&self, on: bool) {
         self.change(|behaviour| behaviour.stale = on);
     }
 
     /// Whether renames with flags are refused with EINVAL, as NFS and Ceph do.
-    pub(crate) fn refuse_rename_flags(&self, on: bool) {
+    pub fn refuse_rename_flags(&self, on: bool) {
         self.change(|behaviour| behaviour.refuse_rename_flags = on);
     }
 
     /// Whether changes of owner are refused with EPERM, as an export with root_squash does.
-    pub(crate) fn refuse_chown(&self, on: bool) {
+    pub fn refuse_chown(&self, on: bool) {
         self.change(|behaviour| behaviour.refuse_chown = on);
     }
 
     /// Whether directories cannot be made durable (EINVAL).
-    pub(crate) fn refuse_fsyncdir(&self, on: bool) {
+    pub fn refuse_fsyncdir(&self, on: bool) {
         self.change(|behaviour| behaviour.refuse_fsyncdir = on);
     }
 
     /// Whether names that differ in upper and lower case alone are one, as on CIFS and vfat. Stays so when all
     /// misbehaviour is taken back.
-    pub(crate) fn fold_case(&self, on: bool) {
+    pub fn fold_case(&self, on: bool) {
         self.change(|behaviour| behaviour.fold_case = on);
     }
 
     /// Answers the next request of this kind with `errno` and does nothing.
-    pub(crate) fn fail_once(&self, op: Op, errno: i32) {
+    pub fn fail_once(&self, op: Op, errno: i32) {
         self.fail_after(op, 0, errno);
     }
 
     /// Answers one request of this kind with `errno` and does nothing, after so many more that are answered well.
-    pub(crate) fn fail_after(&self, op: Op, after: usize, errno: i32) {
+    pub fn fail_after(&self, op: Op, after: usize, errno: i32) {
         self.change(|behaviour| {
             behaviour.fail_once.insert(op, Once { after, errno });
         });
@@ -226,12 +225,12 @@ impl Control {
 
     /// Does what the next request of this kind asks for, and answers `errno` all the same, as when a server's answer
     /// is lost.
-    pub(crate) fn lose_answer_once(&self, op: Op, errno: i32) {
+    pub fn lose_answer_once(&self, op: Op, errno: i32) {
         self.lose_answer_after(op, 0, errno);
     }
 
     /// Loses one answer to a request of this kind, after so many more that are answered well.
-    pub(crate) fn lose_answer_after(&self, op: Op, after: usize, errno: i32) {
+    pub fn lose_answer_after(&self, op: Op, after: usize, errno: i32) {
         self.change(|behaviour| {
             behaviour.lose_once.insert(op, Once { after, errno });
         });
@@ -239,13 +238,13 @@ impl Control {
 
     /// Whether each misbehaviour that was to be shown once has been shown.
     #[must_use]
-    pub(crate) fn was_shown(&self) -> bool {
+    pub fn was_shown(&self) -> bool {
         let behaviour = self.lock();
         behaviour.fail_once.is_empty() && behaviour.lose_once.is_empty()
     }
 
     /// Takes all misbehaviour back and releases what hangs.
-    pub(crate) fn behave(&self) {
+    pub fn behave(&self) {
         self.change(|behaviour| {
             let Behaviour { hanging, fold_case, ref mut seen, .. } = *behaviour;
             let seen = std::mem::take(seen);
@@ -255,13 +254,13 @@ impl Control {
 
     /// How many requests hang now.
     #[must_use]
-    pub(crate) fn hanging(&self) -> usize {
+    pub fn hanging(&self) -> usize {
         self.lock().hanging
     }
 
     /// Waits until at least `count` requests hang; `false` when that takes longer than `limit`.
     #[must_use]
-    pub(crate) fn wait_for_hanging(&self, count: usize, limit: Duration) -> bool {
+    pub fn wait_for_hanging(&self, count: usize, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         let mut behaviour = self.lock();
         while behaviour.hanging < count {
@@ -277,7 +276,7 @@ impl Control {
 
     /// How many requests of this kind have come so far.
     #[must_use]
-    pub(crate) fn seen(&self, op: Op) -> usize {
+    pub fn seen(&self, op: Op) -> usize {
         self.lock().seen.get(&op).copied().unwrap_or_default()
     }
 

@@ -1,0 +1,122 @@
+//! Renaming a directory below a root: durably, and never over anything.
+
+use rustix::fs::{AtFlags, RenameFlags, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+
+use crate::backend::error::{BackendError, Effect};
+use crate::backend::handle::{Handle, TemporaryMode, is_directory, open_beneath, same};
+use crate::backend::name_folding::occupied;
+use std::path::PathBuf;
+
+/// Renames a real directory, never over anything. It is durable once both parents are.
+pub(super) fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
+    let source = from.path.join(old);
+    let Some(before) = from.stat(old)? else { return Err(BackendError::Missing { path: source }) };
+    if !is_directory(&before) {
+        return Err(BackendError::NotADirectory { path: source });
+    }
+    if is_mount_point(from, old)? {
+        return Err(BackendError::MountPoint { path: source });
+    }
+    let renamed = match rename_onto_nothing(from, old, to, new) {
+        Err(Errno::ACCESS) => rename_read_only(from, old, to, new),
+        result => result,
+    };
+    if let Err(errno) = renamed {
+        // A server may have done it, lost its answer, and refused the repetition. It was done if the very same directory
+        // stands under the new name.
+        let done = to.stat(new).is_ok_and(|now| now.is_some_and(|now| same(&now, &before)));
+        if !done {
+            return Err(match errno {
+                Errno::EXIST | Errno::NOTEMPTY => occupied(to, new),
+                Errno::NOENT => BackendError::Missing { path: source },
+                Errno::BUSY | Errno::XDEV => BackendError::MountPoint { path: source },
+                Errno::ACCESS if before.st_uid != us() => {
+                    BackendError::Foreign { path: source, owner: before.st_uid, us: us() }
+                }
+                errno => moved("rename", source, errno),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Renames as [`rename`] does, and makes both parents durable.
+pub(super) fn rename_durably(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
+    rename(from, old, to, new)?;
+    // If this fails, the rename may not outlast a crash: the error says that its effect is unknown. The new name comes
+    // first: on a file system without a journal, a power cut between the two must not leave neither name.
+    to.sync()?;
+    from.sync()
+}
+
+fn rename_onto_nothing(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
+    match rustix::fs::renameat_with(&from.fd, old, &to.fd, new, RenameFlags::NOREPLACE) {
+        // NFS, Ceph and GlusterFS support no flags here. Between this look and the rename only somebody who writes into
+        // the backend's root could put an empty directory there, and the rename would replace no more than that.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            match rustix::fs::statat(&to.fd, new, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => Err(Errno::EXIST),
+                Err(Errno::NOENT) => rustix::fs::renameat(&from.fd, old, &to.fd, new),
+                Err(errno) => Err(errno),
+            }
+        }
+        result => result,
+    }
+}
+
+/// Renames a directory whose mode does not let its owner write, which the kernel demands of all but root.
+fn rename_read_only(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
+    let Some(temporary) = TemporaryMode::open(&from.fd, old, rustix::fs::Mode::WUSR)? else {
+        return Err(Errno::ACCESS);
+    };
+    let renamed = rename_onto_nothing(from, old, to, new);
+    temporary.restore()?;
+    renamed
+}
+
+/// The user that this process runs as.
+fn us() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+fn is_mount_point(dir: &Handle, name: &str) -> Result<bool, BackendError> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    match rustix::fs::statx(&dir.fd, name, flags, StatxFlags::TYPE) {
+        Ok(stat) if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
+            Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+        }
+        // Kernels before 5.8 do not tell. Then an attempt to open it without crossing a mount point does.
+        Ok(_) | Err(Errno::NOSYS) => {
+            let opened =
+                open_beneath(&dir.fd, name, rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY);
+            Ok(opened.is_err_and(|errno| errno == Errno::XDEV))
+        }
+        // The next call reports the same.
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(BackendError::io("examine", &dir.path.join(name), errno)),
+    }
+}
+
+/// The error of a call that moves or removes. Its effect is unknown unless the kernel refused the call.
+pub(super) fn moved(what: &'static str, path: PathBuf, source: Errno) -> BackendError {
+    let refusals = [
+        Errno::ACCESS,
+        Errno::PERM,
+        Errno::ROFS,
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::INVAL,
+        Errno::ISDIR,
+        Errno::NOTDIR,
+        Errno::LOOP,
+        Errno::MLINK,
+        Errno::NAMETOOLONG,
+        Errno::NOSYS,
+        Errno::OPNOTSUPP,
+        Errno::BUSY,
+        Errno::NOMEM,
+    ];
+    let effect = if refusals.contains(&source) { Effect::None } else { Effect::Unknown };
+    BackendError::Io { what, path, effect, source }
+}
