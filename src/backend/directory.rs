@@ -17,7 +17,6 @@ use rustix::io::Errno;
 use crate::backend::error::BackendError;
 use crate::backend::name_folding::Naming;
 use crate::model::backend::BackendName;
-use crate::model::volume::VolumeId;
 
 /// The directory below a root that is volhost's own.
 pub(super) const META_DIR: &str = ".volhost";
@@ -149,7 +148,7 @@ impl Root {
 
 /// The name of a file while it is being written: nobody else's, in no other process and on no other machine.
 pub(super) fn unfinished(like: &str) -> String {
-    format!("{like}-{}", VolumeId::random())
+    format!("{like}-{}", crate::files::unique_name())
 }
 
 /// An open directory and the path by which messages name it.

@@ -273,7 +273,7 @@ impl Walk<'_> {
                 Err(errno) => return Err(errno),
             }
             // A name that nothing there has. That needs room for an entry, which a full disk may not have.
-            let up = VolumeId::random().to_string();
+            let up = crate::files::unique_name();
             match rustix::fs::renameat(parent, name, &self.top, &*up) {
                 Ok(()) => {
                     self.left = self.left.saturating_sub(1);

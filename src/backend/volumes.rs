@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, FileType, Gid, RenameFlags, Stat, StatxAttributes, StatxFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Stat, StatxAttributes, StatxFlags, Uid};
 use rustix::io::Errno;
 
 use crate::backend::directory::{Handle, NEW, Root, TRASH, Widened, open_beneath};
@@ -306,18 +306,7 @@ pub(super) fn rename_durably(from: &Handle, old: &str, to: &Handle, new: &str) -
 }
 
 fn rename_onto_nothing(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
-    match rustix::fs::renameat_with(&from.fd, old, &to.fd, new, RenameFlags::NOREPLACE) {
-        // NFS, Ceph and GlusterFS know no flags here. Between this look and the rename only somebody who writes into
-        // the backend's root could put an empty directory there, and the rename would replace no more than that.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            match rustix::fs::statat(&to.fd, new, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(_) => Err(Errno::EXIST),
-                Err(Errno::NOENT) => rustix::fs::renameat(&from.fd, old, &to.fd, new),
-                Err(errno) => Err(errno),
-            }
-        }
-        result => result,
-    }
+    crate::files::rename_dir_no_replace(&from.fd, old, &to.fd, new)
 }
 
 /// Renames a directory whose mode does not let its owner write, which the kernel demands of all but root.
