@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::watch::Unit;
-use crate::files::{self, PATIENCE, Unfinished, Waiting};
+use crate::files::{self, READ_TIMEOUT, Unfinished, Waiting};
 
 /// What is read by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +29,7 @@ impl Part {
 
 /// How a part is to be read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct How {
+pub(super) struct ReadMode {
     /// The operator means what would be refused otherwise.
     pub(super) forced: bool,
     /// Certificates go with the list of revocations in its file.
@@ -38,7 +38,7 @@ pub(super) struct How {
     pub(super) mend: bool,
 }
 
-impl How {
+impl ReadMode {
     fn and(self, other: Option<Self>) -> Self {
         other.map_or(self, |other| Self {
             forced: self.forced || other.forced,
@@ -49,27 +49,27 @@ impl How {
 }
 
 /// The parts that are being read, and who waits for them. `D` is what is read.
-pub(super) struct Turns<D> {
-    parts: BTreeMap<Part, Turn>,
+pub(super) struct ReadScheduler<D> {
+    parts: BTreeMap<Part, PartState>,
     waiters: Vec<Waiter>,
     sender: mpsc::UnboundedSender<(Part, Option<D>)>,
-    patience: Duration,
+    timeout: Duration,
 }
 
 /// How it stands with one part. Its reads are numbered from one.
 #[derive(Debug, Default)]
-struct Turn {
+struct PartState {
     begun: u64,
     done: u64,
     running: Option<Running>,
     /// It changed after the read under way began.
-    again: Option<How>,
+    again: Option<ReadMode>,
 }
 
 #[derive(Debug)]
 struct Running {
     since: Instant,
-    how: How,
+    how: ReadMode,
     thread: Waiting,
     given_up: bool,
 }
@@ -82,11 +82,11 @@ struct Waiter {
 
 /// What is to be done for somebody who asks for a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ask {
-    /// To begin to read it, by [`Turns::begin`].
-    Begin(How),
+pub(super) enum Admission {
+    /// To begin to read it, by [`ReadScheduler::begin`].
+    Begin(ReadMode),
     /// Nothing: it will be read after the read under way, or still hangs.
-    Wait,
+    Queued,
 }
 
 /// Sends what was read, or that nothing was because of a panic.
@@ -103,25 +103,25 @@ impl<D> Drop for Sending<D> {
     }
 }
 
-impl<D: Send + 'static> Turns<D> {
+impl<D: Send + 'static> ReadScheduler<D> {
     /// Nothing is read yet; what will have been is received.
     pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<(Part, Option<D>)>) {
-        Self::with_patience(PATIENCE)
+        Self::with_timeout(READ_TIMEOUT)
     }
 
-    fn with_patience(patience: Duration) -> (Self, mpsc::UnboundedReceiver<(Part, Option<D>)>) {
+    fn with_timeout(timeout: Duration) -> (Self, mpsc::UnboundedReceiver<(Part, Option<D>)>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { parts: BTreeMap::new(), waiters: Vec::new(), sender, patience }, receiver)
+        (Self { parts: BTreeMap::new(), waiters: Vec::new(), sender, timeout }, receiver)
     }
 
     /// Somebody wants a part to be read from now on.
-    pub(super) fn ask(&mut self, part: Part, how: How) -> Ask {
-        let turn = self.parts.entry(part).or_default();
-        match &turn.running {
-            None => Ask::Begin(how),
+    pub(super) fn ask(&mut self, part: Part, how: ReadMode) -> Admission {
+        let state = self.parts.entry(part).or_default();
+        match &state.running {
+            None => Admission::Begin(how),
             Some(_) => {
-                turn.again = Some(how.and(turn.again));
-                Ask::Wait
+                state.again = Some(how.and(state.again));
+                Admission::Queued
             }
         }
     }
@@ -130,11 +130,11 @@ impl<D: Send + 'static> Turns<D> {
     pub(super) fn begin(
         &mut self,
         part: Part,
-        how: How,
+        how: ReadMode,
         read: impl FnOnce() -> D + Send + 'static,
     ) -> Result<(), Unfinished> {
-        let turn = self.parts.entry(part).or_default();
-        turn.begun += 1;
+        let state = self.parts.entry(part).or_default();
+        state.begun += 1;
         let sender = self.sender.clone();
         let thread = files::start(&format!("read-{}", part.as_str()), move || {
             let mut sending = Sending { part, read: None, sender };
@@ -142,53 +142,53 @@ impl<D: Send + 'static> Turns<D> {
         });
         match thread {
             Ok(thread) => {
-                turn.running = Some(Running { since: Instant::now(), how, thread, given_up: false });
+                state.running = Some(Running { since: Instant::now(), how, thread, given_up: false });
                 Ok(())
             }
             Err(error) => {
-                turn.done = turn.begun;
+                state.done = state.begun;
                 Err(error)
             }
         }
     }
 
     /// Takes note that the thread of a part has ended: how it was to read, if anybody still wants to know.
-    pub(super) fn ended(&mut self, part: Part) -> Option<How> {
-        let turn = self.parts.entry(part).or_default();
-        let running = turn.running.take()?;
-        turn.done = turn.begun;
+    pub(super) fn ended(&mut self, part: Part) -> Option<ReadMode> {
+        let state = self.parts.entry(part).or_default();
+        let running = state.running.take()?;
+        state.done = state.begun;
         if running.given_up {
             // What it read may be old by now.
-            turn.again = Some(running.how.and(turn.again));
+            state.again = Some(running.how.and(state.again));
             return None;
         }
         Some(running.how)
     }
 
     /// How a part is to be read once more, if it is.
-    pub(super) fn again(&mut self, part: Part) -> Option<How> {
-        let turn = self.parts.entry(part).or_default();
-        if turn.running.is_none() { turn.again.take() } else { None }
+    pub(super) fn again(&mut self, part: Part) -> Option<ReadMode> {
+        let state = self.parts.entry(part).or_default();
+        if state.running.is_none() { state.again.take() } else { None }
     }
 
     /// When the next read takes too long.
     pub(super) fn due(&self) -> Option<Instant> {
-        let running = self.parts.values().filter_map(|turn| turn.running.as_ref());
-        running.filter(|running| !running.given_up).map(|running| running.since + self.patience).min()
+        let running = self.parts.values().filter_map(|state| state.running.as_ref());
+        running.filter(|running| !running.given_up).map(|running| running.since + self.timeout).min()
     }
 
     /// Gives up the reads that take too long by now.
     pub(super) fn give_up(&mut self) -> Vec<(Part, Unfinished)> {
         let mut given_up = Vec::new();
-        for (part, turn) in &mut self.parts {
-            if let Some(running) = &mut turn.running
+        for (part, state) in &mut self.parts {
+            if let Some(running) = &mut state.running
                 && !running.given_up
-                && running.since.elapsed() >= self.patience
+                && running.since.elapsed() >= self.timeout
             {
                 running.given_up = true;
                 // The read after this one would not begin either: nobody waits for it.
-                turn.begun += 1;
-                turn.done = turn.begun;
+                state.begun += 1;
+                state.done = state.begun;
                 given_up.push((*part, running.thread.unfinished()));
             }
         }
@@ -217,23 +217,24 @@ impl<D: Send + 'static> Turns<D> {
 
     /// The read of a part that begins not before now: the one that was just begun, or the one after that.
     fn next(&self, part: Part, just_begun: bool) -> u64 {
-        self.parts.get(&part).map_or(0, |turn| {
-            let waits = turn.again.is_some() && !just_begun && !self.hangs(part);
-            turn.begun + u64::from(waits)
+        self.parts.get(&part).map_or(0, |state| {
+            let waits = state.again.is_some() && !just_begun && !self.hangs(part);
+            state.begun + u64::from(waits)
         })
     }
 
     /// Somebody is to be told once these parts have been read, as they were asked for a moment ago.
-    pub(super) fn wait(&mut self, parts: &[(Part, Ask)], told: oneshot::Sender<()>) {
-        let needs = parts.iter().map(|(part, ask)| (*part, self.next(*part, matches!(ask, Ask::Begin(_)))));
+    pub(super) fn wait(&mut self, parts: &[(Part, Admission)], told: oneshot::Sender<()>) {
+        let needs =
+            parts.iter().map(|(part, ask)| (*part, self.next(*part, matches!(ask, Admission::Begin(_)))));
         let needs = needs.collect();
         self.waiters.push(Waiter { needs, told });
     }
 
     /// Whoever waits for `part`, whose read has just ended, waits for `next` from now on, which was just asked for.
-    pub(super) fn wait_on(&mut self, part: Part, next: Part, ask: Ask) {
-        let done = self.parts.get(&part).map_or(0, |turn| turn.done);
-        let number = self.next(next, matches!(ask, Ask::Begin(_)));
+    pub(super) fn wait_on(&mut self, part: Part, next: Part, ask: Admission) {
+        let done = self.parts.get(&part).map_or(0, |state| state.done);
+        let number = self.next(next, matches!(ask, Admission::Begin(_)));
         for waiter in &mut self.waiters {
             if waiter.needs.get(&part).is_some_and(|needed| *needed <= done) {
                 let needed = waiter.needs.entry(next).or_default();
@@ -246,7 +247,7 @@ impl<D: Send + 'static> Turns<D> {
     pub(super) fn tell(&mut self) {
         let parts = &self.parts;
         let is_done =
-            |(part, needed): (&Part, &u64)| parts.get(part).is_some_and(|turn| turn.done >= *needed);
+            |(part, needed): (&Part, &u64)| parts.get(part).is_some_and(|state| state.done >= *needed);
         for waiter in self.waiters.extract_if(.., |waiter| waiter.needs.iter().all(is_done)) {
             // Who asked may have given up waiting.
             let _ = waiter.told.send(());
@@ -269,80 +270,80 @@ mod tests {
 
     #[tokio::test]
     async fn one_read_at_a_time_and_who_asks_meanwhile_waits_for_the_next() {
-        let (mut turns, mut read) = Turns::new();
+        let (mut scheduler, mut read) = ReadScheduler::new();
         let (go_on, may_go_on) = std_mpsc::channel::<()>();
-        let how = How::default();
-        assert_eq!(turns.ask(CRL, how), Ask::Begin(how));
-        turns.begin(CRL, how, move || may_go_on.recv().is_ok()).unwrap();
+        let how = ReadMode::default();
+        assert_eq!(scheduler.ask(CRL, how), Admission::Begin(how));
+        scheduler.begin(CRL, how, move || may_go_on.recv().is_ok()).unwrap();
         let (told, mut first) = oneshot::channel();
-        turns.wait(&[(CRL, Ask::Begin(how))], told);
-        let forced = How { forced: true, ..how };
-        assert_eq!(turns.ask(CRL, forced), Ask::Wait);
+        scheduler.wait(&[(CRL, Admission::Begin(how))], told);
+        let forced = ReadMode { forced: true, ..how };
+        assert_eq!(scheduler.ask(CRL, forced), Admission::Queued);
         let (told, mut second) = oneshot::channel();
-        turns.wait(&[(CRL, Ask::Wait)], told);
+        scheduler.wait(&[(CRL, Admission::Queued)], told);
         // Another part is not held up.
-        turns.begin(TLS, how, || true).unwrap();
+        scheduler.begin(TLS, how, || true).unwrap();
         assert_eq!(read.recv().await, Some((TLS, Some(true))));
-        assert_eq!(turns.ended(TLS), Some(how));
-        turns.tell();
-        assert!(!is_told(&mut first) && turns.is_busy());
+        assert_eq!(scheduler.ended(TLS), Some(how));
+        scheduler.tell();
+        assert!(!is_told(&mut first) && scheduler.is_busy());
 
         go_on.send(()).unwrap();
         assert_eq!(read.recv().await, Some((CRL, Some(true))));
-        assert_eq!(turns.ended(CRL), Some(how));
-        turns.tell();
+        assert_eq!(scheduler.ended(CRL), Some(how));
+        scheduler.tell();
         assert!(is_told(&mut first) && !is_told(&mut second));
-        assert_eq!(turns.again(CRL), Some(forced));
-        turns.begin(CRL, forced, || panic!("as a test")).unwrap();
+        assert_eq!(scheduler.again(CRL), Some(forced));
+        scheduler.begin(CRL, forced, || panic!("as a test")).unwrap();
         assert_eq!(read.recv().await, Some((CRL, None)));
-        assert_eq!(turns.ended(CRL), Some(forced));
+        assert_eq!(scheduler.ended(CRL), Some(forced));
         // It leads to another read, for which the same waiter waits.
-        turns.begin(TLS, how, || true).unwrap();
-        turns.wait_on(CRL, TLS, Ask::Begin(how));
-        turns.tell();
+        scheduler.begin(TLS, how, || true).unwrap();
+        scheduler.wait_on(CRL, TLS, Admission::Begin(how));
+        scheduler.tell();
         assert!(!is_told(&mut second));
         read.recv().await.unwrap();
-        turns.ended(TLS);
-        turns.tell();
-        assert!(is_told(&mut second) && !turns.is_busy());
+        scheduler.ended(TLS);
+        scheduler.tell();
+        assert!(is_told(&mut second) && !scheduler.is_busy());
     }
 
     #[tokio::test]
     async fn a_read_that_hangs_is_given_up_by_all_who_wait_and_repeated_when_it_ends() {
-        let (mut turns, mut read) = Turns::with_patience(Duration::ZERO);
+        let (mut scheduler, mut read) = ReadScheduler::with_timeout(Duration::ZERO);
         let (go_on, may_go_on) = std_mpsc::channel::<()>();
-        let how = How::default();
-        turns.begin(CRL, how, move || may_go_on.recv().is_ok()).unwrap();
+        let how = ReadMode::default();
+        scheduler.begin(CRL, how, move || may_go_on.recv().is_ok()).unwrap();
         let (told, mut first) = oneshot::channel();
-        turns.wait(&[(CRL, Ask::Begin(how))], told);
-        let ask = turns.ask(CRL, how);
+        scheduler.wait(&[(CRL, Admission::Begin(how))], told);
+        let ask = scheduler.ask(CRL, how);
         let (told, mut second) = oneshot::channel();
-        turns.wait(&[(CRL, ask)], told);
-        assert!(turns.due().is_some());
-        assert_eq!(turns.give_up().len(), 1);
-        turns.tell();
+        scheduler.wait(&[(CRL, ask)], told);
+        assert!(scheduler.due().is_some());
+        assert_eq!(scheduler.give_up().len(), 1);
+        scheduler.tell();
         assert!(is_told(&mut first) && is_told(&mut second));
-        assert!(turns.hangs(CRL) && !turns.is_busy() && turns.due().is_none());
+        assert!(scheduler.hangs(CRL) && !scheduler.is_busy() && scheduler.due().is_none());
         // Nobody waits for it from now on, and no second thread is started.
-        let ask = turns.ask(CRL, How { forced: true, ..how });
-        assert_eq!(ask, Ask::Wait);
+        let ask = scheduler.ask(CRL, ReadMode { forced: true, ..how });
+        assert_eq!(ask, Admission::Queued);
         let (told, mut third) = oneshot::channel();
-        turns.wait(&[(CRL, ask)], told);
-        turns.tell();
+        scheduler.wait(&[(CRL, ask)], told);
+        scheduler.tell();
         assert!(is_told(&mut third));
 
         go_on.send(()).unwrap();
         assert_eq!(read.recv().await, Some((CRL, Some(true))));
-        assert_eq!(turns.ended(CRL), None, "what it read may be old");
-        assert_eq!(turns.again(CRL), Some(How { forced: true, ..how }));
-        turns.begin(CRL, how, || true).unwrap();
+        assert_eq!(scheduler.ended(CRL), None, "what it read may be old");
+        assert_eq!(scheduler.again(CRL), Some(ReadMode { forced: true, ..how }));
+        scheduler.begin(CRL, how, || true).unwrap();
         let (told, mut fourth) = oneshot::channel();
-        turns.wait(&[(CRL, Ask::Begin(how))], told);
-        turns.tell();
+        scheduler.wait(&[(CRL, Admission::Begin(how))], told);
+        scheduler.tell();
         assert!(!is_told(&mut fourth));
         read.recv().await.unwrap();
-        turns.ended(CRL);
-        turns.tell();
+        scheduler.ended(CRL);
+        scheduler.tell();
         assert!(is_told(&mut fourth));
     }
 }

@@ -22,7 +22,7 @@ use crate::model::backend::{BackendId, BackendName};
 use crate::model::volume::VolumeName;
 
 /// How long a backend may take to be looked through.
-const PATIENCE: Duration = Duration::from_secs(60);
+const BACKEND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long after a difference was seen it is looked at again, while a service may be at work.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -97,7 +97,7 @@ impl Counts {
 
 /// What became of a copy, or of a backend that was to be looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Looked {
+pub struct Examined {
     /// The backend.
     pub backend: BackendName,
     /// The copy; none where the backend itself could not be looked at.
@@ -114,7 +114,7 @@ pub struct Rebuilt {
     /// What the catalog holds now.
     pub counts: Counts,
     /// The copies and backends that were looked at.
-    pub looked: Vec<Looked>,
+    pub looked: Vec<Examined>,
     /// What was decided, and what does not fit.
     pub findings: Vec<Finding>,
 }
@@ -127,7 +127,7 @@ pub struct Compared {
     /// What the catalog holds.
     pub counts: Counts,
     /// The backends that could not be looked at, with the reason.
-    pub unseen: Vec<Looked>,
+    pub unseen: Vec<Examined>,
     /// How they differ.
     pub findings: Vec<Finding>,
 }
@@ -160,7 +160,7 @@ pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
             }
             Err(reason) => (None, Some(reason)),
         };
-        looked.push(Looked { backend, path: Some(path), at, reason });
+        looked.push(Examined { backend, path: Some(path), at, reason });
     }
     // An empty mount point says nothing of the backend that should be there.
     facts.retain(|name, facts| {
@@ -168,7 +168,7 @@ pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
         let here = facts.id.is_some();
         if !here {
             let (backend, reason) = (name.clone(), Some(reason.into()));
-            looked.push(Looked { backend, path: None, at: None, reason });
+            looked.push(Examined { backend, path: None, at: None, reason });
         }
         here
     });
@@ -216,7 +216,7 @@ fn usable(copy: Option<CopyRead>, identity: Option<BackendId>) -> Result<text::P
 
 type CopyRead = Result<text::Parsed, InvalidText>;
 
-type LookedAt = (AllFacts, Vec<(BackendName, StoredCopy<CopyRead>)>, Vec<Looked>);
+type LookedAt = (AllFacts, Vec<(BackendName, StoredCopy<CopyRead>)>, Vec<Examined>);
 
 /// How many backends are looked at at once. Each takes a thread, of which the system may give few.
 const AT_ONCE: usize = 64;
@@ -258,7 +258,7 @@ fn look_at_all(
                 facts.insert(name, of_backend);
             }
             Err(reason) => {
-                unseen.push(Looked { backend: name, path: None, at: None, reason: Some(reason) });
+                unseen.push(Examined { backend: name, path: None, at: None, reason: Some(reason) });
             }
         }
     }
@@ -292,8 +292,8 @@ async fn look_at(
         };
         Ok((facts, root.copies(|input| text::parse(input))?))
     };
-    match tokio::time::timeout(PATIENCE, backend.run(expect, look)).await {
+    match tokio::time::timeout(BACKEND_TIMEOUT, backend.run(expect, look)).await {
         Ok(done) => done.map_err(|error| crate::error::chain(&error)),
-        Err(_) => Err(format!("it does not answer within {} s", PATIENCE.as_secs())),
+        Err(_) => Err(format!("it does not answer within {} s", BACKEND_TIMEOUT.as_secs())),
     }
 }

@@ -1,11 +1,10 @@
 //! Reloads: three units, each all or nothing on its own, so that a slip in the map cannot stop a revocation.
 //!
-//! A reload reads and checks first and swaps last. Reading is done by a thread of its own for each unit, which may
-//! hang; what is read is put in force here, one after the other, from memory. One that is rejected changes nothing, is
-//! logged with every fault, and stays on the board until that unit is good again.
+//! A reload reads and checks first and swaps last. Each unit is read by a thread of its own, which may hang; what was
+//! read is put in force here, one unit after the other, from memory. A unit that is rejected changes nothing, is logged
+//! with every fault, and stays on the board until it is good again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,69 +13,65 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
+use super::config_unit::{ConfigRead, ConfigUnit};
 use super::convert::to_volumes;
-use super::node_name;
-use super::readers::{Ask, How, Part, Turns};
-use super::spec::{self, SpecFile};
-use super::tls::{self, Outcome, ReadList, Tls, worded};
+use super::readers::{Admission, Part, ReadMode, ReadScheduler};
+use super::spec::{SpecOutcome, SpecWriter};
+use super::tls::{self, CertificatesRead, CrlRead, Outcome, Tls, worded};
 use super::watchdog::status_line;
 use crate::admin::status::Reloaded;
 use crate::admin::{Board, Issuing};
 use crate::catalog::Catalog;
 use crate::config::watch::{FileSnapshot, Unit, Watcher};
-use crate::config::{self, Config, Fault, Loaded, Paths, Rejected};
+use crate::config::{Advertise, Boot, Config};
 use crate::error::chain;
-use crate::files::{self, Unfinished};
-use crate::model::host::HostName;
+use crate::files::Unfinished;
 use crate::model::limits::Limits;
 use crate::process::systemd;
 use crate::transport::Server;
 use crate::volume::Service;
 
-/// How often it is looked whether the spec file is still there, and whether files are still followed.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often the spec file is checked, and whether files are still followed.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long new backends are waited for before the next unit has its turn.
 const BRING_UP: Duration = Duration::from_millis(200);
 
-/// How long the catalog is waited for, which may be out of reach, to record a certificate.
-const RECORD: Duration = Duration::from_secs(1);
+/// How long to wait for the catalog, which may be out of reach, to record a certificate.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a reload needs to know and may change.
+/// Reads the units again and puts them in force.
 pub(super) struct Reloader {
-    pub(super) paths: Paths,
-    pub(super) file: Option<PathBuf>,
-    /// The configuration in force. A reload replaces its live part.
-    pub(super) config: Config,
-    /// The files that the configuration in force was read from.
-    pub(super) in_force: Vec<FileSnapshot>,
-    /// The machine's hostname, as it was last looked at.
-    pub(super) hostname: Option<HostName>,
-    pub(super) tls: Tls,
-    pub(super) catalog: Arc<dyn Catalog>,
-    pub(super) service: Arc<Service>,
-    pub(super) limits: Arc<ArcSwap<Limits>>,
-    pub(super) issuing: Arc<ArcSwap<Issuing>>,
-    pub(super) server: Arc<Server>,
-    pub(super) board: Arc<Board>,
-    pub(super) watcher: Watcher,
+    config: ConfigUnit,
+    tls: Tls,
+    spec: SpecWriter,
+    service: Running,
+    watcher: Watcher,
     /// The units whose files are not in force as they stand.
-    pub(super) rejected: BTreeSet<Unit>,
-    /// The real addresses served.
-    pub(super) listening: Vec<String>,
+    rejected: BTreeSet<Unit>,
 }
 
-/// What is to be read again.
-pub(super) struct Asked {
+/// The parts of the running service that a reload changes.
+pub(super) struct Running {
+    pub(super) catalog: Arc<dyn Catalog>,
+    pub(super) volumes: Arc<Service>,
+    pub(super) server: Arc<Server>,
+    pub(super) board: Arc<Board>,
+    pub(super) limits: Arc<ArcSwap<Limits>>,
+    pub(super) issuing: Arc<ArcSwap<Issuing>>,
+}
+
+/// A request to read units again.
+pub(super) struct ReloadRequest {
     pub(super) units: &'static [Unit],
     /// The operator means what would be refused otherwise.
     pub(super) forced: bool,
-    /// Told when it is done, where somebody waits.
+    /// Told when it is done, if somebody waits.
     pub(super) done: Option<oneshot::Sender<()>>,
 }
 
-impl Asked {
-    /// By somebody who does not wait.
+impl ReloadRequest {
+    /// A request of somebody who does not wait.
     pub(super) fn of(units: &'static [Unit]) -> Self {
         Self { units, forced: false, done: None }
     }
@@ -84,38 +79,70 @@ impl Asked {
 
 /// What a thread read.
 enum Read {
-    Config(Box<ReadConfig>),
-    Tls(Option<Box<tls::Read>>),
-    List(ReadList),
-    Spec(SpecFile),
+    Config(Box<ConfigRead>),
+    /// `None` if no address is served over TLS.
+    Tls(Option<Box<CertificatesRead>>),
+    List(CrlRead),
+    Spec(SpecOutcome),
 }
 
-/// A configuration as it was read, with what only a look at other files can say of it.
-struct ReadConfig {
-    loaded: Result<Loaded, Rejected>,
-    /// The machine's hostname, where the configuration names no `node`.
-    hostname: Option<HostName>,
-    needs_restart: Vec<&'static str>,
-    fault: Option<Fault>,
-    /// The certificates, where the configuration cannot come into force without them.
-    certificates: Option<tls::Read>,
-}
-
-/// What is to be followed, as it was when it was last read.
+/// Returns the files to follow, as they were when they were last read.
 pub(super) fn followed(files: &[FileSnapshot], tls: &Tls) -> BTreeMap<Unit, Vec<FileSnapshot>> {
     let (certificates, list) = tls.followed();
     BTreeMap::from([(Unit::Config, files.to_vec()), (Unit::Tls, certificates), (Unit::Crl, list)])
 }
 
+impl Running {
+    /// Puts the configuration's live part in force.
+    fn apply(&self, config: &Config, needs_restart: &[&'static str]) {
+        self.limits.store(Arc::new(config.live.limits.clone()));
+        self.catalog.limit_requests(config.live.limits.request);
+        let before = self.volumes.in_force();
+        self.volumes.put_in_force(to_volumes(config, &before.map));
+        self.volumes.look_at_clones();
+        self.board.update(|facts| {
+            facts.needs_restart = needs_restart.iter().map(ToString::to_string).collect();
+        });
+    }
+
+    /// Records this machine's certificate. A catalog that is out of reach holds up no reload.
+    async fn record(&self, tls: &Tls) {
+        let Some(client) = tls.client().cloned() else { return };
+        let catalog = Arc::clone(&self.catalog);
+        let recorded = tokio::spawn(async move {
+            if let Err(error) = tls::record(&client, &*catalog).await {
+                log::warn!("this machine's certificate could not be recorded: {}", chain(&error));
+            }
+        });
+        // It goes on beside the next reloads.
+        let _ = timeout(RECORD_TIMEOUT, recorded).await;
+    }
+}
+
 impl Reloader {
-    /// Does what is asked for until nobody can ask any more.
-    pub(super) async fn run(mut self, mut asked: mpsc::UnboundedReceiver<Asked>) {
-        let (mut turns, mut read) = Turns::new();
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pub(super) fn new(
+        config: ConfigUnit,
+        tls: Tls,
+        spec: SpecWriter,
+        service: Running,
+        watcher: Watcher,
+    ) -> Self {
+        Self { config, tls, spec, service, watcher, rejected: BTreeSet::new() }
+    }
+
+    /// Writes the spec file at the start.
+    pub(super) fn write_spec(&self) {
+        self.spec.write(self.config.config());
+    }
+
+    /// Serves requests until nobody can send one any more.
+    pub(super) async fn run(mut self, mut requests: mpsc::UnboundedReceiver<ReloadRequest>) {
+        let (mut scheduler, mut read) = ReadScheduler::new();
+        let mut checks = interval(CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut busy = false;
         loop {
-            let due = turns.due();
+            let due = scheduler.due();
             let overdue = async {
                 match due {
                     Some(due) => sleep_until(Instant::from_std(due)).await,
@@ -123,38 +150,44 @@ impl Reloader {
                 }
             };
             tokio::select! {
-                more = asked.recv() => match more {
-                    Some(asked) => self.asked(&mut turns, asked),
+                request = requests.recv() => match request {
+                    Some(request) => self.serve(&mut scheduler, request),
                     None => return,
                 },
-                // The sender of what was read lives in `turns`.
-                Some((part, read)) = read.recv() => self.ended(&mut turns, part, read).await,
-                () = overdue => self.give_up(&mut turns),
-                _ = looks.tick() => self.look(&mut turns),
+                // The sender of what was read lives in `scheduler`.
+                Some((part, read)) = read.recv() => self.ended(&mut scheduler, part, read).await,
+                () = overdue => self.give_up(&mut scheduler),
+                _ = checks.tick() => self.check(&mut scheduler),
             }
-            if busy != turns.is_busy() {
-                busy = turns.is_busy();
-                if busy { systemd::reloading() } else { systemd::ready(&status_line(&self.board.read())) }
+            if busy != scheduler.is_busy() {
+                busy = scheduler.is_busy();
+                if busy {
+                    systemd::reloading();
+                } else {
+                    systemd::ready(&status_line(&self.service.board.read()));
+                }
             }
-            turns.tell();
+            scheduler.tell();
         }
     }
 
-    fn asked(&mut self, turns: &mut Turns<Read>, asked: Asked) {
-        let Asked { units, forced, done } = asked;
-        let how = How { forced, ..How::default() };
-        let begun: Vec<_> =
-            units.iter().map(|unit| (Part::Unit(*unit), self.ask(turns, Part::Unit(*unit), how))).collect();
+    fn serve(&mut self, scheduler: &mut ReadScheduler<Read>, request: ReloadRequest) {
+        let ReloadRequest { units, forced, done } = request;
+        let how = ReadMode { forced, ..ReadMode::default() };
+        let begun: Vec<_> = units
+            .iter()
+            .map(|unit| (Part::Unit(*unit), self.ask(scheduler, Part::Unit(*unit), how)))
+            .collect();
         if let Some(done) = done {
-            turns.wait(&begun, done);
+            scheduler.wait(&begun, done);
         }
     }
 
     /// Has a part read, now or after the read under way.
-    fn ask(&mut self, turns: &mut Turns<Read>, part: Part, how: How) -> Ask {
-        let ask = turns.ask(part, how);
-        if let Ask::Begin(how) = ask
-            && let Err(error) = self.begin(turns, part, how)
+    fn ask(&mut self, scheduler: &mut ReadScheduler<Read>, part: Part, how: ReadMode) -> Admission {
+        let ask = scheduler.ask(part, how);
+        if let Admission::Begin(how) = ask
+            && let Err(error) = self.begin(scheduler, part, how)
         {
             self.unread(part, &error);
         }
@@ -162,111 +195,93 @@ impl Reloader {
     }
 
     /// Has another part read for the sake of the one that was just read; who waits for that one waits for both.
-    fn then(&mut self, turns: &mut Turns<Read>, part: Part, next: Part, how: How) {
-        let ask = self.ask(turns, next, how);
-        turns.wait_on(part, next, ask);
+    fn then(&mut self, scheduler: &mut ReadScheduler<Read>, part: Part, next: Part, how: ReadMode) {
+        let ask = self.ask(scheduler, next, how);
+        scheduler.wait_on(part, next, ask);
     }
 
-    fn begin(&self, turns: &mut Turns<Read>, part: Part, how: How) -> Result<(), Unfinished> {
+    fn begin(
+        &self,
+        scheduler: &mut ReadScheduler<Read>,
+        part: Part,
+        how: ReadMode,
+    ) -> Result<(), Unfinished> {
         match part {
-            Part::Unit(Unit::Config) => turns.begin(part, how, self.read_config(how.forced)),
-            Part::Unit(Unit::Tls) => {
-                let reading = self.tls.reading(&self.config, how.forced, how.with_list);
-                turns.begin(part, how, move || Read::Tls(reading.map(|reading| Box::new(reading.read()))))
+            Part::Unit(Unit::Config) => {
+                let job = self.config.job(&self.tls, how.forced);
+                scheduler.begin(part, how, move || Read::Config(Box::new(job())))
             }
+            Part::Unit(Unit::Tls) => self.begin_tls(scheduler, part, how, how.with_list),
             Part::Unit(Unit::Crl) => match self.tls.list_to_read() {
-                Some(path) => turns.begin(part, how, move || Read::List(ReadList::read(path.as_deref()))),
-                None => {
-                    let reading = self.tls.reading(&self.config, how.forced, true);
-                    turns.begin(part, how, move || Read::Tls(reading.map(|reading| Box::new(reading.read()))))
-                }
+                Some(path) => scheduler.begin(part, how, move || Read::List(CrlRead::read(path.as_deref()))),
+                None => self.begin_tls(scheduler, part, how, true),
             },
             Part::Spec => {
-                let (config, paths) = (self.config.clone(), self.paths.clone());
-                let listening = self.listening.clone();
-                turns.begin(part, how, move || Read::Spec(spec::put(&config, &paths, &listening, how.mend)))
+                let job = self.spec.job(self.config.config(), how.mend);
+                scheduler.begin(part, how, move || Read::Spec(job()))
             }
         }
     }
 
-    /// How the configuration is read, with what is in force at this moment.
-    fn read_config(&self, forced: bool) -> impl FnOnce() -> Read + Send + use<> {
-        let (paths, file, boot) = (self.paths.clone(), self.file.clone(), self.config.boot.clone());
-        let in_force = if forced { Vec::new() } else { self.in_force.clone() };
-        let ours_only = self.tls.trusts_ours_only();
-        let client_ca = self.config.live.tls.client_ca.clone();
-        let certificates = self.tls.reading(&self.config, forced, true);
-        move || {
-            let mut loaded = config::reload(&paths, file.as_deref(), &in_force);
-            let (mut hostname, mut needs_restart, mut fault, mut read) = (None, Vec::new(), None, None);
-            if let Ok(loaded) = &mut loaded {
-                // The certificates are a unit of their own: only others than those in force are looked at.
-                if !ours_only || loaded.config.live.tls.client_ca != client_ca {
-                    fault = tls::fault_of_client_ca(loaded);
-                }
-                if !loaded.config.boot.node_configured {
-                    hostname = Some(loaded.config.boot.node.clone());
-                    loaded.config.boot.node.clone_from(&boot.node);
-                }
-                needs_restart = boot.changed(&loaded.config.boot);
-                loaded.config.boot = boot;
-                if fault.is_none() && loaded.config.live.hosts.is_none() && !ours_only {
-                    // The list of hosts must not go before somebody else's authority is gone.
-                    read = certificates.map(|reading| reading.with(&loaded.config).read());
-                }
-            }
-            Read::Config(Box::new(ReadConfig { loaded, hostname, needs_restart, fault, certificates: read }))
-        }
+    fn begin_tls(
+        &self,
+        scheduler: &mut ReadScheduler<Read>,
+        part: Part,
+        how: ReadMode,
+        with_list: bool,
+    ) -> Result<(), Unfinished> {
+        let reader = self.tls.reader(self.config.config(), how.forced, with_list);
+        scheduler.begin(part, how, move || Read::Tls(reader.map(|reader| Box::new(reader.read()))))
     }
 
     /// Puts in force what was read, or tells why not.
-    async fn ended(&mut self, turns: &mut Turns<Read>, part: Part, read: Option<Read>) {
-        if let Some(how) = turns.ended(part) {
+    async fn ended(&mut self, scheduler: &mut ReadScheduler<Read>, part: Part, read: Option<Read>) {
+        if let Some(how) = scheduler.ended(part) {
             if let Part::Unit(unit) = part {
-                self.board.trouble(unit.as_str(), None);
+                self.service.board.trouble(unit.as_str(), None);
             }
             // Parsing a large list takes its time.
             tokio::task::block_in_place(|| match read {
                 None => self.unread(part, &Unfinished::BrokeOff),
-                Some(Read::Config(read)) => self.put_config_in_force(turns, *read, how),
-                Some(Read::Tls(read)) => self.put_certificates_in_force(turns, part, read, how),
-                Some(Read::List(read)) => self.put_list_in_force(turns, read, how),
-                Some(Read::Spec(file)) => self.tell_spec(file),
+                Some(Read::Config(read)) => self.put_config_in_force(scheduler, *read, how),
+                Some(Read::Tls(read)) => self.put_certificates_in_force(scheduler, part, read, how),
+                Some(Read::List(read)) => self.put_list_in_force(scheduler, read, how),
+                Some(Read::Spec(outcome)) => self.spec.tell(outcome),
             });
             if matches!(part, Part::Unit(Unit::Config | Unit::Tls)) {
-                self.record().await;
+                self.service.record(&self.tls).await;
             }
             if part == Part::Unit(Unit::Config) {
                 // New backends come into force before anybody asks for them.
-                self.service.bring_up(BRING_UP).await;
+                self.service.volumes.bring_up(BRING_UP).await;
             }
         }
-        if let Some(how) = turns.again(part)
-            && let Err(error) = self.begin(turns, part, how)
+        if let Some(how) = scheduler.again(part)
+            && let Err(error) = self.begin(scheduler, part, how)
         {
             self.unread(part, &error);
         }
     }
 
-    fn give_up(&mut self, turns: &mut Turns<Read>) {
-        for (part, why) in turns.give_up() {
+    fn give_up(&mut self, scheduler: &mut ReadScheduler<Read>) {
+        for (part, why) in scheduler.give_up() {
             let told = format!("{}: {}", part.as_str(), chain(&why));
-            self.board.trouble(part.as_str(), Some(&told));
+            self.service.board.trouble(part.as_str(), Some(&told));
             self.unread(part, &why);
         }
     }
 
     /// Looks at what tells nothing by itself: whether the spec file is still there, and whether files are followed.
-    fn look(&mut self, turns: &mut Turns<Read>) {
-        if turns.is_idle(Part::Spec) {
-            self.ask(turns, Part::Spec, How { mend: true, ..How::default() });
+    fn check(&mut self, scheduler: &mut ReadScheduler<Read>) {
+        if scheduler.is_idle(Part::Spec) {
+            self.ask(scheduler, Part::Spec, ReadMode { mend: true, ..ReadMode::default() });
         }
         for unit in Unit::ALL {
             // One that hangs has told so.
-            let held_up = self.watcher.held_up(unit).filter(|_| !turns.hangs(Part::Unit(unit)));
+            let held_up = self.watcher.held_up(unit).filter(|_| !scheduler.hangs(Part::Unit(unit)));
             let told = held_up.map(|why| format!("{}: changes go unnoticed: {}", unit.as_str(), chain(&why)));
             let key = format!("{} followed", unit.as_str());
-            if self.board.trouble(&key, told.as_deref())
+            if self.service.board.trouble(&key, told.as_deref())
                 && let Some(told) = told
             {
                 log::warn!("{told}");
@@ -293,43 +308,29 @@ impl Reloader {
             faults.iter().for_each(|fault| log::error!("{fault}"));
             self.rejected.insert(unit);
         }
-        self.board.reloaded(Reloaded { at: OffsetDateTime::now_utc(), unit: word, faults });
+        self.service.board.reloaded(Reloaded { at: OffsetDateTime::now_utc(), unit: word, faults });
     }
 
-    fn put_config_in_force(&mut self, turns: &mut Turns<Read>, read: ReadConfig, how: How) {
+    fn put_config_in_force(&mut self, scheduler: &mut ReadScheduler<Read>, read: ConfigRead, how: ReadMode) {
         let part = Part::Unit(Unit::Config);
-        let files = match &read.loaded {
-            Ok(loaded) => loaded.files.clone(),
-            Err(rejected) => rejected.files.clone(),
-        };
+        let files = read.files();
         match self.swap_config(read, how.forced) {
             Ok(certificates_too) => {
                 self.tell(Unit::Config, Vec::new());
-                self.in_force.clone_from(&files);
+                self.config.set_files(files.clone());
                 // The server's certificate holds its names before anybody is told them.
                 let next = if certificates_too { Part::Unit(Unit::Tls) } else { Part::Spec };
-                self.then(turns, part, next, How { forced: how.forced, ..How::default() });
+                self.then(scheduler, part, next, ReadMode { forced: how.forced, ..ReadMode::default() });
             }
             Err(faults) => self.tell(Unit::Config, faults),
         }
         self.watcher.set_files(Unit::Config, files);
     }
 
-    /// Checks and swaps; answers whether the certificates are to be read anew for it.
-    fn swap_config(&mut self, read: ReadConfig, forced: bool) -> Result<bool, Vec<String>> {
-        let ReadConfig { loaded, hostname, needs_restart, fault, certificates } = read;
-        let loaded = loaded.map_err(|Rejected { faults, files: _ }| {
-            faults.iter().map(ToString::to_string).collect::<Vec<_>>()
-        })?;
-        if let Some(fault) = fault {
-            return Err(vec![fault.to_string()]);
-        }
-        if let Some(hostname) = hostname {
-            self.note_hostname(hostname);
-        }
-        let new = loaded.config;
-        let changed = self.config.live.changed(&new.live);
-        if let Some(certificates) = certificates
+    /// Checks and swaps. Returns true if the certificates must be read again.
+    fn swap_config(&mut self, read: ConfigRead, forced: bool) -> Result<bool, Vec<String>> {
+        let (new, findings) = self.config.check(read)?;
+        if let Some(certificates) = findings.certificates
             && let Outcome::Bad(error) = self.tls.put_in_force(certificates, &new, forced)
         {
             return Err(vec![worded(&error)]);
@@ -338,43 +339,28 @@ impl Reloader {
             let told = "the certificates in force let in hosts of somebody else's authority: without \"hosts\" all of them";
             return Err(vec![told.into()]);
         }
+        let needs_restart = findings.needs_restart;
         if !needs_restart.is_empty() {
             log::warn!("a restart is needed for what changed in {}", needs_restart.join(", "));
         }
-        self.limits.store(Arc::new(new.live.limits.clone()));
-        self.catalog.limit_requests(new.live.limits.request);
-        let before = self.service.in_force();
-        self.service.put_in_force(to_volumes(&new, &before.map));
-        self.service.look_at_clones();
-        self.config = new;
-        self.board.update(|facts| {
-            facts.needs_restart = needs_restart.iter().map(ToString::to_string).collect();
-        });
+        let changed = self.config.config().live.changed(&new.live);
+        self.service.apply(&new, &needs_restart);
+        self.config.replace(new.live);
         // A list of hosts may be what the certificates were waiting for.
         Ok(["tls", "advertise"].iter().any(|field| changed.contains(field))
             || self.rejected.contains(&Unit::Tls))
     }
 
-    /// Tells once that the machine was given another hostname, which changes nothing.
-    fn note_hostname(&mut self, hostname: HostName) {
-        if self.hostname.as_ref() != Some(&hostname) {
-            if hostname != self.config.boot.node {
-                log::warn!("{}", node_name::told(&self.config.boot.node, &hostname));
-            }
-            self.hostname = Some(hostname);
-        }
-    }
-
     /// Puts certificates in force that were read for `part`: for themselves, or for a list that came with them.
     fn put_certificates_in_force(
         &mut self,
-        turns: &mut Turns<Read>,
+        scheduler: &mut ReadScheduler<Read>,
         part: Part,
-        read: Option<Box<tls::Read>>,
-        how: How,
+        read: Option<Box<CertificatesRead>>,
+        how: ReadMode,
     ) {
         let outcome = match read {
-            Some(read) => self.tls.put_in_force(*read, &self.config, how.forced),
+            Some(read) => self.tls.put_in_force(*read, self.config.config(), how.forced),
             None => Outcome::Good,
         };
         let good = matches!(outcome, Outcome::Good);
@@ -382,7 +368,7 @@ impl Reloader {
             Outcome::Good => None,
             Outcome::Bad(error) => Some(error),
             Outcome::WithList => {
-                return self.then(turns, part, part, How { with_list: true, ..how });
+                return self.then(scheduler, part, part, ReadMode { with_list: true, ..how });
             }
         };
         let unit = if part == Part::Unit(Unit::Crl) { Unit::Crl } else { Unit::Tls };
@@ -391,71 +377,35 @@ impl Reloader {
         // A list that came before its authority is good with it, and the other way round.
         let other = if unit == Unit::Crl { Unit::Tls } else { Unit::Crl };
         if good && self.rejected.contains(&other) {
-            self.then(turns, part, Part::Unit(other), how);
+            self.then(scheduler, part, Part::Unit(other), how);
         }
-        self.then(turns, part, Part::Spec, How::default());
+        self.then(scheduler, part, Part::Spec, ReadMode::default());
     }
 
-    fn put_list_in_force(&mut self, turns: &mut Turns<Read>, read: ReadList, how: How) {
+    fn put_list_in_force(&mut self, scheduler: &mut ReadScheduler<Read>, read: CrlRead, how: ReadMode) {
         let outcome = self.tls.put_list_in_force(read, how.forced);
         self.after_certificates();
         self.tell(Unit::Crl, outcome.err().iter().map(worded).collect());
         // An authority that came before its list is good with it.
         if self.rejected.contains(&Unit::Tls) {
-            let how = How { with_list: true, ..how };
-            self.then(turns, Part::Unit(Unit::Crl), Part::Unit(Unit::Tls), how);
+            let how = ReadMode { with_list: true, ..how };
+            self.then(scheduler, Part::Unit(Unit::Crl), Part::Unit(Unit::Tls), how);
         }
     }
 
     fn after_certificates(&self) {
-        self.server.recheck();
-        self.issuing.store(Arc::new(Issuing {
-            plugin: self.config.boot.name.clone(),
-            advertise: spec::advertised(&self.config, &self.listening),
-            ours: self.tls.is_ours(),
-            node: self.config.boot.node.clone(),
-        }));
-        self.board.update(|facts| facts.server_certificate_expires = self.tls.expires());
+        let config = self.config.config();
+        self.service.server.recheck();
+        self.service.issuing.store(Arc::new(issuing(config, self.spec.advertised(config), &self.tls)));
+        self.service.board.update(|facts| facts.server_certificate_expires = self.tls.expires());
         let (certificates, list) = self.tls.followed();
         self.watcher.set_files(Unit::Tls, certificates);
         self.watcher.set_files(Unit::Crl, list);
     }
+}
 
-    /// Records this machine's certificate. A catalog that is out of reach holds up no reload.
-    async fn record(&self) {
-        let Some(client) = self.tls.client().cloned() else { return };
-        let catalog = Arc::clone(&self.catalog);
-        let recorded = tokio::spawn(async move {
-            if let Err(error) = tls::record(&client, &*catalog).await {
-                log::warn!("this machine's certificate could not be recorded: {}", chain(&error));
-            }
-        });
-        // It goes on beside the next reloads.
-        let _ = timeout(RECORD, recorded).await;
-    }
-
-    /// Writes the spec file at the start.
-    pub(super) fn write_spec(&self) {
-        let (config, paths, listening) = (self.config.clone(), self.paths.clone(), self.listening.clone());
-        match files::within(move || spec::put(&config, &paths, &listening, false)) {
-            Ok(file) => self.tell_spec(file),
-            Err(why) => log::warn!("no spec file was written: {}", chain(&why)),
-        }
-    }
-
-    /// Tells what became of the spec file, once. What keeps it from being written is no reason not to serve.
-    fn tell_spec(&self, file: SpecFile) {
-        let SpecFile { fact, done, fault, is_trouble } = file;
-        if let Some(done) = done {
-            log::info!("{done}");
-        }
-        let mut is_news = self.board.trouble(Part::Spec.as_str(), fault.as_deref().filter(|_| is_trouble));
-        self.board.update(|facts| {
-            is_news |= facts.spec != fact;
-            facts.spec.clone_from(&fact);
-        });
-        if let Some(fault) = fault.filter(|_| is_news) {
-            log::warn!("{fault}");
-        }
-    }
+/// Returns what the admin socket needs to know to issue certificates.
+pub(super) fn issuing(config: &Config, advertise: Option<Advertise>, tls: &Tls) -> Issuing {
+    let Boot { name, node, .. } = &config.boot;
+    Issuing { plugin: name.clone(), advertise, ours: tls.is_ours(), node: node.clone() }
 }

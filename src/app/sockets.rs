@@ -1,4 +1,4 @@
-//! The Unix sockets that are served: their files are looked after, because whoever removes one shuts everybody out.
+//! Mending the Unix sockets that are served: whoever removes the file of one shuts everybody out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,21 +8,21 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::admin::Board;
 use crate::transport::{Server, SocketLook};
 
-/// How often they are looked at.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often sockets are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Looks after the sockets for as long as the service runs.
+/// Mends sockets for as long as the service runs.
 pub(super) async fn keep(server: Arc<Server>, board: Arc<Board>) {
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut checks = interval(CHECK_INTERVAL);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        looks.tick().await;
-        look_after(&server, &board).await;
+        checks.tick().await;
+        mend(&server, &board).await;
     }
 }
 
-/// Makes those again that are gone, and tells what cannot be mended: in the log once, on the board as long as it lasts.
-pub(super) async fn look_after(server: &Server, board: &Board) {
+/// Makes sockets again that are gone. What cannot be mended is logged once, and stays on the board as long as it lasts.
+pub(super) async fn mend(server: &Server, board: &Board) {
     for SocketLook { address, fault } in server.mend_sockets().await {
         if board.trouble(&address, fault.as_deref())
             && let Some(fault) = fault

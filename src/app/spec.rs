@@ -1,7 +1,10 @@
 //! The spec file of this machine's own engine: what it says, and writing it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use super::readers::Part;
+use crate::admin::Board;
 use crate::config::address::Authority;
 use crate::config::{Advertise, Config, Listen, Paths, SpecFormat, SpecSettings};
 use crate::discovery::{
@@ -11,7 +14,7 @@ use crate::error::chain;
 use crate::files;
 use crate::pki::{Pki, ServerName};
 
-/// Why there is no spec file to speak of.
+/// The reason for which there is no spec file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoSpec {
     /// `"spec": null`.
@@ -35,13 +38,10 @@ pub(crate) enum NoSpec {
     Spec(#[from] SpecError),
 }
 
-/// A spec file's place, form and content.
+/// A spec file's content, format and place.
 pub(crate) struct Planned {
-    /// What it says.
     pub spec: Spec,
-    /// In which form.
     pub format: Format,
-    /// Where it goes.
     pub store: Store,
 }
 
@@ -59,27 +59,85 @@ pub(crate) fn plan(config: &Config, paths: &Paths, listening: Option<&[String]>)
     Ok(Planned { spec, format, store: store_of(config, paths) })
 }
 
-/// What became of the spec file.
-pub(super) struct SpecFile {
-    /// Where it is, or why it is not there; `None` where none is wanted.
-    pub(super) fact: Option<String>,
+/// The outcome of writing the spec file.
+pub(super) struct SpecOutcome {
+    /// Where it is, or why it is not there; `None` if none is wanted.
+    fact: Option<String>,
     /// What was done, if anything.
-    pub(super) done: Option<String>,
-    /// Why it is not there as it should be.
-    pub(super) fault: Option<String>,
-    /// Whether that is for somebody to mend, and not as the configuration wants it.
-    pub(super) is_trouble: bool,
+    done: Option<String>,
+    fault: Option<SpecFault>,
 }
 
-/// Writes the spec file that the configuration asks for, if its content would change. `mend`: only if somebody else
-/// removed it; one that the operator took back stays away until the next reload.
-pub(super) fn put(config: &Config, paths: &Paths, listening: &[String], mend: bool) -> SpecFile {
+/// Why the spec file is not there as it should be.
+enum SpecFault {
+    /// The configuration does not allow one.
+    AsConfigured(String),
+    /// Somebody must mend it.
+    Trouble(String),
+}
+
+/// Writes the spec file of a running service and tells what came of it.
+pub(super) struct SpecWriter {
+    paths: Paths,
+    /// The real addresses served.
+    listening: Vec<String>,
+    board: Arc<Board>,
+}
+
+impl SpecWriter {
+    pub(super) fn new(paths: Paths, listening: Vec<String>, board: Arc<Board>) -> Self {
+        Self { paths, listening, board }
+    }
+
+    /// Returns the job that writes the spec file which the configuration asks for, if its content would change. With
+    /// `mend` it writes only what somebody else removed; a file that the operator took back stays away until the next
+    /// reload.
+    pub(super) fn job(&self, config: &Config, mend: bool) -> impl FnOnce() -> SpecOutcome + Send + use<> {
+        let (config, paths, listening) = (config.clone(), self.paths.clone(), self.listening.clone());
+        move || put(&config, &paths, &listening, mend)
+    }
+
+    /// Writes the spec file at the start.
+    pub(super) fn write(&self, config: &Config) {
+        match files::within(self.job(config, false)) {
+            Ok(outcome) => self.tell(outcome),
+            Err(why) => log::warn!("no spec file was written: {}", chain(&why)),
+        }
+    }
+
+    /// Tells what became of the spec file, once. What keeps it from being written is no reason not to serve.
+    pub(super) fn tell(&self, outcome: SpecOutcome) {
+        let SpecOutcome { fact, done, fault } = outcome;
+        if let Some(done) = done {
+            log::info!("{done}");
+        }
+        let trouble = match &fault {
+            Some(SpecFault::Trouble(fault)) => Some(fault.as_str()),
+            Some(SpecFault::AsConfigured(_)) | None => None,
+        };
+        let mut is_news = self.board.trouble(Part::Spec.as_str(), trouble);
+        self.board.update(|facts| {
+            is_news |= facts.spec != fact;
+            facts.spec.clone_from(&fact);
+        });
+        if let Some(SpecFault::AsConfigured(fault) | SpecFault::Trouble(fault)) = fault.filter(|_| is_news) {
+            log::warn!("{fault}");
+        }
+    }
+
+    /// Returns the address that engines are told to call.
+    pub(super) fn advertised(&self, config: &Config) -> Option<Advertise> {
+        advertised(config, &self.listening)
+    }
+}
+
+fn put(config: &Config, paths: &Paths, listening: &[String], mend: bool) -> SpecOutcome {
     let Planned { spec, format, store } = match plan(config, paths, Some(listening)) {
         Ok(planned) => planned,
-        Err(NoSpec::Off) => return SpecFile { fact: None, done: None, fault: None, is_trouble: false },
+        Err(NoSpec::Off) => return SpecOutcome { fact: None, done: None, fault: None },
         Err(error) => {
-            let fault = format!("no spec file was written: {}", chain(&error));
-            return SpecFile { fact: Some(chain(&error)), done: None, fault: Some(fault), is_trouble: false };
+            let fault = SpecFault::AsConfigured(format!("no spec file was written: {}", chain(&error)));
+            return SpecOutcome { fact: Some(chain(&error)), done: None, fault: Some(fault) };
         }
     };
     let path = store.path(&spec.name, format);
@@ -97,33 +155,29 @@ pub(super) fn put(config: &Config, paths: &Paths, listening: &[String], mend: bo
                 (_, false) => Some(format!("wrote the spec file {told}")),
                 (_, true) => Some(format!("the spec file {told} was gone: it was written again")),
             };
-            SpecFile { fact: Some(told.to_string()), done, fault: None, is_trouble: false }
+            SpecOutcome { fact: Some(told.to_string()), done, fault: None }
         }
         Ok(None) => {
             let fact =
                 format!("{told} was taken back by `volhost spec remove`; `volhost reload` writes it again");
-            SpecFile { fact: Some(fact), done: None, fault: None, is_trouble: false }
+            SpecOutcome { fact: Some(fact), done: None, fault: None }
         }
         Err(error) => {
             let error = chain(&error);
-            SpecFile {
-                done: None,
-                fault: Some(format!("no spec file was written: {error}")),
-                fact: Some(error),
-                is_trouble: true,
-            }
+            let fault = SpecFault::Trouble(format!("no spec file was written: {error}"));
+            SpecOutcome { fact: Some(error), done: None, fault: Some(fault) }
         }
     }
 }
 
-/// Where spec files are written, and the memory of those that were; the default place, where none is wanted.
+/// Returns the store of spec files; in the default directory if none is wanted.
 #[must_use]
 pub(crate) fn store_of(config: &Config, paths: &Paths) -> Store {
     let dir = config.live.spec.as_ref().map_or(&paths.spec, |spec| &spec.dir);
     Store::new(dir, paths.state.join("specs.json"))
 }
 
-/// What engines are told to call: what the configuration says, else the first `https` address served.
+/// Returns the address that engines are told to call: what the configuration says, else the first `https` address served.
 #[must_use]
 pub(crate) fn advertised(config: &Config, listening: &[String]) -> Option<Advertise> {
     config.live.advertise.clone().or_else(|| {
@@ -134,7 +188,7 @@ pub(crate) fn advertised(config: &Config, listening: &[String]) -> Option<Advert
     })
 }
 
-/// The names by which engines call the server: what its certificate must hold.
+/// Returns the names by which engines call the server, which its certificate must hold.
 #[must_use]
 pub(crate) fn server_names(config: &Config) -> Vec<ServerName> {
     let listening = config.boot.listen.iter().filter_map(|listen| match listen {

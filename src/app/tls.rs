@@ -1,7 +1,7 @@
-//! What TLS is served with: our own certificates, or the administrator's, and revocation lists.
+//! The certificates and revocation lists that TLS is served with: our own, or the administrator's.
 //!
-//! Two units are reloaded on their own, the certificates and the list: the last good one of each stays in force, so
-//! that a broken list does not keep out a new certificate, nor the reverse.
+//! Certificates and the list are reloaded as two units: the last good one of each stays in force, so that a broken list
+//! does not keep out a new certificate, nor the reverse.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,27 +22,21 @@ use crate::transport::TlsError;
 use crate::transport::tls::{Source, State};
 
 /// The most bytes of a file with revocation lists: some hundred thousand certificates.
-const LIST: usize = 32 << 20;
+const CRL_BYTES: usize = 32 << 20;
 
-/// The certificates in force, and where they come from.
+/// The certificates and the revocation list in force, and where they come from.
 pub(super) struct Tls {
     pki: Pki,
-    files: Option<Files>,
-    /// What the four files held when they were last good together.
-    good: Contents,
-    /// The files that were last asked for, good or not, as they were when they were read.
-    asked: Asked,
+    /// `None` if no address is served over TLS.
     state: Option<Arc<ArcSwap<State>>>,
-    client: Option<Issued>,
-    /// Whether our authority signs both the server's certificate and those of the hosts.
-    ours: bool,
-    /// Whether nobody is let in but clients of our own authority.
-    ours_only: bool,
-    /// Whether certificates of our own making are served with.
-    own: bool,
+    /// The files in force.
+    files: Option<Files>,
+    /// The content in force.
+    material: Material,
+    attempted: Attempted,
 }
 
-/// The files that are read, resolved: the administrator's or ours.
+/// The paths of the files to serve with: the administrator's or ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Files {
     cert: PathBuf,
@@ -51,13 +45,15 @@ struct Files {
     crl: Option<PathBuf>,
 }
 
+/// The files of the last attempt to read them, good or not, as they were then.
 #[derive(Debug, Clone, Default)]
-struct Asked {
+struct Attempted {
     files: Option<Files>,
     certificates: Vec<FileSnapshot>,
     list: Vec<FileSnapshot>,
 }
 
+/// The bytes of the four files.
 #[derive(Debug, Clone, Default)]
 struct Contents {
     cert: Vec<u8>,
@@ -66,50 +62,62 @@ struct Contents {
     crl: Option<Vec<u8>>,
 }
 
-/// What is to be read, by a thread that may hang.
-pub(super) struct Reading {
+/// Reads the certificates, in a thread that may hang.
+pub(super) struct CertificateReader {
     pki: Pki,
     config: Config,
     /// The files in force, if there are any.
     before: Option<Files>,
-    /// Whether certificates of our own making are in force.
+    /// True if certificates of our own making are in force.
     own: bool,
-    /// Whether files that were in force and are gone are made anew.
+    /// Makes files again that were in force and are gone.
     forced: bool,
-    /// Whether the list of revocations is read, too.
+    /// Reads the revocation list, too.
     with_list: bool,
 }
 
-/// What was read of the certificates.
-pub(super) struct Read {
+/// The certificates as they were read.
+pub(super) struct CertificatesRead {
     files: Files,
     certificates: Vec<FileSnapshot>,
-    found: Result<Found, ServeError>,
-    /// The list of revocations, where that was asked for.
-    list: Option<ReadList>,
+    material: Result<Material, ServeError>,
+    /// The revocation list, if it was asked for.
+    list: Option<CrlRead>,
 }
 
-/// What was read of the list of revocations.
-pub(super) struct ReadList {
-    seen: Vec<FileSnapshot>,
-    found: Result<Option<Vec<u8>>, ServeError>,
+/// The revocation list as it was read.
+pub(super) struct CrlRead {
+    snapshots: Vec<FileSnapshot>,
+    content: Result<Option<Vec<u8>>, ServeError>,
 }
 
-struct Found {
+/// What is served with, and whose it is.
+struct Material {
     contents: Contents,
+    /// This machine's own certificate, if our authority issued one.
     client: Option<Issued>,
+    /// True if our authority signs both the server's certificate and those of the hosts.
     ours: bool,
+    /// True if only clients of our own authority are let in.
     ours_only: bool,
+    /// True if certificates of our own making are served with.
     own: bool,
 }
 
-/// What became of certificates that were read.
+impl Material {
+    /// Of a service that has no address with TLS.
+    fn none() -> Self {
+        Self { contents: Contents::default(), client: None, ours: false, ours_only: true, own: false }
+    }
+}
+
+/// The outcome of putting certificates in force.
 pub(super) enum Outcome {
     /// They are in force.
     Good,
-    /// What was in force stays so.
+    /// Those before stay in force.
     Bad(ServeError),
-    /// They go with another list than the one in force: it is to be read with them.
+    /// They need another list than the one in force: both must be read together.
     WithList,
 }
 
@@ -117,37 +125,32 @@ impl Tls {
     /// Makes our own certificates where they are needed and missing, and reads what is to be served with. Blocks.
     pub(super) fn prepare(config: &Config) -> Result<Self, ServeError> {
         let pki = Pki::new(&config.boot.pki);
-        let nothing = Self {
-            pki: pki.clone(),
-            files: None,
-            good: Contents::default(),
-            asked: Asked::default(),
-            state: None,
-            client: None,
-            ours: false,
-            ours_only: true,
-            own: false,
-        };
         if !is_served(config) {
-            return Ok(nothing);
+            let (material, attempted) = (Material::none(), Attempted::default());
+            return Ok(Self { pki, state: None, files: None, material, attempted });
         }
-        let config = config.clone();
-        let reading =
-            Reading { pki, config: config.clone(), before: None, own: false, forced: false, with_list: true };
-        let Read { files, certificates, found, list } = files::within(move || reading.read())?;
-        let Found { mut contents, client, ours, ours_only, own } = found?;
-        let mut seen = Vec::new();
+        let reader = CertificateReader {
+            pki: pki.clone(),
+            config: config.clone(),
+            before: None,
+            own: false,
+            forced: false,
+            with_list: true,
+        };
+        let CertificatesRead { files, certificates, material, list } = files::within(move || reader.read())?;
+        let mut material = material?;
+        let mut snapshots = Vec::new();
         if let Some(list) = list {
-            seen = list.seen;
-            contents.crl = list.found?;
+            snapshots = list.snapshots;
+            material.contents.crl = list.content?;
         }
-        check_authority(&config, ours_only, &files)?;
-        let state = Some(Arc::new(ArcSwap::from_pointee(files.state(&contents)?)));
-        let asked = Asked { files: Some(files.clone()), certificates, list: seen };
-        Ok(Self { files: Some(files), good: contents, asked, state, client, ours, ours_only, own, ..nothing })
+        check_authority(config, material.ours_only, &files)?;
+        let state = Some(Arc::new(ArcSwap::from_pointee(files.state(&material.contents)?)));
+        let attempted = Attempted { files: Some(files.clone()), certificates, list: snapshots };
+        Ok(Self { pki, state, files: Some(files), material, attempted })
     }
 
-    /// What a server is to serve with; nothing, where no address is `https`.
+    /// Returns what a server is to serve with; `None` if no address is `https`.
     pub(super) fn state(&self) -> Option<Arc<ArcSwap<State>>> {
         self.state.clone()
     }
@@ -156,68 +159,69 @@ impl Tls {
         &self.pki
     }
 
-    /// This machine's own certificate, where our authority issued one.
+    /// This machine's own certificate, if our authority issued one.
     pub(super) fn client(&self) -> Option<&Issued> {
-        self.client.as_ref()
+        self.material.client.as_ref()
     }
 
     pub(super) fn is_ours(&self) -> bool {
-        self.ours
+        self.material.ours
     }
 
     /// When the server's certificate expires.
     pub(super) fn expires(&self) -> Option<OffsetDateTime> {
-        self.files.as_ref().and_then(|_| pki::describe(&self.good.cert).ok()).map(|info| info.not_after)
+        self.files
+            .as_ref()
+            .and_then(|_| pki::describe(&self.material.contents.cert).ok())
+            .map(|info| info.not_after)
     }
 
-    /// Whether nobody is let in but clients of our own authority.
+    /// Returns true if only clients of our own authority are let in.
     pub(super) fn trusts_ours_only(&self) -> bool {
-        self.ours_only
+        self.material.ours_only
     }
 
-    /// The files that make up the certificates and the list, as they were when they were last read: what is to be
-    /// followed. Those that were no good are among them, for they will be mended.
+    /// Returns the files to follow for the certificates and for the list, as they were when they were last read. Those
+    /// that were no good are among them, for they will be mended.
     pub(super) fn followed(&self) -> (Vec<FileSnapshot>, Vec<FileSnapshot>) {
-        (self.asked.certificates.clone(), self.asked.list.clone())
+        (self.attempted.certificates.clone(), self.attempted.list.clone())
     }
 
-    /// What is to be read for these certificates; nothing, where none are served with. `forced`: files that were in
-    /// force and are gone are made anew.
-    pub(super) fn reading(&self, config: &Config, forced: bool, with_list: bool) -> Option<Reading> {
+    /// Returns the reader of these certificates; `None` if none are served with. `forced` makes files again that were
+    /// in force and are gone.
+    pub(super) fn reader(&self, config: &Config, forced: bool, with_list: bool) -> Option<CertificateReader> {
         self.state.as_ref()?;
         let (pki, config, before) = (self.pki.clone(), config.clone(), self.files.clone());
-        Some(Reading { pki, config, before, own: self.own, forced, with_list })
+        Some(CertificateReader { pki, config, before, own: self.material.own, forced, with_list })
     }
 
     /// Puts certificates, keys and the client CA in force if they are good. `forced`: also if what they replace is
     /// better.
-    pub(super) fn put_in_force(&mut self, read: Read, config: &Config, forced: bool) -> Outcome {
+    pub(super) fn put_in_force(&mut self, read: CertificatesRead, config: &Config, forced: bool) -> Outcome {
         let Some(state) = self.state.clone() else { return Outcome::Good };
-        let Read { files, certificates, found, list } = read;
-        self.asked.files = Some(files.clone());
-        self.asked.certificates = certificates;
+        let CertificatesRead { files, certificates, material, list } = read;
+        self.attempted.files = Some(files.clone());
+        self.attempted.certificates = certificates;
         if let Some(list) = &list {
-            self.asked.list.clone_from(&list.seen);
+            self.attempted.list.clone_from(&list.snapshots);
         }
         let read_list = list.is_some();
         let loaded = (|| {
-            let Found { mut contents, client, ours, ours_only, own } = found?;
-            check_authority(config, ours_only, &files)?;
-            contents.crl = match list {
-                Some(list) => list.found?,
-                None => self.good.crl.clone(),
+            let mut material = material?;
+            check_authority(config, material.ours_only, &files)?;
+            material.contents.crl = match list {
+                Some(list) => list.content?,
+                None => self.material.contents.crl.clone(),
             };
-            let loaded = files.state(&contents)?;
+            let loaded = files.state(&material.contents)?;
             if !forced {
                 files.named(loaded.follow(&state.load()))?;
             }
-            Ok((Found { contents, client, ours, ours_only, own }, loaded))
+            Ok((material, loaded))
         })();
         match loaded {
-            Ok((Found { contents, client, ours, ours_only, own }, loaded)) => {
-                (self.ours, self.ours_only, self.own) = (ours, ours_only, own);
-                self.client = client;
-                self.good = contents;
+            Ok((material, loaded)) => {
+                self.material = material;
                 self.files = Some(files);
                 state.store(Arc::new(loaded));
                 Outcome::Good
@@ -230,38 +234,38 @@ impl Tls {
         }
     }
 
-    /// The file of the list that is to be read, if there is one. `None` where the list is one of several files that
-    /// came with the configuration and are not in force yet, so that all of them are to be read.
+    /// Returns the file of the list to read, if there is one. The outer `None` says that all files must be read: the
+    /// list is one of several that came with the configuration and are not in force yet.
     pub(super) fn list_to_read(&self) -> Option<Option<PathBuf>> {
-        if self.asked.files != self.files {
+        if self.attempted.files != self.files {
             return None;
         }
         Some(self.files.as_ref().and_then(|files| files.crl.clone()))
     }
 
     /// Puts a revocation list in force if it is good. `forced`: also if it is older than the one in force.
-    pub(super) fn put_list_in_force(&mut self, read: ReadList, forced: bool) -> Result<(), ServeError> {
+    pub(super) fn put_list_in_force(&mut self, read: CrlRead, forced: bool) -> Result<(), ServeError> {
         let (Some(state), Some(files)) = (&self.state, &self.files) else { return Ok(()) };
-        self.asked.list = read.seen;
-        let new = Contents { crl: read.found?, ..self.good.clone() };
+        self.attempted.list = read.snapshots;
+        let new = Contents { crl: read.content?, ..self.material.contents.clone() };
         let loaded = files.state(&new)?;
         if !forced {
             files.named(loaded.follow(&state.load()))?;
         }
         state.store(Arc::new(loaded));
-        self.good = new;
+        self.material.contents = new;
         Ok(())
     }
 }
 
-impl Reading {
-    /// The same for another configuration.
+impl CertificateReader {
+    /// Reads for another configuration instead.
     pub(super) fn with(self, config: &Config) -> Self {
         Self { config: config.clone(), ..self }
     }
 
-    /// Makes our own certificates anew where it is time, and reads all. Blocks.
-    pub(super) fn read(self) -> Read {
+    /// Renews our own certificates if it is time, and reads all. Blocks.
+    pub(super) fn read(self) -> CertificatesRead {
         let Self { pki, config, before, own, forced, with_list } = self;
         let files = Files::of(&config, &pki);
         let mut must_exist = Vec::new();
@@ -285,31 +289,31 @@ impl Reading {
         };
         let mut certificates = Vec::new();
         let mut read = |path: &Path| {
-            let (bytes, seen) = FileSnapshot::read(path, files::SMALL);
-            certificates.push(seen);
+            let (bytes, snapshot) = FileSnapshot::read(path, files::SMALL);
+            certificates.push(snapshot);
             bytes.map_err(|source| ServeError::Read { path: path.into(), source })
         };
         // Each is looked at, whatever is wrong with another: all of them are followed.
         let all = (read(&files.cert), read(&files.key), read(&files.client_ca));
-        let found = (|| {
+        let material = (|| {
             let client = ensured?;
             let contents = Contents { cert: all.0?, key: all.1?, client_ca: all.2?, crl: None };
             let ours_only = pki.is_ours(&contents.client_ca);
             let ours = config.live.tls.server.is_none() && ours_only;
-            Ok(Found { contents, client, ours, ours_only, own: needs_own(&config) })
+            Ok(Material { contents, client, ours, ours_only, own: needs_own(&config) })
         })();
-        let list = with_list.then(|| ReadList::read(files.crl.as_deref()));
-        Read { files, certificates, found, list }
+        let list = with_list.then(|| CrlRead::read(files.crl.as_deref()));
+        CertificatesRead { files, certificates, material, list }
     }
 }
 
-impl ReadList {
+impl CrlRead {
     /// Reads the list in a file, if there is one. Blocks.
     pub(super) fn read(path: Option<&Path>) -> Self {
-        let Some(path) = path else { return Self { seen: Vec::new(), found: Ok(None) } };
-        let (bytes, seen) = FileSnapshot::read(path, LIST);
-        let found = bytes.map(Some).map_err(|source| ServeError::Read { path: path.into(), source });
-        Self { seen: vec![seen], found }
+        let Some(path) = path else { return Self { snapshots: Vec::new(), content: Ok(None) } };
+        let (bytes, snapshot) = FileSnapshot::read(path, CRL_BYTES);
+        let content = bytes.map(Some).map_err(|source| ServeError::Read { path: path.into(), source });
+        Self { snapshots: vec![snapshot], content }
     }
 }
 
@@ -348,9 +352,8 @@ impl Files {
     }
 }
 
-/// Makes our own certificates where they are missing or old, unless the administrator's take the place of all. No
-/// authority, where the catalog is shared.
-/// Nor where there was one and none is to be made.
+/// Makes our own certificates if they are missing or old, unless the administrator's replace all of them. Makes an
+/// authority only if `make_ca` allows it and the catalog is not shared.
 fn ensure(pki: &Pki, config: &Config, make_ca: bool) -> Result<Option<Issued>, PkiError> {
     if !needs_own(config) {
         return Ok(None);
@@ -369,7 +372,7 @@ fn ensure(pki: &Pki, config: &Config, make_ca: bool) -> Result<Option<Issued>, P
     Ok(ensured.client)
 }
 
-/// Whether something is served with certificates of our own making.
+/// Returns true if certificates of our own making are served with.
 fn needs_own(config: &Config) -> bool {
     let TlsFiles { server, client_ca, crl: _ } = &config.live.tls;
     is_served(config) && (server.is_none() || client_ca.is_none())
@@ -379,7 +382,7 @@ fn is_served(config: &Config) -> bool {
     config.boot.listen.iter().any(|listen| matches!(listen, Listen::Https(_)))
 }
 
-/// Whoever lets in the clients of somebody else's authority must say which: that authority signs for others, too.
+/// Refuses to let in the clients of somebody else's authority unless `hosts` says which: it signs for others, too.
 fn check_authority(config: &Config, ours_only: bool, files: &Files) -> Result<(), ServeError> {
     if config.live.hosts.is_some() || ours_only {
         return Ok(());
@@ -387,7 +390,7 @@ fn check_authority(config: &Config, ours_only: bool, files: &Files) -> Result<()
     Err(ServeError::Authority { path: files.client_ca.clone() })
 }
 
-/// The fault of a configuration that lets in the clients of somebody else's authority and does not say which.
+/// Returns the fault of a configuration that lets in the clients of somebody else's authority and does not say which.
 pub(super) fn fault_of_client_ca(loaded: &Loaded) -> Option<Fault> {
     let config = &loaded.config;
     let pki = Pki::new(&config.boot.pki);
@@ -408,7 +411,7 @@ pub(super) fn fault_of_client_ca(loaded: &Loaded) -> Option<Fault> {
     }
 }
 
-/// The fault of a configuration whose catalog is shared, while what all instances must have in common is not here.
+/// Returns the fault of a configuration with a shared catalog if the authority that all instances share is not here.
 pub(super) fn fault_of_shared_ca(loaded: &Loaded) -> Option<Fault> {
     let config = &loaded.config;
     if matches!(config.boot.catalog, Location::Sqlite(_)) || !needs_own(config) {
@@ -423,13 +426,13 @@ pub(super) fn fault_of_shared_ca(loaded: &Loaded) -> Option<Fault> {
     Some(fault_of(loaded, "tls", &error))
 }
 
-/// A fault that no place in the file has.
+/// A fault without a place in the file.
 fn fault_of(loaded: &Loaded, field: &str, error: &(dyn std::error::Error + 'static)) -> Fault {
     let file = loaded.files.first().map(|seen| seen.path().to_owned()).unwrap_or_default();
     Fault { file, line: 0, column: 0, field: field.into(), what: chain(error), hint: None }
 }
 
-/// Certificates that our authority issued to this machine are recorded like every other host's.
+/// Records the certificate that our authority issued to this machine, like every other host's.
 pub(super) async fn record(client: &Issued, catalog: &dyn Catalog) -> Result<(), CatalogError> {
     let known =
         catalog.view().hosts.get(&client.host).is_some_and(|host| {
@@ -468,7 +471,7 @@ mod tests {
         let mut tls = Tls::prepare(&config).unwrap();
         assert!(tls.is_ours() && tls.trusts_ours_only());
         let reload = |tls: &mut Tls, config: &Config, forced| {
-            let read = tls.reading(config, forced, false).unwrap().read();
+            let read = tls.reader(config, forced, false).unwrap().read();
             match tls.put_in_force(read, config, forced) {
                 Outcome::Good => Ok(()),
                 Outcome::Bad(error) => Err(error),

@@ -27,11 +27,11 @@ pub(super) struct Watchdog {
     board: Arc<Board>,
     /// None where no watchdog waits.
     rounds: Option<Interval>,
-    question: Option<Question>,
+    probe: Option<Probe>,
 }
 
 /// What the catalog has been asked and not answered yet.
-struct Question {
+struct Probe {
     asked: Instant,
     answer: JoinHandle<Result<(), CatalogError>>,
     /// Whether it was logged that it takes long.
@@ -40,7 +40,7 @@ struct Question {
 
 /// What a round found.
 #[derive(Debug)]
-enum Found {
+enum ProbeOutcome {
     /// The catalog answered.
     Answer,
     /// It has not answered for so long.
@@ -57,7 +57,7 @@ impl Watchdog {
             rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
             rounds
         });
-        Self { catalog, board, rounds, question: None }
+        Self { catalog, board, rounds, probe: None }
     }
 
     /// Waits until it is time for [`beat`](Self::beat); for ever without a watchdog. Safe to drop while waiting.
@@ -70,34 +70,34 @@ impl Watchdog {
 
     /// Gives a sign of life if the catalog has answered, and asks it again.
     pub(super) fn beat(&mut self) {
-        if let Some(question) = &mut self.question {
-            match question.look() {
-                Found::Answer => {
-                    if question.told {
-                        log::info!("the catalog answers again, after {:?}", question.asked.elapsed());
+        if let Some(probe) = &mut self.probe {
+            match probe.look() {
+                ProbeOutcome::Answer => {
+                    if probe.told {
+                        log::info!("the catalog answers again, after {:?}", probe.asked.elapsed());
                         systemd::status(&status_line(&self.board.read()));
                     }
                     systemd::alive();
                 }
-                Found::Silence(time) => {
-                    if !question.told {
+                ProbeOutcome::Silence(time) => {
+                    if !probe.told {
                         let text = format!("the catalog has not answered for {} s", time.as_secs());
                         log::error!("{text}: no sign of life to the watchdog until it does");
                         systemd::status(&text);
-                        question.told = true;
+                        probe.told = true;
                     }
                     return;
                 }
-                Found::End(why) => {
+                ProbeOutcome::End(why) => {
                     log::error!("the catalog answers no more, and so no sign of life to the watchdog: {why}");
                 }
             }
         }
-        self.question = Some(Question::ask(&*self.catalog));
+        self.probe = Some(Probe::ask(&*self.catalog));
     }
 }
 
-impl Question {
+impl Probe {
     /// A change of nothing: it waits behind every change that is queued, for the one writer that makes them all.
     fn ask(catalog: &dyn Catalog) -> Self {
         let submitted = catalog.submit(Change::Seen(Vec::new()));
@@ -105,14 +105,14 @@ impl Question {
         Self { asked: Instant::now(), answer, told: false }
     }
 
-    fn look(&mut self) -> Found {
+    fn look(&mut self) -> ProbeOutcome {
         match (&mut self.answer).now_or_never() {
-            None => Found::Silence(self.asked.elapsed()),
+            None => ProbeOutcome::Silence(self.asked.elapsed()),
             // That a shared catalog is out of reach is an answer, too: a restart of this process would mend nothing, and
             // what it knows would be lost.
-            Some(Ok(Ok(()) | Err(CatalogError::Unreachable { .. }))) => Found::Answer,
-            Some(Ok(Err(error))) => Found::End(chain(&error)),
-            Some(Err(error)) => Found::End(chain(&error)),
+            Some(Ok(Ok(()) | Err(CatalogError::Unreachable { .. }))) => ProbeOutcome::Answer,
+            Some(Ok(Err(error))) => ProbeOutcome::End(chain(&error)),
+            Some(Err(error)) => ProbeOutcome::End(chain(&error)),
         }
     }
 }
@@ -140,16 +140,16 @@ mod tests {
     async fn the_catalogs_writer_answers_and_its_end_is_no_answer() {
         let dir = tempfile::tempdir().unwrap();
         let catalog: Arc<dyn Catalog> = Arc::new(sqlite::open(&dir.path().join("catalog.db")).unwrap());
-        let answered = async |mut question: Question| loop {
-            match question.look() {
-                Found::Silence(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        let answered = async |mut probe: Probe| loop {
+            match probe.look() {
+                ProbeOutcome::Silence(_) => tokio::time::sleep(Duration::from_millis(1)).await,
                 found => return found,
             }
         };
-        assert!(matches!(answered(Question::ask(&*catalog)).await, Found::Answer));
+        assert!(matches!(answered(Probe::ask(&*catalog)).await, ProbeOutcome::Answer));
         catalog.close().await;
-        let found = answered(Question::ask(&*catalog)).await;
-        assert!(matches!(&found, Found::End(why) if why.contains("closed")), "{found:?}");
+        let found = answered(Probe::ask(&*catalog)).await;
+        assert!(matches!(&found, ProbeOutcome::End(why) if why.contains("closed")), "{found:?}");
     }
 
     #[tokio::test]
@@ -162,8 +162,8 @@ mod tests {
         while !answer.is_finished() {
             tokio::task::yield_now().await;
         }
-        let mut question = Question { asked: Instant::now(), answer, told: false };
-        assert!(matches!(question.look(), Found::Answer));
+        let mut probe = Probe { asked: Instant::now(), answer, told: false };
+        assert!(matches!(probe.look(), ProbeOutcome::Answer));
     }
 
     #[test]

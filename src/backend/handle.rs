@@ -13,11 +13,10 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use crate::backend::error::BackendError;
-use crate::model::volume::VolumeId;
 
 /// A name for a file while it is being written, unique among all processes and machines.
 pub(super) fn unfinished(like: &str) -> String {
-    format!("{like}-{}", VolumeId::random())
+    format!("{like}-{}", crate::files::unique_name())
 }
 
 /// An open directory and the path by which messages name it.

@@ -102,7 +102,7 @@ impl Root {
         let unfinished = unfinished(UNFINISHED_IDENTITY);
         let path = meta.path.join(&unfinished);
         meta.write_new(&unfinished, |file| file.write_all(compose(id, name).as_bytes()))?;
-        match crate::files::rename_to_free(&meta.fd, &*unfinished, &meta.fd, IDENTITY) {
+        match crate::files::rename_file_no_replace(&meta.fd, &*unfinished, &meta.fd, IDENTITY) {
             Ok(()) => {}
             // Another volhost on the same share was quicker.
             Err(Errno::EXIST) => {

@@ -14,7 +14,6 @@ use rustix::path::Arg;
 
 use crate::backend::error::BackendError;
 use crate::backend::handle::{Handle, TemporaryMode, open_beneath};
-use crate::model::volume::VolumeId;
 
 /// How many levels of directories are open at once. Deeper directories are moved up to the volume's own directory, which
 /// keeps the walk short. If there is no room for that, upper levels are closed and later opened again, from the volume's
@@ -190,7 +189,7 @@ impl Walk<'_> {
                 Err(errno) => return Err(errno),
             }
             // Under a unique name. That needs room for an entry, which a full disk may not have.
-            let up = VolumeId::random().to_string();
+            let up = crate::files::unique_name();
             match rustix::fs::renameat(parent, name, &self.top, &*up) {
                 Ok(()) => {
                     self.left = self.left.saturating_sub(1);

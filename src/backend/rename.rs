@@ -1,12 +1,14 @@
 //! Renaming a directory below a root: durably, and never over anything.
 
-use rustix::fs::{AtFlags, RenameFlags, StatxAttributes, StatxFlags};
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use crate::backend::error::{BackendError, Effect};
 use crate::backend::handle::{Handle, TemporaryMode, is_directory, open_beneath, same};
 use crate::backend::name_folding::occupied;
-use std::path::PathBuf;
+use crate::files::rename_dir_no_replace;
 
 /// Renames a real directory, never over anything. It is durable once both parents are.
 pub(super) fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
@@ -18,7 +20,7 @@ pub(super) fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result
     if is_mount_point(from, old)? {
         return Err(BackendError::MountPoint { path: source });
     }
-    let renamed = match rename_onto_nothing(from, old, to, new) {
+    let renamed = match rename_dir_no_replace(&from.fd, old, &to.fd, new) {
         Err(Errno::ACCESS) => rename_read_only(from, old, to, new),
         result => result,
     };
@@ -50,27 +52,12 @@ pub(super) fn rename_durably(from: &Handle, old: &str, to: &Handle, new: &str) -
     from.sync()
 }
 
-fn rename_onto_nothing(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
-    match rustix::fs::renameat_with(&from.fd, old, &to.fd, new, RenameFlags::NOREPLACE) {
-        // NFS, Ceph and GlusterFS support no flags here. Between this look and the rename only somebody who writes into
-        // the backend's root could put an empty directory there, and the rename would replace no more than that.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            match rustix::fs::statat(&to.fd, new, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(_) => Err(Errno::EXIST),
-                Err(Errno::NOENT) => rustix::fs::renameat(&from.fd, old, &to.fd, new),
-                Err(errno) => Err(errno),
-            }
-        }
-        result => result,
-    }
-}
-
 /// Renames a directory whose mode does not let its owner write, which the kernel demands of all but root.
 fn rename_read_only(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
     let Some(temporary) = TemporaryMode::open(&from.fd, old, rustix::fs::Mode::WUSR)? else {
         return Err(Errno::ACCESS);
     };
-    let renamed = rename_onto_nothing(from, old, to, new);
+    let renamed = rename_dir_no_replace(&from.fd, old, &to.fd, new);
     temporary.restore()?;
     renamed
 }

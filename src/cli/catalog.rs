@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::table::{Listing, counted, or_dash, printable};
 use super::{Error, Shell, output};
-use crate::app::recovery::{self, Compared, Counts, Looked, Rebuilt, RecoveryError};
+use crate::app::recovery::{self, Compared, Counts, Examined, Rebuilt, RecoveryError};
 use crate::catalog::reconcile::Finding;
 use crate::config::{self, Config, Paths};
 use crate::error::chain;
@@ -112,7 +112,7 @@ fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<
         return shell.json(&with_counts(rows, *counts));
     }
     let mut listing = Listing::new(["BACKEND", "MADE", "COPY"]);
-    for Looked { backend, path, at, reason: _ } in looked {
+    for Examined { backend, path, at, reason: _ } in looked {
         let path = path.as_ref().map(|path| path.display().to_string());
         listing.row([
             backend.to_string(),
@@ -175,8 +175,8 @@ fn show(findings: &[Finding], shell: &mut Shell<'_>) -> Result<(), Error> {
         .try_for_each(|Finding { name, what, .. }| shell.line(&printable(&format!("{name}: {what}"))))
 }
 
-fn reasons(looked: &[Looked], shell: &mut Shell<'_>) -> Result<(), Error> {
-    looked.iter().try_for_each(|Looked { backend, path, reason, at: _ }| match (path, reason) {
+fn reasons(looked: &[Examined], shell: &mut Shell<'_>) -> Result<(), Error> {
+    looked.iter().try_for_each(|Examined { backend, path, reason, at: _ }| match (path, reason) {
         (Some(path), Some(reason)) => {
             shell.line(&printable(&format!("{} is not used: {reason}", path.display())))
         }
@@ -185,7 +185,7 @@ fn reasons(looked: &[Looked], shell: &mut Shell<'_>) -> Result<(), Error> {
     })
 }
 
-fn row_of_looked(Looked { backend, path, at, reason }: &Looked) -> Value {
+fn row_of_looked(Examined { backend, path, at, reason }: &Examined) -> Value {
     let path = path.as_ref().map(|path| path.to_string_lossy());
     json!({ "backend": backend.as_str(), "path": path, "at": at.map(output::written), "reason": reason })
 }

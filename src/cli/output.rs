@@ -60,7 +60,7 @@ impl Pending {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
-        hidden.push(format!(".{}", uuid::Uuid::new_v4().simple()));
+        hidden.push(format!(".{}", files::unique_name()));
         let waiting = path.with_file_name(hidden);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&waiting)?;
         Ok(Self { path: path.into(), waiting, file, mode, replace })
@@ -76,7 +76,7 @@ impl Pending {
         if self.replace {
             std::fs::rename(&self.waiting, &self.path)?;
         } else {
-            files::rename_to_free(CWD, &self.waiting, CWD, &self.path)?;
+            files::rename_file_no_replace(CWD, &self.waiting, CWD, &self.path)?;
         }
         files::sync_parent(&self.path)
     }

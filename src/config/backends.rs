@@ -224,7 +224,7 @@ fn overlaps(places: &[Place]) -> Vec<Fault> {
 /// How long one path may keep us waiting, and how many may do so before the rest are taken as they are written.
 ///
 /// No test has a path that hangs, and all of them mean what is told from the real places, also on a busy machine.
-const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 10_000 } else { 150 });
+const RESOLVE_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 10_000 } else { 150 });
 const HANGING: usize = 3;
 
 /// Threads that wait for a path; those that wait for good are never more than a few times [`HANGING`].
@@ -255,7 +255,7 @@ fn resolve(mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
             WAITING.fetch_sub(1, Ordering::Relaxed);
             break;
         }
-        while let Ok(real) = receiver.recv_timeout(PATIENCE) {
+        while let Ok(real) = receiver.recv_timeout(RESOLVE_TIMEOUT) {
             if let Some(path) = paths.get_mut(next) {
                 *path = real;
             }

@@ -23,7 +23,7 @@ use crate::files::{self, Unfinished, Waiting};
 const QUIET: Duration = Duration::from_millis(100);
 
 /// How long we wait for quiet in a directory that is never quiet.
-const PATIENCE: Duration = Duration::from_millis(300);
+const QUIET_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// How often files are looked at without cause: network file systems raise nothing.
 const POLL: Duration = Duration::from_secs(10);
@@ -188,7 +188,7 @@ impl Watcher {
     pub(crate) fn held_up(&self, unit: Unit) -> Option<Unfinished> {
         let looking = &self.0.get(&unit)?.looking;
         let since = *looking.since.lock().unwrap_or_else(PoisonError::into_inner);
-        since.filter(|since| since.elapsed() >= files::PATIENCE)?;
+        since.filter(|since| since.elapsed() >= files::READ_TIMEOUT)?;
         looking.thread.get().map(Waiting::unfinished)
     }
 }
@@ -240,7 +240,7 @@ impl<N: Fn()> Follower<N> {
     fn settle(&mut self) -> ControlFlow<()> {
         let began = Instant::now();
         let mut last = began;
-        while last.elapsed() < QUIET && began.elapsed() < PATIENCE {
+        while last.elapsed() < QUIET && began.elapsed() < QUIET_TIMEOUT {
             match self.receiver.recv_timeout(QUIET.saturating_sub(last.elapsed())) {
                 Ok(Message::Touched(touched)) => {
                     if self.directories.concerns(&touched) {

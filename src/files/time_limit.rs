@@ -11,7 +11,7 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 /// How long files may take to be read.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Which file each thread is reading.
 static READING: Mutex<Vec<(ThreadId, PathBuf)>> = Mutex::new(Vec::new());
@@ -67,7 +67,7 @@ pub enum Unfinished {
     #[error(
         "{what} does not answer, {limit} s were waited: is a network share away?",
         what = path.as_ref().map_or_else(|| "the storage that the files lie on".to_owned(), |path| path.display().to_string()),
-        limit = PATIENCE.as_secs()
+        limit = READ_TIMEOUT.as_secs()
     )]
     Silent {
         /// The file that was being read, if it is known.
@@ -87,14 +87,14 @@ pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<
     thread.map(|thread| Waiting(thread.thread().id())).map_err(|error| Unfinished::NoThread(error.into()))
 }
 
-/// Does work that reads files in a thread of its own, and waits for it no longer than [`PATIENCE`].
+/// Does work that reads files in a thread of its own, and waits for it no longer than [`READ_TIMEOUT`].
 pub(crate) fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unfinished> {
     let (sender, receiver) = mpsc::channel();
     let waiting = start("files", move || {
         // Nobody listens any more once it was given up.
         let _ = sender.send(work());
     })?;
-    receiver.recv_timeout(PATIENCE).map_err(|error| match error {
+    receiver.recv_timeout(READ_TIMEOUT).map_err(|error| match error {
         mpsc::RecvTimeoutError::Timeout => waiting.unfinished(),
         mpsc::RecvTimeoutError::Disconnected => Unfinished::BrokeOff,
     })

@@ -15,8 +15,8 @@ use rustls::server::WebPkiClientVerifier;
 use time::OffsetDateTime;
 
 use super::certificate::{self, CertInfo, ServerName, describe_der};
+use super::ensure::{host_of, key_for, present, union, with_loopback, write_certificate};
 use super::pair::{Pair, Purpose, Trust, leaf, read_key};
-use super::renewal::{host_of, key_for, present, union, with_loopback, write_certificate};
 use super::{IssuedHost, Pki, PkiError, authority, request};
 use crate::model::host::HostName;
 

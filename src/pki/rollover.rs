@@ -13,8 +13,8 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use super::certificate::{CertInfo, describe_der};
+use super::ensure::{host_of, key_for, sign_client, sign_server, write_certificate};
 use super::pair::{Leaf, Pair, Purpose, Trust, authorities, leaf, successor};
-use super::renewal::{host_of, key_for, sign_client, sign_server, write_certificate};
 use super::{Issued, Pki, PkiError, authority, certificate};
 use crate::failpoint::stop_if_asked;
 use crate::files::{self, Lock};

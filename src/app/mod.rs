@@ -1,10 +1,11 @@
 //! From a configuration to a running service: build → bind → run, reload and drain.
 //!
-//! The only file that names every room, with its own parts for TLS, spec files and reloads. What is wrong with the
-//! configuration ends the program before any socket is bound; what is found on the backends after a crash is mended
-//! before any request is taken.
+//! The only room that uses every other one, with its own parts for TLS, spec files and reloads. A fault of the
+//! configuration ends the program before any socket is bound; what a crash left on the backends is mended before any
+//! request is taken.
 
 pub(crate) mod certificates;
+mod config_unit;
 mod convert;
 mod error;
 mod node_name;
@@ -17,7 +18,6 @@ pub(crate) mod spec;
 mod tls;
 mod watchdog;
 
-use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -28,18 +28,20 @@ use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
+use self::config_unit::ConfigUnit;
 use self::convert::{instance, to_transport, to_volumes};
 pub use self::error::ServeError;
-use self::reload::{Asked, Reloader};
+use self::reload::{ReloadRequest, Reloader, Running, issuing};
+use self::spec::SpecWriter;
 use self::tls::Tls;
 use self::watchdog::{Watchdog, status_line};
-use crate::admin::{self, Admin, Board, Desk, Issuing};
+use crate::admin::{self, Admin, Board, Desk};
 use crate::backend;
 use crate::catalog::{self, Catalog, Location};
 use crate::config::watch::{Unit, Watcher};
 use crate::config::{self, Config, Fault, Faults, Loaded, Paths};
 use crate::error::chain;
-use crate::files::{PATIENCE, within};
+use crate::files::{READ_TIMEOUT, within};
 use crate::host::{Caller, Via};
 use crate::model::host::HostName;
 use crate::process::clock::Clock;
@@ -61,9 +63,6 @@ const BRING_UP: Duration = Duration::from_secs(5);
 /// How many files may be open beside connections over the network: the catalog, backends, Unix sockets.
 const FILES_BESIDE: u64 = 1024;
 
-/// What can be read again.
-const EVERYTHING: [Unit; 3] = Unit::ALL;
-
 /// Something that the running service must act on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
@@ -79,17 +78,17 @@ impl From<Signal> for Event {
     }
 }
 
-/// How often it is looked whether the server's certificate is to be made anew.
+/// How often the server's certificate is renewed if it is time.
 const RENEWAL: Duration = Duration::from_secs(6 * 3600);
 
-/// How often it is looked whether the clock was set.
+/// How often the clock is checked for having been set.
 const CLOCK: Duration = Duration::from_secs(10);
 
 /// Serves until a signal ends it. Prints one `listening on ADDRESS` line for each listener, then `ready`.
 pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     let inheritance = Inheritance::take()
         .map_err(|source| ServeError::System { what: "systemd's sockets cannot be taken", source })?;
-    // Dropped last: it waits a moment for what is said until then.
+    // Dropped last: it waits a moment for what is logged until then.
     let _log = Log::start().map_err(|source| ServeError::System { what: "no thread for the log", source })?;
     let early =
         signal::survive_reload().map_err(|source| ServeError::System { what: "no signals", source })?;
@@ -105,9 +104,9 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
             "{files} files may be open at most (LimitNOFILE), too few for limits.connections and the rest: {needed}"
         );
     }
-    // A shared catalog may be long in answering, and what is wrong with the certificates is told before; unless it takes
-    // the catalog to know for which name they are. The lock of one that is not shared comes first: a second service on
-    // the same files ends before it has changed any.
+    // A shared catalog may answer late, so faults of the certificates are told before it is asked, unless only the catalog
+    // knows the name that they are for. A catalog that is not shared is locked first: a second service on the same files
+    // ends before it has changed any.
     let shared = matches!(loaded.config.boot.catalog, Location::Etcd(_));
     let first =
         (shared && loaded.config.boot.node_configured).then(|| Tls::prepare(&loaded.config)).transpose()?;
@@ -125,18 +124,19 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     let result = runtime.block_on(async {
         let served = async {
             node_name::record(&naming, &*catalog).await?;
-            App::build(paths, file, loaded, tls, Arc::clone(&catalog), inheritance, &early).await?.run().await
+            let start = Start { paths, file, loaded, tls, catalog: Arc::clone(&catalog) };
+            start.build(inheritance, &early).await?.run().await
         };
         let result = served.await;
         catalog.close().await;
         result
     });
-    // Threads that hang in the storage of a backend are not waited for: what they did is looked at by the next start.
+    // Threads that hang in a backend's storage are not waited for: the next start examines what they did.
     runtime.shutdown_background();
     result
 }
 
-/// How many threads the service cannot do without: the runtime's workers, and those for signals, the catalog, followed
+/// Returns how many threads the service needs: the runtime's workers, and those for signals, the catalog, followed
 /// files, reads and backends.
 fn threads_needed() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get) + 16
@@ -157,7 +157,7 @@ pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
     })
 }
 
-/// The same for the start, which tells a configuration that is wrong from files that do not answer.
+/// As [`load`], but tells a configuration that is wrong from files that do not answer.
 fn read(paths: &Paths, file: Option<&Path>) -> Result<Loaded, ServeError> {
     let (paths, file) = (paths.clone(), file.map(Path::to_path_buf));
     let read = move || {
@@ -170,11 +170,11 @@ fn read(paths: &Paths, file: Option<&Path>) -> Result<Loaded, ServeError> {
     within(read)?.map_err(ServeError::Configuration)
 }
 
-/// The mode of a backend's directory that volhost makes: users of this machine must not come to the files in volumes,
-/// of which some may be set-user-ID. Engines pass as root, or as the user that volhost runs as.
+/// The mode of a backend's directory that volhost makes. Users of this machine must not reach the files in volumes, of
+/// which some may be set-user-ID; engines pass as root, or as the user that volhost runs as.
 const BACKEND_MODE: u32 = 0o710;
 
-/// The backend that exists without any map is a directory of ours, made where it is missing.
+/// Makes the directory of the backend that exists without any map.
 fn make_default_backend(paths: &Paths, config: &Config) -> Result<(), ServeError> {
     let own = paths.volumes();
     let needed = !config.live.map.exists()
@@ -186,32 +186,44 @@ fn make_default_backend(paths: &Paths, config: &Config) -> Result<(), ServeError
     Ok(())
 }
 
+/// What a service is built from.
+struct Start<'a> {
+    paths: &'a Paths,
+    file: Option<&'a Path>,
+    loaded: Loaded,
+    tls: Tls,
+    catalog: Arc<dyn Catalog>,
+}
+
 /// A service that is bound to its addresses and not serving yet.
 struct App {
-    server: Arc<Server>,
-    bound: Vec<Bound>,
-    protocols: Arc<Protocols>,
-    admin: Arc<Admin>,
+    front: Front,
     service: Arc<Service>,
     board: Arc<Board>,
     drain: Drain,
     reloader: Reloader,
-    reloads: mpsc::UnboundedSender<Asked>,
-    asked: mpsc::UnboundedReceiver<Asked>,
+    requests: mpsc::UnboundedReceiver<ReloadRequest>,
+    triggers: Triggers,
+}
+
+/// What takes requests from outside.
+struct Front {
+    server: Arc<Server>,
+    bound: Vec<Bound>,
+    protocols: Arc<Protocols>,
+    admin: Arc<Admin>,
+}
+
+/// What makes the running service act by itself.
+struct Triggers {
     events: mpsc::UnboundedReceiver<Event>,
+    reloads: mpsc::UnboundedSender<ReloadRequest>,
     watchdog: Watchdog,
 }
 
-impl App {
-    async fn build(
-        paths: &Paths,
-        file: Option<&Path>,
-        loaded: Loaded,
-        tls: Tls,
-        catalog: Arc<dyn Catalog>,
-        inheritance: Inheritance,
-        early: &EarlyReload,
-    ) -> Result<Self, ServeError> {
+impl Start<'_> {
+    async fn build(self, inheritance: Inheritance, early: &EarlyReload) -> Result<App, ServeError> {
+        let Self { paths, file, loaded, tls, catalog } = self;
         let (sender, events) =
             signal::listen(early).map_err(|source| ServeError::System { what: "no signals", source })?;
         let config = &loaded.config;
@@ -227,6 +239,7 @@ impl App {
         let mut listen: Vec<_> = config.boot.listen.iter().map(to_transport).collect();
         listen.push(Listen::Admin(config.boot.admin.clone()));
         let bound = transport::bind(&listen, inheritance.sockets).await?;
+        let listening: Vec<_> = addresses(&bound).collect();
 
         let drain = Drain::new();
         let limits = Arc::new(ArcSwap::from_pointee(config.live.limits.clone()));
@@ -240,31 +253,29 @@ impl App {
             drain: drain.clone(),
         });
 
-        let board = Arc::new(Board::default());
         let global = config.boot.scope == config::Scope::Global;
         let request_limits = Arc::clone(&limits);
         let protocols = Protocols::new(Arc::clone(&service), move || {
             let limits = request_limits.load();
             protocol::Settings { body_bytes: limits.body_bytes, request: limits.request, global }
         });
-        let issuing = Arc::new(ArcSwap::from_pointee(issuing(config, &bound, &tls)));
-        let desk = desk(&catalog, &tls, &issuing, &server, &sender);
-        if let Some(news) = catalog.news() {
-            tokio::spawn(revocations::follow(news, Arc::clone(&desk.changed)));
-        }
-        let operator = Caller { host: config.boot.node.clone(), via: Via::Admin, address: None };
-        let counted = Arc::clone(&server);
-        let counts = move || admin::Counts {
-            connections: counted.connections().values().sum(),
-            log_lines_dropped: process_log::dropped(),
+
+        let board = Arc::new(Board::default());
+        let issuing = issuing(config, spec::advertised(config, &listening), &tls);
+        let running = Running {
+            catalog: Arc::clone(&catalog),
+            volumes: Arc::clone(&service),
+            server: Arc::clone(&server),
+            board: Arc::clone(&board),
+            limits,
+            issuing: Arc::new(ArcSwap::from_pointee(issuing)),
         };
-        let (reloads, asked) = mpsc::unbounded_channel();
-        let reload = reload_by(reloads.clone(), &server, &board);
-        let admin = Admin::new(Arc::clone(&service), Arc::clone(&board), desk, operator, counts, reload);
+        let (reloads, requests) = mpsc::unbounded_channel();
+        let admin = admin(&running, config, &tls, &sender, reloads.clone());
         board.update(|facts| {
             facts.name.clone_from(&config.boot.name);
             facts.node = config.boot.node.to_string();
-            facts.listening = addresses(&bound).collect();
+            facts.listening.clone_from(&listening);
             facts.catalog = catalog.location().into();
             facts.server_certificate_expires = tls.expires();
         });
@@ -274,101 +285,40 @@ impl App {
             let _ = sender.send(Event::Changed(unit));
         })
         .map_err(|source| ServeError::System { what: "files cannot be followed", source })?;
-        let reloader = Reloader {
-            paths: paths.clone(),
-            file: file.map(Into::into),
-            hostname: None,
-            config: loaded.config,
-            in_force: loaded.files,
-            rejected: BTreeSet::new(),
-            tls,
-            catalog: Arc::clone(&catalog),
-            service: Arc::clone(&service),
-            limits,
-            issuing,
-            server: Arc::clone(&server),
-            board: Arc::clone(&board),
-            watcher,
-            listening: addresses(&bound).collect(),
-        };
+        let spec = SpecWriter::new(paths.clone(), listening, Arc::clone(&board));
+        let config = ConfigUnit::new(paths.clone(), file.map(Into::into), loaded);
+        let reloader = Reloader::new(config, tls, spec, running, watcher);
         let watchdog = Watchdog::new(inheritance.watchdog, catalog, Arc::clone(&board));
-        Ok(Self {
-            server,
-            bound,
-            protocols,
-            admin,
+        Ok(App {
+            front: Front { server, bound, protocols, admin },
             service,
             board,
             drain,
             reloader,
-            reloads,
-            asked,
-            events,
-            watchdog,
+            requests,
+            triggers: Triggers { events, reloads, watchdog },
         })
     }
+}
 
+impl App {
     async fn run(self) -> Result<(), ServeError> {
-        let Self {
-            server,
-            bound,
-            protocols,
-            admin,
-            service,
-            board,
-            drain,
-            reloader,
-            reloads,
-            asked,
-            mut events,
-            mut watchdog,
-        } = self;
-        let addresses: Vec<_> = addresses(&bound).collect();
-        let looked_after = Arc::clone(&server);
-        for bound in bound {
-            let server = Arc::clone(&server);
-            if matches!(bound.listen(), Listen::Admin(_)) {
-                tokio::spawn(server.run(bound, warp::service(Arc::clone(&admin).filter())));
-            } else {
-                tokio::spawn(server.run(bound, warp::service(Arc::clone(&protocols).filter())));
-            }
-        }
+        let Self { front, service, board, drain, reloader, requests, triggers } = self;
+        let addresses: Vec<_> = addresses(&front.bound).collect();
+        let server = Arc::clone(&front.server);
+        front.serve();
         tokio::task::block_in_place(|| reloader.write_spec());
         tokio::spawn(Arc::clone(&service).keep_up());
         tokio::spawn(Arc::clone(&service).keep_trash());
         tokio::spawn(Arc::clone(&service).keep_copies());
-        tokio::spawn(sockets::keep(looked_after, Arc::clone(&board)));
+        tokio::spawn(sockets::keep(server, Arc::clone(&board)));
         board.update(|facts| facts.since = Some(OffsetDateTime::now_utc()));
         announce(&addresses);
         systemd::ready(&status_line(&board.read()));
 
-        let mut renewal = tokio::time::interval(RENEWAL);
-        renewal.tick().await;
-        let (clock, mut looks) = (Clock::default(), tokio::time::interval(CLOCK));
-        tokio::spawn(reloader.run(asked));
-        loop {
-            let units: &[Unit] = tokio::select! {
-                event = events.recv() => match event {
-                    Some(Event::Signal(Signal::Reload)) => &EVERYTHING,
-                    Some(Event::Changed(Unit::Config)) => &[Unit::Config],
-                    Some(Event::Changed(Unit::Tls)) => &[Unit::Tls],
-                    Some(Event::Changed(Unit::Crl)) => &[Unit::Crl],
-                    Some(Event::Signal(Signal::Terminate)) | None => break,
-                },
-                // Making our own certificates anew, where it is time, is part of reading them.
-                _ = renewal.tick() => &[Unit::Tls],
-                // A clock that was set may make a certificate of ours too old, or too new.
-                _ = looks.tick() => if clock.look().set_by.is_some() { &[Unit::Tls] } else { &[] },
-                () = watchdog.due() => {
-                    watchdog.beat();
-                    &[]
-                }
-            };
-            if !units.is_empty() {
-                // The receiver ends only by a panic, which was logged.
-                let _ = reloads.send(Asked::of(units));
-            }
-        }
+        tokio::spawn(reloader.run(requests));
+        triggers.run().await;
+
         let draining = format!("draining: requests in flight have {} s", DRAIN.as_secs());
         log::info!("{draining}");
         systemd::stopping(&draining);
@@ -379,6 +329,53 @@ impl App {
         }
         service.write_last().await;
         Ok(())
+    }
+}
+
+impl Front {
+    fn serve(self) {
+        let Self { server, bound, protocols, admin } = self;
+        for bound in bound {
+            let server = Arc::clone(&server);
+            if matches!(bound.listen(), Listen::Admin(_)) {
+                tokio::spawn(server.run(bound, warp::service(Arc::clone(&admin).filter())));
+            } else {
+                tokio::spawn(server.run(bound, warp::service(Arc::clone(&protocols).filter())));
+            }
+        }
+    }
+}
+
+impl Triggers {
+    /// Has units reloaded and gives signs of life until a signal ends the service.
+    async fn run(self) {
+        let Self { mut events, reloads, mut watchdog } = self;
+        let mut renewal = tokio::time::interval(RENEWAL);
+        renewal.tick().await;
+        let (clock, mut clock_checks) = (Clock::default(), tokio::time::interval(CLOCK));
+        loop {
+            let units: &[Unit] = tokio::select! {
+                event = events.recv() => match event {
+                    Some(Event::Signal(Signal::Reload)) => &Unit::ALL,
+                    Some(Event::Changed(Unit::Config)) => &[Unit::Config],
+                    Some(Event::Changed(Unit::Tls)) => &[Unit::Tls],
+                    Some(Event::Changed(Unit::Crl)) => &[Unit::Crl],
+                    Some(Event::Signal(Signal::Terminate)) | None => return,
+                },
+                // Reading our own certificates renews those that are due.
+                _ = renewal.tick() => &[Unit::Tls],
+                // A clock that was set may make a certificate of ours too old, or too new.
+                _ = clock_checks.tick() => if clock.look().set_by.is_some() { &[Unit::Tls] } else { &[] },
+                () = watchdog.due() => {
+                    watchdog.beat();
+                    &[]
+                }
+            };
+            if !units.is_empty() {
+                // The receiver ends only by a panic, which was logged.
+                let _ = reloads.send(ReloadRequest::of(units));
+            }
+        }
     }
 }
 
@@ -396,58 +393,60 @@ fn addresses(bound: &[Bound]) -> impl Iterator<Item = String> + '_ {
     bound.iter().filter(|bound| !matches!(bound.listen(), Listen::Admin(_))).map(Bound::address)
 }
 
-fn issuing(config: &Config, bound: &[Bound], tls: &Tls) -> Issuing {
-    let listening: Vec<_> = addresses(bound).collect();
-    Issuing {
-        plugin: config.boot.name.clone(),
-        advertise: spec::advertised(config, &listening),
-        ours: tls.is_ours(),
-        node: config.boot.node.clone(),
+/// Returns the server of the admin socket.
+fn admin(
+    running: &Running,
+    config: &Config,
+    tls: &Tls,
+    events: &mpsc::UnboundedSender<Event>,
+    reloads: mpsc::UnboundedSender<ReloadRequest>,
+) -> Arc<Admin> {
+    let Running { catalog, volumes, server, board, limits: _, issuing } = running;
+    let (issuing, rechecked, events) = (Arc::clone(issuing), Arc::clone(server), events.clone());
+    let desk = Desk {
+        catalog: Arc::clone(catalog),
+        pki: tls.pki().clone(),
+        issuing: Arc::new(move || admin::Issuing::clone(&issuing.load())),
+        changed: Arc::new(move || {
+            rechecked.recheck();
+            let _ = events.send(Event::Changed(Unit::Tls));
+        }),
+        signing: tokio::sync::Mutex::default(),
+    };
+    if let Some(news) = catalog.news() {
+        tokio::spawn(revocations::follow(news, Arc::clone(&desk.changed)));
     }
+    let operator = Caller { host: config.boot.node.clone(), via: Via::Admin, address: None };
+    let counted = Arc::clone(server);
+    let counts = move || admin::Counts {
+        connections: counted.connections().values().sum(),
+        log_lines_dropped: process_log::dropped(),
+    };
+    let reload = reload_by(reloads, server, board);
+    Admin::new(Arc::clone(volumes), Arc::clone(board), desk, operator, counts, reload)
 }
 
-/// Reloads everything, for somebody who waits for it.
+/// Returns the reload of everything, for somebody who waits for it.
 fn reload_by(
-    reloads: mpsc::UnboundedSender<Asked>,
+    reloads: mpsc::UnboundedSender<ReloadRequest>,
     server: &Arc<Server>,
     board: &Arc<Board>,
 ) -> admin::Reload {
     let (server, board) = (Arc::clone(server), Arc::clone(board));
     Box::new(move |forced| {
         let (done, wait) = oneshot::channel();
-        // Where nobody reloads any more `done` is dropped, which ends the wait.
-        let _ = reloads.send(Asked { units: &EVERYTHING, forced, done: Some(done) });
+        // If nobody reloads any more, `done` is dropped, which ends the wait.
+        let _ = reloads.send(ReloadRequest { units: &Unit::ALL, forced, done: Some(done) });
         let (server, board) = (Arc::clone(&server), Arc::clone(&board));
         Box::pin(async move {
             // A directory that hangs is not waited for longer than files are.
-            let _ = tokio::time::timeout(PATIENCE, sockets::look_after(&server, &board)).await;
+            let _ = tokio::time::timeout(READ_TIMEOUT, sockets::mend(&server, &board)).await;
             wait.await.is_ok()
         })
     })
 }
 
-fn desk(
-    catalog: &Arc<dyn Catalog>,
-    tls: &Tls,
-    issuing: &Arc<ArcSwap<Issuing>>,
-    server: &Arc<Server>,
-    events: &mpsc::UnboundedSender<Event>,
-) -> Desk {
-    let (issuing, server, events) = (Arc::clone(issuing), Arc::clone(server), events.clone());
-    Desk {
-        catalog: Arc::clone(catalog),
-        pki: tls.pki().clone(),
-        issuing: Arc::new(move || Issuing::clone(&issuing.load())),
-        changed: Arc::new(move || {
-            server.recheck();
-            let _ = events.send(Event::Changed(Unit::Tls));
-        }),
-        signing: tokio::sync::Mutex::default(),
-    }
-}
-
-/// Tells who started the service where it listens, and that it is ready. That nobody reads it, or that it cannot be
-/// written, changes nothing: whoever asked for it may live on well, and so does the service.
+/// Prints where the service listens, and that it is ready. The service lives on if that cannot be written.
 fn announce(addresses: &[String]) {
     let lines = addresses.iter().map(|address| format!("listening on {address}\n")).collect::<String>();
     let tell = move || {

@@ -1,30 +1,132 @@
-//! What is made where it is missing, and made anew in time.
+//! The certificates of this machine and the authority that signs them: made if they are missing, and renewed in time.
 //!
 //! Everything here is written under the directory's lock: a key first and its certificate after it, so that a process
 //! that ends in between leaves a key whose certificate the next one makes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rcgen::KeyPair;
 use time::OffsetDateTime;
 
 use super::authority::{self, Authority};
-use super::certificate::{CertInfo, ServerName};
+use super::certificate::{CertInfo, ServerName, describe};
+use super::host_certificate::{Issued, issued, sign_host};
 use super::pair::{Leaf, Pair, Purpose, Trust, leaf, read, read_key};
-use super::{Ensured, Issued, Pki, PkiError, issued, sign_host};
+use super::{Pki, PkiError, Request};
 use crate::files::{self, Lock};
 use crate::model::host::HostName;
 
-/// What becomes of a directory that has no authority.
+/// The outcome of [`Pki::ensure`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ensured {
+    /// True if the authority was made now.
+    pub ca_made: bool,
+    /// True if `server.crt` was written now, for the first time or again.
+    pub server_renewed: bool,
+    /// The certificates issued to hosts now: this machine's own, or none.
+    pub issued: Vec<Issued>,
+    /// The certificate that is in `client.crt` now, whenever it was issued. A process that ended between issuing and
+    /// recording left one the catalog does not know, and only a known certificate can be revoked by its host's name.
+    pub client: Option<Issued>,
+}
+
+/// What is missing in a directory in which no authority may be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lacking {
+    /// The authority's certificate, and maybe more.
+    Ca,
+    /// These certificates, and the authority's key to sign them with.
+    Signed(Vec<Request>),
+}
+
+/// An authority that the operator had made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeCa {
+    /// The file of its certificate.
+    pub path: PathBuf,
+    /// The description of that certificate.
+    pub info: CertInfo,
+}
+
+/// What to do in a directory that has no authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WithoutCa {
-    /// It gets one.
+    /// Make one.
     Make,
-    /// That is an error.
+    /// Fail.
     Refuse,
 }
 
 impl Pki {
+    /// Makes what does not exist yet: the authority (20 years), the server's certificate (1 year, for the names given
+    /// and `localhost`, `127.0.0.1` and `::1`) and this machine's client certificate (10 years, for `node`).
+    ///
+    /// The server's certificate is renewed, with the same key, when a third of its life is left or a name is missing;
+    /// the names it had stay. The client's is renewed when a third is left or `node` has changed. If the authority's
+    /// key is kept elsewhere, that is an error only for a server's certificate that cannot serve as it is, and a
+    /// warning in the log otherwise.
+    ///
+    /// Blocks: it waits for other processes that write here, and for the disk.
+    pub fn ensure(&self, node: &HostName, server_names: &[ServerName]) -> Result<Ensured, PkiError> {
+        self.ensure_at(node, server_names, OffsetDateTime::now_utc())
+    }
+
+    /// As [`Pki::ensure`], but fails if there is no authority. For instances that let in each other's hosts, which one
+    /// authority signs.
+    pub fn ensure_of_given_ca(
+        &self,
+        node: &HostName,
+        server_names: &[ServerName],
+    ) -> Result<Ensured, PkiError> {
+        self.ensure_with(WithoutCa::Refuse, node, server_names, OffsetDateTime::now_utc())
+    }
+
+    /// Returns what is missing for [`ensure_of_given_ca`](Self::ensure_of_given_ca), without reading a key or writing
+    /// anything.
+    #[must_use]
+    pub fn lacking(&self) -> Option<Lacking> {
+        let Pair { cert, key } = self.ca();
+        if !cert.exists() {
+            return Some(Lacking::Ca);
+        }
+        if key.exists() {
+            return None;
+        }
+        let pairs = [(Request::Server, self.server()), (Request::Client, self.client())];
+        let missing: Vec<_> =
+            pairs.into_iter().filter(|(_, pair)| !pair.cert.exists()).map(|(which, _)| which).collect();
+        (!missing.is_empty()).then_some(Lacking::Signed(missing))
+    }
+
+    /// Makes an authority (20 years) in a directory that has none.
+    pub fn init(&self) -> Result<MadeCa, PkiError> {
+        let lock = self.lock()?;
+        let path = self.ca().cert;
+        if read(&path)?.is_some() {
+            return Err(PkiError::CaExists { path });
+        }
+        self.make_ca(&lock, OffsetDateTime::now_utc())?;
+        let info = describe(self.ca_pem()?)
+            .map_err(|source| PkiError::Certificate { path: path.clone(), source })?;
+        Ok(MadeCa { path, info })
+    }
+
+    /// Makes sure that the server's certificate holds a name. Returns true if it was renewed for that.
+    pub fn add_server_name(&self, name: &ServerName) -> Result<bool, PkiError> {
+        let lock = self.lock()?;
+        let trust = self.trust()?;
+        let pair = self.server();
+        let Some(leaf) = leaf(&pair, &trust)? else {
+            return Err(PkiError::NoServer { path: pair.cert });
+        };
+        self.renew_server(&lock, &trust, &leaf, std::slice::from_ref(name), OffsetDateTime::now_utc())
+    }
+
+    /// Returns true if the server's certificate is due for renewal, which [`Pki::ensure`] does.
+    pub fn renewal_due(&self) -> Result<bool, PkiError> {
+        Ok(self.server_info()?.renewal_due(OffsetDateTime::now_utc()))
+    }
+
     /// [`Pki::ensure`], at a moment that tests can choose.
     pub(super) fn ensure_at(
         &self,

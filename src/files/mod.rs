@@ -1,24 +1,24 @@
-//! Small files of our own, whole or not at all: the lock that serialises their writers, and writing that leaves the
-//! old content or the new one, whatever happens. And reading what others wrote, which may be anything.
+//! Small files of our own, written whole or not at all: a lock serialises their writers, and whatever happens, a write
+//! leaves the old content or the new one. And reading files of others, which may be anything.
 //!
-//! For keys, certificates, configuration and spec files; below a backend no more than [`rename_to_free`] is used.
+//! For keys, certificates, configuration and spec files; below a backend only the renaming and [`unique_name`] are used.
 
+mod no_replace;
 mod time_limit;
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags};
+use rustix::fs::{CWD, FlockOperation, OFlags};
 use rustix::io::Errno;
-use rustix::path::Arg;
 
-pub(crate) use self::time_limit::{PATIENCE, Unfinished, Waiting, start, within};
+pub(crate) use self::no_replace::{rename_dir_no_replace, rename_file_no_replace};
+pub(crate) use self::time_limit::{READ_TIMEOUT, Unfinished, Waiting, start, within};
 
-/// The exclusive right to write what a lock file stands for, until it is dropped.
+/// The exclusive right to write the files that a lock file stands for, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
     // The lock belongs to the open file and ends when it is closed.
@@ -26,7 +26,7 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Waits until no other process holds the lock file, which is made where it is missing. Its directory must exist.
+    /// Waits until no other process holds the lock file. Creates it if it is missing; its directory must exist.
     pub(crate) fn acquire(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
         loop {
@@ -38,8 +38,8 @@ impl Lock {
     }
 }
 
-/// Makes a directory and those above it that are missing, each with exactly this mode, whatever the umask. One that
-/// exists keeps its mode.
+/// Creates a directory and its missing parents, each with exactly this mode, whatever the umask. One that exists keeps
+/// its mode.
 pub(crate) fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
     // Closed to others until it has its mode.
     let make = || DirBuilder::new().mode(mode & 0o700).create(dir);
@@ -61,10 +61,10 @@ pub(crate) fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
 /// The most bytes of a file that holds certificates, a key, a password or a spec: such files have a few kB.
 pub(crate) const SMALL: usize = 1 << 20;
 
-/// Reads a regular file of at most so many bytes, and waits for nobody but the storage that it lies on.
+/// Reads a regular file of at most `most` bytes, and waits only for the storage that it lies on.
 ///
-/// Symbolic links are followed. What is no regular file is an error: a pipe would wait for its writer, and a device may
-/// never end. So is a larger file, of which no more than that many bytes are read.
+/// Follows symbolic links. Anything but a regular file is an error: a pipe would wait for its writer, and a device may
+/// never end. So is a larger file, of which no more than `most` bytes are read.
 pub(crate) fn read_at_most(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     let _told = time_limit::Told::new(path);
     let mut file = open_regular(path)?;
@@ -77,17 +77,18 @@ pub(crate) fn read_at_most(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     if size > most_bytes {
         return Err(larger());
     }
-    // One more tells that the file has grown meanwhile.
+    // One more byte shows that the file has grown meanwhile.
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
     io::Read::by_ref(&mut file).take(most_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() > most { Err(larger()) } else { Ok(bytes) }
 }
 
-/// Opens a regular file for reading. Nothing else is opened, because opening alone can wait, or have an effect.
+/// Opens a regular file for reading. Opening anything else could wait, or have an effect.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     must_be_regular(&std::fs::metadata(path)?)?;
     // Another file may have taken its place since.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     must_be_regular(&file.metadata()?)?;
     Ok(file)
 }
@@ -112,13 +113,13 @@ fn kind(found: FileType) -> &'static str {
     }
 }
 
-/// Reads a file that need not exist; a regular one, as [`read_at_most`] does, of any size.
+/// Reads a regular file of any size, as [`read_at_most`] does; `None` if it does not exist.
 #[cfg(any(test, feature = "etcd"))]
 pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     found(read_at_most(path, usize::MAX))
 }
 
-/// Reads a file that need not exist, as [`read_at_most`] does.
+/// Reads a file of at most [`SMALL`] bytes, as [`read_at_most`] does; `None` if it does not exist.
 pub(crate) fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
     found(read_at_most(path, SMALL))
 }
@@ -133,7 +134,7 @@ fn found(read: io::Result<Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
 
 /// Writes a file under a name that must be free. The caller holds the lock that its other writers take.
 pub(crate) fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    write(path, content, mode, |from, to| Ok(rename_to_free(CWD, from, CWD, to)?))
+    write(path, content, mode, |from, to| Ok(rename_file_no_replace(CWD, from, CWD, to)?))
 }
 
 /// Writes a file in place of the one that may be there. The caller holds the lock that its other writers take.
@@ -141,10 +142,9 @@ pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> 
     write(path, content, mode, |from, to| std::fs::rename(from, to))
 }
 
-/// Gives a file another name in its directory, durably; one that must be free. The caller holds the lock that its
-/// other writers take.
+/// Renames a file durably, to a name that must be free. The caller holds the lock that its other writers take.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    rename_to_free(CWD, from, CWD, to)?;
+    rename_file_no_replace(CWD, from, CWD, to)?;
     sync_parent(to)
 }
 
@@ -154,10 +154,10 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     sync_parent(path)
 }
 
-/// Makes a file's name durable, or that it is gone.
+/// Makes the creation or removal of a file durable.
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = match path.parent() {
-        // That of a bare name is written as nothing.
+        // The parent of a bare name is the empty path.
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
         parent => parent.unwrap_or(Path::new("/")),
     };
@@ -168,53 +168,20 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives a file another name, relative to open directories. A name that is taken stays as it is: the error is `EXIST`.
-///
-/// File systems without `RENAME_NOREPLACE` (NFS, Ceph, GlusterFS) refuse a hard link where the name is taken, which is as
-/// safe. A crash between the link and the removal of the old name leaves both; called again, this removes the old one.
-pub(crate) fn rename_to_free<P: Arg + Copy>(
-    from_dir: impl AsFd,
-    from: P,
-    to_dir: impl AsFd,
-    to: P,
-) -> Result<(), Errno> {
-    let (from_dir, to_dir) = (from_dir.as_fd(), to_dir.as_fd());
-    let file = |dir, name| {
-        rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| (stat.st_dev, stat.st_ino))
-    };
-    let linked = match rustix::fs::renameat_with(from_dir, from, to_dir, to, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            rustix::fs::linkat(from_dir, from, to_dir, to, AtFlags::empty())
-        }
-        Err(Errno::EXIST) => Err(Errno::EXIST),
-        done => return done,
-    };
-    match linked {
-        Ok(()) => {}
-        // By a call before this one, or by this one on a server whose first answer was lost.
-        Err(Errno::EXIST) if file(from_dir, from)? == file(to_dir, to)? => {}
-        // Hard links are unknown, too: to exFAT, say, which no two machines have at the same time.
-        Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            return match file(to_dir, to) {
-                Err(Errno::NOENT) => rustix::fs::renameat(from_dir, from, to_dir, to),
-                Err(errno) => Err(errno),
-                Ok(_) => Err(Errno::EXIST),
-            };
-        }
-        refused => return refused,
-    }
-    rustix::fs::unlinkat(from_dir, from, AtFlags::empty())
+/// Returns a name that no other file has, in this process, another one or on another machine.
+pub(crate) fn unique_name() -> String {
+    uuid::Uuid::new_v4().to_string()
 }
 
-/// Removes what a process left that was killed while it wrote this file. The caller holds the lock that the file's other
-/// writers take. A leftover that cannot be removed stays: the next write of the file says why.
+/// Removes the temporary file of a process that was killed while it wrote this file. The caller holds the lock that the
+/// file's other writers take. A leftover that cannot be removed stays: the next write of the file says why.
 pub(crate) fn sweep(path: &Path) {
     if let Some(temporary) = temporary(path) {
         let _ = std::fs::remove_file(temporary);
     }
 }
 
-/// The name that a file is written under first. It begins with a dot and ends in nothing that an engine reads.
+/// Returns the name that a file is written under first. Engines do not read it: it begins with a dot and ends in `.new`.
 fn temporary(path: &Path) -> Option<PathBuf> {
     let mut name = OsString::from(".");
     name.push(path.file_name()?);
@@ -229,7 +196,7 @@ fn write(
     rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
 ) -> io::Result<()> {
     let Some(temporary) = temporary(path) else { return Err(io::ErrorKind::InvalidInput.into()) };
-    // One name suffices under the lock, and what a crash left there is swept away by the next attempt.
+    // One name suffices under the lock, and the next attempt removes what a crash left there.
     match std::fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -244,7 +211,7 @@ fn write(
         sync_parent(path)
     })();
     if done.is_err() {
-        // The first error is the one to tell; a leftover is swept away by the next attempt.
+        // The first error is the one to tell; the next attempt removes a leftover.
         let _ = std::fs::remove_file(&temporary);
     }
     done
