@@ -251,6 +251,7 @@ impl Service {
             let mut recorded = catalog.submit(Change::Insert(record));
             let durable = staged.sync();
             let limit = if visited.is_crowded() { Duration::ZERO } else { RECORD_ON_THREAD_TIMEOUT };
+            // This is one of the runtime's threads for blocking work, which may wait for a future.
             match Handle::current().block_on(timeout(limit, &mut recorded)) {
                 Ok(Ok(_)) if durable.is_ok() && wanted.wanted() => {
                     step("create:recorded");

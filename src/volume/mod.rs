@@ -24,6 +24,7 @@ mod backends;
 mod choose_backend;
 mod consistency;
 mod copies;
+mod copy_compare;
 mod create;
 mod directory_lock;
 pub(crate) mod error;

@@ -31,7 +31,7 @@ use crate::model::mounts::Mount;
 use crate::model::right::Right;
 use crate::model::volume::{MountId, VolumeId, VolumeName};
 
-/// How long after a failure it takes to try again to take a mount back.
+/// The pause before another attempt to take a mount back.
 const TAKE_BACK_PAUSE: Duration = Duration::from_secs(1);
 
 /// A counted Mount whose answer has not been handed over. If it is dropped before that, as it is when the client has
@@ -46,7 +46,7 @@ pub struct CountedMount {
 }
 
 impl CountedMount {
-    /// The volume as it was mounted.
+    /// The volume right after this Mount.
     #[must_use]
     pub fn info(&self) -> &VolumeInfo {
         &self.info
