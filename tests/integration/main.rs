@@ -39,6 +39,7 @@ mod layout;
 mod lint;
 mod names;
 mod podman;
+mod power;
 mod published;
 mod readme;
 mod recovery;

@@ -13,6 +13,8 @@ pub(crate) mod etcd;
 pub(crate) mod fleet;
 pub(crate) mod host;
 pub(crate) mod http;
+pub(crate) mod machine;
+pub(crate) mod network_disk;
 pub(crate) mod random;
 pub(crate) mod relay;
 pub(crate) mod state;
