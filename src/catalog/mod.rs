@@ -16,6 +16,7 @@
 //!
 //! This room never touches a volume's directory and knows no backend but its name and identity.
 
+mod change;
 pub(crate) mod clones;
 #[cfg(test)]
 mod contract;
@@ -33,7 +34,6 @@ pub(crate) mod trash;
 pub(crate) mod view;
 
 use std::future::{Future, ready};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -42,218 +42,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+pub(crate) use self::change::{Access, DirectoryUse, Footprint, Freshness};
+pub use self::change::{Change, Meant, Outcome, Refusal};
 pub use self::clones::{Cloned, Used};
 pub use self::node_name::{Named, Naming};
 pub use self::rules::{MountKey, Premise, RowKey, Write};
 pub use self::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
-use crate::model::backend::BackendName;
-use crate::model::host::HostName;
 pub use crate::model::location::{Cluster, Credentials, InvalidLocation, Location, NoEtcd};
-use crate::model::mounts::{Activation, Mount};
-use crate::model::volume::{MountId, VolumeId, VolumeName};
-
-/// A change to the catalog, decided and made durable as one.
-#[derive(Debug, Clone)]
-pub enum Change {
-    /// Records a volume that is not visible yet and that nobody mounts. Refused when the name is taken.
-    Insert(Volume),
-    /// Makes an inserted volume visible, once its directory stands durably under its name. That it is visible is not
-    /// recorded: what a catalog held when it was opened is. That it is no longer `unconfirmed` is, but nobody waits for
-    /// that: see [`Change::may_follow`].
-    Publish(VolumeName, VolumeId),
-    /// Takes back an insertion that never became visible. Refused as `Exists` once it did.
-    Withdraw(VolumeName, VolumeId),
-    /// Deletes a visible volume; refused while any host has a mount. `keep` says whether its directory went to the
-    /// trash and can be restored; an adopted volume is only forgotten.
-    Remove {
-        /// The volume's name.
-        name: VolumeName,
-        /// The volume that was meant: another one of that name is not removed.
-        id: VolumeId,
-        /// When it is removed.
-        at: time::OffsetDateTime,
-        /// Whether the trash keeps its directory.
-        keep: bool,
-    },
-    /// Brings a removed volume back, not visible until it is published. Refused when the name is taken.
-    Restore(VolumeId),
-    /// Takes back a restoration that never became visible: the volume is in the trash again, as if it had never left
-    /// it. Refused as `Exists` once it was visible.
-    Unrestore {
-        /// The volume's name.
-        name: VolumeName,
-        /// The volume that was restored.
-        id: VolumeId,
-        /// When it had been removed: what the [`Restore`](Change::Restore) told in its [`Outcome::trashed`].
-        at: time::OffsetDateTime,
-    },
-    /// Has a removed volume deleted now rather than when its time is over. Refused as `NotInTrash` where it is another
-    /// removal that the volume is in the trash by.
-    Expire {
-        /// The volume.
-        id: VolumeId,
-        /// When it was removed.
-        removed: time::OffsetDateTime,
-    },
-    /// Forgets a removed volume whose directory is gone for good.
-    Forget(VolumeId),
-    /// Counts one Mount of a visible volume under the host's present activation, and remembers that the host knows
-    /// the volume.
-    Mount {
-        /// The volume's name.
-        name: VolumeName,
-        /// The volume that was meant.
-        volume: VolumeId,
-        /// Whose engine mounts it.
-        host: HostName,
-        /// The engine's ID.
-        id: MountId,
-        /// From where it called, over a network.
-        address: Option<IpAddr>,
-        /// When.
-        at: time::OffsetDateTime,
-        /// Whether it is counted only as a repetition: refused as `NotMounted` unless this host and ID are counted
-        /// already. A repetition is not refused for another host's mounts.
-        again: bool,
-    },
-    /// Takes back a Mount of which its engine heard nothing; see [`Ledger::take_back`]. Changes nothing where the entry
-    /// is another one by now.
-    ///
-    /// [`Ledger::take_back`]: crate::model::mounts::Ledger::take_back
-    TakeBack {
-        /// The volume's name.
-        name: VolumeName,
-        /// The volume that was mounted.
-        volume: VolumeId,
-        /// The ledger's entry as it was right after that Mount.
-        counted: Mount,
-    },
-    /// Counts one Unmount on the newest activation with this host and ID. What is not known changes nothing.
-    Unmount {
-        /// The volume's name.
-        name: VolumeName,
-        /// Whose engine unmounts it.
-        host: HostName,
-        /// The engine's ID.
-        id: MountId,
-        /// What was known when it was answered, where it is decided later than that.
-        meant: Option<Meant>,
-    },
-    /// Takes mounts out by the operator's word.
-    Release {
-        /// The volume's name.
-        name: VolumeName,
-        /// Whose mounts.
-        host: HostName,
-        /// Which of them; all when not said.
-        id: Option<MountId>,
-        /// Whether also those that may be alive.
-        alive_too: bool,
-    },
-    /// Begins a new activation of a host: mounts of earlier ones are stale from now on. Changes nothing while the
-    /// present activation has no mount.
-    Activate(HostName),
-    /// Records a certificate that was issued to a host.
-    Issue(HostName, Certificate),
-    /// Revokes every certificate that the host has so far.
-    Revoke(HostName, time::OffsetDateTime),
-    /// Notes when hosts were last seen; several at once, because nothing waits for it.
-    Seen(Vec<(HostName, time::OffsetDateTime)>),
-    /// Notes that a host connected with a certificate of this issuer. Changes nothing for a host that is not known.
-    Connected(HostName, String),
-    /// Notes from where a host's certificate is used, which may show that several machines use it, or that they do not
-    /// any more.
-    Called {
-        /// The host.
-        host: HostName,
-        /// The certificate's serial number.
-        serial: String,
-        /// The address.
-        from: IpAddr,
-        /// When.
-        at: time::OffsetDateTime,
-    },
-    /// Records that the addresses by which a host was taken for cloned are one machine's.
-    NotCloned(HostName),
-    /// Names the machine that serves the catalog. What it held under another name, its mounts among it, goes along.
-    Name(Uuid, HostName),
-    /// Records what is known of a backend, or forgets it.
-    Backend(BackendName, Option<BackendRecord>),
-    /// Records a backend that the catalog does not know yet. Refused when it does, by then.
-    Introduce(BackendName, BackendRecord),
-}
-
-/// What an Unmount was of. Decided later than it was answered, it must not meet what came after it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Meant {
-    /// The volume, where there was one of that name.
-    pub volume: Option<VolumeId>,
-    /// The host's activation: mounts of later ones are others.
-    pub activation: Activation,
-}
-
-impl Change {
-    /// Whether what this change records may become durable after it was answered: no later than the next change that
-    /// is, in the same transaction, and soon where there is none. A catalog opened after a crash may then show the
-    /// volume as unconfirmed, and whoever knows where it lies confirms it once more.
-    #[must_use]
-    pub fn may_follow(&self) -> bool {
-        matches!(self, Self::Publish(..))
-    }
-}
-
-/// What a change did.
-#[derive(Debug, Clone, Default)]
-pub struct Outcome {
-    /// The volume as it was before, where the change concerns one that existed.
-    pub before: Option<Arc<Volume>>,
-    /// The volume as it is now, where there is one.
-    pub after: Option<Arc<Volume>>,
-    /// The mounts that an `Unmount`, a `TakeBack` or a `Release` took out or counted down, as they were before.
-    pub released: Vec<Mount>,
-    /// The entry of the trash that the change put in (`Remove`, `Unrestore`) or took out (`Restore`, `Forget`).
-    pub trashed: Option<Arc<Removed>>,
-    /// Whether the host is cloned, where that is new.
-    pub cloned: Option<bool>,
-}
-
-/// Why a change was refused by the rules. Nothing was changed.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Refusal {
-    /// The name belongs to a volume already, visible or being made; or what should be taken back is visible.
-    #[error("volume {} exists already", .0.name)]
-    Exists(Arc<Volume>),
-    /// No such volume, or another one of that name.
-    #[error("no such volume")]
-    NoSuchVolume,
-    /// No removed volume of that identity.
-    #[error("no such removed volume")]
-    NotInTrash,
-    /// The removed volume is to be deleted, or is being deleted: what came back would not be whole.
-    #[error("removed volume {} is being deleted", .0.volume.name)]
-    Expired(Arc<Removed>),
-    /// Hosts use the volume.
-    #[error("volume {} is mounted", .0.name)]
-    Mounted(Arc<Volume>),
-    /// The volume is for one host at a time, and another one uses it.
-    #[error("volume {} is exclusive and mounted by another host", .0.name)]
-    Held(Arc<Volume>),
-    /// The host has not mounted the volume with that ID, so that nothing is repeated.
-    #[error("volume {} is not mounted by that host and ID", .0.name)]
-    NotMounted(Arc<Volume>),
-    /// The volume is for one host at a time, and another machine with this host's certificate may use it.
-    #[error("volume {} is exclusive and mounted from another address of a cloned host", .0.name)]
-    Cloned(Arc<Volume>),
-    /// Another instance moves the volume's directory, or did until now: where it stands is to be looked at again.
-    #[error("volume {} is being moved by another instance", .0.name)]
-    Moving(Arc<Volume>),
-    /// The backend's identity belongs to another backend's name.
-    #[error("this identity belongs to backend {0:?}")]
-    IdentityTaken(BackendName),
-    /// The catalog knows the backend already.
-    #[error("the backend is known already, as {}", .0.id)]
-    Known(Arc<BackendRecord>),
-}
+use crate::model::volume::VolumeId;
 
 /// Why a change was not made.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use super::core::Core;
 use super::members::{Kind, Trouble};
-use super::order::{Cell, Touch, Turn};
+use super::order::{Cell, Turn};
 use super::plan::{self, Owner, Transaction};
 use super::transact::{Attempt, Sent};
+use crate::catalog::Access;
 use crate::catalog::{CatalogError, Claimed};
 use crate::model::volume::VolumeId;
 
@@ -141,7 +142,7 @@ impl Core {
     }
 
     fn turn_to_move(&self, id: VolumeId) -> Turn {
-        self.order.queue(vec![(Cell::Moving(id), Touch::Writes)])
+        self.order.queue(vec![(Cell::Moving(id), Access::Write)])
     }
 
     /// Writes what no rule decides; at which revision, or nothing where its conditions do not hold.

@@ -23,7 +23,7 @@ use super::plan::{Owner, Planned, RELEASED_AT_ONCE, plan};
 use super::slots::Slots;
 use super::spool::{Entry, Spool, What};
 use super::transact::{Attempt, Sent};
-use crate::catalog::{CatalogError, Change, Meant, Outcome, Refusal, View};
+use crate::catalog::{CatalogError, Change, Freshness, Meant, Outcome, Refusal, View};
 use crate::model::host::HostName;
 
 /// How long it is waited for another instance that moves a directory.
@@ -200,7 +200,8 @@ impl Core {
                 why = self.health.out_of_reach() => return Err(self.unreachable(why)),
             }
         }
-        let mut fresh = needs_a_fresh_view(change);
+        let needed = change.footprint(&self.memory.view()).freshness;
+        let mut fresh = needed == Freshness::Always;
         if fresh {
             self.sync().await?;
         }
@@ -215,14 +216,7 @@ impl Core {
                     fresh = true;
                     continue;
                 }
-                // Nothing to be done is nothing that conditions could tell to be behind.
-                Planned::Nothing(_)
-                    if !fresh
-                        && matches!(
-                            change,
-                            Change::Unmount { .. } | Change::TakeBack { .. } | Change::Publish(..)
-                        ) =>
-                {
+                Planned::Nothing(_) if !fresh && needed == Freshness::ForNothingToDo => {
                     self.sync().await?;
                     fresh = true;
                     continue;
@@ -365,36 +359,7 @@ impl Core {
     }
 }
 
-/// Whether a decision stands on more than its premises tell.
-pub(super) fn needs_a_fresh_view(change: &Change) -> bool {
-    match change {
-        // Whether an activation matters is told by all ledgers, and a release takes what the operator was shown.
-        Change::Activate(_)
-        | Change::Release { .. }
-        | Change::Name(..)
-        | Change::Backend(..)
-        | Change::Introduce(..) => true,
-        Change::Insert(_)
-        | Change::Publish(..)
-        | Change::Withdraw(..)
-        | Change::Remove { .. }
-        | Change::Restore(_)
-        | Change::Unrestore { .. }
-        | Change::Expire { .. }
-        | Change::Forget(_)
-        | Change::Mount { .. }
-        | Change::TakeBack { .. }
-        | Change::Unmount { .. }
-        | Change::Issue(..)
-        | Change::Revoke(..)
-        | Change::Seen(_)
-        | Change::Connected(..)
-        | Change::Called { .. }
-        | Change::NotCloned(_) => false,
-    }
-}
-
 /// The place of a change in the order of this instance's.
 pub(super) fn place(core: &Core, change: &Change) -> Turn {
-    core.order.queue(cells(change, &core.memory.view()))
+    core.order.queue(cells(change.footprint(&core.memory.view())))
 }

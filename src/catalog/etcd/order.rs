@@ -1,4 +1,4 @@
-//! The order of this instance's changes: two that touch the same thing are decided one after the other, as they were
+//! The order of this instance's changes: two that access the same thing are decided one after the other, as they were
 //! submitted; others at the same time.
 //!
 //! Between instances there is no such order: there the revisions decide.
@@ -11,12 +11,11 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
-use crate::catalog::{Change, View};
+use crate::catalog::{Access, Footprint};
 use crate::model::host::HostName;
-use crate::model::mounts::Mount;
 use crate::model::volume::{VolumeId, VolumeName};
 
-/// What a change touches.
+/// What a change locks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Cell {
     /// A volume and its ledger.
@@ -31,46 +30,14 @@ pub(super) enum Cell {
     Moving(VolumeId),
 }
 
-/// How a change touches it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Touch {
-    Reads,
-    Writes,
-}
-
-/// What a change touches, and how.
-pub(super) fn cells(change: &Change, view: &View) -> Vec<(Cell, Touch)> {
-    let volume = |name: &VolumeName| (Cell::Volume(name.clone()), Touch::Writes);
-    let trash = |id: &VolumeId| (Cell::Trash(*id), Touch::Writes);
-    let host = |name: &HostName, touch| (Cell::Host(name.clone()), touch);
-    match change {
-        Change::Insert(inserted) => vec![volume(&inserted.name)],
-        Change::Publish(name, _) | Change::Withdraw(name, _) => vec![volume(name)],
-        Change::Remove { name, id, .. } | Change::Unrestore { name, id, .. } => vec![volume(name), trash(id)],
-        Change::Restore(id) => {
-            let name = view.trash.get(id).map(|removed| volume(&removed.volume.name));
-            [trash(id)].into_iter().chain(name).collect()
-        }
-        Change::Expire { id, .. } | Change::Forget(id) => vec![trash(id)],
-        Change::Mount { name, host: by, .. }
-        | Change::Unmount { name, host: by, .. }
-        | Change::Release { name, host: by, .. }
-        | Change::TakeBack { name, counted: Mount { host: by, .. }, .. } => {
-            vec![volume(name), host(by, Touch::Reads)]
-        }
-        Change::Activate(name)
-        | Change::Issue(name, _)
-        | Change::Revoke(name, _)
-        | Change::Connected(name, _)
-        | Change::Called { host: name, .. }
-        | Change::NotCloned(name) => vec![host(name, Touch::Writes)],
-        Change::Name(machine, name) => {
-            let kept = view.name_of(*machine);
-            kept.iter().chain([name]).map(|name| host(name, Touch::Writes)).collect()
-        }
-        Change::Seen(hosts) => hosts.iter().map(|(name, _)| host(name, Touch::Writes)).collect(),
-        Change::Backend(..) | Change::Introduce(..) => vec![(Cell::Backends, Touch::Writes)],
-    }
+/// Returns what a change locks, and how.
+pub(super) fn cells(footprint: Footprint) -> Vec<(Cell, Access)> {
+    let Footprint { volume, removed, hosts, host_access, backend, directory: _, freshness: _ } = footprint;
+    let volume = volume.map(|name| (Cell::Volume(name), Access::Write));
+    let removed = removed.map(|id| (Cell::Trash(id), Access::Write));
+    let hosts = hosts.into_iter().map(|name| (Cell::Host(name), host_access));
+    let backends = backend.map(|_| (Cell::Backends, Access::Write));
+    volume.into_iter().chain(removed).chain(hosts).chain(backends).collect()
 }
 
 type Locks = HashMap<Cell, Arc<RwLock<()>>>;
@@ -96,20 +63,20 @@ pub(super) struct Turn {
 
 impl Order {
     /// Takes the next place for all of these at once.
-    pub(super) fn queue(&self, cells: Vec<(Cell, Touch)>) -> Turn {
+    pub(super) fn queue(&self, cells: Vec<(Cell, Access)>) -> Turn {
         let mut turn =
             Turn { locks: Arc::clone(&self.0), cells: Vec::new(), waiting: Vec::new(), held: Vec::new() };
         let mut locks = lock(&self.0);
-        for (cell, touch) in cells {
+        for (cell, access) in cells {
             // One that is there twice would wait for itself.
             if turn.cells.contains(&cell) {
                 continue;
             }
             let of_cell = Arc::clone(locks.entry(cell.clone()).or_default());
             turn.cells.push(cell);
-            let mut waiting: Waiting = match touch {
-                Touch::Reads => Box::pin(async move { Guard::Reads(of_cell.read_owned().await) }),
-                Touch::Writes => Box::pin(async move { Guard::Writes(of_cell.write_owned().await) }),
+            let mut waiting: Waiting = match access {
+                Access::Read => Box::pin(async move { Guard::Reads(of_cell.read_owned().await) }),
+                Access::Write => Box::pin(async move { Guard::Writes(of_cell.write_owned().await) }),
             };
             // Asked once, it has its place among those who wait: they are served in that order.
             match waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -160,11 +127,11 @@ mod tests {
     #[tokio::test]
     async fn places_are_taken_when_they_are_asked_for() {
         let order = Order::default();
-        let both = || vec![(cell("a"), Touch::Writes), (cell("b"), Touch::Writes)];
+        let both = || vec![(cell("a"), Access::Write), (cell("b"), Access::Write)];
         let mut first = order.queue(both());
-        let mut second = order.queue(vec![(cell("b"), Touch::Writes)]);
+        let mut second = order.queue(vec![(cell("b"), Access::Write)]);
         let mut third = order.queue(both());
-        let mut other = order.queue(vec![(cell("c"), Touch::Writes), (cell("c"), Touch::Writes)]);
+        let mut other = order.queue(vec![(cell("c"), Access::Write), (cell("c"), Access::Write)]);
         other.come().await;
         first.come().await;
         let waits = |turn: &mut Turn| {
@@ -178,7 +145,7 @@ mod tests {
             third.come().await;
             said.lock().unwrap().push("third");
         });
-        assert!(waits(&mut order.queue(vec![(cell("a"), Touch::Reads)])));
+        assert!(waits(&mut order.queue(vec![(cell("a"), Access::Read)])));
         let said = Arc::clone(&task);
         let sooner = tokio::spawn(async move {
             second.come().await;
@@ -191,15 +158,15 @@ mod tests {
         later.await.unwrap();
         assert_eq!(*task.lock().unwrap(), ["second", "third"]);
         drop(other);
-        assert!(lock(&order.0).is_empty(), "cells that nobody touches are kept");
+        assert!(lock(&order.0).is_empty(), "cells that nobody accesses are kept");
     }
 
     #[tokio::test]
     async fn readers_share() {
         let order = Order::default();
         let host = || Cell::Host(HostName::parse("web1").unwrap());
-        let mut one = order.queue(vec![(host(), Touch::Reads)]);
-        let mut other = order.queue(vec![(host(), Touch::Reads)]);
+        let mut one = order.queue(vec![(host(), Access::Read)]);
+        let mut other = order.queue(vec![(host(), Access::Read)]);
         one.come().await;
         other.come().await;
     }

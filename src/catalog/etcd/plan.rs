@@ -10,7 +10,9 @@ use uuid::Uuid;
 use super::keys::Keys;
 use super::memory::{Known, Memory, Moves, Step};
 use crate::catalog::record::{Unwritable, encode};
-use crate::catalog::{Change, Outcome, Premise, Refusal, RowKey, View, Volume, Write};
+use crate::catalog::{
+    Change, DirectoryUse, Footprint, Outcome, Premise, Refusal, RowKey, View, Volume, Write,
+};
 use crate::model::volume::{VolumeId, VolumeName};
 
 /// How many mounts one transaction releases: it may have 128 conditions, and 128 writes. What there is beyond that is
@@ -57,7 +59,8 @@ pub(super) fn plan(
     change: &Change,
 ) -> Result<Planned, Unwritable> {
     memory.look(|view, known| {
-        if let Some(volume) = concerned(view, change)
+        let footprint = change.footprint(view);
+        if let Some(volume) = must_not_move(view, &footprint)
             && known.mover(volume.id).is_some_and(|(moves, _)| moves.by != owner.me)
         {
             return Ok(Planned::Elsewhere(Arc::clone(volume)));
@@ -90,32 +93,15 @@ pub(super) fn plan(
             });
             transaction.steps.push(Step::Row(write));
         }
-        match change {
-            Change::Insert(volume) => transaction.hide(keys, known, owner, volume.id, &volume.name),
-            Change::Restore(id) => {
+        match footprint.directory {
+            DirectoryUse::None => {}
+            DirectoryUse::BeginMove(id) => {
                 if let Some(volume) = &outcome.after {
-                    transaction.hide(keys, known, owner, *id, &volume.name);
+                    transaction.hide(keys, known, owner, id, &volume.name);
                 }
             }
-            Change::Publish(_, id) | Change::Withdraw(_, id) | Change::Unrestore { id, .. } => {
-                transaction.show(keys, known, *id);
-            }
-            Change::Mount { volume, .. } => transaction.unmoved(keys, known, *volume),
-            Change::Remove { id, .. } | Change::Forget(id) => transaction.unmoved(keys, known, *id),
-            Change::Expire { .. }
-            | Change::TakeBack { .. }
-            | Change::Unmount { .. }
-            | Change::Release { .. }
-            | Change::Activate(_)
-            | Change::Issue(..)
-            | Change::Revoke(..)
-            | Change::Seen(_)
-            | Change::Connected(..)
-            | Change::Called { .. }
-            | Change::NotCloned(_)
-            | Change::Name(..)
-            | Change::Backend(..)
-            | Change::Introduce(..) => {}
+            DirectoryUse::EndMove(id) => transaction.show(keys, known, id),
+            DirectoryUse::Unmoved(id) => transaction.unmoved(keys, known, id),
         }
         if transaction.writes.is_empty() {
             return Ok(Planned::Nothing(outcome));
@@ -135,30 +121,16 @@ fn nested(writes: Vec<TxnOp>) -> Vec<TxnOp> {
     writes.chunks(NESTED).map(|part| TxnOp::txn(Txn::new().and_then(part))).collect()
 }
 
-/// The volume whose directory must not be on the move elsewhere for this change.
-fn concerned<'a>(view: &'a View, change: &Change) -> Option<&'a Arc<Volume>> {
-    match change {
-        Change::Publish(name, _)
-        | Change::Withdraw(name, _)
-        | Change::Remove { name, .. }
-        | Change::Unrestore { name, .. }
-        | Change::Mount { name, .. } => view.volumes.get(name),
-        Change::Restore(id) | Change::Forget(id) => view.trash.get(id).map(|removed| &removed.volume),
-        Change::Insert(_)
-        | Change::Expire { .. }
-        | Change::TakeBack { .. }
-        | Change::Unmount { .. }
-        | Change::Release { .. }
-        | Change::Activate(_)
-        | Change::Issue(..)
-        | Change::Revoke(..)
-        | Change::Seen(_)
-        | Change::Connected(..)
-        | Change::Called { .. }
-        | Change::NotCloned(_)
-        | Change::Name(..)
-        | Change::Backend(..)
-        | Change::Introduce(..) => None,
+/// Returns the volume whose directory no other instance may be moving.
+fn must_not_move<'a>(view: &'a View, footprint: &Footprint) -> Option<&'a Arc<Volume>> {
+    match footprint.directory {
+        DirectoryUse::None => None,
+        // A new volume has no directory yet.
+        DirectoryUse::BeginMove(id) => view.trash.get(&id).map(|removed| &removed.volume),
+        DirectoryUse::EndMove(id) | DirectoryUse::Unmoved(id) => match &footprint.volume {
+            Some(name) => view.volumes.get(name),
+            None => view.trash.get(&id).map(|removed| &removed.volume),
+        },
     }
 }
 

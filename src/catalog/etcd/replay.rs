@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use etcd_client::TxnOp;
 
-use super::core::{Core, STALE, needs_a_fresh_view};
+use super::core::{Core, STALE};
 use super::members::Kind;
 use super::plan::{Planned, Transaction, plan, same};
 use super::spool::{Entry, Spool};
 use super::transact::{Attempt, ask, first_pair, ousted, revision};
-use crate::catalog::Change;
+use crate::catalog::{Change, Freshness};
 use crate::error::chain;
 
 /// How long after a failure it is tried again.
@@ -118,7 +118,7 @@ async fn passed(core: &Core, number: u64) {
 /// What an entry changes at present; nothing, where what it was of is gone by what is known for certain.
 async fn decide(core: &Core, change: &Change) -> Result<Option<Transaction>, Trouble> {
     let mut fresh = false;
-    if needs_a_fresh_view(change) {
+    if change.footprint(&core.memory.view()).freshness == Freshness::Always {
         core.sync().await.map_err(|error| Trouble::Passing(chain(&error)))?;
         fresh = true;
     }
