@@ -11,7 +11,7 @@ use crate::model::host::{HostName, InvalidHostName};
 pub(crate) use crate::pki::{Installed, MadeCa, Request, SignedElsewhere};
 use crate::pki::{InvalidServerName, IssuedHost, Pki, PkiError, ServerName};
 
-/// Why there is no request and no certificate.
+/// The reason for which there is no request or no certificate.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CertificatesError {
     /// The directory of certificates, or what was to be done with it.
@@ -30,7 +30,7 @@ pub(crate) enum CertificatesError {
     NotOurs,
 }
 
-/// What was signed.
+/// A certificate that was signed.
 #[derive(Debug, Clone)]
 pub(crate) enum Signed {
     /// A server's certificate.
@@ -39,7 +39,7 @@ pub(crate) enum Signed {
     Host(Box<IssuedHost>),
 }
 
-/// Makes the CA where there is none: by hand, where no instance makes it by itself.
+/// Makes the CA by hand, for a shared catalog, whose instances never make one.
 pub(crate) fn init(config: &Config) -> Result<MadeCa, CertificatesError> {
     if config.live.tls.server.is_some() && config.live.tls.client_ca.is_some() {
         return Err(CertificatesError::NotOurs);
@@ -71,7 +71,7 @@ pub(crate) fn sign(dir: &Path, host: Option<&str>, csr_pem: &str) -> Result<Sign
     })
 }
 
-/// The certificates of volhost's own making, where they are those in use.
+/// Returns the directory of volhost's own certificates, if they are in use.
 fn own(config: &Config) -> Result<Pki, CertificatesError> {
     if config.live.tls.server.is_some() {
         Err(CertificatesError::NotOurs)

@@ -1,4 +1,4 @@
-//! Why the service does not start: what is wrong, and whose it is to mend.
+//! The errors that keep the service from starting.
 
 use std::path::PathBuf;
 
@@ -86,7 +86,7 @@ pub enum ServeError {
 }
 
 impl ServeError {
-    /// Whether the configuration is to blame.
+    /// Returns true if the configuration is to blame.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {

@@ -1,4 +1,4 @@
-//! What this machine is called: the name that the catalog keeps, or the one that is configured.
+//! The name of this machine: the one that the catalog keeps, or the one that is configured.
 
 use super::ServeError;
 use super::convert::named;
@@ -6,7 +6,7 @@ use crate::catalog::{Catalog, Change, Naming};
 use crate::config::Config;
 use crate::model::host::HostName;
 
-/// Puts the machine's name into the configuration, and tells what is to be known of it.
+/// Puts the machine's name into the configuration and returns where it comes from.
 pub(super) fn find(config: &mut Config, catalog: &dyn Catalog) -> Naming {
     let naming = named(config).naming(catalog.view().name_of(catalog.machine()));
     config.boot.node.clone_from(&naming.node);
@@ -23,7 +23,7 @@ pub(super) fn find(config: &mut Config, catalog: &dyn Catalog) -> Naming {
     naming
 }
 
-/// What is told where the hostname is another one than the name that is kept.
+/// Returns the warning for a hostname that differs from the name that is kept.
 pub(super) fn told(node: &HostName, hostname: &HostName) -> String {
     format!(
         "this machine's hostname is {hostname} now; it is still called {node} here, as its mounts are: \"node\": \

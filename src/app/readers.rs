@@ -1,5 +1,5 @@
-//! Reads of files, each part's in a thread of its own: at most one of a part at a time, so that no part waits for
-//! another's files, and one that hangs leaves one thread behind and no more.
+//! Reads of files, each part in a thread of its own and at most one read of a part at a time. So no part waits for the
+//! files of another, and a read that hangs leaves only one thread behind.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::watch::Unit;
 use crate::files::{self, READ_TIMEOUT, Unfinished, Waiting};
 
-/// What is read by itself.
+/// A part that is read by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
     /// The files of a unit of the reload.
@@ -34,7 +34,7 @@ pub(super) struct ReadMode {
     pub(super) forced: bool,
     /// Certificates go with the list of revocations in its file.
     pub(super) with_list: bool,
-    /// Only to make again what is gone.
+    /// Only makes again what is gone.
     pub(super) mend: bool,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct ReadScheduler<D> {
     timeout: Duration,
 }
 
-/// How it stands with one part. Its reads are numbered from one.
+/// The reads of one part, numbered from one.
 #[derive(Debug, Default)]
 struct PartState {
     begun: u64,
@@ -74,22 +74,22 @@ struct Running {
     given_up: bool,
 }
 
-/// Somebody who waits until these reads are done.
+/// A caller that waits until these reads are done.
 struct Waiter {
     needs: BTreeMap<Part, u64>,
     told: oneshot::Sender<()>,
 }
 
-/// What is to be done for somebody who asks for a part.
+/// The answer to a request to read a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// To begin to read it, by [`ReadScheduler::begin`].
+    /// The caller must begin to read it, by [`ReadScheduler::begin`].
     Begin(ReadMode),
-    /// Nothing: it will be read after the read under way, or still hangs.
+    /// It will be read after the read under way, which may hang.
     Queued,
 }
 
-/// Sends what was read, or that nothing was because of a panic.
+/// Sends what was read when it is dropped; `None` after a panic.
 struct Sending<D> {
     part: Part,
     read: Option<D>,
@@ -114,7 +114,7 @@ impl<D: Send + 'static> ReadScheduler<D> {
         (Self { parts: BTreeMap::new(), waiters: Vec::new(), sender, timeout }, receiver)
     }
 
-    /// Somebody wants a part to be read from now on.
+    /// Asks for a part to be read from now on.
     pub(super) fn ask(&mut self, part: Part, how: ReadMode) -> Admission {
         let state = self.parts.entry(part).or_default();
         match &state.running {
@@ -165,13 +165,13 @@ impl<D: Send + 'static> ReadScheduler<D> {
         Some(running.how)
     }
 
-    /// How a part is to be read once more, if it is.
+    /// Returns how a part must be read once more, if it must.
     pub(super) fn again(&mut self, part: Part) -> Option<ReadMode> {
         let state = self.parts.entry(part).or_default();
         if state.running.is_none() { state.again.take() } else { None }
     }
 
-    /// When the next read takes too long.
+    /// Returns when the next read has taken too long.
     pub(super) fn due(&self) -> Option<Instant> {
         let running = self.parts.values().filter_map(|state| state.running.as_ref());
         running.filter(|running| !running.given_up).map(|running| running.since + self.timeout).min()

@@ -21,14 +21,14 @@ use crate::config::Config;
 use crate::model::backend::{BackendId, BackendName};
 use crate::model::volume::VolumeName;
 
-/// How long a backend may take to be looked through.
+/// How long a backend may take to be examined.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long after a difference was seen it is looked at again, while a service may be at work.
+/// The time between two comparisons: a difference of operations under way is gone in the second.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Why the catalog was not exported, imported, rebuilt or compared. Nothing was changed, but that a shared catalog may
-/// have been made half, which no service takes for one.
+/// The reason for which the catalog was not exported, imported, rebuilt or compared. Nothing was changed, except that a
+/// shared catalog may be half made, which no service accepts.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
     /// It cannot be read, or made.
@@ -58,7 +58,7 @@ pub enum RecoveryError {
 }
 
 impl RecoveryError {
-    /// Whether the configuration is to blame.
+    /// Returns true if the configuration is to blame.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
@@ -95,20 +95,20 @@ impl Counts {
     }
 }
 
-/// What became of a copy, or of a backend that was to be looked at.
+/// A copy, or a backend, that was examined, and the outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Examined {
     /// The backend.
     pub backend: BackendName,
-    /// The copy; none where the backend itself could not be looked at.
+    /// The copy; `None` if the backend itself could not be examined.
     pub path: Option<PathBuf>,
     /// When the copy was made.
     pub at: Option<OffsetDateTime>,
-    /// Why it was not used; none where it was.
+    /// Why it was not used; `None` if it was.
     pub reason: Option<String>,
 }
 
-/// What a rebuilding did.
+/// The outcome of a rebuild.
 #[derive(Debug)]
 pub struct Rebuilt {
     /// What the catalog holds now.
@@ -119,7 +119,7 @@ pub struct Rebuilt {
     pub findings: Vec<Finding>,
 }
 
-/// How the catalog and the backends compare.
+/// The outcome of a comparison of the catalog with the backends.
 #[derive(Debug)]
 pub struct Compared {
     /// The backends that were looked at.
@@ -145,7 +145,7 @@ pub fn import(config: &Config, path: &Path, text: &str) -> Result<Counts, Recove
     Ok(Counts::of(&parsed.view))
 }
 
-/// Makes a lost catalog again, of the backends' copies and directories.
+/// Rebuilds a lost catalog from the backends' copies and directories.
 pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
     let claim = Claim::missing(&config.boot.catalog, &config.boot.etcd)?;
     let (mut facts, copies, mut looked) = look_at_all(config, |_| Expect::Nothing, |_| Vec::new())?;
@@ -207,7 +207,7 @@ pub fn compare(config: &Config) -> Result<Compared, RecoveryError> {
     Ok(second)
 }
 
-/// What a copy holds, if it is whole and of a catalog that knew the backend it lies on.
+/// Returns the content of a copy if it is whole and its catalog knew the backend that it lies on.
 fn usable(copy: Option<CopyRead>, identity: Option<BackendId>) -> Result<text::Parsed, String> {
     let parsed = copy.ok_or("it cannot be read")?.map_err(|error| crate::error::chain(&error))?;
     let knows = parsed.view.backends.values().any(|record| Some(record.id) == identity);
@@ -218,7 +218,7 @@ type CopyRead = Result<text::Parsed, InvalidText>;
 
 type LookedAt = (AllFacts, Vec<(BackendName, StoredCopy<CopyRead>)>, Vec<Examined>);
 
-/// How many backends are looked at at once. Each takes a thread, of which the system may give few.
+/// How many backends are examined at once. Each takes a thread, of which the system may give few.
 const AT_ONCE: usize = 64;
 
 /// Looks at every backend of the map, many at once; one that hangs is given up. `said` names the volumes of a backend

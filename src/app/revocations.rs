@@ -1,4 +1,4 @@
-//! What other instances of a shared catalog did that concerns this one's connections.
+//! Following the certificates that other instances of a shared catalog issue and revoke.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use crate::catalog::News;
 
 /// Calls `changed` whenever another instance issued or revoked certificates, as this one does after doing so itself: a
-/// connection must not outlive its host's revocation, wherever that was said. Ends with the catalog.
+/// connection must not outlive its host's revocation, whoever made it. Ends with the catalog.
 pub(super) async fn follow(mut news: watch::Receiver<News>, changed: Arc<dyn Fn() + Send + Sync>) {
     let mut hosts = news.borrow_and_update().hosts;
     while news.changed().await.is_ok() {

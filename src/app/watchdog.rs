@@ -1,4 +1,4 @@
-//! What the service manager sees of a running service: its status line, and the watchdog's sign of life.
+//! The watchdog's sign of life and the status line, for the service manager.
 //!
 //! A sign of life is given only where the service does its work: by the main loop, when that comes round, and when the
 //! catalog's writer has answered since the last one, through a task that one of the runtime's workers ran. It must
@@ -25,20 +25,20 @@ const ROUNDS: u32 = 4;
 pub(super) struct Watchdog {
     catalog: Arc<dyn Catalog>,
     board: Arc<Board>,
-    /// None where no watchdog waits.
+    /// `None` if no watchdog waits.
     rounds: Option<Interval>,
     probe: Option<Probe>,
 }
 
-/// What the catalog has been asked and not answered yet.
+/// A question to the catalog that waits for its answer.
 struct Probe {
     asked: Instant,
     answer: JoinHandle<Result<(), CatalogError>>,
-    /// Whether it was logged that it takes long.
+    /// True if the log says that it takes long.
     told: bool,
 }
 
-/// What a round found.
+/// The state of a probe.
 #[derive(Debug)]
 enum ProbeOutcome {
     /// The catalog answered.
@@ -50,7 +50,7 @@ enum ProbeOutcome {
 }
 
 impl Watchdog {
-    /// For a watchdog that waits so long; none, if there is none.
+    /// For a watchdog that waits so long; `None` if there is none.
     pub(super) fn new(watchdog: Option<Duration>, catalog: Arc<dyn Catalog>, board: Arc<Board>) -> Self {
         let rounds = watchdog.filter(|time| !time.is_zero()).map(|time| {
             let mut rounds = interval(time / ROUNDS);
@@ -98,7 +98,7 @@ impl Watchdog {
 }
 
 impl Probe {
-    /// A change of nothing: it waits behind every change that is queued, for the one writer that makes them all.
+    /// Submits a change of nothing: it waits behind every change that is queued, for the one writer of all.
     fn ask(catalog: &dyn Catalog) -> Self {
         let submitted = catalog.submit(Change::Seen(Vec::new()));
         let answer = tokio::spawn(async move { submitted.await.map(drop) });

@@ -1,4 +1,4 @@
-//! Addresses: where volhost listens and what engines are told to call.
+//! Addresses: those that volhost listens on and those that engines are told to call.
 //!
 //! Nothing here resolves a name or opens a socket.
 
@@ -11,7 +11,7 @@ use crate::model::host::HostName;
 /// The longest path that fits into a Unix socket's address on Linux, its closing zero not counted.
 pub(crate) const SOCKET_PATH_BYTES: usize = 107;
 
-/// A place where engines are served.
+/// An address that engines are served at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     /// TLS with client certificates required. Port 0 takes any that is free.
@@ -22,7 +22,7 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
-/// What engines are told to call.
+/// An address that engines are told to call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Advertise {
     /// TLS.
@@ -42,7 +42,7 @@ pub struct Authority {
     pub port: u16,
 }
 
-/// Why a text is no address, and what was probably meant.
+/// The reason for which a text is no address, and what was probably meant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct InvalidAddress {
@@ -62,7 +62,7 @@ impl Listen {
         }
     }
 
-    /// Whether calls to it never leave this machine.
+    /// Returns true if calls to it never leave this machine.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {

@@ -17,10 +17,10 @@ use crate::model::backend::{BackendName, BackendSettings};
 use crate::model::host::HostName;
 use crate::model::options::Mode;
 
-/// How long removed volumes are kept when the map does not say.
+/// How long removed volumes are kept by default.
 const TRASH: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The permissions of new volumes when the map does not say.
+/// The default permissions of new volumes.
 const MODE: &str = "0755";
 
 /// Who owns new volumes.
@@ -32,7 +32,7 @@ pub(super) struct Owner {
     pub(super) gid: u32,
 }
 
-/// The map where there is none: one backend, `default`.
+/// Returns the map that stands for a missing one: one backend, `default`.
 pub(super) fn without_map(path: PathBuf, owner: Owner) -> BTreeMap<BackendName, MapEntry> {
     let name = BackendName::parse(BackendName::DEFAULT).ok();
     let settings = plain(path, owner);
@@ -70,7 +70,7 @@ pub(super) fn read(source: &Source, owner: Owner) -> BTreeMap<BackendName, MapEn
     backends
 }
 
-/// A backend of which nothing but its path is said. Never `None`, but for a default that were no mode.
+/// A backend for which the map gives only a path. `None` only if the default were no mode.
 fn plain(path: PathBuf, Owner { uid, gid }: Owner) -> Option<BackendSettings> {
     Some(BackendSettings {
         mountpoints: path.clone().into(),

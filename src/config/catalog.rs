@@ -1,12 +1,13 @@
-//! Reading where the catalog lies, and by what an etcd cluster lets volhost in.
+//! Reading the catalog's location, and the credentials for an etcd cluster.
 //!
-//! Nobody is asked here, and no key or password is read: whoever talks to the cluster does, each time anew.
+//! Nothing here connects to the cluster or reads a key or a password: the client of the cluster does, at each
+//! connection.
 
 use super::fields;
 use super::node::{NamedFiles, Node, quoted};
 use crate::model::location::{Credentials, Location, NoEtcd};
 
-/// Where the catalog lies. `etcd` is whether this program was built with etcd's client.
+/// Reads the catalog's location. `etcd` is true if this program was built with etcd's client.
 pub(super) fn location(node: &Node<'_>, etcd: bool) -> Option<Location> {
     let text = node.string("the catalog's address, such as \"sqlite:/var/lib/volhost/catalog.db\"")?;
     let takes = "it takes sqlite:/PATH or etcd://HOST:PORT,HOST:PORT,HOST:PORT/PREFIX";
@@ -40,7 +41,7 @@ pub(super) fn location(node: &Node<'_>, etcd: bool) -> Option<Location> {
     }
 }
 
-/// By what an etcd cluster lets volhost in. `catalog` is what the configuration says of the catalog, without a fault.
+/// Reads the credentials for an etcd cluster. `catalog` is the catalog's location, if that has no fault.
 pub(super) fn credentials(node: &Node<'_>, catalog: Option<&Location>, files: NamedFiles) -> Credentials {
     if let Some(other @ Location::Sqlite(_)) = catalog {
         let example = "etcd://HOST:PORT,HOST:PORT,HOST:PORT/PREFIX";

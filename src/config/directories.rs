@@ -22,9 +22,9 @@ use super::walk;
 /// Something happened in a watched directory.
 #[derive(Debug)]
 pub(super) struct Touched {
-    /// To which paths; none when the kernel lost count.
+    /// The paths concerned; none if the kernel lost count.
     paths: Vec<PathBuf>,
-    /// Whether they may be other files or directories than before.
+    /// True if they may be other files or directories than before.
     replaced: bool,
 }
 
@@ -43,7 +43,7 @@ struct Watched {
     wanted: Wanted,
 }
 
-/// What in a directory is of interest.
+/// The names in a directory that matter.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Wanted {
     everything: bool,
@@ -51,7 +51,7 @@ struct Wanted {
 }
 
 impl Directories {
-    /// Watches nothing yet; what happens later is told to `touched`, from another thread.
+    /// Watches nothing yet. Later events go to `touched`, on another thread.
     pub(super) fn new(touched: impl Fn(Touched) + Send + 'static) -> Self {
         let told = move |event: notify::Result<Event>| match event {
             // Our own reading raises these.
@@ -78,18 +78,18 @@ impl Directories {
         Self { kernel: kernel.ok(), watched: BTreeMap::new(), unwatched: BTreeSet::new() }
     }
 
-    /// As where the kernel can watch nothing.
+    /// As if the kernel could watch nothing.
     #[cfg(test)]
     pub(super) fn blind_ones() -> Self {
         Self { kernel: None, watched: BTreeMap::new(), unwatched: BTreeSet::new() }
     }
 
-    /// Whether there is a file of which the kernel will tell nothing.
+    /// Returns true if the kernel reports no changes of some file.
     pub(super) fn blind(&self) -> bool {
         self.kernel.is_none() || !self.unwatched.is_empty()
     }
 
-    /// Whether what happened may have changed a file that is followed.
+    /// Returns true if the event may have changed a file that is followed.
     pub(super) fn concerns(&mut self, touched: &Touched) -> bool {
         let Touched { paths, replaced } = touched;
         let concerns = paths.is_empty()
@@ -109,7 +109,7 @@ impl Directories {
         concerns
     }
 
-    /// Makes the next [`Self::watch_the_way_to`] watch everything anew, for what may have been lost in silence.
+    /// Makes the next [`Self::watch_the_way_to`] watch everything again, because events may have been lost unnoticed.
     pub(super) fn renew(&mut self) {
         for path in self.watched.keys().cloned().collect::<Vec<_>>() {
             self.forget(&path);
@@ -128,7 +128,7 @@ impl Directories {
         }
     }
 
-    /// Whether a directory is watched now that was not before.
+    /// Returns true if a directory is watched now that was not before.
     fn watch(&mut self, wanted: BTreeMap<PathBuf, Wanted>) -> bool {
         for path in
             self.watched.keys().filter(|path| !wanted.contains_key(*path)).cloned().collect::<Vec<_>>()
@@ -171,7 +171,7 @@ impl Directories {
         added
     }
 
-    /// Watches neither a directory nor what lies below it any longer.
+    /// Stops watching a directory and all that lies below it.
     fn forget(&mut self, path: &Path) {
         let below: Vec<_> = self.watched.keys().filter(|known| known.starts_with(path)).cloned().collect();
         for path in below {
@@ -184,8 +184,8 @@ impl Directories {
     }
 }
 
-/// What the kernel tells, by a thread of notify's. Where that thread could not be started notify does not say so, and
-/// panics with its next call and when it is dropped.
+/// The kernel's events, from a thread of notify's. If that thread could not be started, notify does not say so, and
+/// panics at its next call and when it is dropped.
 struct Kernel {
     /// `None` only while this is dropped.
     watcher: Option<RecommendedWatcher>,
@@ -224,7 +224,7 @@ impl Drop for Kernel {
     fn drop(&mut self) {
         let watcher = self.watcher.take();
         if !self.is_alive() {
-            // Left as it is: it would panic.
+            // Dropping it would panic.
             let _ = ManuallyDrop::new(watcher);
         }
     }

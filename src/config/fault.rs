@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and where: a [`Fault`] each, all of them together in [`Faults`].
+//! The faults of a configuration and their places: a [`Fault`] each, all of them together in [`Faults`].
 //!
 //! Nothing here decides what a fault is; this is only how faults are kept, ordered and told.
 
@@ -40,14 +40,14 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Every fault of a configuration and its backend map: never none, ordered by file and place.
+/// Every fault of a configuration and its backend map, ordered by file and place; at least one.
 ///
 /// Displayed one per line, without a newline after the last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Faults(Vec<Fault>);
 
 impl Faults {
-    /// Nothing when there is no fault.
+    /// Returns `None` if there is no fault.
     #[must_use]
     pub fn collect(mut faults: Vec<Fault>) -> Option<Self> {
         faults.sort();

@@ -12,7 +12,7 @@ pub struct Field {
     pub name: &'static str,
     /// What it takes.
     pub takes: Takes,
-    /// Whether it may be `null`: then it is as if it were absent, but for `spec`.
+    /// True if it may be `null`, which is as if it were absent, except for `spec`.
     pub null: bool,
     /// Its default, as docs/reference has it: JSON between backquotes, or words.
     pub default: &'static str,
@@ -69,7 +69,7 @@ pub enum Takes {
     Hosts(&'static [Field]),
     /// An object whose keys are hosts, each a string.
     ByHost(Text),
-    /// Nothing: the field is specified and not served yet, and to pass over it would be to promise what is not kept.
+    /// Nothing: the field is specified and not implemented yet, and ignoring it would promise what is not done.
     Nothing,
 }
 
@@ -86,15 +86,15 @@ pub enum Text {
     HostName,
     /// A host's name or a pattern of names.
     HostPattern,
-    /// What a host may have the right to do.
+    /// A right of a host.
     Right,
     /// An IP address, or a network.
     Network,
     /// A backend's name.
     BackendName,
-    /// Where to listen.
+    /// An address to listen on.
     Listen,
-    /// What engines call.
+    /// An address that engines call.
     Advertise,
     /// The catalog's address.
     Catalog,
@@ -253,8 +253,8 @@ pub const TLS: &[Field] = &[
     )),
 ];
 
-/// Those of `etcd`. What stands in the files is followed by whoever talks to the cluster, so that a certificate and a
-/// password can be replaced while volhost serves.
+/// Those of `etcd`. The client of the cluster follows the files, so that a certificate and a password can be replaced
+/// while volhost serves.
 pub const ETCD: &[Field] = &[
     or_null(field(
         "ca",

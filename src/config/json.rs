@@ -12,7 +12,7 @@ use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 use super::fault::Fault;
 use super::node::Node;
 
-/// No configuration is larger; more is a mistake that must not cost memory.
+/// No configuration is larger. More is a mistake that must not cost memory.
 pub(super) const MAX_BYTES: usize = 4 << 20;
 
 /// No configuration nests deeper; more would cost stack.
@@ -35,7 +35,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Takes a file's bytes. What is no text, or too much of it, is a fault, and stands for an empty object.
+    /// Takes a file's bytes. Bytes that are no text, or too many, are a fault and read as an empty object.
     pub(super) fn new(file: &Path, bytes: Vec<u8>) -> Self {
         let source = |text: String| {
             let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
@@ -203,7 +203,7 @@ fn strict() -> ParseOptions {
     }
 }
 
-/// Where a JSON text first nests deeper than [`MAX_DEPTH`].
+/// Returns the place where a JSON text first nests deeper than [`MAX_DEPTH`].
 fn too_deep(text: &str) -> Option<usize> {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for (at, byte) in text.bytes().enumerate() {

@@ -1,6 +1,6 @@
-//! Reading the two files: which they are, what it means that one is not there, and all their faults together.
+//! Reading the two files: their paths, the meaning of a missing one, and all their faults together.
 //!
-//! What the files may say is told in [`super::parse`] and [`super::backends`].
+//! [`super::parse`] and [`super::backends`] read what the files say.
 
 use std::io;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::files;
 /// A configuration that was read without a fault.
 #[derive(Debug)]
 pub struct Loaded {
-    /// What was read.
+    /// The configuration.
     pub config: Config,
     /// The files it was read from and what stood in them, those that were looked for and not found included: what
     /// [`Unit::Config`](super::watch::Unit::Config) shall follow.
@@ -29,10 +29,10 @@ pub struct Loaded {
 /// A configuration that was read and has faults.
 #[derive(Debug)]
 pub struct Rejected {
-    /// All that is wrong.
+    /// The faults.
     pub faults: Faults,
-    /// The files that were read, as in [`Loaded::files`]. They may be others than before: a map that the configuration
-    /// names anew and that is still to come, for one.
+    /// The files that were read, as in [`Loaded::files`]. They may differ from those before: the configuration may name
+    /// another map, for one, which does not exist yet.
     pub files: Vec<FileSnapshot>,
 }
 
@@ -43,7 +43,7 @@ impl Loaded {
         self.files.first().filter(|seen| !seen.is_there()).map(FileSnapshot::path)
     }
 
-    /// The fault of a configuration that lets the clients of somebody else's CA in and does not say which.
+    /// Returns the fault of a configuration that lets in the clients of somebody else's CA and does not say which.
     ///
     /// `is_ours` tells whether a CA file holds our own CA and no other; this room cannot read certificates. The
     /// caller asks after each load.

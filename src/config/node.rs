@@ -1,7 +1,7 @@
 //! One value of a file with its place: read as what it should be, or noted as a fault.
 //!
-//! A [`Node`] never fails at once: what it cannot read becomes a fault of its [`Source`] and `None`, so that one run
-//! finds everything. Nothing here knows what a configuration is.
+//! Reading a [`Node`] never ends the run: what cannot be read is `None` and a fault of its [`Source`], so that one run
+//! finds every fault. Nothing here knows what a configuration is.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -16,13 +16,13 @@ use super::fields::{Field, Takes, names};
 use super::json::Source;
 use crate::error::is_unsafe_to_show;
 
-/// The length from which on Linux takes no path.
+/// Linux takes no path of this length or more.
 const MAX_PATH_BYTES: usize = 4096;
 
-/// What a word is cut to before it is shown or compared.
+/// Words are cut to this length before they are shown or compared.
 const SHOWN_CHARS: usize = 64;
 
-/// A value, where it stands and what it is called.
+/// A value with its place and its field's path.
 #[derive(Clone)]
 pub(super) struct Node<'a> {
     source: &'a Source,
@@ -60,12 +60,12 @@ impl<'a> Node<'a> {
         Fault { file, line, column, field, what: String::new(), hint: None }
     }
 
-    /// Whether the value is `null`.
+    /// Returns true if the value is `null`.
     pub(super) fn is_null(&self) -> bool {
         matches!(self.value, Value::NullKeyword(_))
     }
 
-    /// Whether the value is a string.
+    /// Returns true if the value is a string.
     pub(super) fn is_string(&self) -> bool {
         matches!(self.value, Value::StringLit(_))
     }
@@ -121,7 +121,7 @@ impl<'a> Node<'a> {
         number
     }
 
-    /// Whether the value is `0` or `"0"`.
+    /// Returns true if the value is `0` or `"0"`.
     pub(super) fn is_zero(&self) -> bool {
         match self.value {
             Value::NumberLit(literal) => literal.value == "0",
@@ -130,8 +130,8 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A duration with its unit. Where the unit is missing, the hint takes `units`: never one in
-    /// which following the hint would destroy something.
+    /// A duration with its unit. If the unit is missing, the hint offers `units`; following it must never destroy
+    /// anything.
     pub(super) fn duration(&self, example: &str, units: &[&str]) -> Option<Duration> {
         let hint = |number: &str| {
             let is_whole = number.bytes().all(|b| b.is_ascii_digit());
@@ -188,7 +188,7 @@ impl<'a> Node<'a> {
         meant.map(|(_, value)| *value)
     }
 
-    /// What was read from this value; an error becomes its fault.
+    /// Returns what was read from this value; an error becomes its fault.
     pub(super) fn noted<T, E: std::fmt::Display>(&self, read: Result<T, E>) -> Option<T> {
         read.map_err(|error| self.fault(error.to_string())).ok()
     }
@@ -251,7 +251,7 @@ impl<'a> Node<'a> {
         Some(Members { fields, members })
     }
 
-    /// The address of a JSON Schema: for editors, and not looked at.
+    /// The address of a JSON Schema, which is for editors: any string.
     pub(super) fn schema(&self) -> Option<&'a str> {
         self.string("the name of a JSON Schema, for editors")
     }
@@ -331,7 +331,7 @@ impl<'a> Members<'a> {
             Takes::Number(range) if field.name == key => Some(range.clone()),
             _ => None,
         });
-        // A field that the table does not know as a number is none.
+        // No number fits a field that is no number in the table.
         node.integer(range.unwrap_or(RangeInclusive::new(1, 0)))
     }
 }
@@ -350,7 +350,7 @@ pub(super) fn quoted(text: &str) -> String {
     format!("{:?}", cut(text))
 }
 
-/// The hint on a mistyped word. A long one is no slip, and comparing it would cost time.
+/// The hint on a mistyped word. A long word is no slip, and comparing it would cost time.
 fn near(word: &str, known: impl IntoIterator<Item = &'static str>) -> Option<String> {
     let near = if word.len() <= SHOWN_CHARS { crate::error::nearest(word, known) } else { None };
     near.map(|near| format!("did you mean {near:?}?"))

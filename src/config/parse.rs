@@ -38,7 +38,7 @@ impl Draft {
         let takes = "an object such as {\"listen\": [\"https://127.0.0.1:7443\"]}";
         let mut fields =
             root.as_ref().and_then(|root| root.members(fields::CONFIG, takes)).unwrap_or_default();
-        // It is for editors; that it is a string is all that is asked of it.
+        // It is for editors; only its type is checked.
         let _ = fields.take(fields::SCHEMA).and_then(|node| node.schema());
         let paths = &around.paths;
 
@@ -90,7 +90,7 @@ impl Draft {
             None => (paths.map(), None),
         };
 
-        // Not known, where the field has a fault: then nothing is said of what does not go with it.
+        // `None` if the field has a fault: then fields that depend on it are not compared with it.
         let catalog = match fields.take("catalog") {
             Some(node) => catalog::location(&node, around.etcd),
             None => Some(Location::Sqlite(paths.catalog())),

@@ -1,6 +1,6 @@
-//! Where volhost keeps its things when the configuration does not say otherwise.
+//! The default paths of everything that volhost keeps.
 //!
-//! Nothing here touches the file system: a path that is named here need not exist.
+//! Nothing here touches the file system: a path need not exist.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -19,10 +19,10 @@ pub struct Paths {
     pub spec: PathBuf,
 }
 
-/// Why the default directories cannot be told.
+/// The reason for which there are no default directories.
 #[derive(Debug, thiserror::Error)]
 pub enum PathsError {
-    /// Another user than root, whose directories lie below a home that is not named.
+    /// A user other than root has no home directory in the environment.
     #[error("HOME is not set to an absolute path: set it, or give --root DIR")]
     NoHome,
     /// `--root` names nothing.
@@ -109,13 +109,13 @@ impl Paths {
         self.state.join("catalog.db")
     }
 
-    /// Where is kept what was answered while a shared catalog was out of reach.
+    /// The outbox of a shared catalog that is out of reach.
     #[must_use]
     pub fn spool(&self) -> PathBuf {
         self.state.join("spool")
     }
 
-    /// The backend `default` where there is no map.
+    /// The directory of the backend `default` if there is no map.
     #[must_use]
     pub fn volumes(&self) -> PathBuf {
         self.state.join("volumes")

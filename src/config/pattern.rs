@@ -10,7 +10,7 @@ use crate::model::host::{ANONYMOUS, HostName};
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPattern(String);
 
-/// Why a text is no pattern of host names.
+/// The reason for which a text is no pattern of host names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no host's name and no pattern of names: it takes 1 to 253 letters, digits, hyphens and dots, with `*` for any characters and `?` for one"
@@ -32,19 +32,19 @@ impl HostPattern {
         }
     }
 
-    /// Whether it names a host, rather than a kind of names.
+    /// Returns true if it names one host and has no wildcard.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         !self.0.contains(['*', '?'])
     }
 
-    /// Whether it is `*`, which is every host.
+    /// Returns true if it is `*`, which is every host.
     #[must_use]
     pub fn is_any(&self) -> bool {
         self.0 == "*"
     }
 
-    /// Whether a host is one of those it means.
+    /// Returns true if it matches a host.
     #[must_use]
     pub fn matches(&self, host: &HostName) -> bool {
         WildMatch::new(&self.0).matches(host.as_str())

@@ -1,6 +1,6 @@
-//! Following a path as the kernel would, symlink by symlink, also where it ends in nothing.
+//! Following a path as the kernel would, symlink by symlink, even if it leads to nothing.
 //!
-//! Nothing here is fit to decide what may be opened: what is found may have changed before it is used.
+//! Never decide by this what may be opened: the path may change before it is used.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -9,8 +9,8 @@ use std::path::{Component, Path, PathBuf};
 /// As many symlinks as Linux follows in one path.
 const MAX_LINKS: usize = 40;
 
-/// Follows an absolute path and tells where it leads: symlinks resolved as far as it exists, and what does not exist
-/// added as it is written. `visit` hears of each name that is looked up, with the real directory in which it is.
+/// Follows an absolute path and returns where it leads: symlinks are resolved as far as it exists, and the rest is added
+/// as it is written. Calls `visit` with each name that is looked up and the real directory that holds it.
 pub(super) fn follow(path: &Path, mut visit: impl FnMut(&Path, &OsStr)) -> PathBuf {
     let mut real = PathBuf::from("/");
     let mut rest: VecDeque<OsString> = names(path).collect();

@@ -19,26 +19,26 @@ use std::time::{Duration, Instant};
 use super::directories::{Directories, Touched};
 use crate::files::{self, Unfinished, Waiting};
 
-/// How long it must be quiet before files are looked at: most changes come in several steps.
+/// How long nothing must happen before files are read: most changes come in several steps.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// How long we wait for quiet in a directory that is never quiet.
+/// How long to wait for that in a directory where something happens all the time.
 const QUIET_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// How often files are looked at without cause: network file systems raise nothing.
+/// How often files are read without an event: network file systems raise none.
 const POLL: Duration = Duration::from_secs(10);
 
-/// How often where the kernel tells nothing because it cannot.
+/// How often if the kernel cannot watch a file.
 const POLL_BLIND: Duration = Duration::from_secs(1);
 
-/// What is reloaded together, all of it or nothing.
+/// Files that are reloaded together, all or nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Unit {
     /// The configuration and the backend map.
     Config,
     /// The server's certificate and key, and the CA of the clients.
     Tls,
-    /// The certificates that were taken back.
+    /// The revocation lists.
     Crl,
 }
 
@@ -46,7 +46,7 @@ impl Unit {
     /// Every unit.
     pub(crate) const ALL: [Self; 3] = [Self::Config, Self::Tls, Self::Crl];
 
-    /// The word for it in `volhost status` and the log.
+    /// Returns its name in `volhost status` and the log.
     #[must_use]
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -57,7 +57,7 @@ impl Unit {
     }
 }
 
-/// A file and what stood in it when somebody looked. That it was not there is something to have seen, too.
+/// A file and the state of its content when it was read. A file that was missing has a snapshot, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSnapshot {
     path: PathBuf,
@@ -73,14 +73,14 @@ enum State {
 }
 
 impl FileSnapshot {
-    /// Looks at a file now, by its absolute path; more than `most` bytes are too many. Whoever looks first and reads
-    /// then misses no change.
+    /// Takes the snapshot of a file, by its absolute path; more than `most` bytes are too many. Taken before the file is
+    /// read, it misses no change.
     #[must_use]
     pub fn now(path: &Path, most: usize) -> Self {
         Self::read(path, most).1
     }
 
-    /// Reads a file's bytes, and tells what is thereby seen.
+    /// Reads a file's bytes and takes its snapshot.
     pub fn read(path: &Path, most: usize) -> (io::Result<Vec<u8>>, Self) {
         let bytes = files::read_at_most(path, most);
         let state = match &bytes {
@@ -112,7 +112,7 @@ impl FileSnapshot {
 #[derive(Debug)]
 pub(crate) struct Watcher(BTreeMap<Unit, Followed>);
 
-/// What the thread of one unit is told, and tells.
+/// The handle to the thread of one unit.
 #[derive(Debug)]
 struct Followed {
     messages: Sender<Message>,
@@ -183,7 +183,7 @@ impl Watcher {
         }
     }
 
-    /// Why changes of a unit's files are not noticed at present: they have not answered for too long.
+    /// Returns why changes of a unit's files go unnoticed at present: the files have not answered for too long.
     #[must_use]
     pub(crate) fn held_up(&self, unit: Unit) -> Option<Unfinished> {
         let looking = &self.0.get(&unit)?.looking;

@@ -17,7 +17,7 @@ pub(crate) mod exit {
     pub(crate) const CONFIG: u8 = 78;
 }
 
-/// An error and everything that caused it, in one line, outermost first.
+/// Returns an error and all its causes in one line, outermost first.
 #[must_use]
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -55,7 +55,7 @@ pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The one of `known` that a mistyped `word` most likely meant, if any is near enough to be worth a hint.
+/// Returns the one of `known` that a mistyped `word` most likely meant, if any is near enough for a hint.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let allowed = 1 + word.chars().count() / 4;
     known

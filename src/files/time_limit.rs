@@ -16,7 +16,7 @@ pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Which file each thread is reading.
 static READING: Mutex<Vec<(ThreadId, PathBuf)>> = Mutex::new(Vec::new());
 
-/// Notes, while it lives, which file this thread reads.
+/// Records which file this thread reads, until it is dropped.
 pub(super) struct Told;
 
 impl Told {
@@ -53,14 +53,14 @@ impl Waiting {
         reading(|all| all.iter().rev().find(|(thread, _)| *thread == self.0).map(|(_, path)| path.clone()))
     }
 
-    /// What to say of it once it has taken too long.
+    /// Returns the error for work that has taken too long.
     #[must_use]
     pub(crate) fn unfinished(&self) -> Unfinished {
         Unfinished::Silent { path: self.path() }
     }
 }
 
-/// Why work on files came to no result.
+/// The reason for which work on files has no result.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Unfinished {
     /// It took too long.
@@ -73,7 +73,7 @@ pub enum Unfinished {
         /// The file that was being read, if it is known.
         path: Option<PathBuf>,
     },
-    /// There is no thread to do it.
+    /// No thread could be started.
     #[error("no thread can be started to read the files (LimitNPROC, TasksMax, `ulimit -u`)")]
     NoThread(#[source] Arc<io::Error>),
     /// The thread ended by a panic, which was logged.

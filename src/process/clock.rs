@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-/// How far the two clocks may come apart between two looks: what keeps a clock right moves it by less.
+/// How far the two clocks may drift apart between two looks; time synchronisation moves a clock by less.
 const TOLERANCE: time::Duration = time::Duration::MINUTE;
 
 /// Compares the wall clock with the steady one.
@@ -23,7 +23,7 @@ struct Reading {
     since: Instant,
 }
 
-/// What was found at one look.
+/// The finding of one look at both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Look {
     /// For how long the wall clock has gone evenly: since it was set, or since the process looks at it.
@@ -43,7 +43,7 @@ impl Clock {
         Self(Mutex::new(Reading { steady, wall, since: steady }))
     }
 
-    /// Looks at both clocks. That the wall clock was set is told once.
+    /// Looks at both clocks. Each setting of the wall clock is reported once.
     pub(crate) fn look(&self) -> Look {
         self.compare(Instant::now(), OffsetDateTime::now_utc())
     }

@@ -15,13 +15,13 @@ pub struct Drain(Arc<State>);
 
 #[derive(Debug)]
 struct State {
-    /// When patience ends; none while the service runs.
+    /// The deadline; `None` while the service runs.
     deadline: watch::Sender<Option<Instant>>,
     /// How many guards are held.
     held: watch::Sender<usize>,
 }
 
-/// Work that a drain waits for. Dropping it says that the work is done.
+/// Work that a drain waits for. The work is done when it is dropped.
 #[derive(Debug)]
 pub struct Guard(Arc<State>);
 
@@ -43,7 +43,7 @@ impl Drain {
         });
     }
 
-    /// Whether it was started.
+    /// Returns true if it was started.
     #[must_use]
     pub fn is_started(&self) -> bool {
         self.0.deadline.borrow().is_some()
@@ -68,7 +68,7 @@ impl Drain {
     }
 
     /// Waits until it was started and nobody holds a guard, or the deadline and a moment for the last to be dropped
-    /// have passed. Answers how many did not finish.
+    /// have passed. Returns how many did not finish.
     pub async fn drained(&self) -> usize {
         let deadline = self.deadline().await;
         let mut held = self.0.held.subscribe();

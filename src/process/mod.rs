@@ -1,6 +1,6 @@
-//! The process among others: the signals it is told by, and the way it ends.
+//! The process: its signals, log, limits and clock, and the way it ends.
 //!
-//! This room knows nothing of what runs in the process; it must never decide what a reload does or who is served.
+//! This room does not know the service: it never decides what a reload does or who is served.
 
 pub(crate) mod clock;
 pub(crate) mod drain;

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::error::exit;
 
-/// What a signal asks for.
+/// The request that a signal makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
     /// SIGTERM or SIGINT: finish what is under way, and end.

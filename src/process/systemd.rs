@@ -1,4 +1,4 @@
-//! What systemd is told, and what it hands over: readiness, reloads, the watchdog's deadline, listening sockets.
+//! The messages to systemd, and what it hands over: readiness, reloads, the watchdog's deadline, listening sockets.
 //!
 //! Without systemd everything here does nothing: no environment variable, no message. A message that cannot be sent
 //! is logged and never a reason to stop serving; a socket that was handed over and cannot be taken is one not to start.
@@ -14,12 +14,12 @@ use sd_notify::NotifyState;
 
 use crate::error::escaped;
 
-/// What systemd handed over at the start.
+/// The sockets and the deadline that systemd handed over at the start.
 #[derive(Debug, Default)]
 pub(crate) struct Inheritance {
     /// Listening sockets, in the order of the socket units; closed by those who do not take them.
     pub sockets: Vec<OwnedFd>,
-    /// The service is killed when it has not called [`alive`] for so long; none, when nobody waits for that.
+    /// The service is killed if it does not call [`alive`] for so long; `None` if it never is.
     pub watchdog: Option<Duration>,
 }
 
@@ -48,12 +48,12 @@ impl Inheritance {
     }
 }
 
-/// The service serves: what is ordered after it may start.
+/// Tells that the service serves: units that are ordered after it may start.
 pub(crate) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(&escaped(status))]);
 }
 
-/// A reload begins; [`ready`] ends it.
+/// Tells that a reload begins; [`ready`] ends it.
 pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -61,12 +61,12 @@ pub(crate) fn reloading() {
     }
 }
 
-/// The service drains and ends.
+/// Tells that the service drains and ends.
 pub(crate) fn stopping(status: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(&escaped(status)), NotifyState::Watchdog]);
 }
 
-/// The service is well: it is not killed before the watchdog's time has passed once more.
+/// Gives a sign of life: the watchdog's time begins again.
 pub(crate) fn alive() {
     tell(&[NotifyState::Watchdog]);
 }

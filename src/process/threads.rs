@@ -1,4 +1,4 @@
-//! How many threads the system gives this process.
+//! Checking that the system gives this process enough threads.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
