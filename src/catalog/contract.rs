@@ -9,9 +9,11 @@ use futures_util::future::join_all;
 use time::{Duration, OffsetDateTime};
 
 use super::*;
-use crate::model::backend::BackendId;
+use crate::model::backend::{BackendId, BackendName};
+use crate::model::host::HostName;
 use crate::model::mounts::{Activation, Ledger};
 use crate::model::options::{Options, Sharing};
+use crate::model::volume::{MountId, VolumeName};
 
 /// Runs everything. `open` opens the store of that name, which is empty the first time; it is closed, or dropped, when
 /// it is opened again.
