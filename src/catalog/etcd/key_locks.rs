@@ -77,7 +77,7 @@ type Locks = HashMap<Cell, Arc<RwLock<()>>>;
 
 /// Who is in front of whom.
 #[derive(Debug, Default)]
-pub(super) struct Order(Arc<Mutex<Locks>>);
+pub(super) struct KeyLocks(Arc<Mutex<Locks>>);
 
 enum Guard {
     Reads(#[expect(dead_code, reason = "it is held, not looked at")] OwnedRwLockReadGuard<()>),
@@ -87,18 +87,22 @@ enum Guard {
 type Waiting = Pin<Box<dyn Future<Output = Guard> + Send>>;
 
 /// A place in the order; given up when dropped.
-pub(super) struct Turn {
+pub(super) struct QueuedLocks {
     locks: Arc<Mutex<Locks>>,
     cells: Vec<Cell>,
     waiting: Vec<Waiting>,
     held: Vec<Guard>,
 }
 
-impl Order {
+impl KeyLocks {
     /// Takes the next place for all of these at once.
-    pub(super) fn queue(&self, cells: Vec<(Cell, Touch)>) -> Turn {
-        let mut turn =
-            Turn { locks: Arc::clone(&self.0), cells: Vec::new(), waiting: Vec::new(), held: Vec::new() };
+    pub(super) fn queue(&self, cells: Vec<(Cell, Touch)>) -> QueuedLocks {
+        let mut turn = QueuedLocks {
+            locks: Arc::clone(&self.0),
+            cells: Vec::new(),
+            waiting: Vec::new(),
+            held: Vec::new(),
+        };
         let mut locks = lock(&self.0);
         for (cell, touch) in cells {
             // One that is there twice would wait for itself.
@@ -121,7 +125,7 @@ impl Order {
     }
 }
 
-impl Turn {
+impl QueuedLocks {
     /// Waits until everything in front of it is done.
     pub(super) async fn come(&mut self) {
         for waiting in self.waiting.drain(..) {
@@ -130,7 +134,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for QueuedLocks {
     fn drop(&mut self) {
         let mut locks = lock(&self.locks);
         self.waiting.clear();
@@ -159,7 +163,7 @@ mod tests {
 
     #[tokio::test]
     async fn places_are_taken_when_they_are_asked_for() {
-        let order = Order::default();
+        let order = KeyLocks::default();
         let both = || vec![(cell("a"), Touch::Writes), (cell("b"), Touch::Writes)];
         let mut first = order.queue(both());
         let mut second = order.queue(vec![(cell("b"), Touch::Writes)]);
@@ -167,7 +171,7 @@ mod tests {
         let mut other = order.queue(vec![(cell("c"), Touch::Writes), (cell("c"), Touch::Writes)]);
         other.come().await;
         first.come().await;
-        let waits = |turn: &mut Turn| {
+        let waits = |turn: &mut QueuedLocks| {
             let mut come = Box::pin(turn.come());
             come.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
         };
@@ -196,7 +200,7 @@ mod tests {
 
     #[tokio::test]
     async fn readers_share() {
-        let order = Order::default();
+        let order = KeyLocks::default();
         let host = || Cell::Host(HostName::parse("web1").unwrap());
         let mut one = order.queue(vec![(host(), Touch::Reads)]);
         let mut other = order.queue(vec![(host(), Touch::Reads)]);
