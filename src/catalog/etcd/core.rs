@@ -11,18 +11,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::claims::Ended;
-use super::fresh::Question;
+use super::dir_locks::ReleaseQueue;
 use super::health::Health;
-use super::hearing::Hearing;
+use super::key_locks::{KeyLocks, QueuedLocks, cells};
 use super::keys::Keys;
-use super::members::{Kind, Members, Trouble};
-use super::memory::{Memory, Step};
-use super::order::{Order, Turn, cells};
+use super::members::{CallError, Kind, Members};
+use super::outbox::{Answered, Entry, Outbox};
 use super::plan::{Owner, Planned, RELEASED_AT_ONCE, plan};
+use super::read_index::ReadIndexRequest;
+use super::replica::{Replica, Step};
 use super::slots::Slots;
-use super::spool::{Entry, Spool, What};
 use super::transact::{Attempt, Sent};
+use super::watch_health::WatchHealth;
 use crate::catalog::{CatalogError, Change, Freshness, Meant, Outcome, Refusal, View};
 use crate::model::host::HostName;
 
@@ -46,13 +46,13 @@ pub(super) struct Core {
     /// This instance, for as long as its spool exists.
     pub(super) me: Uuid,
     pub(super) members: Members,
-    pub(super) memory: Memory,
+    pub(super) replica: Replica,
     pub(super) health: Health,
     pub(super) slots: Slots,
-    pub(super) spool: Arc<Spool>,
-    pub(super) order: Order,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) key_locks: KeyLocks,
     /// The claims that are to be given back.
-    pub(super) ended: Ended,
+    pub(super) release_queue: ReleaseQueue,
     /// The lease that this instance's claims end with.
     pub(super) lease: AtomicI64,
     /// Wakes who keeps the lease, where it was found to be gone.
@@ -62,10 +62,10 @@ pub(super) struct Core {
     /// Whether the cluster's history is not the one that the memory was made of.
     pub(super) other_history: AtomicBool,
     /// Whether what others do is heard and understood.
-    pub(super) hearing: Hearing,
+    pub(super) watch_health: WatchHealth,
     /// Whether what is known contradicts the cluster although it is fresh.
     pub(super) doubted: AtomicBool,
-    pub(super) questions: mpsc::UnboundedSender<Question>,
+    pub(super) questions: mpsc::UnboundedSender<ReadIndexRequest>,
     /// Tells one process of this instance from the one before, in the numbers of transactions.
     pub(super) run: Uuid,
     pub(super) numbers: AtomicU64,
@@ -74,7 +74,7 @@ pub(super) struct Core {
 }
 
 /// What is kept of a change while its transaction is under way.
-type Kept = (Outcome, Vec<Step>);
+type Effect = (Outcome, Vec<Step>);
 
 impl Core {
     /// A number that no other transaction of any instance has.
@@ -169,7 +169,7 @@ impl Core {
         };
         match settled {
             Some((revision, (outcome, steps))) => {
-                self.memory.committed(revision, steps);
+                self.replica.committed(revision, steps);
                 Ok(outcome)
             }
             None => done,
@@ -179,13 +179,13 @@ impl Core {
     async fn try_until_it_holds<'a>(
         &'a self,
         change: &Change,
-        attempt: &mut Option<Attempt<'a, Kept>>,
+        attempt: &mut Option<Attempt<'a, Effect>>,
     ) -> Result<Outcome, CatalogError> {
         // What an engine was answered before comes before what it asks for now.
-        if matches!(change, Change::Mount { .. }) && self.spool.len() > 0 {
+        if matches!(change, Change::Mount { .. }) && self.outbox.len() > 0 {
             tokio::select! {
                 // Where the cluster has no room for it, it has none for the Mount, either, and says so.
-                _ = timeout(ELSEWHERE, self.spool.emptied()) => {}
+                _ = timeout(ELSEWHERE, self.outbox.emptied()) => {}
                 why = self.health.out_of_reach() => return Err(self.unreachable(why)),
             }
         }
@@ -193,14 +193,14 @@ impl Core {
         if let Change::Mount { host, .. } = change {
             tokio::select! {
                 biased;
-                started = timeout(STARTED, self.spool.started(host)) => if started.is_err() {
+                started = timeout(STARTED, self.outbox.started(host)) => if started.is_err() {
                     let why = format!("it is not recorded yet that the engine of {host} was started");
                     return Err(self.unreachable(Arc::new(why)));
                 },
                 why = self.health.out_of_reach() => return Err(self.unreachable(why)),
             }
         }
-        let needed = change.footprint(&self.memory.view()).freshness;
+        let needed = change.footprint(&self.replica.view()).freshness;
         let mut fresh = needed == Freshness::Always;
         if fresh {
             self.sync().await?;
@@ -208,7 +208,7 @@ impl Core {
         let (mut waited, mut stale) = (false, 0);
         loop {
             let owner = self.owner();
-            let planned = plan(&self.memory, &self.keys, owner, change)
+            let planned = plan(&self.replica, &self.keys, owner, change)
                 .map_err(|error| self.failed(crate::error::chain(&error)))?;
             let (outcome, transaction) = match planned {
                 Planned::Refused(_) | Planned::Elsewhere(_) if !fresh => {
@@ -228,8 +228,8 @@ impl Core {
                         return Err(Refusal::Moving(volume).into());
                     }
                     waited = true;
-                    let mut settled = self.memory.settled();
-                    let elsewhere = self.memory.look(|_, known| known.mover(volume.id).is_some());
+                    let mut settled = self.replica.settled();
+                    let elsewhere = self.replica.look(|_, known| known.mover(volume.id).is_some());
                     if elsewhere {
                         let _ = timeout(ELSEWHERE, settled.changed()).await;
                     }
@@ -253,7 +253,7 @@ impl Core {
             let keep = (outcome, transaction.steps.clone());
             match sender.send(&transaction, keep).await {
                 Ok(Sent::Committed(revision, (outcome, steps))) => {
-                    self.memory.committed(revision, steps);
+                    self.replica.committed(revision, steps);
                     return Ok(outcome);
                 }
                 Ok(Sent::Stale) => {
@@ -267,7 +267,7 @@ impl Core {
                 Ok(Sent::Unknown) => {
                     return Err(self.unreachable(self.health.fault().unwrap_or_default()));
                 }
-                Err(Trouble { kind: Kind::LeaseGone, .. }) => self.renew_lease(owner.lease).await?,
+                Err(CallError { kind: Kind::LeaseGone, .. }) => self.renew_lease(owner.lease).await?,
                 Err(trouble) => return Err(self.failed(trouble.text)),
             }
         }
@@ -275,7 +275,7 @@ impl Core {
 
     /// Waits until everything in front of a change is done. What can be kept does not wait for what cannot be known
     /// before the cluster is back.
-    pub(super) async fn wait_for_turn(&self, turn: &mut Turn, change: &Change) {
+    pub(super) async fn wait_for_turn(&self, turn: &mut QueuedLocks, change: &Change) {
         if self.can_wait(change).is_some() {
             tokio::select! {
                 biased;
@@ -288,17 +288,17 @@ impl Core {
     }
 
     /// What of a change can be kept until the cluster is back, because the answer to it is always the same.
-    fn can_wait(&self, change: &Change) -> Option<(HostName, What)> {
+    fn can_wait(&self, change: &Change) -> Option<(HostName, Answered)> {
         match change {
             Change::Unmount { name, host, id, meant: None } => {
-                let view = self.memory.view();
+                let view = self.replica.view();
                 let meant = Meant {
                     volume: view.volumes.get(name).map(|volume| volume.id),
                     activation: view.activation(host),
                 };
-                Some((host.clone(), What::Unmount { volume: name.clone(), id: id.clone(), meant }))
+                Some((host.clone(), Answered::Unmount { volume: name.clone(), id: id.clone(), meant }))
             }
-            Change::Activate(host) => Some((host.clone(), What::Activate)),
+            Change::Activate(host) => Some((host.clone(), Answered::Activate)),
             _ => None,
         }
     }
@@ -307,8 +307,8 @@ impl Core {
         &self,
         change: &Change,
         host: HostName,
-        what: What,
-        attempt: Option<Attempt<'_, Kept>>,
+        what: Answered,
+        attempt: Option<Attempt<'_, Effect>>,
     ) -> Result<Outcome, CatalogError> {
         let sent = match attempt {
             Some(attempt) if attempt.is_uncertain() => Some(attempt.leave()),
@@ -318,11 +318,11 @@ impl Core {
             }
             None => None,
         };
-        let outcome = View::clone(&self.memory.view())
+        let outcome = View::clone(&self.replica.view())
             .apply(change.clone())
             .map_or_else(|_| Outcome::default(), |(outcome, _)| outcome);
         let entry = Entry { host, what, sent: sent.clone() };
-        let Err(error) = self.spool.with_disk(move |spool| spool.keep(entry)).await else {
+        let Err(error) = self.outbox.with_disk(move |spool| spool.keep(entry)).await else {
             return Ok(outcome);
         };
         // What was sent may still take effect: an error is answered only once it cannot any more.
@@ -331,10 +331,10 @@ impl Core {
             None => false,
         };
         // The slot tells no longer what became of it, should the next start find something of it in the file.
-        if let Err(error) = self.spool.with_disk(Spool::cut_off).await {
+        if let Err(error) = self.outbox.with_disk(Outbox::cut_off).await {
             log::error!(
                 "{} may end with a request that was not kept, and that the next start would count: {error}",
-                self.spool.path().display()
+                self.outbox.path().display()
             );
         }
         if took_effect {
@@ -342,7 +342,7 @@ impl Core {
         }
         Err(self.failed(format!(
             "it is out of reach, and nothing can be kept in {}: {error}",
-            self.spool.path().display()
+            self.outbox.path().display()
         )))
     }
 
@@ -360,6 +360,6 @@ impl Core {
 }
 
 /// The place of a change in the order of this instance's.
-pub(super) fn place(core: &Core, change: &Change) -> Turn {
-    core.order.queue(cells(change.footprint(&core.memory.view())))
+pub(super) fn place(core: &Core, change: &Change) -> QueuedLocks {
+    core.key_locks.queue(cells(change.footprint(&core.replica.view())))
 }

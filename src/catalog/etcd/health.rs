@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::members::{ANSWER, Trouble};
+use super::members::{ANSWER, CallError};
 
 /// How long the cluster may fail to answer at most before it counts as out of reach. A member that is lost, with an
 /// election and another member to be found, takes less.
@@ -150,7 +150,7 @@ impl Health {
     }
 
     /// A question was not answered in a way that counts.
-    pub(super) fn unanswered(&self, trouble: &Trouble) {
+    pub(super) fn unanswered(&self, trouble: &CallError) {
         self.ill_since(trouble.asked, &trouble.text);
     }
 

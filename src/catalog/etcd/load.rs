@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use super::error::OpenError;
 use super::keys::{Key, Keys};
-use super::members::{self, Kind, Members, Trouble};
-use super::memory::Snapshot;
+use super::members::{self, CallError, Kind, Members};
+use super::replica::Snapshot;
 use crate::catalog::record::Loader;
 
 /// How many keys a page has. With records of the usual size it is a megabyte or two.
@@ -58,7 +58,7 @@ pub(super) enum State {
 
 /// How long a cluster that does not answer is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Patience {
+pub(super) enum RetryLimit {
     /// Until it does.
     Endless,
     /// As long as an election takes.
@@ -70,7 +70,7 @@ pub(super) struct Reader<'a> {
     pub(super) members: &'a Members,
     pub(super) keys: &'a Keys,
     pub(super) location: &'a str,
-    pub(super) patience: Patience,
+    pub(super) patience: RetryLimit,
 }
 
 impl Reader<'_> {
@@ -102,7 +102,7 @@ impl Reader<'_> {
         loop {
             let trouble = match self.members.ask(limit, &question).await {
                 Ok(answer) => return Ok(Some(answer)),
-                Err(Trouble { kind: Kind::Compacted | Kind::Ahead, .. }) => return Ok(None),
+                Err(CallError { kind: Kind::Compacted | Kind::Ahead, .. }) => return Ok(None),
                 Err(trouble) => trouble,
             };
             let location = || self.location.to_owned();
@@ -128,7 +128,7 @@ impl Reader<'_> {
             if certificates >= self.members.len() {
                 return Err(OpenError::Unusable(trouble.text.into()));
             }
-            if self.patience == Patience::Short && begun.elapsed() >= SAY {
+            if self.patience == RetryLimit::Short && begun.elapsed() >= SAY {
                 return Err(OpenError::Unreachable { location: location(), why: trouble.text });
             }
             if said.is_none_or(|said| said.elapsed() >= SAY) {

@@ -24,7 +24,7 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from
 
 /// Why a member gave no answer that counts.
 #[derive(Debug, Clone)]
-pub(super) struct Trouble {
+pub(super) struct CallError {
     pub(super) kind: Kind,
     /// The member and what became of the question.
     pub(super) text: String,
@@ -81,7 +81,7 @@ struct Current {
 }
 
 /// A client, its number, and which member it asks; or why there is none.
-type Made = Result<(u64, usize, Arc<Client>), Trouble>;
+type Made = Result<(u64, usize, Arc<Client>), CallError>;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Contents {
@@ -117,7 +117,7 @@ impl Members {
         &self,
         limit: Duration,
         question: impl FnOnce(Arc<Client>) -> F,
-    ) -> Result<T, Trouble>
+    ) -> Result<T, CallError>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -145,7 +145,7 @@ impl Members {
             // What cannot be read, or not in time, is told by who follows the files.
             let _ = timeout(limit, self.follow()).await;
         }
-        Err(Trouble { asked, ..trouble })
+        Err(CallError { asked, ..trouble })
     }
 
     /// The present member's client, and its number for [`give_up`](Self::give_up).
@@ -250,7 +250,7 @@ fn lock(current: &Mutex<Current>) -> MutexGuard<'_, Current> {
 }
 
 /// What is known of a question that a member answered with an error.
-fn trouble(member: &str, error: &Error) -> Trouble {
+fn trouble(member: &str, error: &Error) -> CallError {
     let (kind, what) = match error {
         Error::GRpcStatus(status) => {
             // The numbers are those of gRPC's status codes.
@@ -280,13 +280,13 @@ fn trouble(member: &str, error: &Error) -> Trouble {
         }
         _ => (Kind::Unanswered, innermost(error).unwrap_or_else(|| error.to_string())),
     };
-    Trouble { kind, text: format!("{member}: {what}"), asked: Instant::now() }
+    CallError { kind, text: format!("{member}: {what}"), asked: Instant::now() }
 }
 
 /// A question that a member did not answer in time.
-fn silence(member: &str, limit: Duration) -> Trouble {
+fn silence(member: &str, limit: Duration) -> CallError {
     let text = format!("{member}: no answer within {}", humantime::format_duration(limit));
-    Trouble { kind: Kind::Unanswered, text, asked: Instant::now() }
+    CallError { kind: Kind::Unanswered, text, asked: Instant::now() }
 }
 
 /// The sources of an error of the client, which does not tell of them itself.

@@ -10,9 +10,9 @@
 //! # How an instance knows what others did
 //!
 //! A watch brings what everybody wrote, in the order of revisions. It is a little behind, so that nothing is refused, and
-//! nothing said not to exist, before the view is [`fresh`]: every transaction writes one key, whose latest revision a
+//! nothing said not to exist, before the view is [`read_index`]: every transaction writes one key, whose latest revision a
 //! quorum tells and the watch has to reach. An instance that does not hear what others do, or does not understand it,
-//! decides nothing ([`hearing`]).
+//! decides nothing ([`watch_health`]).
 //!
 //! # What ends with an instance
 //!
@@ -23,34 +23,34 @@
 //! # When a member does not answer
 //!
 //! Another one is asked. What was sent may still take effect, so it is sent again in the same [`slot`](slots) until it is
-//! known what became of it. While no quorum answers, nothing is begun; Unmounts are kept in the [`spool`] and carried out
+//! known what became of it. While no quorum answers, nothing is begun; Unmounts are kept in the [`outbox`] and carried out
 //! exactly once; reads go on from memory.
 //!
 //! It must never answer a change that is not durable in the cluster or in the spool, and never take a lost answer for a
 //! transaction that was not made.
 
-mod claims;
 mod core;
+mod dir_locks;
 mod error;
-mod fresh;
 mod health;
-mod hearing;
+mod key_locks;
 mod keys;
 mod load;
 mod members;
-mod memory;
 mod offline;
-mod order;
+mod outbox;
 mod plan;
 mod presence;
+mod read_index;
 mod replay;
+mod replica;
 mod session;
 mod slots;
-mod spool;
 #[cfg(test)]
 mod tests;
 mod transact;
-mod watching;
+mod watch;
+mod watch_health;
 
 use std::collections::HashMap;
 use std::future::{Future, ready};
@@ -61,24 +61,25 @@ use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch::{Receiver, Sender};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::core::{Core, place};
 pub use self::error::OpenError;
 use self::health::Health;
+use self::key_locks::KeyLocks;
 use self::keys::Keys;
-use self::load::{Patience, Reader};
+use self::load::{Reader, RetryLimit};
 use self::members::{ANSWER, Members};
-use self::memory::{Memory, Moves};
 pub use self::offline::{Claim, read};
-use self::order::Order;
+use self::outbox::Outbox;
 use self::plan::same;
 use self::presence::{Presence, Serving};
-use self::replay::Place;
+use self::replay::OutboxProgress;
+use self::replica::{Moves, Replica};
 use self::slots::{SLOTS, Slots};
-use self::spool::Spool;
 use self::transact::revision;
 use super::{Asked, Catalog, CatalogError, Change, Claimed, Cluster, Instance, News, Submitted, View};
 
@@ -96,7 +97,7 @@ const SLOW: Duration = Duration::from_secs(10);
 pub struct Etcd {
     core: Arc<Core>,
     /// How many changes are under way.
-    under_way: Arc<watch::Sender<usize>>,
+    under_way: Arc<Sender<usize>>,
     /// Where everything of it runs, so that it goes on whatever becomes of who asks.
     runtime: Option<Runtime>,
 }
@@ -112,8 +113,8 @@ pub fn open(cluster: &Cluster, instance: &Instance) -> Result<Etcd, OpenError> {
         .map_err(OpenError::System)?;
     let (core, presence, place, questions) = runtime.block_on(build(cluster, instance))?;
     let core = Arc::new(core);
-    runtime.spawn(fresh::answer(Arc::clone(&core), questions));
-    runtime.spawn(watching::watch(Arc::clone(&core)));
+    runtime.spawn(read_index::answer(Arc::clone(&core), questions));
+    runtime.spawn(watch::run(Arc::clone(&core)));
     runtime.spawn(session::keep(Arc::clone(&core), presence));
     runtime.spawn(follow(Arc::clone(&core)));
     runtime.spawn(transact::probe(Arc::clone(&core)));
@@ -122,20 +123,22 @@ pub fn open(cluster: &Cluster, instance: &Instance) -> Result<Etcd, OpenError> {
     let of_spool = Arc::clone(&core);
     runtime.block_on(async { replay::empty(&of_spool, &mut place).await });
     runtime.spawn(replay::keep_up(Arc::clone(&core), place));
-    Ok(Etcd { core, under_way: Arc::new(watch::Sender::new(0)), runtime: Some(runtime) })
+    Ok(Etcd { core, under_way: Arc::new(Sender::new(0)), runtime: Some(runtime) })
 }
 
 /// Reads everything and takes this instance's place among the others.
 async fn build(
     cluster: &Cluster,
     instance: &Instance,
-) -> Result<(Core, Presence, Place, mpsc::UnboundedReceiver<fresh::Question>), OpenError> {
+) -> Result<(Core, Presence, OutboxProgress, mpsc::UnboundedReceiver<read_index::ReadIndexRequest>), OpenError>
+{
     let Instance { named, credentials, spool, request } = instance;
     let (location, keys) = (cluster.to_string(), Keys::of(cluster));
     let members = Members::new(cluster, credentials)?;
-    let (spool, me) = Spool::open(spool, &cluster.prefix)?;
+    let (spool, me) = Outbox::open(spool, &cluster.prefix)?;
     let run = Uuid::new_v4();
-    let reader = Reader { members: &members, keys: &keys, location: &location, patience: Patience::Endless };
+    let reader =
+        Reader { members: &members, keys: &keys, location: &location, patience: RetryLimit::Endless };
     reader.ready(true).await?;
     let naming = named.naming(presence::kept_name(&reader, me).await?);
     if naming.kept.is_none() && !named.configured && naming.is_nobodys() {
@@ -154,22 +157,22 @@ async fn build(
     let lease = lease.map_or(session::NONE, |granted| granted.id());
     let (questions, asked) = mpsc::unbounded_channel();
     let core = Core {
-        memory: Memory::new(keys.clone(), me, snapshot),
+        replica: Replica::new(keys.clone(), me, snapshot),
         health: Health::new(location.clone(), *request),
         slots: Slots::new(slots),
-        spool: Arc::new(spool),
-        order: Order::default(),
-        ended: claims::Ended::default(),
+        outbox: Arc::new(spool),
+        key_locks: KeyLocks::default(),
+        release_queue: dir_locks::ReleaseQueue::default(),
         lease: AtomicI64::new(lease),
         lease_gone: tokio::sync::Notify::new(),
         watch_anew: tokio::sync::Notify::new(),
         other_history: AtomicBool::new(false),
         doubted: AtomicBool::new(false),
-        hearing: hearing::Hearing::default(),
+        watch_health: watch_health::WatchHealth::default(),
         questions,
         run,
         numbers: AtomicU64::new(1),
-        closing: watch::Sender::new(false),
+        closing: Sender::new(false),
         location,
         keys,
         me,
@@ -180,10 +183,10 @@ async fn build(
         Ok(true) => {}
         Ok(false) => {
             let (members, keys, location) = (&core.members, &core.keys, &*core.location);
-            let reader = Reader { members, keys, location, patience: Patience::Endless };
+            let reader = Reader { members, keys, location, patience: RetryLimit::Endless };
             let unused =
                 reader.ask(|client| async move { client.lease_client().revoke(lease).await }).await.map(drop);
-            unused.and(presence.await_name(&reader, core.spool.path()).await)?;
+            unused.and(presence.await_name(&reader, core.outbox.path()).await)?;
             return Err(OpenError::HalfImported { location: core.location });
         }
         // It is tried again with another lease, at once.
@@ -192,7 +195,7 @@ async fn build(
             core.lease.store(session::NONE, Ordering::Release);
         }
     }
-    Ok((core, presence, Place { revision: place }, asked))
+    Ok((core, presence, OutboxProgress { revision: place }, asked))
 }
 
 /// Finds out what became of the transactions that the process before this one had under way, and makes sure that nothing
@@ -202,7 +205,7 @@ async fn build(
 /// round, where the answer to that transaction is lost, nor to the next start, where this process is killed.
 async fn settle_slots(
     reader: &Reader<'_>,
-    spool: &Spool,
+    spool: &Outbox,
     me: Uuid,
     run: Uuid,
 ) -> Result<(Vec<i64>, i64), OpenError> {
@@ -324,7 +327,7 @@ impl Etcd {
         };
         let (answer, answered) = oneshot::channel();
         self.under_way.send_modify(|count| *count += 1);
-        let ended = Ended(Arc::clone(&self.under_way));
+        let ended = UnderWay(Arc::clone(&self.under_way));
         runtime.spawn(async move {
             // Nobody may be waiting any more; what was done stands all the same.
             let _ = answer.send(question.await);
@@ -335,9 +338,9 @@ impl Etcd {
 }
 
 /// That something is under way; over when dropped, also by a panic.
-struct Ended(Arc<watch::Sender<usize>>);
+struct UnderWay(Arc<Sender<usize>>);
 
-impl Drop for Ended {
+impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.send_modify(|count| *count -= 1);
     }
@@ -345,7 +348,7 @@ impl Drop for Ended {
 
 impl Catalog for Etcd {
     fn view(&self) -> Arc<View> {
-        self.core.memory.view()
+        self.core.replica.view()
     }
 
     fn submit(&self, change: Change) -> Submitted {
@@ -376,8 +379,8 @@ impl Catalog for Etcd {
         self.core.health.limit_requests(limit);
     }
 
-    fn news(&self) -> Option<watch::Receiver<News>> {
-        Some(self.core.memory.news())
+    fn news(&self) -> Option<Receiver<News>> {
+        Some(self.core.replica.news())
     }
 
     fn machine(&self) -> Uuid {
@@ -389,7 +392,7 @@ impl Catalog for Etcd {
     }
 
     fn fault(&self) -> Option<Arc<String>> {
-        match (self.core.health.fault(), self.core.spool.len()) {
+        match (self.core.health.fault(), self.core.outbox.len()) {
             (fault, 0) => fault,
             (Some(fault), kept) => {
                 Some(Arc::new(format!("{fault}; {kept} answered requests are kept until it is back")))

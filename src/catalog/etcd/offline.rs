@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::error::OpenError;
 use super::keys::Keys;
-use super::load::{Format, Patience, Reader, State};
+use super::load::{Format, Reader, RetryLimit, State};
 use super::members::Members;
 use super::plan::same;
 use super::presence::Serving;
@@ -40,7 +40,7 @@ const TRIES: usize = 10;
 /// Reads the catalog, also while instances serve it: what was durable at one moment. Refused as
 /// [`OpenError::Missing`] where there is none, and as [`OpenError::Unreachable`] after some seconds without an answer.
 pub fn read(cluster: &Cluster, credentials: &Credentials) -> Result<View, OpenError> {
-    let place = Place::of(cluster, credentials)?;
+    let place = OfflineCluster::of(cluster, credentials)?;
     place.runtime.block_on(async {
         let reader = place.reader();
         reader.ready(false).await?;
@@ -51,7 +51,7 @@ pub fn read(cluster: &Cluster, credentials: &Credentials) -> Result<View, OpenEr
 /// The right to make a catalog where there is none, or an empty one: looked at when it is claimed, and again when it is
 /// filled.
 pub struct Claim {
-    place: Place,
+    place: OfflineCluster,
     accepts: Accepts,
 }
 
@@ -76,7 +76,7 @@ impl Claim {
     }
 
     fn take(cluster: &Cluster, credentials: &Credentials, accepts: Accepts) -> Result<Self, OpenError> {
-        let place = Place::of(cluster, credentials)?;
+        let place = OfflineCluster::of(cluster, credentials)?;
         place.runtime.block_on(place.examine(accepts))?;
         Ok(Self { place, accepts })
     }
@@ -98,14 +98,14 @@ impl Claim {
 }
 
 /// A cluster that is asked by nobody else in this process.
-struct Place {
+struct OfflineCluster {
     runtime: Runtime,
     members: Members,
     keys: Keys,
     location: String,
 }
 
-impl Place {
+impl OfflineCluster {
     fn of(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(OpenError::System)?;
@@ -115,7 +115,7 @@ impl Place {
 
     fn reader(&self) -> Reader<'_> {
         let Self { runtime: _, members, keys, location } = self;
-        Reader { members, keys, location, patience: Patience::Short }
+        Reader { members, keys, location, patience: RetryLimit::Short }
     }
 
     /// What stands there, if a catalog may be made in its place.

@@ -8,7 +8,7 @@ use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use uuid::Uuid;
 
 use super::keys::Keys;
-use super::memory::{Known, Memory, Moves, Step};
+use super::replica::{Moves, Replica, ReplicaRows, Step};
 use crate::catalog::record::{Unwritable, encode};
 use crate::catalog::{
     Change, DirectoryUse, Footprint, Outcome, Premise, Refusal, RowKey, View, Volume, Write,
@@ -53,7 +53,7 @@ pub(super) struct Owner {
 
 /// Decides a change on the memory.
 pub(super) fn plan(
-    memory: &Memory,
+    memory: &Replica,
     keys: &Keys,
     owner: Owner,
     change: &Change,
@@ -153,7 +153,7 @@ pub(super) fn give_back(keys: &Keys, id: VolumeId, revision: i64) -> Transaction
 }
 
 impl Transaction {
-    fn compare(&mut self, keys: &Keys, known: &Known, premise: &Premise) {
+    fn compare(&mut self, keys: &Keys, known: &ReplicaRows, premise: &Premise) {
         // Where there is no key, it has been created at revision 0.
         let empty = |(first, end): (String, String)| {
             Compare::create_revision(first, CompareOp::Equal, 0).with_range(end)
@@ -180,13 +180,13 @@ impl Transaction {
     }
 
     /// The volume is not visible until this instance shows it, or ends.
-    fn hide(&mut self, keys: &Keys, known: &Known, owner: Owner, id: VolumeId, name: &VolumeName) {
+    fn hide(&mut self, keys: &Keys, known: &ReplicaRows, owner: Owner, id: VolumeId, name: &VolumeName) {
         self.unmoved(keys, known, id);
         self.put_moving(keys, owner, id, Some(name.to_string()));
     }
 
     /// The volume is visible from now on, or gone.
-    fn show(&mut self, keys: &Keys, known: &Known, id: VolumeId) {
+    fn show(&mut self, keys: &Keys, known: &ReplicaRows, id: VolumeId) {
         self.unmoved(keys, known, id);
         if known.mover(id).is_some() {
             self.writes.push(TxnOp::delete(keys.moving(id), None));
@@ -195,7 +195,7 @@ impl Transaction {
     }
 
     /// Nobody moves the directory but, perhaps, this instance.
-    fn unmoved(&mut self, keys: &Keys, known: &Known, id: VolumeId) {
+    fn unmoved(&mut self, keys: &Keys, known: &ReplicaRows, id: VolumeId) {
         let revision = known.mover(id).map_or(0, |(_, revision)| *revision);
         self.compares.push(same(keys.moving(id), revision));
     }

@@ -16,7 +16,7 @@ use super::core::Core;
 use super::error::OpenError;
 use super::keys::{Key, Keys};
 use super::load::Reader;
-use super::members::{ANSWER, Members, Trouble};
+use super::members::{ANSWER, CallError, Members};
 use crate::catalog::Write;
 use crate::catalog::record::{Loader, Table};
 use crate::model::host::HostName;
@@ -58,7 +58,7 @@ impl Presence {
         keys: &Keys,
         lease: i64,
         condition: Option<Compare>,
-    ) -> Result<bool, Trouble> {
+    ) -> Result<bool, CallError> {
         let named = keys.node(&self.serving.node);
         let owner = format!("{} {}", self.me, self.run);
         let put =

@@ -11,8 +11,8 @@ use etcd_client::TxnOp;
 
 use super::core::{Core, STALE};
 use super::members::Kind;
+use super::outbox::{Entry, Outbox};
 use super::plan::{Planned, Transaction, plan, same};
-use super::spool::{Entry, Spool};
 use super::transact::{Attempt, ask, first_pair, ousted, revision};
 use crate::catalog::{Change, Freshness};
 use crate::error::chain;
@@ -21,21 +21,21 @@ use crate::error::chain;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// The key that tells how far the spool was carried out.
-pub(super) struct Place {
+pub(super) struct OutboxProgress {
     /// At which revision it was written last; 0 if never.
     pub(super) revision: i64,
 }
 
 /// Carries out what there is, and what comes, for as long as the catalog is served.
-pub(super) async fn keep_up(core: Arc<Core>, mut place: Place) {
+pub(super) async fn keep_up(core: Arc<Core>, mut place: OutboxProgress) {
     loop {
         empty(&core, &mut place).await;
-        core.spool.more().await;
+        core.outbox.more().await;
     }
 }
 
 /// Why an entry is not recorded yet.
-enum Trouble {
+enum RecordError {
     /// Nothing tells that it will not be in a while.
     Passing(String),
     /// As it is, it will never be.
@@ -43,9 +43,9 @@ enum Trouble {
 }
 
 /// Carries out what there is. Waits for the cluster as long as it takes.
-pub(super) async fn empty(core: &Core, place: &mut Place) {
+pub(super) async fn empty(core: &Core, place: &mut OutboxProgress) {
     let mut count = 0_usize;
-    while let Some((number, entry)) = core.spool.first() {
+    while let Some((number, entry)) = core.outbox.first() {
         core.health.back().await;
         let left = entry.sent.clone().map(|(slot, numbers)| Attempt::resume(core, slot, numbers, &()));
         let (mut left, mut took_effect) = (left, false);
@@ -64,7 +64,13 @@ pub(super) async fn empty(core: &Core, place: &mut Place) {
 }
 
 /// Carries an entry out, or sets it aside: false then.
-async fn record(core: &Core, place: &mut Place, number: u64, entry: &Entry, took_effect: bool) -> bool {
+async fn record(
+    core: &Core,
+    place: &mut OutboxProgress,
+    number: u64,
+    entry: &Entry,
+    took_effect: bool,
+) -> bool {
     let change = entry.change();
     let (mut tries, mut stale) = (0, 0);
     loop {
@@ -89,12 +95,12 @@ async fn record(core: &Core, place: &mut Place, number: u64, entry: &Entry, took
                     Err(error) => error.to_string(),
                 }
             }
-            Err(Trouble::Refused(why)) => match set_aside(core, place, number, entry, &why).await {
+            Err(RecordError::Refused(why)) => match set_aside(core, place, number, entry, &why).await {
                 Ok(Some(recorded)) => return recorded,
                 Ok(None) => continue,
-                Err(Trouble::Passing(why) | Trouble::Refused(why)) => why,
+                Err(RecordError::Passing(why) | RecordError::Refused(why)) => why,
             },
-            Err(Trouble::Passing(why)) => why,
+            Err(RecordError::Passing(why)) => why,
         };
         if tries == 0 {
             log::warn!("what host {} was answered is not recorded yet: {why}", entry.host);
@@ -107,31 +113,31 @@ async fn record(core: &Core, place: &mut Place, number: u64, entry: &Entry, took
 
 /// Takes an entry out that the cluster has.
 async fn passed(core: &Core, number: u64) {
-    core.spool.done(number);
-    if core.spool.len() == 0
-        && let Err(error) = core.spool.with_disk(Spool::empty).await
+    core.outbox.done(number);
+    if core.outbox.len() == 0
+        && let Err(error) = core.outbox.with_disk(Outbox::empty).await
     {
-        log::warn!("{} cannot be emptied: {error}", core.spool.path().display());
+        log::warn!("{} cannot be emptied: {error}", core.outbox.path().display());
     }
 }
 
 /// What an entry changes at present; nothing, where what it was of is gone by what is known for certain.
-async fn decide(core: &Core, change: &Change) -> Result<Option<Transaction>, Trouble> {
+async fn decide(core: &Core, change: &Change) -> Result<Option<Transaction>, RecordError> {
     let mut fresh = false;
-    if change.footprint(&core.memory.view()).freshness == Freshness::Always {
-        core.sync().await.map_err(|error| Trouble::Passing(chain(&error)))?;
+    if change.footprint(&core.replica.view()).freshness == Freshness::Always {
+        core.sync().await.map_err(|error| RecordError::Passing(chain(&error)))?;
         fresh = true;
     }
     loop {
-        let planned = plan(&core.memory, &core.keys, core.owner(), change)
-            .map_err(|error| Trouble::Refused(chain(&error)))?;
+        let planned = plan(&core.replica, &core.keys, core.owner(), change)
+            .map_err(|error| RecordError::Refused(chain(&error)))?;
         match planned {
             Planned::Write(_, transaction) => return Ok(Some(transaction)),
             // Neither is ever refused.
             Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) if fresh => return Ok(None),
             // The cluster answers again before the watch has told what others did meanwhile.
             Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) => {
-                core.sync().await.map_err(|error| Trouble::Passing(chain(&error)))?;
+                core.sync().await.map_err(|error| RecordError::Passing(chain(&error)))?;
                 fresh = true;
             }
         }
@@ -142,11 +148,11 @@ async fn decide(core: &Core, change: &Change) -> Result<Option<Transaction>, Tro
 /// it turned out to be recorded; nothing, where that is not known, and it is to be tried again.
 async fn set_aside(
     core: &Core,
-    place: &mut Place,
+    place: &mut OutboxProgress,
     number: u64,
     entry: &Entry,
     refused: &str,
-) -> Result<Option<bool>, Trouble> {
+) -> Result<Option<bool>, RecordError> {
     // It may have been sent before, and not answered. By this nothing of it takes effect from now on.
     let before = number.saturating_sub(1);
     let (ended, value) = write(core, place, before, Transaction::default()).await?;
@@ -157,15 +163,18 @@ async fn set_aside(
         }
         return Ok(recorded.then_some(true));
     }
-    core.spool.with_disk(move |spool| spool.set_aside(number)).await.map_err(|error| {
-        Trouble::Passing(format!("{refused}; and {} cannot be written: {error}", core.spool.path().display()))
+    core.outbox.with_disk(move |spool| spool.set_aside(number)).await.map_err(|error| {
+        RecordError::Passing(format!(
+            "{refused}; and {} cannot be written: {error}",
+            core.outbox.path().display()
+        ))
     })?;
     log::error!(
         "host {} was answered, and the catalog {} refuses to record it: {refused}. It is kept in {}, and tried again \
          when volhost is started next: {:?}",
         entry.host,
         core.location,
-        core.spool.path().display(),
+        core.outbox.path().display(),
         entry.change()
     );
     Ok(Some(false))
@@ -174,17 +183,17 @@ async fn set_aside(
 /// Whether it is done: false, where its conditions do not hold.
 async fn carry_out(
     core: &Core,
-    place: &mut Place,
+    place: &mut OutboxProgress,
     number: u64,
     transaction: Option<Transaction>,
-) -> Result<bool, Trouble> {
+) -> Result<bool, RecordError> {
     let transaction = transaction.unwrap_or_default();
     let (steps, before) = (transaction.steps.clone(), place.revision);
     let (succeeded, value) = write(core, place, number, transaction).await?;
     // It may have been sent before, and not answered.
     let done = succeeded || (place.revision != before && value == number.to_string());
     if done {
-        core.memory.committed(place.revision, steps);
+        core.replica.committed(place.revision, steps);
     }
     Ok(done)
 }
@@ -193,10 +202,10 @@ async fn carry_out(
 /// written there now.
 async fn write(
     core: &Core,
-    place: &mut Place,
+    place: &mut OutboxProgress,
     number: u64,
     transaction: Transaction,
-) -> Result<(bool, String), Trouble> {
+) -> Result<(bool, String), RecordError> {
     let Transaction { mut compares, mut writes, steps: _ } = transaction;
     let (key, number) = (core.keys.spool(core.me), number.to_string());
     compares.push(same(key.clone(), place.revision));
@@ -204,10 +213,10 @@ async fn write(
     let response = match ask(core, &key, compares, writes, &number).await {
         Ok(response) => response,
         // It was answered: that is no sign of a cluster out of reach.
-        Err(trouble) if trouble.kind == Kind::Refused => return Err(Trouble::Refused(trouble.text)),
+        Err(trouble) if trouble.kind == Kind::Refused => return Err(RecordError::Refused(trouble.text)),
         Err(trouble) => {
             core.health.unanswered(&trouble);
-            return Err(Trouble::Passing(trouble.text));
+            return Err(RecordError::Passing(trouble.text));
         }
     };
     if response.succeeded() {
@@ -219,7 +228,7 @@ async fn write(
             place.revision = pair.mod_revision();
             Ok((false, String::from_utf8_lossy(pair.value()).into_owned()))
         }
-        None if place.revision > 0 => Err(Trouble::Passing(ousted().text)),
+        None if place.revision > 0 => Err(RecordError::Passing(ousted().text)),
         None => Ok((false, String::new())),
     }
 }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::core::Core;
-use super::hearing::Deaf;
-use super::members::{ANSWER, Kind, Members, Trouble};
+use super::members::{ANSWER, CallError, Kind, Members};
 use super::presence::Presence;
+use super::watch_health::WatchFault;
 
 /// For how long a claim outlives the instance that made it, in seconds.
 pub(super) const TTL: i64 = 15;
@@ -23,7 +23,7 @@ pub(super) const NONE: i64 = -1;
 const BEAT: Duration = Duration::from_secs(4);
 
 /// Asks for a lease.
-pub(super) async fn grant(members: &Members) -> Result<i64, Trouble> {
+pub(super) async fn grant(members: &Members) -> Result<i64, CallError> {
     let granted =
         members.ask(ANSWER, async move |client| client.lease_client().grant(TTL, None).await).await?;
     Ok(granted.id())
@@ -35,7 +35,7 @@ pub(super) async fn keep(core: Arc<Core>, presence: Presence) {
         let lease = core.lease.load(Ordering::Acquire);
         let alive = match beat(&core, lease).await {
             Ok(()) => true,
-            Err(Trouble { kind: Kind::LeaseGone, .. }) => false,
+            Err(CallError { kind: Kind::LeaseGone, .. }) => false,
             // Whether it is gone is not known: it is not while the cluster has no quorum.
             Err(trouble) => {
                 log::debug!("the lease of this instance: {}", trouble.text);
@@ -53,7 +53,7 @@ pub(super) async fn keep(core: Arc<Core>, presence: Presence) {
 }
 
 /// Says that this instance lives.
-async fn beat(core: &Core, lease: i64) -> Result<(), Trouble> {
+async fn beat(core: &Core, lease: i64) -> Result<(), CallError> {
     // What comes back could keep the lease alive further; one message now and then does, too.
     core.members
         .ask(ANSWER, async move |client| client.lease_client().keep_alive(lease).await)
@@ -62,16 +62,16 @@ async fn beat(core: &Core, lease: i64) -> Result<(), Trouble> {
 }
 
 /// Gets another lease. What the last one held is for others to mend by now.
-async fn renew(core: &Core, presence: &Presence) -> Result<(), Trouble> {
+async fn renew(core: &Core, presence: &Presence) -> Result<(), CallError> {
     let lease = grant(&core.members).await?;
     if !presence.appear(&core.members, &core.keys, lease, None).await? {
         let why = core.namesake(&presence.serving.node);
-        core.deaf(Deaf::Namesake, &why);
+        core.watch_failed(WatchFault::Namesake, &why);
         // It holds nothing, and would count on for a while.
         let _ = core.members.ask(ANSWER, async move |client| client.lease_client().revoke(lease).await).await;
-        return Err(Trouble { kind: Kind::Refused, text: why, asked: Instant::now() });
+        return Err(CallError { kind: Kind::Refused, text: why, asked: Instant::now() });
     }
-    core.not_deaf(Deaf::Namesake);
+    core.watch_recovered(WatchFault::Namesake);
     if core.lease.swap(lease, Ordering::AcqRel) != NONE {
         log::warn!(
             "the catalog {}: this instance was away for longer than {TTL} s; what it had begun is mended by others",
@@ -93,7 +93,7 @@ pub(super) async fn leave(core: &Core) {
 pub(super) async fn end(core: &Core) -> bool {
     let lease = core.lease.load(Ordering::Acquire);
     match revoke(core, lease).await {
-        Ok(()) | Err(Trouble { kind: Kind::LeaseGone, .. }) => {
+        Ok(()) | Err(CallError { kind: Kind::LeaseGone, .. }) => {
             // Where it is another one by now, that is of the history that there is.
             let _ = core.lease.compare_exchange(lease, NONE, Ordering::AcqRel, Ordering::Acquire);
             core.lease_gone.notify_one();
@@ -106,6 +106,6 @@ pub(super) async fn end(core: &Core) -> bool {
     }
 }
 
-async fn revoke(core: &Core, lease: i64) -> Result<(), Trouble> {
+async fn revoke(core: &Core, lease: i64) -> Result<(), CallError> {
     core.members.ask(ANSWER, async move |client| client.lease_client().revoke(lease).await).await.map(drop)
 }

@@ -313,7 +313,7 @@ async fn what_is_sent_into_the_void_counts_once() {
     for text in &others {
         create(&catalogs[0], text).await;
     }
-    let (stop, mut stopped) = watch::channel(false);
+    let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let frozen = tokio::task::spawn_blocking(move || {
         let mut server = server;
         for round in 0..8 {
@@ -561,7 +561,7 @@ async fn what_contradicts_the_cluster_is_read_again() {
     let etcd = opened(server.cluster("doubt"), server.instance("store1")).await;
     let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
     let made = create(&catalog, "db").await;
-    etcd.core.memory.mistake(&RowKey::Volume(made.name.clone()));
+    etcd.core.replica.mistake(&RowKey::Volume(made.name.clone()));
     let mounted = timeout(SOON, catalog.submit(mount(&made, "web1", "x"))).await;
     mounted.expect("it is not tried for ever").unwrap();
     assert_eq!(catalog.view().volume("db").unwrap().mounts.len(), 1);

@@ -10,7 +10,7 @@ use etcd_client::{Compare, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 use tokio::time::timeout;
 
 use super::core::Core;
-use super::members::{Kind, Trouble};
+use super::members::{CallError, Kind};
 use super::plan::{Transaction, same};
 use super::slots::Slot;
 
@@ -48,7 +48,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
     /// Sends a transaction until it is answered, the cluster counts as out of reach, or this one is not answered for as
     /// long as that takes. `keep` comes back with the transaction that took effect: this one, or an earlier one of this
     /// attempt.
-    pub(super) async fn send(&mut self, transaction: &Transaction, keep: T) -> Result<Sent<T>, Trouble> {
+    pub(super) async fn send(&mut self, transaction: &Transaction, keep: T) -> Result<Sent<T>, CallError> {
         let number = self.core.number();
         let key = self.core.keys.slot(self.core.me, self.slot.number);
         let mut compares = transaction.compares.clone();
@@ -64,7 +64,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
                 biased;
                 answer = ask(self.core, &key, compares.clone(), writes.clone(), &number) => answer,
                 why = self.core.health.out_of_reach() => {
-                    Err(Trouble { kind: Kind::Unanswered, text: String::clone(&why), asked: Instant::now() })
+                    Err(CallError { kind: Kind::Unanswered, text: String::clone(&why), asked: Instant::now() })
                 }
             };
             match asked {
@@ -94,7 +94,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
                                     };
                                 }
                             }
-                            Err(silence) => trouble = Trouble { kind: Kind::Unanswered, ..silence },
+                            Err(silence) => trouble = CallError { kind: Kind::Unanswered, ..silence },
                         }
                     }
                     let may_have_been_sent = match trouble.kind {
@@ -206,7 +206,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
     }
 
     /// What stands in the slot, where that was written since. An error where it is gone.
-    fn found(&mut self, pair: Option<KeyValue>) -> Result<Option<(i64, String)>, Trouble> {
+    fn found(&mut self, pair: Option<KeyValue>) -> Result<Option<(i64, String)>, CallError> {
         let Some(pair) = pair else {
             return if self.slot.revision == 0 { Ok(None) } else { Err(ousted()) };
         };
@@ -232,10 +232,10 @@ pub(super) async fn probe(core: Arc<Core>) {
 }
 
 /// What is to be said where a key is gone that only this instance writes and that is never deleted while it serves.
-pub(super) fn ousted() -> Trouble {
+pub(super) fn ousted() -> CallError {
     let text = "another catalog was imported in its place while this instance was cut off, or its keys were deleted: \
                 restart volhost";
-    Trouble { kind: Kind::Refused, text: text.into(), asked: Instant::now() }
+    CallError { kind: Kind::Refused, text: text.into(), asked: Instant::now() }
 }
 
 /// Sends a transaction once, which also writes its number to the key that tells whether it took effect; where its
@@ -246,7 +246,7 @@ pub(super) async fn ask(
     compares: Vec<Compare>,
     mut writes: Vec<TxnOp>,
     number: &str,
-) -> Result<TxnResponse, Trouble> {
+) -> Result<TxnResponse, CallError> {
     writes.push(TxnOp::put(key, number, None));
     let question = Txn::new().when(compares).and_then(writes).or_else(vec![TxnOp::get(key, None)]);
     let answer = core
@@ -258,7 +258,7 @@ pub(super) async fn ask(
 }
 
 /// Reads a key from a quorum. A transaction would not be taken in where there is no room, not even one that only reads.
-async fn look(core: &Core, key: &str) -> Result<Option<KeyValue>, Trouble> {
+async fn look(core: &Core, key: &str) -> Result<Option<KeyValue>, CallError> {
     let key = key.to_owned();
     let got = core
         .members

@@ -49,7 +49,7 @@ async fn rebuild(cluster: &Cluster) -> Result<(), OpenError> {
 async fn cut_off(cluster: &Cluster, view: &View) -> i64 {
     let (cluster, view) = (cluster.clone(), view.clone());
     blocking(move || {
-        let place = Place::of(&cluster, &Credentials::default()).unwrap();
+        let place = OfflineCluster::of(&cluster, &Credentials::default()).unwrap();
         place.runtime.block_on(async {
             let import = place.begin(Accepts::Empty, "cut off").await.unwrap();
             place.write(import, &view).await.unwrap();
@@ -192,7 +192,7 @@ async fn of_two_imports_the_first_one_gives_up() {
     let begun = cut_off(&cluster, &first).await;
     let place = Arc::new({
         let cluster = cluster.clone();
-        blocking(move || Place::of(&cluster, &Credentials::default()).unwrap()).await
+        blocking(move || OfflineCluster::of(&cluster, &Credentials::default()).unwrap()).await
     });
     import(&cluster, &second).await.unwrap();
     let late = {
@@ -217,7 +217,7 @@ async fn a_step_whose_answer_was_lost_is_done_once_more() {
     let (cluster, view) = (server.cluster("lost"), furnished(3));
     let expected = view.clone();
     blocking(move || {
-        let place = Place::of(&cluster, &Credentials::default()).unwrap();
+        let place = OfflineCluster::of(&cluster, &Credentials::default()).unwrap();
         place.runtime.block_on(async {
             let import = place.begin(Accepts::Missing, "run").await.unwrap();
             place.write(import, &view).await.unwrap();

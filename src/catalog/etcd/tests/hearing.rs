@@ -13,7 +13,7 @@ use crate::catalog::record::encode;
 /// A way to etcd that can be made slow, or closed.
 struct Proxy {
     port: u16,
-    way: watch::Sender<Way>,
+    way: Sender<Way>,
     /// Closes the way as soon as this is sent; or cuts it as soon as etcd has it, before it answers.
     ends_at: Arc<Mutex<Option<End>>>,
 }
@@ -35,7 +35,7 @@ impl Proxy {
     async fn before(server: &Server) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (way, ends_at) = (watch::Sender::new(Way::Open), Arc::new(Mutex::new(None)));
+        let (way, ends_at) = (Sender::new(Way::Open), Arc::new(Mutex::new(None)));
         let (at, ways, ends) = (server.address(), way.clone(), Arc::clone(&ends_at));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -101,7 +101,7 @@ impl Proxy {
 }
 
 /// Waits until something gets through.
-async fn open(way: &watch::Sender<Way>) -> Way {
+async fn open(way: &Sender<Way>) -> Way {
     *way.subscribe().wait_for(|way| !matches!(way, Way::Closed | Way::Cut)).await.unwrap()
 }
 

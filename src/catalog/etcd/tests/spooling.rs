@@ -7,22 +7,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::catalog::Meant;
+use crate::catalog::etcd::outbox::{Answered, Entry};
 use crate::catalog::etcd::slots::Slot;
-use crate::catalog::etcd::spool::{Entry, What};
 use crate::model::mounts::Activation;
 
 fn kept_unmount(volume: &Volume, by: &str, id: &str, activation: u64) -> Entry {
     let meant = Meant { volume: Some(volume.id), activation: Activation(activation) };
-    let what = What::Unmount { volume: volume.name.clone(), id: mount_id(id), meant };
+    let what = Answered::Unmount { volume: volume.name.clone(), id: mount_id(id), meant };
     Entry { host: host(by), what, sent: None }
 }
 
 fn kept_activate(by: &str) -> Entry {
-    Entry { host: host(by), what: What::Activate, sent: None }
+    Entry { host: host(by), what: Answered::Activate, sent: None }
 }
 
 async fn recorded(etcd: &Etcd) {
-    let emptied = timeout(SOON, etcd.core.spool.emptied()).await;
+    let emptied = timeout(SOON, etcd.core.outbox.emptied()).await;
     emptied.expect("what is kept is recorded");
 }
 
@@ -157,7 +157,7 @@ async fn what_is_kept_is_decided_by_what_others_did_before() {
     {
         way.late(async {
             done(&other, mount(&made, "web1", "x")).await;
-            one.core.spool.keep(kept).unwrap();
+            one.core.outbox.keep(kept).unwrap();
             tokio::time::sleep(Duration::from_millis(500)).await;
         })
         .await;
@@ -175,7 +175,7 @@ fn as_left_behind(server: &Server, prefix: &str, made: &Volume) {
     let lines: Vec<_> = all.lines().collect();
     let at = lines.iter().position(|line| *line == head.trim()).expect("a slot holds the last number");
     let number: usize = lines[at - 1].rsplit('/').next().unwrap().parse().unwrap();
-    let (spool, _) = Spool::open(&server.instance("store1").spool, prefix).unwrap();
+    let (spool, _) = Outbox::open(&server.instance("store1").spool, prefix).unwrap();
     let sent = Some((Slot { number, revision: 1 }, vec![head.trim().to_owned()]));
     spool.keep(Entry { sent, ..kept_unmount(made, "web1", "x", 0) }).unwrap();
 }
@@ -229,7 +229,7 @@ async fn a_full_spool_tells_what_became_of_an_unmount() {
     for _ in 0..5 {
         done(&catalog, mount(&made, "web1", "x")).await;
     }
-    etcd.core.spool.fill();
+    etcd.core.outbox.fill();
     way.mute(true);
     let asked = catalog.submit(unmount(&made, "x"));
     eventually("etcd counts as out of reach", async || catalog.fault().is_some()).await;
@@ -261,7 +261,7 @@ async fn what_is_kept_is_answered_within_the_limit_that_a_reload_set() {
     way.mute(true);
     let answered = timeout(limit, catalog.submit(unmount(&made, "x"))).await;
     assert!(answered.is_ok(), "the engine was told that it is not known what became of it");
-    assert_eq!(etcd.core.spool.len(), 1);
+    assert_eq!(etcd.core.outbox.len(), 1);
     way.mute(false);
     recorded(&etcd).await;
     assert_eq!(count(&catalog.view(), "db"), 1);
@@ -283,7 +283,7 @@ async fn a_disk_that_hangs_holds_up_no_more_than_what_is_kept() {
     let (end, ended) = std::sync::mpsc::channel::<()>();
     let of_disk = Arc::clone(&etcd);
     let disk = std::thread::spawn(move || {
-        let held = of_disk.core.spool.hang();
+        let held = of_disk.core.outbox.hang();
         hang.send(()).unwrap();
         // However the test ends.
         let _ = ended.recv();
@@ -331,9 +331,9 @@ async fn many_activations_of_one_mount_are_no_hindrance() {
     }
     let taken = done(&catalog, unmount(&made, "x")).await;
     assert_eq!(taken.released[0].activation, Activation(149));
-    assert_eq!((count(&catalog.view(), "db"), etcd.core.spool.len(), catalog.fault()), (149, 0, None));
+    assert_eq!((count(&catalog.view(), "db"), etcd.core.outbox.len(), catalog.fault()), (149, 0, None));
     done(&catalog, unmount(&made, "x")).await;
-    assert_eq!((count(&catalog.view(), "db"), etcd.core.spool.len(), catalog.fault()), (148, 0, None));
+    assert_eq!((count(&catalog.view(), "db"), etcd.core.outbox.len(), catalog.fault()), (148, 0, None));
     let id = Some(mount_id("x"));
     let release = Change::Release { name: made.name.clone(), host: host("web1"), id, alive_too: false };
     assert_eq!(done(&catalog, release.clone()).await.released.len(), 148);
@@ -382,12 +382,12 @@ async fn what_etcd_always_refuses_blocks_nothing() {
     server.words = ["--max-txn-ops", "4"].map(str::to_owned).into();
     server.start_again();
     catalog.sync().await.unwrap();
-    etcd.core.spool.keep(kept_unmount(&made, "web1", "x", 1)).unwrap();
-    etcd.core.spool.keep(kept_unmount(&made, "web1", "stale", 1)).unwrap();
-    etcd.core.spool.keep(kept_unmount(&made, "web1", "y", 1)).unwrap();
+    etcd.core.outbox.keep(kept_unmount(&made, "web1", "x", 1)).unwrap();
+    etcd.core.outbox.keep(kept_unmount(&made, "web1", "stale", 1)).unwrap();
+    etcd.core.outbox.keep(kept_unmount(&made, "web1", "y", 1)).unwrap();
     recorded(&etcd).await;
     assert_eq!((count(&catalog.view(), "db"), catalog.fault()), (1, None));
-    let path = etcd.core.spool.path().to_path_buf();
+    let path = etcd.core.outbox.path().to_path_buf();
     drop((etcd, catalog));
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.lines().count() == 2 && text.contains("stale"), "{text}");
@@ -412,7 +412,7 @@ async fn a_mount_comes_after_the_start_of_its_engine() {
     let made = create(&catalog, "db").await;
     done(&catalog, mount(&made, "web1", "before")).await;
     *way.state.bars.lock().unwrap() = Some(b"/~spools/".to_vec());
-    etcd.core.spool.keep(kept_activate("web1")).unwrap();
+    etcd.core.outbox.keep(kept_activate("web1")).unwrap();
     let mounted = catalog.submit(mount(&made, "web1", "after"));
     tokio::time::sleep(Duration::from_millis(2500)).await;
     *way.state.bars.lock().unwrap() = None;
@@ -437,8 +437,8 @@ async fn what_contradicts_the_cluster_is_read_again_for_what_is_kept() {
     let made = create(&catalog, "db").await;
     done(&catalog, mount(&made, "web1", "x")).await;
     catalog.sync().await.unwrap();
-    etcd.core.memory.mistake(&RowKey::Volume(made.name.clone()));
-    etcd.core.spool.keep(kept_unmount(&made, "web1", "x", 0)).unwrap();
+    etcd.core.replica.mistake(&RowKey::Volume(made.name.clone()));
+    etcd.core.outbox.keep(kept_unmount(&made, "web1", "x", 0)).unwrap();
     recorded(&etcd).await;
     assert_eq!(count(&catalog.view(), "db"), 0);
 }

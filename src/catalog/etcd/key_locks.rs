@@ -44,7 +44,7 @@ type Locks = HashMap<Cell, Arc<RwLock<()>>>;
 
 /// Who is in front of whom.
 #[derive(Debug, Default)]
-pub(super) struct Order(Arc<Mutex<Locks>>);
+pub(super) struct KeyLocks(Arc<Mutex<Locks>>);
 
 enum Guard {
     Reads(#[expect(dead_code, reason = "it is held, not looked at")] OwnedRwLockReadGuard<()>),
@@ -54,18 +54,22 @@ enum Guard {
 type Waiting = Pin<Box<dyn Future<Output = Guard> + Send>>;
 
 /// A place in the order; given up when dropped.
-pub(super) struct Turn {
+pub(super) struct QueuedLocks {
     locks: Arc<Mutex<Locks>>,
     cells: Vec<Cell>,
     waiting: Vec<Waiting>,
     held: Vec<Guard>,
 }
 
-impl Order {
+impl KeyLocks {
     /// Takes the next place for all of these at once.
-    pub(super) fn queue(&self, cells: Vec<(Cell, Access)>) -> Turn {
-        let mut turn =
-            Turn { locks: Arc::clone(&self.0), cells: Vec::new(), waiting: Vec::new(), held: Vec::new() };
+    pub(super) fn queue(&self, cells: Vec<(Cell, Access)>) -> QueuedLocks {
+        let mut turn = QueuedLocks {
+            locks: Arc::clone(&self.0),
+            cells: Vec::new(),
+            waiting: Vec::new(),
+            held: Vec::new(),
+        };
         let mut locks = lock(&self.0);
         for (cell, access) in cells {
             // One that is there twice would wait for itself.
@@ -88,7 +92,7 @@ impl Order {
     }
 }
 
-impl Turn {
+impl QueuedLocks {
     /// Waits until everything in front of it is done.
     pub(super) async fn come(&mut self) {
         for waiting in self.waiting.drain(..) {
@@ -97,7 +101,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for QueuedLocks {
     fn drop(&mut self) {
         let mut locks = lock(&self.locks);
         self.waiting.clear();
@@ -126,7 +130,7 @@ mod tests {
 
     #[tokio::test]
     async fn places_are_taken_when_they_are_asked_for() {
-        let order = Order::default();
+        let order = KeyLocks::default();
         let both = || vec![(cell("a"), Access::Write), (cell("b"), Access::Write)];
         let mut first = order.queue(both());
         let mut second = order.queue(vec![(cell("b"), Access::Write)]);
@@ -134,7 +138,7 @@ mod tests {
         let mut other = order.queue(vec![(cell("c"), Access::Write), (cell("c"), Access::Write)]);
         other.come().await;
         first.come().await;
-        let waits = |turn: &mut Turn| {
+        let waits = |turn: &mut QueuedLocks| {
             let mut come = Box::pin(turn.come());
             come.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
         };
@@ -163,7 +167,7 @@ mod tests {
 
     #[tokio::test]
     async fn readers_share() {
-        let order = Order::default();
+        let order = KeyLocks::default();
         let host = || Cell::Host(HostName::parse("web1").unwrap());
         let mut one = order.queue(vec![(host(), Access::Read)]);
         let mut other = order.queue(vec![(host(), Access::Read)]);

@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::core::Core;
-use super::members::{Kind, Trouble};
-use super::order::{Cell, Turn};
+use super::key_locks::{Cell, QueuedLocks};
+use super::members::{CallError, Kind};
 use super::plan::{self, Owner, Transaction};
 use super::transact::{Attempt, Sent};
-use crate::catalog::Access;
-use crate::catalog::{CatalogError, Claimed};
+use crate::catalog::{Access, CatalogError, Claimed};
 use crate::model::volume::VolumeId;
 
 /// How often it is looked who moves a directory, where what is known of it is not so any more.
@@ -28,9 +27,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// The claims that are to be given back, each as it was made at a revision.
 #[derive(Debug, Default)]
-pub(super) struct Ended(Mutex<HashMap<VolumeId, i64>>);
+pub(super) struct ReleaseQueue(Mutex<HashMap<VolumeId, i64>>);
 
-impl Ended {
+impl ReleaseQueue {
     fn lock(&self) -> MutexGuard<'_, HashMap<VolumeId, i64>> {
         // The map is whole after every statement under this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -56,7 +55,7 @@ impl Core {
         turn.come().await;
         for _ in 0..TRIES {
             self.sync().await?;
-            let before = self.memory.look(|_, known| known.mover(id).cloned());
+            let before = self.replica.look(|_, known| known.mover(id).cloned());
             if before.as_ref().is_some_and(|(moves, _)| moves.by != self.me) {
                 return Ok(None);
             }
@@ -67,7 +66,7 @@ impl Core {
                 continue;
             };
             // One that was to be given back is another one by now.
-            self.ended.remove(id);
+            self.release_queue.remove(id);
             let hides = before.is_some_and(|(moves, _)| moves.hides.is_some());
             return self.granted(id, revision, hides).await.map(Some);
         }
@@ -81,7 +80,7 @@ impl Core {
         revision: i64,
         hides: bool,
     ) -> Result<Claimed, CatalogError> {
-        let mut reached = self.memory.reached();
+        let mut reached = self.replica.reached();
         let come = reached.wait_for(|reached| *reached >= revision);
         let out_of_reach = tokio::select! {
             biased;
@@ -107,19 +106,19 @@ impl Core {
     /// Gives a claim back, in the background: until that is done, it is claimed again, or ends with the instance's lease.
     fn give_back(self: &Arc<Self>, id: VolumeId, revision: i64) {
         let core = Arc::clone(self);
-        self.ended.add(id, revision);
+        self.release_queue.add(id, revision);
         // Its place is taken now: it is in front of a claim that is asked for from now on.
         let mut turn = self.turn_to_move(id);
         tokio::spawn(async move {
             let mut said = false;
             loop {
                 turn.come().await;
-                if *core.closing.borrow() || !core.ended.has(id, revision) {
+                if *core.closing.borrow() || !core.release_queue.has(id, revision) {
                     return;
                 }
                 match core.write(|_| plan::give_back(&core.keys, id, revision)).await {
                     Ok(_) => {
-                        core.ended.remove(id);
+                        core.release_queue.remove(id);
                         return;
                     }
                     Err(CatalogError::Unreachable { .. }) => {}
@@ -141,8 +140,8 @@ impl Core {
         });
     }
 
-    fn turn_to_move(&self, id: VolumeId) -> Turn {
-        self.order.queue(vec![(Cell::Moving(id), Access::Write)])
+    fn turn_to_move(&self, id: VolumeId) -> QueuedLocks {
+        self.key_locks.queue(vec![(Cell::Moving(id), Access::Write)])
     }
 
     /// Writes what no rule decides; at which revision, or nothing where its conditions do not hold.
@@ -164,13 +163,13 @@ impl Core {
                 (Ok(Sent::Unknown), None) => {
                     return Err(self.unreachable(self.health.fault().unwrap_or_default()));
                 }
-                (Err(Trouble { kind: Kind::LeaseGone, .. }), None) => {
+                (Err(CallError { kind: Kind::LeaseGone, .. }), None) => {
                     self.renew_lease(owner.lease).await?;
                     continue;
                 }
                 (Err(trouble), None) => return Err(self.failed(trouble.text)),
             };
-            self.memory.committed(revision, transaction.steps);
+            self.replica.committed(revision, transaction.steps);
             return Ok(Some(revision));
         }
     }

@@ -11,7 +11,7 @@ use crate::catalog::Change;
 
 /// Why what others do is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Deaf {
+pub(super) enum WatchFault {
     /// Another instance has this one's name: what is counted under it is that one's.
     Namesake,
     /// It is told and not understood.
@@ -22,7 +22,7 @@ pub(super) enum Deaf {
 
 /// What is in the way at present, with what is to be said of it: the gravest first.
 #[derive(Debug, Default)]
-pub(super) struct Hearing(Mutex<Vec<(Deaf, String)>>);
+pub(super) struct WatchHealth(Mutex<Vec<(WatchFault, String)>>);
 
 impl Core {
     /// The cluster does not hold what the memory was made of: it was restored from a snapshot. Everything is read again.
@@ -45,16 +45,16 @@ impl Core {
              whole again",
             self.location
         );
-        let mut settled = self.memory.settled();
+        let mut settled = self.replica.settled();
         self.doubted.store(true, Ordering::Release);
         self.watch_anew.notify_one();
         let _ = timeout(ELSEWHERE, settled.changed()).await;
     }
 
     /// What others do is not known, for this reason.
-    pub(super) fn deaf(&self, reason: Deaf, why: &str) {
+    pub(super) fn watch_failed(&self, reason: WatchFault, why: &str) {
         // The list is whole after every statement under this lock, which is held until others are told of it.
-        let mut reasons = self.hearing.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reasons = self.watch_health.0.lock().unwrap_or_else(PoisonError::into_inner);
         reasons.retain(|(known, _)| *known != reason);
         reasons.push((reason, why.to_owned()));
         reasons.sort_by_key(|(reason, _)| *reason);
@@ -69,8 +69,8 @@ impl Core {
     }
 
     /// It is not for this reason that what others do is not known.
-    pub(super) fn not_deaf(&self, reason: Deaf) {
-        let mut reasons = self.hearing.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn watch_recovered(&self, reason: WatchFault) {
+        let mut reasons = self.watch_health.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = reasons.len();
         reasons.retain(|(known, _)| *known != reason);
         if reasons.len() == before {

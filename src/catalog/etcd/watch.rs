@@ -12,11 +12,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::core::Core;
 use super::error::OpenError;
-use super::hearing::Deaf;
-use super::load::{LARGEST, Patience, Reader};
-use super::members::{ANSWER, Kind, Trouble};
-use super::memory::Head;
-use super::{fresh, session};
+use super::load::{LARGEST, Reader, RetryLimit};
+use super::members::{ANSWER, CallError, Kind};
+use super::replica::Head;
+use super::watch_health::WatchFault;
+use super::{read_index, session};
 use crate::error::chain;
 
 /// How long after the watch broke off it is begun anew.
@@ -49,7 +49,7 @@ enum End {
 }
 
 /// Watches for as long as the catalog is served.
-pub(super) async fn watch(core: Arc<Core>) {
+pub(super) async fn run(core: Arc<Core>) {
     let mut silence = SILENCE;
     loop {
         match follow(&core, &mut silence).await {
@@ -81,7 +81,7 @@ async fn read_again(core: &Core) {
         members: &core.members,
         keys: &core.keys,
         location: &core.location,
-        patience: Patience::Endless,
+        patience: RetryLimit::Endless,
     };
     let (mut pause, mut ended) = (READ_AGAIN.0, false);
     loop {
@@ -93,15 +93,17 @@ async fn read_again(core: &Core) {
             // It changed while it was read, or what it brought back has not ended yet.
             Ok(_) if core.other_history.load(Ordering::Acquire) && !(other_history && ended) => {}
             Ok(snapshot) => {
-                core.memory.replace(snapshot, !other_history);
+                core.replica.replace(snapshot, !other_history);
                 core.other_history.store(false, Ordering::Release);
                 core.doubted.store(false, Ordering::Release);
-                core.not_deaf(Deaf::NotUnderstood);
+                core.watch_recovered(WatchFault::NotUnderstood);
                 return;
             }
-            Err(OpenError::Row { source, .. }) => core.deaf(Deaf::NotUnderstood, &chain(&source)),
+            Err(OpenError::Row { source, .. }) => {
+                core.watch_failed(WatchFault::NotUnderstood, &chain(&source))
+            }
             Err(error @ (OpenError::Foreign { .. } | OpenError::HalfImported { .. })) => {
-                core.deaf(Deaf::NotUnderstood, &chain(&error));
+                core.watch_failed(WatchFault::NotUnderstood, &chain(&error));
             }
             Err(error) => core.health.ill(&chain(&error)),
         }
@@ -118,18 +120,18 @@ async fn follow(core: &Core, silence: &mut Duration) -> End {
     if core.doubted.load(Ordering::Acquire) {
         return End::Doubted;
     }
-    let (reached, head) = core.memory.look(|_, known| (known.reached, known.head.clone()));
+    let (reached, head) = core.replica.look(|_, known| (known.reached, known.head.clone()));
     match head_at(core, reached).await {
         Ok(found) if found == head => {}
         // Another history has come as far, or not so far.
-        Ok(_) | Err(Trouble { kind: Kind::Ahead, .. }) => {
+        Ok(_) | Err(CallError { kind: Kind::Ahead, .. }) => {
             core.history_changed(reached);
             return End::OtherHistory;
         }
-        Err(Trouble { kind: Kind::Compacted, .. }) => return End::Compacted,
+        Err(CallError { kind: Kind::Compacted, .. }) => return End::Compacted,
         Err(trouble) => return End::Broken(trouble.text),
     }
-    let done_before = match fresh::head(core).await {
+    let done_before = match read_index::head(core).await {
         Ok((head, _)) => head.map_or(0, |(at, _)| at),
         Err(trouble) => return End::Broken(trouble.text),
     };
@@ -146,7 +148,7 @@ async fn follow(core: &Core, silence: &mut Duration) -> End {
     // The first message says that the watch was begun: a member that is frozen does not even say that.
     let (mut is_begun, mut heard_at) = (false, Instant::now());
     loop {
-        let is_behind = core.memory.look(|_, known| known.reached) < done_before;
+        let is_behind = core.replica.look(|_, known| known.reached) < done_before;
         if !is_behind {
             *silence = SILENCE;
         }
@@ -194,15 +196,15 @@ async fn follow(core: &Core, silence: &mut Duration) -> End {
                 End::Broken(message.cancel_reason().to_owned())
             };
         }
-        match core.memory.heard(message.events()) {
+        match core.replica.heard(message.events()) {
             Ok(true) => {}
             Ok(false) => {
-                core.history_changed(core.memory.look(|_, known| known.reached));
+                core.history_changed(core.replica.look(|_, known| known.reached));
                 return End::OtherHistory;
             }
             // What a newer volhost wrote would be lost by the next change: nothing is changed from now on.
             Err(error) => {
-                core.deaf(Deaf::NotUnderstood, &chain(&error));
+                core.watch_failed(WatchFault::NotUnderstood, &chain(&error));
                 return End::NotUnderstood;
             }
         }
@@ -210,7 +212,7 @@ async fn follow(core: &Core, silence: &mut Duration) -> End {
 }
 
 /// The key that every transaction writes, as it was at a revision: its own revision and value.
-async fn head_at(core: &Core, revision: i64) -> Result<Option<Head>, Trouble> {
+async fn head_at(core: &Core, revision: i64) -> Result<Option<Head>, CallError> {
     let (key, options) = (core.keys.head(), GetOptions::new().with_revision(revision));
     let got = core
         .members

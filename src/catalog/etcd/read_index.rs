@@ -11,12 +11,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::core::Core;
-use super::hearing::Deaf;
-use super::members::Trouble;
-use super::memory::Head;
+use super::members::CallError;
+use super::replica::Head;
+use super::watch_health::WatchFault;
 
 /// Who is told once the view is fresh, or why it cannot be.
-pub(super) type Question = oneshot::Sender<Result<(), Arc<String>>>;
+pub(super) type ReadIndexRequest = oneshot::Sender<Result<(), Arc<String>>>;
 
 /// How often the cluster is asked for its health.
 const PULSE: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ const BEHIND: Duration = Duration::from_secs(2);
 const TRIES: usize = 5;
 
 /// Answers until nobody can ask any more.
-pub(super) async fn answer(core: Arc<Core>, mut questions: mpsc::UnboundedReceiver<Question>) {
+pub(super) async fn answer(core: Arc<Core>, mut questions: mpsc::UnboundedReceiver<ReadIndexRequest>) {
     loop {
         let mut asked = match timeout(PULSE, questions.recv()).await {
             Ok(Some(first)) => vec![first],
@@ -56,21 +56,21 @@ async fn make_fresh(core: &Core, only_the_pulse: bool) -> Result<(), Arc<String>
         // In the same history that is later; another one may not have come as far as the one that it took the place of.
         awaited = awaited.min(latest);
         if timeout(BEHIND, told(core, awaited)).await.is_ok() {
-            core.not_deaf(Deaf::Behind);
+            core.watch_recovered(WatchFault::Behind);
             return Ok(());
         }
         log::debug!("the watch of the catalog {} is behind", core.location);
         core.watch_anew.notify_one();
     }
     let why = "its members do not tell what was changed";
-    core.deaf(Deaf::Behind, why);
+    core.watch_failed(WatchFault::Behind, why);
     Err(Arc::new(why.into()))
 }
 
 /// The revision of the latest transaction, as a quorum knows it; nothing, where none answers yet and nobody waits.
 async fn latest(core: &Core, only_the_pulse: bool) -> Result<Option<i64>, Arc<String>> {
     loop {
-        let (reached, known) = core.memory.look(|_, known| (known.reached, known.head.clone()));
+        let (reached, known) = core.replica.look(|_, known| (known.reached, known.head.clone()));
         match head(core).await {
             Ok((head, revision)) => {
                 core.health.well();
@@ -98,12 +98,12 @@ async fn latest(core: &Core, only_the_pulse: bool) -> Result<Option<i64>, Arc<St
 
 /// Waits until everything is known up to a transaction, in the history that the cluster has.
 async fn told(core: &Core, latest: i64) {
-    let mut reached = core.memory.reached();
+    let mut reached = core.replica.reached();
     loop {
         // The sender lives as long as `core`.
         let _ = reached.wait_for(|reached| *reached >= latest).await;
         if !core.is_read_again() {
-            let (reached, known) = core.memory.look(|_, known| (known.reached, known.head.clone()));
+            let (reached, known) = core.replica.look(|_, known| (known.reached, known.head.clone()));
             if reached >= latest && known.map_or(0, |(at, _)| at) >= latest {
                 return;
             }
@@ -117,7 +117,7 @@ async fn told(core: &Core, latest: i64) {
 }
 
 /// The key that every transaction writes, and the revision of the whole cluster, as a quorum knows them.
-pub(super) async fn head(core: &Core) -> Result<(Option<Head>, i64), Trouble> {
+pub(super) async fn head(core: &Core) -> Result<(Option<Head>, i64), CallError> {
     let key = core.keys.head();
     let limit = core.health.answer();
     let got = core.members.ask(limit, async move |client| client.kv_client().get(key, None).await).await?;

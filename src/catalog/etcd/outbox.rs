@@ -7,7 +7,7 @@
 //! An entry that the cluster takes in no form is set aside: its line stays, the others go on without it, and the next
 //! start tries it again.
 //!
-//! Looking never waits for the disk; what changes the file does, and is called through [`Spool::with_disk`] where others
+//! Looking never waits for the disk; what changes the file does, and is called through [`Outbox::with_disk`] where others
 //! run on the same thread.
 
 use std::collections::{HashMap, VecDeque};
@@ -36,14 +36,14 @@ const MOST: usize = 100_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) host: HostName,
-    pub(super) what: What,
+    pub(super) what: Answered,
     /// In which slot it was sent already, as which transactions, where it is not known what became of them.
     pub(super) sent: Option<(Slot, Vec<String>)>,
 }
 
 /// What was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum Answered {
     /// An Unmount, and what was known when it was answered.
     Unmount { volume: VolumeName, id: MountId, meant: Meant },
     /// That the host's engine was started.
@@ -54,21 +54,21 @@ impl Entry {
     pub(super) fn change(&self) -> Change {
         let host = self.host.clone();
         match self.what.clone() {
-            What::Unmount { volume: name, id, meant } => {
+            Answered::Unmount { volume: name, id, meant } => {
                 Change::Unmount { name, host, id, meant: Some(meant) }
             }
-            What::Activate => Change::Activate(host),
+            Answered::Activate => Change::Activate(host),
         }
     }
 }
 
 /// The spool of an instance.
-pub(super) struct Spool {
+pub(super) struct Outbox {
     path: PathBuf,
     /// Held until the process ends.
     lock: File,
     /// Held while the disk works, by one at a time, and taken before `entries`.
-    file: Mutex<SpoolFile>,
+    file: Mutex<OutboxFile>,
     /// What the file holds. Never held while the disk works.
     entries: Mutex<Entries>,
     /// How many entries wait.
@@ -77,7 +77,7 @@ pub(super) struct Spool {
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-pub(super) struct SpoolFile {
+pub(super) struct OutboxFile {
     file: File,
     /// The file's first line.
     head: Vec<u8>,
@@ -134,7 +134,7 @@ struct SentLine {
     numbers: Vec<String>,
 }
 
-impl Spool {
+impl Outbox {
     /// Opens the spool in a directory, which is made where it is missing; beside it which instance this is.
     pub(super) fn open(dir: &Path, prefix: &str) -> Result<(Self, Uuid), OpenError> {
         let path = dir.join(format!("{}.jsonl", file_name(prefix)));
@@ -156,7 +156,7 @@ impl Spool {
         }
         let text = files::read(&path).map_err(failed("read"))?.unwrap_or_default();
         let Read { head, instance, waiting, aside, next, length } = read(&path, &text)?;
-        let mut file = SpoolFile { file: open_to_write(&path).map_err(failed("opened"))?, head, length };
+        let mut file = OutboxFile { file: open_to_write(&path).map_err(failed("opened"))?, head, length };
         // A line that was cut off was not answered.
         file.cut_off().map_err(failed("written"))?;
         let spool = Self {
@@ -247,7 +247,7 @@ impl Spool {
     /// Waits until it is recorded that a host's engine was started.
     pub(super) async fn started(&self, host: &HostName) {
         let mut waiting = self.waiting.subscribe();
-        let is = |entry: &Entry| entry.what == What::Activate && entry.host == *host;
+        let is = |entry: &Entry| entry.what == Answered::Activate && entry.host == *host;
         while self.entries().waiting.iter().any(|(_, entry)| is(entry)) {
             // The sender lives as long as `self`.
             let _ = waiting.changed().await;
@@ -327,7 +327,7 @@ impl Spool {
 
     /// Holds up what is written to it, as a disk that hangs does, until this is dropped.
     #[cfg(test)]
-    pub(super) fn hang(&self) -> MutexGuard<'_, SpoolFile> {
+    pub(super) fn hang(&self) -> MutexGuard<'_, OutboxFile> {
         self.file()
     }
 
@@ -337,7 +337,7 @@ impl Spool {
         self.file().file = open_to_write(Path::new("/dev/full")).unwrap();
     }
 
-    fn file(&self) -> MutexGuard<'_, SpoolFile> {
+    fn file(&self) -> MutexGuard<'_, OutboxFile> {
         // What it says of the file is true after every statement under this lock.
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -370,7 +370,7 @@ impl Entries {
     }
 }
 
-impl SpoolFile {
+impl OutboxFile {
     /// Writes a line behind the others, durably, or nothing.
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
         // What a write left that failed, and could not be cut off then, would spoil this line, too.
@@ -464,13 +464,13 @@ fn open_to_write(path: &Path) -> io::Result<File> {
 fn line(n: u64, entry: &Entry, aside: bool) -> io::Result<String> {
     let Entry { host, what, sent } = entry;
     let unmount = match what {
-        What::Unmount { volume, id, meant: Meant { volume: of, activation } } => Some(UnmountLine {
+        Answered::Unmount { volume, id, meant: Meant { volume: of, activation } } => Some(UnmountLine {
             volume: volume.to_string(),
             id: id.to_string(),
             of: of.map(|of| of.to_string()),
             activation: activation.0,
         }),
-        What::Activate => None,
+        Answered::Activate => None,
     };
     let sent = sent.as_ref().map(|(Slot { number, revision }, numbers)| SentLine {
         slot: *number,
@@ -531,7 +531,7 @@ fn entry(line: &[u8]) -> Result<(u64, Entry, bool), String> {
     let Line { n, host, unmount, sent, aside } =
         serde_json::from_slice(line).map_err(|error| error.to_string())?;
     let what = match unmount {
-        Some(UnmountLine { volume, id, of, activation }) => What::Unmount {
+        Some(UnmountLine { volume, id, of, activation }) => Answered::Unmount {
             volume: VolumeName::parse(&volume).map_err(|error| error.to_string())?,
             id: MountId::parse(&id).map_err(|error| error.to_string())?,
             meant: Meant {
@@ -539,7 +539,7 @@ fn entry(line: &[u8]) -> Result<(u64, Entry, bool), String> {
                 activation: Activation(activation),
             },
         },
-        None => What::Activate,
+        None => Answered::Activate,
     };
     let host = HostName::parse_or_anonymous(&host).map_err(|error| error.to_string())?;
     let sent = sent.map(|SentLine { slot: number, revision, numbers }| (Slot { number, revision }, numbers));
@@ -555,7 +555,7 @@ mod tests {
     fn entry_of(id: &str) -> Entry {
         Entry {
             host: HostName::parse("web1").unwrap(),
-            what: What::Unmount {
+            what: Answered::Unmount {
                 volume: VolumeName::parse("db").unwrap(),
                 id: MountId::parse(id).unwrap(),
                 meant: Meant { volume: None, activation: Activation(3) },
@@ -567,8 +567,8 @@ mod tests {
     #[test]
     fn what_was_kept_is_found_again_and_what_was_cut_off_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, me) = Spool::open(dir.path(), "store/volhost").unwrap();
-        assert!(matches!(Spool::open(dir.path(), "store/volhost"), Err(OpenError::Locked { .. })));
+        let (spool, me) = Outbox::open(dir.path(), "store/volhost").unwrap();
+        assert!(matches!(Outbox::open(dir.path(), "store/volhost"), Err(OpenError::Locked { .. })));
         spool.keep(entry_of("x")).unwrap();
         spool.keep(entry_of("y")).unwrap();
         drop(spool);
@@ -576,13 +576,13 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, [&*whole, br#"{"n":3,"volu"#].concat()).unwrap();
 
-        let (spool, same) = Spool::open(dir.path(), "store/volhost").unwrap();
+        let (spool, same) = Outbox::open(dir.path(), "store/volhost").unwrap();
         assert_eq!((me, spool.len()), (same, 2));
         assert_eq!(std::fs::read(&path).unwrap(), whole);
         assert_eq!(spool.first(), Some((1, entry_of("x"))));
         spool.done(1);
         assert_eq!(spool.first(), Some((2, entry_of("y"))));
-        spool.keep(Entry { what: What::Activate, ..entry_of("z") }).unwrap();
+        spool.keep(Entry { what: Answered::Activate, ..entry_of("z") }).unwrap();
         spool.done(2);
         assert!(
             matches!(spool.first().unwrap().1.change(), Change::Activate(host) if host.as_str() == "web1")
@@ -598,25 +598,25 @@ mod tests {
     #[test]
     fn what_took_effect_is_passed_over() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
         spool.keep(entry_of("x")).unwrap();
         spool.keep(Entry { sent: None, ..entry_of("y") }).unwrap();
         spool.pass_over(0, &HashMap::from([(7, "b.1".into()), (8, "a.1".into())])).unwrap();
         assert_eq!(spool.len(), 2);
         drop(spool);
-        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
         spool.pass_over(0, &HashMap::from([(7, "a.1".into())])).unwrap();
         assert_eq!(spool.first(), Some((2, Entry { sent: None, ..entry_of("y") })));
         drop(spool);
         // The slots hold something else by then.
-        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
         spool.pass_over(0, &HashMap::from([(7, "c.0".into())])).unwrap();
         assert_eq!((spool.len(), spool.first().unwrap().0), (1, 2));
         spool.keep(entry_of("z")).unwrap();
         spool.forget_slots();
         assert_eq!(spool.first(), Some((2, Entry { sent: None, ..entry_of("y") })));
         drop(spool);
-        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
         spool.pass_over(2, &HashMap::new()).unwrap();
         assert_eq!((spool.len(), spool.first()), (1, Some((3, entry_of("z")))));
     }
@@ -624,7 +624,7 @@ mod tests {
     #[test]
     fn what_was_set_aside_waits_again_after_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, me) = Spool::open(dir.path(), "volhost").unwrap();
+        let (spool, me) = Outbox::open(dir.path(), "volhost").unwrap();
         for id in ["x", "y", "z"] {
             spool.keep(entry_of(id)).unwrap();
         }
@@ -640,7 +640,7 @@ mod tests {
         spool.empty().unwrap();
         assert_eq!((spool.first(), lines()), (None, 1));
         drop(spool);
-        let (spool, same) = Spool::open(dir.path(), "volhost").unwrap();
+        let (spool, same) = Outbox::open(dir.path(), "volhost").unwrap();
         assert_eq!((same, spool.len()), (me, 0));
         // It is none of those that the cluster has, and what was in its slot was found out before.
         spool.pass_over(4, &HashMap::from([(7, "a.1".into())])).unwrap();
@@ -652,7 +652,7 @@ mod tests {
     #[test]
     fn what_a_failed_write_left_is_gone_before_the_next_one() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
         spool.keep(entry_of("x")).unwrap();
         // What the disk took of a line before it was full, and could not cut off again.
         let path = dir.path().join("volhost.jsonl");
@@ -660,7 +660,7 @@ mod tests {
         file.write_all(br#"{"n":2,"host":"we"#).unwrap();
         spool.keep(entry_of("y")).unwrap();
         drop(spool);
-        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
         assert_eq!(spool.first(), Some((1, entry_of("x"))));
         spool.done(1);
         assert_eq!(spool.first(), Some((2, entry_of("y"))));
@@ -669,20 +669,20 @@ mod tests {
     #[test]
     fn a_last_line_whose_beginning_never_reached_the_disk_was_not_answered() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
         spool.keep(entry_of("x")).unwrap();
         drop(spool);
         let path = dir.path().join("volhost.jsonl");
         let whole = std::fs::read(&path).unwrap();
         let torn = [&[0; 100][..], b"\"activation\":3}}\n"].concat();
         std::fs::write(&path, [&*whole, &torn].concat()).unwrap();
-        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
         assert_eq!((spool.len(), std::fs::read(&path).unwrap()), (1, whole.clone()));
         drop(spool);
         // In front of what was answered later nothing is torn: that is something else.
         let entry = whole.split_inclusive(|byte| *byte == b'\n').nth(1).unwrap();
         std::fs::write(&path, [&*whole, &torn, entry].concat()).unwrap();
-        let Err(error) = Spool::open(dir.path(), "volhost") else { panic!("it was taken") };
+        let Err(error) = Outbox::open(dir.path(), "volhost") else { panic!("it was taken") };
         assert!(error.to_string().contains("at line 3"), "{error}");
     }
 
@@ -690,7 +690,7 @@ mod tests {
     fn no_two_prefixes_share_a_spool() {
         let dir = tempfile::tempdir().unwrap();
         let prefixes = ["a/b", "a_b", "a.b", "a/b_c", "a_b/c", "a.b_c"];
-        let spools = prefixes.map(|prefix| Spool::open(dir.path(), prefix).unwrap());
+        let spools = prefixes.map(|prefix| Outbox::open(dir.path(), prefix).unwrap());
         let instances: std::collections::HashSet<_> = spools.iter().map(|(_, me)| *me).collect();
         assert_eq!(instances.len(), prefixes.len());
     }
@@ -698,7 +698,7 @@ mod tests {
     #[test]
     fn the_spool_of_a_volhost_of_before_is_found_under_its_name() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, me) = Spool::open(dir.path(), "x").unwrap();
+        let (spool, me) = Outbox::open(dir.path(), "x").unwrap();
         spool.keep(entry_of("x")).unwrap();
         drop(spool);
         let old = dir.path().join("a_b.jsonl");
@@ -706,20 +706,20 @@ mod tests {
         // That one still runs.
         let running = File::create(old.with_extension("lock")).unwrap();
         running.lock().unwrap();
-        let Err(error) = Spool::open(dir.path(), "a/b") else { panic!("two have it") };
+        let Err(error) = Outbox::open(dir.path(), "a/b") else { panic!("two have it") };
         assert!(matches!(&error, OpenError::Locked { path } if path.ends_with("a_b.lock")), "{error}");
         drop(running);
-        let (spool, same) = Spool::open(dir.path(), "a/b").unwrap();
+        let (spool, same) = Outbox::open(dir.path(), "a/b").unwrap();
         assert_eq!((spool.first(), same), (Some((1, entry_of("x"))), me));
         assert!(!old.exists());
-        let (spool, other) = Spool::open(dir.path(), "a_b").unwrap();
+        let (spool, other) = Outbox::open(dir.path(), "a_b").unwrap();
         assert!(spool.len() == 0 && other != me);
     }
 
     #[test]
     fn a_disk_that_hangs_keeps_nobody_from_looking() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = Spool::open(dir.path(), "volhost").unwrap();
+        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
         spool.keep(entry_of("x")).unwrap();
         let held = spool.hang();
         let (told, heard) = std::sync::mpsc::channel();
@@ -747,7 +747,7 @@ mod tests {
             ),
         ] {
             std::fs::write(&path, text).unwrap();
-            let Err(error) = Spool::open(dir.path(), "volhost") else { panic!("{text} was taken") };
+            let Err(error) = Outbox::open(dir.path(), "volhost") else { panic!("{text} was taken") };
             assert!(error.to_string().contains(expected), "{error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }

@@ -38,11 +38,11 @@ pub(super) enum Step {
 }
 
 /// What is known.
-pub(super) struct Memory {
+pub(super) struct Replica {
     keys: Keys,
     me: Uuid,
     view: ArcSwap<View>,
-    known: Mutex<Known>,
+    known: Mutex<ReplicaRows>,
     /// The revision up to which the watch has told everything.
     reached: watch::Sender<i64>,
     /// Counts how often a directory's moving ended.
@@ -52,7 +52,7 @@ pub(super) struct Memory {
 
 /// What is known beside the view, of which it is always the same moment.
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct ReplicaRows {
     /// The revision of each row in the view, by its key.
     rows: HashMap<Box<str>, i64>,
     /// The revisions at which this instance deleted rows, until the watch has come there.
@@ -67,7 +67,7 @@ pub(super) struct Known {
     reader: Loader,
 }
 
-impl Known {
+impl ReplicaRows {
     /// The revision of a row, or 0 where there is none.
     pub(super) fn revision(&self, key: &str) -> i64 {
         self.rows.get(key).copied().unwrap_or_default()
@@ -98,7 +98,7 @@ pub(super) struct Snapshot {
     pub(super) revision: i64,
 }
 
-impl Memory {
+impl Replica {
     pub(super) fn new(keys: Keys, me: Uuid, snapshot: Snapshot) -> Self {
         let memory = Self {
             keys,
@@ -130,7 +130,7 @@ impl Memory {
     }
 
     /// Looks at the view and at what is known beside it, of one moment.
-    pub(super) fn look<T>(&self, look: impl FnOnce(&Arc<View>, &Known) -> T) -> T {
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Arc<View>, &ReplicaRows) -> T) -> T {
         let known = self.known();
         look(&self.view.load(), &known)
     }
@@ -193,7 +193,7 @@ impl Memory {
     /// Takes in one event. Returns whether the view is another one by it.
     fn hear(
         &self,
-        known: &mut Known,
+        known: &mut ReplicaRows,
         draft: &mut View,
         news: &mut News,
         event: &Event,
@@ -280,7 +280,7 @@ impl Memory {
     }
 
     /// Takes in a step, unless it is known, or something newer is. Returns whether it was taken in.
-    fn take(&self, known: &mut Known, draft: &mut View, revision: i64, step: Step) -> bool {
+    fn take(&self, known: &mut ReplicaRows, draft: &mut View, revision: i64, step: Step) -> bool {
         match step {
             Step::Row(write) => {
                 let key = self.keys.of_row(&write.key()).into_boxed_str();
@@ -342,7 +342,7 @@ impl Memory {
         self.known().rows.insert(self.keys.of_row(row).into_boxed_str(), i64::MAX);
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, ReplicaRows> {
         // What is changed under it is changed by code that does not panic half-way, and is only ever added to.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -394,7 +394,7 @@ mod tests {
         let keys = Keys::of(&Cluster { members: vec!["a:1".into()], prefix: "p".into() });
         let (view, rows, moving) = Default::default();
         let memory =
-            Memory::new(keys, Uuid::nil(), Snapshot { view, rows, moving, head: None, revision: 10 });
+            Replica::new(keys, Uuid::nil(), Snapshot { view, rows, moving, head: None, revision: 10 });
         let made = Arc::new(volume("db"));
         let steps = |made: &Arc<Volume>| {
             let moves = Moves { by: Uuid::nil(), hides: Some(made.name.to_string()) };
