@@ -33,7 +33,7 @@ pub use self::error::ServeError;
 use self::reload::{Asked, Reloader};
 use self::tls::Tls;
 use self::watchdog::{Watchdog, status_line};
-use crate::admin::{self, Admin, Board, Desk, Issuing};
+use crate::admin::{self, Admin, Board, Enrolment, Issuing};
 use crate::backend;
 use crate::catalog::{self, Catalog, Location};
 use crate::config::watch::{Unit, Watcher};
@@ -432,9 +432,9 @@ fn desk(
     issuing: &Arc<ArcSwap<Issuing>>,
     server: &Arc<Server>,
     events: &mpsc::UnboundedSender<Event>,
-) -> Desk {
+) -> Enrolment {
     let (issuing, server, events) = (Arc::clone(issuing), Arc::clone(server), events.clone());
-    Desk {
+    Enrolment {
         catalog: Arc::clone(catalog),
         pki: tls.pki().clone(),
         issuing: Arc::new(move || Issuing::clone(&issuing.load())),
