@@ -1,6 +1,6 @@
 //! The commands' side of the admin socket: one request, one answer, one connection for each.
 //!
-//! It never repeats a request by itself: whether what was asked was done is not known when a connection breaks.
+//! It never repeats a request by itself: when a connection breaks, nobody knows if the request was carried out.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,17 +11,16 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::wire::Failure;
+use super::wire::{Failure, Verb};
 
-/// How long the service may take to take a connection: it does nothing else before it does so.
-const CONNECT: Duration = Duration::from_secs(5);
+/// How long a connection may take: the service accepts one before it does anything else.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long an answer is waited for. The service's own limit for a request ends sooner unless it was raised.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the client waits for an answer. The service's own limit for a request is shorter unless it was raised.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why the service gave no answer that can be used.
 #[derive(Debug, thiserror::Error)]
@@ -130,28 +129,25 @@ pub(crate) enum ClientError {
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     socket: PathBuf,
-    patience: Duration,
+    answer_timeout: Duration,
 }
 
 impl Client {
     /// A client of the service at `socket`. Nothing is connected yet.
     #[must_use]
     pub(crate) fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), patience: PATIENCE }
+        Self { socket: socket.into(), answer_timeout: ANSWER_TIMEOUT }
     }
 
-    /// The same client, waiting for answers as long as this.
+    /// The same client with another limit for answers.
     #[must_use]
-    pub(crate) fn with_patience(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    pub(crate) fn with_answer_timeout(self, answer_timeout: Duration) -> Self {
+        Self { answer_timeout, ..self }
     }
 
-    /// Asks one thing, in a runtime of its own on this thread, and waits for the answer. Never call it in async code.
-    pub(crate) fn ask<A: DeserializeOwned>(
-        &self,
-        verb: &str,
-        request: &impl Serialize,
-    ) -> Result<A, ClientError> {
+    /// Asks the service and waits for the reply, in a runtime of its own on this thread. Never call it in async code.
+    pub(crate) fn ask<V: Verb>(&self, request: &V::Request) -> Result<V::Reply, ClientError> {
+        let verb = V::PATH;
         let unwritable = |source| ClientError::Request { verb: verb.into(), source };
         let body = serde_json::to_vec(request).map_err(|error| unwritable(error.into()))?;
         let request = Request::builder()
@@ -172,9 +168,9 @@ impl Client {
         verb: &str,
         request: Request<Full<Bytes>>,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let stream = match tokio::time::timeout(CONNECT, UnixStream::connect(&self.socket)).await {
+        let stream = match tokio::time::timeout(CONNECT_TIMEOUT, UnixStream::connect(&self.socket)).await {
             Ok(connected) => connected.map_err(|source| self.unreachable(source))?,
-            Err(_) => return Err(self.late(verb, CONNECT)),
+            Err(_) => return Err(self.late(verb, CONNECT_TIMEOUT)),
         };
         let answer = async {
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -186,13 +182,13 @@ impl Client {
             driver.abort();
             Ok((status, body))
         };
-        match tokio::time::timeout(self.patience, answer).await {
+        match tokio::time::timeout(self.answer_timeout, answer).await {
             Ok(answer) => answer.map_err(|source| ClientError::Broken {
                 socket: self.socket.clone(),
                 verb: verb.into(),
                 source,
             }),
-            Err(_) => Err(self.late(verb, self.patience)),
+            Err(_) => Err(self.late(verb, self.answer_timeout)),
         }
     }
 
@@ -307,7 +303,7 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::Service;
     use super::*;
-    use crate::admin::wire::{BackendName, Done, Nothing, verb};
+    use crate::admin::wire::{BackendName, Nothing, verb};
     use crate::error::chain;
 
     #[test]
@@ -316,7 +312,7 @@ mod tests {
             (200, serde_json::json!({"done": format!("adopted {}", body["name"])}).to_string())
         });
         let client = Client::new(service.socket());
-        let done: Done = client.ask(verb::BACKEND_ADOPT, &BackendName { name: "fast".into() }).unwrap();
+        let done = client.ask::<verb::BackendAdopt>(&BackendName { name: "fast".into() }).unwrap();
         assert_eq!(done.done, "adopted \"fast\"");
         assert_eq!(service.asked(), [("/backend/adopt".to_owned(), serde_json::json!({"name": "fast"}))]);
     }
@@ -324,7 +320,7 @@ mod tests {
     #[test]
     fn a_failure_is_told_in_the_services_words() {
         let service = Service::answering(|_, _| (400, r#"{"error":"no such backend \"fsat\""}"#.into()));
-        let error = Client::new(service.socket()).ask::<Done>(verb::BACKEND_LS, &Nothing {}).unwrap_err();
+        let error = Client::new(service.socket()).ask::<verb::BackendLs>(&Nothing {}).unwrap_err();
         assert_eq!(chain(&error), "no such backend \"fsat\"");
     }
 
@@ -335,9 +331,9 @@ mod tests {
             _ => (200, r#"{"ok":true}"#.into()),
         });
         let client = Client::new(service.socket());
-        let error = client.ask::<Done>(verb::STATUS, &Nothing {}).unwrap_err();
+        let error = client.ask::<verb::Status>(&Nothing {}).unwrap_err();
         assert!(error.to_string().contains("does not know /status"), "{error}");
-        let error = client.ask::<Done>(verb::BACKEND_LS, &Nothing {}).unwrap_err();
+        let error = client.ask::<verb::BackendAdopt>(&BackendName { name: "fast".into() }).unwrap_err();
         assert!(chain(&error).contains("missing field `done`"), "{}", chain(&error));
     }
 
@@ -345,7 +341,7 @@ mod tests {
     fn an_unreachable_socket_is_told_with_its_path_and_the_remedy() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("admin.sock");
-        let ask = || Client::new(&socket).ask::<Done>(verb::STATUS, &Nothing {}).unwrap_err().to_string();
+        let ask = || Client::new(&socket).ask::<verb::Status>(&Nothing {}).unwrap_err().to_string();
         let missing = ask();
         assert!(missing.contains(&format!("no admin socket at {}", socket.display())), "{missing}");
         assert!(missing.contains("systemctl status volhost"), "{missing}");
@@ -359,8 +355,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("admin.sock");
         let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let client = Client::new(&socket).with_patience(Duration::from_millis(50));
-        let error = client.ask::<Done>(verb::STATUS, &Nothing {}).unwrap_err();
+        let client = Client::new(&socket).with_answer_timeout(Duration::from_millis(50));
+        let error = client.ask::<verb::Status>(&Nothing {}).unwrap_err();
         assert!(matches!(error, ClientError::Late { .. }), "{error}");
     }
 
@@ -370,7 +366,7 @@ mod tests {
         let socket = directory.path().join("admin.sock");
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let closer = std::thread::spawn(move || drop(listener.accept().unwrap()));
-        let error = Client::new(&socket).ask::<Done>(verb::STATUS, &Nothing {}).unwrap_err();
+        let error = Client::new(&socket).ask::<verb::Status>(&Nothing {}).unwrap_err();
         closer.join().unwrap();
         assert!(error.to_string().contains("whether it was done is not known"), "{error}");
     }

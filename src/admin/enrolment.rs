@@ -1,4 +1,4 @@
-//! Where hosts join and leave: certificates, bundles and revocations.
+//! Enrolment of hosts: certificates, bundles and revocations.
 //!
 //! A host's key leaves this machine in its bundle only, and is kept nowhere here.
 
@@ -31,8 +31,8 @@ pub(crate) struct Issuing {
     pub node: HostName,
 }
 
-/// Issues and revokes.
-pub(crate) struct Desk {
+/// Issues and revokes hosts' certificates, and rolls the CA over.
+pub(crate) struct Enrolment {
     /// The catalog that remembers certificates and revocations.
     pub catalog: Arc<dyn Catalog>,
     /// The authority.
@@ -49,7 +49,7 @@ pub(crate) struct Desk {
 
 /// Why a host could not join or leave.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DeskError {
+pub(super) enum EnrolmentError {
     #[error(transparent)]
     Host(#[from] InvalidHostName),
     #[error(transparent)]
@@ -113,52 +113,52 @@ pub(super) enum DeskError {
     BrokeOff,
 }
 
-impl Desk {
+impl Enrolment {
     /// Another certificate and bundle for a host that has one; those it has stay good.
-    pub(super) async fn renew(&self, request: wire::HostAdd) -> Result<wire::HostAdded, DeskError> {
+    pub(super) async fn renew(&self, request: wire::HostAdd) -> Result<wire::HostAdded, EnrolmentError> {
         self.refuse_strangers()?;
         let _signing = self.signing.lock().await;
         let host = HostName::parse(&request.name)?;
         let known = self.known(&host).await?;
         if known.as_ref().is_none_or(|known| known.certificates.is_empty()) {
-            return Err(DeskError::NotAdded(host));
+            return Err(EnrolmentError::NotAdded(host));
         }
         if let Some(now) = known.as_ref().and_then(|known| given_up(known)) {
-            return Err(DeskError::GivenUp(host, now.clone()));
+            return Err(EnrolmentError::GivenUp(host, now.clone()));
         }
         self.issue(request).await
     }
 
     /// The first certificate and bundle of a host, or the first one since its certificates expired or were revoked.
-    pub(super) async fn add(&self, request: wire::HostAdd) -> Result<wire::HostAdded, DeskError> {
+    pub(super) async fn add(&self, request: wire::HostAdd) -> Result<wire::HostAdded, EnrolmentError> {
         self.refuse_strangers()?;
         let _signing = self.signing.lock().await;
         let host = HostName::parse(&request.name)?;
         let known = self.known(&host).await?;
         if (self.issuing)().node == host {
-            return Err(DeskError::Node(host, Serves::This));
+            return Err(EnrolmentError::Node(host, Serves::This));
         }
         if let Some(known) = &known {
             if known.machine.is_some() {
-                return Err(DeskError::Node(host, Serves::Another));
+                return Err(EnrolmentError::Node(host, Serves::Another));
             }
             if let Some(now) = given_up(known) {
-                return Err(DeskError::GivenUp(host, now.clone()));
+                return Err(EnrolmentError::GivenUp(host, now.clone()));
             }
             if has_certificate(known) {
-                return Err(DeskError::Added(host));
+                return Err(EnrolmentError::Added(host));
             }
         }
         self.issue(request).await
     }
 
     /// What is known of a host, by this instance or another one.
-    async fn known(&self, host: &HostName) -> Result<Option<Arc<Host>>, DeskError> {
+    async fn known(&self, host: &HostName) -> Result<Option<Arc<Host>>, EnrolmentError> {
         self.catalog.sync().await?;
         Ok(self.catalog.view().hosts.get(host).cloned())
     }
 
-    async fn issue(&self, request: wire::HostAdd) -> Result<wire::HostAdded, DeskError> {
+    async fn issue(&self, request: wire::HostAdd) -> Result<wire::HostAdded, EnrolmentError> {
         let wire::HostAdd { name, advertise, plugin_name, csr, certificate: signed } = request;
         let issuing = (self.issuing)();
         let host = HostName::parse(&name)?;
@@ -173,11 +173,11 @@ impl Desk {
                 (Some(csr), None) => pki.sign_csr(&wanted, &csr)?,
                 (None, Some(signed)) => pki.accept_host(&wanted, &signed)?,
                 (None, None) => pki.issue_host(&wanted)?,
-                (Some(_), Some(_)) => return Err(DeskError::RequestAndCertificate),
+                (Some(_), Some(_)) => return Err(EnrolmentError::RequestAndCertificate),
             };
             Ok((renewed, issued))
         });
-        let (renewed, made) = made.await.map_err(|_| DeskError::BrokeOff)??;
+        let (renewed, made) = made.await.map_err(|_| EnrolmentError::BrokeOff)??;
         if renewed {
             (self.changed)();
         }
@@ -208,7 +208,7 @@ impl Desk {
         })
     }
 
-    pub(super) async fn revoke(&self, request: &wire::HostName) -> Result<wire::HostRevoked, DeskError> {
+    pub(super) async fn revoke(&self, request: &wire::HostName) -> Result<wire::HostRevoked, EnrolmentError> {
         let host = HostName::parse(&request.name)?;
         self.catalog.sync().await?;
         let view = self.catalog.view();
@@ -216,7 +216,7 @@ impl Desk {
             view.volumes.values().flat_map(|volume| volume.mounts.iter()).filter(|m| m.host == host).count();
         let known = view.hosts.get(&host);
         if known.is_none() && mounts == 0 {
-            return Err(DeskError::Unknown(host));
+            return Err(EnrolmentError::Unknown(host));
         }
         let certificates =
             known.map_or(0, |host| host.certificates.iter().filter(|one| !one.revoked).count());
@@ -275,14 +275,14 @@ fn address(
     host: &HostName,
     asked: Option<String>,
     configured: Option<Advertise>,
-) -> Result<(Authority, ServerName), DeskError> {
+) -> Result<(Authority, ServerName), EnrolmentError> {
     let explicit = asked.is_some();
     let advertise = match asked {
-        Some(text) => Advertise::parse(&text).map_err(|_| DeskError::Address(text))?,
-        None => configured.ok_or_else(|| DeskError::NoAddress(host.clone()))?,
+        Some(text) => Advertise::parse(&text).map_err(|_| EnrolmentError::Address(text))?,
+        None => configured.ok_or_else(|| EnrolmentError::NoAddress(host.clone()))?,
     };
     let Advertise::Https(authority) = advertise else {
-        return Err(DeskError::Address(advertise.to_string()));
+        return Err(EnrolmentError::Address(advertise.to_string()));
     };
     let server = ServerName::parse(&authority.host)?;
     let loopback = match &server {
@@ -291,7 +291,7 @@ fn address(
     };
     if loopback && !explicit {
         let url = Advertise::Https(authority).to_string();
-        return Err(DeskError::Loopback { url, host: host.clone() });
+        return Err(EnrolmentError::Loopback { url, host: host.clone() });
     }
     Ok((authority, server))
 }
@@ -350,7 +350,7 @@ mod tests {
     }
 
     /// A machine called store1, whose catalog is that slow.
-    fn desk(root: &std::path::Path) -> (Arc<Desk>, Arc<Notify>, Arc<Notify>) {
+    fn desk(root: &std::path::Path) -> (Arc<Enrolment>, Arc<Notify>, Arc<Notify>) {
         let inner = Arc::new(crate::catalog::sqlite::open(&root.join("catalog.db")).unwrap());
         let (reached, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let catalog = Arc::new(Slow { inner, reached: Arc::clone(&reached), go_on: Arc::clone(&go_on) });
@@ -363,7 +363,7 @@ mod tests {
             ours: true,
             node: node.clone(),
         };
-        let desk = Desk {
+        let desk = Enrolment {
             catalog,
             pki,
             issuing: Arc::new(issuing),
@@ -399,7 +399,7 @@ mod tests {
         adding.await.unwrap().unwrap();
         let refused = aborting.await.unwrap().unwrap_err();
         assert!(
-            matches!(&refused, DeskError::WouldShutOut { hosts } if hosts[0].starts_with("slow ")),
+            matches!(&refused, EnrolmentError::WouldShutOut { hosts } if hosts[0].starts_with("slow ")),
             "{refused}"
         );
     }

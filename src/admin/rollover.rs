@@ -5,7 +5,7 @@
 
 use time::OffsetDateTime;
 
-use super::enrolment::{Desk, DeskError, certificate};
+use super::enrolment::{Enrolment, EnrolmentError, certificate};
 use super::wire;
 use crate::catalog::{Change, Host};
 use crate::error::chain;
@@ -81,11 +81,11 @@ impl Standing {
     }
 }
 
-impl Desk {
+impl Enrolment {
     pub(super) async fn rollover(
         &self,
         last_seen: &(impl Fn(&HostName) -> Option<OffsetDateTime> + Sync),
-    ) -> Result<wire::Rollover, DeskError> {
+    ) -> Result<wire::Rollover, EnrolmentError> {
         let (rollover, ca) = self
             .blocking(|pki| {
                 let rollover = pki.rollover()?;
@@ -117,7 +117,7 @@ impl Desk {
     pub(super) async fn start(
         &self,
         last_seen: &(impl Fn(&HostName) -> Option<OffsetDateTime> + Sync),
-    ) -> Result<wire::Rollover, DeskError> {
+    ) -> Result<wire::Rollover, EnrolmentError> {
         self.refuse_strangers()?;
         let signing = self.signing.lock().await;
         let Started { begun, issued } = self.blocking(Pki::start_rollover).await?;
@@ -129,7 +129,10 @@ impl Desk {
         self.rollover(last_seen).await
     }
 
-    pub(super) async fn finish(&self, request: wire::RolloverEnd) -> Result<wire::RolloverEnded, DeskError> {
+    pub(super) async fn finish(
+        &self,
+        request: wire::RolloverEnd,
+    ) -> Result<wire::RolloverEnded, EnrolmentError> {
         let node = (self.issuing)().node;
         let why = move |host: &HostName, standing: &Standing| {
             (!standing.moved).then(|| standing.remedy(host, &node))
@@ -137,7 +140,10 @@ impl Desk {
         self.end(request, why, Pki::finish_rollover).await
     }
 
-    pub(super) async fn abort(&self, request: wire::RolloverEnd) -> Result<wire::RolloverEnded, DeskError> {
+    pub(super) async fn abort(
+        &self,
+        request: wire::RolloverEnd,
+    ) -> Result<wire::RolloverEnded, EnrolmentError> {
         let node = (self.issuing)().node;
         // This machine's own certificate is made anew by the old one, which its engine uses unless it was restarted.
         let why = move |host: &HostName, standing: &Standing| {
@@ -156,7 +162,7 @@ impl Desk {
         wire::RolloverEnd { force }: wire::RolloverEnd,
         shut_out: impl Fn(&HostName, &Standing) -> Option<String>,
         end: impl FnOnce(&Pki) -> Result<Finished, PkiError> + Send + 'static,
-    ) -> Result<wire::RolloverEnded, DeskError> {
+    ) -> Result<wire::RolloverEnded, EnrolmentError> {
         self.refuse_strangers()?;
         let _signing = self.signing.lock().await;
         // What another instance signed counts, too.
@@ -168,7 +174,7 @@ impl Desk {
             .filter_map(|(host, standing)| Some((host.to_string(), shut_out(&host, &standing)?)))
             .collect();
         if !force && !shut_out.is_empty() {
-            return Err(DeskError::WouldShutOut {
+            return Err(EnrolmentError::WouldShutOut {
                 hosts: shut_out.into_iter().map(|(_, why)| why).collect(),
             });
         }
@@ -197,8 +203,8 @@ impl Desk {
         view.hosts.iter().filter_map(standing).collect()
     }
 
-    pub(super) fn refuse_strangers(&self) -> Result<(), DeskError> {
-        if (self.issuing)().ours { Ok(()) } else { Err(DeskError::NotOurs) }
+    pub(super) fn refuse_strangers(&self) -> Result<(), EnrolmentError> {
+        if (self.issuing)().ours { Ok(()) } else { Err(EnrolmentError::NotOurs) }
     }
 
     /// Has the running service read its files, and records this machine's new certificate. What was done is done: a
@@ -216,9 +222,9 @@ impl Desk {
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Pki) -> Result<T, PkiError> + Send + 'static,
-    ) -> Result<T, DeskError> {
+    ) -> Result<T, EnrolmentError> {
         let pki = self.pki.clone();
-        Ok(tokio::task::spawn_blocking(move || work(&pki)).await.map_err(|_| DeskError::BrokeOff)??)
+        Ok(tokio::task::spawn_blocking(move || work(&pki)).await.map_err(|_| EnrolmentError::BrokeOff)??)
     }
 }
 

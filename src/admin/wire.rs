@@ -1,61 +1,17 @@
-//! The admin socket's JSON: one request and one answer type for each verb.
+//! The admin socket's JSON: the request and the reply of each verb, and the table of verbs.
 //!
 //! Every verb is `POST /VERB` with a JSON object; the answer is JSON, with status 200, or a [`Failure`]. The field
 //! names of what `--json` prints are fixed: more may be added, none renamed.
 
 mod rollover;
+pub(crate) mod verb;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::rollover::{Ca, Rollover, RolloverEnd, RolloverEnded, RolloverHost};
-
-/// The verbs, as paths.
-pub(crate) mod verb {
-    /// [`Nothing`](super::Nothing) → [`Status`](super::Status)
-    pub(crate) const STATUS: &str = "/status";
-    /// [`ReloadAsked`](super::ReloadAsked) → a list of [`Reload`](super::Reload), once all is done
-    pub(crate) const RELOAD: &str = "/reload";
-    /// [`Nothing`](super::Nothing) → a list of [`Volume`](super::Volume)
-    pub(crate) const VOLUME_LS: &str = "/volume/ls";
-    /// [`Nothing`](super::Nothing) → a list of [`Trashed`](super::Trashed)
-    pub(crate) const VOLUME_TRASH: &str = "/volume/trash";
-    /// [`VolumeCreate`](super::VolumeCreate) → [`Volume`](super::Volume)
-    pub(crate) const VOLUME_CREATE: &str = "/volume/create";
-    /// [`VolumeName`](super::VolumeName) → [`VolumeDetail`](super::VolumeDetail)
-    pub(crate) const VOLUME_INSPECT: &str = "/volume/inspect";
-    /// [`VolumeRemove`](super::VolumeRemove) → [`Done`](super::Done)
-    pub(crate) const VOLUME_RM: &str = "/volume/rm";
-    /// [`VolumeRestore`](super::VolumeRestore) → [`Volume`](super::Volume)
-    pub(crate) const VOLUME_RESTORE: &str = "/volume/restore";
-    /// [`Nothing`](super::Nothing) → a list of [`Mount`](super::Mount)
-    pub(crate) const MOUNT_LS: &str = "/mount/ls";
-    /// [`MountRelease`](super::MountRelease) → [`Released`](super::Released)
-    pub(crate) const MOUNT_RELEASE: &str = "/mount/release";
-    /// [`Nothing`](super::Nothing) → a list of [`Backend`](super::Backend)
-    pub(crate) const BACKEND_LS: &str = "/backend/ls";
-    /// [`BackendInit`](super::BackendInit) → [`Done`](super::Done)
-    pub(crate) const BACKEND_INIT: &str = "/backend/init";
-    /// [`BackendName`](super::BackendName) → [`Done`](super::Done)
-    pub(crate) const BACKEND_ADOPT: &str = "/backend/adopt";
-    /// [`Nothing`](super::Nothing) → a list of [`Host`](super::Host)
-    pub(crate) const HOST_LS: &str = "/host/ls";
-    /// [`HostAdd`](super::HostAdd) → [`HostAdded`](super::HostAdded)
-    pub(crate) const HOST_ADD: &str = "/host/add";
-    /// [`HostAdd`](super::HostAdd) → [`HostAdded`](super::HostAdded)
-    pub(crate) const HOST_RENEW: &str = "/host/renew";
-    /// [`HostName`](super::HostName) → [`HostRevoked`](super::HostRevoked)
-    pub(crate) const HOST_REVOKE: &str = "/host/revoke";
-    /// [`Nothing`](super::Nothing) → [`Rollover`](super::Rollover)
-    pub(crate) const ROLLOVER_STATUS: &str = "/pki/rollover/status";
-    /// [`Nothing`](super::Nothing) → [`Rollover`](super::Rollover)
-    pub(crate) const ROLLOVER_START: &str = "/pki/rollover/start";
-    /// [`RolloverEnd`](super::RolloverEnd) → [`RolloverEnded`](super::RolloverEnded)
-    pub(crate) const ROLLOVER_FINISH: &str = "/pki/rollover/finish";
-    /// [`RolloverEnd`](super::RolloverEnd) → [`RolloverEnded`](super::RolloverEnded)
-    pub(crate) const ROLLOVER_ABORT: &str = "/pki/rollover/abort";
-}
+pub(crate) use self::verb::Verb;
 
 /// A request without arguments: `{}`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -35,7 +35,7 @@ use self::reload::{ReloadRequest, Reloader, Running, issuing};
 use self::spec::SpecWriter;
 use self::tls::Tls;
 use self::watchdog::{Watchdog, status_line};
-use crate::admin::{self, Admin, Board, Desk};
+use crate::admin::{self, Admin, Board, Enrolment};
 use crate::backend;
 use crate::catalog::{self, Catalog, Location};
 use crate::config::watch::{Unit, Watcher};
@@ -403,7 +403,7 @@ fn admin(
 ) -> Arc<Admin> {
     let Running { catalog, volumes, server, board, limits: _, issuing } = running;
     let (issuing, rechecked, events) = (Arc::clone(issuing), Arc::clone(server), events.clone());
-    let desk = Desk {
+    let desk = Enrolment {
         catalog: Arc::clone(catalog),
         pki: tls.pki().clone(),
         issuing: Arc::new(move || admin::Issuing::clone(&issuing.load())),

@@ -47,15 +47,15 @@ pub(super) struct Adopt {
 pub(super) fn run(command: Backend, shell: &mut Shell<'_>) -> Result<(), Error> {
     match command {
         Backend::Ls => {
-            let rows: Vec<Row> = shell.client()?.ask(verb::BACKEND_LS, &Nothing {})?;
+            let rows = shell.client()?.ask::<verb::BackendLs>(&Nothing {})?;
             if shell.global.json { shell.json(&rows) } else { show(&rows, shell) }
         }
         Backend::Init(Init { name, force }) => {
-            let done = shell.client()?.ask(verb::BACKEND_INIT, &BackendInit { name, force })?;
+            let done = shell.client()?.ask::<verb::BackendInit>(&BackendInit { name, force })?;
             told(&done, shell)
         }
         Backend::Adopt(Adopt { name }) => {
-            let done = shell.client()?.ask(verb::BACKEND_ADOPT, &BackendName { name })?;
+            let done = shell.client()?.ask::<verb::BackendAdopt>(&BackendName { name })?;
             told(&done, shell)
         }
     }

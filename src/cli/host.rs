@@ -10,7 +10,7 @@ use super::bundle::Destination;
 use super::table::{Listing, counted, mark, or_dash, printable};
 use super::{Error, Shell, mount, output};
 use crate::admin::wire::{
-    Host as Row, HostAdd, HostAdded, HostName, HostRevoked, MountRelease, Nothing, verb,
+    Host as Row, HostAdd, HostAdded, HostName, HostRevoked, MountRelease, Nothing, Verb, verb,
 };
 
 pub(super) use super::bundle::BundleError;
@@ -135,11 +135,11 @@ pub(super) struct Revoke {
 pub(super) fn run(command: Host, shell: &mut Shell<'_>) -> Result<(), Error> {
     match command {
         Host::Ls => {
-            let rows: Vec<Row> = shell.client()?.ask(verb::HOST_LS, &Nothing {})?;
+            let rows = shell.client()?.ask::<verb::HostLs>(&Nothing {})?;
             if shell.global.json { shell.json(&rows) } else { shell.table(listing(&rows)) }
         }
-        Host::Add(Add { bundle }) => issue(verb::HOST_ADD, bundle, shell),
-        Host::Renew(Renew { bundle }) => issue(verb::HOST_RENEW, bundle, shell),
+        Host::Add(Add { bundle }) => issue::<verb::HostAdd>(bundle, shell),
+        Host::Renew(Renew { bundle }) => issue::<verb::HostRenew>(bundle, shell),
         Host::Release(Release { name, all, yes }) => {
             let request = MountRelease { volume: None, host: name, id: None, all, dry_run: true };
             mount::release_asked(request, yes, shell)
@@ -165,7 +165,10 @@ fn listing(rows: &[Row]) -> Listing {
     listing
 }
 
-fn issue(verb: &str, args: Bundle, shell: &mut Shell<'_>) -> Result<(), Error> {
+fn issue<V: Verb<Request = HostAdd, Reply = HostAdded>>(
+    args: Bundle,
+    shell: &mut Shell<'_>,
+) -> Result<(), Error> {
     let Bundle { name, advertise, plugin_name, csr, certificate, output, force } = args;
     let to_stdout = output == Path::new("-");
     if to_stdout && shell.global.json {
@@ -183,7 +186,7 @@ fn issue(verb: &str, args: Bundle, shell: &mut Shell<'_>) -> Result<(), Error> {
     // The file is made before the service is asked, so that no certificate is issued for want of a place to put it.
     let destination = if to_stdout { None } else { Some(Destination::prepare(&output, force)?) };
     let request = HostAdd { name, advertise, plugin_name, csr, certificate };
-    let added: HostAdded = shell.client()?.ask(verb, &request)?;
+    let added: HostAdded = shell.client()?.ask::<V>(&request)?;
     let bundle = STANDARD.decode(&added.bundle).map_err(BundleError::NotBase64)?;
     let Some(destination) = destination else {
         shell.out.write_all(&bundle).map_err(Error::Output)?;
@@ -245,7 +248,7 @@ fn reaches_this_machine_only(url: &str) -> bool {
 
 /// Asks nothing: who revokes is in a hurry, and another `host add` lets the host in again.
 fn revoke(name: String, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let revoked: HostRevoked = shell.client()?.ask(verb::HOST_REVOKE, &HostName { name })?;
+    let revoked = shell.client()?.ask::<verb::HostRevoke>(&HostName { name })?;
     if shell.global.json {
         return shell.json(&revoked);
     }

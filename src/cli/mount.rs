@@ -79,7 +79,7 @@ pub(super) fn run(command: Mount, shell: &mut Shell<'_>) -> Result<(), Error> {
 
 fn ls(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Ls { volume, host, stale, no_trunc } = args;
-    let mut rows: Vec<Row> = shell.client()?.ask(verb::MOUNT_LS, &Nothing {})?;
+    let mut rows = shell.client()?.ask::<verb::MountLs>(&Nothing {})?;
     rows.retain(|row| {
         volume.as_ref().is_none_or(|volume| row.volume == *volume)
             && host.as_ref().is_none_or(|host| row.host.eq_ignore_ascii_case(host))
@@ -92,7 +92,7 @@ fn release(args: Release, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Release { volume, host, id, all, yes } = args;
     let client = shell.client()?;
     let id = match id {
-        Some(id) => Some(full_id(&client.ask::<Vec<Row>>(verb::MOUNT_LS, &Nothing {})?, &volume, &host, id)?),
+        Some(id) => Some(full_id(&client.ask::<verb::MountLs>(&Nothing {})?, &volume, &host, id)?),
         None => None,
     };
     release_asked(MountRelease { volume: Some(volume), host, id, all, dry_run: true }, yes, shell)
@@ -102,14 +102,14 @@ fn release(args: Release, shell: &mut Shell<'_>) -> Result<(), Error> {
 pub(super) fn release_asked(request: MountRelease, yes: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
     let client = shell.client()?;
     let planned: Released =
-        client.ask(verb::MOUNT_RELEASE, &MountRelease { dry_run: true, ..request.clone() })?;
+        client.ask::<verb::MountRelease>(&MountRelease { dry_run: true, ..request.clone() })?;
     if planned.released.is_empty() {
         return nothing_to_release(&request, &planned, shell);
     }
     if !yes {
         agree(&request, &planned, shell)?;
     }
-    let done: Released = client.ask(verb::MOUNT_RELEASE, &MountRelease { dry_run: false, ..request })?;
+    let done = client.ask::<verb::MountRelease>(&MountRelease { dry_run: false, ..request })?;
     if shell.global.json {
         return shell.json(&done);
     }

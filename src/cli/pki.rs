@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::table::{Listing, mark, or_dash, printable};
 use super::{Error, Shell, output};
-use crate::admin::wire::{Ca, Nothing, Rollover as Told, RolloverEnd, RolloverEnded, RolloverHost, verb};
+use crate::admin::wire::{
+    Ca, Nothing, Rollover as Progress, RolloverEnd, RolloverEnded, RolloverHost, Verb, verb,
+};
 use crate::app::certificates::{self, Installed, MadeCa, Request, Signed, SignedElsewhere};
 use crate::config::{self, Config, Paths};
 use clap::{Args, Subcommand, ValueEnum};
@@ -134,26 +136,26 @@ pub(super) fn run(command: Pki, shell: &mut Shell<'_>) -> Result<(), Error> {
     match command {
         Pki::Init => init(shell),
         Pki::Rollover(Rollover::Start) => {
-            let told: Told = shell.client()?.ask(verb::ROLLOVER_START, &Nothing {})?;
-            tell(&told, shell)
+            let progress = shell.client()?.ask::<verb::RolloverStart>(&Nothing {})?;
+            tell(&progress, shell)
         }
         Pki::Rollover(Rollover::Status) => {
-            let told: Told = shell.client()?.ask(verb::ROLLOVER_STATUS, &Nothing {})?;
-            tell(&told, shell)
+            let progress = shell.client()?.ask::<verb::RolloverStatus>(&Nothing {})?;
+            tell(&progress, shell)
         }
-        Pki::Rollover(Rollover::Finish(args)) => end(verb::ROLLOVER_FINISH, &args, shell),
-        Pki::Rollover(Rollover::Abort(args)) => end(verb::ROLLOVER_ABORT, &args, shell),
+        Pki::Rollover(Rollover::Finish(args)) => end::<verb::RolloverFinish>(&args, shell),
+        Pki::Rollover(Rollover::Abort(args)) => end::<verb::RolloverAbort>(&args, shell),
         Pki::Csr(args) => csr(&args, shell),
         Pki::Sign(args) => sign(&args, shell),
         Pki::Install(Install { certificate }) => install(&certificate, shell),
     }
 }
 
-fn tell(told: &Told, shell: &mut Shell<'_>) -> Result<(), Error> {
+fn tell(progress: &Progress, shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json {
-        return shell.json(told);
+        return shell.json(progress);
     }
-    let Told { state, ca, next, hosts } = told;
+    let Progress { state, ca, next, hosts } = progress;
     let Some(next) = next else {
         return shell.line(&format!("no rollover is under way; the CA is {}", worded(ca)));
     };
@@ -186,15 +188,18 @@ fn listing(rows: &[RolloverHost]) -> Listing {
     listing
 }
 
-fn end(verb: &str, &End { force, yes }: &End, shell: &mut Shell<'_>) -> Result<(), Error> {
+fn end<V: Verb<Request = RolloverEnd, Reply = RolloverEnded>>(
+    &End { force, yes }: &End,
+    shell: &mut Shell<'_>,
+) -> Result<(), Error> {
     let client = shell.client()?;
     if force && !yes {
-        let told: Told = client.ask(verb::ROLLOVER_STATUS, &Nothing {})?;
-        shell.table_aside(listing(&told.hosts));
-        let who = if verb == verb::ROLLOVER_FINISH { "have not moved" } else { "use the new CA" };
+        let progress = client.ask::<verb::RolloverStatus>(&Nothing {})?;
+        shell.table_aside(listing(&progress.hosts));
+        let who = if V::PATH == verb::RolloverFinish::PATH { "have not moved" } else { "use the new CA" };
         shell.prompt().confirm(&format!("Shut out the hosts that {who}, if there are any?"))?;
     }
-    let ended: RolloverEnded = client.ask(verb, &RolloverEnd { force })?;
+    let ended: RolloverEnded = client.ask::<V>(&RolloverEnd { force })?;
     if shell.global.json {
         return shell.json(&ended);
     }

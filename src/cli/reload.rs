@@ -26,7 +26,7 @@ pub(super) struct Reload {
 
 pub(super) fn run(args: &Reload, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Reload { force } = *args;
-    let reloads: Vec<Answer> = shell.client()?.ask(verb::RELOAD, &ReloadAsked { force })?;
+    let reloads = shell.client()?.ask::<verb::Reload>(&ReloadAsked { force })?;
     if shell.global.json {
         shell.json(&reloads)?;
     } else {

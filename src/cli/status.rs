@@ -20,7 +20,7 @@ pub(super) struct Status {}
 
 pub(super) fn run(args: &Status, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Status {} = args;
-    let status: Answer = shell.client()?.ask(verb::STATUS, &Nothing {})?;
+    let status = shell.client()?.ask::<verb::Status>(&Nothing {})?;
     if shell.global.json {
         return shell.json(&status);
     }

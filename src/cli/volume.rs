@@ -152,14 +152,14 @@ pub(super) fn run(command: Volume, shell: &mut Shell<'_>) -> Result<(), Error> {
         Volume::Inspect(args) => inspect(&args, shell),
         Volume::Rm(args) => rm(&args, shell),
         Volume::Restore(Restore { name }) => {
-            let volume: Row = shell.client()?.ask(verb::VOLUME_RESTORE, &VolumeRestore { name })?;
+            let volume = shell.client()?.ask::<verb::VolumeRestore>(&VolumeRestore { name })?;
             if shell.global.json { shell.json(&volume) } else { shell.line(&volume.name) }
         }
     }
 }
 
 fn ls(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let mut rows: Vec<Row> = shell.client()?.ask(verb::VOLUME_LS, &Nothing {})?;
+    let mut rows = shell.client()?.ask::<verb::VolumeLs>(&Nothing {})?;
     rows.retain(|row| filter::admits(&args.filter, row));
     if args.quiet {
         return names(rows.iter().map(|row| &*row.name), shell);
@@ -181,7 +181,7 @@ fn ls_trash(args: &Ls, shell: &mut Shell<'_>) -> Result<(), Error> {
             "the filter {key} says nothing of removed volumes; with --trash there are name and backend"
         )));
     }
-    let mut rows: Vec<Trashed> = shell.client()?.ask(verb::VOLUME_TRASH, &Nothing {})?;
+    let mut rows = shell.client()?.ask::<verb::VolumeTrash>(&Nothing {})?;
     rows.retain(|row| filter::admits_trashed(&args.filter, row));
     if args.quiet {
         return names(rows.iter().map(|row| &*row.id), shell);
@@ -223,7 +223,7 @@ fn create(args: Create, shell: &mut Shell<'_>) -> Result<(), Error> {
             return Err(Error::Usage(format!("-o {key} is given twice, as {before:?} and as {value:?}")));
         }
     }
-    let volume: Row = shell.client()?.ask(verb::VOLUME_CREATE, &VolumeCreate { name, options })?;
+    let volume = shell.client()?.ask::<verb::VolumeCreate>(&VolumeCreate { name, options })?;
     if shell.global.json { shell.json(&volume) } else { shell.line(&volume.name) }
 }
 
@@ -231,7 +231,7 @@ fn inspect(args: &Inspect, shell: &mut Shell<'_>) -> Result<(), Error> {
     let client = shell.client()?;
     let mut found = Vec::new();
     let result = each(&args.names, |name| {
-        let detail: VolumeDetail = client.ask(verb::VOLUME_INSPECT, &VolumeName { name: name.clone() })?;
+        let detail = client.ask::<verb::VolumeInspect>(&VolumeName { name: name.clone() })?;
         found.push(detail);
         Ok(())
     });
@@ -298,11 +298,11 @@ fn rm(args: &Rm, shell: &mut Shell<'_>) -> Result<(), Error> {
         shell.prompt().confirm(&format!("Delete the data of {} for good?", names.join(", ")))?;
     }
     let client = shell.client()?;
-    let remover = if *now { client.clone().with_patience(DELETION) } else { client.clone() };
+    let remover = if *now { client.clone().with_answer_timeout(DELETION) } else { client.clone() };
     let mut removed = Vec::new();
     let json = shell.global.json;
     let result = each(names, |name| {
-        match remover.ask::<Done>(verb::VOLUME_RM, &VolumeRemove { name: name.clone(), now: *now }) {
+        match remover.ask::<verb::VolumeRm>(&VolumeRemove { name: name.clone(), now: *now }) {
             Ok(Done { done }) => {
                 removed.push(serde_json::json!({ "name": name, "done": done }));
                 if json { Ok(()) } else { shell.line(name) }
@@ -319,14 +319,14 @@ fn rm(args: &Rm, shell: &mut Shell<'_>) -> Result<(), Error> {
 
 /// Whether a removal had something to remove: a refusal does not tell that in a way a program can read.
 fn exists(name: &str, in_trash_too: bool, client: &Client) -> Result<bool, Error> {
-    let volumes: Vec<Row> = client.ask(verb::VOLUME_LS, &Nothing {})?;
+    let volumes = client.ask::<verb::VolumeLs>(&Nothing {})?;
     if volumes.iter().any(|volume| volume.name == *name) {
         return Ok(true);
     }
     if !in_trash_too {
         return Ok(false);
     }
-    let trash: Vec<Trashed> = client.ask(verb::VOLUME_TRASH, &Nothing {})?;
+    let trash = client.ask::<verb::VolumeTrash>(&Nothing {})?;
     Ok(trash.iter().any(|removed| removed.name == *name || removed.id == *name))
 }
 

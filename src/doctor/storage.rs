@@ -92,8 +92,8 @@ fn configuration(file: &Path, faults: Option<&config::Faults>) -> Finding {
 
 fn service(admin: &Path, findings: &mut Vec<Finding>) {
     let finding = |verdict, message: String| Finding::new(SERVICE, shown(admin), verdict, message);
-    let status: wire::Status = match Client::new(admin).with_patience(PATIENCE).ask(verb::STATUS, &Nothing {})
-    {
+    let client = Client::new(admin).with_answer_timeout(PATIENCE);
+    let status = match client.ask::<verb::Status>(&Nothing {}) {
         Ok(status) => status,
         Err(error @ ClientError::Denied { .. }) => {
             findings.push(

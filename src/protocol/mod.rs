@@ -114,8 +114,14 @@ impl Protocols {
             Some(_) => return Refusal::method(&method).into(),
             None => return Refusal::path(&path).into(),
         };
-        let request =
-            TakenIn { verb, caller, let_in, body, settings: (self.settings)(), room: self.room.clone() };
+        let request = PendingRequest {
+            verb,
+            caller,
+            let_in,
+            body,
+            settings: (self.settings)(),
+            room: self.room.clone(),
+        };
         if verb.lasting {
             request.carried_through(Arc::clone(&self.service)).await
         } else {
@@ -133,7 +139,7 @@ impl Protocols {
 }
 
 /// A request whose verb is known and whose body is still to arrive.
-struct TakenIn {
+struct PendingRequest {
     verb: Verb,
     caller: Caller,
     let_in: Option<LetIn>,
@@ -142,7 +148,7 @@ struct TakenIn {
     room: envelope::Room,
 }
 
-impl TakenIn {
+impl PendingRequest {
     async fn answer(self, service: &Arc<Service>) -> Answer {
         let Self { verb, caller, let_in, body, settings, room } = self;
         let lost = |refusal: Refusal| if verb.empty == Empty::Lost { Answer::None } else { refusal.into() };

@@ -164,7 +164,7 @@ where
         let (server, connection) = (Arc::clone(&server), Arc::clone(&connection));
         service_fn(move |request| {
             let answer = answer(Arc::clone(&server), Arc::clone(&connection), service.clone(), request);
-            TakenIn { answer: Box::pin(answer), begun: false }
+            PolledAtLeastOnce { answer: Box::pin(answer), begun: false }
         })
     };
     let http = http1::Builder::new()
@@ -203,14 +203,14 @@ where
     log::debug!("{connection}: {end}");
 }
 
-/// A request that has come in. hyper may see that the client has gone before it polls the answer for the first time,
-/// and then drops it; the handler sees the request all the same, once, and can begin what must not be lost.
-struct TakenIn<F: Future> {
+/// A handler's future that is polled at least once. hyper drops an answer unpolled if it sees first that the client has
+/// disconnected; the handler still gets the request, and can begin what must not be lost.
+struct PolledAtLeastOnce<F: Future> {
     answer: Pin<Box<F>>,
     begun: bool,
 }
 
-impl<F: Future> Future for TakenIn<F> {
+impl<F: Future> Future for PolledAtLeastOnce<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
@@ -219,7 +219,7 @@ impl<F: Future> Future for TakenIn<F> {
     }
 }
 
-impl<F: Future> Drop for TakenIn<F> {
+impl<F: Future> Drop for PolledAtLeastOnce<F> {
     fn drop(&mut self) {
         // When the runtime itself is going away, nothing can begin any more.
         if !self.begun && tokio::runtime::Handle::try_current().is_ok() {
