@@ -23,10 +23,12 @@ trait Handle: Verb {
     ) -> impl Future<Output = Result<Self::Reply, HttpError>> + Send;
 }
 
+type Answered<'a> = Pin<Box<dyn Future<Output = JsonResult> + Send + 'a>>;
+
 /// Where the requests for one path go.
 pub(super) struct Route {
-    pub path: &'static str,
-    pub run: for<'a> fn(&'a Admin, &'a [u8]) -> Pin<Box<dyn Future<Output = JsonResult> + Send + 'a>>,
+    pub(super) path: &'static str,
+    pub(super) run: for<'a> fn(&'a Admin, &'a [u8]) -> Answered<'a>,
 }
 
 /// The routes of all verbs. A test compares them with the table of verbs.

@@ -42,7 +42,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-pub(crate) use self::change::{Access, DirectoryUse, Footprint, Freshness};
+pub(crate) use self::change::Footprint;
+#[cfg(feature = "etcd")]
+pub(crate) use self::change::{Access, DirectoryUse, Freshness};
 pub use self::change::{Change, Meant, Outcome, Refusal};
 pub use self::clones::{Cloned, Used};
 pub use self::node_name::{Named, Naming};

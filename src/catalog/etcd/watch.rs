@@ -100,7 +100,7 @@ async fn read_again(core: &Core) {
                 return;
             }
             Err(OpenError::Row { source, .. }) => {
-                core.watch_failed(WatchFault::NotUnderstood, &chain(&source))
+                core.watch_failed(WatchFault::NotUnderstood, &chain(&source));
             }
             Err(error @ (OpenError::Foreign { .. } | OpenError::HalfImported { .. })) => {
                 core.watch_failed(WatchFault::NotUnderstood, &chain(&error));
