@@ -60,10 +60,7 @@ const fn route<V: Handle>() -> Route {
     Route { path: V::PATH, run: run::<V> }
 }
 
-fn run<'a, V: Handle>(
-    admin: &'a Admin,
-    body: &'a [u8],
-) -> Pin<Box<dyn Future<Output = JsonResult> + Send + 'a>> {
+fn run<'a, V: Handle>(admin: &'a Admin, body: &'a [u8]) -> Answered<'a> {
     Box::pin(async move {
         let request = V::Request::parse(body).map_err(|error| {
             HttpError::new(StatusCode::BAD_REQUEST, format!("the request is not understood: {error}"))

@@ -388,9 +388,17 @@ async fn what_etcd_always_refuses_blocks_nothing() {
     recorded(&etcd).await;
     assert_eq!((count(&catalog.view(), "db"), catalog.fault()), (1, None));
     let path = etcd.core.outbox.path().to_path_buf();
-    drop((etcd, catalog));
-    let text = std::fs::read_to_string(&path).unwrap();
+    // What is recorded is taken out of the file a moment later.
+    let mut text = String::new();
+    for _ in 0..100 {
+        text = std::fs::read_to_string(&path).unwrap();
+        if text.lines().count() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     assert!(text.lines().count() == 2 && text.contains("stale"), "{text}");
+    drop((etcd, catalog));
 
     server.stop();
     server.words.clear();
