@@ -108,12 +108,30 @@ fn a_power_cut_loses_nothing_that_was_answered_on_ext4() {
     cuts("ext4", "data=ordered");
 }
 
+#[test]
+#[ignore = "tests/power runs it"]
+fn a_power_cut_loses_nothing_that_was_answered_on_ext4_with_writeback() {
+    cuts("ext4", "data=writeback");
+}
+
+#[test]
+#[ignore = "tests/power runs it"]
+fn a_power_cut_loses_nothing_that_was_answered_on_xfs() {
+    cuts("xfs", "defaults");
+}
+
+#[test]
+#[ignore = "tests/power runs it"]
+fn a_power_cut_loses_nothing_that_was_answered_on_btrfs() {
+    cuts("btrfs", "defaults");
+}
+
 /// Records a disk of that file system under load, and looks at what is left of it after some cuts.
 fn cuts(kind: &str, options: &str) {
     let seed = seed("VOLHOST_POWER_SEED");
     eprintln!("VOLHOST_POWER_SEED={seed}");
-    let load = Duration::from_secs(setting("VOLHOST_POWER_SECONDS").unwrap_or(20));
-    let cuts = setting("VOLHOST_POWER_CUTS").unwrap_or(5);
+    let load = Duration::from_secs(setting("VOLHOST_POWER_SECONDS").unwrap_or(15));
+    let cuts = setting("VOLHOST_POWER_CUTS").unwrap_or(4);
     let serve = SERVE.replace("KIND", kind).replace("OPTIONS", options);
     let (recording, first, history) = record(image(kind), &serve, load, seed);
     eprintln!("{} events on the disk, {} operations", recording.len(), history.len());
