@@ -131,7 +131,7 @@ fn cuts(kind: &str, options: &str) {
     let seed = seed("VOLHOST_POWER_SEED");
     eprintln!("VOLHOST_POWER_SEED={seed}");
     let load = Duration::from_secs(setting("VOLHOST_POWER_SECONDS").unwrap_or(15));
-    let cuts = setting("VOLHOST_POWER_CUTS").unwrap_or(4);
+    let cuts = setting("VOLHOST_POWER_CUTS").unwrap_or(3);
     let serve = SERVE.replace("KIND", kind).replace("OPTIONS", options);
     let (recording, first, history) = record(image(kind), &serve, load, seed);
     eprintln!("{} events on the disk, {} operations", recording.len(), history.len());
