@@ -1,4 +1,4 @@
-//! What an existing directory is that a volume is to adopt.
+//! Looking at a directory that a volume is to adopt.
 
 use rustix::fs::FileType;
 
@@ -8,7 +8,7 @@ use crate::backend::name_folding::occupied;
 use crate::backend::root::Root;
 use crate::model::volume::VolumeName;
 
-/// What a volume would get that adopts the directory of its name.
+/// The thing that a volume would adopt under its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Adoptable {
     /// A directory that is listed under exactly that name.
@@ -58,7 +58,9 @@ impl Root {
 mod tests {
     use super::*;
     use crate::backend::NameFolding;
-    use crate::backend::tests::{Shaky, is_root, open, volume};
+    use volhost_test_fuse::ScratchFs;
+
+    use crate::backend::tests::{is_root, open, volume};
 
     #[test]
     fn storage_that_tells_names_apart_is_known_for_it() {
@@ -76,11 +78,11 @@ mod tests {
 
     #[test]
     fn storage_that_folds_case_is_found_out_and_adopts_only_the_name_that_is_listed() {
-        let Some(shaky) = Shaky::mount() else { return };
-        shaky.fs.control().fold_case(true);
-        let root = open(shaky.at.path());
+        let Some(shaky) = ScratchFs::mount() else { return };
+        shaky.control().fold_case(true);
+        let root = open(shaky.at());
         for name in [".volhost", "db"] {
-            std::fs::create_dir(shaky.backing.path().join(name)).unwrap();
+            std::fs::create_dir(shaky.backing().join(name)).unwrap();
         }
         assert_eq!(root.name_folding().unwrap().word(), "case-insensitive");
         assert_eq!(root.adoptable(&volume("DB"), &[]).unwrap(), Adoptable::ListedAs("db".into()));
@@ -89,7 +91,7 @@ mod tests {
         assert!(error.contains("/db") && !error.contains("adopt"), "{error}");
         assert!(root.occupied(&volume("db")).to_string().contains("adopt=true"));
         // Renamed by hand: the volume `db` finds it all the same.
-        std::fs::rename(shaky.backing.path().join("db"), shaky.backing.path().join("DB")).unwrap();
+        std::fs::rename(shaky.backing().join("db"), shaky.backing().join("DB")).unwrap();
         let adoptable = root.adoptable(&volume("DB"), &[volume("db")]).unwrap();
         assert_eq!(adoptable, Adoptable::Directory { same: vec![volume("db")] });
     }

@@ -220,7 +220,7 @@ mod tests {
 
     use super::*;
     use crate::backend::tests::{backend_name, open};
-    use volhost_test_fuse::{FuseFs, Op};
+    use volhost_test_fuse::{Op, ScratchFs};
 
     #[test]
     fn an_identity_is_written_once() {
@@ -252,20 +252,15 @@ mod tests {
     /// As on NFS, where no rename is told to spare what is there.
     #[test]
     fn another_ones_identity_stays_where_no_rename_spares_it() {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: only root can mount a file system");
-            return;
-        }
-        let (backing, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let storage = FuseFs::mount(backing.path(), at.path()).unwrap();
+        let Some(storage) = ScratchFs::mount() else { return };
         let (ours, theirs, name) = (BackendId::random(), BackendId::random(), backend_name("fast"));
         storage.control().refuse_rename_flags(true);
         storage.control().hang_on(Op::Rename, true);
         std::thread::scope(|threads| {
-            let late = threads.spawn(|| open(at.path()).write_identity(ours, &name));
+            let late = threads.spawn(|| open(storage.at()).write_identity(ours, &name));
             assert!(storage.control().wait_for_hanging(1, std::time::Duration::from_secs(20)));
             // Another machine that has the same storage.
-            std::fs::write(backing.path().join(META_DIR).join(IDENTITY), compose(theirs, &name)).unwrap();
+            std::fs::write(storage.backing().join(META_DIR).join(IDENTITY), compose(theirs, &name)).unwrap();
             storage.control().hang_on(Op::Rename, false);
             let refused = late.join().unwrap().unwrap_err();
             assert!(
@@ -273,12 +268,12 @@ mod tests {
                 "{refused}"
             );
         });
-        let meta = backing.path().join(META_DIR);
-        assert_eq!(identity_at(backing.path()).unwrap().unwrap().id, theirs);
+        let meta = storage.backing().join(META_DIR);
+        assert_eq!(identity_at(storage.backing()).unwrap().unwrap().id, theirs);
         assert_eq!(std::fs::read_dir(&meta).unwrap().count(), 1);
         // Alone, it is the first.
         std::fs::remove_file(meta.join(IDENTITY)).unwrap();
-        let root = open(at.path());
+        let root = open(storage.at());
         root.write_identity(ours, &name).unwrap();
         assert_eq!(root.identity().unwrap().unwrap().id, ours);
         assert_eq!(std::fs::read_dir(&meta).unwrap().count(), 1);

@@ -14,7 +14,7 @@ use super::*;
 use crate::model::backend::BackendId;
 use crate::model::options::{Mode, Ownership};
 use crate::model::volume::{VolumeId, VolumeName};
-use volhost_test_fuse::{FuseFs, Op};
+use volhost_test_fuse::{Op, ScratchFs};
 
 pub(super) fn volume(name: &str) -> VolumeName {
     VolumeName::parse(name).unwrap()
@@ -102,29 +102,10 @@ fn hasty(path: &Path) -> Arc<Backend> {
     })
 }
 
-/// A file system that misbehaves on command, with a backend's root in it; `None` without root's rights.
-pub(super) struct Shaky {
-    pub(super) fs: FuseFs,
-    pub(super) at: TempDir,
-    pub(super) backing: TempDir,
-}
-
-impl Shaky {
-    pub(super) fn mount() -> Option<Self> {
-        if !is_root() {
-            eprintln!("skipped: only root can mount a file system");
-            return None;
-        }
-        let (backing, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let fs = FuseFs::mount(backing.path(), at.path()).unwrap();
-        Some(Self { fs, at, backing })
-    }
-}
-
 #[test]
 fn the_file_system_of_these_tests_passes_everything_else_through() {
-    let Some(shaky) = Shaky::mount() else { return };
-    let (at, behind) = (shaky.fs.path(), shaky.backing.path());
+    let Some(shaky) = ScratchFs::mount() else { return };
+    let (at, behind) = (shaky.at(), shaky.backing());
     std::fs::create_dir(at.join("d")).unwrap();
     std::fs::write(at.join("d/file"), vec![7; 300_000]).unwrap();
     assert_eq!(std::fs::read(behind.join("d/file")).unwrap(), vec![7; 300_000]);
@@ -246,18 +227,18 @@ async fn work_that_panics_is_told_of_and_frees_its_slot() {
 
 #[tokio::test]
 async fn a_backend_that_hangs_holds_up_nobody_else() {
-    let Some(shaky) = Shaky::mount() else { return };
+    let Some(shaky) = ScratchFs::mount() else { return };
     let good = tempfile::tempdir().unwrap();
-    let (bad, good) = (hasty(shaky.at.path()), hasty(good.path()));
+    let (bad, good) = (hasty(shaky.at()), hasty(good.path()));
     bad.run(Expect::Nothing, |_| Ok(())).await.unwrap();
-    shaky.fs.control().hang(true);
+    shaky.control().hang(true);
     let waiting: Vec<_> = (0..SLOTS)
         .map(|_| {
             let bad = Arc::clone(&bad);
             tokio::spawn(async move { bad.run(Expect::Nothing, Root::staged).await })
         })
         .collect();
-    eventually("all operations hang", || shaky.fs.control().hanging() == SLOTS).await;
+    eventually("all operations hang", || shaky.control().hanging() == SLOTS).await;
     // Callers that go away leave their operations behind: those still hold their slots.
     let gone = waiting.iter().take(SLOTS / 2);
     for caller in gone {
@@ -275,7 +256,7 @@ async fn a_backend_that_hangs_holds_up_nobody_else() {
     good.run(Expect::Nothing, |_| Ok(())).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(5));
 
-    shaky.fs.control().hang(false);
+    shaky.control().hang(false);
     for caller in waiting.into_iter().skip(SLOTS / 2) {
         assert_eq!(caller.await.unwrap().unwrap(), Listing::default());
     }
@@ -284,24 +265,24 @@ async fn a_backend_that_hangs_holds_up_nobody_else() {
 
 #[tokio::test]
 async fn probes_of_a_backend_that_hangs_do_not_pile_up() {
-    let Some(shaky) = Shaky::mount() else { return };
-    let backend = hasty(shaky.at.path());
+    let Some(shaky) = ScratchFs::mount() else { return };
+    let backend = hasty(shaky.at());
     let id = BackendId::random();
     backend.run(Expect::Nothing, move |root| root.write_identity(id, &backend_name("fast"))).await.unwrap();
     let expect = Expect::This(id);
     assert!(matches!(*backend.probe(expect).await, Health::Online(_)));
-    shaky.fs.control().hang(true);
+    shaky.control().hang(true);
     for _ in 0..3 {
         let health = backend.probe(expect).await;
         let Health::Offline { reason, .. } = &*health else { panic!("{health:?}") };
         assert!(reason.contains(" does not answer since "), "{reason}");
-        assert_eq!(shaky.fs.control().hanging(), 1);
+        assert_eq!(shaky.control().hanging(), 1);
     }
     let began = Instant::now();
     assert!(matches!(backend.run(expect, |_| Ok(())).await, Err(BackendError::Offline { .. })));
     assert!(began.elapsed() < Duration::from_secs(5));
-    assert_eq!(shaky.fs.control().hanging(), 1, "an operation was sent after the probe that hangs");
-    shaky.fs.control().hang(false);
+    assert_eq!(shaky.control().hanging(), 1, "an operation was sent after the probe that hangs");
+    shaky.control().hang(false);
     eventually("the probe that hung brings the backend back", || {
         matches!(*backend.health(), Health::Online(_))
     })
@@ -311,19 +292,19 @@ async fn probes_of_a_backend_that_hangs_do_not_pile_up() {
 
 #[tokio::test]
 async fn a_removed_export_is_offline_until_it_is_back() {
-    let Some(shaky) = Shaky::mount() else { return };
-    let backend = hasty(shaky.at.path());
+    let Some(shaky) = ScratchFs::mount() else { return };
+    let backend = hasty(shaky.at());
     let id = BackendId::random();
     backend.run(Expect::Nothing, move |root| root.write_identity(id, &backend_name("fast"))).await.unwrap();
-    shaky.fs.control().stale(true);
+    shaky.control().stale(true);
     let error = backend.run(Expect::This(id), |_| Ok(())).await.unwrap_err();
     assert!(matches!(error, BackendError::Offline { .. }), "{error}");
     assert!(error.to_string().contains("Stale file handle"), "{error}");
     assert!(matches!(*backend.probe(Expect::This(id)).await, Health::Offline { .. }));
-    shaky.fs.control().stale(false);
+    shaky.control().stale(false);
     backend.run(Expect::This(id), |_| Ok(())).await.unwrap();
     assert!(matches!(*backend.health(), Health::Online(_)));
-    let control = shaky.fs.control().clone();
+    let control = shaky.control().clone();
     let lost = backend
         .run(Expect::This(id), move |root| {
             control.stale(true);
@@ -336,9 +317,9 @@ async fn a_removed_export_is_offline_until_it_is_back() {
 
 #[test]
 fn storage_without_rename_flags_still_never_replaces() {
-    let Some(shaky) = Shaky::mount() else { return };
-    shaky.fs.control().refuse_rename_flags(true);
-    let root = open(shaky.at.path());
+    let Some(shaky) = ScratchFs::mount() else { return };
+    shaky.control().refuse_rename_flags(true);
+    let root = open(shaky.at());
     root.write_identity(BackendId::random(), &backend_name("fast")).unwrap();
     let first = made(&root, "db");
     let second = VolumeId::random();
@@ -350,15 +331,15 @@ fn storage_without_rename_flags_still_never_replaces() {
     let occupied = root.untrash(first, &volume("db")).unwrap_err();
     assert!(matches!(occupied, BackendError::Occupied { directory: true, .. }), "{occupied}");
     root.untrash(first, &volume("old")).unwrap();
-    assert_eq!(std::fs::read_to_string(shaky.at.path().join("old/data")).unwrap(), "db");
-    assert!(shaky.fs.control().seen(Op::Rename) >= 8, "the fallback was not taken");
+    assert_eq!(std::fs::read_to_string(shaky.at().join("old/data")).unwrap(), "db");
+    assert!(shaky.control().seen(Op::Rename) >= 8, "the fallback was not taken");
 }
 
 #[test]
 fn storage_that_refuses_chown_is_told_of_and_left_clean() {
-    let Some(shaky) = Shaky::mount() else { return };
-    let root = open(shaky.at.path());
-    shaky.fs.control().refuse_chown(true);
+    let Some(shaky) = ScratchFs::mount() else { return };
+    let root = open(shaky.at());
+    shaky.control().refuse_chown(true);
     root.stage(VolumeId::random(), owned(0, 0, mode("2775"))).unwrap();
     let refused = root.stage(VolumeId::random(), owned(70, 0, mode("0700"))).unwrap_err();
     assert!(refused.to_string().contains("cannot be given owner 70:0 and mode 0700"), "{refused}");
@@ -370,38 +351,38 @@ fn storage_that_refuses_chown_is_told_of_and_left_clean() {
 
 #[test]
 fn storage_that_cannot_sync_directories_is_used_all_the_same() {
-    let Some(shaky) = Shaky::mount() else { return };
-    shaky.fs.control().refuse_fsyncdir(true);
-    let root = open(shaky.at.path());
+    let Some(shaky) = ScratchFs::mount() else { return };
+    shaky.control().refuse_fsyncdir(true);
+    let root = open(shaky.at());
     root.write_identity(BackendId::random(), &backend_name("fast")).unwrap();
     let id = made(&root, "db");
     root.trash(&volume("db"), id).unwrap();
     assert!(root.mark_deleting(id).unwrap());
     assert_eq!(root.purge(id, 100, &mut PurgePass::default()).unwrap(), PurgeProgress::Done);
-    assert!(shaky.fs.control().seen(Op::Fsyncdir) > 0);
+    assert!(shaky.control().seen(Op::Fsyncdir) > 0);
 }
 
 #[test]
 fn an_answer_that_was_lost_is_looked_after() {
-    let Some(shaky) = Shaky::mount() else { return };
-    let root = open(shaky.at.path());
+    let Some(shaky) = ScratchFs::mount() else { return };
+    let root = open(shaky.at());
     let id = VolumeId::random();
     root.stage(id, owned(0, 0, mode("0755"))).unwrap();
-    shaky.fs.control().lose_answer_once(Op::Rename, libc::EIO);
+    shaky.control().lose_answer_once(Op::Rename, libc::EIO);
     root.publish(id, &volume("db")).unwrap();
     assert_eq!(root.volume_state(&volume("db")).unwrap(), VolumeState::Directory);
     assert_eq!(root.staged().unwrap(), Listing::default());
 
-    shaky.fs.control().fail_once(Op::Rename, libc::EIO);
+    shaky.control().fail_once(Op::Rename, libc::EIO);
     let failed = root.trash(&volume("db"), id).unwrap_err();
     assert!(failed.effect_unknown(), "{failed}");
     assert_eq!(root.volume_state(&volume("db")).unwrap(), VolumeState::Directory);
 
-    shaky.fs.control().fail_once(Op::Rename, libc::ENOSPC);
+    shaky.control().fail_once(Op::Rename, libc::ENOSPC);
     let refused = root.trash(&volume("db"), id).unwrap_err();
     assert!(!refused.effect_unknown(), "{refused}");
 
-    shaky.fs.control().fail_once(Op::Fsyncdir, libc::EIO);
+    shaky.control().fail_once(Op::Fsyncdir, libc::EIO);
     let failed = root.trash(&volume("db"), id).unwrap_err();
     assert!(failed.effect_unknown(), "{failed}");
     assert_eq!(root.trashed().unwrap().volumes, [id]);

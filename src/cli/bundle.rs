@@ -72,7 +72,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use volhost_test_fuse::{FuseFs, Op};
+    use volhost_test_fuse::{Op, ScratchFs};
 
     fn names(directory: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(directory).unwrap();
@@ -111,29 +111,24 @@ mod tests {
     /// As on NFS, where no rename is told to spare what is there.
     #[test]
     fn a_file_made_meanwhile_stays_where_no_rename_spares_it() {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: only root can mount a file system");
-            return;
-        }
-        let (backing, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let storage = FuseFs::mount(backing.path(), at.path()).unwrap();
+        let Some(storage) = ScratchFs::mount() else { return };
         storage.control().refuse_rename_flags(true);
-        let path = at.path().join("web1.tar");
+        let path = storage.at().join("web1.tar");
         let late = Destination::prepare(&path, false).unwrap();
         storage.control().hang_on(Op::Rename, true);
         std::thread::scope(|threads| {
             let late = threads.spawn(|| late.write(b"archive"));
             assert!(storage.control().wait_for_hanging(1, std::time::Duration::from_secs(20)));
-            std::fs::write(backing.path().join("web1.tar"), "mine").unwrap();
+            std::fs::write(storage.backing().join("web1.tar"), "mine").unwrap();
             storage.control().hang_on(Op::Rename, false);
             assert!(matches!(late.join().unwrap(), Err(BundleError::Exists(_))));
         });
-        assert_eq!(std::fs::read(backing.path().join("web1.tar")).unwrap(), b"mine");
+        assert_eq!(std::fs::read(storage.backing().join("web1.tar")).unwrap(), b"mine");
         std::fs::remove_file(&path).unwrap();
         let flushes = storage.control().seen(Op::Fsyncdir);
         Destination::prepare(&path, false).unwrap().write(b"archive").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"archive");
-        assert_eq!(names(at.path()), ["web1.tar"]);
+        assert_eq!(names(storage.at()), ["web1.tar"]);
         assert!(
             storage.control().seen(Op::Fsyncdir) > flushes,
             "the new name may not outlast a loss of power"

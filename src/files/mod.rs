@@ -220,7 +220,7 @@ fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use volhost_test_fuse::{FuseFs, Op};
+    use volhost_test_fuse::{Op, ScratchFs};
 
     #[test]
     fn a_created_file_takes_nobodys_place_and_a_replaced_one_is_whole() {
@@ -245,14 +245,9 @@ mod tests {
     /// As on NFS: by a hard link.
     #[test]
     fn a_name_that_is_taken_stays_where_no_rename_spares_it() {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: only root can mount a file system");
-            return;
-        }
-        let (backing, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let storage = FuseFs::mount(backing.path(), at.path()).unwrap();
+        let Some(storage) = ScratchFs::mount() else { return };
         storage.control().refuse_rename_flags(true);
-        let (path, other) = (at.path().join("key"), at.path().join("other"));
+        let (path, other) = (storage.at().join("key"), storage.at().join("other"));
         create(&path, b"first", 0o600).unwrap();
         assert_eq!(create(&path, b"second", 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(read(&path).unwrap().as_deref(), Some(&b"first"[..]));
@@ -267,7 +262,7 @@ mod tests {
         storage.control().fail_once(Op::Link, libc::EPERM);
         assert_eq!(rename(&path, &other).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(read(&other).unwrap().as_deref(), Some(&b"other"[..]));
-        assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 2);
+        assert_eq!(std::fs::read_dir(storage.at()).unwrap().count(), 2);
     }
 
     #[test]

@@ -22,9 +22,64 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
+use tempfile::TempDir;
 
 /// Nothing is cached by the kernel, so that a change of behaviour shows at once.
 const TTL: Duration = Duration::ZERO;
+
+/// Returns true if this process can mount a file system, and says that a test is skipped if it cannot.
+#[must_use]
+pub fn can_mount() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        eprintln!("skipped: only root can mount a file system");
+    }
+    is_root
+}
+
+/// A file system between two temporary directories.
+pub struct ScratchFs {
+    // Dropped first: it is mounted at the directory below.
+    fs: FuseFs,
+    at: TempDir,
+    backing: TempDir,
+}
+
+impl ScratchFs {
+    /// Mounts one; `None` if this process cannot.
+    ///
+    /// # Panics
+    ///
+    /// If root cannot mount it either: without `/dev/fuse`, say.
+    #[must_use]
+    pub fn mount() -> Option<Self> {
+        if !can_mount() {
+            return None;
+        }
+        let directory = || TempDir::new().expect("a temporary directory can be made");
+        let (backing, at) = (directory(), directory());
+        let fs = FuseFs::mount(backing.path(), at.path()).expect("root can mount a file system");
+        Some(Self { fs, at, backing })
+    }
+
+    /// How the file system behaves from now on.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        self.fs.control()
+    }
+
+    /// The directory that it is mounted at.
+    #[must_use]
+    pub fn at(&self) -> &Path {
+        self.at.path()
+    }
+
+    /// The directory that it passes through to.
+    #[must_use]
+    pub fn backing(&self) -> &Path {
+        self.backing.path()
+    }
+}
 
 /// A mounted file system; unmounted, with everything that hangs released, when it is dropped.
 pub struct FuseFs {

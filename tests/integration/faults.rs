@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::harness::Daemon;
 use crate::harness::disk::{names, tree, without_top};
 use crate::harness::http::{Answer, Client};
-use volhost_test_fuse::{FuseFs, Op};
+use volhost_test_fuse::{FuseFs, Op, can_mount};
 
 fn call(client: &mut Client, rpc: &str, name: &str) -> Answer {
     client.call(&format!("/VolumeDriver.{rpc}"), &json!({ "Name": name, "ID": "one" })).unwrap()
@@ -39,7 +39,7 @@ const FAULTS: [Fault; 6] = [
 
 #[test]
 fn an_answer_that_the_storage_loses_leaves_nothing_half_made() {
-    if !is_root() {
+    if !can_mount() {
         return;
     }
     let setup = Daemon::setup();
@@ -143,7 +143,7 @@ impl Drop for Small {
 
 #[test]
 fn a_full_disk_under_the_catalog_changes_nothing_that_was_answered() {
-    if !is_root() {
+    if !can_mount() {
         return;
     }
     let setup = Daemon::setup();
@@ -220,12 +220,4 @@ fn a_full_disk_under_the_catalog_changes_nothing_that_was_answered() {
     assert_eq!(fs::read_to_string(root.join("removed/file")).unwrap(), "removed");
     assert!(names(&root).contains("db"));
     daemon.kill9();
-}
-
-fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("skipped: only root can mount a file system");
-    }
-    root
 }

@@ -70,16 +70,11 @@ async fn open_in(cluster: Cluster, instance: Instance) -> Arc<dyn Catalog> {
 /// What waits for the storage of the credentials holds up nothing that needs only the cluster.
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_that_cannot_be_read_in_time_hold_up_nothing() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can mount a file system");
-        return;
-    }
+    let Some(storage) = volhost_test_fuse::ScratchFs::mount() else { return };
     let server = Server::start();
     let mut instance = with_a_password(&server, "store1");
-    let (backing, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let file = instance.credentials.password_file.replace(at.path().join("password")).unwrap();
-    std::fs::copy(&file, backing.path().join("password")).unwrap();
-    let storage = volhost_test_fuse::FuseFs::mount(backing.path(), at.path()).unwrap();
+    let file = instance.credentials.password_file.replace(storage.at().join("password")).unwrap();
+    std::fs::copy(&file, storage.backing().join("password")).unwrap();
     let catalog = open_as(&server, "credentials", instance).await;
     storage.control().hang(true);
     // The files are looked at every second.
