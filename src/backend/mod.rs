@@ -50,7 +50,8 @@ pub use self::purge::PurgeProgress;
 pub use self::purge_walk::PurgePass;
 pub use self::root::{Root, Usage};
 pub use self::volumes::{Listing, Staged, VolumeState};
-use crate::model::backend::{BackendName, BackendSettings};
+use crate::model::backend::BackendName;
+use crate::model::backend_settings::BackendSettings;
 
 /// The most threads that one backend can hold when its storage hangs: its operations and one probe.
 pub const THREADS_PER_BACKEND: usize = SLOTS + 1;

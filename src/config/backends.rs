@@ -13,7 +13,8 @@ use std::time::Duration;
 use super::json::Source;
 use super::node::{Entry, Members, Node, quoted};
 use super::{Fault, HostPattern, MapEntry, fields, walk};
-use crate::model::backend::{BackendName, BackendSettings};
+use crate::model::backend::BackendName;
+use crate::model::backend_settings::BackendSettings;
 use crate::model::host::HostName;
 use crate::model::options::Mode;
 

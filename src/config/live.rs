@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{Advertise, HostPattern};
-use crate::model::backend::{BackendName, BackendSettings};
+use crate::model::backend::BackendName;
+use crate::model::backend_settings::BackendSettings;
 use crate::model::limits::Limits;
 use crate::model::right::Listed;
 

@@ -1,41 +1,16 @@
-//! Names, identities and settings of backends. A [`BackendName`] is safe to print, to log and to use as a JSON key.
+//! Names and identities of backends. A [`BackendName`] is safe to print, to log and to use as a JSON key.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::mountpoints::Mountpoints;
-use super::options::Mode;
 use super::volume::VolumeId;
 
 /// A backend's name in the map: `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendName(Arc<str>);
-
-/// The settings of one backend, but for the hosts that may use it: the rules of access know those.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackendSettings {
-    /// The backend's directory, absolute; may lead through symbolic links.
-    pub path: PathBuf,
-    /// Where engines' hosts see it.
-    pub mountpoints: Mountpoints,
-    /// True if new volumes are refused.
-    pub draining: bool,
-    /// True if `path` must lie on a mounted file system other than that of `/`.
-    pub require_mount: bool,
-    /// How long removed volumes are kept; zero deletes them at once.
-    pub trash: Duration,
-    /// The user that owns new volumes' directories, unless Create says otherwise.
-    pub uid: u32,
-    /// The group that owns new volumes' directories, unless Create says otherwise.
-    pub gid: u32,
-    /// The mode of new volumes' directories, unless Create says otherwise.
-    pub mode: Mode,
-}
 
 /// The text is no backend name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

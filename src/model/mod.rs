@@ -3,6 +3,7 @@
 //! Rules and conversions without I/O. This room uses no other one.
 
 pub mod backend;
+pub mod backend_settings;
 pub mod host;
 pub mod limits;
 pub mod location;

@@ -22,7 +22,7 @@ pub(crate) fn rfc3339_exact(at: OffsetDateTime) -> String {
 ///
 /// # Errors
 ///
-/// What is wrong with the text.
+/// If the text is no such time.
 pub(crate) fn parse(text: &str) -> Result<OffsetDateTime, Parse> {
     OffsetDateTime::parse(text, &Rfc3339)
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::backend::{Health, VolumeState};
 use crate::catalog::{Asked, BackendState, Claimed, News, Outcome, Refusal, Removed};
-use crate::model::backend::BackendSettings;
+use crate::model::backend_settings::BackendSettings;
 use crate::volume::recovery_state::Leftovers;
 
 /// What all instances share: the rules on one view, and who claims what.
