@@ -24,6 +24,7 @@ use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -250,19 +251,24 @@ impl Service {
             let name = record.name.clone();
             let mut recorded = catalog.submit(Change::Insert(record));
             let durable = staged.sync();
-            let limit = if visited.is_crowded() { Duration::ZERO } else { RECORD_ON_THREAD_TIMEOUT };
-            // This is one of the runtime's threads for blocking work, which may wait for a future.
-            match Handle::current().block_on(timeout(limit, &mut recorded)) {
-                Ok(Ok(_)) if durable.is_ok() && wanted.wanted() => {
+            // This is one of the runtime's threads for blocking work, which may wait for a future. Others need it if the
+            // backend is crowded.
+            let recorded_soon = if visited.is_crowded() {
+                (&mut recorded).now_or_never()
+            } else {
+                Handle::current().block_on(timeout(RECORD_ON_THREAD_TIMEOUT, &mut recorded)).ok()
+            };
+            match recorded_soon {
+                Some(Ok(_)) if durable.is_ok() && wanted.wanted() => {
                     step("create:recorded");
                     let _ = report.send(ThreadReport::Renaming);
                     rename(root, id, &name)
                 }
-                Ok(outcome) => {
+                Some(outcome) => {
                     let _ = report.send(ThreadReport::Recording(Box::pin(ready(outcome))));
                     durable
                 }
-                Err(_elapsed) => {
+                None => {
                     let _ = report.send(ThreadReport::Recording(recorded));
                     durable
                 }
