@@ -17,8 +17,8 @@
 //! [`model`] holds the words that every room uses. [`error`], [`files`] and [`failpoint`] are used by every room, too.
 //! `tests/integration/layout.rs` checks each `use crate::` against this page.
 //!
-//! What volhost promises is in `docs/reference/promises.md`, why the house is built like this in `docs/architecture.md`,
-//! where a change begins in `docs/contributing.md`.
+//! `docs/reference/promises.md` lists the promises, `docs/architecture.md` says why the house is built like this, and
+//! `docs/contributing.md` where a change begins.
 
 pub(crate) mod admin;
 pub mod app;

@@ -15,7 +15,7 @@ use crate::model::options::Options;
 use crate::model::volume::{MountId, VolumeName};
 use crate::volume::{Error, Release, Released};
 
-/// What the service does for a verb.
+/// The service's side of a verb.
 trait Handle: Verb {
     fn handle(
         admin: &Admin,
@@ -25,7 +25,7 @@ trait Handle: Verb {
 
 type Answered<'a> = Pin<Box<dyn Future<Output = JsonResult> + Send + 'a>>;
 
-/// Where the requests for one path go.
+/// The path of a verb and its handler.
 pub(super) struct Route {
     pub(super) path: &'static str,
     pub(super) run: for<'a> fn(&'a Admin, &'a [u8]) -> Answered<'a>,

@@ -57,7 +57,7 @@ pub(crate) struct Counts {
 /// outcome is in the status. With `true`, what is worse than what is in force is put in force too.
 pub(crate) type Reload = Box<dyn Fn(bool) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
-/// What a request that was not done is answered with.
+/// The answer to a request that was not carried out.
 #[derive(Debug)]
 struct HttpError {
     status: StatusCode,

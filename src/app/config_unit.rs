@@ -26,7 +26,7 @@ pub(super) struct ConfigRead {
     pub(super) findings: Findings,
 }
 
-/// What was found out about a configuration without a fault in its files.
+/// Findings about a configuration whose files have no fault.
 #[derive(Default)]
 pub(super) struct Findings {
     /// The machine's hostname, if the configuration names no `node`.

@@ -186,7 +186,7 @@ fn make_default_backend(paths: &Paths, config: &Config) -> Result<(), ServeError
     Ok(())
 }
 
-/// What a service is built from.
+/// The parts that a service is built from.
 struct Start<'a> {
     paths: &'a Paths,
     file: Option<&'a Path>,
@@ -206,7 +206,7 @@ struct App {
     triggers: Triggers,
 }
 
-/// What takes requests from outside.
+/// The listeners, and the handlers that they pass requests to.
 struct Front {
     server: Arc<Server>,
     bound: Vec<Bound>,
@@ -214,7 +214,7 @@ struct Front {
     admin: Arc<Admin>,
 }
 
-/// What makes the running service act by itself.
+/// The events on which the running service acts by itself.
 struct Triggers {
     events: mpsc::UnboundedReceiver<Event>,
     reloads: mpsc::UnboundedSender<ReloadRequest>,

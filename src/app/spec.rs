@@ -61,7 +61,7 @@ pub(crate) fn plan(config: &Config, paths: &Paths, listening: Option<&[String]>)
 
 /// The outcome of writing the spec file.
 pub(super) struct SpecOutcome {
-    /// Where it is, or why it is not there; `None` if none is wanted.
+    /// Its path, or the reason why there is none; `None` if none is wanted.
     fact: Option<String>,
     /// What was done, if anything.
     done: Option<String>,

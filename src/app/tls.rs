@@ -91,7 +91,7 @@ pub(super) struct CrlRead {
     content: Result<Option<Vec<u8>>, ServeError>,
 }
 
-/// What is served with, and whose it is.
+/// The certificates in force, and who issued them.
 struct Material {
     contents: Contents,
     /// This machine's own certificate, if our authority issued one.

@@ -1,4 +1,4 @@
-//! What can happen to a catalog: every [`Change`], what it concerns, and what comes of it.
+//! Changes of a catalog: every [`Change`], what it concerns, and its outcome.
 //!
 //! Adding a change takes a variant, its [`Footprint`], and its rule in [`View::apply`](super::View). The footprint is the
 //! only other place that names every variant: locks, conditions and freshness follow from it.
@@ -34,7 +34,7 @@ pub enum Change {
         id: VolumeId,
         /// When it is removed.
         at: time::OffsetDateTime,
-        /// Whether the trash keeps its directory.
+        /// True if the trash keeps its directory.
         keep: bool,
     },
     /// Brings a removed volume back, not visible until it is published. Refused when the name is taken.
@@ -74,7 +74,7 @@ pub enum Change {
         address: Option<IpAddr>,
         /// When.
         at: time::OffsetDateTime,
-        /// Whether it is counted only as a repetition: refused as `NotMounted` unless this host and ID are counted
+        /// True if it is counted only as a repetition: refused as `NotMounted` unless this host and ID are counted
         /// already. A repetition is not refused for another host's mounts.
         again: bool,
     },
@@ -98,7 +98,7 @@ pub enum Change {
         host: HostName,
         /// The engine's ID.
         id: MountId,
-        /// What was known when it was answered, where it is decided later than that.
+        /// The mount that it was about when it was answered; `None` if it is decided before its answer.
         meant: Option<Meant>,
     },
     /// Takes mounts out by the operator's word.
@@ -107,9 +107,9 @@ pub enum Change {
         name: VolumeName,
         /// Whose mounts.
         host: HostName,
-        /// Which of them; all when not said.
+        /// The one to take out; `None` takes out all.
         id: Option<MountId>,
-        /// Whether also those that may be alive.
+        /// True if mounts that may be alive are taken out as well.
         alive_too: bool,
     },
     /// Begins a new activation of a host: mounts of earlier ones are stale from now on. Changes nothing while the
@@ -145,17 +145,17 @@ pub enum Change {
     Introduce(BackendName, BackendRecord),
 }
 
-/// What an Unmount was of. Decided later than it was answered, it must not meet what came after it.
+/// The mount that an Unmount was about. An Unmount that is decided after its answer must not take a later mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meant {
-    /// The volume, where there was one of that name.
+    /// The volume, if there was one of that name.
     pub volume: Option<VolumeId>,
     /// The host's activation: mounts of later ones are others.
     pub activation: Activation,
 }
 
-/// What a change concerns. Engines take from it what they lock, under which conditions the decision of a change holds, and
-/// how fresh the view must be that it is decided on: a new change is described here, once.
+/// The things that a change concerns. Engines derive from it the locks that they take, the conditions under which a decision
+/// holds, and how fresh the view must be. A new change is described here, once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Footprint {
     /// The volume that it reads and changes, with its mounts.
@@ -169,14 +169,14 @@ pub(crate) struct Footprint {
     pub(crate) freshness: Freshness,
 }
 
-/// How a change uses the records of hosts.
+/// The use that a change makes of something: it reads or writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Read,
     Write,
 }
 
-/// What a change means for the directory of a volume, which one instance at a time may move.
+/// The effect of a change on the directory of a volume, which one instance at a time may move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DirectoryUse {
     /// Nothing.
@@ -189,7 +189,7 @@ pub(crate) enum DirectoryUse {
     Unmoved(VolumeId),
 }
 
-/// How fresh the view must be that a change is decided on, where several instances serve the catalog.
+/// The freshness that a decision needs of its view, if several instances serve the catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Freshness {
     /// The premises of the decision tell whether it still holds. Only a refusal has none, and needs a fresh view.
@@ -291,7 +291,7 @@ impl Change {
     }
 }
 
-/// What a change did.
+/// The outcome of a change.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     /// The volume as it was before, where the change concerns one that existed.
@@ -302,7 +302,7 @@ pub struct Outcome {
     pub released: Vec<Mount>,
     /// The entry of the trash that the change put in (`Remove`, `Unrestore`) or took out (`Restore`, `Forget`).
     pub trashed: Option<Arc<Removed>>,
-    /// Whether the host is cloned, where that is new.
+    /// True if the host is cloned from now on, false if it is not any more; `None` if that is as before.
     pub cloned: Option<bool>,
 }
 

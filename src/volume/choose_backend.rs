@@ -1,4 +1,4 @@
-//! Where a Create puts its volume, and what a host that may not put it there is told.
+//! Choosing the backend of a new volume, and the error for a host that may not use it.
 
 use std::sync::Arc;
 

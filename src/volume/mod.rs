@@ -80,7 +80,7 @@ use crate::model::backend::{BackendId, BackendName};
 use crate::model::host::HostName;
 use crate::model::volume::VolumeName;
 
-/// What the configuration says of volumes.
+/// The configuration of volumes.
 #[derive(Debug)]
 pub struct InForce {
     /// The backend map.
@@ -104,7 +104,7 @@ pub struct Service {
     log_limit: LogLimit,
 }
 
-/// What operations of this process hold.
+/// The locks that operations of this process hold.
 #[derive(Debug, Default)]
 struct Locks {
     volumes: Arc<VolumeLocks>,

@@ -1,4 +1,4 @@
-//! What a host may see and do.
+//! Rules on the volumes that a host may see and use.
 
 use super::{Error, InForce};
 use crate::catalog::{View, Volume};

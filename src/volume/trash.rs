@@ -25,7 +25,7 @@ const BLOCKED_PAUSE: Duration = Duration::from_secs(60);
 /// How long a volume is left alone that another instance is working on, or that somebody writes to.
 const BUSY_PAUSE: Duration = Duration::from_secs(5);
 
-/// What this process knows of the trash beside the catalog.
+/// This process's knowledge of the trash, beside the catalog.
 #[derive(Debug, Default)]
 pub(super) struct Trash {
     wake: Notify,

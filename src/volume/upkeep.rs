@@ -1,4 +1,4 @@
-//! What the periodic work on backends shares and remembers from one round to the next.
+//! The state that the periodic work on backends keeps from one round to the next.
 
 use super::backend_tasks::BackendSlots;
 use super::copies::CatalogCopies;

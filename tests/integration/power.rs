@@ -60,7 +60,7 @@ struct Done {
     answered: usize,
 }
 
-/// What a volume is: absent, there or removed.
+/// The state of a volume: absent, there or removed.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Volume {
     there: bool,

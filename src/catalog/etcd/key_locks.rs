@@ -15,7 +15,7 @@ use crate::catalog::{Access, Footprint};
 use crate::model::host::HostName;
 use crate::model::volume::{VolumeId, VolumeName};
 
-/// What a change locks.
+/// A thing that a change locks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Cell {
     /// A volume and its ledger.

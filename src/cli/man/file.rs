@@ -7,7 +7,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use super::{Page, text};
 use crate::config::fields::{self, Applied, Field, REQUIRED, Takes, Text};
 
-/// What a page says beside its table.
+/// The texts of a page beside its table.
 struct File {
     name: &'static str,
     about: &'static str,

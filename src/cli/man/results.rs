@@ -1,6 +1,6 @@
 //! The value that each command prints with `--json`.
 
-/// What one command prints, or several that print the same.
+/// The value that one command prints, or several commands.
 pub(super) struct Printed {
     /// The commands, with the flags that make the difference.
     pub(super) of: &'static [&'static str],

@@ -153,7 +153,7 @@ impl Machine {
         machine
     }
 
-    /// Where its service is called.
+    /// The address of its service.
     pub(crate) fn service(&self) -> SocketAddr {
         self.service
     }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::random::Random;
 
-/// What a disk writes whole or not at all.
+/// The unit that a disk writes whole or not at all.
 const SECTOR: usize = 512;
 const BLOCK: usize = 4096;
 
@@ -75,7 +75,7 @@ enum Event {
     Flush,
 }
 
-/// What reached a disk, in order.
+/// The writes and flushes that reached a disk, in order.
 pub(crate) struct Recording {
     first: Image,
     now: Image,
@@ -139,7 +139,7 @@ impl NetworkDisk {
         Self { recording, address }
     }
 
-    /// Where a machine finds it.
+    /// The address by which a machine finds it.
     pub(crate) fn url(&self) -> String {
         format!("nbd://{}", self.address)
     }
