@@ -20,7 +20,7 @@ fn schema(text: &str) -> Validator {
 
 /// Reads both files. Each fault has a place that can be found; a configuration without one has only what was checked,
 /// and editors, which go by the schemas, find nothing wrong with it either.
-pub(crate) fn run(data: &[u8]) {
+pub fn run(data: &[u8]) {
     let separator = b"\n---\n";
     let (file, map) = match data.windows(separator.len()).position(|at| at == separator) {
         Some(at) => (&data[..at], Some(&data[at + separator.len()..])),

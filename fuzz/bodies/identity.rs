@@ -5,7 +5,7 @@ use volhost::model::host::HostName;
 
 /// Reads a certificate. A host's name is a plain one, never a wildcard and never the reserved name, and the verifier of
 /// the TLS handshake, which reads certificates with a parser of its own, sees the same name.
-pub(crate) fn run(der: &[u8]) {
+pub fn run(der: &[u8]) {
     let Ok(read) = identity(der) else {
         // What names nobody names nobody by the other way either, and costs no panic in the parts.
         let (_, _) = (serial(der), not_after(der));

@@ -4,17 +4,17 @@
 //! (`fuzz_targets`) run them on inputs they invent; `tests/integration/fuzz.rs` runs them on the inputs that were kept.
 //! Nothing here may depend on an earlier input, or a finding could not be repeated.
 
-pub(super) mod config;
-pub(super) mod identity;
-pub(super) mod import;
-pub(super) mod request;
-pub(super) mod spec;
+pub mod config;
+pub mod identity;
+pub mod import;
+pub mod request;
+pub mod spec;
 
 /// What is done with one input.
-pub(super) type Body = fn(&[u8]);
+pub type Body = fn(&[u8]);
 
 /// Each target's name, which is also that of its directories in `corpus` and `findings`, and its function.
-pub(super) const TARGETS: &[(&str, Body)] = &[
+pub const TARGETS: &[(&str, Body)] = &[
     ("config", config::run),
     ("identity", identity::run),
     ("import", import::run),

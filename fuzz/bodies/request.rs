@@ -45,7 +45,7 @@ const FOUND: &str = "found";
 
 /// Sends the requests. Every answer is one that engines understand, nothing healthy is called broken, and whatever was
 /// asked, each volume is one directory of its own right below its backend, and nothing lies elsewhere.
-pub(crate) fn run(data: &[u8]) {
+pub fn run(data: &[u8]) {
     thread_local! {
         /// Making one takes longer than most inputs. Between two inputs it has no volume.
         static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };

@@ -13,7 +13,7 @@ const NAME: &str = "volhost";
 
 /// Reads the file in both forms. What is told is told the same way twice, a file that an engine cannot use has an error,
 /// and an address that was understood can be written down and is then read back as it was.
-pub(crate) fn run(content: &[u8]) {
+pub fn run(content: &[u8]) {
     let dir = TempDir::new().unwrap();
     for format in Format::ALL {
         if let Some(target) = read(dir.path(), format, content) {

@@ -1,6 +1,7 @@
 //! The inputs that the fuzzers kept, and those on which they found something, once more: with the functions that the
 //! fuzzers run, on every toolchain.
 
+#[allow(unreachable_pub, reason = "it is a crate of its own to the fuzzers")]
 #[path = "../../fuzz/bodies/lib.rs"]
 mod bodies;
 
