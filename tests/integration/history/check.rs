@@ -187,9 +187,14 @@ impl<'a> Search<'a> {
         let deeds = || ready.values().map(|at| &self.items[*at].deed);
         let removal = deeds().any(|deed| *deed == Deed::Remove);
         let exclusive = guess.world.as_ref().is_some_and(|volume| volume.access == Access::Exclusive);
+        // Also what looks meanwhile may have seen the world before the wanted one.
+        let looks = || {
+            let under_way = self.under_way.difference(&guess.done).copied();
+            under_way.chain([wanted]).map(|at| &self.items[at].deed)
+        };
         let counts_matter =
-            matches!(&self.items[wanted].deed, Deed::Look(Sight::Used(..) | Sight::Exactly(_)));
-        let mount_is_seen = matches!(&self.items[wanted].deed, Deed::Look(Sight::Mounted | Sight::Held(_)));
+            looks().any(|deed| matches!(deed, Deed::Look(Sight::Used(..) | Sight::Exactly(_))));
+        let mount_is_seen = looks().any(|deed| matches!(deed, Deed::Look(Sight::Mounted | Sight::Held(_))));
         let matters = |at: usize| match (&self.items[at].deed, &self.items[wanted].deed) {
             _ if at == wanted || counts_matter => true,
             (Deed::Look(_), _) => false,

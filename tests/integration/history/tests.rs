@@ -252,6 +252,25 @@ fn what_was_not_answered_happened_or_did_not() {
         .complained(NO_ORDER);
 }
 
+/// A Mount that was lost and perhaps taken back leaves a count that is known only by what somebody sees of it: here before
+/// another host's Mount, which was asked for earlier than that was seen.
+#[test]
+fn what_was_taken_back_is_seen_before_what_happens_at_the_same_time() {
+    with(Shared)
+        .done((2, 0), (22, 28), Call::Mount(0))
+        .done((1, 0), (30, 40), Call::Mount(0))
+        .broken("Kill", 45, 60, &[0])
+        .lost((1, 0), (50, 60), Call::Mount(0))
+        .done((1, 0), (65, 70), Call::Mount(0))
+        .done((1, 0), (115, 120), Call::Unmount(0))
+        .done((1, 0), (121, 123), Call::Unmount(0))
+        .done((4, 0), (127, 129), Call::Create(Unsaid))
+        .done((3, 0), (124, 134), Call::Mount(0))
+        .found((2, 0), (130, 136), &[2])
+        .ends(200, Some((Shared, &[(2, 0, 1), (3, 0, 1)])))
+        .explained();
+}
+
 #[test]
 fn what_failed_did_not_happen() {
     let failed = |call| {
