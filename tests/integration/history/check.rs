@@ -4,8 +4,9 @@
 //! that in the order of these moments every answer is the model's. The search goes through the calls and answers in
 //! their order and keeps every [`Guess`] that is still possible: what the world is, and which of the operations under
 //! way have had their moment already. An operation is given its moment only when an answer demands it (its own, or that
-//! of one that must come after it), so that few guesses are alive where little happens at the same time. Guesses that
-//! can do no more than another one are dropped.
+//! of one that must come after it), so that few guesses are alive where little happens at the same time. Where that finds
+//! nothing, the search is made once more with those that a look under way may need. Guesses that can do no more than
+//! another one are dropped.
 //!
 //! An operation without an answer may have its moment until its `until`, or none. What only looks has its moment as soon
 //! as a guess allows it, for it takes nothing from anybody.
@@ -64,7 +65,24 @@ pub(super) struct Unexplained {
 
 /// Looks for an explanation of everything that happened to one name, which stood for nothing at the beginning.
 pub(super) fn explain(items: &[Item]) -> Result<(), Unexplained> {
-    let mut search = Search::new(items);
+    // Most of what may be done later was done at once, and an order that says so is soon found.
+    let at_once: Vec<_> = items.iter().map(|item| Item { until: item.soonest, ..item.clone() }).collect();
+    attempt(&at_once, Breadth::Narrow)
+        .or_else(|_| attempt(items, Breadth::Narrow))
+        .or_else(|_| attempt(items, Breadth::Wide))
+}
+
+/// Which operations are given their moment before one that is demanded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Breadth {
+    /// Those that it needs itself.
+    Narrow,
+    /// Also those that a look needs which is under way: it may have seen the world before.
+    Wide,
+}
+
+fn attempt(items: &[Item], breadth: Breadth) -> Result<(), Unexplained> {
+    let mut search = Search::new(items, breadth);
     let mut events: Vec<_> = items
         .iter()
         .enumerate()
@@ -96,20 +114,21 @@ struct Guess {
 
 struct Search<'a> {
     items: &'a [Item],
+    breadth: Breadth,
     /// The operations that were called, are not answered, and have not had their moment in every guess.
     under_way: BTreeSet<usize>,
     guesses: Vec<Guess>,
 }
 
 impl<'a> Search<'a> {
-    fn new(items: &'a [Item]) -> Self {
+    fn new(items: &'a [Item], breadth: Breadth) -> Self {
         let guesses = vec![Guess { world: None, done: BTreeSet::new() }];
-        Self { items, under_way: BTreeSet::new(), guesses }
+        Self { items, breadth, under_way: BTreeSet::new(), guesses }
     }
 
     fn begin(&mut self, at: usize) {
         self.under_way.insert(at);
-        let Self { items, under_way, guesses } = self;
+        let Self { items, breadth: _, under_way, guesses } = self;
         for guess in guesses {
             if is_seen(items, under_way, at, guess) {
                 guess.done.insert(at);
@@ -187,10 +206,10 @@ impl<'a> Search<'a> {
         let deeds = || ready.values().map(|at| &self.items[*at].deed);
         let removal = deeds().any(|deed| *deed == Deed::Remove);
         let exclusive = guess.world.as_ref().is_some_and(|volume| volume.access == Access::Exclusive);
-        // Also what looks meanwhile may have seen the world before the wanted one.
         let looks = || {
             let under_way = self.under_way.difference(&guess.done).copied();
-            under_way.chain([wanted]).map(|at| &self.items[at].deed)
+            let others = under_way.filter(|_| self.breadth == Breadth::Wide);
+            others.chain([wanted]).map(|at| &self.items[at].deed)
         };
         let counts_matter =
             looks().any(|deed| matches!(deed, Deed::Look(Sight::Used(..) | Sight::Exactly(_))));

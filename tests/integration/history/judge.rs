@@ -58,11 +58,6 @@ pub(super) fn complaints(history: &History, limits: &Limits) -> Vec<String> {
     let Judge { items, mut complaints, .. } = judge;
     for (volume, items) in &items {
         let (items, sources): (Vec<_>, Vec<_>) = items.iter().cloned().unzip();
-        // Most of what may be done later was done at once, and an order that says so is soon found.
-        let at_once: Vec<_> = items.iter().map(|item| Item { until: item.soonest, ..item.clone() }).collect();
-        if explain(&at_once).is_ok() {
-            continue;
-        }
         if let Err(unexplained) = explain(&items) {
             // Before what is only strange.
             complaints.insert(0, word(history, *volume, &items, &sources, &unexplained));
