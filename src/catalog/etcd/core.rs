@@ -23,7 +23,7 @@ use super::replica::{Replica, Step};
 use super::slots::Slots;
 use super::transact::{Attempt, Sent};
 use super::watch_health::WatchHealth;
-use crate::catalog::{CatalogError, Change, Freshness, Meant, Outcome, Refusal, View};
+use crate::catalog::{CatalogError, Change, Freshness, Outcome, Refusal, UnmountTarget, View};
 use crate::model::host::HostName;
 
 /// How long it is waited for another instance that moves a directory.
@@ -290,13 +290,13 @@ impl Core {
     /// What of a change can be kept until the cluster is back, because the answer to it is always the same.
     fn can_wait(&self, change: &Change) -> Option<(HostName, Answered)> {
         match change {
-            Change::Unmount { name, host, id, meant: None } => {
+            Change::Unmount { name, host, id, target: None } => {
                 let view = self.replica.view();
-                let meant = Meant {
+                let target = UnmountTarget {
                     volume: view.volumes.get(name).map(|volume| volume.id),
                     activation: view.activation(host),
                 };
-                Some((host.clone(), Answered::Unmount { volume: name.clone(), id: id.clone(), meant }))
+                Some((host.clone(), Answered::Unmount { volume: name.clone(), id: id.clone(), target }))
             }
             Change::Activate(host) => Some((host.clone(), Answered::Activate)),
             _ => None,

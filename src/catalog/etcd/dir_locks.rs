@@ -13,7 +13,7 @@ use super::key_locks::{Cell, QueuedLocks};
 use super::members::{CallError, Kind};
 use super::plan::{self, Owner, Transaction};
 use super::transact::{Attempt, Sent};
-use crate::catalog::{Access, CatalogError, Claimed};
+use crate::catalog::{Access, CatalogError, DistributedLock};
 use crate::model::volume::VolumeId;
 
 /// How often it is looked who moves a directory, where what is known of it is not so any more.
@@ -50,7 +50,10 @@ impl ReleaseQueue {
 
 impl Core {
     /// Claims the moving of a volume's directory.
-    pub(super) async fn claim(self: &Arc<Self>, id: VolumeId) -> Result<Option<Claimed>, CatalogError> {
+    pub(super) async fn claim(
+        self: &Arc<Self>,
+        id: VolumeId,
+    ) -> Result<Option<DistributedLock>, CatalogError> {
         let mut turn = self.turn_to_move(id);
         turn.come().await;
         for _ in 0..TRIES {
@@ -79,7 +82,7 @@ impl Core {
         id: VolumeId,
         revision: i64,
         hides: bool,
-    ) -> Result<Claimed, CatalogError> {
+    ) -> Result<DistributedLock, CatalogError> {
         let mut reached = self.replica.reached();
         let come = reached.wait_for(|reached| *reached >= revision);
         let out_of_reach = tokio::select! {
@@ -95,7 +98,7 @@ impl Core {
                 core.give_back(id, revision);
             }
         };
-        let claimed = if hides { Claimed::default() } else { Claimed::until(release) };
+        let claimed = if hides { DistributedLock::default() } else { DistributedLock::new(release) };
         match out_of_reach {
             // Dropped, it is given back.
             Some(why) => Err(self.unreachable(why)),

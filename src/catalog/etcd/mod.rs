@@ -73,7 +73,7 @@ use self::key_locks::KeyLocks;
 use self::keys::Keys;
 use self::load::{Reader, RetryLimit};
 use self::members::{ANSWER, Members};
-pub use self::offline::{Claim, read};
+pub use self::offline::{NewCatalog, read};
 use self::outbox::Outbox;
 use self::plan::same;
 use self::presence::{Presence, Serving};
@@ -81,7 +81,10 @@ use self::replay::OutboxProgress;
 use self::replica::{Moves, Replica};
 use self::slots::{SLOTS, Slots};
 use self::transact::revision;
-use super::{Asked, Catalog, CatalogError, Change, Claimed, Cluster, Instance, News, Submitted, View};
+use super::{
+    Catalog, CatalogError, CatalogFuture, Change, Cluster, DistributedLock, Instance, PeerEvents, Submitted,
+    View,
+};
 
 /// How long closing waits for changes under way.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -132,7 +135,7 @@ async fn build(
     instance: &Instance,
 ) -> Result<(Core, Presence, OutboxProgress, mpsc::UnboundedReceiver<read_index::ReadIndexRequest>), OpenError>
 {
-    let Instance { named, credentials, spool, request } = instance;
+    let Instance { candidate_name: candidate, credentials, spool, request } = instance;
     let (location, keys) = (cluster.to_string(), Keys::of(cluster));
     let members = Members::new(cluster, credentials)?;
     let (spool, me) = Outbox::open(spool, &cluster.prefix)?;
@@ -140,11 +143,11 @@ async fn build(
     let reader =
         Reader { members: &members, keys: &keys, location: &location, patience: RetryLimit::Endless };
     reader.ready(true).await?;
-    let naming = named.naming(presence::kept_name(&reader, me).await?);
-    if naming.kept.is_none() && !named.configured && naming.is_nobodys() {
-        return Err(OpenError::Nameless { location, node: naming.node.to_string() });
+    let node = candidate.resolve(presence::kept_name(&reader, me).await?);
+    if node.recorded.is_none() && !candidate.configured && node.is_default_hostname() {
+        return Err(OpenError::Nameless { location, node: node.name.to_string() });
     }
-    let serving = Serving { node: naming.node.to_string(), lock: spool.lock_identity() };
+    let serving = Serving { node: node.name.to_string(), lock: spool.lock_identity() };
     let presence = Presence { me, run, serving };
     // Before anything of another live process is touched, where this machine is a copy of its.
     presence.await_name(&reader, spool.path()).await?;
@@ -321,7 +324,7 @@ impl Etcd {
     fn run<T: Send + 'static>(
         &self,
         question: impl Future<Output = Result<T, CatalogError>> + Send + 'static,
-    ) -> Asked<T> {
+    ) -> CatalogFuture<T> {
         let Some(runtime) = self.runtime.as_ref().filter(|_| !*self.core.closing.borrow()) else {
             return Box::pin(ready(Err(CatalogError::Closed)));
         };
@@ -361,12 +364,12 @@ impl Catalog for Etcd {
         })
     }
 
-    fn sync(&self) -> Asked<()> {
+    fn sync(&self) -> CatalogFuture<()> {
         let core = Arc::clone(&self.core);
         self.run(async move { core.sync().await })
     }
 
-    fn claim(&self, id: crate::model::volume::VolumeId) -> Asked<Option<Claimed>> {
+    fn try_lock(&self, id: crate::model::volume::VolumeId) -> CatalogFuture<Option<DistributedLock>> {
         let core = Arc::clone(&self.core);
         self.run(async move { core.claim(id).await })
     }
@@ -379,8 +382,8 @@ impl Catalog for Etcd {
         self.core.health.limit_requests(limit);
     }
 
-    fn news(&self) -> Option<Receiver<News>> {
-        Some(self.core.replica.news())
+    fn peer_events(&self) -> Option<Receiver<PeerEvents>> {
+        Some(self.core.replica.peer_events())
     }
 
     fn machine(&self) -> Uuid {

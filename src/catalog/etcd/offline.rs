@@ -50,7 +50,7 @@ pub fn read(cluster: &Cluster, credentials: &Credentials) -> Result<View, OpenEr
 
 /// The right to make a catalog where there is none, or an empty one: looked at when it is claimed, and again when it is
 /// filled.
-pub struct Claim {
+pub struct NewCatalog {
     place: OfflineCluster,
     accepts: Accepts,
 }
@@ -64,14 +64,14 @@ enum Accepts {
     Empty,
 }
 
-impl Claim {
+impl NewCatalog {
     /// Claims keys of which there are none.
-    pub fn missing(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
+    pub fn if_missing(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
         Self::take(cluster, credentials, Accepts::Missing)
     }
 
     /// Claims keys of which there are none, or those of a catalog without a record.
-    pub fn empty(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
+    pub fn if_empty(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
         Self::take(cluster, credentials, Accepts::Empty)
     }
 

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::keys::{Key, Keys};
 use crate::catalog::record::{InvalidRow, Loader};
-use crate::catalog::{Host, MountKey, News, RowKey, View, Volume, Write};
+use crate::catalog::{Host, MountKey, PeerEvents, RowKey, View, Volume, Write};
 use crate::model::volume::{VolumeId, VolumeName};
 
 /// The value of a `moving` key.
@@ -47,7 +47,7 @@ pub(super) struct Replica {
     reached: watch::Sender<i64>,
     /// Counts how often a directory's moving ended.
     settled: watch::Sender<u64>,
-    news: watch::Sender<News>,
+    peer_events: watch::Sender<PeerEvents>,
 }
 
 /// What is known beside the view, of which it is always the same moment.
@@ -107,7 +107,7 @@ impl Replica {
             known: Mutex::default(),
             reached: watch::Sender::new(0),
             settled: watch::Sender::new(0),
-            news: watch::Sender::new(News::default()),
+            peer_events: watch::Sender::new(PeerEvents::default()),
         };
         memory.replace(snapshot, true);
         memory
@@ -125,8 +125,8 @@ impl Replica {
         self.settled.subscribe()
     }
 
-    pub(super) fn news(&self) -> watch::Receiver<News> {
-        self.news.subscribe()
+    pub(super) fn peer_events(&self) -> watch::Receiver<PeerEvents> {
+        self.peer_events.subscribe()
     }
 
     /// Looks at the view and at what is known beside it, of one moment.
@@ -156,10 +156,10 @@ impl Replica {
     pub(super) fn heard(&self, events: &[Event]) -> Result<bool, InvalidRow> {
         let mut known = self.known();
         let mut draft = View::clone(&self.view.load());
-        let mut news = *self.news.borrow();
+        let mut peers = *self.peer_events.borrow();
         let (mut changed, head) = (false, known.head.clone());
         let heard = events.iter().try_for_each(|event| {
-            changed |= self.hear(&mut known, &mut draft, &mut news, event)?;
+            changed |= self.hear(&mut known, &mut draft, &mut peers, event)?;
             Ok(())
         });
         let reached = match &heard {
@@ -186,7 +186,7 @@ impl Replica {
         }
         drop(known);
         self.reached.send_if_modified(|before| std::mem::replace(before, reached) < reached);
-        self.news.send_if_modified(|before| std::mem::replace(before, news) != news);
+        self.peer_events.send_if_modified(|before| std::mem::replace(before, peers) != peers);
         heard.map(|()| whole)
     }
 
@@ -195,7 +195,7 @@ impl Replica {
         &self,
         known: &mut ReplicaRows,
         draft: &mut View,
-        news: &mut News,
+        peers: &mut PeerEvents,
         event: &Event,
     ) -> Result<bool, InvalidRow> {
         let Some(pair) = event.kv() else { return Ok(false) };
@@ -211,7 +211,7 @@ impl Replica {
                     Some(known.reader.read(table, &parts, &String::from_utf8_lossy(pair.value()))?)
                 };
                 if let Some(Write::Host(name, host)) = &write {
-                    news.hosts += u64::from(other_certificates(draft.hosts.get(name), host));
+                    peers.certificate_changes += u64::from(other_certificates(draft.hosts.get(name), host));
                 }
                 match write {
                     Some(write) => self.take(known, draft, pair.mod_revision(), Step::Row(write)),
@@ -228,7 +228,7 @@ impl Replica {
             }
             Key::Instance(id) => {
                 // It may have left something half-done.
-                news.lost += u64::from(deleted && id != self.me);
+                peers.lost_instances += u64::from(deleted && id != self.me);
                 false
             }
             Key::Head => {
@@ -244,7 +244,7 @@ impl Replica {
     pub(super) fn replace(&self, snapshot: Snapshot, same_history: bool) {
         let Snapshot { view, rows, moving, head, revision } = snapshot;
         let mut known = self.known();
-        let mut news = *self.news.borrow();
+        let mut peers = *self.peer_events.borrow();
         let before = self.view.load();
         let others = before.hosts.iter().any(|(name, host)| other_certificates(view.hosts.get(name), host));
         let mut draft = view;
@@ -271,10 +271,10 @@ impl Replica {
         }
         self.view.store(Arc::new(draft));
         drop(known);
-        news.hosts += u64::from(others);
+        peers.certificate_changes += u64::from(others);
         // Whoever ended meanwhile was not seen to end.
-        news.lost += 1;
-        self.news.send_replace(news);
+        peers.lost_instances += 1;
+        self.peer_events.send_replace(peers);
         self.settled.send_modify(|count| *count += 1);
         self.reached.send_replace(revision);
     }

@@ -42,7 +42,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{oneshot, watch};
 
 pub use self::error::OpenError;
-pub use self::offline::{Claim, peek, read};
+pub use self::offline::{NewCatalog, peek, read};
 use self::pending::Pending;
 use self::place::Lock;
 use self::writer::{Files, Job, Writer};

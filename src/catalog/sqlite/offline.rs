@@ -50,14 +50,14 @@ pub fn peek(path: &Path) -> Result<View, OpenError> {
 
 /// The right to make a catalog where there is none, or an empty one.
 #[derive(Debug)]
-pub struct Claim {
+pub struct NewCatalog {
     path: PathBuf,
     lock: Lock,
 }
 
-impl Claim {
+impl NewCatalog {
     /// Claims a file that does not exist.
-    pub fn missing(path: &Path) -> Result<Self, OpenError> {
+    pub fn if_missing(path: &Path) -> Result<Self, OpenError> {
         let path = file::real(path)?;
         let lock = Lock::take(&path)?;
         if fs::symlink_metadata(&path).is_ok() {
@@ -67,7 +67,7 @@ impl Claim {
     }
 
     /// Claims a file that does not exist, or holds a catalog without a record.
-    pub fn empty(path: &Path) -> Result<Self, OpenError> {
+    pub fn if_empty(path: &Path) -> Result<Self, OpenError> {
         let path = file::real(path)?;
         let lock = Lock::take(&path)?;
         match exists(&path) {

@@ -6,14 +6,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::catalog::Meant;
+use crate::catalog::UnmountTarget;
 use crate::catalog::etcd::outbox::{Answered, Entry};
 use crate::catalog::etcd::slots::Slot;
 use crate::model::mounts::Activation;
 
 fn kept_unmount(volume: &Volume, by: &str, id: &str, activation: u64) -> Entry {
-    let meant = Meant { volume: Some(volume.id), activation: Activation(activation) };
-    let what = Answered::Unmount { volume: volume.name.clone(), id: mount_id(id), meant };
+    let target = UnmountTarget { volume: Some(volume.id), activation: Activation(activation) };
+    let what = Answered::Unmount { volume: volume.name.clone(), id: mount_id(id), target };
     Entry { host: host(by), what, sent: None }
 }
 
