@@ -20,6 +20,7 @@ mod change;
 pub(crate) mod clones;
 #[cfg(test)]
 mod contract;
+mod entities;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub(crate) mod node_name;
@@ -46,10 +47,12 @@ pub(crate) use self::change::Footprint;
 #[cfg(feature = "etcd")]
 pub(crate) use self::change::{Access, DirectoryUse, Freshness};
 pub use self::change::{Change, Outcome, Refusal, UnmountTarget};
-pub use self::clones::{Cloned, Used};
+pub use self::entities::{
+    BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Volume,
+};
 pub use self::node_name::{CandidateName, NodeName};
 pub use self::rules::{MountKey, Premise, RowKey, Write};
-pub use self::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
+pub use self::view::View;
 pub use crate::model::location::{Cluster, Credentials, InvalidLocation, Location, NoEtcd};
 use crate::model::volume::VolumeId;
 

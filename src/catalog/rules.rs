@@ -16,7 +16,8 @@ use time::{OffsetDateTime, UtcOffset};
 
 pub use self::premises::Premise;
 pub use self::write::{MountKey, RowKey, Write};
-use super::view::{Removed, View, Volume};
+use super::entities::{Removed, Volume};
+use super::view::View;
 use super::{Change, Outcome, Refusal, UnmountTarget};
 use crate::model::host::HostName;
 use crate::model::mounts::{Ledger, Mount};
@@ -405,8 +406,8 @@ mod tests {
 
     use super::*;
     use crate::catalog::contract::{at, backend, host, kept, mount_id, name, volume};
+    use crate::catalog::entities::{BackendRecord, BackendState, Certificate};
     use crate::catalog::record::{Loader, Table, encode};
-    use crate::catalog::view::{BackendRecord, BackendState, Certificate};
     use crate::model::backend::BackendId;
     use crate::model::mounts::Activation;
     use crate::model::options::{Options, Sharing};
