@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::error::OpenError;
-use super::slots::Slot;
+use super::txn::Slot;
 use crate::catalog::{Change, UnmountTarget};
 use crate::files;
 use crate::model::host::HostName;

@@ -15,9 +15,10 @@ use std::time::Instant;
 
 use futures_util::future::join_all;
 
+use super::txn::SLOTS;
 use super::*;
 use crate::catalog::contract::{self, create, host, mount, mount_id, remove, volume};
-use crate::catalog::{CandidateName, Credentials, Outcome, Refusal, RowKey, Volume};
+use crate::catalog::{CandidateName, Cluster, Credentials, Instance, Outcome, Refusal, RowKey, Volume};
 use crate::model::host::HostName;
 use crate::model::options::Options;
 
@@ -569,7 +570,7 @@ async fn what_contradicts_the_cluster_is_read_again() {
     let etcd = opened(server.cluster("doubt"), server.instance("store1")).await;
     let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
     let made = create(&catalog, "db").await;
-    etcd.core.replica.mistake(&RowKey::Volume(made.name.clone()));
+    etcd.core.replica.memory.mistake(&RowKey::Volume(made.name.clone()));
     let mounted = timeout(SOON, catalog.submit(mount(&made, "web1", "x"))).await;
     mounted.expect("it is not tried for ever").unwrap();
     assert_eq!(catalog.view().volume("db").unwrap().mounts.len(), 1);

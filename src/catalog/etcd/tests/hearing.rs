@@ -2,12 +2,13 @@
 
 use std::sync::Mutex;
 
-use etcd_client::{AlarmAction, AlarmType, Client, PutOptions};
+use etcd_client::{AlarmAction, AlarmType, Client, GetOptions, PutOptions, Txn, TxnOp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
 use crate::catalog::Write;
+use crate::catalog::etcd::keys::Keys;
 use crate::catalog::record::encode;
 
 /// A way to etcd that can be made slow, or closed.
@@ -172,7 +173,7 @@ async fn an_instance_that_stays_behind_says_so() {
     proxy.set(Way::Slow(200_000));
     eventually("it says so", async || catalog.fault().is_some_and(|why| why.contains("what was changed")))
         .await;
-    etcd.core.health.well();
+    etcd.core.client.health.well();
     assert!(catalog.fault().is_some(), "answers do not make up for it");
     let refused = catalog.submit(mount(&made, "web1", "x")).await;
     assert!(matches!(refused, Err(CatalogError::Unreachable { .. })), "{refused:?}");
@@ -233,7 +234,7 @@ async fn a_claim_is_granted_by_nothing_but_its_key() {
     assert!(claimed.is_some());
     // The watch goes by the first one, and hangs; what is asked goes by the second one.
     proxies[0].set(Way::Closed);
-    let lease = etcd.core.owner().lease;
+    let lease = etcd.core.txn.owner().lease;
     one.sync().await.unwrap();
     server.ctl(&["lease", "revoke", &format!("{lease:x}")]).unwrap();
     drop(claimed);
