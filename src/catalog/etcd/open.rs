@@ -10,11 +10,12 @@ use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 use tokio::sync::watch::Sender;
 use uuid::Uuid;
 
-use super::client::{self, Client, NO_LEASE, Reader, TTL};
+use super::client::{self, Client, NO_LEASE, Reader};
 use super::core::Core;
 use super::dir_locks::DirLocks;
 use super::error::OpenError;
 use super::key_locks::KeyLocks;
+use super::keys::TTL;
 use super::outbox::Outbox;
 use super::presence::{self, Presence, Serving};
 use super::replay::{self, OutboxProgress};

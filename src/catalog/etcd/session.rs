@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::client::{self, CallError, Client, Kind, NO_LEASE, TTL};
+use super::client::{self, CallError, Client, Kind, NO_LEASE};
+use super::keys::TTL;
 use super::presence::Presence;
 use super::replica::{Fault, Replica};
 

@@ -1,9 +1,9 @@
 //! The engine with a real etcd: what every engine promises, and what only one that is shared must.
 
-mod hearing;
+mod faults;
 mod names;
-mod spooling;
-mod trouble;
+mod outbox;
+mod watch;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt as _;

@@ -8,9 +8,7 @@ use tokio::time::timeout;
 
 use super::call::CallError;
 use super::members::{ANSWER, Members};
-
-/// For how long a claim outlives the instance that made it, in seconds.
-pub(crate) const TTL: i64 = 15;
+use crate::catalog::etcd::keys::TTL;
 
 /// The ID of no lease: a write with it is refused until there is a lease. With 0 the key would be written without a
 /// lease, and would not end with the instance.

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 pub(crate) use self::call::{CallError, Kind};
 pub(crate) use self::health::Health;
-pub(crate) use self::lease::{Lease, NO_LEASE, TTL, grant, keep_alive, revoke};
+pub(crate) use self::lease::{Lease, NO_LEASE, grant, keep_alive, revoke};
 pub(crate) use self::members::{ANSWER, Members};
 pub(crate) use self::reader::{Format, LARGEST, Reader, RetryLimit, State};
 use super::error::OpenError;
