@@ -19,10 +19,12 @@ use crate::model::volume::{MountId, VolumeId, VolumeName};
 pub enum Change {
     /// Records a volume that is not visible yet and that nobody mounts. Refused when the name is taken.
     Insert(Volume),
-    /// Makes an inserted volume visible, once its directory stands durably under its name. That it is visible is not
-    /// recorded: what a catalog held when it was opened is. That it is no longer `unconfirmed` is, but nobody waits for
-    /// that: see [`Change::may_follow`].
+    /// Makes an inserted or restored volume visible, once its directory has its name. Visibility is not recorded: every
+    /// volume of a catalog that is opened is visible.
     Publish(VolumeName, VolumeId),
+    /// Records of volumes, at most [`MAX_CONFIRMED`], that their directories are durable. Nobody waits for it: see
+    /// [`Change::may_follow`]. A volume that no longer exists is skipped.
+    Confirm(Vec<(VolumeName, VolumeId)>),
     /// Takes back an insertion that never became visible. Refused as `Exists` once it did.
     Withdraw(VolumeName, VolumeId),
     /// Deletes a visible volume; refused while any host has a mount. `keep` says whether its directory went to the
@@ -145,6 +147,9 @@ pub enum Change {
     Introduce(BackendName, BackendRecord),
 }
 
+/// The largest number of volumes in a [`Change::Confirm`]: a shared engine writes them in one transaction.
+pub const MAX_CONFIRMED: usize = 50;
+
 /// The mount that an Unmount was about. An Unmount that is decided after its answer must not take a later mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnmountTarget {
@@ -158,8 +163,8 @@ pub struct UnmountTarget {
 /// holds, and how fresh the view must be. A new change is described here, once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Footprint {
-    /// The volume that it reads and changes, with its mounts.
-    pub(crate) volume: Option<VolumeName>,
+    /// The volumes that it reads and changes, with their mounts.
+    pub(crate) volumes: Vec<VolumeName>,
     /// The removed volume that it puts into the trash or takes out.
     pub(crate) removed: Option<VolumeId>,
     pub(crate) hosts: Vec<HostName>,
@@ -204,7 +209,7 @@ impl Change {
     /// Returns what this change concerns. The view resolves names that the change does not tell itself.
     pub(crate) fn footprint(&self, view: &View) -> Footprint {
         let nothing = Footprint {
-            volume: None,
+            volumes: Vec::new(),
             removed: None,
             hosts: Vec::new(),
             host_access: Access::Read,
@@ -212,7 +217,7 @@ impl Change {
             directory: DirectoryUse::None,
             freshness: Freshness::ForRefusal,
         };
-        let of_volume = |name: &VolumeName| Footprint { volume: Some(name.clone()), ..nothing.clone() };
+        let of_volume = |name: &VolumeName| Footprint { volumes: vec![name.clone()], ..nothing.clone() };
         let of_mount = |name: &VolumeName, host: &HostName| Footprint {
             hosts: vec![host.clone()],
             host_access: Access::Read,
@@ -229,6 +234,9 @@ impl Change {
                 freshness: Freshness::ForNothingToDo,
                 ..of_volume(name)
             },
+            Self::Confirm(volumes) => {
+                Footprint { volumes: volumes.iter().map(|(name, _)| name.clone()).collect(), ..nothing }
+            }
             Self::Withdraw(name, id) => {
                 Footprint { directory: DirectoryUse::EndMove(*id), ..of_volume(name) }
             }
@@ -236,7 +244,7 @@ impl Change {
                 Footprint { removed: Some(*id), directory: DirectoryUse::Unmoved(*id), ..of_volume(name) }
             }
             Self::Restore(id) => Footprint {
-                volume: view.trash.get(id).map(|removed| removed.volume.name.clone()),
+                volumes: view.trash.get(id).map(|removed| removed.volume.name.clone()).into_iter().collect(),
                 removed: Some(*id),
                 directory: DirectoryUse::BeginMove(*id),
                 ..nothing
@@ -287,7 +295,7 @@ impl Change {
     /// volume as unconfirmed, and whoever knows where it lies confirms it once more.
     #[must_use]
     pub fn may_follow(&self) -> bool {
-        matches!(self, Self::Publish(..))
+        matches!(self, Self::Publish(..) | Self::Confirm(_))
     }
 }
 

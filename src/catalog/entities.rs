@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::model::backend::{BackendId, BackendName};
+use crate::model::directory::DirectoryId;
 use crate::model::host::HostName;
 use crate::model::mountpoints::Mountpoints;
 use crate::model::mounts::{Activation, Ledger};
@@ -37,10 +38,17 @@ pub struct Volume {
     /// Whether its directory stands under its name: not recorded. What a catalog held when it was opened is visible,
     /// because a volume that exists must be told of even while its backend is offline.
     pub visible: bool,
-    /// Whether its directory may not have come to its name: recorded, from its Create's first record until a
-    /// [`Publish`](super::Change::Publish). Found in a catalog that is opened, it says that the Create was perhaps
-    /// cut off; its directory tells. It is shown all the same, because it may have been answered.
-    pub unconfirmed: bool,
+    /// Set while its directory may not outlast a power cut: from the record of its Create until a
+    /// [`Confirm`](super::Change::Confirm). In a catalog that is opened after a crash it says that the directory may be
+    /// missing, although the Create may have been answered.
+    pub unconfirmed: Option<Arc<Unconfirmed>>,
+}
+
+/// What is known of the directory of an unconfirmed volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unconfirmed {
+    /// The directory that was made for it; `None` in records of earlier versions.
+    pub directory: Option<DirectoryId>,
 }
 
 /// A removed volume whose directory is in the trash.

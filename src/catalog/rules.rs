@@ -46,6 +46,7 @@ impl View {
         match change {
             Change::Insert(volume) => self.insert(volume),
             Change::Publish(name, id) => self.publish(&name, id),
+            Change::Confirm(volumes) => Ok(self.confirm(&volumes)),
             Change::Withdraw(name, id) => self.withdraw(&name, id),
             Change::Remove { name, id, at, keep } => self.remove(&name, id, at, keep),
             Change::Restore(id) => self.restore(id),
@@ -135,11 +136,19 @@ impl View {
         let before = self.volume_with_id(name, id)?;
         let mut volume = Volume::clone(&before);
         volume.visible = true;
-        volume.unconfirmed = false;
-        let (after, write) = self.store(volume);
-        // That it is visible is not recorded.
-        let writes = before.unconfirmed.then_some(write).into_iter().collect();
-        Ok((Outcome { before: Some(before), after: Some(after), ..Outcome::default() }, writes))
+        let (after, _) = self.store(volume);
+        Ok((Outcome { before: Some(before), after: Some(after), ..Outcome::default() }, Vec::new()))
+    }
+
+    fn confirm(&mut self, volumes: &[(VolumeName, VolumeId)]) -> (Outcome, Vec<Write>) {
+        let unconfirmed = volumes.iter().filter_map(|(name, id)| {
+            let volume = self.volume_with_id(name, *id).ok()?;
+            volume.unconfirmed.is_some().then_some(volume)
+        });
+        let unconfirmed: Vec<_> = unconfirmed.collect();
+        let confirmed = |volume: Arc<Volume>| Volume { unconfirmed: None, ..Volume::clone(&volume) };
+        let writes = unconfirmed.into_iter().map(|volume| self.store(confirmed(volume)).1).collect();
+        (Outcome::default(), writes)
     }
 
     fn withdraw(&mut self, name: &VolumeName, id: VolumeId) -> Decision {
@@ -346,7 +355,7 @@ impl View {
 
     /// Puts a volume, which has no mounts, into the trash.
     fn discard(&mut self, volume: &Volume, at: OffsetDateTime, writes: &mut Vec<Write>) -> Arc<Removed> {
-        let volume = Arc::new(Volume { visible: false, unconfirmed: false, ..volume.clone() });
+        let volume = Arc::new(Volume { visible: false, unconfirmed: None, ..volume.clone() });
         let removed = Arc::new(Removed { at: moment(at), expired: false, volume });
         self.trash.insert(Arc::clone(&removed));
         writes.push(Write::Removed(removed.volume.id, Some(Arc::clone(&removed))));

@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod backend_settings;
+pub mod directory;
 pub mod host;
 pub mod limits;
 pub mod location;

@@ -32,12 +32,12 @@ pub(super) enum Cell {
 
 /// Returns what a change locks, and how.
 pub(super) fn cells(footprint: Footprint) -> Vec<(Cell, Access)> {
-    let Footprint { volume, removed, hosts, host_access, backend, directory: _, freshness: _ } = footprint;
-    let volume = volume.map(|name| (Cell::Volume(name), Access::Write));
+    let Footprint { volumes, removed, hosts, host_access, backend, directory: _, freshness: _ } = footprint;
+    let volumes = volumes.into_iter().map(|name| (Cell::Volume(name), Access::Write));
     let removed = removed.map(|id| (Cell::Trash(id), Access::Write));
     let hosts = hosts.into_iter().map(|name| (Cell::Host(name), host_access));
     let backends = backend.map(|_| (Cell::Backends, Access::Write));
-    volume.into_iter().chain(removed).chain(hosts).chain(backends).collect()
+    volumes.chain(removed).chain(hosts).chain(backends).collect()
 }
 
 type Locks = HashMap<Cell, Arc<RwLock<()>>>;

@@ -55,6 +55,8 @@ pub(super) struct VolumeForm<'a> {
     pub(super) known_to: Vec<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) unconfirmed: bool,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(super) directory: Option<Cow<'a, str>>,
 }
 
 impl<'a> VolumeForm<'a> {
@@ -79,7 +81,10 @@ impl<'a> VolumeForm<'a> {
             created_at: written(*created_at),
             adopted: *adopted,
             known_to: known_to.iter().map(|host| host.as_str().into()).collect(),
-            unconfirmed: *unconfirmed,
+            unconfirmed: unconfirmed.is_some(),
+            directory: unconfirmed
+                .as_ref()
+                .and_then(|unconfirmed| unconfirmed.directory.map(|directory| directory.to_string().into())),
         }
     }
 }

@@ -201,7 +201,9 @@ impl Loader {
         name: VolumeName,
         record: VolumeForm<'_>,
     ) -> Result<Volume, InvalidRow> {
-        let VolumeForm { v: V1, id, backend, options, created_at, adopted, known_to, unconfirmed } = record;
+        let VolumeForm { v: V1, id, backend, options, created_at, adopted, known_to, unconfirmed, directory } =
+            record;
+        let directory = directory.map(|id| at.read("directory", &id, DirectoryId::from_str)).transpose()?;
         let pairs = options.iter().map(|(name, value)| (&**name, &**value));
         let mut options = at.read("options", "", |_| Options::parse(pairs))?;
         if let Some(backend) = &mut options.backend {
@@ -222,7 +224,7 @@ impl Loader {
             known_to,
             mounts: Ledger::default(),
             visible: false,
-            unconfirmed,
+            unconfirmed: unconfirmed.then(|| Arc::new(Unconfirmed { directory })),
         })
     }
 

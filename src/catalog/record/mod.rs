@@ -154,6 +154,11 @@ mod tests {
             r#"{"v":1,"id":"4b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e","backend":"default","created_at":"2026-01-02T03:04:05.000Z","unconfirmed":true}"#,
         ),
         (
+            Table::Volumes,
+            &["new"],
+            r#"{"v":1,"id":"5b9e4a1c-9d0f-4d1b-8a55-0c6f4f1c2d3e","backend":"default","created_at":"2026-01-02T03:04:05.000Z","unconfirmed":true,"directory":"12@1790000000.123456789"}"#,
+        ),
+        (
             Table::Mounts,
             &["db", "web1", "fc63179f", "3"],
             r#"{"v":1,"count":2,"since":"2026-01-02T03:04:05.678Z"}"#,

@@ -33,9 +33,9 @@ impl View {
     pub fn premises(&self, change: &Change) -> Vec<Premise> {
         let same = |row: RowKey| Premise::Same(row);
         let host = |name: &HostName| Premise::Same(RowKey::Host(name.clone()));
-        let Footprint { volume, removed, hosts, host_access: _, backend, directory: _, freshness: _ } =
+        let Footprint { volumes, removed, hosts, host_access: _, backend, directory: _, freshness: _ } =
             change.footprint(self);
-        let mut premises: Vec<_> = volume.map(|name| same(RowKey::Volume(name))).into_iter().collect();
+        let mut premises: Vec<_> = volumes.into_iter().map(|name| same(RowKey::Volume(name))).collect();
         premises.extend(removed.map(|id| same(RowKey::Removed(id))));
         premises.extend(hosts.iter().map(host));
         if let Some(name) = backend {

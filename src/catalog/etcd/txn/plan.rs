@@ -127,7 +127,7 @@ fn must_not_move<'a>(view: &'a View, footprint: &Footprint) -> Option<&'a Arc<Vo
         DirectoryUse::None => None,
         // A new volume has no directory yet.
         DirectoryUse::BeginMove(id) => view.trash.get(&id).map(|removed| &removed.volume),
-        DirectoryUse::EndMove(id) | DirectoryUse::Unmoved(id) => match &footprint.volume {
+        DirectoryUse::EndMove(id) | DirectoryUse::Unmoved(id) => match footprint.volumes.first() {
             Some(name) => view.volumes.get(name),
             None => view.trash.get(&id).map(|removed| &removed.volume),
         },
