@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::node_name;
 use super::tls::{self, CertificatesRead, Tls};
-use crate::config::watch::FileSnapshot;
+use crate::config::snapshot::FileSnapshot;
 use crate::config::{self, Config, Fault, Live, Loaded, Paths, Rejected};
 use crate::model::host::HostName;
 

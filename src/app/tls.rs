@@ -13,7 +13,7 @@ use super::ServeError;
 use super::spec::server_names;
 use crate::admin;
 use crate::catalog::{Catalog, CatalogError, Change, Location};
-use crate::config::watch::FileSnapshot;
+use crate::config::snapshot::FileSnapshot;
 use crate::config::{Config, Fault, KeyPair, Listen, Loaded, TlsFiles};
 use crate::error::chain;
 use crate::files;

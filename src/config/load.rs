@@ -9,8 +9,8 @@ use super::backends;
 use super::json::{MAX_BYTES, Source};
 use super::node::NamedFiles;
 use super::parse::Draft;
+use super::snapshot::FileSnapshot;
 use super::surroundings::Surroundings;
-use super::watch::FileSnapshot;
 use super::{Config, Fault, Faults, Paths};
 use crate::files;
 

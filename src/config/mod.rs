@@ -21,6 +21,7 @@ mod node;
 mod parse;
 pub(crate) mod paths;
 pub(crate) mod pattern;
+pub(crate) mod snapshot;
 mod surroundings;
 mod walk;
 pub(crate) mod watch;

@@ -129,7 +129,7 @@ fn nothing_configured_is_complete() {
     };
     let expected = Config { boot, live };
     assert_eq!(loaded.config, expected);
-    let followed: Vec<_> = loaded.files.iter().map(watch::FileSnapshot::path).collect();
+    let followed: Vec<_> = loaded.files.iter().map(snapshot::FileSnapshot::path).collect();
     assert_eq!(followed, [paths.config(), paths.map()]);
     assert_eq!(Place::with("{}", "{}").read().unwrap().config.live.backends, BTreeMap::new());
 }

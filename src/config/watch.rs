@@ -8,15 +8,14 @@
 //! This runs in threads of its own. It parses nothing, applies nothing and never panics.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hasher as _};
 use std::io;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::directories::{Directories, Touched};
+use super::snapshot::FileSnapshot;
 use crate::files::{self, Unfinished, Waiting};
 
 /// How long nothing must happen before files are read: most changes come in several steps.
@@ -54,56 +53,6 @@ impl Unit {
             Self::Tls => "certificates",
             Self::Crl => "crl",
         }
-    }
-}
-
-/// A file and the state of its content when it was read. A file that was missing has a snapshot, too.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileSnapshot {
-    path: PathBuf,
-    /// The most bytes that are read of it.
-    most: usize,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Content { bytes: usize, hash: u64 },
-    Unreadable(io::ErrorKind),
-}
-
-impl FileSnapshot {
-    /// Takes the snapshot of a file, by its absolute path; more than `most` bytes are too many. Taken before the file is
-    /// read, it misses no change.
-    #[must_use]
-    pub fn now(path: &Path, most: usize) -> Self {
-        Self::read(path, most).1
-    }
-
-    /// Reads a file's bytes and takes its snapshot.
-    pub fn read(path: &Path, most: usize) -> (io::Result<Vec<u8>>, Self) {
-        let bytes = files::read_at_most(path, most);
-        let state = match &bytes {
-            Ok(bytes) => {
-                let mut hasher = DefaultHasher::new();
-                hasher.write(bytes);
-                State::Content { bytes: bytes.len(), hash: hasher.finish() }
-            }
-            Err(error) => State::Unreadable(error.kind()),
-        };
-        (bytes, Self { path: path.into(), most, state })
-    }
-
-    /// The file's path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Returns true if the file was there, whatever stood in it.
-    #[must_use]
-    pub fn is_there(&self) -> bool {
-        self.state != State::Unreadable(io::ErrorKind::NotFound)
     }
 }
 
@@ -261,7 +210,7 @@ impl<N: Fn()> Follower<N> {
         self.looking.set(Some(Instant::now()));
         let paths: Vec<_> = self.files.iter().map(FileSnapshot::path).collect();
         self.directories.watch_the_way_to(&paths);
-        let now: Vec<_> = self.files.iter().map(|seen| FileSnapshot::now(&seen.path, seen.most)).collect();
+        let now: Vec<_> = self.files.iter().map(|seen| seen.again()).collect();
         self.looking.set(None);
         if self.files != now {
             self.files = now;
@@ -280,6 +229,7 @@ impl Looking {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::{Path, PathBuf};
 
     use tempfile::TempDir;
 
