@@ -1,4 +1,4 @@
-//! Snapshots of files: what a file held when it was read, to be compared with what it holds later.
+//! Snapshots of files: the state of a file's content when it was read, to compare it with the later state.
 
 use std::hash::{DefaultHasher, Hasher as _};
 use std::io;
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use crate::files;
 
-/// A file and the state of its content when it was read. A file that was missing has a snapshot, too.
+/// A file and the state of its content when it was read. A missing file has a snapshot, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSnapshot {
     path: PathBuf,
-    /// The most bytes that are read of it.
+    /// The most bytes of it that are read.
     most: usize,
     state: State,
 }
@@ -22,8 +22,8 @@ enum State {
 }
 
 impl FileSnapshot {
-    /// Takes the snapshot of a file, by its absolute path; more than `most` bytes are too many. Taken before the file is
-    /// read, it misses no change.
+    /// Takes the snapshot of a file, by its absolute path; more than `most` bytes count as unreadable. A snapshot that
+    /// is taken before the file is read misses no change.
     #[must_use]
     pub fn now(path: &Path, most: usize) -> Self {
         Self::read(path, most).1
@@ -49,13 +49,13 @@ impl FileSnapshot {
         Self::now(&self.path, self.most)
     }
 
-    /// The file's path.
+    /// Returns the file's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns true if the file was there, whatever stood in it.
+    /// Returns true if the file existed, whatever its content.
     #[must_use]
     pub fn is_there(&self) -> bool {
         self.state != State::Unreadable(io::ErrorKind::NotFound)

@@ -1,11 +1,11 @@
-//! Following files, so that a change is in force within a second however it was made.
+//! Follows files, so that a change is in force within a second, however it was made.
 //!
-//! The kernel tells of changes in directories, never reliably of changes of one file: a file that is renamed over
-//! another is a new one. So `directories` watches every directory on the way to each file, and whatever
-//! happens there makes us look at the files themselves: only what stands in them decides. A look every few seconds
-//! beside it covers file systems that tell nothing.
+//! The kernel reports changes in directories, but never reliably the changes of a single file: a file that is renamed
+//! over another is a new one. So `directories` watches every directory on the way to each file, and any event there
+//! makes us look at the files themselves: only their content decides. A look every few seconds besides covers file
+//! systems that report nothing.
 //!
-//! This runs in threads of its own. It parses nothing, applies nothing and never panics.
+//! This runs in its own threads. It parses nothing, applies nothing and never panics.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,16 +18,16 @@ use super::directories::{Directories, Touched};
 use super::snapshot::FileSnapshot;
 use crate::files::{self, Unfinished, Waiting};
 
-/// How long nothing must happen before files are read: most changes come in several steps.
+/// How long no event must come before files are read: most changes consist of several steps.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// How long to wait for that in a directory where something happens all the time.
+/// How long to wait for that in a directory where events come all the time.
 const QUIET_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// How often files are read without an event: network file systems raise none.
+/// How often files are read without an event: network file systems report none.
 const POLL: Duration = Duration::from_secs(10);
 
-/// How often if the kernel cannot watch a file.
+/// How often files are read if the kernel cannot watch one of them.
 const POLL_BLIND: Duration = Duration::from_secs(1);
 
 /// Files that are reloaded together, all or nothing.
@@ -56,7 +56,7 @@ impl Unit {
     }
 }
 
-/// Follows files until it is dropped: each unit in a thread of its own, so that one whose files are on a share that
+/// Follows files until it is dropped. Each unit has its own thread, so that a unit whose files are on a share that
 /// hangs does not keep changes of the others from being noticed.
 #[derive(Debug)]
 pub(crate) struct Watcher(BTreeMap<Unit, Followed>);
@@ -75,7 +75,7 @@ enum Message {
     Stop,
 }
 
-/// Since when a thread has been looking at its files, and which thread that is.
+/// The time since which a thread has been looking at its files, and the thread.
 #[derive(Debug, Default)]
 struct Looking {
     since: Mutex<Option<Instant>>,
@@ -83,28 +83,28 @@ struct Looking {
 }
 
 impl Watcher {
-    /// Follows `files`, and calls `notify` with each unit of which a file is no longer as it was seen.
+    /// Follows `files`, and calls `notify` with each unit if one of its files has changed since its snapshot.
     ///
-    /// What was seen is what the caller has in force: [`super::Loaded::files`] for the configuration, and
-    /// [`FileSnapshot::now`] from before they were read for the others. So a change between reading and following is found.
-    /// `notify` is called from the watcher's threads and should return at once; it may be called once more while the
-    /// watcher is being dropped.
+    /// The snapshots are those of what the caller has in force: [`super::Loaded::files`] for the configuration, and
+    /// [`FileSnapshot::now`] from before they were read for the others. So a change between reading and following is
+    /// found. `notify` is called from the watcher's threads and should return at once; it may be called once more while
+    /// the watcher is being dropped.
     ///
     /// # Errors
-    /// When no thread can be started. Whatever cannot be watched is looked at every second instead, with a warning.
+    /// If no thread can be started. Files that cannot be watched are read every second instead, with a warning.
     pub(crate) fn start(
         files: BTreeMap<Unit, Vec<FileSnapshot>>,
         notify: impl Fn(Unit) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let notify = Arc::new(notify);
-        // Dropped when one cannot be started, it ends those that were.
+        // If a thread cannot be started, dropping this ends those that were.
         let mut watcher = Self(BTreeMap::new());
         for (unit, files) in files {
             let notify = Arc::clone(&notify);
             let (messages, receiver) = mpsc::channel();
             let sender = messages.clone();
             let directories = Directories::new(move |touched| {
-                // Nobody listens any more only when the watcher is gone.
+                // Nobody listens any more only if the watcher is gone.
                 let _ = sender.send(Message::Touched(touched));
             });
             let looking = Arc::<Looking>::default();
@@ -117,15 +117,15 @@ impl Watcher {
             };
             let name = format!("watch-{}", unit.as_str());
             let thread = files::start(&name, || follower.run()).map_err(io::Error::other)?;
-            // It is set once.
+            // It is set only once.
             let _ = looking.thread.set(thread);
             watcher.0.insert(unit, Followed { messages, looking });
         }
         Ok(watcher)
     }
 
-    /// Follows other files of a unit from now on: after a reload, with what that reload saw, whether it was applied or
-    /// rejected. Never with what an earlier one saw, or the same change would be found again and again.
+    /// Follows other files of a unit from now on: after a reload, with the snapshots of that reload, whether it was
+    /// applied or rejected. Never with those of an earlier one, or the same change would be found again and again.
     pub(crate) fn set_files(&self, unit: Unit, files: Vec<FileSnapshot>) {
         if let Some(followed) = self.0.get(&unit) {
             followed.tell(Message::Files(files));
@@ -185,7 +185,7 @@ impl<N: Fn()> Follower<N> {
         }
     }
 
-    /// Waits until nothing has happened for a while, or for long enough.
+    /// Waits until no event has come for a while, or for long enough.
     fn settle(&mut self) -> ControlFlow<()> {
         let began = Instant::now();
         let mut last = began;
@@ -204,8 +204,8 @@ impl<N: Fn()> Follower<N> {
         ControlFlow::Continue(())
     }
 
-    /// Watches the directories that the files lie in by now, then looks at the files: in this order, so that nothing
-    /// can happen between the two.
+    /// Watches the directories that the files lie in now, then looks at the files: in this order, so that no change
+    /// between the two is missed.
     fn check(&mut self) {
         self.looking.set(Some(Instant::now()));
         let paths: Vec<_> = self.files.iter().map(FileSnapshot::path).collect();

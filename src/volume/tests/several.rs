@@ -538,7 +538,7 @@ async fn a_remove_that_waits_for_another_instance_does_not_keep_the_directory() 
         assert!(std::time::Instant::now() < until, "it does not look again");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(both.cluster.held.lock().unwrap().claims.is_empty(), "it keeps the directory while it waits");
+    assert!(both.cluster.held.lock().unwrap().locks.is_empty(), "it keeps the directory while it waits");
     removing.abort();
 }
 
