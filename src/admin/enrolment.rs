@@ -1,6 +1,6 @@
 //! Enrolment of hosts: certificates, bundles and revocations.
 //!
-//! A host's key leaves this machine in its bundle only, and is kept nowhere here.
+//! A host's key leaves this machine only in its bundle, and is not kept here.
 
 use std::sync::Arc;
 
@@ -18,14 +18,14 @@ use crate::model::timestamp::rfc3339;
 use crate::pki::bundle::{self, Bundle, BundleError};
 use crate::pki::{InvalidServerName, Issued, Pki, PkiError, ServerName};
 
-/// What the configuration says of new hosts.
+/// The configuration for new hosts.
 #[derive(Debug, Clone)]
 pub(crate) struct Issuing {
     /// The plugin's name on hosts.
     pub plugin: String,
     /// The address that hosts are told to call.
     pub advertise: Option<Advertise>,
-    /// Whether hosts are certified by volhost's own authority, and the server by it too.
+    /// True if volhost's own authority certifies the hosts and the server.
     pub ours: bool,
     /// This machine's host name.
     pub node: HostName,
@@ -37,13 +37,13 @@ pub(crate) struct Enrolment {
     pub catalog: Arc<dyn Catalog>,
     /// The authority.
     pub pki: Pki,
-    /// What the configuration says now.
+    /// Returns the configuration for new hosts at this moment.
     pub issuing: Arc<dyn Fn() -> Issuing + Send + Sync>,
-    /// Called after a revocation, or when the server's certificate was made anew: open connections are looked at
+    /// Called after a revocation, and when the server's certificate was issued again: open connections are checked
     /// again, and the certificate is read again.
     pub changed: Arc<dyn Fn() + Send + Sync>,
-    /// Held while a certificate is signed and recorded, and while a rollover is begun or ended: the end of a rollover
-    /// looks at what is recorded, and would give up a CA that has just signed.
+    /// Held while a certificate is signed and recorded, and while a rollover begins or ends: the end of a rollover
+    /// relies on the recorded certificates, and would otherwise give up a CA that has just signed one.
     pub signing: tokio::sync::Mutex<()>,
 }
 
@@ -114,7 +114,7 @@ pub(super) enum EnrolmentError {
 }
 
 impl Enrolment {
-    /// Another certificate and bundle for a host that has one; those it has stay good.
+    /// Issues another certificate and bundle to a host that has one; its other certificates stay valid.
     pub(super) async fn renew(&self, request: wire::HostAdd) -> Result<wire::HostAdded, EnrolmentError> {
         self.refuse_strangers()?;
         let _signing = self.signing.lock().await;
@@ -129,7 +129,7 @@ impl Enrolment {
         self.issue(request).await
     }
 
-    /// The first certificate and bundle of a host, or the first one since its certificates expired or were revoked.
+    /// Issues a host's first certificate and bundle, or the first one since its certificates expired or were revoked.
     pub(super) async fn add(&self, request: wire::HostAdd) -> Result<wire::HostAdded, EnrolmentError> {
         self.refuse_strangers()?;
         let _signing = self.signing.lock().await;
@@ -152,7 +152,7 @@ impl Enrolment {
         self.issue(request).await
     }
 
-    /// What is known of a host, by this instance or another one.
+    /// Returns the record of a host, by this instance or another one.
     async fn known(&self, host: &HostName) -> Result<Option<Arc<Host>>, EnrolmentError> {
         self.catalog.sync().await?;
         Ok(self.catalog.view().hosts.get(host).cloned())
@@ -167,7 +167,7 @@ impl Enrolment {
         let pki = self.pki.clone();
         let wanted = host.clone();
         let made = tokio::task::spawn_blocking(move || {
-            // The bundle must verify the server under the name it gives.
+            // The host verifies the server under the name in its bundle.
             let renewed = pki.add_server_name(&server)?;
             let issued = match (csr, signed) {
                 (Some(csr), None) => pki.sign_csr(&wanted, &csr)?,
@@ -195,7 +195,7 @@ impl Enrolment {
             cert_pem: &made.cert_pem,
             key_pem: made.key_pem.as_deref(),
         })?;
-        // Nobody gets a certificate that could not be revoked.
+        // No certificate is handed out that could not be revoked.
         self.catalog.submit(Change::Issue(host.clone(), certificate(&made.issued))).await?;
         log::info!("issued certificate {} to host {host}", made.issued.serial);
         Ok(wire::HostAdded {
@@ -227,7 +227,7 @@ impl Enrolment {
     }
 }
 
-/// Which machine serves under a name.
+/// The machine that serves under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Serves {
     This,
@@ -249,7 +249,7 @@ fn has_certificate(host: &Host) -> bool {
     host.certificates.iter().any(|one| !one.revoked && one.not_after > now)
 }
 
-/// The name that the machine has now, where it gave this one up and may still call by it.
+/// Returns the present name of a machine that gave up this name and may still call by it.
 fn given_up(host: &Host) -> Option<&HostName> {
     host.renamed.as_ref().filter(|_| has_certificate(host))
 }
@@ -258,7 +258,7 @@ fn counted(hosts: &[String]) -> String {
     if hosts.len() == 1 { "a host".to_owned() } else { format!("{} hosts", hosts.len()) }
 }
 
-/// A certificate that was issued, as the catalog remembers it.
+/// Returns the catalog's record of an issued certificate.
 pub(crate) fn certificate(issued: &Issued) -> Certificate {
     let Issued { host: _, serial, issuer, issued_at, not_after } = issued;
     Certificate {
@@ -270,7 +270,7 @@ pub(crate) fn certificate(issued: &Issued) -> Certificate {
     }
 }
 
-/// What a host's spec file is to call, and the name that the server's certificate must hold for it.
+/// Returns the address for a host's spec file, and the name that the server's certificate must hold for it.
 fn address(
     host: &HostName,
     asked: Option<String>,

@@ -1,4 +1,4 @@
-//! The handler of each verb, and the table by which requests find it.
+//! The handler of each verb, and the table that leads requests to them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -256,7 +256,7 @@ impl Handle for verb::RolloverAbort {
     }
 }
 
-/// When each host last sent a request.
+/// Returns a function that tells when a host last sent a request.
 fn last_seen(admin: &Admin) -> impl Fn(&HostName) -> Option<OffsetDateTime> + '_ {
     |host| admin.service.last_seen(host)
 }

@@ -1,4 +1,4 @@
-//! Following the certificates that other instances of a shared catalog issue and revoke.
+//! Follows the certificates that other instances of a shared catalog issue and revoke.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use tokio::sync::watch;
 
 use crate::catalog::PeerEvents;
 
-/// Calls `changed` whenever another instance issued or revoked certificates, as this one does after doing so itself: a
-/// connection must not outlive its host's revocation, whoever made it. Ends with the catalog.
+/// Calls `changed` whenever another instance has issued or revoked certificates, as this one does after doing so
+/// itself: a connection must not outlive its host's revocation, whichever instance made it. Ends with the catalog.
 pub(super) async fn follow(mut events: watch::Receiver<PeerEvents>, changed: Arc<dyn Fn() + Send + Sync>) {
     let mut certificate_changes = events.borrow_and_update().certificate_changes;
     while events.changed().await.is_ok() {

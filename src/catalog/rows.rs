@@ -1,7 +1,7 @@
-//! Single rows put into a view: how an engine that shares its store hears of what others wrote.
+//! Puts single rows into a view: an engine that shares its store learns of other instances' writes in this way.
 //!
-//! Pure. Rows of one volume may come in another order than they were written, where this process's own are known
-//! before those of others: what a row says is put in as it is, and what has no volume any more is passed over.
+//! Pure. Rows of one volume may come in another order than they were written, because this process knows its own writes
+//! before those of others. So a row is put in as it is, and a mount whose volume is gone is skipped.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use crate::model::mounts::Mount;
 use crate::model::volume::VolumeName;
 
 impl View {
-    /// Puts a row in, or takes it out. Mounts and whether it is visible are a volume's own rows, and stay.
+    /// Stores a row in the view, or deletes it. A volume's mounts and visibility are not part of its row and stay as
+    /// they are.
     pub(super) fn put(&mut self, write: Write) {
         match write {
             Write::Volume(name, Some(record)) => self.put_volume(name, &record),
@@ -69,7 +70,7 @@ impl View {
 
     fn put_host(&mut self, name: HostName, host: Arc<Host>) {
         if host.activation > self.activation(&name) {
-            // What is counted under the new one comes after it.
+            // Mounts under the new activation come after this row.
             self.live.remove(&name);
         }
         self.hosts.insert(name, host);

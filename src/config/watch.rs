@@ -1,34 +1,33 @@
-//! Following files, so that a change is in force within a second however it was made.
+//! Follows files, so that a change is in force within a second, however it was made.
 //!
-//! The kernel tells of changes in directories, never reliably of changes of one file: a file that is renamed over
-//! another is a new one. So `directories` watches every directory on the way to each file, and whatever
-//! happens there makes us look at the files themselves: only what stands in them decides. A look every few seconds
-//! beside it covers file systems that tell nothing.
+//! The kernel reports changes in directories, but never reliably the changes of a single file: a file that is renamed
+//! over another is a new one. So `directories` watches every directory on the way to each file, and any event there
+//! makes us look at the files themselves: only their content decides. A look every few seconds besides covers file
+//! systems that report nothing.
 //!
-//! This runs in threads of its own. It parses nothing, applies nothing and never panics.
+//! This runs in its own threads. It parses nothing, applies nothing and never panics.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hasher as _};
 use std::io;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::directories::{Directories, Touched};
+use super::snapshot::FileSnapshot;
 use crate::files::{self, Unfinished, Waiting};
 
-/// How long nothing must happen before files are read: most changes come in several steps.
+/// How long no event must come before files are read: most changes consist of several steps.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// How long to wait for that in a directory where something happens all the time.
+/// How long to wait for that in a directory where events come all the time.
 const QUIET_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// How often files are read without an event: network file systems raise none.
+/// How often files are read without an event: network file systems report none.
 const POLL: Duration = Duration::from_secs(10);
 
-/// How often if the kernel cannot watch a file.
+/// How often files are read if the kernel cannot watch one of them.
 const POLL_BLIND: Duration = Duration::from_secs(1);
 
 /// Files that are reloaded together, all or nothing.
@@ -57,57 +56,7 @@ impl Unit {
     }
 }
 
-/// A file and the state of its content when it was read. A file that was missing has a snapshot, too.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileSnapshot {
-    path: PathBuf,
-    /// The most bytes that are read of it.
-    most: usize,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Content { bytes: usize, hash: u64 },
-    Unreadable(io::ErrorKind),
-}
-
-impl FileSnapshot {
-    /// Takes the snapshot of a file, by its absolute path; more than `most` bytes are too many. Taken before the file is
-    /// read, it misses no change.
-    #[must_use]
-    pub fn now(path: &Path, most: usize) -> Self {
-        Self::read(path, most).1
-    }
-
-    /// Reads a file's bytes and takes its snapshot.
-    pub fn read(path: &Path, most: usize) -> (io::Result<Vec<u8>>, Self) {
-        let bytes = files::read_at_most(path, most);
-        let state = match &bytes {
-            Ok(bytes) => {
-                let mut hasher = DefaultHasher::new();
-                hasher.write(bytes);
-                State::Content { bytes: bytes.len(), hash: hasher.finish() }
-            }
-            Err(error) => State::Unreadable(error.kind()),
-        };
-        (bytes, Self { path: path.into(), most, state })
-    }
-
-    /// The file's path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Returns true if the file was there, whatever stood in it.
-    #[must_use]
-    pub fn is_there(&self) -> bool {
-        self.state != State::Unreadable(io::ErrorKind::NotFound)
-    }
-}
-
-/// Follows files until it is dropped: each unit in a thread of its own, so that one whose files are on a share that
+/// Follows files until it is dropped. Each unit has its own thread, so that a unit whose files are on a share that
 /// hangs does not keep changes of the others from being noticed.
 #[derive(Debug)]
 pub(crate) struct Watcher(BTreeMap<Unit, Followed>);
@@ -126,7 +75,7 @@ enum Message {
     Stop,
 }
 
-/// Since when a thread has been looking at its files, and which thread that is.
+/// The time since which a thread has been looking at its files, and the thread.
 #[derive(Debug, Default)]
 struct Looking {
     since: Mutex<Option<Instant>>,
@@ -134,28 +83,28 @@ struct Looking {
 }
 
 impl Watcher {
-    /// Follows `files`, and calls `notify` with each unit of which a file is no longer as it was seen.
+    /// Follows `files`, and calls `notify` with each unit if one of its files has changed since its snapshot.
     ///
-    /// What was seen is what the caller has in force: [`super::Loaded::files`] for the configuration, and
-    /// [`FileSnapshot::now`] from before they were read for the others. So a change between reading and following is found.
-    /// `notify` is called from the watcher's threads and should return at once; it may be called once more while the
-    /// watcher is being dropped.
+    /// The snapshots are those of what the caller has in force: [`super::Loaded::files`] for the configuration, and
+    /// [`FileSnapshot::now`] from before they were read for the others. So a change between reading and following is
+    /// found. `notify` is called from the watcher's threads and should return at once; it may be called once more while
+    /// the watcher is being dropped.
     ///
     /// # Errors
-    /// When no thread can be started. Whatever cannot be watched is looked at every second instead, with a warning.
+    /// If no thread can be started. Files that cannot be watched are read every second instead, with a warning.
     pub(crate) fn start(
         files: BTreeMap<Unit, Vec<FileSnapshot>>,
         notify: impl Fn(Unit) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let notify = Arc::new(notify);
-        // Dropped when one cannot be started, it ends those that were.
+        // If a thread cannot be started, dropping this ends those that were.
         let mut watcher = Self(BTreeMap::new());
         for (unit, files) in files {
             let notify = Arc::clone(&notify);
             let (messages, receiver) = mpsc::channel();
             let sender = messages.clone();
             let directories = Directories::new(move |touched| {
-                // Nobody listens any more only when the watcher is gone.
+                // Nobody listens any more only if the watcher is gone.
                 let _ = sender.send(Message::Touched(touched));
             });
             let looking = Arc::<Looking>::default();
@@ -168,15 +117,15 @@ impl Watcher {
             };
             let name = format!("watch-{}", unit.as_str());
             let thread = files::start(&name, || follower.run()).map_err(io::Error::other)?;
-            // It is set once.
+            // It is set only once.
             let _ = looking.thread.set(thread);
             watcher.0.insert(unit, Followed { messages, looking });
         }
         Ok(watcher)
     }
 
-    /// Follows other files of a unit from now on: after a reload, with what that reload saw, whether it was applied or
-    /// rejected. Never with what an earlier one saw, or the same change would be found again and again.
+    /// Follows other files of a unit from now on: after a reload, with the snapshots of that reload, whether it was
+    /// applied or rejected. Never with those of an earlier one, or the same change would be found again and again.
     pub(crate) fn set_files(&self, unit: Unit, files: Vec<FileSnapshot>) {
         if let Some(followed) = self.0.get(&unit) {
             followed.tell(Message::Files(files));
@@ -236,7 +185,7 @@ impl<N: Fn()> Follower<N> {
         }
     }
 
-    /// Waits until nothing has happened for a while, or for long enough.
+    /// Waits until no event has come for a while, or for long enough.
     fn settle(&mut self) -> ControlFlow<()> {
         let began = Instant::now();
         let mut last = began;
@@ -255,13 +204,13 @@ impl<N: Fn()> Follower<N> {
         ControlFlow::Continue(())
     }
 
-    /// Watches the directories that the files lie in by now, then looks at the files: in this order, so that nothing
-    /// can happen between the two.
+    /// Watches the directories that the files lie in now, then looks at the files: in this order, so that no change
+    /// between the two is missed.
     fn check(&mut self) {
         self.looking.set(Some(Instant::now()));
         let paths: Vec<_> = self.files.iter().map(FileSnapshot::path).collect();
         self.directories.watch_the_way_to(&paths);
-        let now: Vec<_> = self.files.iter().map(|seen| FileSnapshot::now(&seen.path, seen.most)).collect();
+        let now: Vec<_> = self.files.iter().map(|seen| seen.again()).collect();
         self.looking.set(None);
         if self.files != now {
             self.files = now;
@@ -280,6 +229,7 @@ impl Looking {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::{Path, PathBuf};
 
     use tempfile::TempDir;
 

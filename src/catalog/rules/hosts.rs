@@ -15,7 +15,7 @@ use crate::model::mounts::Activation;
 
 impl View {
     pub(super) fn activate(&mut self, name: HostName) -> (Outcome, Vec<Write>) {
-        // Which of the machines started its engine, nobody knows.
+        // Of a cloned host, nobody knows which of the machines started its engine.
         if self.is_cloned(&name) || self.live.remove(&name).is_none() {
             return Default::default();
         }
@@ -35,7 +35,7 @@ impl View {
             not_after: moment(certificate.not_after),
             ..certificate
         });
-        // Whoever has a certificate by this name is a host of its own.
+        // A certificate makes this name a host again, separate from the renamed machine.
         host.renamed = None;
         (Outcome::default(), vec![self.store_host(name, host)])
     }

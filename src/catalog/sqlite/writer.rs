@@ -1,4 +1,4 @@
-//! The thread that decides changes and makes them durable, and has the file made anew when it is gone.
+//! The thread that decides changes and makes them durable. It rebuilds the file if it is gone.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -25,14 +25,14 @@ use crate::catalog::{CatalogError, Change, Outcome, View, Write};
 use crate::error::chain;
 use crate::model::volume::VolumeName;
 
-/// How long the queue must be empty before what was left over is done: what a failure left is put right, and records
-/// are stored that nobody waits for.
+/// How long the queue must be empty before leftover work is done: repairing what a failure left, and storing records
+/// that nobody waits for.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often it is looked after the files while nothing is written.
+/// How often the files are checked while nothing is written.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// A queued change and who waits for it.
+/// A queued change, and the sender of its answer.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) change: Change,
@@ -41,7 +41,7 @@ pub(super) struct Job {
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// The files as they are served: opened, with the thread that moves the log into the file.
+/// The open files in service, with the thread that moves the log into the file.
 pub(super) struct Files {
     connection: Connection,
     checkpoints: Checkpoints,
@@ -49,7 +49,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Starts to serve what was opened; beside it what that holds.
+    /// Starts serving an opened file; returns its view as well.
     pub(super) fn serve(opened: Opened, location: &str) -> Result<(View, Self), OpenError> {
         let Opened { view, writer: connection, checkpointer, presence } = opened;
         let path = presence.path();
@@ -58,28 +58,28 @@ impl Files {
         Ok((view, Self { connection, checkpoints, presence }))
     }
 
-    /// Gives files up that are not those of the catalog any more: nothing that has their names now may be touched.
+    /// Gives up files that are no longer the catalog's: the files that have their names now must not be touched.
     fn abandon(self) {
         let Self { connection, checkpoints, presence: _ } = self;
         checkpoints.stop();
-        // SQLite looks after this itself. Whatever fails here is a loss to nobody.
+        // SQLite takes care of this itself as well. A failure here loses nothing.
         let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         let _ = connection.close();
     }
 }
 
-/// What the thread owns.
+/// The state of the thread.
 pub(super) struct Writer {
     files: Files,
     lock: Lock,
     view: Arc<ArcSwap<View>>,
-    /// What [`Catalog::fault`](crate::catalog::Catalog::fault) tells.
+    /// Shown by [`Catalog::fault`](crate::catalog::Catalog::fault).
     fault: Arc<ArcSwapOption<String>>,
     location: String,
-    /// Whether the log's end may hold a commit that was answered with an error: see [`Writer::settle`].
+    /// True if the log's end may hold a commit that was answered with an error: see [`Writer::settle`].
     unsettled: bool,
-    /// Whether the files were seen to be gone. They are not trusted again, even if they come back: a commit to them
-    /// may have been answered with an error since.
+    /// True once the files were seen to be gone. They are not trusted again, even if they come back, because a commit
+    /// to them may have been answered with an error since.
     gone: bool,
     pending: Arc<Mutex<Pending>>,
 }
@@ -96,16 +96,16 @@ impl Writer {
         Self { files, lock, view, pending, fault, location, unsettled: false, gone: false }
     }
 
-    /// Locks what waits; never held while the disk is waited for.
+    /// Locks the pending changes; never held while waiting for the disk.
     fn pending(&self) -> MutexGuard<'_, Pending> {
-        // It is whole after every statement under this lock.
+        // They are whole after every statement under this lock.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serves the queue until its last sender is gone, then closes the file.
     pub(super) fn run(mut self, queue: Receiver<Job>) {
-        // Whoever waits for a change that meets a panic, or asks for one later, is told that the catalog is closed:
-        // the answers are dropped, here and with the queue.
+        // After a panic, all callers, present and later, are told that the catalog is closed: their answers' senders
+        // are dropped, here and with the queue.
         if catch_unwind(AssertUnwindSafe(|| self.serve(&queue))).is_err() {
             log::error!(
                 "the catalog {} takes no more changes: its writer panicked; restart volhost",
@@ -117,7 +117,8 @@ impl Writer {
     }
 
     fn serve(&mut self, queue: &Receiver<Job>) {
-        // What follows a change is mostly there soon after it, and decided without a word to this thread.
+        // A confirmation usually comes soon after a change, and is decided without this thread: look again after a
+        // short pause.
         let mut changed = false;
         loop {
             let well = !self.unsettled && !self.gone && !changed && self.fault.load().is_none();
@@ -162,7 +163,7 @@ impl Writer {
             (draft, results) = self.without_disk(&base, &batch, &failure.into());
         }
         self.view.store(Arc::new(draft));
-        // Before anybody is answered: what they submit next may then be decided at once.
+        // Before anybody is answered, so that their next change may be decided at once.
         self.pending().jobs -= batch.len();
         for (job, result) in batch.into_iter().zip(results) {
             // Nobody may be waiting any more; the change stands all the same.
@@ -170,8 +171,8 @@ impl Writer {
         }
     }
 
-    /// Decides the changes of a transaction that failed once more: those that need the disk are answered with the
-    /// failure and leave nothing, and the others are decided as if those had never been submitted.
+    /// Decides the changes of a failed transaction again. Those that need the disk are answered with the failure and
+    /// leave nothing; the others are decided as if those had never been submitted.
     fn without_disk(
         &mut self,
         base: &View,
@@ -193,8 +194,8 @@ impl Writer {
         (draft, results)
     }
 
-    /// Makes records durable, all of them or none, and with them those that follow; `draft` is what the catalog holds
-    /// with them.
+    /// Makes records durable, all or none, together with the records that may follow their answers. `draft` is the view
+    /// with all of them.
     fn keep(
         &mut self,
         draft: &View,
@@ -203,10 +204,10 @@ impl Writer {
     ) -> Result<(), Failure> {
         self.look();
         let mut done = if self.gone { Ok(()) } else { self.commit(draft, writes, following) };
-        // What was written to files that are gone by now is lost.
+        // A write to files that are gone by now is lost.
         self.look();
         if self.gone {
-            done = self.make_anew(draft).map_err(Failure::from);
+            done = self.rebuild(draft).map_err(Failure::from);
         }
         match &done {
             Ok(()) => self.fault.store(None),
@@ -215,7 +216,7 @@ impl Writer {
         done
     }
 
-    /// Notes why nothing can be written; said aloud when it is news.
+    /// Notes why nothing can be written; logs it if the reason is new.
     fn tell(&self, why: String) {
         if self.fault.load().as_deref() != Some(&why) {
             log::error!("the catalog {} cannot be written: {why}", self.location);
@@ -223,7 +224,7 @@ impl Writer {
         }
     }
 
-    /// Writes records to the file. Where there is no room for all, those that follow wait on.
+    /// Writes records to the file. If there is no room for all, those that may follow keep waiting.
     fn commit(
         &mut self,
         draft: &View,
@@ -265,48 +266,50 @@ impl Writer {
         done
     }
 
-    /// Looks whether the files are still there.
+    /// Checks that the files are still there.
     fn look(&mut self) {
         let there = self.files.presence.is_whole() && self.lock.is_in_place();
         if !self.gone && !there {
             self.gone = true;
             log::error!(
                 "the catalog {} was removed, moved or replaced while volhost uses it: nothing is lost as long as \
-                 volhost runs, which makes it anew from memory",
+                 volhost runs: it rebuilds the catalog from memory",
                 self.location
             );
         }
     }
 
-    /// Makes the file anew from what the catalog holds.
-    fn make_anew(&mut self, view: &View) -> Result<(), OpenError> {
+    /// Rebuilds the file from the view.
+    fn rebuild(&mut self, view: &View) -> Result<(), OpenError> {
         let Self { files: Files { connection, presence, .. }, lock, .. } = self;
-        presence.make_way()?;
+        presence.check_place()?;
         let path = presence.path().to_path_buf();
         if !lock.is_in_place() {
             *lock = Lock::take(&path)?;
         }
         file::prepare_new(&path, view)?;
-        // Where the old file or its log still lies there, nothing may be left in the log, which would be taken for the
-        // new file's; so a crash before the new one has its name leaves a whole catalog, too.
+        // If the old file or its log still lies there, its log must be empty, because SQLite would take it for the new
+        // file's. The old file stays whole by this, so a crash before the new one has its name leaves a whole catalog,
+        // too.
         let _ = empty_log(connection);
         presence.replace(&beside(&path, ".new"), file::put_in_place)?;
         let (_, files) = Files::serve(file::understand(&path)?, &self.location)?;
         std::mem::replace(&mut self.files, files).abandon();
         (self.gone, self.unsettled) = (false, false);
         self.pending().following.clear();
-        log::warn!("the catalog {} was made anew from memory, with all that it held", self.location);
+        log::warn!("the catalog {} was rebuilt from memory, with everything that it held", self.location);
         Ok(())
     }
 
-    /// Does what was left over while nobody waits for a change: stores what was answered already, and puts right what
-    /// is wrong with the files.
+    /// Does leftover work while nobody waits for a change: stores records that were answered already, and repairs the
+    /// files.
     fn catch_up(&mut self) {
         self.look();
         let following = self.pending().following.clone();
         if self.gone || !following.is_empty() {
             let view = self.view.load_full();
-            // Where it fails it was said, and is tried again; a start without what follows finds out the same.
+            // A failure was logged, and this is tried again. A start without these records finds out the same from the
+            // directories.
             let _ = self.keep(&view, Vec::new(), following);
         } else if self.unsettled || self.fault.load().is_some() {
             self.settle();
@@ -315,10 +318,10 @@ impl Writer {
 
     /// Undoes a failed commit for good.
     ///
-    /// A commit that failed is rolled back for this connection, and yet all its pages may stand at the log's end:
-    /// when the disk failed to say that it has them, for instance. A process that starts after a crash would find
-    /// them there and take the change for a durable one, although it was answered with an error. Any commit that
-    /// succeeds overwrites the place, so one is made that changes nothing; while none succeeds, it is tried again.
+    /// A failed commit is rolled back for this connection, but all its pages may still stand at the log's end: for
+    /// instance if the disk failed to confirm that it has them. A process that starts after a crash would find them
+    /// there and take the change for a durable one, although it was answered with an error. Any successful commit
+    /// overwrites them, so this makes a commit that changes nothing; until one succeeds, it is tried again.
     fn settle(&mut self) {
         let settled =
             self.files.connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(
@@ -338,7 +341,7 @@ impl Writer {
         }
     }
 
-    /// Moves the log into the file and closes it. What fails here loses nothing: the log is read by the next start.
+    /// Moves the log into the file and closes it. A failure here loses nothing: the next start reads the log.
     fn close(mut self) {
         self.catch_up();
         let Self { files, lock, location, gone, .. } = self;
@@ -352,7 +355,7 @@ impl Writer {
         if let Err(error) = moved.and_then(|_| connection.close().map_err(|(_, error)| error)) {
             log::warn!("the log of the catalog {location} stays beside it: {}", chain(&error));
         }
-        // Only now may another process have the file.
+        // Only now may another process open the file.
         drop(lock);
     }
 }
