@@ -309,6 +309,7 @@ impl App {
         front.serve();
         tokio::task::block_in_place(|| reloader.write_spec());
         tokio::spawn(Arc::clone(&service).keep_up());
+        tokio::spawn(Arc::clone(&service).keep_confirming());
         tokio::spawn(Arc::clone(&service).keep_trash());
         tokio::spawn(Arc::clone(&service).keep_copies());
         tokio::spawn(sockets::keep(server, Arc::clone(&board)));

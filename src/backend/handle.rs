@@ -9,10 +9,11 @@ use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use crate::backend::error::BackendError;
+use crate::model::directory::DirectoryId;
 
 /// Returns a name for a file while it is being written, unique among all processes and machines.
 pub(super) fn unfinished(like: &str) -> String {
@@ -104,6 +105,16 @@ impl Handle {
             }
         }
         Ok(())
+    }
+
+    /// Returns the identity of a directory right below this one, or of this one for the name "".
+    pub(super) fn directory_id(&self, name: &str) -> Result<DirectoryId, BackendError> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+        let stat = rustix::fs::statx(&self.fd, name, flags, StatxFlags::INO | StatxFlags::BTIME)
+            .map_err(|errno| BackendError::io("examine", &self.path.join(name), errno))?;
+        let is_known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+        let born = is_known.then_some((stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec));
+        Ok(DirectoryId { inode: stat.stx_ino, born })
     }
 
     /// Makes changes in this directory durable.

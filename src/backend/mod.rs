@@ -49,7 +49,7 @@ pub use self::name_folding::NameFolding;
 pub use self::purge::PurgeProgress;
 pub use self::purge_walk::PurgePass;
 pub use self::root::{Root, Usage};
-pub use self::volumes::{Listing, Staged, VolumeState};
+pub use self::volumes::{Flush, Listing, Staged, VolumeState};
 use crate::model::backend::BackendName;
 use crate::model::backend_settings::BackendSettings;
 

@@ -1,7 +1,7 @@
 //! The life of a volume's directory: made in `.volhost/new`, renamed to its name, renamed to `.volhost/trash`.
 //!
-//! Every step is one rename or one rmdir and is durable when it returns, except that a new directory is made durable by
-//! [`Staged::sync`]. Nothing here deletes data; [`Root::purge`] does. What a step means for the catalog is the caller's
+//! Every step is one rename or one rmdir and is durable when it returns, except for a new directory: [`Staged::sync`] makes
+//! its owner and mode durable, and [`Root::flush`] or a [`Flush`] its name. Nothing here deletes data; [`Root::purge`] does. What a step means for the catalog is the caller's
 //! business.
 
 use std::ffi::CStr;
@@ -15,6 +15,7 @@ use crate::backend::handle::{Handle, is_directory, kind};
 use crate::backend::layout::{META_DIR, NEW, TRASH};
 use crate::backend::rename::{moved, rename, rename_durably};
 use crate::backend::root::Root;
+use crate::model::directory::DirectoryId;
 use crate::model::options::{Mode, Ownership};
 use crate::model::volume::{VolumeId, VolumeName};
 
@@ -33,7 +34,26 @@ pub enum VolumeState {
 #[derive(Debug)]
 pub struct Staged(Handle);
 
+/// A flush that was prepared by [`Root::later_flush`].
+///
+/// The kernel reports an error of writing back once for each open file description, and only if that was open when the
+/// error happened. So this shares the root's description, which was opened before anything was done in it.
+#[derive(Debug)]
+pub struct Flush(Handle);
+
+impl Flush {
+    /// Makes everything durable that was done in the root.
+    pub fn run(&self) -> Result<(), BackendError> {
+        self.0.sync()
+    }
+}
+
 impl Staged {
+    /// Returns the directory's identity.
+    pub fn id(&self) -> Result<DirectoryId, BackendError> {
+        self.0.directory_id("")
+    }
+
     /// Makes the directory durable with its owner and mode. Its entry in `.volhost/new` need not be durable: the caller
     /// renames it, which makes the new entry durable, or finds it gone after a crash.
     pub fn sync(&self) -> Result<(), BackendError> {
@@ -113,9 +133,9 @@ impl Root {
         }
     }
 
-    /// Renames a staged directory to its volume's name, durably.
+    /// Renames a staged directory to its volume's name. That is durable after a [`flush`](Self::flush).
     ///
-    /// Does not wait until it is durably gone from `.volhost/new`. A file system with a journal does both at once;
+    /// Nothing waits until it is durably gone from `.volhost/new`. A file system with a journal does both at once;
     /// without one, a power cut may leave the directory under both names, and a repetition of this call then finds it
     /// done.
     ///
@@ -125,8 +145,39 @@ impl Root {
         let Some(new) = self.meta_dir(NEW)? else {
             return Err(BackendError::Missing { path: self.path().join(META_DIR).join(NEW).join(staged) });
         };
-        rename(&new, &staged, &self.dir, name.as_str())?;
+        rename(&new, &staged, &self.dir, name.as_str())
+    }
+
+    /// Makes the names in the root durable.
+    pub fn flush(&self) -> Result<(), BackendError> {
         self.dir.sync()
+    }
+
+    /// Returns a flush of the root that also reports errors of everything done in it since this root was opened.
+    pub fn later_flush(&self) -> Result<Flush, BackendError> {
+        let path = self.dir.path.clone();
+        let fd = rustix::io::fcntl_dupfd_cloexec(&self.dir.fd, 0)
+            .map_err(|errno| BackendError::io("open", &path, errno))?;
+        Ok(Flush(Handle { fd, path }))
+    }
+
+    /// Makes volumes' directories durable after a flush has failed: each with its owner and mode, then their names. One that
+    /// is gone is skipped.
+    pub fn flush_volumes(&self, names: &[VolumeName]) -> Result<(), BackendError> {
+        for name in names {
+            if let Some(directory) = self.dir.open(name.as_str())? {
+                directory.sync()?;
+            }
+        }
+        self.flush()
+    }
+
+    /// Returns the identity of a volume's directory; `None` if there is none.
+    pub fn directory_id(&self, name: &VolumeName) -> Result<Option<DirectoryId>, BackendError> {
+        match self.dir.stat(name.as_str())?.filter(is_directory) {
+            Some(_) => self.dir.directory_id(name.as_str()).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Removes a staged directory if it is there and empty: never recursively.

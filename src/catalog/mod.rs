@@ -46,9 +46,9 @@ use uuid::Uuid;
 pub(crate) use self::change::Footprint;
 #[cfg(feature = "etcd")]
 pub(crate) use self::change::{Access, DirectoryUse, Freshness};
-pub use self::change::{Change, Outcome, Refusal, UnmountTarget};
+pub use self::change::{Change, MAX_CONFIRMED, Outcome, Refusal, UnmountTarget};
 pub use self::entities::{
-    BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Volume,
+    BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Unconfirmed, Volume,
 };
 pub use self::node_name::{CandidateName, NodeName};
 pub use self::rules::{MountKey, Premise, RowKey, Write};

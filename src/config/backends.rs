@@ -78,6 +78,7 @@ fn plain(path: PathBuf, Owner { uid, gid }: Owner) -> Option<BackendSettings> {
         path,
         draining: false,
         require_mount: false,
+        durable_directories: false,
         trash: TRASH,
         uid,
         gid,
@@ -109,12 +110,13 @@ fn settings(members: &mut Members<'_>, path: PathBuf, owner: Owner) -> Option<Ba
     let mut settings = plain(path, owner)?;
     let mut id = |name| members.number(name).and_then(|id| u32::try_from(id).ok());
     let (given_uid, given_gid) = (id("uid"), id("gid"));
-    let BackendSettings { path: _, mountpoints, draining, require_mount, trash, uid, gid, mode } =
+    let BackendSettings { path: _, mountpoints, draining, require_mount, durable_directories, trash, uid, gid, mode } =
         &mut settings;
     set(&mut mountpoints.usual, members.take("mountpoint").and_then(|node| directory(&node)));
     set(&mut mountpoints.by_host, members.take("mountpoint_by_host").map(|node| mountpoint_by_host(&node)));
     set(draining, members.take("draining").and_then(|node| node.boolean()));
     set(require_mount, members.take("require_mount").and_then(|node| node.boolean()));
+    set(durable_directories, members.take("durable_directories").and_then(|node| node.boolean()));
     set(trash, members.take("trash").and_then(|node| trash_time(&node)));
     set(uid, given_uid);
     set(gid, given_gid);

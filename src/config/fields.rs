@@ -416,6 +416,13 @@ pub const BACKEND: &[Field] = &[
         Applied::Untold,
     ),
     field(
+        "durable_directories",
+        Takes::Flag,
+        "`false`",
+        "a Create waits until the storage has the new directory; needed only on ext4 without a journal",
+        Applied::Untold,
+    ),
+    field(
         "trash",
         Takes::DurationOrZero,
         "`\"24h\"`",

@@ -17,6 +17,9 @@ pub struct BackendSettings {
     pub draining: bool,
     /// True if `path` must lie on a mounted file system other than that of `/`.
     pub require_mount: bool,
+    /// True if a Create waits until its directory is durable. Otherwise recovery makes a directory again that a power cut
+    /// took.
+    pub durable_directories: bool,
     /// How long removed volumes are kept; zero deletes them at once.
     pub trash: Duration,
     /// The user that owns new volumes' directories, unless Create says otherwise.

@@ -469,7 +469,7 @@ mod tests {
                     known_to: vec![caller.host.clone()],
                     mounts: Ledger::default(),
                     visible: false,
-                    unconfirmed: false,
+                    unconfirmed: None,
                 };
                 drop(catalog.submit(Change::Insert(volume)));
                 let published = catalog.submit(Change::Publish(name, id));

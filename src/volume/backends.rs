@@ -83,6 +83,7 @@ impl Service {
         if timeout(LAST_SEEN_SHUTDOWN_TIMEOUT, self.write_seen()).await.is_err() {
             log::warn!("when hosts were last seen is not written down: the catalog does not answer");
         }
+        self.confirm_last(LAST_SEEN_SHUTDOWN_TIMEOUT).await;
         self.last_copies().await;
     }
 

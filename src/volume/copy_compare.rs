@@ -130,7 +130,7 @@ mod tests {
         assert!(!is_copy(&text.replace("web1", "web9"), &view), "altered");
         let changes: &[(&str, Difference)] = &[
             ("a volume less", |view| drop(view.volumes.remove("old"))),
-            ("a volume's record", |view| first(&mut view.volumes).unconfirmed ^= true),
+            ("a volume's record", |view| first(&mut view.volumes).unconfirmed = Some(Arc::default())),
             ("a mount less", |view| first(&mut view.volumes).mounts = Ledger::default()),
             ("a removed volume less", |view| view.trash = Trash::default()),
             ("a removed volume's record", |view| {

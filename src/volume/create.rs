@@ -5,16 +5,20 @@
 //!
 //! # What waits for the disk
 //!
-//! 1. The directory is made, then its record is queued: *unconfirmed*, and not visible. The two become durable at the same
-//!    time, and Create waits for both.
-//! 2. The directory is renamed, and its new parent becomes durable.
-//! 3. The volume is visible and answered. The confirmation of its record is stored with the catalog's next change.
+//! The record decides, and the directory follows it.
 //!
-//! The two of the first step need no order between them. Nothing was answered yet, so what a power cut leaves of them is
-//! undone: a directory without a record is removed; an unconfirmed record whose directory is nowhere on the backend,
-//! while that is online and the right one, is withdrawn. An unconfirmed record whose directory stands under its name is
-//! confirmed, because it may have been answered. No answered volume can lack its directory: the rename was durable before
-//! the answer. And only a directory that has its owner and mode durably is ever renamed.
+//! 1. The directory is made in `.volhost/new`, with its owner and mode. Nothing is durable yet.
+//! 2. The record is committed, *unconfirmed* and with the directory's identity: the one flush that a Create waits for.
+//! 3. The directory is renamed, the volume is visible, and the Create is answered.
+//! 4. Behind the answer, [`confirmation`](super::confirmation) flushes the backend's root and confirms the record.
+//!
+//! A power cut before the last step leaves an unconfirmed record. Its directory is under its name, or staged, or gone;
+//! recovery confirms it, renames it, or makes it again. That loses nothing, because an answered volume whose directory a
+//! power cut can take has never held anything durable. The directory's identity tells it from a foreign one that got the
+//! name before recovery. A directory without a record is removed.
+//!
+//! On a backend with `durable_directories` a Create also waits for its directory, twice: for its owner and mode beside the
+//! record, and for its name after the rename.
 //!
 //! Both steps usually run on one backend thread: it makes the directory, queues the record and waits a moment for it. A
 //! backend has few threads, and its storage may be well while the catalog's is not. So if the record takes longer, or
@@ -30,6 +34,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::confirmation::Confirmations;
 use super::consistency::PeerBackoff;
 use super::error::Error;
 use super::operation::CommitPoint;
@@ -37,7 +42,7 @@ use super::rights::{in_sight, permit};
 use super::step::step;
 use super::{DirectoryLock, InForce, Service, log_done};
 use crate::backend::{Adoptable, Backend, BackendError, Expect, NameFolding, Root, VolumeState};
-use crate::catalog::{CatalogError, Change, Refusal, Submitted, View, Volume};
+use crate::catalog::{CatalogError, Change, Refusal, Submitted, Unconfirmed, View, Volume};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::model::mounts::Ledger;
@@ -131,8 +136,8 @@ impl Service {
             known_to: vec![caller.host.clone()],
             mounts: Ledger::default(),
             visible: false,
-            // The directory of an adopted volume is there already.
-            unconfirmed: !adopt,
+            // Known once the directory is made; that of an adopted volume is there already.
+            unconfirmed: None,
             name,
         };
         if !commit_point.wanted() {
@@ -151,7 +156,11 @@ impl Service {
         let outcome = self.show(&lock, &volume).await?;
         step("create:done");
         log_done(if adopt { "adopted" } else { "created" }, &volume.name, caller);
-        Ok(outcome.after.unwrap_or_else(|| Arc::new(Volume { visible: true, unconfirmed: false, ..volume })))
+        if !adopt && backend.settings().durable_directories {
+            // Nobody waits for it: if it fails, the next recovery confirms the volume.
+            drop(self.catalog.submit(Change::Confirm(vec![(volume.name.clone(), volume.id)])));
+        }
+        Ok(outcome.after.unwrap_or_else(|| Arc::new(Volume { visible: true, ..volume })))
     }
 
     /// Records an existing directory as the volume.
@@ -199,12 +208,16 @@ impl Service {
         expect: Expect,
         volume: &Volume,
     ) -> Result<(), Error> {
-        let renamed = match self.prepare(commit_point, lock, backend, expect, volume).await? {
+        let rename = Rename {
+            backend: Arc::clone(backend),
+            expect,
+            id: volume.id,
+            name: volume.name.clone(),
+            confirmations: Arc::clone(&self.confirmations),
+        };
+        let renamed = match self.prepare(commit_point, lock, rename.clone(), volume).await? {
             Prepared::Renamed(renamed) => renamed,
-            Prepared::Recorded => {
-                let (id, name) = (volume.id, volume.name.clone());
-                backend.run(expect, move |root| rename(root, id, &name)).await
-            }
+            Prepared::Recorded => backend.run(expect, move |root| rename.run(root)).await,
         };
         if let Err(error) = renamed {
             if matches!(error, BackendError::Missing { .. }) && self.is_whole(backend, expect, volume).await {
@@ -227,16 +240,14 @@ impl Service {
         &self,
         commit_point: Arc<CommitPoint>,
         lock: &DirectoryLock,
-        backend: &Arc<Backend>,
-        expect: Expect,
+        rename: Rename,
         volume: &Volume,
     ) -> Result<Prepared, Error> {
-        let id = volume.id;
+        let (backend, expect, id) = (&*Arc::clone(&rename.backend), rename.expect, volume.id);
         let ownership = ownership(backend, volume);
         let (report, reported) = oneshot::channel();
-        let (catalog, wanted, record) =
+        let (catalog, wanted, mut record) =
             (Arc::clone(&self.catalog), Arc::clone(&commit_point), volume.clone());
-        let visited = Arc::clone(backend);
         let work = move |root: &Root| {
             let staged = match root.volume_state(&record.name)? {
                 VolumeState::Missing => root.stage(id, ownership)?,
@@ -248,12 +259,12 @@ impl Service {
             if !wanted.wanted() {
                 return Ok(());
             }
-            let name = record.name.clone();
+            record.unconfirmed = Some(Arc::new(Unconfirmed { directory: Some(staged.id()?) }));
             let mut recorded = catalog.submit(Change::Insert(record));
-            let durable = staged.sync();
+            let durable = if rename.is_durable() { staged.sync() } else { Ok(()) };
             // This is one of the runtime's threads for blocking work, which may wait for a future. Others need it if the
             // backend is crowded.
-            let recorded_soon = if visited.is_crowded() {
+            let recorded_soon = if rename.backend.is_crowded() {
                 (&mut recorded).now_or_never()
             } else {
                 Handle::current().block_on(timeout(RECORD_ON_THREAD_TIMEOUT, &mut recorded)).ok()
@@ -262,7 +273,7 @@ impl Service {
                 Some(Ok(_)) if durable.is_ok() && wanted.wanted() => {
                     step("create:recorded");
                     let _ = report.send(ThreadReport::Renaming);
-                    rename(root, id, &name)
+                    rename.run(root)
                 }
                 Some(outcome) => {
                     let _ = report.send(ThreadReport::Recording(Box::pin(ready(outcome))));
@@ -361,11 +372,35 @@ enum ThreadReport {
     Recording(Submitted),
 }
 
-/// Gives a staged and recorded directory its name, durably.
-fn rename(root: &Root, id: VolumeId, name: &VolumeName) -> Result<(), BackendError> {
-    root.publish(id, name)?;
-    step("create:renamed");
-    Ok(())
+/// The rename of a staged and recorded directory to its volume's name.
+#[derive(Clone)]
+struct Rename {
+    backend: Arc<Backend>,
+    expect: Expect,
+    id: VolumeId,
+    name: VolumeName,
+    confirmations: Arc<Confirmations>,
+}
+
+impl Rename {
+    /// Returns true if the directory is durable before the Create is answered.
+    fn is_durable(&self) -> bool {
+        self.backend.settings().durable_directories
+    }
+
+    fn run(&self, root: &Root) -> Result<(), BackendError> {
+        let Self { backend, expect, id, name, confirmations } = self;
+        if self.is_durable() {
+            root.publish(*id, name)?;
+            root.flush()?;
+        } else {
+            let place = confirmations.join(backend.name(), *expect, root)?;
+            root.publish(*id, name)?;
+            place.renamed(name, *id);
+        }
+        step("create:renamed");
+        Ok(())
+    }
 }
 
 /// Returns the owner and mode of a volume's directory: from the options, or else from the backend's settings.

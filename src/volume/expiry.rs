@@ -99,7 +99,7 @@ mod tests {
             adopted: false,
             known_to: Vec::new(),
             mounts: crate::model::mounts::Ledger::default(),
-            unconfirmed: false,
+            unconfirmed: None,
             visible: true,
         };
         let at = OffsetDateTime::UNIX_EPOCH + time::Duration::days(365);

@@ -22,6 +22,7 @@
 mod backend_tasks;
 mod backends;
 mod choose_backend;
+mod confirmation;
 mod consistency;
 mod copies;
 mod copy_compare;
@@ -58,6 +59,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use self::confirmation::Confirmations;
 use self::directory_lock::{DirectoryLock, DirectoryLocks};
 pub use self::error::{Blame, Error};
 pub use self::holders::Holders;
@@ -97,6 +99,7 @@ pub struct Service {
     in_force: ArcSwap<InForce>,
     locks: Locks,
     recovery: Recovery,
+    confirmations: Arc<Confirmations>,
     trash: Trash,
     upkeep: Upkeep,
     last_seen: LastSeen,
@@ -120,6 +123,7 @@ impl Service {
             catalog,
             in_force: ArcSwap::from_pointee(in_force),
             locks: Locks::default(),
+            confirmations: Arc::default(),
             trash: Trash::default(),
             upkeep: Upkeep::default(),
             last_seen: LastSeen::default(),

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use super::Service;
 use super::consistency::PeerBackoff;
 use super::error::Error;
-use super::recovery::is_half_made;
 use crate::backend::{Backend, Expect, VolumeState};
 use crate::catalog::Volume;
 use crate::model::volume::VolumeName;
@@ -35,7 +34,7 @@ impl Service {
         self.recovery.note_lost_peers(&self.in_force.load().map);
         let now = || self.catalog.view().volumes.get(name).cloned();
         let Some(mut volume) = now() else { return Ok(None) };
-        if is_half_made(&volume) && self.is_shared() {
+        if !volume.visible && self.is_shared() {
             // Another instance may have finished it.
             self.sync().await?;
             match now() {
@@ -44,7 +43,7 @@ impl Service {
             }
         }
         let recovery = self.recovery.of(&volume.backend);
-        let is_half_done = |volume: &Arc<Volume>| is_half_made(volume) || recovery.is_displaced(volume.id);
+        let is_half_done = |volume: &Arc<Volume>| !volume.visible || recovery.is_displaced(volume.id);
         if is_half_done(&volume) {
             recovery.require();
         }
@@ -54,7 +53,7 @@ impl Service {
         let backend = match self.backend_of(&volume) {
             Ok(backend) => backend,
             // Without its backend nobody can know whether the volume becomes whole.
-            Err(unmapped) if is_half_made(&volume) => return Err(unmapped),
+            Err(unmapped) if !volume.visible || volume.unconfirmed.is_some() => return Err(unmapped),
             // A volume that was whole counts as whole, whatever has happened to its directory.
             Err(_) => return Ok(Some(volume)),
         };

@@ -12,14 +12,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use time::OffsetDateTime;
 use tokio::sync::MutexGuard;
 
 use super::create::ownership;
 use super::error::Error;
 use super::recovery_state::{BackendRecovery, Leftovers, is_abandoned};
 use super::{DirectoryLock, Service};
-use crate::backend::{Backend, BackendError, Expect, VolumeState};
+use crate::backend::{Backend, BackendError, Expect, Root, VolumeState};
 use crate::catalog::{CatalogError, Change, Refusal, Volume};
 use crate::error::chain;
 use crate::model::backend::BackendName;
@@ -73,7 +72,7 @@ impl Service {
         expect: Expect,
         recovery: &BackendRecovery,
     ) -> Result<Leftovers, Error> {
-        let look = |root: &crate::backend::Root| {
+        let look = |root: &Root| {
             root.prepare();
             Ok((root.staged()?, root.trashed()?, root.deleting()?))
         };
@@ -102,7 +101,9 @@ impl Service {
                 // It may have been recorded meanwhile.
                 self.current(&self.names_of(backend.name(), &HashSet::from([id])), id)
             };
-            self.recover_staged(backend, expect, id, volume).await?;
+            if !self.recover_staged(backend, expect, id, volume).await? {
+                left.displaced.insert(id);
+            }
         }
         for id in deleting.volumes.into_iter().filter(|id| !trashed.volumes.contains(id)) {
             self.recover_deleting(backend, id, self.current(&names, id).as_deref()).await;
@@ -130,14 +131,17 @@ impl Service {
             }
         }
         for (id, name) in &names {
-            let hidden = || self.current(&names, *id).filter(is_half_made);
+            let hidden = || self.current(&names, *id).filter(is_unfinished);
             if hidden().is_some()
+                && !left.displaced.contains(id)
                 && !left.elsewhere.contains(id)
                 && let Some(_lock) = self.lock_for_recovery(backend, *id, &mut left).await?
                 && let Some(volume) = hidden()
             {
                 log::debug!("volume {name} is recorded, and its directory was being moved");
-                self.recover_hidden(backend, expect, &volume).await?;
+                if !self.recover_hidden(backend, expect, &volume).await? {
+                    left.displaced.insert(*id);
+                }
             }
         }
         Ok(left)
@@ -163,7 +167,7 @@ impl Service {
     fn names_of(&self, backend: &BackendName, found: &HashSet<VolumeId>) -> HashMap<VolumeId, VolumeName> {
         let view = self.catalog.view();
         let concerned = |volume: &&Arc<Volume>| {
-            volume.backend == *backend && (is_half_made(volume) || found.contains(&volume.id))
+            volume.backend == *backend && (is_unfinished(volume) || found.contains(&volume.id))
         };
         view.volumes.values().filter(concerned).map(|volume| (volume.id, volume.name.clone())).collect()
     }
@@ -174,46 +178,64 @@ impl Service {
         names.get(&id).and_then(|name| view.volumes.get(name)).filter(|volume| volume.id == id).cloned()
     }
 
-    /// Recovers a staged directory: its volume gets it, or it is removed if none was ever recorded.
+    /// Recovers a staged directory: its volume gets it, or it is removed if none was ever recorded. Returns false if the
+    /// volume cannot get it now.
     pub(super) async fn recover_staged(
         self: &Arc<Self>,
         backend: &Arc<Backend>,
         expect: Expect,
         id: VolumeId,
         volume: Option<Arc<Volume>>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let Some(volume) = volume else {
             if self.drop_staged(backend, expect, id).await? {
                 log::info!("undid a create that was cut off before it was recorded ({id})");
             }
-            return Ok(());
+            return Ok(true);
         };
         let name = volume.name.clone();
-        // A confirmed volume was answered, and its directory may have another owner by now.
-        let ownership = volume.unconfirmed.then(|| ownership(backend, &volume));
-        let finish = move |root: &crate::backend::Root| {
+        // A confirmed directory may have another owner by now.
+        let ownership = volume.unconfirmed.is_some().then(|| ownership(backend, &volume));
+        let finish = move |root: &Root| {
             if let Some(ownership) = ownership {
                 root.stage_again(id, ownership)?;
             }
-            root.publish(id, &name)
+            root.publish(id, &name)?;
+            root.flush()
         };
         match backend.run(expect, finish).await {
             Ok(()) => {
-                self.catalog.submit(Change::Publish(volume.name.clone(), id)).await?;
+                self.finish_create(&volume).await?;
                 log::info!("finished the create of volume {}, which was cut off", volume.name);
             }
-            Err(error @ (BackendError::Occupied { .. } | BackendError::Ownership { .. })) => {
-                // The Create was never answered, and its name is taken, or the directory cannot have the owner that was
-                // asked for: it is undone. The record goes first: without a staged directory, the foreign directory
-                // would be taken for the volume's.
-                self.catalog.submit(withdrawal(&volume)).await?;
+            // Its Create failed in this process: it was never answered. The record goes first: without a staged directory,
+            // the foreign directory would be taken for the volume's.
+            Err(error @ (BackendError::Occupied { .. } | BackendError::Ownership { .. }))
+                if !volume.visible =>
+            {
+                self.catalog.submit(Change::Withdraw(volume.name.clone(), id)).await?;
                 log::warn!("undid the create of volume {}, which was cut off: {error}", volume.name);
                 self.drop_staged(backend, expect, id).await?;
+            }
+            Err(error @ (BackendError::Occupied { .. } | BackendError::Ownership { .. })) => {
+                log::error!(
+                    "volume {} was created just before a crash, and its directory, .volhost/new/{id}, cannot get its name: \
+                     {error}; the volume comes back when it can, or remove it",
+                    volume.name
+                );
+                return Ok(false);
             }
             // The Create was finished since we looked.
             Err(BackendError::Missing { .. }) => {}
             Err(error) => return Err(error.into()),
         }
+        Ok(true)
+    }
+
+    /// Shows and confirms a volume whose directory has its name durably.
+    async fn finish_create(&self, volume: &Volume) -> Result<(), CatalogError> {
+        self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await?;
+        self.catalog.submit(Change::Confirm(vec![(volume.name.clone(), volume.id)])).await?;
         Ok(())
     }
 
@@ -294,52 +316,109 @@ impl Service {
         }
     }
 
-    /// Recovers a volume that is recorded but hidden or unconfirmed, with nothing staged or trashed any more: either a
-    /// rename with an unknown outcome did happen, or the directory to be renamed is gone.
+    /// Recovers a volume that is recorded but hidden or unconfirmed, with nothing staged or trashed any more. Returns false
+    /// if a foreign directory has its name.
+    ///
+    /// Its directory may be there, durable or not: a rename with an unknown outcome did happen, or a flush was not
+    /// confirmed. It may be gone. If the volume was hidden, its Create was never answered, and the record is withdrawn;
+    /// after a crash it may have been answered, and a power cut took the directory, which is made again.
     async fn recover_hidden(
         &self,
         backend: &Arc<Backend>,
         expect: Expect,
         volume: &Volume,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let (id, name) = (volume.id, volume.name.clone());
-        let look = move |root: &crate::backend::Root| {
-            let elsewhere = root.staged()?.volumes.contains(&id) || root.trashed()?.volumes.contains(&id);
-            Ok((!elsewhere).then_some(root.volume_state(&name)?))
+        let made = volume.unconfirmed.as_ref().and_then(|unconfirmed| unconfirmed.directory);
+        let look = move |root: &Root| {
+            if root.staged()?.volumes.contains(&id) || root.trashed()?.volumes.contains(&id) {
+                return Ok(None);
+            }
+            let state = root.volume_state(&name)?;
+            if state != VolumeState::Directory {
+                return Ok(Some(Found::Other(state)));
+            }
+            let is_own = made.zip(root.directory_id(&name)?).is_none_or(|(made, found)| made.may_be(&found));
+            if is_own {
+                // A process that was killed may have left it in the kernel's memory only.
+                root.flush()?;
+            }
+            Ok(Some(if is_own { Found::Own } else { Found::Foreign }))
         };
         // It became half-done after the first look: the next recovery decides.
-        let Some(state) = backend.run(expect, look).await? else { return Ok(()) };
-        let name = volume.name.clone();
-        match state {
-            VolumeState::Directory => {
-                self.catalog.submit(Change::Publish(name, volume.id)).await?;
-                log::info!("volume {} is whole: what was cut off had been done", volume.name);
+        let Some(found) = backend.run(expect, look).await? else { return Ok(true) };
+        let name = &volume.name;
+        match found {
+            Found::Own => {
+                self.finish_create(volume).await?;
+                log::debug!("volume {name} is whole");
             }
-            VolumeState::Missing | VolumeState::NotADirectory(_) => {
-                self.catalog.submit(withdrawal(volume)).await?;
-                log::warn!(
-                    "volume {} was being made and has no directory: its record is taken back",
-                    volume.name
+            Found::Other(_) if !volume.visible => {
+                self.catalog.submit(Change::Withdraw(name.clone(), id)).await?;
+                log::warn!("volume {name} was being made and has no directory: its record is taken back");
+            }
+            Found::Other(VolumeState::Missing | VolumeState::Directory) => {
+                return self.make_again(backend, expect, volume).await;
+            }
+            Found::Foreign | Found::Other(VolumeState::NotADirectory(_)) => {
+                log::error!(
+                    "volume {name} was created just before a crash, which took its directory, and something else has its \
+                     name, {}: move that away, then the volume comes back, empty, or remove the volume",
+                    self.path(volume).display()
                 );
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Makes the directory of an unconfirmed volume again. Nothing in it was durable, so it was empty. Returns false if it
+    /// cannot be made now.
+    async fn make_again(
+        &self,
+        backend: &Arc<Backend>,
+        expect: Expect,
+        volume: &Volume,
+    ) -> Result<bool, Error> {
+        let (id, name, ownership) = (volume.id, volume.name.clone(), ownership(backend, volume));
+        let make = move |root: &Root| {
+            root.stage(id, ownership)?.sync()?;
+            root.publish(id, &name)?;
+            root.flush()
+        };
+        match backend.run(expect, make).await {
+            Ok(()) => {
+                self.finish_create(volume).await?;
+                log::warn!(
+                    "made the directory of volume {} again, empty: the volume was created just before a power cut",
+                    volume.name
+                );
+                Ok(true)
+            }
+            Err(error) if error.storage_gone().is_some() => Err(error.into()),
+            Err(error) => {
+                log::error!(
+                    "volume {} was created just before a power cut, and its directory cannot be made again: {error}",
+                    volume.name
+                );
+                Ok(false)
+            }
+        }
     }
 }
 
-/// Returns true if a volume's directory may not be under its name: as far as the catalog knows, its create or its
-/// restoration was not finished.
-pub(super) fn is_half_made(volume: &Arc<Volume>) -> bool {
-    !volume.visible || volume.unconfirmed
+/// The entry under the name of a volume that is hidden or unconfirmed.
+enum Found {
+    /// The directory that was made for it, or one that cannot be told from that.
+    Own,
+    /// Another directory.
+    Foreign,
+    /// Something else than a directory, or nothing.
+    Other(VolumeState),
 }
 
-/// Returns the change that withdraws a volume whose Create was never answered. In a catalog that was opened after a
-/// crash such a volume is visible.
-fn withdrawal(volume: &Volume) -> Change {
-    let (name, id) = (volume.name.clone(), volume.id);
-    if volume.visible {
-        Change::Remove { name, id, at: OffsetDateTime::now_utc(), keep: false }
-    } else {
-        Change::Withdraw(name, id)
-    }
+/// Returns true if a volume's directory may not be under its name, or not durably: as far as the catalog knows, its Create
+/// or its restoration was not finished.
+fn is_unfinished(volume: &Arc<Volume>) -> bool {
+    !volume.visible || volume.unconfirmed.is_some()
 }

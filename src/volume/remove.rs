@@ -183,7 +183,7 @@ impl Service {
     fn is_unused(&self, volume: &Volume) -> bool {
         !self.is_shared()
             || self.catalog.view().volumes.get(&volume.name).is_some_and(|now| {
-                now.id == volume.id && now.visible && !now.unconfirmed && now.mounts.is_empty()
+                now.id == volume.id && now.visible && now.mounts.is_empty()
             })
     }
 

@@ -9,6 +9,7 @@ pub const STEPS: &[&str] = &[
     "create:recorded",
     "create:renamed",
     "create:done",
+    "create:flushed",
     "adopt:recorded",
     "mount:checked",
     "mount:recorded",

@@ -17,7 +17,7 @@ pub(crate) fn compare(view: &View, facts: &AllFacts) -> Vec<Finding> {
         for volume in view.volumes.values().filter(|volume| volume.backend == *backend) {
             let between = facts.staged.contains(&volume.id) || facts.trashed.contains(&volume.id);
             let stands = facts.directories.contains(&volume.name);
-            if between || (volume.unconfirmed && !stands) {
+            if between || (volume.unconfirmed.is_some() && !stands) {
                 let what = "its directory is being made or removed, or was when that was cut off: a start of the \
                             service finishes or undoes it";
                 findings.add(backend, Kind::HalfDone, &volume.name, what);

@@ -176,7 +176,7 @@ fn discard_removed(view: &mut View, facts: &AllFacts, now: OffsetDateTime, findi
         let volume = Volume {
             mounts: Ledger::default(),
             visible: false,
-            unconfirmed: false,
+            unconfirmed: None,
             ..Volume::clone(&volume)
         };
         let volume = Arc::new(volume);

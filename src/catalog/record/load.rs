@@ -17,11 +17,12 @@ use super::form::{
 };
 use super::{Table, place};
 use crate::catalog::entities::{
-    BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Volume,
+    BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Volume, Unconfirmed,
 };
 use crate::catalog::rules::{MountKey, RowKey, Write, moment, ordered};
 use crate::catalog::view::View;
 use crate::model::backend::{BackendId, BackendName};
+use crate::model::directory::DirectoryId;
 use crate::model::host::HostName;
 use crate::model::mountpoints::Mountpoints;
 use crate::model::mounts::{Activation, Ledger, Mount};
