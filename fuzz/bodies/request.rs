@@ -113,6 +113,7 @@ impl World {
                 path,
                 draining: false,
                 require_mount: false,
+                durable_directories: false,
                 trash: Duration::from_secs(3600),
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),

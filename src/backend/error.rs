@@ -183,7 +183,7 @@ impl BackendError {
     }
 
     /// Returns the operating system's error if it means that the storage itself is gone, rather than one entry on it.
-        pub(crate) fn storage_gone(&self) -> Option<Errno> {
+    pub(crate) fn storage_gone(&self) -> Option<Errno> {
         let Self::Io { source, .. } = self else { return None };
         let gone = [
             Errno::STALE,

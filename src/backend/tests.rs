@@ -87,6 +87,7 @@ pub(super) fn settings(path: &Path) -> BackendSettings {
         mountpoints: std::path::PathBuf::from(path).into(),
         draining: false,
         require_mount: false,
+        durable_directories: false,
         trash: Duration::ZERO,
         uid,
         gid,

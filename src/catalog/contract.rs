@@ -76,7 +76,7 @@ pub(super) fn volume(text: &str) -> Volume {
         known_to: vec![host("web1")],
         mounts: Ledger::default(),
         visible: false,
-        unconfirmed: true,
+        unconfirmed: Some(Arc::default()),
     }
 }
 
@@ -113,11 +113,13 @@ async fn refused(catalog: &Arc<dyn Catalog>, change: Change) -> Refusal {
     }
 }
 
-/// Inserts a volume and publishes it.
+/// Inserts a volume, publishes and confirms it.
 pub(super) async fn create(catalog: &Arc<dyn Catalog>, text: &str) -> Arc<Volume> {
     let volume = volume(text);
     done(catalog, Change::Insert(volume.clone())).await;
-    done(catalog, Change::Publish(volume.name, volume.id)).await.after.unwrap()
+    done(catalog, Change::Publish(volume.name.clone(), volume.id)).await;
+    done(catalog, Change::Confirm(vec![(volume.name.clone(), volume.id)])).await;
+    Arc::clone(catalog.view().volume(text).unwrap())
 }
 
 async fn a_volume_lives_and_dies(catalog: Arc<dyn Catalog>) {
@@ -141,8 +143,15 @@ async fn a_volume_lives_and_dies(catalog: Arc<dyn Catalog>) {
 
     let outcome = done(&catalog, Change::Publish(made.name.clone(), made.id)).await;
     let (before, after) = (outcome.before.unwrap(), outcome.after.unwrap());
-    assert!(!before.visible && before.unconfirmed && after.visible && !after.unconfirmed);
+    assert!(!before.visible && after.visible && after.unconfirmed.is_some());
     assert_eq!(catalog.view().volume("db"), Some(&after), "it is shown as it is answered");
+    let gone = (VolumeName::parse("gone").unwrap(), VolumeId::random());
+    let another = (made.name.clone(), VolumeId::random());
+    done(&catalog, Change::Confirm(vec![gone.clone(), another])).await;
+    assert!(catalog.view().volume("db").unwrap().unconfirmed.is_some(), "another one is confirmed");
+    done(&catalog, Change::Confirm(vec![gone, (made.name.clone(), made.id)])).await;
+    let after = Arc::clone(catalog.view().volume("db").unwrap());
+    assert!(after.visible && after.unconfirmed.is_none());
     done(&catalog, Change::Publish(made.name.clone(), made.id)).await;
 
     let other = Change::Remove { name: made.name.clone(), id: VolumeId::random(), at: at(1), keep: false };
@@ -529,7 +538,11 @@ async fn everything_survives_a_reopening(open: &impl AsyncFn(&'static str) -> Ar
     let view = catalog.view();
     assert!(view.volume("c").unwrap().visible, "what was recorded is shown after a restart");
     let cut_off = view.volume("cut-off").unwrap();
-    assert!(cut_off.visible && cut_off.unconfirmed && !view.volume("a").unwrap().unconfirmed);
+    assert!(cut_off.visible && cut_off.unconfirmed.is_some());
+    assert!(
+        view.volume("a").unwrap().unconfirmed.is_none(),
+        "what was confirmed is not confirmed after a restart"
+    );
     assert_eq!(catalog.view().activation(&host("web1")), Activation(2));
     catalog.close().await;
 }

@@ -110,8 +110,17 @@ fn settings(members: &mut Members<'_>, path: PathBuf, owner: Owner) -> Option<Ba
     let mut settings = plain(path, owner)?;
     let mut id = |name| members.number(name).and_then(|id| u32::try_from(id).ok());
     let (given_uid, given_gid) = (id("uid"), id("gid"));
-    let BackendSettings { path: _, mountpoints, draining, require_mount, durable_directories, trash, uid, gid, mode } =
-        &mut settings;
+    let BackendSettings {
+        path: _,
+        mountpoints,
+        draining,
+        require_mount,
+        durable_directories,
+        trash,
+        uid,
+        gid,
+        mode,
+    } = &mut settings;
     set(&mut mountpoints.usual, members.take("mountpoint").and_then(|node| directory(&node)));
     set(&mut mountpoints.by_host, members.take("mountpoint_by_host").map(|node| mountpoint_by_host(&node)));
     set(draining, members.take("draining").and_then(|node| node.boolean()));

@@ -93,6 +93,7 @@ fn nothing_configured_is_complete() {
         mountpoints: volumes.into(),
         draining: false,
         require_mount: false,
+        durable_directories: false,
         trash: Duration::from_secs(86400),
         uid: 12,
         gid: 34,
@@ -694,12 +695,12 @@ fn render(config: &Config) -> (Value, Value) {
     });
     let backends = backends.iter().map(|(name, backend)| {
         let MapEntry { settings, hosts } = backend;
-        let BackendSettings { path, mountpoints, draining, require_mount, trash, uid, gid, mode } = settings;
+        let BackendSettings { path, mountpoints, draining, require_mount, durable_directories, trash, uid, gid, mode } = settings;
         let by_host = mountpoints.by_host.iter().map(|(host, path)| (host.to_string(), json!(path)));
         let by_host: serde_json::Map<_, _> = by_host.collect();
         let value = json!({
             "path": path, "mountpoint": mountpoints.usual, "mountpoint_by_host": by_host, "draining": draining, "require_mount": require_mount,
-            "trash": duration(*trash), "uid": uid, "gid": gid, "mode": mode.to_string(),
+            "durable_directories": durable_directories, "trash": duration(*trash), "uid": uid, "gid": gid, "mode": mode.to_string(),
             "hosts": hosts.as_deref().map(texts),
         });
         (name.to_string(), value)
@@ -734,11 +735,11 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn backend()(usual in path(), by_host in btree_map(named(), path(), 0..3), flags in any::<(bool, bool)>(), trash in 0_u64..100_000_000,
+    fn backend()(usual in path(), by_host in btree_map(named(), path(), 0..3), flags in any::<(bool, bool, bool)>(), trash in 0_u64..100_000_000,
                  uid in 0..u32::MAX, gid in 0..u32::MAX, mode in 0_u32..=0o7777,
                  hosts in proptest::option::of(vec(host(), 0..3))) -> MapEntry {
         let settings = BackendSettings {
-            path: PathBuf::new(), mountpoints: Mountpoints { usual, by_host }, draining: flags.0, require_mount: flags.1,
+            path: PathBuf::new(), mountpoints: Mountpoints { usual, by_host }, draining: flags.0, require_mount: flags.1, durable_directories: flags.2,
             trash: Duration::from_millis(trash), uid, gid, mode: Mode::parse(&format!("{mode:o}")).unwrap(),
         };
         MapEntry { settings, hosts }

@@ -20,8 +20,7 @@ impl DirectoryId {
     /// clients of network file systems differ in what they are told.
     #[must_use]
     pub fn may_be(&self, other: &Self) -> bool {
-        self.inode == other.inode
-            && self.born.zip(other.born).is_none_or(|(born, of_other)| born == of_other)
+        self.inode == other.inode && self.born.zip(other.born).is_none_or(|(born, of_other)| born == of_other)
     }
 }
 

@@ -182,9 +182,12 @@ impl Service {
     /// Returns true if an up-to-date view shows the volume unchanged and not mounted.
     fn is_unused(&self, volume: &Volume) -> bool {
         !self.is_shared()
-            || self.catalog.view().volumes.get(&volume.name).is_some_and(|now| {
-                now.id == volume.id && now.visible && now.mounts.is_empty()
-            })
+            || self
+                .catalog
+                .view()
+                .volumes
+                .get(&volume.name)
+                .is_some_and(|now| now.id == volume.id && now.visible && now.mounts.is_empty())
     }
 
     fn in_use(&self, volume: &Volume) -> Error {

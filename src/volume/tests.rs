@@ -17,9 +17,10 @@ use super::inspect::state_word;
 use super::purge::{PurgeTurn, PurgeWork};
 use super::*;
 use crate::backend::{Expect, Map};
-use crate::catalog::{CatalogError, Removed, Submitted};
+use crate::catalog::{CatalogError, Removed, Submitted, Unconfirmed};
 use crate::host::{Certified, Via};
 use crate::model::backend_settings::BackendSettings;
+use crate::model::directory::DirectoryId;
 use crate::model::options::Options;
 use crate::model::volume::VolumeId;
 use volhost_test_fuse::{Control, FuseFs, Op};
@@ -252,6 +253,7 @@ async fn begin_with(
         mountpoints: PathBuf::from(root).into(),
         draining: false,
         require_mount: false,
+        durable_directories: false,
         trash: Duration::from_secs(3600),
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
@@ -339,7 +341,8 @@ async fn recovery_does_not_mind_what_was_finished_since_it_looked() {
 /// Leaves the same state as a kill after the record of a Create, with a foreign directory under the volume's name.
 async fn cut_off_with_its_name_taken(world: &World) -> VolumeId {
     let id = world.filled("db").await;
-    let volume = Volume::clone(world.service.view().volume("db").unwrap());
+    let made = Volume::clone(world.service.view().volume("db").unwrap());
+    let volume = Volume { unconfirmed: Some(Arc::default()), ..made };
     world.remove("db").await.unwrap();
     world.service.expire(&id.to_string()).await.unwrap();
     std::fs::remove_dir_all(world.root.join(".volhost/trash").join(id.to_string())).unwrap();
@@ -353,79 +356,108 @@ async fn cut_off_with_its_name_taken(world: &World) -> VolumeId {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_create_that_is_undone_never_takes_the_directory_of_somebody_else() {
-    for restarted in [false, true] {
-        let mut world = World::new().await;
-        cut_off_with_its_name_taken(&world).await;
-        // Taking back its record fails at first.
-        world.catalog.refuse(|change| matches!(change, Change::Remove { .. } | Change::Withdraw(..)));
-        world.service.recovery.require(&backend_name());
-        assert!(world.service.ready(&world.backend()).await.is_err());
-        world.catalog.refuse(|_| false);
-        if restarted {
-            world.restart().await;
-        }
-        world.settle().await;
-        assert!(world.service.view().volumes.is_empty(), "the stranger's directory became a volume");
-        assert!(world.has_data("db"));
-        assert_eq!(names(&world.root.join(".volhost/new")), BTreeSet::new());
-    }
+    let world = World::new().await;
+    cut_off_with_its_name_taken(&world).await;
+    // Taking back its record fails at first.
+    world.catalog.refuse(|change| matches!(change, Change::Withdraw(..)));
+    world.service.recovery.require(&backend_name());
+    assert!(world.service.ready(&world.backend()).await.is_err());
+    world.catalog.refuse(|_| false);
+    world.settle().await;
+    assert!(world.service.view().volumes.is_empty(), "the stranger's directory became a volume");
+    assert!(world.has_data("db"));
+    assert_eq!(names(&world.root.join(".volhost/new")), BTreeSet::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_power_cut_leaves_of_a_create_is_finished_or_undone() {
+async fn a_create_that_may_have_been_answered_never_takes_the_directory_of_somebody_else() {
+    let mut world = World::new().await;
+    cut_off_with_its_name_taken(&world).await;
+    world.restart().await;
+    world.settle().await;
+    // It is told of, because it may have been answered, and nobody gets the other directory by its name.
+    world.service.inspect(&engine(), "db").await.unwrap();
+    assert!(matches!(world.mount("db").await, Err(Error::RecoveryPending(_))));
+    assert!(world.has_data("db"));
+    std::fs::rename(world.root.join("db"), world.root.join("moved")).unwrap();
+    world.mount("db").await.expect("its name is free");
+    assert!(!world.has_data("db"));
+    assert_eq!(names(&world.root.join(".volhost/new")), BTreeSet::new());
+}
+
+fn directory_id(path: &Path) -> DirectoryId {
+    let made = std::fs::metadata(path).unwrap();
+    let born = made.created().ok().map(|born| born.duration_since(std::time::UNIX_EPOCH).unwrap());
+    let born = born.map(|born| (i64::try_from(born.as_secs()).unwrap(), born.subsec_nanos()));
+    DirectoryId { inode: std::os::unix::fs::MetadataExt::ino(&made), born }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_power_cut_leaves_of_an_answered_create_becomes_whole() {
     #[derive(Debug, Clone, Copy, PartialEq)]
     enum Left {
         /// The record alone.
         Record,
-        /// The record and the directory, which does not have the requested mode yet.
+        /// The record and the staged directory, which does not have the requested mode yet.
         Staged,
-        /// The same, and a foreign directory has taken its name since.
-        Displaced,
         /// Everything except the confirmation of the record.
         Named,
+        /// The record alone, and a foreign directory has taken its name since.
+        Foreign,
+        /// The record alone, and a foreign file has taken its name since.
+        File,
     }
-    for left in [Left::Record, Left::Staged, Left::Displaced, Left::Named] {
+    for left in [Left::Record, Left::Staged, Left::Named, Left::Foreign, Left::File] {
         let mut world = World::new().await;
         world.filled("other").await;
         let id = VolumeId::random();
         let asked = Options { mode: crate::model::options::Mode::parse("0711"), ..Default::default() };
+        let staged = world.root.join(".volhost/new").join(id.to_string());
+        std::fs::create_dir(&staged).unwrap();
+        let made = directory_id(&staged);
         let volume = Volume {
             id,
             name: name("db"),
             options: asked,
             visible: false,
-            unconfirmed: true,
+            unconfirmed: Some(Arc::new(Unconfirmed { directory: Some(made) })),
             ..Volume::clone(world.service.view().volume("other").unwrap())
         };
         world.catalog.submit(Change::Insert(volume)).await.unwrap();
-        let staged = world.root.join(".volhost/new").join(id.to_string());
+        let named = world.root.join("db");
         match left {
-            Left::Record => {}
-            Left::Staged => std::fs::create_dir(&staged).unwrap(),
-            Left::Displaced => {
-                std::fs::create_dir(&staged).unwrap();
-                std::fs::create_dir(world.root.join("db")).unwrap();
-            }
+            Left::Record => std::fs::remove_dir(&staged).unwrap(),
+            Left::Staged => {}
             Left::Named => {
-                std::fs::create_dir(world.root.join("db")).unwrap();
-                std::fs::write(world.root.join("db/data"), "db").unwrap();
+                std::fs::rename(&staged, &named).unwrap();
+                std::fs::write(named.join("data"), "db").unwrap();
+            }
+            Left::Foreign => {
+                // The file system may give it the same inode.
+                std::fs::remove_dir(&staged).unwrap();
+                std::fs::create_dir(&named).unwrap();
+                std::fs::write(named.join("data"), "somebody else's").unwrap();
+            }
+            Left::File => {
+                std::fs::remove_dir(&staged).unwrap();
+                std::fs::write(&named, "somebody else's").unwrap();
             }
         }
         world.restart().await;
-        if left == Left::Displaced {
-            std::fs::remove_dir(world.root.join("db")).unwrap();
+        if matches!(left, Left::Foreign | Left::File) {
+            assert!(matches!(world.mount("db").await, Err(Error::RecoveryPending(_))), "{left:?}");
+            std::fs::rename(&named, world.root.join("moved")).unwrap();
         }
-        world.agrees(&format!("{left:?}"));
-        let made = world.service.view().volume("db").cloned();
-        assert_eq!(made.is_some(), matches!(left, Left::Staged | Left::Named), "{left:?}");
-        assert!(made.is_none_or(|made| !made.unconfirmed), "{left:?}");
+        world.mount("db").await.unwrap();
+        let made = Arc::clone(world.service.view().volume("db").unwrap());
+        assert!(made.id == id && made.unconfirmed.is_none(), "{left:?}");
         assert_eq!(world.has_data("db"), left == Left::Named, "{left:?}");
-        if left == Left::Staged {
-            let made = std::fs::metadata(world.root.join("db")).unwrap();
-            assert_eq!(std::os::unix::fs::MetadataExt::mode(&made) & 0o7777, 0o711);
+        if left != Left::Named {
+            let made = std::fs::metadata(&named).unwrap();
+            assert_eq!(std::os::unix::fs::MetadataExt::mode(&made) & 0o7777, 0o711, "{left:?}");
         }
-        world.create("db").await.unwrap();
         assert!(world.has_data("other"), "{left:?}");
+        assert_eq!(names(&world.root.join(".volhost/new")), BTreeSet::new(), "{left:?}");
     }
 }
 
@@ -441,14 +473,14 @@ async fn what_was_answered_is_told_of_although_it_is_not_confirmed_and_its_backe
         .submit(Change::Remove { name: name("db"), id: made.id, at: made.created_at, keep: false })
         .await
         .unwrap();
-    let record = Volume { visible: false, unconfirmed: true, ..Volume::clone(&made) };
+    let record = Volume { visible: false, unconfirmed: Some(Arc::default()), ..Volume::clone(&made) };
     world.catalog.submit(Change::Insert(record)).await.unwrap();
     world.restart().await;
     world.service.inspect(&engine(), "db").await.expect("it may have been answered");
     assert!(world.mount("db").await.is_err() && world.remove("db").await.is_err());
     std::fs::rename(&away, &world.root).unwrap();
     world.mount("db").await.expect("its directory is there");
-    assert!(!world.service.view().volume("db").unwrap().unconfirmed);
+    assert!(world.service.view().volume("db").unwrap().unconfirmed.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -708,7 +740,7 @@ async fn cost_beside(removed: usize) -> Duration {
             known_to: Vec::new(),
             mounts: crate::model::mounts::Ledger::default(),
             visible: false,
-            unconfirmed: false,
+            unconfirmed: None,
         };
         view.trash.insert(Arc::new(Removed { volume: Arc::new(volume), at, expired: false }));
     }

@@ -173,12 +173,8 @@ fn discard_removed(view: &mut View, facts: &AllFacts, now: OffsetDateTime, findi
             format!("its directory is in the trash: `volhost volume restore {}` brings it back", volume.id)
         };
         findings.add(&volume.backend, Kind::RemovedSince, &volume.name, what);
-        let volume = Volume {
-            mounts: Ledger::default(),
-            visible: false,
-            unconfirmed: None,
-            ..Volume::clone(&volume)
-        };
+        let volume =
+            Volume { mounts: Ledger::default(), visible: false, unconfirmed: None, ..Volume::clone(&volume) };
         let volume = Arc::new(volume);
         view.trash.insert(Arc::new(Removed { volume, at: moment(now), expired }));
     }

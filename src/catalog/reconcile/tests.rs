@@ -53,7 +53,7 @@ fn volume(text: &str) -> Volume {
         known_to: vec![],
         mounts: Ledger::default(),
         visible: false,
-        unconfirmed: Some(Arc::default()),
+        unconfirmed: Some(std::sync::Arc::default()),
     }
 }
 

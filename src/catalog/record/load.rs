@@ -17,7 +17,7 @@ use super::form::{
 };
 use super::{Table, place};
 use crate::catalog::entities::{
-    BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Volume, Unconfirmed,
+    BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Unconfirmed, Volume,
 };
 use crate::catalog::rules::{MountKey, RowKey, Write, moment, ordered};
 use crate::catalog::view::View;

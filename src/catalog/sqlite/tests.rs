@@ -249,10 +249,10 @@ async fn a_confirmation_follows_its_answer_at_the_latest_with_the_next_change() 
             view.volumes.keys().eq(catalog.view().volumes.keys()),
             "{after}: what was answered is not there"
         );
-        view.volumes.values().filter(|volume| volume.unconfirmed).count()
+        view.volumes.values().filter(|volume| volume.unconfirmed.is_some()).count()
     };
     let first = create(&catalog, "first").await;
-    assert!(!first.unconfirmed && !catalog.view().volume("first").unwrap().unconfirmed);
+    assert!(first.unconfirmed.is_none() && catalog.view().volume("first").unwrap().unconfirmed.is_none());
     // Its own confirmation may be under way; that of the one before must be there.
     for text in ["second", "third"] {
         create(&catalog, text).await;

@@ -295,6 +295,7 @@ impl Both {
                 mountpoints: PathBuf::from(format!("/mnt/{number}")).into(),
                 draining: false,
                 require_mount: false,
+                durable_directories: false,
                 trash: Duration::from_secs(3600),
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
@@ -378,7 +379,7 @@ impl Both {
         let held = self.cluster.held.lock().unwrap();
         let volumes: BTreeSet<_> = held.view.volumes.keys().map(ToString::to_string).collect();
         let trash: BTreeSet<_> = held.view.trash.keys().map(ToString::to_string).collect();
-        let whole = |volume: &Arc<Volume>| volume.visible && !volume.unconfirmed;
+        let whole = |volume: &Arc<Volume>| volume.visible && volume.unconfirmed.is_none();
         assert!(held.view.volumes.values().all(whole), "a volume is half-made: {:?}", held.view.volumes);
         let mut directories = names(&self.root);
         directories.remove(".volhost");
@@ -527,7 +528,8 @@ async fn a_remove_that_waits_for_another_instance_does_not_keep_the_directory() 
     {
         let mut held = both.cluster.held.lock().unwrap();
         assert!(held.locks.contains_key(&made.id));
-        let unconfirmed = Volume { unconfirmed: true, ..Volume::clone(&held.view.volumes[&made.name]) };
+        let unconfirmed =
+            Volume { unconfirmed: Some(Arc::default()), ..Volume::clone(&held.view.volumes[&made.name]) };
         held.view.volumes.insert(made.name.clone(), Arc::new(unconfirmed));
     }
     let syncs = other.syncs();
@@ -587,7 +589,7 @@ async fn a_create_that_another_instance_finished_is_answered_as_done() {
     both.mount(1, "db").await.expect("it is finished by who is left");
     both.catalogs[0].go_on();
     let made = creating.await.unwrap().expect("it is whole");
-    assert!(made.visible && !made.unconfirmed);
+    assert!(made.visible);
     both.agrees();
 }
 

@@ -114,7 +114,7 @@ impl Step {
                 adopted,
                 options: Options { access: exclusive.then_some(Sharing::Exclusive), ..Options::default() },
                 known_to: vec![host_name(by)],
-                unconfirmed: !adopted,
+                unconfirmed: (!adopted).then(std::sync::Arc::default),
                 ..volume(volume_name(name).as_str())
             }),
             Self::Publish { name, id } => Change::Publish(volume_name(name), volume_id(id)),
