@@ -130,7 +130,7 @@ pub const CONFIG: &[Field] = &[
         "scope",
         Takes::Word(&["local", "global"]),
         "`\"global\"`",
-        "the scope of volume names that engines are told: `\"global\"`, one volume on all hosts, or `\"local\"`",
+        "`\"global\"`: a name is one volume on all hosts; `\"local\"`: a name is one volume on each host",
         Applied::Restart,
     ),
     field(
