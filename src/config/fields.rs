@@ -311,7 +311,7 @@ pub const HOST: &[Field] = &[
         "rights",
         Takes::List(Text::Right, 0),
         "`[\"create\", \"mount\", \"remove\"]`",
-        "what the host may do: these, and `adopt`; even without any right it sees the backends that are open to it",
+        "what the host may do: any of `create`, `mount`, `remove` and `adopt`; even without a right it sees the backends that are open to it",
         Applied::Untold,
     )),
     or_null(field(
