@@ -446,7 +446,7 @@ pub(super) async fn record(client: &Issued, catalog: &dyn Catalog) -> Result<(),
     Ok(())
 }
 
-/// Returns an error in one line, for the board.
+/// Returns an error in one line, for the status.
 pub(super) fn worded(error: &ServeError) -> String {
     chain(error)
 }

@@ -20,7 +20,7 @@ impl Cloned {
     /// Returns the addresses as text.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
-        self.addresses.iter().map(|address| told(Some(*address))).collect()
+        self.addresses.iter().map(|address| address_text(Some(*address))).collect()
     }
 }
 
@@ -139,7 +139,7 @@ impl Host {
 
 /// Returns an address as text. The unspecified one stands for those that are listed as one machine's.
 #[must_use]
-pub(crate) fn told(address: Option<IpAddr>) -> String {
+pub(crate) fn address_text(address: Option<IpAddr>) -> String {
     match address {
         Some(listed) if listed.is_unspecified() => "one of those listed".to_owned(),
         Some(address) => address.to_string(),
