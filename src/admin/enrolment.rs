@@ -311,7 +311,7 @@ mod tests {
         }
     }
 
-    /// A catalog that does not record a certificate before it is told to.
+    /// A catalog that records a certificate only when the test lets it.
     struct Slow {
         inner: Arc<dyn Catalog>,
         reached: Arc<Notify>,
@@ -349,7 +349,7 @@ mod tests {
         }
     }
 
-    /// A machine called store1, whose catalog is that slow.
+    /// Returns the enrolment of a machine called store1, with such a slow catalog.
     fn enrolment(root: &std::path::Path) -> (Arc<Enrolment>, Arc<Notify>, Arc<Notify>) {
         let inner = Arc::new(crate::catalog::sqlite::open(&root.join("catalog.db")).unwrap());
         let (reached, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -386,13 +386,13 @@ mod tests {
             let enrolment = Arc::clone(&enrolment);
             async move { enrolment.add(of("slow")).await.map(drop) }
         });
-        // Signed by the new CA, and not recorded yet.
+        // The certificate is signed by the new CA, and not recorded yet.
         reached.notified().await;
         let aborting = tokio::spawn({
             let enrolment = Arc::clone(&enrolment);
             async move { enrolment.abort(wire::RolloverEnd { force: false }).await.map(drop) }
         });
-        // However long it takes, nothing may come of it before.
+        // However long it takes, the rollover must not end before.
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         assert!(!aborting.is_finished(), "the CA was given up");
         go_on.notify_one();
@@ -423,7 +423,7 @@ mod tests {
         }
         let other = text("store3").await;
         assert!(other.contains("`volhost host revoke store3`"), "{other}");
-        // Nobody has a certificate by the name that was given up.
+        // Nobody has a certificate with the name that was given up.
         assert_eq!(text("store2").await, "store2");
         for name in ["web1", "store3"] {
             enrolment.revoke(&wire::HostName { name: name.into() }).await.unwrap();

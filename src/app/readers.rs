@@ -298,7 +298,7 @@ mod tests {
         scheduler.begin(CRL, forced, || panic!("as a test")).unwrap();
         assert_eq!(read.recv().await, Some((CRL, None)));
         assert_eq!(scheduler.ended(CRL), Some(forced));
-        // It leads to another read, for which the same waiter waits.
+        // This read leads to another one, and the same caller waits for both.
         scheduler.begin(TLS, how, || true).unwrap();
         scheduler.wait_on(CRL, TLS, Admission::Begin(how));
         scheduler.tell();

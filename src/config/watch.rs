@@ -235,14 +235,14 @@ mod tests {
 
     use super::*;
 
-    /// A watcher of files below a directory of its own, and what it told.
+    /// A watcher of files in its own directory, and the units that it reported.
     struct Following {
         dir: TempDir,
         watcher: Watcher,
         told: Receiver<Unit>,
     }
 
-    /// Far more than the second that is promised: the machine may be busy.
+    /// Far more than the promised second: the machine may be busy.
     const LONG: Duration = Duration::from_secs(8);
 
     fn files(dir: &Path, named: &[(Unit, &str)]) -> BTreeMap<Unit, Vec<FileSnapshot>> {
@@ -263,7 +263,7 @@ mod tests {
             following
         }
 
-        /// Waits until the watcher has done everything that it was told.
+        /// Waits until the watcher has processed every message.
         fn settled(&self) {
             while self.told.recv_timeout(Duration::from_millis(700)).is_ok() {}
         }
@@ -272,8 +272,8 @@ mod tests {
             self.dir.path().join(name)
         }
 
-        /// The unit that is told after something was done: no other one is, though on a busy machine this one may be
-        /// told in the middle of it, too.
+        /// Returns the unit that is reported after `done`. No other unit may be reported; on a busy machine this one
+        /// may be reported before `done` has ended as well.
         fn after(&self, done: impl FnOnce()) -> Option<Unit> {
             done();
             let told = self.told.recv_timeout(LONG).ok();

@@ -972,8 +972,8 @@ const FAULTS: &[(Op, bool, i32)] = &[
     (Op::Fsyncdir, false, libc::EIO),
 ];
 
-/// Runs an operation once for each request that it sends to the storage, which fails; `check` is told whether the
-/// operation was answered well, and looks at what became of it, before and after a restart.
+/// Runs an operation once for each request that it sends to the storage, and lets that request fail. `check` learns
+/// whether the operation succeeded, and examines the result, before and after a restart.
 async fn with_each_fault(
     before: impl AsyncFn(&World),
     operation: impl AsyncFn(&World) -> Result<(), Error>,

@@ -281,7 +281,7 @@ impl Both {
         both
     }
 
-    /// Both instances, before either has checked the backend.
+    /// Starts both instances; neither has checked the backend yet.
     fn empty() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
