@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::watch::Unit;
-use crate::files::{self, READ_TIMEOUT, Unfinished, Waiting};
+use crate::files::{self, READ_TIMEOUT, ReaderThread, Unfinished};
 
 /// A part that is read separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,7 +70,7 @@ struct PartState {
 struct Running {
     since: Instant,
     how: ReadMode,
-    thread: Waiting,
+    thread: ReaderThread,
     given_up: bool,
 }
 

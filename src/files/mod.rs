@@ -18,7 +18,7 @@ use rustix::fs::{CWD, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 pub(crate) use self::no_replace::{rename_dir_no_replace, rename_file_no_replace};
-pub(crate) use self::time_limit::{READ_TIMEOUT, Unfinished, Waiting, start, within};
+pub(crate) use self::time_limit::{READ_TIMEOUT, ReaderThread, Unfinished, start, within};
 
 /// The exclusive right to write the files that a lock file protects, until it is dropped.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ pub(crate) const SMALL: usize = 1 << 20;
 /// Follows symbolic links. Anything but a regular file is an error: a pipe would wait for its writer, and a device may
 /// never end. A larger file is an error as well, of which no more than `most` bytes are read.
 pub(crate) fn read_at_most(path: &Path, most: usize) -> io::Result<Vec<u8>> {
-    let _told = time_limit::Told::new(path);
+    let _mark = time_limit::ReadingMark::new(path);
     let mut file = open_regular(path)?;
     let larger = || {
         let what = format!("it is larger than {} MiB, more than any file of its kind", most >> 20);
