@@ -146,7 +146,8 @@ impl Enrolment {
         request: wire::RolloverEnd,
     ) -> Result<wire::RolloverEnded, EnrolmentError> {
         let node = (self.issuing)().node;
-        // The old CA reissues this machine's own certificate, and its engine uses that unless it was restarted.
+        // This machine's own renewed certificate does not count: the old CA issues another one, and its engine still
+        // uses the old CA's unless it was restarted, which `uses` tells.
         let why = move |host: &HostName, standing: &Standing| {
             (standing.uses == Some(Which::New) || (standing.renewed && *host != node)).then(|| {
                 format!(

@@ -488,7 +488,7 @@ mod tests {
         let refused = reload(&mut tls, &config, true).unwrap_err();
         assert!(matches!(refused, ServeError::Pki(PkiError::NoCaGiven { .. })), "{refused}");
         assert!(!pki.ca().cert.exists());
-        // A catalog that is not shared does not need this authority.
+        // With a catalog that is not shared, volhost makes the authority itself.
         config.boot.catalog = Location::Sqlite(paths.catalog());
         Tls::prepare(&config).unwrap();
         assert!(pki.ca().cert.exists());
