@@ -22,10 +22,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the client waits for an answer. The service's own limit for a request is shorter unless it was raised.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why the service gave no answer that can be used.
+/// Why the service gave no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    /// Nothing lies at the socket's path.
+    /// There is no socket at the path.
     #[error(
         "there is no admin socket at {}: is the service running? See `systemctl status volhost`, or start it with `volhost serve`; `--socket` names another path", .socket.display()
     )]
@@ -41,7 +41,7 @@ pub(crate) enum ClientError {
         /// The path that was tried.
         socket: PathBuf,
     },
-    /// Nobody listens on the socket.
+    /// The socket exists, but nobody listens on it.
     #[error(
         "nobody listens on the admin socket {}: it was left by a service that has ended; see `systemctl status volhost`, or start it with `volhost serve`", .socket.display()
     )]
@@ -54,7 +54,7 @@ pub(crate) enum ClientError {
     Unreachable {
         /// The path that was tried.
         socket: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -64,9 +64,9 @@ pub(crate) enum ClientError {
     /// The request cannot be written as HTTP and JSON.
     #[error("the request {verb} cannot be written")]
     Request {
-        /// What was asked.
+        /// The verb.
         verb: String,
-        /// Why.
+        /// Why it cannot be written.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -75,11 +75,11 @@ pub(crate) enum ClientError {
         "the service at {} did not answer {verb} within {} s: it may still finish what was asked; its log tells more", .socket.display(), .after.as_secs()
     )]
     Late {
-        /// The socket that was asked.
+        /// The socket.
         socket: PathBuf,
-        /// What was asked.
+        /// The verb.
         verb: String,
-        /// How long was waited.
+        /// The time waited.
         after: Duration,
     },
     /// The connection broke.
@@ -87,11 +87,11 @@ pub(crate) enum ClientError {
         "the connection to the service at {} broke before it answered {verb}: whether it was done is not known; its log tells more", .socket.display()
     )]
     Broken {
-        /// The socket that was asked.
+        /// The socket.
         socket: PathBuf,
-        /// What was asked.
+        /// The verb.
         verb: String,
-        /// Why.
+        /// The connection's error.
         #[source]
         source: hyper::Error,
     },
@@ -100,19 +100,19 @@ pub(crate) enum ClientError {
         "what listens on {} does not know {verb}: is that the admin socket, and of a service of this command's version ({})?", .socket.display(), env!("CARGO_PKG_VERSION")
     )]
     Unknown {
-        /// The socket that was asked.
+        /// The socket.
         socket: PathBuf,
-        /// What was asked.
+        /// The verb.
         verb: String,
     },
-    /// An answer that is neither what was asked for nor a failure.
+    /// The answer is neither the reply nor a failure.
     #[error(
         "the answer to {verb} from {} is not understood (status {status}): is that volhost, and of this version ({})?", .socket.display(), env!("CARGO_PKG_VERSION")
     )]
     Answer {
-        /// The socket that was asked.
+        /// The socket.
         socket: PathBuf,
-        /// What was asked.
+        /// The verb.
         verb: String,
         /// The answer's status.
         status: StatusCode,
@@ -120,12 +120,12 @@ pub(crate) enum ClientError {
         #[source]
         source: serde_json::Error,
     },
-    /// The service answered that it did not do it, in its own words.
+    /// The service answered that it did not do it, with this message.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Asks the service that listens on one admin socket.
+/// A client of the service that listens on one admin socket.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     socket: PathBuf,
@@ -133,19 +133,19 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client of the service at `socket`. Nothing is connected yet.
+    /// Returns a client of the service at `socket`. Nothing is connected yet.
     #[must_use]
     pub(crate) fn new(socket: impl Into<PathBuf>) -> Self {
         Self { socket: socket.into(), answer_timeout: ANSWER_TIMEOUT }
     }
 
-    /// The same client with another limit for answers.
+    /// Returns the same client with another limit for answers.
     #[must_use]
     pub(crate) fn with_answer_timeout(self, answer_timeout: Duration) -> Self {
         Self { answer_timeout, ..self }
     }
 
-    /// Asks the service and waits for the reply, in a runtime of its own on this thread. Never call it in async code.
+    /// Sends a request and waits for the reply, in its own runtime on this thread. Must not be called from async code.
     pub(crate) fn ask<V: Verb>(&self, request: &V::Request) -> Result<V::Reply, ClientError> {
         let verb = V::PATH;
         let unwritable = |source| ClientError::Request { verb: verb.into(), source };
@@ -174,7 +174,7 @@ impl Client {
         };
         let answer = async {
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            // The connection is driven by a task of its own; an error of it also ends the request below.
+            // A separate task drives the connection; its error also ends the request below.
             let driver = tokio::spawn(connection);
             let response = sender.send_request(request).await?;
             let status = response.status();
@@ -229,24 +229,24 @@ impl Client {
 
 #[cfg(test)]
 pub(crate) mod testing {
-    //! A service that answers from a script, for the tests of the client and of the commands.
+    //! A service that gives scripted answers, for the tests of the client and of the commands.
 
     use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
     use std::path::PathBuf;
     use std::sync::{Arc, Mutex};
 
-    /// Answers one verb: the request's body → status and body.
+    /// Answers a verb: from the request's body to status and body.
     type Script = dyn Fn(&str, serde_json::Value) -> (u16, String) + Send + Sync;
 
-    /// A service on a socket in a directory of its own, until it is dropped.
+    /// A service on a socket in its own directory, until it is dropped.
     pub(crate) struct Service {
         directory: tempfile::TempDir,
         asked: Arc<Mutex<Vec<(String, serde_json::Value)>>>,
     }
 
     impl Service {
-        /// Starts it. Its thread ends with the test process.
+        /// Starts the service. Its thread ends with the test process.
         pub(crate) fn answering(
             script: impl Fn(&str, serde_json::Value) -> (u16, String) + Send + Sync + 'static,
         ) -> Self {
@@ -272,12 +272,12 @@ pub(crate) mod testing {
             Self { directory, asked }
         }
 
-        /// Where it listens.
+        /// Returns the path of its socket.
         pub(crate) fn socket(&self) -> PathBuf {
             self.directory.path().join("admin.sock")
         }
 
-        /// Everything it was asked so far.
+        /// Returns every request so far.
         pub(crate) fn asked(&self) -> Vec<(String, serde_json::Value)> {
             self.asked.lock().unwrap().clone()
         }

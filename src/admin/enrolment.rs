@@ -1,6 +1,6 @@
 //! Enrolment of hosts: certificates, bundles and revocations.
 //!
-//! A host's key leaves this machine in its bundle only, and is kept nowhere here.
+//! A host's key leaves this machine only in its bundle, and is not kept here.
 
 use std::sync::Arc;
 
@@ -18,14 +18,14 @@ use crate::model::timestamp::rfc3339;
 use crate::pki::bundle::{self, Bundle, BundleError};
 use crate::pki::{InvalidServerName, Issued, Pki, PkiError, ServerName};
 
-/// What the configuration says of new hosts.
+/// The configuration for new hosts.
 #[derive(Debug, Clone)]
 pub(crate) struct Issuing {
     /// The plugin's name on hosts.
     pub plugin: String,
     /// The address that hosts are told to call.
     pub advertise: Option<Advertise>,
-    /// Whether hosts are certified by volhost's own authority, and the server by it too.
+    /// True if volhost's own authority certifies the hosts and the server.
     pub ours: bool,
     /// This machine's host name.
     pub node: HostName,
@@ -37,13 +37,13 @@ pub(crate) struct Enrolment {
     pub catalog: Arc<dyn Catalog>,
     /// The authority.
     pub pki: Pki,
-    /// What the configuration says now.
+    /// Returns the configuration for new hosts at this moment.
     pub issuing: Arc<dyn Fn() -> Issuing + Send + Sync>,
-    /// Called after a revocation, or when the server's certificate was made anew: open connections are looked at
+    /// Called after a revocation, and when the server's certificate was issued again: open connections are checked
     /// again, and the certificate is read again.
     pub changed: Arc<dyn Fn() + Send + Sync>,
-    /// Held while a certificate is signed and recorded, and while a rollover is begun or ended: the end of a rollover
-    /// looks at what is recorded, and would give up a CA that has just signed.
+    /// Held while a certificate is signed and recorded, and while a rollover begins or ends: the end of a rollover
+    /// relies on the recorded certificates, and would otherwise give up a CA that has just signed one.
     pub signing: tokio::sync::Mutex<()>,
 }
 
@@ -114,7 +114,7 @@ pub(super) enum EnrolmentError {
 }
 
 impl Enrolment {
-    /// Another certificate and bundle for a host that has one; those it has stay good.
+    /// Issues another certificate and bundle to a host that has one; its other certificates stay valid.
     pub(super) async fn renew(&self, request: wire::HostAdd) -> Result<wire::HostAdded, EnrolmentError> {
         self.refuse_strangers()?;
         let _signing = self.signing.lock().await;
@@ -129,7 +129,7 @@ impl Enrolment {
         self.issue(request).await
     }
 
-    /// The first certificate and bundle of a host, or the first one since its certificates expired or were revoked.
+    /// Issues a host's first certificate and bundle, or the first one since its certificates expired or were revoked.
     pub(super) async fn add(&self, request: wire::HostAdd) -> Result<wire::HostAdded, EnrolmentError> {
         self.refuse_strangers()?;
         let _signing = self.signing.lock().await;
@@ -152,7 +152,7 @@ impl Enrolment {
         self.issue(request).await
     }
 
-    /// What is known of a host, by this instance or another one.
+    /// Returns the record of a host, by this instance or another one.
     async fn known(&self, host: &HostName) -> Result<Option<Arc<Host>>, EnrolmentError> {
         self.catalog.sync().await?;
         Ok(self.catalog.view().hosts.get(host).cloned())
@@ -167,7 +167,7 @@ impl Enrolment {
         let pki = self.pki.clone();
         let wanted = host.clone();
         let made = tokio::task::spawn_blocking(move || {
-            // The bundle must verify the server under the name it gives.
+            // The host verifies the server under the name in its bundle.
             let renewed = pki.add_server_name(&server)?;
             let issued = match (csr, signed) {
                 (Some(csr), None) => pki.sign_csr(&wanted, &csr)?,
@@ -195,7 +195,7 @@ impl Enrolment {
             cert_pem: &made.cert_pem,
             key_pem: made.key_pem.as_deref(),
         })?;
-        // Nobody gets a certificate that could not be revoked.
+        // No certificate is handed out that could not be revoked.
         self.catalog.submit(Change::Issue(host.clone(), certificate(&made.issued))).await?;
         log::info!("issued certificate {} to host {host}", made.issued.serial);
         Ok(wire::HostAdded {
@@ -227,7 +227,7 @@ impl Enrolment {
     }
 }
 
-/// Which machine serves under a name.
+/// The machine that serves under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Serves {
     This,
@@ -249,7 +249,7 @@ fn has_certificate(host: &Host) -> bool {
     host.certificates.iter().any(|one| !one.revoked && one.not_after > now)
 }
 
-/// The name that the machine has now, where it gave this one up and may still call by it.
+/// Returns the present name of a machine that gave up this name and may still call by it.
 fn given_up(host: &Host) -> Option<&HostName> {
     host.renamed.as_ref().filter(|_| has_certificate(host))
 }
@@ -258,7 +258,7 @@ fn counted(hosts: &[String]) -> String {
     if hosts.len() == 1 { "a host".to_owned() } else { format!("{} hosts", hosts.len()) }
 }
 
-/// A certificate that was issued, as the catalog remembers it.
+/// Returns the catalog's record of an issued certificate.
 pub(crate) fn certificate(issued: &Issued) -> Certificate {
     let Issued { host: _, serial, issuer, issued_at, not_after } = issued;
     Certificate {
@@ -270,7 +270,7 @@ pub(crate) fn certificate(issued: &Issued) -> Certificate {
     }
 }
 
-/// What a host's spec file is to call, and the name that the server's certificate must hold for it.
+/// Returns the address for a host's spec file, and the name that the server's certificate must hold for it.
 fn address(
     host: &HostName,
     asked: Option<String>,
@@ -311,7 +311,7 @@ mod tests {
         }
     }
 
-    /// A catalog that does not record a certificate before it is told to.
+    /// A catalog that records a certificate only when the test lets it.
     struct Slow {
         inner: Arc<dyn Catalog>,
         reached: Arc<Notify>,
@@ -349,8 +349,8 @@ mod tests {
         }
     }
 
-    /// A machine called store1, whose catalog is that slow.
-    fn desk(root: &std::path::Path) -> (Arc<Enrolment>, Arc<Notify>, Arc<Notify>) {
+    /// Returns the enrolment of a machine called store1, with such a slow catalog.
+    fn enrolment(root: &std::path::Path) -> (Arc<Enrolment>, Arc<Notify>, Arc<Notify>) {
         let inner = Arc::new(crate::catalog::sqlite::open(&root.join("catalog.db")).unwrap());
         let (reached, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let catalog = Arc::new(Slow { inner, reached: Arc::clone(&reached), go_on: Arc::clone(&go_on) });
@@ -363,14 +363,14 @@ mod tests {
             ours: true,
             node: node.clone(),
         };
-        let desk = Enrolment {
+        let enrolment = Enrolment {
             catalog,
             pki,
             issuing: Arc::new(issuing),
             changed: Arc::new(|| {}),
             signing: tokio::sync::Mutex::default(),
         };
-        (Arc::new(desk), reached, go_on)
+        (Arc::new(enrolment), reached, go_on)
     }
 
     fn of(name: &str) -> wire::HostAdd {
@@ -380,19 +380,19 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_ca_that_has_just_signed_is_not_given_up() {
         let root = tempfile::tempdir().unwrap();
-        let (desk, reached, go_on) = desk(root.path());
-        desk.start(&|_: &HostName| None).await.unwrap();
+        let (enrolment, reached, go_on) = enrolment(root.path());
+        enrolment.start(&|_: &HostName| None).await.unwrap();
         let adding = tokio::spawn({
-            let desk = Arc::clone(&desk);
-            async move { desk.add(of("slow")).await.map(drop) }
+            let enrolment = Arc::clone(&enrolment);
+            async move { enrolment.add(of("slow")).await.map(drop) }
         });
-        // Signed by the new CA, and not recorded yet.
+        // The certificate is signed by the new CA, and not recorded yet.
         reached.notified().await;
         let aborting = tokio::spawn({
-            let desk = Arc::clone(&desk);
-            async move { desk.abort(wire::RolloverEnd { force: false }).await.map(drop) }
+            let enrolment = Arc::clone(&enrolment);
+            async move { enrolment.abort(wire::RolloverEnd { force: false }).await.map(drop) }
         });
-        // However long it takes, nothing may come of it before.
+        // However long it takes, the rollover must not end before.
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         assert!(!aborting.is_finished(), "the CA was given up");
         go_on.notify_one();
@@ -407,8 +407,8 @@ mod tests {
     #[tokio::test]
     async fn neither_a_host_that_is_there_nor_a_machine_is_added() {
         let root = tempfile::tempdir().unwrap();
-        let (desk, ..) = desk(root.path());
-        let text = async |name: &str| match desk.add(of(name)).await {
+        let (enrolment, ..) = enrolment(root.path());
+        let text = async |name: &str| match enrolment.add(of(name)).await {
             Ok(added) => added.name,
             Err(error) => error.to_string(),
         };
@@ -419,14 +419,14 @@ mod tests {
         assert!(own.contains("store1 is the name of a machine that volhost runs on"), "{own}");
         let machine = uuid::Uuid::from_u128(2);
         for name in ["store2", "store3"] {
-            desk.catalog.submit(Change::Name(machine, HostName::parse(name).unwrap())).await.unwrap();
+            enrolment.catalog.submit(Change::Name(machine, HostName::parse(name).unwrap())).await.unwrap();
         }
         let other = text("store3").await;
         assert!(other.contains("`volhost host revoke store3`"), "{other}");
-        // Nobody has a certificate by the name that was given up.
+        // Nobody has a certificate with the name that was given up.
         assert_eq!(text("store2").await, "store2");
         for name in ["web1", "store3"] {
-            desk.revoke(&wire::HostName { name: name.into() }).await.unwrap();
+            enrolment.revoke(&wire::HostName { name: name.into() }).await.unwrap();
             assert_eq!(text(name).await, name, "it is free again");
         }
     }

@@ -1,6 +1,6 @@
-//! The admin socket: what an operator asks of the running service, as JSON over HTTP on a Unix socket.
+//! The admin socket: the operator's requests to the running service, as JSON over HTTP on a Unix socket.
 //!
-//! Whoever can open the socket is the operator; nothing else is asked. This room converts between the wire and the
+//! Whoever can open the socket is the operator; nothing else is checked. This module converts between the wire and the
 //! domain, and decides nothing about volumes. It never serves engines.
 
 pub(crate) mod client;
@@ -24,7 +24,7 @@ use warp::reply::{Reply as _, Response};
 use self::enrolment::EnrolmentError;
 pub(crate) use self::enrolment::{Enrolment, Issuing, certificate};
 use self::handlers::ROUTES;
-pub(crate) use self::status::Board;
+pub(crate) use self::status::ServiceStatus;
 use self::wire::Failure;
 use crate::catalog::CatalogError;
 use crate::error::{chain, nearest};
@@ -37,8 +37,8 @@ const BODY_BYTES: u64 = 1 << 20;
 /// Serves the admin socket.
 pub(crate) struct Admin {
     service: Arc<Service>,
-    board: Arc<Board>,
-    desk: Enrolment,
+    status: Arc<ServiceStatus>,
+    enrolment: Enrolment,
     operator: Caller,
     counts: Arc<dyn Fn() -> Counts + Send + Sync>,
     reload: Reload,
@@ -47,17 +47,17 @@ pub(crate) struct Admin {
 /// Counters that are not about volumes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Counts {
-    /// Open connections.
+    /// The number of open connections.
     pub connections: usize,
-    /// Lines of the log that were dropped.
+    /// The number of log lines that were dropped.
     pub log_lines_dropped: u64,
 }
 
-/// Reads everything again that can be reloaded, and returns true once that is done, false if nobody does it any more. The
-/// outcome is in the status. With `true`, what is worse than what is in force is put in force too.
+/// Reads everything that can be reloaded, and returns true once that is done, or false if nobody can do it any more.
+/// The outcome is in the status. With `true`, files that are worse than those in force are put in force too.
 pub(crate) type Reload = Box<dyn Fn(bool) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
-/// The answer to a request that was not carried out.
+/// The answer to a request that was refused or failed.
 #[derive(Debug)]
 struct HttpError {
     status: StatusCode,
@@ -67,19 +67,19 @@ struct HttpError {
 type JsonResult = Result<Vec<u8>, HttpError>;
 
 impl Admin {
-    /// Acts as `operator`, who is of this machine.
+    /// Returns an admin service that acts as `operator`, a caller of this machine.
     pub(crate) fn new(
         service: Arc<Service>,
-        board: Arc<Board>,
-        desk: Enrolment,
+        status: Arc<ServiceStatus>,
+        enrolment: Enrolment,
         operator: Caller,
         counts: impl Fn() -> Counts + Send + Sync + 'static,
         reload: Reload,
     ) -> Arc<Self> {
-        Arc::new(Self { service, board, desk, operator, counts: Arc::new(counts), reload })
+        Arc::new(Self { service, status, enrolment, operator, counts: Arc::new(counts), reload })
     }
 
-    /// The one filter, which takes every request.
+    /// Returns the one filter that takes every request.
     pub(crate) fn filter(
         self: Arc<Self>,
     ) -> impl Filter<Extract = (Response,), Error = warp::Rejection> + Clone + Send + Sync + 'static {
@@ -137,7 +137,7 @@ impl From<EnrolmentError> for HttpError {
     }
 }
 
-/// An error that the request itself caused.
+/// Returns the answer for an error that the request itself caused.
 fn refuse(error: impl std::error::Error + 'static) -> HttpError {
     HttpError::new(StatusCode::BAD_REQUEST, chain(&error))
 }

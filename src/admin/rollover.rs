@@ -1,7 +1,8 @@
-//! The rollover of the CA, as the operator sees it: who has moved to the new one, and whom its end would shut out.
+//! The rollover of the CA for the operator: which hosts have moved to the new CA, and which its end would shut out.
 //!
-//! Engines read their certificate once, so what a host was given says little; with which one it calls says all. A
-//! rollover is never ended, either way, over the heads of hosts that would be shut out by it, unless that was asked for.
+//! Engines read their certificate once, so an issued certificate proves little; only the certificate that a host calls
+//! with tells which CA it uses. A rollover is never ended, in either direction, while hosts would be shut out by it,
+//! unless the operator forces it.
 
 use time::OffsetDateTime;
 
@@ -13,14 +14,14 @@ use crate::model::host::HostName;
 use crate::model::timestamp::rfc3339;
 use crate::pki::{self, CertInfo, Finished, Issued, Pki, PkiError, Rollover, Started};
 
-/// How a host stands between two authorities.
+/// The state of a host between two authorities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Standing {
-    /// Whether it has a certificate of the new one.
+    /// True if it has a certificate of the new one.
     renewed: bool,
-    /// With which it last called.
+    /// The authority of the certificate with which it last called.
     uses: Option<Which>,
-    /// Whether it is let in when the old one is gone, as far as is known.
+    /// True if it is let in when the old one is gone, as far as is known.
     moved: bool,
 }
 
@@ -31,7 +32,7 @@ enum Which {
 }
 
 impl Standing {
-    /// None for a host that is not let in anyway.
+    /// Returns the state of a host; `None` if it is not let in anyway.
     fn of(host: &Host, rollover: &Rollover, now: OffsetDateTime) -> Option<Self> {
         let which = |issuer: &Option<String>| match issuer {
             Some(issuer) if *issuer == rollover.new.subject => Some(Which::New),
@@ -40,13 +41,13 @@ impl Standing {
         };
         let in_force = |wanted: Which| {
             host.certificates.iter().any(|one| {
-                // A certificate without a record of its issuer is older than any rollover.
+                // A certificate without a recorded issuer is older than any rollover.
                 let issuer = if one.issuer.is_none() { Some(Which::Old) } else { which(&one.issuer) };
                 issuer == Some(wanted) && !one.revoked && one.not_after > now
             })
         };
         let (renewed, has_old) = (in_force(Which::New), in_force(Which::Old));
-        // A certificate that was signed elsewhere and never recorded is good until its host is revoked.
+        // A certificate that was signed elsewhere and never recorded is valid until its host is revoked.
         let old_is_good = has_old || host.revoked_at.is_none();
         let uses = which(&host.last_issuer).filter(|uses| *uses == Which::New || old_is_good);
         if !renewed && !has_old && uses.is_none() {
@@ -60,7 +61,7 @@ impl Standing {
         Some(Self { renewed, uses, moved })
     }
 
-    /// Why it would be shut out, and what to do about it.
+    /// Returns why the host would be shut out, and the remedy.
     fn remedy(&self, host: &HostName, node: &HostName) -> String {
         match (self.renewed, self.uses) {
             (true, _) if host == node => {
@@ -145,7 +146,8 @@ impl Enrolment {
         request: wire::RolloverEnd,
     ) -> Result<wire::RolloverEnded, EnrolmentError> {
         let node = (self.issuing)().node;
-        // This machine's own certificate is made anew by the old one, which its engine uses unless it was restarted.
+        // This machine's own renewed certificate does not count: the old CA issues another one, and its engine still
+        // uses the old CA's unless it was restarted, which `uses` tells.
         let why = move |host: &HostName, standing: &Standing| {
             (standing.uses == Some(Which::New) || (standing.renewed && *host != node)).then(|| {
                 format!(
@@ -156,7 +158,7 @@ impl Enrolment {
         self.end(request, why, Pki::abort_rollover).await
     }
 
-    /// Ends a rollover, unless `shut_out` says of a host why it would be shut out.
+    /// Ends a rollover, unless `shut_out` returns a reason why a host would be shut out.
     async fn end(
         &self,
         wire::RolloverEnd { force }: wire::RolloverEnd,
@@ -165,7 +167,7 @@ impl Enrolment {
     ) -> Result<wire::RolloverEnded, EnrolmentError> {
         self.refuse_strangers()?;
         let _signing = self.signing.lock().await;
-        // What another instance signed counts, too.
+        // Certificates that another instance signed count as well.
         self.catalog.sync().await?;
         let rollover = self.blocking(Pki::rollover).await?.ok_or(PkiError::NoRollover)?;
         let shut_out: Vec<_> = self
@@ -207,8 +209,8 @@ impl Enrolment {
         if (self.issuing)().ours { Ok(()) } else { Err(EnrolmentError::NotOurs) }
     }
 
-    /// Has the running service read its files, and records this machine's new certificate. What was done is done: a
-    /// certificate that could not be recorded is recorded when the files are read.
+    /// Makes the running service read its files, and records this machine's new certificate. A failure undoes nothing:
+    /// a certificate that could not be recorded is recorded when the files are read.
     async fn put_in_force(&self, issued: Option<Issued>) {
         if let Some(issued) = issued {
             let recorded = self.catalog.submit(Change::Issue(issued.host.clone(), certificate(&issued)));
@@ -228,7 +230,7 @@ impl Enrolment {
     }
 }
 
-/// What the first authority in `ca.crt` says.
+/// Returns the description of the first authority in `ca.crt`.
 fn own(pki: &Pki) -> Result<CertInfo, PkiError> {
     pki::describe(pki.ca_pem()?).map_err(|source| PkiError::Certificate { path: pki.ca().cert, source })
 }
@@ -259,7 +261,8 @@ mod tests {
         Rollover { old: vec![info("old")], new: info("new"), finishing: false }
     }
 
-    /// A host whose certificates are told as `old`, `new-`: of which authority, and with `-` revoked, with `.` expired.
+    /// Returns the standing of a host. Its certificates are named by their authority, as `old` or `new`, with `-` if
+    /// revoked and `.` if expired.
     fn standing(
         certificates: &[&str],
         last: Option<&str>,
@@ -290,22 +293,22 @@ mod tests {
         for (certificates, last, revoked, expected) in [
             (&["old"][..], None, false, Some((false, None, false))),
             (&["old"], Some("old"), false, Some((false, old, false))),
-            // One of before issuers were recorded.
+            // A certificate from before issuers were recorded.
             (&[""], Some("old"), false, Some((false, old, false))),
             (&["old", "new"], Some("old"), false, Some((true, old, false))),
             (&["old", "new"], Some("new"), false, Some((true, new, true))),
-            // Given, and neither used yet.
+            // Both were issued, and neither was used yet.
             (&["old", "new"], None, false, Some((true, None, true))),
             (&["new"], None, false, Some((true, None, true))),
-            // Nobody recorded what it calls with.
+            // Nobody recorded the certificate that it calls with.
             (&[], Some("old"), false, Some((false, old, false))),
             (&[], Some("new"), false, Some((false, new, true))),
-            // Shut out already, or of no authority that is trusted.
+            // Shut out already, or certified by an authority that is not trusted.
             (&["old-"], Some("old"), true, None),
             (&["old."], None, false, None),
             (&["older"], Some("older"), false, None),
             (&[], None, false, None),
-            // Revoked, and let in again since: what it called with before is no good any more.
+            // Revoked, and let in again since: the certificate that it called with is no longer valid.
             (&["old-", "new"], Some("old"), true, Some((true, None, true))),
         ] {
             assert_eq!(standing(certificates, last, revoked), expected, "{certificates:?} {last:?}");

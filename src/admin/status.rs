@@ -1,15 +1,15 @@
-//! What `volhost status` tells beside the volumes: kept up to date by the app, read by the admin socket.
+//! The facts of `volhost status` besides the volumes: the app updates them, the admin socket reads them.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
 
-/// The facts of a running service that no room owns.
+/// The facts of a running service that belong to no module.
 #[derive(Debug, Default)]
-pub(crate) struct Board(Mutex<Facts>);
+pub(crate) struct ServiceStatus(Mutex<Facts>);
 
-/// What is on the board.
+/// The content of the status.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
     /// The plugin's name.
@@ -20,45 +20,46 @@ pub(crate) struct Facts {
     pub listening: Vec<String>,
     /// Where the catalog lies.
     pub catalog: String,
-    /// When the service was ready.
+    /// The time when the service was ready.
     pub since: Option<OffsetDateTime>,
-    /// What became of the latest reload of each kind, the latest last.
+    /// The outcome of the latest reload of each unit, the latest last.
     pub reloads: Vec<Reloaded>,
-    /// Settings that hold only after a restart.
+    /// Changed settings that take effect only after a restart.
     pub needs_restart: Vec<String>,
-    /// Where the spec file is, or why it is not there.
+    /// Where the spec file is, or why there is none.
     pub spec: Option<String>,
-    /// What is wrong with what is published or followed, each under a name of its own.
+    /// What is wrong with published or followed files, by name.
     pub troubles: BTreeMap<String, String>,
     /// When the server's certificate expires.
     pub server_certificate_expires: Option<OffsetDateTime>,
 }
 
-/// What became of a reload.
+/// The outcome of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reloaded {
-    /// When.
+    /// When it ended.
     pub at: OffsetDateTime,
-    /// What was read: `configuration`, `certificates` or `crl`.
+    /// The unit that was read: `configuration`, `certificates` or `crl`.
     pub unit: &'static str,
-    /// Its faults; empty when it was applied.
+    /// Its faults; empty if it was applied.
     pub faults: Vec<String>,
 }
 
-impl Board {
-    /// Changes what is on the board.
+impl ServiceStatus {
+    /// Changes the facts.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Facts)) {
         change(&mut self.facts());
     }
 
-    /// Notes what became of a reload.
+    /// Records the outcome of a reload.
     pub(crate) fn reloaded(&self, reloaded: Reloaded) {
         let mut facts = self.facts();
         facts.reloads.retain(|earlier| earlier.unit != reloaded.unit);
         facts.reloads.push(reloaded);
     }
 
-    /// Notes what is wrong with something, or that nothing is any more. Returns true if that is news.
+    /// Records what is wrong with something, or with `None` that it is well again. Returns true if that changed
+    /// anything.
     pub(crate) fn trouble(&self, name: &str, what: Option<&str>) -> bool {
         let mut facts = self.facts();
         let before = match &what {
@@ -68,7 +69,7 @@ impl Board {
         before.as_deref() != what
     }
 
-    /// What is on the board now.
+    /// Returns the present facts.
     #[must_use]
     pub(crate) fn read(&self) -> Facts {
         self.facts().clone()
@@ -81,7 +82,7 @@ impl Board {
 }
 
 impl Facts {
-    /// The reload to show: one that was rejected and is still wrong, else the latest.
+    /// Returns the reload to show: a rejected one that is still wrong, else the latest.
     #[must_use]
     pub(crate) fn last_reload(&self) -> Option<&Reloaded> {
         self.reloads.iter().rev().find(|reload| !reload.faults.is_empty()).or_else(|| self.reloads.last())
@@ -94,16 +95,16 @@ mod tests {
 
     #[test]
     fn a_rejected_reload_stays_in_sight_until_that_unit_is_good_again() {
-        let board = Board::default();
+        let status = ServiceStatus::default();
         let reload = |unit, faults: &[&str]| Reloaded {
             at: OffsetDateTime::UNIX_EPOCH,
             unit,
             faults: faults.iter().map(ToString::to_string).collect(),
         };
-        board.reloaded(reload("configuration", &["backends.json:1:1: …"]));
-        board.reloaded(reload("crl", &[]));
-        assert_eq!(board.read().last_reload().unwrap().unit, "configuration");
-        board.reloaded(reload("configuration", &[]));
-        assert!(board.read().last_reload().unwrap().faults.is_empty());
+        status.reloaded(reload("configuration", &["backends.json:1:1: …"]));
+        status.reloaded(reload("crl", &[]));
+        assert_eq!(status.read().last_reload().unwrap().unit, "configuration");
+        status.reloaded(reload("configuration", &[]));
+        assert!(status.read().last_reload().unwrap().faults.is_empty());
     }
 }

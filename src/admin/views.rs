@@ -1,10 +1,10 @@
-//! From the domain to the admin socket's JSON.
+//! Conversions from the domain to the admin socket's JSON.
 
 use std::collections::BTreeMap;
 
 use time::OffsetDateTime;
 
-use super::status::{Board, Reloaded};
+use super::status::{Reloaded, ServiceStatus};
 use super::{Counts, wire};
 use crate::backend::VolumeState;
 use crate::catalog;
@@ -15,8 +15,8 @@ use crate::model::timestamp::rfc3339;
 use crate::model::volume::VolumeName;
 use crate::volume::{BackendInfo, Service, TrashedInfo, VolumeInfo};
 
-pub(super) fn status(service: &Service, board: &Board, counts: Counts) -> wire::Status {
-    let (view, facts) = (service.view(), board.read());
+pub(super) fn status(service: &Service, status: &ServiceStatus, counts: Counts) -> wire::Status {
+    let (view, facts) = (service.view(), status.read());
     let Counts { connections, log_lines_dropped } = counts;
     let reload = facts.last_reload().map(reloaded);
     wire::Status {
@@ -46,9 +46,9 @@ pub(super) fn status(service: &Service, board: &Board, counts: Counts) -> wire::
     }
 }
 
-/// What became of the latest reload of each kind.
-pub(super) fn reloads(board: &Board) -> Vec<wire::Reload> {
-    board.read().reloads.iter().map(reloaded).collect()
+/// Returns the outcome of the latest reload of each unit.
+pub(super) fn reloads(status: &ServiceStatus) -> Vec<wire::Reload> {
+    status.read().reloads.iter().map(reloaded).collect()
 }
 
 fn reloaded(Reloaded { at, unit, faults }: &Reloaded) -> wire::Reload {
@@ -170,7 +170,7 @@ pub(super) fn backends(service: &Service) -> Vec<wire::Backend> {
     service.backends().into_iter().map(wire).collect()
 }
 
-/// Every host that has a certificate, was seen, or has mounts.
+/// Returns every host that has a certificate, was seen, or has mounts.
 pub(super) fn hosts(service: &Service) -> Vec<wire::Host> {
     let view = service.view();
     let mut mounts: BTreeMap<HostName, usize> = view.hosts.keys().map(|host| (host.clone(), 0)).collect();
@@ -194,7 +194,7 @@ pub(super) fn hosts(service: &Service) -> Vec<wire::Host> {
             name: name.to_string(),
         }
     };
-    // A machine that serves the catalog has a record also where it never called.
+    // A machine that serves the catalog has a record even if it never called.
     let is_host =
         |row: &wire::Host| row.serial.is_some() || row.last_seen.is_some() || row.mounts > 0 || row.revoked;
     mounts.into_iter().map(wire).filter(is_host).collect()

@@ -1,7 +1,7 @@
 //! The admin socket's JSON: the request and the reply of each verb, and the table of verbs.
 //!
 //! Every verb is `POST /VERB` with a JSON object; the answer is JSON, with status 200, or a [`Failure`]. The field
-//! names of what `--json` prints are fixed: more may be added, none renamed.
+//! names that `--json` prints are fixed: more may be added, none renamed.
 
 mod rollover;
 pub(crate) mod verb;
@@ -18,21 +18,21 @@ pub(crate) use self::verb::Verb;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Nothing {}
 
-/// What an error is answered with.
+/// The answer in case of an error.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Failure {
-    /// What went wrong and what to do, for a person.
+    /// What went wrong, and the remedy, for a person.
     pub error: String,
 }
 
-/// An answer without content of its own: what was done, in words.
+/// An answer without data: what was done, in words.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Done {
     /// What was done, in one sentence.
     pub done: String,
 }
 
-/// How the service is.
+/// The state of the service.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Status {
     /// volhost's version.
@@ -47,50 +47,50 @@ pub(crate) struct Status {
     pub catalog: String,
     /// Why the catalog cannot be written at present.
     pub catalog_fault: Option<String>,
-    /// How many volumes there are.
+    /// The number of volumes.
     pub volumes: usize,
-    /// How many mounts there are: entries, not counts.
+    /// The number of mounts: entries, not counts.
     pub mounts: usize,
     /// The backends.
     pub backends: Vec<Backend>,
-    /// How many connections are open.
+    /// The number of open connections.
     pub connections: usize,
-    /// When the service was ready, RFC 3339.
+    /// The time when the service was ready, RFC 3339.
     pub since: String,
-    /// What became of the latest reload of each kind; the one that needs attention first.
+    /// The outcome of the latest reload; one that needs attention comes first.
     pub last_reload: Option<Reload>,
-    /// Settings that were changed in the file but hold only after a restart.
+    /// Settings that were changed in the file but take effect only after a restart.
     pub needs_restart: Vec<String>,
     /// Where the spec file is, and what is wrong with it if anything.
     pub spec: Option<String>,
     /// When the server's certificate expires, RFC 3339.
     pub server_certificate_expires: Option<String>,
-    /// How many lines of the log were dropped since the start, because nobody took them.
+    /// The number of log lines that were dropped since the start, because the output did not take them.
     #[serde(default)]
     pub log_lines_dropped: u64,
     /// What is wrong with a socket or the spec file, and which files do not answer.
     #[serde(default)]
     pub troubles: Vec<String>,
-    /// The hosts of which several machines use one certificate.
+    /// The hosts that are cloned: several machines use one of their certificates.
     #[serde(default)]
     pub cloned_hosts: Vec<String>,
 }
 
-/// What is to be read again: everything.
+/// The request to read everything again.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ReloadAsked {
-    /// Also what would be worse than what is in force: files that are gone, an expired certificate, an older list.
+    /// True to accept files that are worse than those in force: missing files, an expired certificate, an older list.
     #[serde(default)]
     pub force: bool,
 }
 
-/// What became of a reload.
+/// The outcome of a reload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Reload {
-    /// When, RFC 3339.
+    /// When it ended, RFC 3339.
     pub at: String,
-    /// What was read: `configuration`, `certificates` or `crl`.
+    /// The unit that was read: `configuration`, `certificates` or `crl`.
     pub unit: String,
     /// `applied`, `rejected` or `unchanged`.
     pub result: String,
@@ -109,36 +109,36 @@ pub(crate) struct Volume {
     pub path: String,
     /// When it was created, RFC 3339.
     pub created_at: String,
-    /// The options it was created with.
+    /// The options that it was created with.
     pub options: BTreeMap<String, String>,
     /// The state of its backend: `online`, `offline`, `unmapped`; or `pending` while it is being made.
     pub state: String,
-    /// How many hosts' mounts there are.
+    /// The number of its mounts.
     pub mounts: usize,
 }
 
 /// A volume, as in `volume inspect`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct VolumeDetail {
-    /// What `volume ls` tells.
+    /// The fields of `volume ls`.
     #[serde(flatten)]
     pub volume: Volume,
-    /// Its identity.
+    /// The volume's ID.
     pub id: String,
-    /// Whether its directory was there before it.
+    /// True if its directory existed before the volume.
     pub adopted: bool,
     /// The hosts that created or ever mounted it.
     pub known_to: Vec<String>,
-    /// Who uses it.
+    /// Its mounts.
     pub mounted_by: Vec<Mount>,
-    /// Its directory as it is now; `null` when its backend does not say.
+    /// Its directory as it is now; `null` if its backend does not answer.
     pub directory: Option<Directory>,
 }
 
-/// A volume's directory, as it is.
+/// The present state of a volume's directory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Directory {
-    /// What stands there: `directory`, `nothing`, or what else it is.
+    /// Its kind: `directory`, `nothing`, or another kind of file.
     pub kind: String,
     /// The user that owns it.
     pub uid: Option<u32>,
@@ -146,7 +146,7 @@ pub(crate) struct Directory {
     pub gid: Option<u32>,
     /// Its permissions, in octal.
     pub mode: Option<String>,
-    /// What the volume's options said otherwise, such as `uid=70 then, uid=999 now`.
+    /// Differences from the volume's options, such as `uid=70 then, uid=999 now`.
     pub changed: Vec<String>,
 }
 
@@ -155,15 +155,15 @@ pub(crate) struct Directory {
 pub(crate) struct Trashed {
     /// The name it had.
     pub name: String,
-    /// Its identity, which tells two removed volumes of one name apart.
+    /// Its ID, which distinguishes two removed volumes of one name.
     pub id: String,
     /// Its backend's name.
     pub backend: String,
     /// When it was removed, RFC 3339.
     pub removed_at: String,
-    /// When it will be deleted for good, RFC 3339; nothing while its backend is not in the map.
+    /// When it will be deleted for good, RFC 3339; `null` while its backend is not in the map.
     pub expires_at: Option<String>,
-    /// Why it could not be deleted so far, if that was tried.
+    /// Why the last attempt to delete it failed.
     pub blocked: Option<String>,
 }
 
@@ -192,7 +192,7 @@ pub(crate) struct VolumeCreate {
 pub(crate) struct VolumeRemove {
     /// Its name.
     pub name: String,
-    /// Whether to delete its data now instead of after the backend's `trash` time. Also takes the name or identity
+    /// True to delete its data now instead of after the backend's `trash` time. Then `name` may also be the name or ID
     /// of a volume that is in the trash already.
     #[serde(default)]
     pub now: bool,
@@ -202,7 +202,7 @@ pub(crate) struct VolumeRemove {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VolumeRestore {
-    /// The name it had (the latest removed one of that name), or its identity.
+    /// The name it had (for the latest removed volume of that name), or its ID.
     pub name: String,
 }
 
@@ -211,44 +211,44 @@ pub(crate) struct VolumeRestore {
 pub(crate) struct Mount {
     /// The volume's name.
     pub volume: String,
-    /// Whose engine uses it.
+    /// The host whose engine uses it.
     pub host: String,
     /// The engine's ID for it.
     pub id: String,
-    /// How many Mounts were not followed by an Unmount.
+    /// The number of Mounts that were not followed by an Unmount.
     pub count: u32,
     /// When the first of them was answered, RFC 3339.
     pub since: String,
-    /// Whether the host's engine was started again since.
+    /// True if the host's engine was restarted since.
     pub stale: bool,
-    /// From which address the first of them came over a network.
+    /// The network address that the first of them came from.
     pub address: Option<String>,
 }
 
-/// Releases mounts by the operator's word.
+/// Releases mounts at the operator's request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MountRelease {
-    /// Of this volume; of all when absent.
+    /// The volume; all volumes if absent.
     #[serde(default)]
     pub volume: Option<String>,
-    /// Whose mounts.
+    /// The host whose mounts are released.
     pub host: String,
-    /// Which of them; all when absent.
+    /// The mount's ID; all mounts if absent.
     #[serde(default)]
     pub id: Option<String>,
-    /// Whether also those that may be alive.
+    /// True to release mounts that may be alive as well.
     #[serde(default)]
     pub all: bool,
-    /// Whether only to tell what would be released.
+    /// True to report only what would be released.
     #[serde(default)]
     pub dry_run: bool,
 }
 
-/// What a release did, or would do.
+/// The result of a release, or of a dry run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Released {
-    /// The mounts that were taken out.
+    /// The mounts that were released.
     pub released: Vec<Mount>,
     /// The mounts of that host that may be alive and were left.
     pub kept: Vec<Mount>,
@@ -263,18 +263,18 @@ pub(crate) struct Backend {
     pub path: String,
     /// `online`, `offline` or `unmapped`.
     pub state: String,
-    /// Whether new volumes are refused.
+    /// True if new volumes are refused.
     pub draining: bool,
     /// Why it is not online.
     pub reason: Option<String>,
-    /// How many volumes lie on it.
+    /// The number of volumes on it.
     pub volumes: usize,
-    /// The size of its file system in bytes, when it is known.
+    /// The size of its file system in bytes, if it is known.
     pub total_bytes: Option<u64>,
-    /// The bytes free for use there, when it is known.
+    /// The free bytes there, if they are known.
     pub free_bytes: Option<u64>,
-    /// How its storage tells names apart, when it is known: `exact`, `case-insensitive`, `final dots dropped`, or both of
-    /// these.
+    /// How its storage tells names apart, if that is known: `exact`, `case-insensitive`, `final dots dropped`, or both
+    /// of these.
     #[serde(default)]
     pub names: Option<String>,
 }
@@ -293,7 +293,7 @@ pub(crate) struct BackendName {
 pub(crate) struct BackendInit {
     /// The backend's name.
     pub name: String,
-    /// Whether to do so although the catalog remembers another identity for it.
+    /// True to replace another identity that the catalog has recorded for it.
     #[serde(default)]
     pub force: bool,
 }
@@ -309,13 +309,13 @@ pub(crate) struct Host {
     pub expires: Option<String>,
     /// When the host last sent a request, RFC 3339.
     pub last_seen: Option<String>,
-    /// How many mounts it has.
+    /// The number of its mounts.
     pub mounts: usize,
-    /// Whether its latest certificate is revoked.
+    /// True if its latest certificate is revoked.
     pub revoked: bool,
-    /// Whether several machines use one of its certificates.
+    /// True if several machines use one of its certificates.
     pub cloned: bool,
-    /// The addresses that the certificate is used from; of a host that is not cloned, where it called from last.
+    /// The addresses that the certificate is used from; for a host that is not cloned, where it last called from.
     pub addresses: Vec<String>,
 }
 
@@ -333,16 +333,17 @@ pub(crate) struct HostName {
 pub(crate) struct HostAdd {
     /// The host's name.
     pub name: String,
-    /// The URL under which that host reaches this service; the configured `advertise` when absent.
+    /// The URL by which that host reaches this service; the configured `advertise` if absent.
     #[serde(default)]
     pub advertise: Option<String>,
-    /// The plugin's name on that host; the configured `name` when absent.
+    /// The plugin's name on that host; the configured `name` if absent.
     #[serde(default)]
     pub plugin_name: Option<String>,
     /// A certificate signing request in PEM, made on the host: the bundle then holds no key.
     #[serde(default)]
     pub csr: Option<String>,
-    /// The host's certificate in PEM, signed where the CA's key is: the bundle then holds no key, and none is needed here.
+    /// The host's certificate in PEM, signed where the CA's key is: the bundle then holds no key, and this machine
+    /// needs none.
     #[serde(default)]
     pub certificate: Option<String>,
 }
@@ -364,13 +365,13 @@ pub(crate) struct HostAdded {
     pub bundle: String,
 }
 
-/// What a revocation did.
+/// The result of a revocation.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct HostRevoked {
     /// The host's name.
     pub name: String,
-    /// How many of its certificates were in force until now.
+    /// The number of its certificates that were in force until now.
     pub certificates: usize,
-    /// Its mounts, which stay counted until they are released.
+    /// The number of its mounts, which stay counted until they are released.
     pub mounts: usize,
 }

@@ -1,7 +1,7 @@
-//! Requests and certificates that travel between the storage host and the machine that keeps the CA's key: what needs
-//! no running service.
+//! Requests and certificates that travel between the storage host and the machine that keeps the CA's key: everything
+//! about them that needs no running service.
 //!
-//! A service that runs follows its files and takes an installed certificate up by itself.
+//! A running service follows its files and puts an installed certificate in force by itself.
 
 use std::path::Path;
 
@@ -11,16 +11,16 @@ use crate::model::host::{HostName, InvalidHostName};
 pub(crate) use crate::pki::{Installed, MadeCa, Request, SignedElsewhere};
 use crate::pki::{InvalidServerName, IssuedHost, Pki, PkiError, ServerName};
 
-/// The reason for which there is no request or no certificate.
+/// Why there is no request or no certificate.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CertificatesError {
-    /// The directory of certificates, or what was to be done with it.
+    /// The directory of certificates, or the action on it, failed.
     #[error(transparent)]
     Pki(#[from] PkiError),
-    /// No name of a host.
+    /// The text is not a host's name.
     #[error(transparent)]
     Host(#[from] InvalidHostName),
-    /// No name of a server.
+    /// The text is not a server's name.
     #[error(transparent)]
     Server(#[from] InvalidServerName),
     /// The certificates in use come from somewhere else.
@@ -30,16 +30,16 @@ pub(crate) enum CertificatesError {
     NotOurs,
 }
 
-/// A certificate that was signed.
+/// A signed certificate.
 #[derive(Debug, Clone)]
 pub(crate) enum Signed {
     /// A server's certificate.
     Server(SignedElsewhere),
-    /// A host's.
+    /// A host's certificate.
     Host(Box<IssuedHost>),
 }
 
-/// Makes the CA by hand, for a shared catalog, whose instances never make one.
+/// Makes the CA by hand, for a shared catalog: its instances never make one themselves.
 pub(crate) fn init(config: &Config) -> Result<MadeCa, CertificatesError> {
     if config.live.tls.server.is_some() && config.live.tls.client_ca.is_some() {
         return Err(CertificatesError::NotOurs);
@@ -47,8 +47,8 @@ pub(crate) fn init(config: &Config) -> Result<MadeCa, CertificatesError> {
     Ok(Pki::new(&config.boot.pki).init()?)
 }
 
-/// A request (PEM) for one of this machine's certificates; the server's also for names that the configuration does not
-/// tell.
+/// Returns a request (PEM) for one of this machine's certificates. The server's may ask for names in addition to those
+/// of the configuration.
 pub(crate) fn request(config: &Config, which: Request, more: &[String]) -> Result<String, CertificatesError> {
     let mut names = server_names(config);
     for name in more {

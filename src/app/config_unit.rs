@@ -1,17 +1,17 @@
-//! The configuration as a unit of the reload: what is in force, where it was read from, and how it is read again.
+//! The configuration as a unit of the reload: the one in force, its files, and how it is read again.
 
 use std::path::PathBuf;
 
 use super::node_name;
 use super::tls::{self, CertificatesRead, Tls};
-use crate::config::watch::FileSnapshot;
+use crate::config::snapshot::FileSnapshot;
 use crate::config::{self, Config, Fault, Live, Loaded, Paths, Rejected};
 use crate::model::host::HostName;
 
-/// The configuration in force and where it was read from.
+/// The configuration in force and its files.
 pub(super) struct ConfigUnit {
     paths: Paths,
-    /// The file of `--config`.
+    /// The file given by `--config`.
     file: Option<PathBuf>,
     config: Config,
     /// The files that the configuration in force was read from.
@@ -20,7 +20,7 @@ pub(super) struct ConfigUnit {
     hostname: Option<HostName>,
 }
 
-/// A configuration as it was read, with what only other files can say of it.
+/// A configuration as it was read, with the findings that need other files.
 pub(super) struct ConfigRead {
     loaded: Result<Loaded, Rejected>,
     pub(super) findings: Findings,
@@ -43,13 +43,13 @@ impl ConfigUnit {
         Self { paths, file, config: loaded.config, files: loaded.files, hostname: None }
     }
 
-    /// The configuration in force.
+    /// Returns the configuration in force.
     pub(super) fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Returns the job that reads the configuration, given what is in force at this moment. With `forced`, files that
-    /// were in force may be gone.
+    /// Returns the job that reads the configuration; it knows what is in force at this moment. With `forced`, files
+    /// that were in force may be missing.
     pub(super) fn job(&self, tls: &Tls, forced: bool) -> impl FnOnce() -> ConfigRead + Send + use<> {
         let (paths, file, boot) = (self.paths.clone(), self.file.clone(), self.config.boot.clone());
         let in_force = if forced { Vec::new() } else { self.files.clone() };
@@ -60,7 +60,8 @@ impl ConfigUnit {
             let mut loaded = config::reload(&paths, file.as_deref(), &in_force);
             let mut findings = Findings::default();
             if let Ok(loaded) = &mut loaded {
-                // The certificates are a unit of their own: only others than those in force are looked at.
+                // The certificates are a separate unit: they are checked here only if they are others than those in
+                // force.
                 if !ours_only || loaded.config.live.tls.client_ca != client_ca {
                     findings.client_ca_fault = tls::fault_of_client_ca(loaded);
                 }
@@ -71,7 +72,7 @@ impl ConfigUnit {
                 findings.needs_restart = boot.changed(&loaded.config.boot);
                 loaded.config.boot = boot;
                 if findings.client_ca_fault.is_none() && loaded.config.live.hosts.is_none() && !ours_only {
-                    // The list of hosts must not go before somebody else's authority is gone.
+                    // The list of hosts must not be lifted before the foreign authority is gone.
                     findings.certificates = certificates.map(|reader| reader.with(&loaded.config).read());
                 }
             }
@@ -94,17 +95,17 @@ impl ConfigUnit {
         Ok((loaded.config, findings))
     }
 
-    /// Puts the live part in force; the rest stays as it was when the service was started.
+    /// Puts the live part in force; the rest stays as it was when the service started.
     pub(super) fn replace(&mut self, live: Live) {
         self.config.live = live;
     }
 
-    /// Takes note of the files that the configuration in force was read from.
+    /// Records the files that the configuration in force was read from.
     pub(super) fn set_files(&mut self, files: Vec<FileSnapshot>) {
         self.files = files;
     }
 
-    /// Logs once that the machine was given another hostname, which changes nothing.
+    /// Logs once that the machine has another hostname now, which changes nothing.
     fn note_hostname(&mut self, hostname: HostName) {
         if self.hostname.as_ref() != Some(&hostname) {
             let node = &self.config.boot.node;
@@ -117,7 +118,7 @@ impl ConfigUnit {
 }
 
 impl ConfigRead {
-    /// The files that were read, to be followed from now on.
+    /// Returns the files that were read, to be followed from now on.
     pub(super) fn files(&self) -> Vec<FileSnapshot> {
         match &self.loaded {
             Ok(loaded) => loaded.files.clone(),

@@ -1,4 +1,4 @@
-//! Conversions from the configuration's types to those of the rooms.
+//! Conversions from the configuration's types to those of the other modules.
 
 use crate::backend;
 use crate::catalog::{CandidateName, Instance};
@@ -7,7 +7,7 @@ use crate::host::access::{Access, Hosts};
 use crate::transport::Listen;
 use crate::volume::InForce;
 
-/// Returns what the volume service shall put in force. Backends keep what is known of them from `before`.
+/// Returns the volume service's part of a configuration. Backends keep their known state from `before`.
 pub(super) fn to_volumes(config: &Config, before: &backend::Map) -> InForce {
     let Live { insecure: _, advertise: _, tls: _, spec: _, map: _, backends, hosts, limits } = &config.live;
     let settings = backends.iter().map(|(name, entry)| (name.clone(), entry.settings.clone()));
@@ -30,7 +30,7 @@ pub(super) fn to_transport(listen: &config::Listen) -> Listen {
     }
 }
 
-/// Returns the name that this machine would have.
+/// Returns the name that this machine asks for.
 pub(super) fn candidate_name(config: &Config) -> CandidateName {
     CandidateName { name: config.boot.node.clone(), configured: config.boot.node_configured }
 }

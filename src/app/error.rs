@@ -1,4 +1,4 @@
-//! The errors that keep the service from starting.
+//! The errors that prevent the service from starting.
 
 use std::path::PathBuf;
 
@@ -8,22 +8,22 @@ use crate::files::Unfinished;
 use crate::pki::PkiError;
 use crate::transport::{BindError, TlsError};
 
-/// Why the service did not start, or ended badly.
+/// Why the service did not start, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The configuration is wrong.
     #[error("the configuration has {} fault{}", .0.iter().count(), if .0.iter().count() == 1 { "" } else { "s" })]
     Configuration(Faults),
-    /// Certificates that the configuration names cannot be served with.
+    /// The configured certificates cannot be used for serving.
     #[error("{path} cannot be served with", path = .path.display())]
     Tls {
-        /// The file that is at fault.
+        /// The faulty file.
         path: PathBuf,
         /// What is wrong with it.
         #[source]
         source: TlsError,
     },
-    /// The clients of somebody else's authority would be let in, all of them.
+    /// All clients of an authority that is not volhost's own would be let in.
     #[error(
         "{path} holds an authority that is not volhost's own, which makes the field \"hosts\" mandatory: name the hosts that may call, such as \"hosts\": {{\"web1\": {{}}}}, or all that it ever signs by \"hosts\": {{\"*\": {{}}}}",
         path = .path.display()
@@ -37,11 +37,11 @@ pub enum ServeError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// A file that was in force and is not there any more.
+    /// A file that was in force is missing.
     #[error(
         "{path} is gone, and was in force: put it back; if it is to be made anew, `volhost reload --force`",
         path = .path.display()
@@ -62,31 +62,31 @@ pub enum ServeError {
     /// The catalog cannot be written.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
-    /// A directory that volhost keeps by itself cannot be made.
+    /// A directory that volhost maintains itself cannot be made.
     #[error("{path} cannot be made", path = .path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
     /// An address cannot be served.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The operating system refuses what every service needs.
+    /// The operating system refuses something that every service needs.
     #[error("the service cannot be started: {what}")]
     System {
-        /// What was refused.
+        /// The refused action.
         what: &'static str,
-        /// Why.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
 }
 
 impl ServeError {
-    /// Returns true if the configuration is to blame.
+    /// Returns true if the error comes from the configuration.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
@@ -96,7 +96,7 @@ impl ServeError {
             | Self::Authority { .. }
             | Self::Pki(PkiError::NoCaGiven { .. })
             | Self::Bind(BindError::Inherited { .. }) => true,
-            // No regular file, or too large: no later start will find it better.
+            // A file that is not regular, or too large: a later start will not find it better.
             Self::Read { source, .. } | Self::Pki(PkiError::Io { source, .. }) => {
                 matches!(source.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::FileTooLarge)
             }

@@ -1,8 +1,8 @@
 //! From a configuration to a running service: build → bind → run, reload and drain.
 //!
-//! The only room that uses every other one, with its own parts for TLS, spec files and reloads. A fault of the
-//! configuration ends the program before any socket is bound; what a crash left on the backends is mended before any
-//! request is taken.
+//! This is the only module that uses every other one; it has its own parts for TLS, spec files and reloads. A fault of
+//! the configuration ends the program before any socket is bound; anything that a crash left half-done on the backends
+//! is recovered before any request is taken.
 
 pub(crate) mod certificates;
 mod config_unit;
@@ -35,7 +35,7 @@ use self::reload::{ReloadRequest, Reloader, Running, issuing};
 use self::spec::SpecWriter;
 use self::tls::Tls;
 use self::watchdog::{Watchdog, status_line};
-use crate::admin::{self, Admin, Board, Enrolment};
+use crate::admin::{self, Admin, Enrolment, ServiceStatus};
 use crate::backend;
 use crate::catalog::{self, Catalog, Location};
 use crate::config::watch::{Unit, Watcher};
@@ -54,21 +54,21 @@ use crate::protocol::{self, Protocols};
 use crate::transport::{self, Bound, Listen, Revocation, Server};
 use crate::volume::Service;
 
-/// How long requests in flight have to finish when the service ends.
+/// How long requests in flight may take when the service ends.
 const DRAIN: Duration = Duration::from_secs(20);
 
-/// How long the start waits for backends before it serves without those that do not answer.
+/// How long the start waits for backends; then it serves without those that do not answer.
 const BRING_UP: Duration = Duration::from_secs(5);
 
-/// How many files may be open beside connections over the network: the catalog, backends, Unix sockets.
+/// The number of files that may be open besides connections over the network: the catalog, backends, Unix sockets.
 const FILES_BESIDE: u64 = 1024;
 
-/// Something that the running service must act on.
+/// An event that the running service must act on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
     /// A signal was received.
     Signal(Signal),
-    /// A watched file changed: read it again.
+    /// A watched file has changed: read it again.
     Changed(Unit),
 }
 
@@ -78,7 +78,7 @@ impl From<Signal> for Event {
     }
 }
 
-/// How often the server's certificate is renewed if it is time.
+/// How often the server's certificate is checked for renewal.
 const RENEWAL: Duration = Duration::from_secs(6 * 3600);
 
 /// How often the clock is checked for having been set.
@@ -88,7 +88,7 @@ const CLOCK: Duration = Duration::from_secs(10);
 pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     let inheritance = Inheritance::take()
         .map_err(|source| ServeError::System { what: "systemd's sockets cannot be taken", source })?;
-    // Dropped last: it waits a moment for what is logged until then.
+    // Dropped last: it waits a moment for the lines logged until then.
     let _log = Log::start().map_err(|source| ServeError::System { what: "no thread for the log", source })?;
     let early =
         signal::survive_reload().map_err(|source| ServeError::System { what: "no signals", source })?;
@@ -104,9 +104,9 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
             "{files} files may be open at most (LimitNOFILE), too few for limits.connections and the rest: {needed}"
         );
     }
-    // A shared catalog may answer late, so faults of the certificates are told before it is asked, unless only the catalog
-    // knows the name that they are for. A catalog that is not shared is locked first: a second service on the same files
-    // ends before it has changed any.
+    // A shared catalog may answer late, so faults of the certificates are reported before the catalog is asked, unless
+    // only the catalog knows the name that they are for. A catalog that is not shared is locked first: a second service
+    // on the same files ends before it has changed any.
     let shared = matches!(loaded.config.boot.catalog, Location::Etcd(_));
     let first =
         (shared && loaded.config.boot.node_configured).then(|| Tls::prepare(&loaded.config)).transpose()?;
@@ -136,8 +136,8 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     result
 }
 
-/// Returns how many threads the service needs: the runtime's workers, and those for signals, the catalog, followed
-/// files, reads and backends.
+/// Returns the number of threads that the service needs: the runtime's workers, and those for signals, the catalog,
+/// followed files, reads and backends.
 fn threads_needed() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get) + 16
 }
@@ -157,7 +157,7 @@ pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
     })
 }
 
-/// As [`load`], but tells a configuration that is wrong from files that do not answer.
+/// Does the same as [`load`], but distinguishes a wrong configuration from files that do not answer.
 fn read(paths: &Paths, file: Option<&Path>) -> Result<Loaded, ServeError> {
     let (paths, file) = (paths.clone(), file.map(Path::to_path_buf));
     let read = move || {
@@ -170,11 +170,11 @@ fn read(paths: &Paths, file: Option<&Path>) -> Result<Loaded, ServeError> {
     within(read)?.map_err(ServeError::Configuration)
 }
 
-/// The mode of a backend's directory that volhost makes. Users of this machine must not reach the files in volumes, of
-/// which some may be set-user-ID; engines pass as root, or as the user that volhost runs as.
+/// The mode of a backend's directory that volhost makes. Users of this machine must not reach the files in volumes,
+/// some of which may be set-user-ID; engines pass as root, or as the user that volhost runs as.
 const BACKEND_MODE: u32 = 0o710;
 
-/// Makes the directory of the backend that exists without any map.
+/// Makes the directory of the backend that exists if there is no map.
 fn make_default_backend(paths: &Paths, config: &Config) -> Result<(), ServeError> {
     let own = paths.volumes();
     let needed = !config.live.map.exists()
@@ -199,7 +199,7 @@ struct Start<'a> {
 struct App {
     front: Front,
     service: Arc<Service>,
-    board: Arc<Board>,
+    status: Arc<ServiceStatus>,
     drain: Drain,
     reloader: Reloader,
     requests: mpsc::UnboundedReceiver<ReloadRequest>,
@@ -214,7 +214,7 @@ struct Front {
     admin: Arc<Admin>,
 }
 
-/// The events on which the running service acts by itself.
+/// The events on which the running service acts on its own.
 struct Triggers {
     events: mpsc::UnboundedReceiver<Event>,
     reloads: mpsc::UnboundedSender<ReloadRequest>,
@@ -260,19 +260,19 @@ impl Start<'_> {
             protocol::Settings { body_bytes: limits.body_bytes, request: limits.request, global }
         });
 
-        let board = Arc::new(Board::default());
+        let status = Arc::new(ServiceStatus::default());
         let issuing = issuing(config, spec::advertised(config, &listening), &tls);
         let running = Running {
             catalog: Arc::clone(&catalog),
             volumes: Arc::clone(&service),
             server: Arc::clone(&server),
-            board: Arc::clone(&board),
+            status: Arc::clone(&status),
             limits,
             issuing: Arc::new(ArcSwap::from_pointee(issuing)),
         };
         let (reloads, requests) = mpsc::unbounded_channel();
         let admin = admin(&running, config, &tls, &sender, reloads.clone());
-        board.update(|facts| {
+        status.update(|facts| {
             facts.name.clone_from(&config.boot.name);
             facts.node = config.boot.node.to_string();
             facts.listening.clone_from(&listening);
@@ -281,18 +281,18 @@ impl Start<'_> {
         });
 
         let watcher = Watcher::start(reload::followed(&loaded.files, &tls), move |unit| {
-            // Nobody listens any more only while the process ends.
+            // Nobody listens any more if the process is ending.
             let _ = sender.send(Event::Changed(unit));
         })
         .map_err(|source| ServeError::System { what: "files cannot be followed", source })?;
-        let spec = SpecWriter::new(paths.clone(), listening, Arc::clone(&board));
+        let spec = SpecWriter::new(paths.clone(), listening, Arc::clone(&status));
         let config = ConfigUnit::new(paths.clone(), file.map(Into::into), loaded);
         let reloader = Reloader::new(config, tls, spec, running, watcher);
-        let watchdog = Watchdog::new(inheritance.watchdog, catalog, Arc::clone(&board));
+        let watchdog = Watchdog::new(inheritance.watchdog, catalog, Arc::clone(&status));
         Ok(App {
             front: Front { server, bound, protocols, admin },
             service,
-            board,
+            status,
             drain,
             reloader,
             requests,
@@ -303,7 +303,7 @@ impl Start<'_> {
 
 impl App {
     async fn run(self) -> Result<(), ServeError> {
-        let Self { front, service, board, drain, reloader, requests, triggers } = self;
+        let Self { front, service, status, drain, reloader, requests, triggers } = self;
         let addresses: Vec<_> = addresses(&front.bound).collect();
         let server = Arc::clone(&front.server);
         front.serve();
@@ -311,10 +311,10 @@ impl App {
         tokio::spawn(Arc::clone(&service).keep_up());
         tokio::spawn(Arc::clone(&service).keep_trash());
         tokio::spawn(Arc::clone(&service).keep_copies());
-        tokio::spawn(sockets::keep(server, Arc::clone(&board)));
-        board.update(|facts| facts.since = Some(OffsetDateTime::now_utc()));
+        tokio::spawn(sockets::keep(server, Arc::clone(&status)));
+        status.update(|facts| facts.since = Some(OffsetDateTime::now_utc()));
         announce(&addresses);
-        systemd::ready(&status_line(&board.read()));
+        systemd::ready(&status_line(&status.read()));
 
         tokio::spawn(reloader.run(requests));
         triggers.run().await;
@@ -347,7 +347,7 @@ impl Front {
 }
 
 impl Triggers {
-    /// Has units reloaded and gives signs of life until a signal ends the service.
+    /// Reloads units and gives signs of life until a signal ends the service.
     async fn run(self) {
         let Self { mut events, reloads, mut watchdog } = self;
         let mut renewal = tokio::time::interval(RENEWAL);
@@ -364,7 +364,7 @@ impl Triggers {
                 },
                 // Reading our own certificates renews those that are due.
                 _ = renewal.tick() => &[Unit::Tls],
-                // A clock that was set may make a certificate of ours too old, or too new.
+                // After the clock was set, one of our certificates may be too old, or not yet valid.
                 _ = clock_checks.tick() => if clock.look().set_by.is_some() { &[Unit::Tls] } else { &[] },
                 () = watchdog.due() => {
                     watchdog.beat();
@@ -388,7 +388,7 @@ impl Revocation for Recorded {
     }
 }
 
-/// The addresses that engines are served at, with their real ports.
+/// Returns the addresses that engines are served at, with their real ports.
 fn addresses(bound: &[Bound]) -> impl Iterator<Item = String> + '_ {
     bound.iter().filter(|bound| !matches!(bound.listen(), Listen::Admin(_))).map(Bound::address)
 }
@@ -401,9 +401,9 @@ fn admin(
     events: &mpsc::UnboundedSender<Event>,
     reloads: mpsc::UnboundedSender<ReloadRequest>,
 ) -> Arc<Admin> {
-    let Running { catalog, volumes, server, board, limits: _, issuing } = running;
+    let Running { catalog, volumes, server, status, limits: _, issuing } = running;
     let (issuing, rechecked, events) = (Arc::clone(issuing), Arc::clone(server), events.clone());
-    let desk = Enrolment {
+    let enrolment = Enrolment {
         catalog: Arc::clone(catalog),
         pki: tls.pki().clone(),
         issuing: Arc::new(move || admin::Issuing::clone(&issuing.load())),
@@ -414,7 +414,7 @@ fn admin(
         signing: tokio::sync::Mutex::default(),
     };
     if let Some(events) = catalog.peer_events() {
-        tokio::spawn(revocations::follow(events, Arc::clone(&desk.changed)));
+        tokio::spawn(revocations::follow(events, Arc::clone(&enrolment.changed)));
     }
     let operator = Caller { host: config.boot.node.clone(), via: Via::Admin, address: None };
     let counted = Arc::clone(server);
@@ -422,41 +422,41 @@ fn admin(
         connections: counted.connections().values().sum(),
         log_lines_dropped: process_log::dropped(),
     };
-    let reload = reload_by(reloads, server, board);
-    Admin::new(Arc::clone(volumes), Arc::clone(board), desk, operator, counts, reload)
+    let reload = reload_by(reloads, server, status);
+    Admin::new(Arc::clone(volumes), Arc::clone(status), enrolment, operator, counts, reload)
 }
 
-/// Returns the reload of everything, for somebody who waits for it.
+/// Returns the function that reloads everything, for a caller that waits for it.
 fn reload_by(
     reloads: mpsc::UnboundedSender<ReloadRequest>,
     server: &Arc<Server>,
-    board: &Arc<Board>,
+    status: &Arc<ServiceStatus>,
 ) -> admin::Reload {
-    let (server, board) = (Arc::clone(server), Arc::clone(board));
+    let (server, status) = (Arc::clone(server), Arc::clone(status));
     Box::new(move |forced| {
         let (done, wait) = oneshot::channel();
         // If nobody reloads any more, `done` is dropped, which ends the wait.
         let _ = reloads.send(ReloadRequest { units: &Unit::ALL, forced, done: Some(done) });
-        let (server, board) = (Arc::clone(&server), Arc::clone(&board));
+        let (server, status) = (Arc::clone(&server), Arc::clone(&status));
         Box::pin(async move {
             // A directory that hangs is not waited for longer than files are.
-            let _ = tokio::time::timeout(READ_TIMEOUT, sockets::mend(&server, &board)).await;
+            let _ = tokio::time::timeout(READ_TIMEOUT, sockets::mend(&server, &status)).await;
             wait.await.is_ok()
         })
     })
 }
 
-/// Prints where the service listens, and that it is ready. The service lives on if that cannot be written.
+/// Prints where the service listens, and that it is ready. The service goes on if that cannot be written.
 fn announce(addresses: &[String]) {
     let lines = addresses.iter().map(|address| format!("listening on {address}\n")).collect::<String>();
     let tell = move || {
-        // Without the lock of the standard library, on which the end of the process would wait.
+        // Without the lock of the standard library, which would hold up the end of the process.
         let told = std::io::stdout().as_fd().try_clone_to_owned().map(std::fs::File::from);
         if let Err(error) = told.and_then(|mut out| out.write_all(format!("{lines}ready\n").as_bytes())) {
             log::warn!("the addresses could not be told on the standard output: {error}");
         }
     };
-    // It may be a pipe that nobody reads, for which nothing here waits.
+    // It may be a pipe that nobody reads, so nothing here waits for it.
     if let Err(error) = std::thread::Builder::new().name("announcement".into()).spawn(tell) {
         log::warn!("the addresses could not be told on the standard output: {error}");
     }

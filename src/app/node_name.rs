@@ -1,4 +1,4 @@
-//! The name of this machine: the one that the catalog keeps, or the one that is configured.
+//! The name of this machine: the one recorded in the catalog, or the configured one.
 
 use super::ServeError;
 use super::convert::candidate_name;
@@ -6,7 +6,7 @@ use crate::catalog::{Catalog, Change, NodeName};
 use crate::config::Config;
 use crate::model::host::HostName;
 
-/// Puts the machine's name into the configuration and returns where it comes from.
+/// Puts the machine's name into the configuration and returns how it came about.
 pub(super) fn find(config: &mut Config, catalog: &dyn Catalog) -> NodeName {
     let node = candidate_name(config).resolve(catalog.view().name_of(catalog.machine()));
     config.boot.node.clone_from(&node.name);
@@ -23,7 +23,7 @@ pub(super) fn find(config: &mut Config, catalog: &dyn Catalog) -> NodeName {
     node
 }
 
-/// Returns the warning for a hostname that differs from the name that is kept.
+/// Returns the warning for a hostname that differs from the recorded name.
 pub(super) fn told(node: &HostName, hostname: &HostName) -> String {
     format!(
         "this machine's hostname is {hostname} now; it is still called {node} here, as its mounts are: \"node\": \
@@ -32,7 +32,7 @@ pub(super) fn told(node: &HostName, hostname: &HostName) -> String {
     )
 }
 
-/// Records the machine's name. What it held under another one goes along.
+/// Records the machine's name. Everything recorded under its former name moves along.
 pub(super) async fn record(node: &NodeName, catalog: &dyn Catalog) -> Result<(), ServeError> {
     if node.recorded.as_ref() == Some(&node.name) {
         return Ok(());

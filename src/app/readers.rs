@@ -1,5 +1,5 @@
-//! Reads of files, each part in a thread of its own and at most one read of a part at a time. So no part waits for the
-//! files of another, and a read that hangs leaves only one thread behind.
+//! Reads of files, each part in its own thread and at most one read of a part at a time. So no part waits for the files
+//! of another, and a read that hangs leaves only one thread behind.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::watch::Unit;
-use crate::files::{self, READ_TIMEOUT, Unfinished, Waiting};
+use crate::files::{self, READ_TIMEOUT, ReaderThread, Unfinished};
 
-/// A part that is read by itself.
+/// A part that is read separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
     /// The files of a unit of the reload.
@@ -27,14 +27,14 @@ impl Part {
     }
 }
 
-/// How a part is to be read.
+/// How to read a part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct ReadMode {
-    /// The operator means what would be refused otherwise.
+    /// True to accept what would otherwise be refused.
     pub(super) forced: bool,
-    /// Certificates go with the list of revocations in its file.
+    /// True to read the certificates together with the list of revocations.
     pub(super) with_list: bool,
-    /// Only makes again what is gone.
+    /// True to make only missing files again.
     pub(super) mend: bool,
 }
 
@@ -48,7 +48,7 @@ impl ReadMode {
     }
 }
 
-/// The parts that are being read, and who waits for them. `D` is what is read.
+/// The parts that are being read, and the callers that wait for them. `D` is what is read.
 pub(super) struct ReadScheduler<D> {
     parts: BTreeMap<Part, PartState>,
     waiters: Vec<Waiter>,
@@ -62,7 +62,7 @@ struct PartState {
     begun: u64,
     done: u64,
     running: Option<Running>,
-    /// It changed after the read under way began.
+    /// Set if the part changed after the read under way began.
     again: Option<ReadMode>,
 }
 
@@ -70,7 +70,7 @@ struct PartState {
 struct Running {
     since: Instant,
     how: ReadMode,
-    thread: Waiting,
+    thread: ReaderThread,
     given_up: bool,
 }
 
@@ -89,7 +89,7 @@ pub(super) enum Admission {
     Queued,
 }
 
-/// Sends what was read when it is dropped; `None` after a panic.
+/// Sends the result of a read when it is dropped; `None` after a panic.
 struct Sending<D> {
     part: Part,
     read: Option<D>,
@@ -98,13 +98,13 @@ struct Sending<D> {
 
 impl<D> Drop for Sending<D> {
     fn drop(&mut self) {
-        // Nobody listens any more only while the process ends.
+        // Nobody listens any more if the process is ending.
         let _ = self.sender.send((self.part, self.read.take()));
     }
 }
 
 impl<D: Send + 'static> ReadScheduler<D> {
-    /// Nothing is read yet; what will have been is received.
+    /// Returns a scheduler without reads, and the receiver of their results.
     pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<(Part, Option<D>)>) {
         Self::with_timeout(READ_TIMEOUT)
     }
@@ -152,32 +152,32 @@ impl<D: Send + 'static> ReadScheduler<D> {
         }
     }
 
-    /// Takes note that the thread of a part has ended: how it was to read, if anybody still wants to know.
+    /// Notes that the thread of a part has ended. Returns how it was to read, if anybody still wants the result.
     pub(super) fn ended(&mut self, part: Part) -> Option<ReadMode> {
         let state = self.parts.entry(part).or_default();
         let running = state.running.take()?;
         state.done = state.begun;
         if running.given_up {
-            // What it read may be old by now.
+            // Its result may be out of date by now.
             state.again = Some(running.how.and(state.again));
             return None;
         }
         Some(running.how)
     }
 
-    /// Returns how a part must be read once more, if it must.
+    /// Returns how a part must be read once more; `None` if it need not be.
     pub(super) fn again(&mut self, part: Part) -> Option<ReadMode> {
         let state = self.parts.entry(part).or_default();
         if state.running.is_none() { state.again.take() } else { None }
     }
 
-    /// Returns when the next read has taken too long.
+    /// Returns the time at which the next read has taken too long.
     pub(super) fn due(&self) -> Option<Instant> {
         let running = self.parts.values().filter_map(|state| state.running.as_ref());
         running.filter(|running| !running.given_up).map(|running| running.since + self.timeout).min()
     }
 
-    /// Gives up the reads that take too long by now.
+    /// Gives up the reads that have taken too long by now.
     pub(super) fn give_up(&mut self) -> Vec<(Part, Unfinished)> {
         let mut given_up = Vec::new();
         for (part, state) in &mut self.parts {
@@ -200,12 +200,12 @@ impl<D: Send + 'static> ReadScheduler<D> {
         self.running(part).is_some_and(|running| running.given_up)
     }
 
-    /// Returns true if nothing of a part is being read.
+    /// Returns true if no read of a part is under way.
     pub(super) fn is_idle(&self, part: Part) -> bool {
         self.running(part).is_none()
     }
 
-    /// Returns true while units are read that somebody may still want to know of.
+    /// Returns true while units are read whose results somebody may still want.
     pub(super) fn is_busy(&self) -> bool {
         let busy = |part: Part| self.running(part).is_some_and(|running| !running.given_up);
         Unit::ALL.into_iter().any(|unit| busy(Part::Unit(unit)))
@@ -215,7 +215,8 @@ impl<D: Send + 'static> ReadScheduler<D> {
         self.parts.get(&part)?.running.as_ref()
     }
 
-    /// The read of a part that begins not before now: the one that was just begun, or the one after that.
+    /// Returns the number of the first read of a part that does not begin before now: the one that was just begun, or
+    /// the one after that.
     fn next(&self, part: Part, just_begun: bool) -> u64 {
         self.parts.get(&part).map_or(0, |state| {
             let waits = state.again.is_some() && !just_begun && !self.hangs(part);
@@ -223,7 +224,7 @@ impl<D: Send + 'static> ReadScheduler<D> {
         })
     }
 
-    /// Somebody is to be told once these parts have been read, as they were asked for a moment ago.
+    /// Registers a caller that is to be told once these parts have been read, as they were requested a moment ago.
     pub(super) fn wait(&mut self, parts: &[(Part, Admission)], told: oneshot::Sender<()>) {
         let needs =
             parts.iter().map(|(part, ask)| (*part, self.next(*part, matches!(ask, Admission::Begin(_)))));
@@ -231,7 +232,7 @@ impl<D: Send + 'static> ReadScheduler<D> {
         self.waiters.push(Waiter { needs, told });
     }
 
-    /// Whoever waits for `part`, whose read has just ended, waits for `next` from now on, which was just asked for.
+    /// Makes the callers that wait for `part`, whose read has just ended, wait for `next`, which was just requested.
     pub(super) fn wait_on(&mut self, part: Part, next: Part, ask: Admission) {
         let done = self.parts.get(&part).map_or(0, |state| state.done);
         let number = self.next(next, matches!(ask, Admission::Begin(_)));
@@ -243,13 +244,13 @@ impl<D: Send + 'static> ReadScheduler<D> {
         }
     }
 
-    /// Tells those who waited for nothing but what is done by now.
+    /// Tells the callers whose reads are all done by now.
     pub(super) fn tell(&mut self) {
         let parts = &self.parts;
         let is_done =
             |(part, needed): (&Part, &u64)| parts.get(part).is_some_and(|state| state.done >= *needed);
         for waiter in self.waiters.extract_if(.., |waiter| waiter.needs.iter().all(is_done)) {
-            // Who asked may have given up waiting.
+            // The caller may have given up waiting.
             let _ = waiter.told.send(());
         }
     }
@@ -297,7 +298,7 @@ mod tests {
         scheduler.begin(CRL, forced, || panic!("as a test")).unwrap();
         assert_eq!(read.recv().await, Some((CRL, None)));
         assert_eq!(scheduler.ended(CRL), Some(forced));
-        // It leads to another read, for which the same waiter waits.
+        // This read leads to another one, and the same caller waits for both.
         scheduler.begin(TLS, how, || true).unwrap();
         scheduler.wait_on(CRL, TLS, Admission::Begin(how));
         scheduler.tell();

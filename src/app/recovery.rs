@@ -1,7 +1,7 @@
-//! Recovery without a service: exporting and importing the catalog, making a lost one again, and comparing it with
-//! the backends' directories.
+//! Recovery without a service: exporting and importing the catalog, rebuilding a lost one, and comparing it with the
+//! backends' directories.
 //!
-//! Nothing below a backend is changed here, and no catalog that holds something is.
+//! Nothing below a backend is changed here, and no catalog that holds records is changed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,41 +24,41 @@ use crate::model::volume::VolumeName;
 /// How long a backend may take to be examined.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The time between two comparisons: a difference of operations under way is gone in the second.
+/// The time between two comparisons: a difference caused by an operation under way is gone in the second.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// The reason for which the catalog was not exported, imported, rebuilt or compared. Nothing was changed, except that a
-/// shared catalog may be half made, which no service accepts.
+/// Why the catalog was not exported, imported, rebuilt or compared. Nothing was changed, except that a shared catalog
+/// may be half-imported, which no service accepts.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
-    /// It cannot be read, or made.
+    /// The catalog cannot be read or created.
     #[error(transparent)]
     Catalog(#[from] OpenError),
-    /// A record.
+    /// A record cannot be stored.
     #[error(transparent)]
     Record(#[from] Unwritable),
-    /// The file to be imported.
+    /// The file to be imported is invalid.
     #[error("{} cannot be imported", .path.display())]
     Text {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The line and its fault.
         #[source]
         source: InvalidText,
     },
-    /// No backend has anything to make a catalog of.
+    /// No backend has anything that a catalog could be rebuilt from.
     #[error(
         "no backend of the map is there with its identity (.volhost/backend.json), so that nothing can be rebuilt; are \
          the shares mounted? `volhost serve` begins anew"
     )]
     Nothing,
-    /// The threads that look at backends cannot be had.
+    /// The threads that examine backends cannot be started.
     #[error("the backends cannot be looked at")]
     System(#[source] std::io::Error),
 }
 
 impl RecoveryError {
-    /// Returns true if the configuration is to blame.
+    /// Returns true if the error comes from the configuration.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
@@ -68,18 +68,18 @@ impl RecoveryError {
     }
 }
 
-/// How much a catalog holds.
+/// The number of records of each kind in a catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// Volumes.
+    /// The volumes.
     pub volumes: usize,
-    /// Mounts.
+    /// The mounts.
     pub mounts: usize,
-    /// Removed volumes.
+    /// The removed volumes.
     pub removed: usize,
-    /// Hosts.
+    /// The hosts.
     pub hosts: usize,
-    /// Backends.
+    /// The backends.
     pub backends: usize,
 }
 
@@ -95,7 +95,7 @@ impl Counts {
     }
 }
 
-/// A copy, or a backend, that was examined, and the outcome.
+/// A copy or a backend that was examined, with the result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Examined {
     /// The backend.
@@ -111,33 +111,33 @@ pub struct Examined {
 /// The outcome of a rebuild.
 #[derive(Debug)]
 pub struct Rebuilt {
-    /// What the catalog holds now.
+    /// The content of the catalog now.
     pub counts: Counts,
-    /// The copies and backends that were looked at.
+    /// The copies and backends that were examined.
     pub looked: Vec<Examined>,
-    /// What was decided, and what does not fit.
+    /// The decisions taken, and the contradictions found.
     pub findings: Vec<Finding>,
 }
 
 /// The outcome of a comparison of the catalog with the backends.
 #[derive(Debug)]
 pub struct Compared {
-    /// The backends that were looked at.
+    /// The number of backends that were examined.
     pub backends: usize,
-    /// What the catalog holds.
+    /// The content of the catalog.
     pub counts: Counts,
-    /// The backends that could not be looked at, with the reason.
+    /// The backends that could not be examined, with the reason.
     pub unseen: Vec<Examined>,
-    /// How they differ.
+    /// The differences.
     pub findings: Vec<Finding>,
 }
 
-/// The catalog as text.
+/// Returns the catalog as text.
 pub fn export(config: &Config) -> Result<String, RecoveryError> {
     Ok(text::compose(&offline::read(&config.boot.catalog, &config.boot.etcd)?, None)?)
 }
 
-/// Makes a catalog of an exported text, or of a backend's copy.
+/// Creates a catalog from an exported text, or from a backend's copy.
 pub fn import(config: &Config, path: &Path, text: &str) -> Result<Counts, RecoveryError> {
     let parsed =
         text::parse(text.as_bytes()).map_err(|source| RecoveryError::Text { path: path.into(), source })?;
@@ -162,7 +162,7 @@ pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
         };
         looked.push(Examined { backend, path: Some(path), at, reason });
     }
-    // An empty mount point says nothing of the backend that should be there.
+    // An empty mount point says nothing about the backend that should be there.
     facts.retain(|name, facts| {
         let reason = "it has no .volhost/backend.json: is the share mounted?";
         let here = facts.id.is_some();
@@ -180,7 +180,7 @@ pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
     Ok(Rebuilt { counts: Counts::of(&view), looked, findings })
 }
 
-/// Compares the catalog with the backends' directories, also while a service has it.
+/// Compares the catalog with the backends' directories, even while a service has it open.
 pub fn compare(config: &Config) -> Result<Compared, RecoveryError> {
     let look = || -> Result<_, RecoveryError> {
         let view = offline::peek(&config.boot.catalog, &config.boot.etcd)?;
@@ -200,7 +200,7 @@ pub fn compare(config: &Config) -> Result<Compared, RecoveryError> {
     if first.findings.is_empty() {
         return Ok(first);
     }
-    // What an operation had under way between the two looks is no difference.
+    // A difference that an operation under way caused between the two looks is none.
     std::thread::sleep(AGAIN);
     let mut second = look()?;
     second.findings.retain(|finding| first.findings.contains(finding));
@@ -218,10 +218,10 @@ type CopyRead = Result<text::Parsed, InvalidText>;
 
 type LookedAt = (AllFacts, Vec<(BackendName, StoredCopy<CopyRead>)>, Vec<Examined>);
 
-/// How many backends are examined at once. Each takes a thread, of which the system may give few.
+/// The number of backends that are examined at once. Each takes a thread, and the system may have few.
 const AT_ONCE: usize = 64;
 
-/// Looks at every backend of the map, many at once; one that hangs is given up. `said` names the volumes of a backend
+/// Examines every backend of the map, many at once; one that hangs is given up. `said` names the volumes of a backend
 /// whose owners are wanted.
 fn look_at_all(
     config: &Config,
@@ -242,7 +242,7 @@ fn look_at_all(
             let (backend, expect, said) = (Arc::clone(backend), expect(backend.name()), said(backend.name()));
             let places = Arc::clone(&places);
             looks.spawn(async move {
-                // It is never closed; were it, the look would be made all the same.
+                // The semaphore is never closed; if it were, the work would be done without a slot.
                 let _place = places.acquire().await;
                 (backend.name().clone(), look_at(&backend, expect, said).await)
             });

@@ -1,8 +1,8 @@
 //! Reloads: three units, each all or nothing on its own, so that a slip in the map cannot stop a revocation.
 //!
-//! A reload reads and checks first and swaps last. Each unit is read by a thread of its own, which may hang; what was
-//! read is put in force here, one unit after the other, from memory. A unit that is rejected changes nothing, is logged
-//! with every fault, and stays on the board until it is good again.
+//! A reload reads and checks first and swaps last. A separate thread reads each unit, and may hang; the units that were
+//! read are put in force here, one after the other, from memory. A unit that is rejected changes nothing, is logged
+//! with every fault, and stays in the status until it is good again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,9 +20,10 @@ use super::spec::{SpecOutcome, SpecWriter};
 use super::tls::{self, CertificatesRead, CrlRead, Outcome, Tls, worded};
 use super::watchdog::status_line;
 use crate::admin::status::Reloaded;
-use crate::admin::{Board, Issuing};
+use crate::admin::{Issuing, ServiceStatus};
 use crate::catalog::Catalog;
-use crate::config::watch::{FileSnapshot, Unit, Watcher};
+use crate::config::snapshot::FileSnapshot;
+use crate::config::watch::{Unit, Watcher};
 use crate::config::{Advertise, Boot, Config};
 use crate::error::chain;
 use crate::files::Unfinished;
@@ -34,7 +35,7 @@ use crate::volume::Service;
 /// How often the spec file is checked, and whether files are still followed.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long new backends are waited for before the next unit has its turn.
+/// How long to wait for new backends before the next unit has its turn.
 const BRING_UP: Duration = Duration::from_millis(200);
 
 /// How long to wait for the catalog, which may be out of reach, to record a certificate.
@@ -47,7 +48,7 @@ pub(super) struct Reloader {
     spec: SpecWriter,
     service: Running,
     watcher: Watcher,
-    /// The units whose files are not in force as they stand.
+    /// The units whose files are not in force.
     rejected: BTreeSet<Unit>,
 }
 
@@ -56,7 +57,7 @@ pub(super) struct Running {
     pub(super) catalog: Arc<dyn Catalog>,
     pub(super) volumes: Arc<Service>,
     pub(super) server: Arc<Server>,
-    pub(super) board: Arc<Board>,
+    pub(super) status: Arc<ServiceStatus>,
     pub(super) limits: Arc<ArcSwap<Limits>>,
     pub(super) issuing: Arc<ArcSwap<Issuing>>,
 }
@@ -64,20 +65,20 @@ pub(super) struct Running {
 /// A request to read units again.
 pub(super) struct ReloadRequest {
     pub(super) units: &'static [Unit],
-    /// The operator means what would be refused otherwise.
+    /// True to accept what would otherwise be refused.
     pub(super) forced: bool,
-    /// Told when it is done, if somebody waits.
+    /// Signalled when it is done; `None` if nobody waits.
     pub(super) done: Option<oneshot::Sender<()>>,
 }
 
 impl ReloadRequest {
-    /// A request of somebody who does not wait.
+    /// Returns a request for which nobody waits.
     pub(super) fn of(units: &'static [Unit]) -> Self {
         Self { units, forced: false, done: None }
     }
 }
 
-/// What a thread read.
+/// The result of a reading thread.
 enum Read {
     Config(Box<ConfigRead>),
     /// `None` if no address is served over TLS.
@@ -86,7 +87,7 @@ enum Read {
     Spec(SpecOutcome),
 }
 
-/// Returns the files to follow, as they were when they were last read.
+/// Returns the files to follow, in the state in which they were last read.
 pub(super) fn followed(files: &[FileSnapshot], tls: &Tls) -> BTreeMap<Unit, Vec<FileSnapshot>> {
     let (certificates, list) = tls.followed();
     BTreeMap::from([(Unit::Config, files.to_vec()), (Unit::Tls, certificates), (Unit::Crl, list)])
@@ -100,12 +101,12 @@ impl Running {
         let before = self.volumes.in_force();
         self.volumes.put_in_force(to_volumes(config, &before.map));
         self.volumes.look_at_clones();
-        self.board.update(|facts| {
+        self.status.update(|facts| {
             facts.needs_restart = needs_restart.iter().map(ToString::to_string).collect();
         });
     }
 
-    /// Records this machine's certificate. A catalog that is out of reach holds up no reload.
+    /// Records this machine's certificate. A catalog that is out of reach does not hold up the reload.
     async fn record(&self, tls: &Tls) {
         let Some(client) = tls.client().cloned() else { return };
         let catalog = Arc::clone(&self.catalog);
@@ -114,7 +115,7 @@ impl Running {
                 log::warn!("this machine's certificate could not be recorded: {}", chain(&error));
             }
         });
-        // It goes on beside the next reloads.
+        // The recording goes on beside the next reloads.
         let _ = timeout(RECORD_TIMEOUT, recorded).await;
     }
 }
@@ -135,7 +136,7 @@ impl Reloader {
         self.spec.write(self.config.config());
     }
 
-    /// Serves requests until nobody can send one any more.
+    /// Serves requests until their last sender is gone.
     pub(super) async fn run(mut self, mut requests: mpsc::UnboundedReceiver<ReloadRequest>) {
         let (mut scheduler, mut read) = ReadScheduler::new();
         let mut checks = interval(CHECK_INTERVAL);
@@ -154,7 +155,7 @@ impl Reloader {
                     Some(request) => self.serve(&mut scheduler, request),
                     None => return,
                 },
-                // The sender of what was read lives in `scheduler`.
+                // The sender of results lives in `scheduler`.
                 Some((part, read)) = read.recv() => self.ended(&mut scheduler, part, read).await,
                 () = overdue => self.give_up(&mut scheduler),
                 _ = checks.tick() => self.check(&mut scheduler),
@@ -164,7 +165,7 @@ impl Reloader {
                 if busy {
                     systemd::reloading();
                 } else {
-                    systemd::ready(&status_line(&self.service.board.read()));
+                    systemd::ready(&status_line(&self.service.status.read()));
                 }
             }
             scheduler.tell();
@@ -183,7 +184,7 @@ impl Reloader {
         }
     }
 
-    /// Has a part read, now or after the read under way.
+    /// Requests a read of a part: now, or after the read under way.
     fn ask(&mut self, scheduler: &mut ReadScheduler<Read>, part: Part, how: ReadMode) -> Admission {
         let ask = scheduler.ask(part, how);
         if let Admission::Begin(how) = ask
@@ -194,7 +195,8 @@ impl Reloader {
         ask
     }
 
-    /// Has another part read for the sake of the one that was just read; who waits for that one waits for both.
+    /// Requests a read of another part because of the one that was just read; callers that wait for that one wait for
+    /// both.
     fn then(&mut self, scheduler: &mut ReadScheduler<Read>, part: Part, next: Part, how: ReadMode) {
         let ask = self.ask(scheduler, next, how);
         scheduler.wait_on(part, next, ask);
@@ -234,13 +236,13 @@ impl Reloader {
         scheduler.begin(part, how, move || Read::Tls(reader.map(|reader| Box::new(reader.read()))))
     }
 
-    /// Puts in force what was read, or tells why not.
+    /// Puts the result of a read in force, or reports why not.
     async fn ended(&mut self, scheduler: &mut ReadScheduler<Read>, part: Part, read: Option<Read>) {
         if let Some(how) = scheduler.ended(part) {
             if let Part::Unit(unit) = part {
-                self.service.board.trouble(unit.as_str(), None);
+                self.service.status.trouble(unit.as_str(), None);
             }
-            // Parsing a large list takes its time.
+            // Parsing a large list takes time.
             tokio::task::block_in_place(|| match read {
                 None => self.unread(part, &Unfinished::BrokeOff),
                 Some(Read::Config(read)) => self.put_config_in_force(scheduler, *read, how),
@@ -266,22 +268,22 @@ impl Reloader {
     fn give_up(&mut self, scheduler: &mut ReadScheduler<Read>) {
         for (part, why) in scheduler.give_up() {
             let told = format!("{}: {}", part.as_str(), chain(&why));
-            self.service.board.trouble(part.as_str(), Some(&told));
+            self.service.status.trouble(part.as_str(), Some(&told));
             self.unread(part, &why);
         }
     }
 
-    /// Looks at what tells nothing by itself: whether the spec file is still there, and whether files are followed.
+    /// Checks what reports no changes by itself: whether the spec file is still there, and whether files are followed.
     fn check(&mut self, scheduler: &mut ReadScheduler<Read>) {
         if scheduler.is_idle(Part::Spec) {
             self.ask(scheduler, Part::Spec, ReadMode { mend: true, ..ReadMode::default() });
         }
         for unit in Unit::ALL {
-            // One that hangs has told so.
+            // A read that hangs has already been reported.
             let held_up = self.watcher.held_up(unit).filter(|_| !scheduler.hangs(Part::Unit(unit)));
             let told = held_up.map(|why| format!("{}: changes go unnoticed: {}", unit.as_str(), chain(&why)));
             let key = format!("{} followed", unit.as_str());
-            if self.service.board.trouble(&key, told.as_deref())
+            if self.service.status.trouble(&key, told.as_deref())
                 && let Some(told) = told
             {
                 log::warn!("{told}");
@@ -289,7 +291,7 @@ impl Reloader {
         }
     }
 
-    /// A part could not be read.
+    /// Reports that a part could not be read.
     fn unread(&mut self, part: Part, why: &Unfinished) {
         match part {
             Part::Unit(unit) => self.tell(unit, vec![chain(why)]),
@@ -297,7 +299,7 @@ impl Reloader {
         }
     }
 
-    /// Tells what became of a unit, in the log and on the board.
+    /// Reports the outcome of a unit's reload, in the log and in the status.
     fn tell(&mut self, unit: Unit, faults: Vec<String>) {
         let word = unit.as_str();
         if faults.is_empty() {
@@ -308,7 +310,7 @@ impl Reloader {
             faults.iter().for_each(|fault| log::error!("{fault}"));
             self.rejected.insert(unit);
         }
-        self.service.board.reloaded(Reloaded { at: OffsetDateTime::now_utc(), unit: word, faults });
+        self.service.status.reloaded(Reloaded { at: OffsetDateTime::now_utc(), unit: word, faults });
     }
 
     fn put_config_in_force(&mut self, scheduler: &mut ReadScheduler<Read>, read: ConfigRead, how: ReadMode) {
@@ -318,7 +320,7 @@ impl Reloader {
             Ok(certificates_too) => {
                 self.tell(Unit::Config, Vec::new());
                 self.config.set_files(files.clone());
-                // The server's certificate holds its names before anybody is told them.
+                // The server's certificate must hold its names before anybody is told them.
                 let next = if certificates_too { Part::Unit(Unit::Tls) } else { Part::Spec };
                 self.then(scheduler, part, next, ReadMode { forced: how.forced, ..ReadMode::default() });
             }
@@ -327,7 +329,7 @@ impl Reloader {
         self.watcher.set_files(Unit::Config, files);
     }
 
-    /// Checks and swaps. Returns true if the certificates must be read again.
+    /// Checks the configuration and swaps it. Returns true if the certificates must be read again.
     fn swap_config(&mut self, read: ConfigRead, forced: bool) -> Result<bool, Vec<String>> {
         let (new, findings) = self.config.check(read)?;
         if let Some(certificates) = findings.certificates
@@ -346,7 +348,7 @@ impl Reloader {
         let changed = self.config.config().live.changed(&new.live);
         self.service.apply(&new, &needs_restart);
         self.config.replace(new.live);
-        // A list of hosts may be what the certificates were waiting for.
+        // The certificates may have been waiting for a list of hosts.
         Ok(["tls", "advertise"].iter().any(|field| changed.contains(field))
             || self.rejected.contains(&Unit::Tls))
     }
@@ -374,7 +376,7 @@ impl Reloader {
         let unit = if part == Part::Unit(Unit::Crl) { Unit::Crl } else { Unit::Tls };
         self.after_certificates();
         self.tell(unit, fault.iter().map(worded).collect());
-        // A list that came before its authority is good with it, and the other way round.
+        // A list that came before its authority is good together with it, and the other way round.
         let other = if unit == Unit::Crl { Unit::Tls } else { Unit::Crl };
         if good && self.rejected.contains(&other) {
             self.then(scheduler, part, Part::Unit(other), how);
@@ -386,7 +388,7 @@ impl Reloader {
         let outcome = self.tls.put_list_in_force(read, how.forced);
         self.after_certificates();
         self.tell(Unit::Crl, outcome.err().iter().map(worded).collect());
-        // An authority that came before its list is good with it.
+        // An authority that came before its list is good together with it.
         if self.rejected.contains(&Unit::Tls) {
             let how = ReadMode { with_list: true, ..how };
             self.then(scheduler, Part::Unit(Unit::Crl), Part::Unit(Unit::Tls), how);
@@ -397,7 +399,7 @@ impl Reloader {
         let config = self.config.config();
         self.service.server.recheck();
         self.service.issuing.store(Arc::new(issuing(config, self.spec.advertised(config), &self.tls)));
-        self.service.board.update(|facts| facts.server_certificate_expires = self.tls.expires());
+        self.service.status.update(|facts| facts.server_certificate_expires = self.tls.expires());
         let (certificates, list) = self.tls.followed();
         self.watcher.set_files(Unit::Tls, certificates);
         self.watcher.set_files(Unit::Crl, list);

@@ -1,4 +1,4 @@
-//! Following the certificates that other instances of a shared catalog issue and revoke.
+//! Follows the certificates that other instances of a shared catalog issue and revoke.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use tokio::sync::watch;
 
 use crate::catalog::PeerEvents;
 
-/// Calls `changed` whenever another instance issued or revoked certificates, as this one does after doing so itself: a
-/// connection must not outlive its host's revocation, whoever made it. Ends with the catalog.
+/// Calls `changed` whenever another instance has issued or revoked certificates, as this one does after doing so
+/// itself: a connection must not outlive its host's revocation, whichever instance made it. Ends with the catalog.
 pub(super) async fn follow(mut events: watch::Receiver<PeerEvents>, changed: Arc<dyn Fn() + Send + Sync>) {
     let mut certificate_changes = events.borrow_and_update().certificate_changes;
     while events.changed().await.is_ok() {
@@ -34,7 +34,7 @@ mod tests {
         });
         let following = tokio::spawn(follow(told, count));
         for (certificate_changes, lost_instances, expected) in [(0, 1, 0), (1, 1, 1), (1, 2, 1), (3, 2, 2)] {
-            // The task has begun, and has seen the news before, once nothing else is to be done.
+            // By then the task has begun, and has seen the earlier events, because it has nothing else to do.
             for _ in 0..10 {
                 tokio::task::yield_now().await;
             }

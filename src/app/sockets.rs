@@ -1,30 +1,30 @@
-//! Mending the Unix sockets that are served: whoever removes the file of one shuts everybody out.
+//! Repairs the Unix sockets of the service: whoever removes the file of one shuts everybody out.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::admin::Board;
+use crate::admin::ServiceStatus;
 use crate::transport::{Server, SocketLook};
 
 /// How often sockets are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Mends sockets for as long as the service runs.
-pub(super) async fn keep(server: Arc<Server>, board: Arc<Board>) {
+/// Repairs sockets for as long as the service runs.
+pub(super) async fn keep(server: Arc<Server>, status: Arc<ServiceStatus>) {
     let mut checks = interval(CHECK_INTERVAL);
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         checks.tick().await;
-        mend(&server, &board).await;
+        mend(&server, &status).await;
     }
 }
 
-/// Makes sockets again that are gone. What cannot be mended is logged once, and stays on the board as long as it lasts.
-pub(super) async fn mend(server: &Server, board: &Board) {
+/// Makes missing sockets again. A failure is logged once, and stays in the status as long as it lasts.
+pub(super) async fn mend(server: &Server, status: &ServiceStatus) {
     for SocketLook { address, fault } in server.mend_sockets().await {
-        if board.trouble(&address, fault.as_deref())
+        if status.trouble(&address, fault.as_deref())
             && let Some(fault) = fault
         {
             log::warn!("{fault}");

@@ -1,10 +1,10 @@
-//! The spec file of this machine's own engine: what it says, and writing it.
+//! The spec file of this machine's own engine: its content, and writing it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::readers::Part;
-use crate::admin::Board;
+use crate::admin::ServiceStatus;
 use crate::config::address::Authority;
 use crate::config::{Advertise, Config, Listen, Paths, SpecFormat, SpecSettings};
 use crate::discovery::{
@@ -14,16 +14,16 @@ use crate::error::chain;
 use crate::files;
 use crate::pki::{Pki, ServerName};
 
-/// The reason for which there is no spec file.
+/// Why there is no spec file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoSpec {
     /// `"spec": null`.
     #[error("the configuration's `spec` is null: no spec file is wanted")]
     Off,
-    /// The name is not one that an engine takes for a file.
+    /// An engine does not accept the name for a file.
     #[error(transparent)]
     Name(#[from] InvalidPluginName),
-    /// The port is any that is free.
+    /// The port is any free one.
     #[error(
         "`listen` asks for any free port (port 0), so that only the running service knows its address: it writes its spec file itself, and `volhost status` tells where"
     )]
@@ -33,7 +33,7 @@ pub(crate) enum NoSpec {
         "`tls` names certificates that are not volhost's own, so that no certificate for this machine's engine is known: write its spec file yourself, or add a `unix:` address to `listen`"
     )]
     NoCertificate,
-    /// The store refused.
+    /// The store of spec files refused.
     #[error(transparent)]
     Spec(#[from] SpecError),
 }
@@ -45,8 +45,8 @@ pub(crate) struct Planned {
     pub store: Store,
 }
 
-/// The spec file that the configuration asks for. `listening` are the real addresses of a running service; without
-/// them, the configured ones hold.
+/// Returns the spec file that the configuration asks for. `listening` are the real addresses of a running service;
+/// without them, the configured ones are used.
 pub(crate) fn plan(config: &Config, paths: &Paths, listening: Option<&[String]>) -> Result<Planned, NoSpec> {
     let SpecSettings { dir: _, format } = config.live.spec.as_ref().ok_or(NoSpec::Off)?;
     let configured: Vec<_> = config.boot.listen.iter().map(ToString::to_string).collect();
@@ -68,30 +68,30 @@ pub(super) struct SpecOutcome {
     fault: Option<SpecFault>,
 }
 
-/// Why the spec file is not there as it should be.
+/// Why the spec file is not as it should be.
 enum SpecFault {
     /// The configuration does not allow one.
     AsConfigured(String),
-    /// Somebody must mend it.
+    /// Something is wrong that a person must repair.
     Trouble(String),
 }
 
-/// Writes the spec file of a running service and tells what came of it.
+/// Writes the spec file of a running service and reports the outcome.
 pub(super) struct SpecWriter {
     paths: Paths,
     /// The real addresses served.
     listening: Vec<String>,
-    board: Arc<Board>,
+    status: Arc<ServiceStatus>,
 }
 
 impl SpecWriter {
-    pub(super) fn new(paths: Paths, listening: Vec<String>, board: Arc<Board>) -> Self {
-        Self { paths, listening, board }
+    pub(super) fn new(paths: Paths, listening: Vec<String>, status: Arc<ServiceStatus>) -> Self {
+        Self { paths, listening, status }
     }
 
     /// Returns the job that writes the spec file which the configuration asks for, if its content would change. With
-    /// `mend` it writes only what somebody else removed; a file that the operator took back stays away until the next
-    /// reload.
+    /// `mend` it writes only a file that somebody else removed; a file that the operator took back stays away until the
+    /// next reload.
     pub(super) fn job(&self, config: &Config, mend: bool) -> impl FnOnce() -> SpecOutcome + Send + use<> {
         let (config, paths, listening) = (config.clone(), self.paths.clone(), self.listening.clone());
         move || put(&config, &paths, &listening, mend)
@@ -105,7 +105,7 @@ impl SpecWriter {
         }
     }
 
-    /// Tells what became of the spec file, once. What keeps it from being written is no reason not to serve.
+    /// Reports the outcome of writing the spec file, once. A failure to write it is no reason not to serve.
     pub(super) fn tell(&self, outcome: SpecOutcome) {
         let SpecOutcome { fact, done, fault } = outcome;
         if let Some(done) = done {
@@ -115,8 +115,8 @@ impl SpecWriter {
             Some(SpecFault::Trouble(fault)) => Some(fault.as_str()),
             Some(SpecFault::AsConfigured(_)) | None => None,
         };
-        let mut is_news = self.board.trouble(Part::Spec.as_str(), trouble);
-        self.board.update(|facts| {
+        let mut is_news = self.status.trouble(Part::Spec.as_str(), trouble);
+        self.status.update(|facts| {
             is_news |= facts.spec != fact;
             facts.spec.clone_from(&fact);
         });
@@ -177,7 +177,7 @@ pub(crate) fn store_of(config: &Config, paths: &Paths) -> Store {
     Store::new(dir, paths.state.join("specs.json"))
 }
 
-/// Returns the address that engines are told to call: what the configuration says, else the first `https` address served.
+/// Returns the address that engines are told to call: the configured one, else the first `https` address served.
 #[must_use]
 pub(crate) fn advertised(config: &Config, listening: &[String]) -> Option<Advertise> {
     config.live.advertise.clone().or_else(|| {
@@ -203,7 +203,8 @@ pub(crate) fn server_names(config: &Config) -> Vec<ServerName> {
     listening.chain(advertised).chain(node).collect()
 }
 
-/// The address for a spec file, in the format asked for if one is: a `.spec` file cannot hold what `https` needs.
+/// Returns the address for a spec file, in the requested format if there is one: a `.spec` file cannot hold what
+/// `https` needs.
 fn address(config: &Config, listening: &[String], format: Option<SpecFormat>) -> Result<Address, NoSpec> {
     let mut known: Vec<_> = config.live.advertise.iter().cloned().collect();
     if config.live.advertise.is_none() {
@@ -211,7 +212,7 @@ fn address(config: &Config, listening: &[String], format: Option<SpecFormat>) ->
         if format == Some(SpecFormat::Spec) {
             known.retain(|address| !matches!(address, Advertise::Https(_)));
         }
-        // The order in which an engine is served best.
+        // In the order of preference for an engine.
         known.sort_by_key(|address| match address {
             Advertise::Https(_) => 0,
             Advertise::Unix(_) => 1,
@@ -225,7 +226,7 @@ fn address(config: &Config, listening: &[String], format: Option<SpecFormat>) ->
             && config.live.tls.client_ca.as_ref().is_none_or(|path| {
                 files::read_at_most(path, files::SMALL).is_ok_and(|pem| pki.is_ours(&pem))
             });
-    // Another address would take the place of the one that the running service tells its engine.
+    // The running service tells its engine the first address: another one would replace it.
     let first = listening.iter().find(|address| address.starts_with("https://"));
     if config.live.advertise.is_none() && ours && first.is_some_and(|address| address.ends_with(":0")) {
         return Err(NoSpec::AnyPort);
@@ -243,7 +244,7 @@ fn address(config: &Config, listening: &[String], format: Option<SpecFormat>) ->
     usable.ok_or(if known.is_empty() { NoSpec::AnyPort } else { NoSpec::NoCertificate })
 }
 
-/// The address by which this machine reaches a socket: one that is bound to every address is reached by loopback.
+/// Returns the address by which this machine reaches a socket: a socket bound to every address is reached by loopback.
 fn reachable(address: &str) -> String {
     let Some((scheme, rest)) = address.split_once("://") else { return address.into() };
     match rest.parse::<SocketAddr>() {

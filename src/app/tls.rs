@@ -1,7 +1,7 @@
-//! The certificates and revocation lists that TLS is served with: our own, or the administrator's.
+//! The certificates and revocation lists for TLS: our own, or the administrator's.
 //!
-//! Certificates and the list are reloaded as two units: the last good one of each stays in force, so that a broken list
-//! does not keep out a new certificate, nor the reverse.
+//! Certificates and the list are reloaded as two units: the last good version of each stays in force, so that a broken
+//! list does not keep out a new certificate, nor the reverse.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::ServeError;
 use super::spec::server_names;
 use crate::admin;
 use crate::catalog::{Catalog, CatalogError, Change, Location};
-use crate::config::watch::FileSnapshot;
+use crate::config::snapshot::FileSnapshot;
 use crate::config::{Config, Fault, KeyPair, Listen, Loaded, TlsFiles};
 use crate::error::chain;
 use crate::files;
@@ -45,7 +45,7 @@ struct Files {
     crl: Option<PathBuf>,
 }
 
-/// The files of the last attempt to read them, good or not, as they were then.
+/// The files of the last attempt to read them, good or not, in their state at that time.
 #[derive(Debug, Clone, Default)]
 struct Attempted {
     files: Option<Files>,
@@ -62,7 +62,7 @@ struct Contents {
     crl: Option<Vec<u8>>,
 }
 
-/// Reads the certificates, in a thread that may hang.
+/// A reader of the certificates, for a thread that may hang.
 pub(super) struct CertificateReader {
     pki: Pki,
     config: Config,
@@ -70,13 +70,13 @@ pub(super) struct CertificateReader {
     before: Option<Files>,
     /// True if certificates of our own making are in force.
     own: bool,
-    /// Makes files again that were in force and are gone.
+    /// True to make files again that were in force and are missing.
     forced: bool,
-    /// Reads the revocation list, too.
+    /// True to read the revocation list as well.
     with_list: bool,
 }
 
-/// The certificates as they were read.
+/// The result of reading the certificates.
 pub(super) struct CertificatesRead {
     files: Files,
     certificates: Vec<FileSnapshot>,
@@ -85,7 +85,7 @@ pub(super) struct CertificatesRead {
     list: Option<CrlRead>,
 }
 
-/// The revocation list as it was read.
+/// The result of reading the revocation list.
 pub(super) struct CrlRead {
     snapshots: Vec<FileSnapshot>,
     content: Result<Option<Vec<u8>>, ServeError>,
@@ -105,7 +105,7 @@ struct Material {
 }
 
 impl Material {
-    /// Of a service that has no address with TLS.
+    /// Returns the material of a service that has no address with TLS.
     fn none() -> Self {
         Self { contents: Contents::default(), client: None, ours: false, ours_only: true, own: false }
     }
@@ -115,14 +115,14 @@ impl Material {
 pub(super) enum Outcome {
     /// They are in force.
     Good,
-    /// Those before stay in force.
+    /// The previous ones stay in force.
     Bad(ServeError),
     /// They need another list than the one in force: both must be read together.
     WithList,
 }
 
 impl Tls {
-    /// Makes our own certificates where they are needed and missing, and reads what is to be served with. Blocks.
+    /// Makes our own certificates if they are needed and missing, and reads the files to serve with. Blocks.
     pub(super) fn prepare(config: &Config) -> Result<Self, ServeError> {
         let pki = Pki::new(&config.boot.pki);
         if !is_served(config) {
@@ -150,7 +150,7 @@ impl Tls {
         Ok(Self { pki, state, files: Some(files), material, attempted })
     }
 
-    /// Returns what a server is to serve with; `None` if no address is `https`.
+    /// Returns the TLS state to serve with; `None` if no address is `https`.
     pub(super) fn state(&self) -> Option<Arc<ArcSwap<State>>> {
         self.state.clone()
     }
@@ -159,7 +159,7 @@ impl Tls {
         &self.pki
     }
 
-    /// This machine's own certificate, if our authority issued one.
+    /// Returns this machine's own certificate, if our authority issued one.
     pub(super) fn client(&self) -> Option<&Issued> {
         self.material.client.as_ref()
     }
@@ -168,7 +168,7 @@ impl Tls {
         self.material.ours
     }
 
-    /// When the server's certificate expires.
+    /// Returns when the server's certificate expires.
     pub(super) fn expires(&self) -> Option<OffsetDateTime> {
         self.files
             .as_ref()
@@ -181,22 +181,22 @@ impl Tls {
         self.material.ours_only
     }
 
-    /// Returns the files to follow for the certificates and for the list, as they were when they were last read. Those
-    /// that were no good are among them, for they will be mended.
+    /// Returns the files to follow for the certificates and for the list, in the state in which they were last read.
+    /// Bad files are included, because they will be repaired.
     pub(super) fn followed(&self) -> (Vec<FileSnapshot>, Vec<FileSnapshot>) {
         (self.attempted.certificates.clone(), self.attempted.list.clone())
     }
 
-    /// Returns the reader of these certificates; `None` if none are served with. `forced` makes files again that were
-    /// in force and are gone.
+    /// Returns a reader of these certificates; `None` if none are served with. `forced` makes files again that were in
+    /// force and are missing.
     pub(super) fn reader(&self, config: &Config, forced: bool, with_list: bool) -> Option<CertificateReader> {
         self.state.as_ref()?;
         let (pki, config, before) = (self.pki.clone(), config.clone(), self.files.clone());
         Some(CertificateReader { pki, config, before, own: self.material.own, forced, with_list })
     }
 
-    /// Puts certificates, keys and the client CA in force if they are good. `forced`: also if what they replace is
-    /// better.
+    /// Puts certificates, keys and the client CA in force if they are good; with `forced` even if those that they
+    /// replace are better.
     pub(super) fn put_in_force(&mut self, read: CertificatesRead, config: &Config, forced: bool) -> Outcome {
         let Some(state) = self.state.clone() else { return Outcome::Good };
         let CertificatesRead { files, certificates, material, list } = read;
@@ -226,7 +226,7 @@ impl Tls {
                 state.store(Arc::new(loaded));
                 Outcome::Good
             }
-            // The list in force belongs to the authorities before; the one in the file may belong to the new ones.
+            // The list in force belongs to the previous authorities; the one in the file may belong to the new ones.
             Err(ServeError::Tls { source, .. }) if source.source_file() == Source::Crl && !read_list => {
                 Outcome::WithList
             }
@@ -243,7 +243,7 @@ impl Tls {
         Some(self.files.as_ref().and_then(|files| files.crl.clone()))
     }
 
-    /// Puts a revocation list in force if it is good. `forced`: also if it is older than the one in force.
+    /// Puts a revocation list in force if it is good; with `forced` even if it is older than the one in force.
     pub(super) fn put_list_in_force(&mut self, read: CrlRead, forced: bool) -> Result<(), ServeError> {
         let (Some(state), Some(files)) = (&self.state, &self.files) else { return Ok(()) };
         self.attempted.list = read.snapshots;
@@ -259,12 +259,12 @@ impl Tls {
 }
 
 impl CertificateReader {
-    /// Reads for another configuration instead.
+    /// Returns the same reader for another configuration.
     pub(super) fn with(self, config: &Config) -> Self {
         Self { config: config.clone(), ..self }
     }
 
-    /// Renews our own certificates if it is time, and reads all. Blocks.
+    /// Renews our own certificates if they are due, and reads all files. Blocks.
     pub(super) fn read(self) -> CertificatesRead {
         let Self { pki, config, before, own, forced, with_list } = self;
         let files = Files::of(&config, &pki);
@@ -281,7 +281,7 @@ impl CertificateReader {
             matches!(found, Err(error) if error.kind() == std::io::ErrorKind::NotFound)
         });
         let make_ca = forced || !own;
-        // A list that is named anew is read with the rest.
+        // A list whose path is new is read with the rest.
         let with_list = with_list || before.is_none_or(|before| before.crl != files.crl);
         let ensured = match gone {
             Some(path) => Err(ServeError::Gone { path }),
@@ -293,7 +293,7 @@ impl CertificateReader {
             certificates.push(snapshot);
             bytes.map_err(|source| ServeError::Read { path: path.into(), source })
         };
-        // Each is looked at, whatever is wrong with another: all of them are followed.
+        // Each is examined, whatever is wrong with another: all of them are followed.
         let all = (read(&files.cert), read(&files.key), read(&files.client_ca));
         let material = (|| {
             let client = ensured?;
@@ -338,7 +338,7 @@ impl Files {
         Ok(state)
     }
 
-    /// Names the file in which a fault is.
+    /// Adds to an error the file that it is in.
     fn named<T>(&self, result: Result<T, TlsError>) -> Result<T, ServeError> {
         result.map_err(|source| {
             let path = match source.source_file() {
@@ -361,7 +361,7 @@ fn ensure(pki: &Pki, config: &Config, make_ca: bool) -> Result<Option<Issued>, P
     let names = server_names(config);
     let ensured = match &config.boot.catalog {
         Location::Sqlite(_) if make_ca => pki.ensure(&config.boot.node, &names)?,
-        // The hosts that one instance lets join are let in by all of them.
+        // Every instance lets in the hosts that one of them enrolled.
         Location::Sqlite(_) | Location::Etcd(_) => pki.ensure_of_given_ca(&config.boot.node, &names)?,
     };
     if ensured.ca_made {
@@ -382,7 +382,7 @@ fn is_served(config: &Config) -> bool {
     config.boot.listen.iter().any(|listen| matches!(listen, Listen::Https(_)))
 }
 
-/// Refuses to let in the clients of somebody else's authority unless `hosts` says which: it signs for others, too.
+/// Refuses to let in the clients of a foreign authority unless `hosts` lists them, because it signs for others as well.
 fn check_authority(config: &Config, ours_only: bool, files: &Files) -> Result<(), ServeError> {
     if config.live.hosts.is_some() || ours_only {
         return Ok(());
@@ -390,7 +390,7 @@ fn check_authority(config: &Config, ours_only: bool, files: &Files) -> Result<()
     Err(ServeError::Authority { path: files.client_ca.clone() })
 }
 
-/// Returns the fault of a configuration that lets in the clients of somebody else's authority and does not say which.
+/// Returns the fault of a configuration that lets in the clients of a foreign authority and does not list hosts.
 pub(super) fn fault_of_client_ca(loaded: &Loaded) -> Option<Fault> {
     let config = &loaded.config;
     let pki = Pki::new(&config.boot.pki);
@@ -398,7 +398,7 @@ pub(super) fn fault_of_client_ca(loaded: &Loaded) -> Option<Fault> {
     if config.live.tls.client_ca.is_some() {
         return loaded.check_client_ca(|path| read(path).is_ok_and(|pem| pki.is_ours(&pem)));
     }
-    // An authority that somebody put in the place of ours is not ours either.
+    // An authority that somebody put in the place of ours is foreign as well.
     let own = pki.ca().cert;
     if config.live.hosts.is_some() || !is_served(config) {
         return None;
@@ -411,7 +411,8 @@ pub(super) fn fault_of_client_ca(loaded: &Loaded) -> Option<Fault> {
     }
 }
 
-/// Returns the fault of a configuration with a shared catalog if the authority that all instances share is not here.
+/// Returns the fault of a configuration with a shared catalog if the authority that all instances share is missing
+/// here.
 pub(super) fn fault_of_shared_ca(loaded: &Loaded) -> Option<Fault> {
     let config = &loaded.config;
     if matches!(config.boot.catalog, Location::Sqlite(_)) || !needs_own(config) {
@@ -426,7 +427,7 @@ pub(super) fn fault_of_shared_ca(loaded: &Loaded) -> Option<Fault> {
     Some(fault_of(loaded, "tls", &error))
 }
 
-/// A fault without a place in the file.
+/// Returns a fault without a position in the file.
 fn fault_of(loaded: &Loaded, field: &str, error: &(dyn std::error::Error + 'static)) -> Fault {
     let file = loaded.files.first().map(|seen| seen.path().to_owned()).unwrap_or_default();
     Fault { file, line: 0, column: 0, field: field.into(), what: chain(error), hint: None }
@@ -445,7 +446,7 @@ pub(super) async fn record(client: &Issued, catalog: &dyn Catalog) -> Result<(),
     Ok(())
 }
 
-/// An error in one line for the board.
+/// Returns an error in one line, for the status.
 pub(super) fn worded(error: &ServeError) -> String {
     chain(error)
 }
@@ -487,7 +488,7 @@ mod tests {
         let refused = reload(&mut tls, &config, true).unwrap_err();
         assert!(matches!(refused, ServeError::Pki(PkiError::NoCaGiven { .. })), "{refused}");
         assert!(!pki.ca().cert.exists());
-        // A catalog of its own is another matter.
+        // With a catalog that is not shared, volhost makes the authority itself.
         config.boot.catalog = Location::Sqlite(paths.catalog());
         Tls::prepare(&config).unwrap();
         assert!(pki.ca().cert.exists());

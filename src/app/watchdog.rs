@@ -1,8 +1,8 @@
 //! The watchdog's sign of life and the status line, for the service manager.
 //!
-//! A sign of life is given only where the service does its work: by the main loop, when that comes round, and when the
-//! catalog's writer has answered since the last one, through a task that one of the runtime's workers ran. It must
-//! never be given by a thread of its own, which would go on while everything else stands still.
+//! A sign of life is given only from where the service does its work: by the main loop, in each of its rounds, if the
+//! catalog's writer has answered since the last one, through a task that one of the runtime's workers ran. A separate
+//! thread must never give it, because it would go on while everything else stands still.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -12,29 +12,29 @@ use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::admin::Board;
+use crate::admin::ServiceStatus;
 use crate::admin::status::Facts;
 use crate::catalog::{Catalog, CatalogError, Change};
 use crate::error::chain;
 use crate::process::systemd;
 
-/// How many times within the watchdog's time the loop comes round and asks.
+/// How many rounds the loop makes, and how many probes it sends, within the watchdog's time.
 const ROUNDS: u32 = 4;
 
-/// Asks the catalog again and again, and gives signs of life.
+/// Probes the catalog again and again, and gives signs of life.
 pub(super) struct Watchdog {
     catalog: Arc<dyn Catalog>,
-    board: Arc<Board>,
-    /// `None` if no watchdog waits.
+    status: Arc<ServiceStatus>,
+    /// `None` if there is no watchdog.
     rounds: Option<Interval>,
     probe: Option<Probe>,
 }
 
-/// A question to the catalog that waits for its answer.
+/// A probe of the catalog that waits for its answer.
 struct Probe {
     asked: Instant,
     answer: JoinHandle<Result<(), CatalogError>>,
-    /// True if the log says that it takes long.
+    /// True once the log has reported that it takes long.
     told: bool,
 }
 
@@ -43,21 +43,25 @@ struct Probe {
 enum ProbeOutcome {
     /// The catalog answered.
     Answer,
-    /// It has not answered for so long.
+    /// It has not answered for this long.
     Silence(Duration),
     /// It cannot answer any more.
     End(String),
 }
 
 impl Watchdog {
-    /// For a watchdog that waits so long; `None` if there is none.
-    pub(super) fn new(watchdog: Option<Duration>, catalog: Arc<dyn Catalog>, board: Arc<Board>) -> Self {
+    /// Returns a watchdog that gives a sign of life within this time; with `None` it never does.
+    pub(super) fn new(
+        watchdog: Option<Duration>,
+        catalog: Arc<dyn Catalog>,
+        status: Arc<ServiceStatus>,
+    ) -> Self {
         let rounds = watchdog.filter(|time| !time.is_zero()).map(|time| {
             let mut rounds = interval(time / ROUNDS);
             rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
             rounds
         });
-        Self { catalog, board, rounds, probe: None }
+        Self { catalog, status, rounds, probe: None }
     }
 
     /// Waits until it is time for [`beat`](Self::beat); for ever without a watchdog. Safe to drop while waiting.
@@ -68,14 +72,14 @@ impl Watchdog {
         }
     }
 
-    /// Gives a sign of life if the catalog has answered, and asks it again.
+    /// Gives a sign of life if the catalog has answered, and probes it again.
     pub(super) fn beat(&mut self) {
         if let Some(probe) = &mut self.probe {
             match probe.look() {
                 ProbeOutcome::Answer => {
                     if probe.told {
                         log::info!("the catalog answers again, after {:?}", probe.asked.elapsed());
-                        systemd::status(&status_line(&self.board.read()));
+                        systemd::status(&status_line(&self.status.read()));
                     }
                     systemd::alive();
                 }
@@ -98,7 +102,7 @@ impl Watchdog {
 }
 
 impl Probe {
-    /// Submits a change of nothing: it waits behind every change that is queued, for the one writer of all.
+    /// Submits a change of nothing: it waits behind every queued change, for the catalog's only writer.
     fn ask(catalog: &dyn Catalog) -> Self {
         let submitted = catalog.submit(Change::Seen(Vec::new()));
         let answer = tokio::spawn(async move { submitted.await.map(drop) });
@@ -108,8 +112,8 @@ impl Probe {
     fn look(&mut self) -> ProbeOutcome {
         match (&mut self.answer).now_or_never() {
             None => ProbeOutcome::Silence(self.asked.elapsed()),
-            // That a shared catalog is out of reach is an answer, too: a restart of this process would mend nothing, and
-            // what it knows would be lost.
+            // An unreachable shared catalog is an answer as well: a restart of this process would repair nothing, and
+            // would lose what it knows.
             Some(Ok(Ok(()) | Err(CatalogError::Unreachable { .. }))) => ProbeOutcome::Answer,
             Some(Ok(Err(error))) => ProbeOutcome::End(chain(&error)),
             Some(Err(error)) => ProbeOutcome::End(chain(&error)),
@@ -117,7 +121,7 @@ impl Probe {
     }
 }
 
-/// The service in one line, for `systemctl status`.
+/// Returns the state of the service in one line, for `systemctl status`.
 pub(super) fn status_line(facts: &Facts) -> String {
     let rejected = facts.reloads.iter().rev().find_map(|reload| Some((reload.unit, reload.faults.first()?)));
     match rejected {

@@ -1,4 +1,4 @@
-//! Looking at a directory that a volume is to adopt.
+//! Examines a directory that a volume is to adopt.
 
 use rustix::fs::FileType;
 
@@ -8,7 +8,7 @@ use crate::backend::name_folding::occupied;
 use crate::backend::root::Root;
 use crate::model::volume::VolumeName;
 
-/// The thing that a volume would adopt under its name.
+/// What a volume would adopt under its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Adoptable {
     /// A directory that is listed under exactly that name.
@@ -20,13 +20,13 @@ pub enum Adoptable {
     ListedAs(String),
     /// Nothing.
     Missing,
-    /// Something else than a directory: this.
+    /// Something that is not a directory; holds its kind.
     NotADirectory(&'static str),
 }
 
 impl Root {
-    /// What a volume of that name would adopt. `alike` are names that may lead to the same directory; those that do are
-    /// returned, with any other entry that is the same directory, such as one end of a bind mount.
+    /// Returns what a volume of that name would adopt. `alike` are names that may lead to the same directory; those
+    /// that do are returned, together with any other entry that is the same directory, such as one end of a bind mount.
     pub fn adoptable(&self, name: &VolumeName, alike: &[VolumeName]) -> Result<Adoptable, BackendError> {
         let Some(stat) = self.dir.stat(name.as_str())? else { return Ok(Adoptable::Missing) };
         if !is_directory(&stat) {
@@ -47,7 +47,7 @@ impl Root {
         Ok(Adoptable::Directory { same: found })
     }
 
-    /// The error of a name that is taken below the root.
+    /// Returns the error for a name that is taken below the root.
     #[must_use]
     pub fn occupied(&self, name: &VolumeName) -> BackendError {
         occupied(&self.dir, name.as_str())
@@ -90,7 +90,7 @@ mod tests {
         let error = root.occupied(&volume("DB")).to_string();
         assert!(error.contains("/db") && !error.contains("adopt"), "{error}");
         assert!(root.occupied(&volume("db")).to_string().contains("adopt=true"));
-        // Renamed by hand: the volume `db` finds it all the same.
+        // Renamed by hand: the volume `db` still finds it.
         std::fs::rename(shaky.backing().join("db"), shaky.backing().join("DB")).unwrap();
         let adoptable = root.adoptable(&volume("DB"), &[volume("db")]).unwrap();
         assert_eq!(adoptable, Adoptable::Directory { same: vec![volume("db")] });

@@ -1,7 +1,7 @@
-//! The copies that a backend stores for the service: `.volhost/catalog.jsonl` and those that it replaced.
+//! The copies that a backend stores for the service: `.volhost/catalog.jsonl` and the copies that it replaced.
 //!
-//! Their content is the caller's business. A copy is whole under its name or not there at all. It is read back before it
-//! takes the place of the previous one, which stays beside it.
+//! Their content is the caller's business. A copy is whole under its name, or not there at all. It is read back before
+//! it replaces the previous one, which stays beside it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,19 +23,19 @@ const NEWEST: &str = "catalog.jsonl";
 /// The previous copy.
 const BEFORE: &str = "catalog.jsonl.before";
 
-/// The prefix of a copy while it is being written. Each attempt has a name of its own: a writer that stood still must not
-/// find another writer's half under its own name.
+/// The prefix of a copy while it is being written. Each attempt has its own name: a writer that stood still must not
+/// find another writer's half-written copy under its own name.
 const UNFINISHED: &str = "catalog.jsonl.new";
 
 /// The prefix of a copy that is kept for good.
 const KEPT_PREFIX: &str = "catalog.jsonl.kept-";
 
-/// A copy that lies on a backend.
+/// A copy that was found on a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredCopy<T> {
     /// Where it lies.
     pub path: PathBuf,
-    /// What its reader made of it; `None` if it cannot be opened.
+    /// The reader's result; `None` if the copy cannot be opened.
     pub content: Option<T>,
 }
 
@@ -47,7 +47,7 @@ impl<T> StoredCopy<T> {
 }
 
 impl Root {
-    /// Every copy on the backend, read one after the other, the newest first.
+    /// Returns every copy on the backend, read one after the other, the newest first.
     pub fn copies<T>(
         &self,
         mut read: impl FnMut(&mut dyn BufRead) -> T,
@@ -71,9 +71,9 @@ impl Root {
     /// Replaces the newest copy durably by what `write` writes, once `is_whole` has accepted what was read back. The
     /// previous copy stays beside it.
     ///
-    /// The caller makes sure that there is one writer at a time. What an earlier writer left unfinished is removed, even if
-    /// it is still writing: it must not replace this copy by an older one. With `keep`, the newest copy is first put aside
-    /// for good, under a name with that suffix.
+    /// The caller makes sure that there is one writer at a time. Files that an earlier writer left unfinished are
+    /// removed, even if it is still writing: it must not replace this copy by an older one. With `keep`, the newest
+    /// copy is first put aside for good, under a name with that suffix.
     pub fn write_copy(
         &self,
         keep: Option<&str>,
@@ -103,13 +103,14 @@ impl Root {
         meta.sync()
     }
 
-    /// The entries right below the root whose names a volume could have: `None` for a directory, else what it is.
+    /// Returns the entries right below the root whose names are valid volume names: `None` for a directory, else the
+    /// entry's kind.
     pub fn entries(&self) -> Result<BTreeMap<VolumeName, Option<&'static str>>, BackendError> {
         let mut found = BTreeMap::new();
         self.dir.for_each(|name, kind| {
             let name = name.to_str().ok().and_then(|name| VolumeName::parse(name).ok());
             let Some(name) = name else { return Ok(true) };
-            // Some file systems do not tell an entry's kind in a listing.
+            // Some file systems do not give an entry's kind in a listing.
             let kind = match kind {
                 FileType::Unknown => {
                     self.dir.stat(name.as_str())?.map_or(kind, |stat| FileType::from_raw_mode(stat.st_mode))

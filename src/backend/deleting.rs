@@ -1,9 +1,9 @@
 //! The mark of a removed volume whose deletion has begun: its directory's name.
 //!
-//! The directory is renamed from `.volhost/trash/ID` to `.volhost/deleting-ID`, durably, before its first entry goes, and
-//! only a directory of that name is ever deleted. So a half-deleted directory can be told from a whole one, whatever
-//! happens to the catalog. It lies beside the trash and not in it because a rename needs room for the new name: on a full
-//! disk, `.volhost` with its few entries has that room, and a full trash may not.
+//! The directory is renamed from `.volhost/trash/ID` to `.volhost/deleting-ID`, durably, before its first entry goes,
+//! and only a directory of that name is ever deleted. So a half-deleted directory can be told from a whole one,
+//! whatever happens to the catalog. It lies beside the trash and not in it, because a rename needs room for the new
+//! name: on a full disk, `.volhost` with its few entries has that room, and a full trash may not.
 
 use std::ffi::CString;
 
@@ -36,7 +36,7 @@ impl Root {
         Ok(meta.stat(&marked(id))?.is_some())
     }
 
-    /// The removed volumes whose deletion has begun.
+    /// Returns the removed volumes whose deletion has begun.
     pub fn deleting(&self) -> Result<Listing, BackendError> {
         let mut listing = Listing::default();
         let Some(meta) = self.meta()? else { return Ok(listing) };
@@ -60,7 +60,7 @@ impl Root {
         Ok(self.is_in_trash(id)? || self.is_marked(id)?)
     }
 
-    /// Returns true if a removed volume's deletion has begun: what is left of it is not the volume.
+    /// Returns true if a removed volume's deletion has begun: its remains are not the volume.
     pub fn is_deleting(&self, id: VolumeId) -> Result<bool, BackendError> {
         Ok(self.is_marked(id)? && !self.is_in_trash(id)?)
     }
@@ -71,7 +71,7 @@ impl Root {
     }
 }
 
-/// The name of a directory whose deletion has begun.
+/// Returns the name of a directory whose deletion has begun.
 pub(super) fn marked(id: VolumeId) -> String {
     format!("{DELETING_PREFIX}{id}")
 }

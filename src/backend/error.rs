@@ -1,6 +1,6 @@
 //! Why an operation on a backend failed, and whether it may have had its effect all the same.
 //!
-//! The volume service decides what a caller is told and what recovery has to look at.
+//! The volume service decides what a caller is told and what recovery has to examine.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,16 +12,15 @@ use crate::model::backend::{BackendId, BackendName};
 /// Why an operation on a backend failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BackendError {
-    /// The backend's root cannot be used: it is not there, not mounted, or not the one that was expected. Nothing
-    /// was done.
+    /// The backend's root cannot be used: it is missing, not mounted, or not the expected one. Nothing was done.
     #[error("backend {:?} is offline: {reason}", .backend.as_str())]
     Offline {
         /// The backend.
         backend: BackendName,
-        /// What is wrong, and what to do about it.
+        /// What is wrong, and the remedy.
         reason: String,
     },
-    /// As many operations as the backend may have at once wait for its storage, and none ends. Nothing was done.
+    /// As many operations as the backend may have at once are waiting for its storage, and none ends. Nothing was done.
     #[error(
         "backend {:?} does not answer: {waiting} operations wait for it, the longest for {}",
         .backend.as_str(), seconds(.longest)
@@ -29,31 +28,32 @@ pub enum BackendError {
     Busy {
         /// The backend.
         backend: BackendName,
-        /// How many operations are under way or queued.
+        /// The number of operations that are under way or queued.
         waiting: usize,
         /// How long the oldest of them has been under way.
         longest: Duration,
     },
-    /// The name to be given is taken. Nothing was done.
+    /// The name is taken. Nothing was done.
     #[error("{} exists already{}", .path.display(), occupant(*.directory, .listed.as_deref()))]
     Occupied {
-        /// What stands there.
+        /// The path that is taken.
         path: PathBuf,
         /// True if it is a real directory, which a volume could adopt.
         directory: bool,
-        /// The path under which it is listed, if the storage takes that and `path` for one.
+        /// The path under which the entry is listed, if the storage takes that and `path` for the same.
         listed: Option<PathBuf>,
     },
-    /// What was to be moved or opened is not there. Nothing was done.
+    /// The directory to be moved or opened is missing. Nothing was done.
     #[error("{} does not exist", .path.display())]
     Missing {
         /// What is missing.
         path: PathBuf,
     },
-    /// Something else stands where a directory is needed; a symbolic link is never followed. Nothing was done.
+    /// Something that is not a directory stands where one is needed; a symbolic link is never followed. Nothing was
+    /// done.
     #[error("{} is not a directory; volhost follows no symbolic link below a backend", .path.display())]
     NotADirectory {
-        /// What stands there.
+        /// The path of the entry.
         path: PathBuf,
     },
     /// Another file system is mounted there. Nothing was done.
@@ -62,8 +62,8 @@ pub enum BackendError {
         /// The mount point.
         path: PathBuf,
     },
-    /// Another user owns the directory and does not let this process write into it, which the kernel requires for moving it
-    /// to another parent, except from root. Nothing was done.
+    /// Another user owns the directory and does not let this process write into it. The kernel requires that for moving
+    /// it to another parent, except from root. Nothing was done.
     #[error(
         "{} belongs to user {owner}, and only that user and root may move it: give it to the user that volhost runs as \
          (`chown {us} {}` as root; in a container of a rootless engine, `chown 0` of the volume's directory) and try again",
@@ -72,18 +72,18 @@ pub enum BackendError {
     Foreign {
         /// The directory.
         path: PathBuf,
-        /// Who owns it.
+        /// The user that owns it.
         owner: u32,
         /// The user that this process runs as.
         us: u32,
     },
-    /// A directory that has to be empty is not. Nothing was done.
+    /// A directory that must be empty is not. Nothing was done.
     #[error("{} is not empty", .path.display())]
     NotEmpty {
         /// The directory.
         path: PathBuf,
     },
-    /// The storage does not give a directory the owner or mode that was asked for. The directory was removed again.
+    /// The storage does not give a directory the requested owner or mode. The directory was removed again.
     #[error(
         "{} cannot be given owner {uid}:{gid} and mode {mode:04o}: the storage made it {found}; where it maps owners \
          (root_squash, vfat, CIFS), set the backend's uid, gid and mode to those",
@@ -92,15 +92,15 @@ pub enum BackendError {
     Ownership {
         /// The directory.
         path: PathBuf,
-        /// The user that was asked for.
+        /// The requested user.
         uid: u32,
-        /// The group that was asked for.
+        /// The requested group.
         gid: u32,
-        /// The mode that was asked for.
+        /// The requested mode.
         mode: u32,
-        /// What the storage made of it, as `UID:GID MODE`.
+        /// The owner and mode that it got, as `UID:GID MODE`.
         found: String,
-        /// What the storage answered, if it was an error.
+        /// The storage's error, if it returned one.
         #[source]
         source: Option<Errno>,
     },
@@ -110,7 +110,7 @@ pub enum BackendError {
         .path.display(), .backend.as_str()
     )]
     Identified {
-        /// The backend that was to be written.
+        /// The backend whose identity was to be written.
         backend: BackendName,
         /// Its root.
         path: PathBuf,
@@ -120,13 +120,13 @@ pub enum BackendError {
     /// The operating system refused a call.
     #[error("cannot {what} {}{}", .path.display(), afterwards(*.effect))]
     Io {
-        /// What was tried, as a verb.
+        /// The attempted action, as a verb.
         what: &'static str,
-        /// On what.
+        /// The path that it concerned.
         path: PathBuf,
-        /// Whether the operation may have had its effect.
+        /// The effect that the operation may have had all the same.
         effect: Effect,
-        /// What the operating system said.
+        /// The operating system's error.
         #[source]
         source: Errno,
     },
@@ -138,18 +138,18 @@ pub enum BackendError {
     },
 }
 
-/// Whether a failed call may have done what it was asked to do.
+/// The possible effect of a failed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// It certainly did nothing that lasts.
+    /// It certainly had no lasting effect.
     None,
     /// It may have been done, or may not be durable: look again once the backend answers.
     Unknown,
 }
 
 impl BackendError {
-    /// Returns true if the operation may have had its effect although it failed. If false, the name or directory that it was
-    /// about certainly is as before.
+    /// Returns true if the operation may have had its effect although it failed. If false, the name or directory
+    /// concerned is certainly as before.
     #[must_use]
     pub fn effect_unknown(&self) -> bool {
         match self {
@@ -168,7 +168,7 @@ impl BackendError {
         }
     }
 
-    /// The error of a refused call that certainly had no effect.
+    /// Returns the error of a refused call that certainly had no effect.
     pub(super) fn io(what: &'static str, path: &Path, source: Errno) -> Self {
         match source {
             Errno::LOOP | Errno::NOTDIR => Self::NotADirectory { path: path.into() },
@@ -177,12 +177,12 @@ impl BackendError {
         }
     }
 
-    /// The error of a refused call that may have had its effect.
+    /// Returns the error of a refused call that may have had its effect.
     pub(super) fn uncertain(what: &'static str, path: &Path, source: Errno) -> Self {
         Self::Io { what, path: path.into(), effect: Effect::Unknown, source }
     }
 
-    /// The operating system's error, if it means that the storage itself is gone, rather than one thing on it.
+    /// Returns the operating system's error if it means that the storage itself is gone, rather than one entry on it.
     pub(super) fn storage_gone(&self) -> Option<Errno> {
         let Self::Io { source, .. } = self else { return None };
         let gone = [

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use crate::backend::error::BackendError;
 
-/// A name for a file while it is being written, unique among all processes and machines.
+/// Returns a name for a file while it is being written, unique among all processes and machines.
 pub(super) fn unfinished(like: &str) -> String {
     format!("{like}-{}", crate::files::unique_name())
 }
@@ -27,7 +27,7 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    /// Opens a directory right below this one, but no link and no mount point; `None` if there is nothing.
+    /// Opens a directory right below this one, but no link and no mount point; `None` if there is no such entry.
     pub(super) fn open(&self, name: &str) -> Result<Option<Self>, BackendError> {
         let path = self.path.join(name);
         match open_beneath(&self.fd, name, OFlags::RDONLY | OFlags::DIRECTORY) {
@@ -37,7 +37,7 @@ impl Handle {
         }
     }
 
-    /// Opens a directory right below this one. If it is missing, it is made, closed to other users.
+    /// Opens a directory right below this one, or creates it, closed to other users.
     pub(super) fn made(&self, name: &str) -> Result<Self, BackendError> {
         if let Some(found) = self.open(name)? {
             return Ok(found);
@@ -45,14 +45,14 @@ impl Handle {
         let path = self.path.join(name);
         match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU) {
             Ok(()) => self.sync()?,
-            // Another operation was first.
+            // Another operation was faster.
             Err(Errno::EXIST) => {}
             Err(errno) => return Err(BackendError::io("make", &path, errno)),
         }
         self.open(name)?.ok_or(BackendError::Missing { path })
     }
 
-    /// What stands right below this directory, without following a link; `None` if there is nothing.
+    /// Returns the status of an entry right below this directory, without following a link; `None` if there is none.
     pub(super) fn stat(&self, name: &str) -> Result<Option<Stat>, BackendError> {
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
@@ -61,8 +61,8 @@ impl Handle {
         }
     }
 
-    /// Writes a file right below this directory durably, replacing what an earlier attempt may have left there. The name is
-    /// not durable yet: the caller renames the file.
+    /// Writes a file right below this directory durably, replacing a leftover of an earlier attempt. The name is not
+    /// durable yet: the caller renames the file.
     pub(super) fn write_new(
         &self,
         name: &str,
@@ -106,17 +106,17 @@ impl Handle {
         Ok(())
     }
 
-    /// Makes what was done in this directory durable.
+    /// Makes changes in this directory durable.
     pub(super) fn sync(&self) -> Result<(), BackendError> {
         match rustix::fs::fsync(&self.fd) {
-            // Some FUSE and network file systems have no fsync for directories and say so with this errno; they keep
-            // their promises about directories without it.
+            // Some FUSE and network file systems have no fsync for directories and report that with this errno; they
+            // keep their promises about directories without it.
             Ok(()) | Err(Errno::INVAL) => Ok(()),
             Err(errno) => Err(BackendError::uncertain("make durable", &self.path, errno)),
         }
     }
 
-    /// Calls `visit` with each entry but `.` and `..`, until it answers `false`.
+    /// Calls `visit` with each entry except `.` and `..`, until it returns `false`.
     pub(super) fn for_each(
         &self,
         mut visit: impl FnMut(&CStr, FileType) -> Result<bool, BackendError>,
@@ -144,17 +144,17 @@ pub(super) fn open_beneath(
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
-    // O_NONBLOCK, because a FIFO that somebody put there must not block us. It has no effect on a directory, and openat2
-    // refuses it with O_PATH.
+    // O_NONBLOCK, because a FIFO that somebody put there must not block this process. It has no effect on a directory,
+    // and openat2 refuses it with O_PATH.
     let wait = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NONBLOCK };
     rustix::fs::openat2(dir, name, flags | wait | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-/// A directory of this process's user that has more owner's rights for a while; [`TemporaryMode::restore`] takes them
+/// A directory of this process's user whose owner has more rights for a while; [`TemporaryMode::restore`] takes them
 /// back.
 ///
-/// Only a process that is not root needs it: the kernel lets it move a directory to another parent, or empty it, only if
-/// the directory's own mode allows writing.
+/// Only a process that is not root needs it: the kernel lets such a process move a directory to another parent, or
+/// empty it, only if the directory's own mode allows writing.
 pub(super) struct TemporaryMode {
     fd: OwnedFd,
     mode: Mode,
@@ -179,7 +179,7 @@ impl TemporaryMode {
         Ok(Some(temporary))
     }
 
-    /// Gives the directory its mode back.
+    /// Gives the directory its former mode back.
     pub(super) fn restore(self) -> Result<(), Errno> {
         self.set(self.mode)
     }
@@ -194,7 +194,7 @@ pub(super) fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// What stands where a directory should, in words.
+/// Returns the kind of an entry that stands where a directory should, in words.
 pub(super) fn kind(of: FileType) -> &'static str {
     match of {
         FileType::Symlink => "a symbolic link",

@@ -1,6 +1,6 @@
-//! What is known of a backend without asking it, so that readers never wait for storage.
+//! The last known state of a backend, so that readers never wait for storage.
 //!
-//! Nothing here touches the file system: operations and probes report what they saw.
+//! Nothing here touches the file system: operations and probes report their results.
 
 use std::sync::Arc;
 
@@ -9,18 +9,18 @@ use time::OffsetDateTime;
 
 use super::root::Usage;
 
-/// A backend's state as it was last seen.
+/// A backend's last known state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
-    /// Not asked yet.
+    /// Not checked yet.
     Unknown,
     /// The root could be opened and is the expected one. Holds the usage of its file system as of the last probe.
     Online(Usage),
     /// The root cannot be used.
     Offline {
-        /// What is wrong, and what to do about it.
+        /// What is wrong, and the remedy.
         reason: String,
-        /// Since when it has been offline, whatever the reasons were.
+        /// The start of the offline time, whatever its reasons were.
         since: OffsetDateTime,
     },
 }

@@ -22,26 +22,26 @@ use crate::model::backend::{BackendId, BackendName};
 /// The length that no identity file exceeds.
 const MAX_LENGTH: u64 = 64 * 1024;
 
-/// What `.volhost/backend.json` says.
+/// The content of `.volhost/backend.json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The identity.
     pub id: BackendId,
-    /// The backend's name when it was made; another map may have another name for it.
+    /// The backend's name at that time; another map may have another name for it.
     pub name: String,
     /// When it was made.
     pub created_at: OffsetDateTime,
 }
 
-/// Which identity an operation expects to find.
+/// The identity that an operation expects to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
-    /// This one: anything else is offline.
+    /// This identity: with any other one the backend is offline.
     This(BackendId),
-    /// The catalog knows none for this backend: it is offline until it is initialised or adopted, and the reason says
+    /// The catalog has none for this backend: it is offline until it is initialised or adopted, and the reason says
     /// which of the two.
     Unknown,
-    /// Any, or none: for initialising and adopting. Such an operation tells nothing about the backend's health.
+    /// Any identity, or none: for initialising and adopting. Such an operation does not change the backend's health.
     Nothing,
 }
 
@@ -54,11 +54,11 @@ struct Form {
     created_at: String,
 }
 
-/// The identity in a directory as any host sees it, of whichever backend; `None` if it has none. For diagnosis only: no
-/// operation on a backend may rely on it.
+/// Returns the identity in a directory as any host sees it, of whichever backend; `None` if it has none. For diagnosis
+/// only: no operation on a backend may rely on it.
 ///
 /// # Errors
-/// The file cannot be read; the error's words name it.
+/// The file cannot be read; the error's message names it.
 pub fn identity_at(directory: &Path) -> Result<Option<Identity>, std::io::Error> {
     let path = directory.join(META_DIR).join(IDENTITY);
     let named = |why: &dyn std::fmt::Display| format!("{} {why}", path.display());
@@ -75,7 +75,7 @@ pub fn identity_at(directory: &Path) -> Result<Option<Identity>, std::io::Error>
 }
 
 impl Root {
-    /// The root's identity; `None` if it has none. An identity that cannot be read is an error, never `None`.
+    /// Returns the root's identity; `None` if it has none. An identity that cannot be read is an error, never `None`.
     pub fn identity(&self) -> Result<Option<Identity>, BackendError> {
         let Some(meta) = self.dir.open(META_DIR)? else { return Ok(None) };
         let path = meta.path.join(IDENTITY);
@@ -91,8 +91,8 @@ impl Root {
         })
     }
 
-    /// Makes this root the backend `id`, durably. Writing the same identity again changes nothing; another identity is never
-    /// replaced. The caller has checked that the root may become a backend, for example that it is empty.
+    /// Makes this root the backend `id`, durably. Writing the same identity again changes nothing; another identity is
+    /// never replaced. The caller has checked that the root may become a backend, for example that it is empty.
     pub fn write_identity(&self, id: BackendId, name: &BackendName) -> Result<(), BackendError> {
         let meta = self.dir.made(META_DIR)?;
         if let Some(found) = self.identity()? {
@@ -104,7 +104,7 @@ impl Root {
         meta.write_new(&unfinished, |file| file.write_all(compose(id, name).as_bytes()))?;
         match crate::files::rename_file_no_replace(&meta.fd, &*unfinished, &meta.fd, IDENTITY) {
             Ok(()) => {}
-            // Another volhost on the same share was quicker.
+            // Another volhost on the same share was faster.
             Err(Errno::EXIST) => {
                 let _ = rustix::fs::unlinkat(&meta.fd, &*unfinished, AtFlags::empty());
                 let found =
@@ -128,7 +128,7 @@ impl Root {
         })
     }
 
-    /// Refuses a root that is not the expected one. The error tells the reason and the remedy.
+    /// Refuses a root that is not the expected one. The error gives the reason and the remedy.
     pub(super) fn check(&self, expect: Expect) -> Result<(), BackendError> {
         let offline = |reason| Err(BackendError::Offline { backend: self.backend.clone(), reason });
         let (path, name) = (self.path().display(), &self.backend);
@@ -185,7 +185,7 @@ fn compose(id: BackendId, name: &BackendName) -> String {
         version: 1,
         id: id.to_string(),
         name: name.to_string(),
-        // The clock of a machine shows a year that RFC 3339 can write.
+        // A machine's clock shows a year that RFC 3339 can express.
         created_at: timestamp::rfc3339_exact(now),
     };
     let mut text = serde_json::to_string(&form).unwrap_or_default();
@@ -228,7 +228,7 @@ mod tests {
         let root = open(dir.path());
         assert_eq!(root.identity().unwrap(), None);
         let (id, name) = (BackendId::random(), backend_name("fast"));
-        // What a crash left behind.
+        // A crash left this behind.
         std::fs::create_dir(dir.path().join(META_DIR)).unwrap();
         std::fs::write(dir.path().join(META_DIR).join(UNFINISHED_IDENTITY), "{").unwrap();
         assert!(root.is_empty().unwrap());
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path().join(META_DIR)).unwrap().count(), 1);
     }
 
-    /// As on NFS, where no rename is told to spare what is there.
+    /// Checks storage like NFS, where a rename cannot be told to spare an existing file.
     #[test]
     fn another_ones_identity_stays_where_no_rename_spares_it() {
         let Some(storage) = ScratchFs::mount() else { return };
@@ -259,7 +259,7 @@ mod tests {
         std::thread::scope(|threads| {
             let late = threads.spawn(|| open(storage.at()).write_identity(ours, &name));
             assert!(storage.control().wait_for_hanging(1, std::time::Duration::from_secs(20)));
-            // Another machine that has the same storage.
+            // Another machine with the same storage writes its identity.
             std::fs::write(storage.backing().join(META_DIR).join(IDENTITY), compose(theirs, &name)).unwrap();
             storage.control().hang_on(Op::Rename, false);
             let refused = late.join().unwrap().unwrap_err();
@@ -271,7 +271,7 @@ mod tests {
         let meta = storage.backing().join(META_DIR);
         assert_eq!(identity_at(storage.backing()).unwrap().unwrap().id, theirs);
         assert_eq!(std::fs::read_dir(&meta).unwrap().count(), 1);
-        // Alone, it is the first.
+        // Without the other one, it is the first.
         std::fs::remove_file(meta.join(IDENTITY)).unwrap();
         let root = open(storage.at());
         root.write_identity(ours, &name).unwrap();

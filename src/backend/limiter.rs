@@ -1,4 +1,5 @@
-//! The limiter of each backend's concurrent operations, so that one that hangs cannot use up the threads of the others.
+//! The limiter of each backend's concurrent operations, so that a backend that hangs cannot use up the threads of the
+//! others.
 //!
 //! An operation that hangs in the kernel cannot be cancelled: it holds its slot until the call returns, even if nobody
 //! waits for it any more. Nothing here blocks a thread of the runtime.
@@ -10,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many operations of one backend run at once.
+/// The number of operations of one backend that run at once.
 pub const SLOTS: usize = 16;
 
-/// How many operations of one backend may wait for a slot. Waiting takes no thread; the number only bounds memory.
+/// The number of operations of one backend that may wait for a slot. Waiting takes no thread; the number only bounds
+/// memory.
 pub const QUEUE: usize = 4096;
 
-/// If all slots are taken and nothing began or ended for this long, the backend counts as one that does not answer, and no
-/// further operation waits for it.
+/// If all slots are taken and nothing began or ended for this long, the backend counts as not answering, and no further
+/// operation waits for it.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The slots of one backend.
@@ -36,7 +38,7 @@ struct UnderWay {
     last_event: Instant,
 }
 
-/// No slot is free and none will be soon.
+/// The error if no slot is free and none will be soon.
 #[derive(Debug)]
 pub(super) struct Full {
     pub(super) waiting: usize,
@@ -108,7 +110,7 @@ impl Limiter {
 
     fn full(&self) -> Full {
         let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        // Without the caller, which counted itself and does not wait.
+        // Without the caller, which has counted itself and does not wait.
         let queued = self.queued.load(Ordering::Relaxed).saturating_sub(1);
         Full {
             waiting: under_way.began.len() + queued,
@@ -130,12 +132,12 @@ impl Drop for Slot {
         under_way.began.remove(&self.number);
         under_way.last_event = Instant::now();
         drop(under_way);
-        // Only now may the next one enter, so that `began` never holds more entries than there are slots.
+        // The next one may enter only now, so that `began` never holds more entries than there are slots.
         self.permit.take();
     }
 }
 
-/// One place in the queue, left when the caller goes on or goes away.
+/// A place in the queue, left when the caller enters or goes away.
 struct Queued<'limiter> {
     limiter: &'limiter Limiter,
     ahead: usize,

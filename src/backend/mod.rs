@@ -1,14 +1,14 @@
-//! Backends: named directories, on local or shared storage, under which volumes lie.
+//! Backends: named directories, on local or shared storage, which hold the volumes.
 //!
-//! A [`Map`] is immutable and holds them all; a reload builds the next one from it. A [`Backend`] runs work on its
+//! A [`Map`] is immutable and holds all of them; a reload builds the next one from it. A [`Backend`] runs work on its
 //! [`Root`], which is opened for that one operation, checked through the same handle (is it mounted, is it the expected
 //! backend?), and closed afterwards, so that shares can be unmounted and come back.
 //!
-//! Nothing here knows the catalog: the caller passes the identity that it expects. Storage is never waited for on the
-//! runtime's threads, no backend uses up what another needs, and no path outside a root is touched.
+//! Nothing here knows the catalog: the caller passes the identity that it expects. The runtime's threads never wait for
+//! storage, no backend uses up what another needs, and no path outside a root is touched.
 //!
-//! Below the root, each module uses those before it: `layout` (names), `handle` (directories by handle), `name_folding`,
-//! `rename`, `root`, then `identity`, `adoptable`, `volumes`, `deleting`, `purge` and `copies`.
+//! Below the root, each module uses those before it: `layout` (names), `handle` (directories by handle),
+//! `name_folding`, `rename`, `root`, then `identity`, `adoptable`, `volumes`, `deleting`, `purge` and `copies`.
 
 mod adoptable;
 mod copies;
@@ -53,14 +53,14 @@ pub use self::volumes::{Listing, Staged, VolumeState};
 use crate::model::backend::BackendName;
 use crate::model::backend_settings::BackendSettings;
 
-/// The most threads that one backend can hold when its storage hangs: its operations and one probe.
+/// The most threads that one backend can hold when its storage hangs: those of its operations and of one probe.
 pub const THREADS_PER_BACKEND: usize = SLOTS + 1;
 
-/// What the runtime's `max_blocking_threads` should be: enough for a hundred backends that hang at once and everything
-/// else that blocks. Threads are made when they are needed, so a high number costs nothing.
+/// The value for the runtime's `max_blocking_threads`: enough for a hundred backends that hang at once, and for
+/// everything else that blocks. Threads are started when they are needed, so a high number costs nothing.
 pub const BLOCKING_THREADS: usize = 100 * THREADS_PER_BACKEND + 300;
 
-/// How long a probe may take before the backend counts as one that does not answer.
+/// How long a probe may take before the backend counts as not answering.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// All backends, by name. Immutable.
@@ -68,8 +68,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Map(BTreeMap<BackendName, Arc<Backend>>);
 
 impl Map {
-    /// A map of these settings. Backends with the same name and path as in `previous` keep their known health and their
-    /// operations under way.
+    /// Builds a map of these settings. Backends with the same name and path as in `previous` keep their known health
+    /// and their operations under way.
     #[must_use]
     pub fn build(previous: &Self, settings: BTreeMap<BackendName, BackendSettings>) -> Self {
         let backends = settings.into_iter().map(|(name, settings)| {
@@ -83,19 +83,19 @@ impl Map {
         Self(backends.collect())
     }
 
-    /// The backend of that name.
+    /// Returns the backend of that name.
     #[must_use]
     pub fn get(&self, name: &BackendName) -> Option<&Arc<Backend>> {
         self.0.get(name)
     }
 
-    /// All backends, by name.
+    /// Returns all backends, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.0.values()
     }
 
-    /// The backend for a volume whose Create names none, of those that are `open` to the caller: `default`, else the
-    /// only one. `None` if the caller must name one.
+    /// Returns the backend for a volume whose Create names none, out of those that are `open` to the caller: `default`,
+    /// else the only one. `None` if the caller must name one.
     #[must_use]
     pub fn default_for_create(&self, open: impl Fn(&Backend) -> bool) -> Option<&Arc<Backend>> {
         let mut all = self.0.values().filter(|backend| open(backend));
@@ -108,7 +108,7 @@ impl Map {
     }
 }
 
-/// One backend: its settings, and the state that survives a reload that leaves its path alone.
+/// A backend: its settings, and the state that survives a reload which does not change its path.
 #[derive(Debug)]
 pub struct Backend {
     name: BackendName,
@@ -143,19 +143,19 @@ impl State {
 }
 
 impl Backend {
-    /// Its name.
+    /// Returns the backend's name.
     #[must_use]
     pub fn name(&self) -> &BackendName {
         &self.name
     }
 
-    /// Its entry in the map.
+    /// Returns its entry in the map.
     #[must_use]
     pub fn settings(&self) -> &BackendSettings {
         &self.settings
     }
 
-    /// Its state as it was last seen. Never blocks.
+    /// Returns its last known state. Never blocks.
     #[must_use]
     pub fn health(&self) -> Arc<Health> {
         self.state.health.load()
@@ -197,7 +197,7 @@ impl Backend {
         tokio::task::spawn_blocking(work).await.map_err(|error| self.interrupted(&error))?
     }
 
-    /// How its storage folds names. Asks the storage only if that is not known.
+    /// Returns how its storage folds names. Asks the storage only if that is not known.
     pub async fn name_folding(&self, expect: Expect) -> Result<NameFolding, BackendError> {
         match &*self.health() {
             Health::Online(usage) => Ok(usage.name_folding),
@@ -205,13 +205,13 @@ impl Backend {
         }
     }
 
-    /// Returns true if operations wait for a slot. None should then be held for longer than necessary.
+    /// Returns true if operations wait for a slot. A slot should then not be held longer than necessary.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
         self.state.limiter.has_queue()
     }
 
-    /// Fails while the storage is known to hang, without asking it.
+    /// Fails while the storage is known to hang, without accessing it.
     pub fn answers(&self) -> Result<(), BackendError> {
         match self.hung_probe() {
             Some(reason) => Err(BackendError::Offline { backend: self.name.clone(), reason }),
@@ -219,9 +219,9 @@ impl Backend {
         }
     }
 
-    /// Checks whether the backend is there, and returns its refreshed health. There is one probe at a time: while another is
-    /// under way, the storage is not asked. A probe that takes too long leaves the backend offline, and brings it back when
-    /// it ends after all.
+    /// Checks that the backend is there, and returns its refreshed health. There is one probe at a time: while another
+    /// is under way, the storage is not accessed. A probe that takes too long sets the backend offline, and brings it
+    /// back when it ends after all.
     pub async fn probe(&self, expect: Expect) -> Arc<Health> {
         if let Ok(permit) = self.state.probe.clone().try_acquire_owned() {
             let visit = self.visit(expect);
@@ -229,7 +229,7 @@ impl Backend {
             let ended = ProbeEnded { state: Arc::clone(&self.state), _permit: permit };
             let probe = tokio::task::spawn_blocking(move || {
                 let seen = visit.look().and_then(|root| root.usage());
-                // Before the health changes, so that whoever sees it online is not refused an operation.
+                // Before the health changes, so that a caller who sees it online is not refused an operation.
                 ended.state.set_probe_since(None);
                 visit.note(&seen);
             });
@@ -241,7 +241,7 @@ impl Backend {
         self.health()
     }
 
-    /// The reason why the backend is offline, if the probe under way takes too long.
+    /// Returns why the backend is offline, if the probe under way takes too long.
     fn hung_probe(&self) -> Option<String> {
         let since = *self.state.probe_since.lock().unwrap_or_else(PoisonError::into_inner);
         let (_, at) = since.filter(|(began, _)| began.elapsed() >= self.state.probe_timeout)?;
@@ -277,7 +277,7 @@ impl Drop for ProbeEnded {
     }
 }
 
-/// One opening of a root, on a blocking thread.
+/// An opening of a root, on a blocking thread.
 struct Visit {
     name: BackendName,
     path: PathBuf,
@@ -287,7 +287,7 @@ struct Visit {
 }
 
 impl Visit {
-    /// Opens and checks the root for an operation, and notes what that tells about the backend's health.
+    /// Opens and checks the root for an operation, and notes what this shows about the backend's health.
     fn open(&self) -> Result<Root, BackendError> {
         let root = self.look().inspect_err(|error| self.note(&Err(error.clone())))?;
         // Probes keep the free space up to date; another call for each operation would gain nothing.
@@ -314,7 +314,7 @@ impl Visit {
         }
     }
 
-    /// Notes an error that means that the storage went away during the work.
+    /// Notes an error which means that the storage went away during the work.
     fn failed(&self, error: &BackendError) {
         if let Some(errno) = error.storage_gone() {
             self.state.health.offline(&format!("{} does not answer: {errno}", self.path.display()));

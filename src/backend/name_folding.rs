@@ -13,7 +13,7 @@ use crate::backend::handle::{Handle, is_directory, same};
 use crate::backend::layout::META_DIR;
 use crate::model::volume::VolumeName;
 
-/// Which names a file system takes for one. The default is none.
+/// The differences between names that a file system ignores. The default is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NameFolding {
     folds_case: bool,
@@ -21,7 +21,7 @@ pub struct NameFolding {
 }
 
 impl NameFolding {
-    /// Takes for one whatever any known storage takes for one.
+    /// Ignores every difference that any known storage ignores.
     pub const LOOSE: Self = Self { folds_case: true, drops_dots: true };
 
     /// Returns true if it tells all names apart.
@@ -43,7 +43,7 @@ impl NameFolding {
         }
     }
 
-    /// The word for it in JSON.
+    /// Returns the word for it in JSON.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -70,16 +70,17 @@ impl fmt::Display for NameFolding {
 }
 
 impl Handle {
-    /// How names are folded here. Looks only for other names of `.volhost`, which every backend has, and writes nothing.
+    /// Returns how names are folded here. Looks only for other names of `.volhost`, which every backend has, and writes
+    /// nothing.
     pub(super) fn name_folding(&self) -> Result<NameFolding, BackendError> {
         let Some(meta) = self.stat(META_DIR)? else { return Ok(NameFolding::default()) };
-        // A name that the storage refuses is not another name of this directory.
+        // A name that the storage refuses is no other name of this directory.
         let is_meta =
             |name| self.stat(name).is_ok_and(|found| found.is_some_and(|found| same(&found, &meta)));
         Ok(NameFolding { folds_case: is_meta(".VOLHOST"), drops_dots: is_meta(".volhost.") })
     }
 
-    /// The name under which an entry is listed, if that is another one than the name that leads to it.
+    /// Returns the name under which an entry is listed, if it differs from the name that leads to it.
     pub(super) fn listed_otherwise(&self, name: &str) -> Result<Option<String>, BackendError> {
         if self.name_folding()?.is_exact() {
             return Ok(None);
@@ -108,7 +109,7 @@ impl Handle {
     }
 }
 
-/// The error of a name that is taken in a directory.
+/// Returns the error for a name that is taken in a directory.
 pub(super) fn occupied(dir: &Handle, name: &str) -> BackendError {
     let listed = dir.listed_otherwise(name).ok().flatten();
     let directory = dir.stat(name).is_ok_and(|stat| stat.is_some_and(|stat| is_directory(&stat)));

@@ -1,7 +1,7 @@
-//! Deleting a removed volume's tree in bounded steps, with few handles, and never through a link or a mount point.
+//! Deletes a removed volume's tree in bounded steps, with few handles, and never through a link or a mount point.
 //!
-//! This is the only recursive deletion in volhost, and it deletes only what bears the mark of `deleting`. It needs no
-//! space. An entry that cannot be removed is skipped and reported, and the others go.
+//! This is the only recursive deletion in volhost, and it deletes only a directory with the mark of `deleting`. It
+//! needs no space. An entry that cannot be removed is skipped and reported, and the others are removed.
 
 use std::path::PathBuf;
 
@@ -13,21 +13,21 @@ use crate::backend::purge_walk::{PurgePass, Walk, open_to_empty, reason};
 use crate::backend::root::Root;
 use crate::model::volume::VolumeId;
 
-/// How far a purge has got.
+/// The progress of a purge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PurgeProgress {
     /// Nothing of the volume is left.
     Done,
     /// The budget was used up: call again.
     More {
-        /// How many entries were removed; none if entries were only moved up or skipped.
+        /// The number of entries that were removed; none if entries were only moved up or skipped.
         removed: usize,
     },
-    /// What is left cannot be removed.
+    /// The remaining entries cannot be removed.
     Blocked {
-        /// What stands in the way: a mount point, an immutable file.
+        /// An obstacle: a mount point, or an immutable file.
         path: PathBuf,
-        /// Why it cannot be removed, and what to do about it.
+        /// Why it cannot be removed, and the remedy.
         reason: String,
     },
 }
@@ -76,7 +76,7 @@ mod tests {
     use crate::backend::tests::{Mounted, is_root, made, open, volume};
     use crate::backend::volumes::Listing;
 
-    /// A removed volume whose deletion has begun, and its directory.
+    /// Makes a removed volume whose deletion has begun, and returns its directory.
     fn trashed(root: &Root) -> (VolumeId, PathBuf) {
         let id = made(root, "db");
         root.trash(&volume("db"), id).unwrap();
@@ -177,7 +177,7 @@ mod tests {
             std::fs::write(deep.join("f"), "").unwrap();
             deep.push("d");
         }
-        // Takes no entry, as a directory on a full disk; and gives none.
+        // The directory accepts no new entry, like one on a full disk, and lets none be removed.
         if !attribute("+i", &top) {
             return;
         }
@@ -240,7 +240,7 @@ mod tests {
         // The file that `made` wrote, twenty times three, and the directory itself.
         let mut left = 1 + 20 * 3 + 1_usize;
         loop {
-            // Another opening each time, as after a restart.
+            // A new handle each time, as after a restart.
             match open(dir.path()).purge(id, 10, &mut PurgePass::default()).unwrap() {
                 PurgeProgress::More { removed } => {
                     assert_eq!(removed, 10);

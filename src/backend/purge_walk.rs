@@ -15,16 +15,17 @@ use rustix::path::Arg;
 use crate::backend::error::BackendError;
 use crate::backend::handle::{Handle, TemporaryMode, open_beneath};
 
-/// How many levels of directories are open at once. Deeper directories are moved up to the volume's own directory, which
-/// keeps the walk short. If there is no room for that, upper levels are closed and later opened again, from the volume's
-/// own directory downwards.
+/// The number of directory levels that are open at once. Deeper directories are moved up to the volume's own directory,
+/// which keeps the walk short. If there is no room for that, upper levels are closed and later opened again, from the
+/// volume's own directory downwards.
 const OPEN_LEVELS: usize = 16;
 
 /// The position of a purge in the tree, kept from one call to the next: entries that cannot be removed are then tried once
 /// in each pass, and the ones behind them are reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PurgePass {
-    /// How many entries could not be removed. The next call meets them again, in this order, before any other.
+    /// The number of entries that could not be removed. The next call meets them again, in this order, before any
+    /// other.
     refused: usize,
     /// The first of them.
     blocked: Option<(PathBuf, String)>,
@@ -32,7 +33,7 @@ pub struct PurgePass {
     removed: bool,
     /// True if a directory was moved up.
     moved: bool,
-    /// How many passes went through the whole tree and removed something without emptying it.
+    /// The number of passes that went through the whole tree and removed something without emptying it.
     pub again: usize,
 }
 
@@ -45,11 +46,11 @@ impl PurgePass {
 /// A walk through a tree, the deepest directory last.
 pub(super) struct Walk<'purge> {
     meta: &'purge Handle,
-    /// The volume's own directory, to which deep ones are moved and from which closed ones are opened again.
+    /// The volume's own directory: deep directories are moved to it, and closed ones are opened again from it.
     top: OwnedFd,
     levels: Vec<Level>,
     left: usize,
-    /// How many entries that are met next were refused earlier in this pass.
+    /// The number of the next entries that were refused earlier in this pass.
     skip: usize,
     removed: usize,
     pass: &'purge mut PurgePass,
@@ -61,9 +62,9 @@ struct Level {
     name: CString,
     /// `None` while it is closed.
     entries: Option<Dir>,
-    /// Where the listing stands.
+    /// The position in the listing.
     at: Option<i64>,
-    /// True if something in it was left.
+    /// True if something in it could not be removed.
     stuck: bool,
 }
 
@@ -76,7 +77,7 @@ impl Level {
         self.entries.as_ref().ok_or(Errno::BADF)?.fd()
     }
 
-    /// Opens a closed level again by a handle of its directory, and goes on where its listing stood.
+    /// Opens a closed level again by a handle of its directory, and goes on at its position in the listing.
     fn reopen(&mut self, fd: impl AsFd) -> Result<(), Errno> {
         if self.entries.is_some() {
             return Ok(());
@@ -91,7 +92,7 @@ impl Level {
 }
 
 impl<'purge> Walk<'purge> {
-    /// A walk that tries at most `budget` entries of the directory `name` in `meta`, which is open as `fd`.
+    /// Returns a walk that tries at most `budget` entries of the directory `name` in `meta`, which is open as `fd`.
     pub(super) fn new(
         meta: &'purge Handle,
         name: &str,
@@ -118,8 +119,8 @@ impl<'purge> Walk<'purge> {
 }
 
 impl Walk<'_> {
-    /// Walks until the budget is used up, the tree is gone, or a pass ends without any effect. In the last case it returns
-    /// what stands in the way.
+    /// Walks until the budget is used up, the tree is gone, or a pass ends without any effect. In the last case returns
+    /// the obstacle.
     pub(super) fn run(&mut self) -> Result<Option<(PathBuf, String)>, BackendError> {
         while self.left > 0 {
             let Some(level) = self.levels.last_mut() else { break };
@@ -154,14 +155,14 @@ impl Walk<'_> {
         Ok(None)
     }
 
-    /// Removes one entry, or goes down into it.
+    /// Removes an entry, or goes down into it.
     fn take(&mut self, entry: &DirEntry) -> Result<(), Errno> {
         let name = entry.file_name();
         let depth = self.levels.len();
         let Some(level) = self.levels.last_mut() else { return Ok(()) };
         let parent = level.fd()?;
         let kind = match entry.file_type() {
-            // Some file systems do not tell it in a listing.
+            // Some file systems do not give an entry's kind in a listing.
             FileType::Unknown => {
                 FileType::from_raw_mode(rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode)
             }
@@ -177,7 +178,7 @@ impl Walk<'_> {
             self.gone();
             return Ok(());
         }
-        // Refuses a mount point, also one of the same file system.
+        // Refuses a mount point, even one of the same file system.
         let child = open_to_empty(parent, name)?;
         if depth >= OPEN_LEVELS {
             match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
@@ -188,7 +189,7 @@ impl Walk<'_> {
                 Err(Errno::NOTEMPTY | Errno::EXIST) => {}
                 Err(errno) => return Err(errno),
             }
-            // Under a unique name. That needs room for an entry, which a full disk may not have.
+            // Under a unique name. This needs room for an entry, which a full disk may not have.
             let up = crate::files::unique_name();
             match rustix::fs::renameat(parent, name, &self.top, &*up) {
                 Ok(()) => {
@@ -210,8 +211,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Goes up from a directory whose entries were all tried, and removes it. Returns what stands in the way if a pass ended
-    /// with that and had no effect.
+    /// Goes up from a directory whose entries were all tried, and removes it. Returns the obstacle if that ended a pass
+    /// which had no effect.
     fn leave(&mut self) -> Result<Option<(PathBuf, String)>, BackendError> {
         let Some(level) = self.levels.pop() else { return Ok(None) };
         let is_closed = match self.levels.last() {
@@ -226,7 +227,8 @@ impl Walk<'_> {
             above.fd().and_then(|above| rustix::fs::unlinkat(above, &*level.name, AtFlags::REMOVEDIR));
         match removed {
             Ok(()) => self.gone(),
-            // Entries were refused or added, or the listing skipped some because others went: another pass finds those.
+            // Entries were refused or added, or the listing skipped some because others were removed: another pass
+            // finds those.
             Err(Errno::NOTEMPTY | Errno::EXIST) if level.stuck || self.pass.has_effect() => {
                 above.stuck = true;
             }
@@ -244,7 +246,7 @@ impl Walk<'_> {
             }
             Err(Errno::NOENT) => Ok(None),
             Err(Errno::NOTEMPTY | Errno::EXIST) if self.pass.has_effect() => {
-                // Another pass is needed in any case for what was moved up.
+                // Directories that were moved up need another pass in any case.
                 let again = self.pass.again + usize::from(!self.pass.moved);
                 *self.pass = PurgePass { again, ..PurgePass::default() };
                 self.skip = 0;
@@ -266,8 +268,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Opens the deepest levels again, from the volume's own directory downwards. Returns false if the path has changed: the
-    /// walk then goes on where it ends.
+    /// Opens the deepest levels again, from the volume's own directory downwards. Returns false if the path has
+    /// changed: the walk then goes on where the path ends.
     fn reopen(&mut self) -> Result<bool, BackendError> {
         // This costs more the deeper the levels lie, so it is charged to the budget.
         self.left = self.left.saturating_sub(self.levels.len() / OPEN_LEVELS);
@@ -308,8 +310,8 @@ impl Walk<'_> {
         self.pass.removed = true;
     }
 
-    /// Notes an entry that could not be removed, so that the walk goes on with the others. An error if the storage itself
-    /// failed.
+    /// Notes an entry that could not be removed, so that the walk goes on with the others. Returns an error if the
+    /// storage itself failed.
     fn refused(&mut self, name: &CStr, errno: Errno) -> Result<(), BackendError> {
         // Somebody else removed it.
         if errno == Errno::NOENT {
@@ -346,8 +348,8 @@ pub(super) fn open_to_empty(parent: impl AsFd, name: impl Arg + Copy) -> Result<
     open_beneath(parent, name, OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
-/// Why an entry cannot be removed, and what to do about it. An error if the reason lies in the storage or this process, so
-/// that no other entry can be removed either.
+/// Returns why an entry cannot be removed, and the remedy. Returns an error if the reason lies in the storage or this
+/// process, so that no other entry can be removed either.
 pub(super) fn reason(path: &Path, errno: Errno) -> Result<String, BackendError> {
     Ok(match errno {
         Errno::XDEV | Errno::BUSY => {

@@ -1,4 +1,4 @@
-//! Renaming a directory below a root: durably, and never over anything.
+//! Renames a directory below a root: durably, and never over an existing entry.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::backend::handle::{Handle, TemporaryMode, is_directory, open_beneath, 
 use crate::backend::name_folding::occupied;
 use crate::files::rename_dir_no_replace;
 
-/// Renames a real directory, never over anything. It is durable once both parents are.
+/// Renames a real directory, never over an existing entry. It is durable once both parents are.
 pub(super) fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), BackendError> {
     let source = from.path.join(old);
     let Some(before) = from.stat(old)? else { return Err(BackendError::Missing { path: source }) };
@@ -25,8 +25,8 @@ pub(super) fn rename(from: &Handle, old: &str, to: &Handle, new: &str) -> Result
         result => result,
     };
     if let Err(errno) = renamed {
-        // A server may have done it, lost its answer, and refused the repetition. It was done if the very same directory
-        // stands under the new name.
+        // A server may have done it, lost its answer, and refused the repetition. It was done if the very same
+        // directory stands under the new name.
         let done = to.stat(new).is_ok_and(|now| now.is_some_and(|now| same(&now, &before)));
         if !done {
             return Err(match errno {
@@ -52,7 +52,7 @@ pub(super) fn rename_durably(from: &Handle, old: &str, to: &Handle, new: &str) -
     from.sync()
 }
 
-/// Renames a directory whose mode does not let its owner write, which the kernel demands of all but root.
+/// Renames a directory whose mode does not let its owner write; the kernel demands that of everyone except root.
 fn rename_read_only(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<(), Errno> {
     let Some(temporary) = TemporaryMode::open(&from.fd, old, rustix::fs::Mode::WUSR)? else {
         return Err(Errno::ACCESS);
@@ -62,7 +62,7 @@ fn rename_read_only(from: &Handle, old: &str, to: &Handle, new: &str) -> Result<
     renamed
 }
 
-/// The user that this process runs as.
+/// Returns the user that this process runs as.
 fn us() -> u32 {
     rustix::process::geteuid().as_raw()
 }
@@ -73,7 +73,8 @@ fn is_mount_point(dir: &Handle, name: &str) -> Result<bool, BackendError> {
         Ok(stat) if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
             Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
         }
-        // Kernels before 5.8 do not tell. Then an attempt to open it without crossing a mount point does.
+        // Kernels before 5.8 do not report it. Then an attempt to open the directory without crossing a mount point
+        // does.
         Ok(_) | Err(Errno::NOSYS) => {
             let opened =
                 open_beneath(&dir.fd, name, rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY);
@@ -85,7 +86,7 @@ fn is_mount_point(dir: &Handle, name: &str) -> Result<bool, BackendError> {
     }
 }
 
-/// The error of a call that moves or removes. Its effect is unknown unless the kernel refused the call.
+/// Returns the error of a call that moves or removes. Its effect is unknown unless the kernel refused the call.
 pub(super) fn moved(what: &'static str, path: PathBuf, source: Errno) -> BackendError {
     let refusals = [
         Errno::ACCESS,

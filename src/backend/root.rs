@@ -26,13 +26,13 @@ pub struct Root {
 pub struct Usage {
     /// Its size.
     pub total_bytes: u64,
-    /// What unprivileged users can still write.
+    /// The bytes that unprivileged users can still write.
     pub free_bytes: u64,
-    /// How many files it can hold; 0 if it has no such limit or does not tell.
+    /// The number of files it can hold; 0 if it has no such limit or does not report it.
     pub total_inodes: u64,
-    /// How many more files unprivileged users can make.
+    /// The number of files that unprivileged users can still make.
     pub free_inodes: u64,
-    /// Which names it takes for one.
+    /// How it folds names.
     pub name_folding: NameFolding,
 }
 
@@ -78,13 +78,13 @@ impl Root {
         Ok(Self { backend: backend.clone(), dir: Handle { fd, path: path.into() } })
     }
 
-    /// The root's path, for messages.
+    /// Returns the root's path, for messages.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.dir.path
     }
 
-    /// The size and free space of the file system, and how it folds names.
+    /// Returns the size and free space of the file system, and how it folds names.
     pub fn usage(&self) -> Result<Usage, BackendError> {
         let stat = rustix::fs::fstatvfs(&self.dir.fd)
             .map_err(|errno| BackendError::io("ask for the free space of", self.path(), errno))?;
@@ -97,7 +97,7 @@ impl Root {
         })
     }
 
-    /// Returns true if nothing lies below the root that a new backend could damage: nothing but `lost+found` and a
+    /// Returns true if nothing below the root could be damaged by a new backend: there is only `lost+found` and a
     /// `.volhost` without content.
     pub fn is_empty(&self) -> Result<bool, BackendError> {
         let mut empty = true;
@@ -114,12 +114,12 @@ impl Root {
         Ok(empty)
     }
 
-    /// [`META_DIR`]; `None` if it was not made yet.
+    /// Opens [`META_DIR`]; `None` if it was not made yet.
     pub(super) fn meta(&self) -> Result<Option<Handle>, BackendError> {
         self.dir.open(META_DIR)
     }
 
-    /// A directory in [`META_DIR`]; `None` if it was not made yet.
+    /// Opens a directory in [`META_DIR`]; `None` if it was not made yet.
     pub(super) fn meta_dir(&self, name: &str) -> Result<Option<Handle>, BackendError> {
         match self.dir.open(META_DIR)? {
             Some(meta) => meta.open(name),
@@ -127,18 +127,18 @@ impl Root {
         }
     }
 
-    /// A directory in [`META_DIR`], made if it is missing.
+    /// Opens a directory in [`META_DIR`], or creates it.
     pub(super) fn meta_dir_made(&self, name: &str) -> Result<Handle, BackendError> {
         self.dir.made(META_DIR)?.made(name)
     }
 
-    /// How the storage folds names below it.
+    /// Returns how the storage folds names below it.
     pub fn name_folding(&self) -> Result<NameFolding, BackendError> {
         self.dir.name_folding()
     }
 }
 
-/// Returns true if [`META_DIR`] holds nothing but an identity that was never finished.
+/// Returns true if [`META_DIR`] holds nothing but an unfinished identity.
 fn holds_nothing(meta: &Handle) -> Result<bool, BackendError> {
     let mut nothing = true;
     meta.for_each(|name, _| {

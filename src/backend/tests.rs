@@ -1,4 +1,5 @@
-//! The room as a whole: races, storage that misbehaves, and the bound on what hangs. Helpers for the other tests.
+//! The whole module: races, storage that misbehaves, and the limit on hanging operations. Also helpers for the other
+//! tests.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, symlink};
@@ -32,7 +33,7 @@ pub(super) fn open(path: &Path) -> Root {
     Root::open(&backend_name("fast"), path, false).unwrap()
 }
 
-/// The user and group that may own what this process makes.
+/// Returns the user and group that may own files of this process.
 pub(super) fn me() -> (u32, u32) {
     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
 }
@@ -45,7 +46,7 @@ pub(super) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A volume under its name, with one file in it.
+/// Makes a volume under its name, with one file in it.
 pub(super) fn made(root: &Root, name: &str) -> VolumeId {
     let id = VolumeId::random();
     let (uid, gid) = me();
@@ -93,7 +94,7 @@ pub(super) fn settings(path: &Path) -> BackendSettings {
     }
 }
 
-/// A backend that loses patience soon.
+/// Returns a backend with short timeouts.
 fn hasty(path: &Path) -> Arc<Backend> {
     Arc::new(Backend {
         name: backend_name("fast"),
@@ -239,7 +240,7 @@ async fn a_backend_that_hangs_holds_up_nobody_else() {
         })
         .collect();
     eventually("all operations hang", || shaky.control().hanging() == SLOTS).await;
-    // Callers that go away leave their operations behind: those still hold their slots.
+    // Callers that go away leave their operations behind, which still hold their slots.
     let gone = waiting.iter().take(SLOTS / 2);
     for caller in gone {
         caller.abort();
@@ -445,7 +446,7 @@ fn no_swap_of_our_own_directories_leads_outside() {
         let (uid, gid) = me();
         let end = Instant::now() + Duration::from_millis(400);
         let mut done = [0; 2];
-        // On a busy machine until the swap met both, within reason.
+        // On a busy machine, goes on until the swap has hit both, within reason.
         let last = end + Duration::from_secs(20);
         while Instant::now() < end || (done.contains(&0) && Instant::now() < last) {
             let id = VolumeId::random();

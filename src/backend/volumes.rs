@@ -18,14 +18,14 @@ use crate::backend::root::Root;
 use crate::model::options::{Mode, Ownership};
 use crate::model::volume::{VolumeId, VolumeName};
 
-/// What stands under a volume's name.
+/// The kind of entry under a volume's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VolumeState {
     /// A real directory.
     Directory,
     /// Nothing.
     Missing,
-    /// Something else than a directory: this.
+    /// Something that is not a directory; holds its kind.
     NotADirectory(&'static str),
 }
 
@@ -41,18 +41,18 @@ impl Staged {
     }
 }
 
-/// What lies in `.volhost/new` or `.volhost/trash`.
+/// The entries of `.volhost/new` or `.volhost/trash`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// The directories named by a volume's identity, sorted.
+    /// The directories named by a volume's ID, sorted.
     pub volumes: Vec<VolumeId>,
-    /// Whatever else lies there. It is not volhost's and is left alone.
+    /// All other entries. They are not volhost's and are left alone.
     pub strays: Vec<PathBuf>,
 }
 
 impl Root {
-    /// Makes volhost's own directories while there is space for them, because a removal that is to free space must not need
-    /// any. What cannot be made now is made, or refused with the reason, when it is needed.
+    /// Makes volhost's own directories while there is space for them, because a removal that is to free space must not
+    /// need any. A directory that cannot be made now is made when it is needed, or refused with the reason.
     pub fn prepare(&self) {
         for name in [NEW, TRASH] {
             if let Err(error) = self.meta_dir_made(name) {
@@ -61,7 +61,7 @@ impl Root {
         }
     }
 
-    /// What stands under a volume's name.
+    /// Returns the kind of entry under a volume's name.
     pub fn volume_state(&self, name: &VolumeName) -> Result<VolumeState, BackendError> {
         Ok(match self.dir.stat(name.as_str())? {
             None => VolumeState::Missing,
@@ -98,7 +98,7 @@ impl Root {
 
     /// Gives a directory that an earlier process staged its owner and mode durably: a power cut may have undone them.
     ///
-    /// [`BackendError::Missing`] if nothing is staged.
+    /// Returns [`BackendError::Missing`] if nothing is staged.
     pub fn stage_again(&self, id: VolumeId, ownership: Ownership) -> Result<(), BackendError> {
         let new = self.meta_dir_made(NEW)?;
         match new.open(&id.to_string()) {
@@ -107,7 +107,7 @@ impl Root {
                 made.sync()
             }
             Ok(None) => Err(BackendError::Missing { path: new.path.join(id.to_string()) }),
-            // It was made readable for this process. If it is not, it already has the mode that was asked for.
+            // It was made readable for this process. If it is not, it already has the requested mode.
             Err(BackendError::Io { source: Errno::ACCESS, .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -115,10 +115,11 @@ impl Root {
 
     /// Renames a staged directory to its volume's name, durably.
     ///
-    /// Does not wait until it is durably gone from `.volhost/new`. A file system with a journal does both at once; without
-    /// one, a power cut may leave the directory under both names, and a repetition of this call then finds it done.
+    /// Does not wait until it is durably gone from `.volhost/new`. A file system with a journal does both at once;
+    /// without one, a power cut may leave the directory under both names, and a repetition of this call then finds it
+    /// done.
     ///
-    /// [`BackendError::Occupied`] if something stands there, [`BackendError::Missing`] if nothing is staged.
+    /// Returns [`BackendError::Occupied`] if something stands there, [`BackendError::Missing`] if nothing is staged.
     pub fn publish(&self, id: VolumeId, name: &VolumeName) -> Result<(), BackendError> {
         let staged = id.to_string();
         let Some(new) = self.meta_dir(NEW)? else {
@@ -128,7 +129,7 @@ impl Root {
         self.dir.sync()
     }
 
-    /// Removes a staged directory if it is there. Only an empty one: never recursive.
+    /// Removes a staged directory if it is there and empty: never recursively.
     pub fn unstage(&self, id: VolumeId) -> Result<(), BackendError> {
         let Some(new) = self.meta_dir(NEW)? else { return Ok(()) };
         let name = id.to_string();
@@ -142,7 +143,7 @@ impl Root {
 
     /// Renames a volume's directory into `.volhost/trash`.
     ///
-    /// [`BackendError::Missing`] if there is none; a link, a file or a mount point under that name is refused.
+    /// Returns [`BackendError::Missing`] if there is none; a link, a file or a mount point under that name is refused.
     pub fn trash(&self, name: &VolumeName, id: VolumeId) -> Result<(), BackendError> {
         let trash = self.meta_dir_made(TRASH)?;
         rename_durably(&self.dir, name.as_str(), &trash, &id.to_string())
@@ -150,7 +151,8 @@ impl Root {
 
     /// Renames a trashed directory back to a volume's name.
     ///
-    /// [`BackendError::Occupied`] if something stands there, [`BackendError::Missing`] if it is not in the trash.
+    /// Returns [`BackendError::Occupied`] if something stands there, [`BackendError::Missing`] if it is not in the
+    /// trash.
     pub fn untrash(&self, id: VolumeId, name: &VolumeName) -> Result<(), BackendError> {
         let trashed = id.to_string();
         let Some(trash) = self.meta_dir(TRASH)? else {
@@ -159,17 +161,17 @@ impl Root {
         rename_durably(&trash, &trashed, &self.dir, name.as_str())
     }
 
-    /// The directories being made.
+    /// Returns the directories being made.
     pub fn staged(&self) -> Result<Listing, BackendError> {
         self.listing(NEW)
     }
 
-    /// The removed volumes' directories.
+    /// Returns the removed volumes' directories.
     pub fn trashed(&self) -> Result<Listing, BackendError> {
         self.listing(TRASH)
     }
 
-    /// The owner and mode of a volume's directory; `None` if there is none.
+    /// Returns the owner and mode of a volume's directory; `None` if there is none.
     pub fn ownership(&self, name: &VolumeName) -> Result<Option<Ownership>, BackendError> {
         let stat = self.dir.stat(name.as_str())?.filter(is_directory);
         Ok(stat.map(|stat| Ownership {
@@ -184,7 +186,7 @@ impl Root {
         let Some(dir) = self.meta_dir(name)? else { return Ok(listing) };
         dir.for_each(|name, kind| {
             let id = identity(name);
-            // Some file systems do not tell an entry's kind in a listing.
+            // Some file systems do not give an entry's kind in a listing.
             let directory = match (id, kind) {
                 (Some(id), FileType::Unknown) => {
                     dir.stat(&id.to_string())?.is_some_and(|stat| is_directory(&stat))
@@ -203,7 +205,7 @@ impl Root {
     }
 }
 
-/// The identity that an entry is named by, if it is spelled as volhost spells it.
+/// Returns the ID that an entry's name holds, if it is spelled as volhost spells it.
 pub(super) fn identity(name: &CStr) -> Option<VolumeId> {
     let text = name.to_str().ok()?;
     text.parse().ok().filter(|id: &VolumeId| id.to_string() == text)
@@ -227,7 +229,7 @@ fn set_ownership(dir: &Handle, ownership: Ownership) -> Result<(), BackendError>
     if owner.is_some() || group.is_some() {
         rustix::fs::fchown(&dir.fd, owner, group).map_err(|errno| refused(&made, Some(errno)))?;
     }
-    // After the owner: changing that clears set-user-ID and set-group-ID bits.
+    // After the owner: changing that clears the set-user-ID and set-group-ID bits.
     let bits = rustix::fs::Mode::from_raw_mode(mode.bits());
     rustix::fs::fchmod(&dir.fd, bits).map_err(|errno| refused(&made, Some(errno)))?;
     let now = look()?;
@@ -264,7 +266,7 @@ mod tests {
             let made = std::fs::metadata(dir.path().join(name.as_str())).unwrap();
             assert_eq!(format!("{:04o}", made.mode() & 0o7777), text);
             assert_eq!((made.uid(), made.gid()), (uid, gid));
-            // What is inherited from the directory above is not asked for.
+            // A mode inherited from the directory above was not asked for.
             let above = dir.path().join(".volhost/new");
             std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o2700)).unwrap();
         }

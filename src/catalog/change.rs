@@ -1,6 +1,6 @@
 //! Changes of a catalog: every [`Change`], what it concerns, and its outcome.
 //!
-//! Adding a change takes a variant, its [`Footprint`], and its rule in [`View::apply`](super::View). The footprint is the
+//! A new change needs a variant, its [`Footprint`], and its rule in [`View::apply`](super::View). The footprint is the
 //! only other place that names every variant: locks, conditions and freshness follow from it.
 
 use std::net::IpAddr;
@@ -14,72 +14,72 @@ use crate::model::host::HostName;
 use crate::model::mounts::{Activation, Mount};
 use crate::model::volume::{MountId, VolumeId, VolumeName};
 
-/// A change to the catalog, decided and made durable as one.
+/// A change to the catalog, decided and made durable as a whole.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// Records a volume that is not visible yet and that nobody mounts. Refused when the name is taken.
+    /// Records a volume that is not visible yet and that nobody has mounted. Refused if the name is taken.
     Insert(Volume),
-    /// Makes an inserted volume visible, once its directory stands durably under its name. That it is visible is not
-    /// recorded: what a catalog held when it was opened is. That it is no longer `unconfirmed` is, but nobody waits for
-    /// that: see [`Change::may_follow`].
+    /// Makes an inserted volume visible, once its directory stands durably under its name. Visibility is not recorded:
+    /// every volume is visible in a catalog that has just been opened. The end of `unconfirmed` is recorded, but nobody
+    /// waits for that: see [`Change::may_follow`].
     Publish(VolumeName, VolumeId),
-    /// Takes back an insertion that never became visible. Refused as `Exists` once it did.
+    /// Takes back an insertion that never became visible. Refused as `Exists` if it has become visible.
     Withdraw(VolumeName, VolumeId),
-    /// Deletes a visible volume; refused while any host has a mount. `keep` says whether its directory went to the
+    /// Removes a visible volume; refused while any host has it mounted. `keep` says whether its directory went to the
     /// trash and can be restored; an adopted volume is only forgotten.
     Remove {
         /// The volume's name.
         name: VolumeName,
-        /// The volume that was target: another one of that name is not removed.
+        /// The volume to remove: a later one of the same name is not removed.
         id: VolumeId,
-        /// When it is removed.
+        /// The time of the removal.
         at: time::OffsetDateTime,
         /// True if the trash keeps its directory.
         keep: bool,
     },
-    /// Brings a removed volume back, not visible until it is published. Refused when the name is taken.
+    /// Brings a removed volume back, hidden until it is published. Refused if the name is taken.
     Restore(VolumeId),
     /// Takes back a restoration that never became visible: the volume is in the trash again, as if it had never left
-    /// it. Refused as `Exists` once it was visible.
+    /// it. Refused as `Exists` if it has become visible.
     Unrestore {
         /// The volume's name.
         name: VolumeName,
         /// The volume that was restored.
         id: VolumeId,
-        /// When it had been removed: what the [`Restore`](Change::Restore) told in its [`Outcome::trashed`].
+        /// The time of the removal, from the [`Outcome::trashed`] of the [`Restore`](Change::Restore).
         at: time::OffsetDateTime,
     },
-    /// Has a removed volume deleted now rather than when its time is over. Refused as `NotInTrash` where it is another
-    /// removal that the volume is in the trash by.
+    /// Marks a removed volume for deletion now, before its retention time is over. Refused as `NotInTrash` if the
+    /// volume was restored and removed again meanwhile.
     Expire {
         /// The volume.
         id: VolumeId,
-        /// When it was removed.
+        /// The time of the removal.
         removed: time::OffsetDateTime,
     },
     /// Forgets a removed volume whose directory is gone for good.
     Forget(VolumeId),
-    /// Counts one Mount of a visible volume under the host's present activation, and remembers that the host knows
-    /// the volume.
+    /// Counts one Mount of a visible volume under the host's present activation, and records that the host knows the
+    /// volume.
     Mount {
         /// The volume's name.
         name: VolumeName,
-        /// The volume that was meant.
+        /// The volume to mount: a later one of the same name is not mounted.
         volume: VolumeId,
-        /// Whose engine mounts it.
+        /// The host whose engine mounts it.
         host: HostName,
         /// The engine's ID.
         id: MountId,
-        /// From where it called, over a network.
+        /// The address that the host called from; `None` if it did not call over a network.
         address: Option<IpAddr>,
-        /// When.
+        /// The time of the Mount.
         at: time::OffsetDateTime,
-        /// True if it is counted only as a repetition: refused as `NotMounted` unless this host and ID are counted
-        /// already. A repetition is not refused for another host's mounts.
+        /// True if the Mount may only repeat an earlier one: refused as `NotMounted` unless this host and ID are
+        /// counted already. A repetition is not refused because of another host's mounts.
         again: bool,
     },
-    /// Takes back a Mount of which its engine heard nothing; see [`Ledger::take_back`]. Changes nothing where the entry
-    /// is another one by now.
+    /// Takes back a Mount whose answer did not reach its engine; see [`Ledger::take_back`]. Changes nothing if the
+    /// ledger's entry has changed since.
     ///
     /// [`Ledger::take_back`]: crate::model::mounts::Ledger::take_back
     TakeBack {
@@ -90,41 +90,41 @@ pub enum Change {
         /// The ledger's entry as it was right after that Mount.
         counted: Mount,
     },
-    /// Counts one Unmount on the newest activation with this host and ID. What is not known changes nothing.
+    /// Counts one Unmount on the newest activation with this host and ID. Changes nothing if there is no such mount.
     Unmount {
         /// The volume's name.
         name: VolumeName,
-        /// Whose engine unmounts it.
+        /// The host whose engine unmounts it.
         host: HostName,
         /// The engine's ID.
         id: MountId,
-        /// The mount that it was about when it was answered; `None` if it is decided before its answer.
+        /// The mount that the Unmount was about when it was answered; `None` if it is decided before its answer.
         target: Option<UnmountTarget>,
     },
-    /// Takes mounts out by the operator's word.
+    /// Deletes mounts at the operator's request.
     Release {
         /// The volume's name.
         name: VolumeName,
-        /// Whose mounts.
+        /// The host whose mounts are deleted.
         host: HostName,
-        /// The one to take out; `None` takes out all.
+        /// The mount to delete; `None` deletes all of the host's mounts.
         id: Option<MountId>,
-        /// True if mounts that may be alive are taken out as well.
+        /// True if mounts that may be alive are deleted as well.
         alive_too: bool,
     },
-    /// Begins a new activation of a host: mounts of earlier ones are stale from now on. Changes nothing while the
+    /// Begins a new activation of a host: mounts of earlier activations are stale from now on. Changes nothing if the
     /// present activation has no mount.
     Activate(HostName),
     /// Records a certificate that was issued to a host.
     Issue(HostName, Certificate),
     /// Revokes every certificate that the host has so far.
     Revoke(HostName, time::OffsetDateTime),
-    /// Notes when hosts were last seen; several at once, because nothing waits for it.
+    /// Records when hosts were last seen; several at once, because nobody waits for it.
     Seen(Vec<(HostName, time::OffsetDateTime)>),
-    /// Notes that a host connected with a certificate of this issuer. Changes nothing for a host that is not known.
+    /// Records that a host connected with a certificate of this issuer. Changes nothing for an unknown host.
     Connected(HostName, String),
-    /// Notes from where a host's certificate is used, which may show that several machines use it, or that they do not
-    /// any more.
+    /// Records the address that a host's certificate was used from. This may show that several machines use the
+    /// certificate, or that they no longer do.
     Called {
         /// The host.
         host: HostName,
@@ -132,35 +132,36 @@ pub enum Change {
         serial: String,
         /// The address.
         from: IpAddr,
-        /// When.
+        /// The time of the call.
         at: time::OffsetDateTime,
     },
-    /// Records that the addresses by which a host was taken for cloned are one machine's.
+    /// Records that the addresses which made a host look cloned belong to one machine.
     NotCloned(HostName),
-    /// Names the machine that serves the catalog. What it held under another name, its mounts among it, goes along.
+    /// Names the machine that serves the catalog. Everything recorded under its former name, mounts included, moves
+    /// along.
     Name(Uuid, HostName),
-    /// Records what is known of a backend, or forgets it.
+    /// Records what is known of a backend, or forgets the backend.
     Backend(BackendName, Option<BackendRecord>),
-    /// Records a backend that the catalog does not know yet. Refused when it does, by then.
+    /// Records a backend that the catalog does not know yet. Refused if the catalog has come to know it meanwhile.
     Introduce(BackendName, BackendRecord),
 }
 
-/// The mount that an Unmount was about. An Unmount that is decided after its answer must not take a later mount.
+/// The mount that an Unmount was about. An Unmount that is decided after its answer must not count down a later mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnmountTarget {
-    /// The volume, if there was one of that name.
+    /// The volume of that name at that time, if there was one.
     pub volume: Option<VolumeId>,
-    /// The host's activation: mounts of later ones are others.
+    /// The host's activation at that time: mounts of later activations are not counted down.
     pub activation: Activation,
 }
 
-/// The things that a change concerns. Engines derive from it the locks that they take, the conditions under which a decision
+/// What a change concerns. Engines derive from it the locks that they take, the conditions under which a decision
 /// holds, and how fresh the view must be. A new change is described here, once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Footprint {
-    /// The volume that it reads and changes, with its mounts.
+    /// The volume that the change reads and writes, with its mounts.
     pub(crate) volume: Option<VolumeName>,
-    /// The removed volume that it puts into the trash or takes out.
+    /// The removed volume that the change puts into the trash or takes out.
     pub(crate) removed: Option<VolumeId>,
     pub(crate) hosts: Vec<HostName>,
     pub(crate) host_access: Access,
@@ -169,39 +170,39 @@ pub(crate) struct Footprint {
     pub(crate) freshness: Freshness,
 }
 
-/// The use that a change makes of something: it reads or writes it.
+/// The kind of access of a change: it reads or writes something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Read,
     Write,
 }
 
-/// The effect of a change on the directory of a volume, which one instance at a time may move.
+/// The effect of a change on a volume's directory, which only one instance at a time may move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DirectoryUse {
-    /// Nothing.
+    /// The change has no effect on a directory.
     None,
-    /// This instance moves it from now on, and the volume is hidden until it is shown or withdrawn.
+    /// This instance moves the directory from now on, and the volume is hidden until it is shown or withdrawn.
     BeginMove(VolumeId),
-    /// This instance has moved it.
+    /// This instance has moved the directory.
     EndMove(VolumeId),
-    /// No other instance may be moving it.
+    /// No other instance may be moving the directory.
     Unmoved(VolumeId),
 }
 
-/// The freshness that a decision needs of its view, if several instances serve the catalog.
+/// How fresh the view of a decision must be if several instances serve the catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Freshness {
-    /// The premises of the decision tell whether it still holds. Only a refusal has none, and needs a fresh view.
+    /// The premises of the decision tell whether it still holds. A refusal has no premises, so it needs a fresh view.
     ForRefusal,
-    /// A decision that there is nothing to do has no premises either, and needs a fresh view like a refusal.
+    /// A decision that there is nothing to do has no premises either, so it needs a fresh view like a refusal.
     ForNothingToDo,
-    /// The decision depends on more than its premises.
+    /// The decision depends on more than its premises, so it always needs a fresh view.
     Always,
 }
 
 impl Change {
-    /// Returns what this change concerns. The view resolves names that the change does not tell itself.
+    /// Returns what this change concerns. The view resolves names that the change itself does not contain.
     pub(crate) fn footprint(&self, view: &View) -> Footprint {
         let nothing = Footprint {
             volume: None,
@@ -257,11 +258,11 @@ impl Change {
             Self::Unmount { name, host, .. } => {
                 Footprint { freshness: Freshness::ForNothingToDo, ..of_mount(name, host) }
             }
-            // It takes out the mounts that the operator was shown.
+            // The decision depends on every mount that the operator was shown.
             Self::Release { name, host, .. } => {
                 Footprint { freshness: Freshness::Always, ..of_mount(name, host) }
             }
-            // All ledgers together tell whether the present activation has a mount.
+            // Only all ledgers together tell whether the present activation has a mount.
             Self::Activate(host) => {
                 Footprint { freshness: Freshness::Always, ..of_hosts(vec![host.clone()]) }
             }
@@ -282,9 +283,9 @@ impl Change {
         }
     }
 
-    /// Returns true if what this change records may become durable after its answer: in the same transaction as the next
-    /// change that is durable, and soon if there is none. A catalog opened after a crash may then show the
-    /// volume as unconfirmed, and whoever knows where it lies confirms it once more.
+    /// Returns true if this change may become durable after its answer: in the same transaction as the next durable
+    /// change, or soon if there is none. A catalog that is opened after a crash may then show the volume as
+    /// unconfirmed, and whoever finds its directory confirms it again.
     #[must_use]
     pub fn may_follow(&self) -> bool {
         matches!(self, Self::Publish(..))
@@ -294,46 +295,46 @@ impl Change {
 /// The outcome of a change.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
-    /// The volume as it was before, where the change concerns one that existed.
+    /// The volume before the change, if the change concerns one that existed.
     pub before: Option<Arc<Volume>>,
-    /// The volume as it is now, where there is one.
+    /// The volume after the change, if it exists then.
     pub after: Option<Arc<Volume>>,
-    /// The mounts that an `Unmount`, a `TakeBack` or a `Release` took out or counted down, as they were before.
+    /// The mounts that an `Unmount`, a `TakeBack` or a `Release` deleted or counted down, as they were before.
     pub released: Vec<Mount>,
-    /// The entry of the trash that the change put in (`Remove`, `Unrestore`) or took out (`Restore`, `Forget`).
+    /// The entry that the change put into the trash (`Remove`, `Unrestore`) or took out of it (`Restore`, `Forget`).
     pub trashed: Option<Arc<Removed>>,
-    /// True if the host is cloned from now on, false if it is not any more; `None` if that is as before.
+    /// True if the host is cloned from now on, false if it no longer is; `None` if this did not change.
     pub cloned: Option<bool>,
 }
 
-/// Why a change was refused by the rules. Nothing was changed.
+/// Why the rules refused a change. Nothing was changed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
-    /// The name belongs to a volume already, visible or being made; or what should be taken back is visible.
+    /// The name belongs to a volume already, visible or being made; or the volume to be taken back is visible.
     #[error("volume {} exists already", .0.name)]
     Exists(Arc<Volume>),
-    /// No such volume, or another one of that name.
+    /// There is no such volume, or another one has that name.
     #[error("no such volume")]
     NoSuchVolume,
-    /// No removed volume of that identity.
+    /// The trash has no volume of that ID.
     #[error("no such removed volume")]
     NotInTrash,
-    /// The removed volume is to be deleted, or is being deleted: what came back would not be whole.
+    /// The removed volume is being deleted or is about to be: it could not be restored whole.
     #[error("removed volume {} is being deleted", .0.volume.name)]
     Expired(Arc<Removed>),
     /// Hosts use the volume.
     #[error("volume {} is mounted", .0.name)]
     Mounted(Arc<Volume>),
-    /// The volume is for one host at a time, and another one uses it.
+    /// The volume is for one host at a time, and another host uses it.
     #[error("volume {} is exclusive and mounted by another host", .0.name)]
     Held(Arc<Volume>),
-    /// The host has not mounted the volume with that ID, so that nothing is repeated.
+    /// The host has not mounted the volume with that ID, so there is nothing to repeat.
     #[error("volume {} is not mounted by that host and ID", .0.name)]
     NotMounted(Arc<Volume>),
     /// The volume is for one host at a time, and another machine with this host's certificate may use it.
     #[error("volume {} is exclusive and mounted from another address of a cloned host", .0.name)]
     Cloned(Arc<Volume>),
-    /// Another instance moves the volume's directory, or did until now: where it stands is to be looked at again.
+    /// Another instance is moving the volume's directory, or was until now: look again where the directory stands.
     #[error("volume {} is being moved by another instance", .0.name)]
     Moving(Arc<Volume>),
     /// The backend's identity belongs to another backend's name.

@@ -1,7 +1,8 @@
-//! Cloned hosts: one certificate that several machines use, told by the addresses that it is used from.
+//! Cloned hosts: one certificate that several machines use, recognised by the addresses that it is used from.
 //!
-//! A certificate that is used from A, then from B, and then from A again belongs to two machines: a host that moved does
-//! not go back. Addresses of IPv4 and of IPv6 are not compared: one machine has both. Pure rules without I/O.
+//! A certificate that is used from A, then from B, and then from A again belongs to two machines: a host that moved
+//! does not go back. Addresses of IPv4 are not compared with those of IPv6, because one machine has both. The rules
+//! here are pure and do no I/O.
 
 use std::net::IpAddr;
 
@@ -9,22 +10,22 @@ use time::OffsetDateTime;
 
 use super::entities::{CertificateUse, Cloned, Host};
 
-/// How many certificates of a host are followed: those that were used last.
+/// The number of certificates of a host that are followed: those that were used last.
 const CERTIFICATES: usize = 4;
 
-/// How many addresses are remembered for a certificate.
+/// The number of addresses that are remembered for a certificate.
 const ADDRESSES: usize = 8;
 
 impl Cloned {
-    /// The addresses, as text.
+    /// Returns the addresses as text.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
-        self.addresses.iter().map(|address| told(Some(*address))).collect()
+        self.addresses.iter().map(|address| address_text(Some(*address))).collect()
     }
 }
 
 impl Host {
-    /// Returns true if a call with this certificate from this address tells nothing new. Asked for every request.
+    /// Returns true if a call with this certificate from this address changes nothing. Checked for every request.
     #[must_use]
     pub fn knows_call(&self, serial: &str, address: IpAddr) -> bool {
         let last = || {
@@ -40,7 +41,7 @@ impl Host {
         }
     }
 
-    /// The host after a call with this certificate from this address; `None` if that tells nothing new.
+    /// Returns the host after a call with this certificate from this address; `None` if the call changes nothing.
     #[must_use]
     pub fn after_call(&self, serial: &str, address: IpAddr, at: OffsetDateTime) -> Option<Self> {
         if self.knows_call(serial, address) {
@@ -52,7 +53,7 @@ impl Host {
             Some(cloned) if cloned.serial == serial => cloned.addresses.push(address),
             Some(cloned) => {
                 if self.replaces(serial, cloned, address) {
-                    // That machine has a certificate of its own by now.
+                    // That machine has its own certificate now.
                     cloned.addresses.retain(|known| *known != address);
                     let left = cloned.addresses.clone();
                     if !left.iter().any(|one| left.iter().any(|two| one != two && same_family(*one, *two))) {
@@ -69,7 +70,8 @@ impl Host {
         Some(host)
     }
 
-    /// The addresses that its cloned certificate is used from; else the latest one of each family that it called from.
+    /// Returns the addresses that its cloned certificate is used from; if it is not cloned, the latest address of each
+    /// family that it called from.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
         if let Some(cloned) = &self.cloned {
@@ -78,11 +80,11 @@ impl Host {
         let Some(used) = self.used.last() else { return Vec::new() };
         let latest = |ipv4: bool| used.addresses.iter().rfind(|address| address.is_ipv4() == ipv4);
         let latest = [latest(true), latest(false)].into_iter().flatten();
-        // The unspecified one stands for those that are listed.
+        // The unspecified address stands for addresses that the operator has listed as one machine's.
         latest.filter(|address| !address.is_unspecified()).map(ToString::to_string).collect()
     }
 
-    /// The host once its addresses are known to be one machine's.
+    /// Returns the host once its addresses are known to be one machine's; `None` if it is not cloned.
     #[must_use]
     pub fn without_clones(&self) -> Option<Self> {
         let cloned = self.cloned.as_ref()?;
@@ -92,14 +94,15 @@ impl Host {
         Some(host)
     }
 
-    /// Nobody knows which of the mounts so far are stale: the starts that were counted may have been either machine's.
+    /// Ends the cloning. Nobody knows which of the mounts so far are stale, because either machine may have made the
+    /// engine starts that were counted.
     fn end_clones(&mut self) {
         self.cloned = None;
         self.certain_from = self.activation;
     }
 
-    /// Notes from where a certificate is used. Returns the addresses in turn, if this one was used before and another one
-    /// of its family since.
+    /// Records the address that a certificate is used from. Returns the addresses used in turn, if this one was used
+    /// before and another one of its family since.
     fn note(&mut self, serial: &str, address: IpAddr) -> Option<Vec<IpAddr>> {
         let mut used = match self.used.iter().position(|used| used.serial == serial) {
             Some(place) => self.used.remove(place),
@@ -121,10 +124,10 @@ impl Host {
         in_turn
     }
 
-    /// Returns true if a call with another certificate shows that one of the machines has its own by now: a later one,
-    /// as far as that is known.
+    /// Returns true if a call with another certificate shows that one of the machines has its own certificate now: a
+    /// later one, as far as that is known.
     fn replaces(&self, serial: &str, cloned: &Cloned, address: IpAddr) -> bool {
-        // They are in the order in which they were issued, several of one second, too.
+        // Certificates are in the order in which they were issued, also those of the same second.
         let issued = |serial: &str| self.certificates.iter().position(|one| one.serial == serial);
         let later = match (issued(serial), issued(&cloned.serial)) {
             (Some(one), Some(other)) => one > other,
@@ -134,9 +137,9 @@ impl Host {
     }
 }
 
-/// An address in words. The unspecified one stands for those that are listed as one machine's.
+/// Returns an address as text. The unspecified one stands for those that are listed as one machine's.
 #[must_use]
-pub(crate) fn told(address: Option<IpAddr>) -> String {
+pub(crate) fn address_text(address: Option<IpAddr>) -> String {
     match address {
         Some(listed) if listed.is_unspecified() => "one of those listed".to_owned(),
         Some(address) => address.to_string(),
@@ -161,7 +164,7 @@ mod tests {
         Certificate { serial: serial.into(), issuer: None, issued_at, not_after: NOW, revoked: false }
     }
 
-    /// A host after these calls, each `SERIAL@ADDRESS`.
+    /// Returns a host after these calls, each `SERIAL@ADDRESS`.
     fn after(calls: &[&str]) -> Host {
         let certificates = vec![certificate("old", 1), certificate("new", 2), certificate("newer", 3)];
         go_on(Host { certificates, ..Host::default() }, calls)
@@ -193,13 +196,13 @@ mod tests {
                 &["old@10.0.0.1", "old@10.0.0.2", "old@10.0.0.3", "old@10.0.0.1"],
                 &["10.0.0.1", "10.0.0.2", "10.0.0.3"],
             ),
-            // IPv4 beside IPv6 is one machine.
+            // Calls over IPv4 and IPv6 may come from one machine.
             (&["old@10.0.0.1", "old@fd00::1", "old@10.0.0.1", "old@fd00::1"], &[]),
             (
                 &["old@10.0.0.1", "old@fd00::1", "old@10.0.0.1", "old@fd00::2", "old@fd00::1"],
                 &["fd00::1", "fd00::2"],
             ),
-            // Each machine has a certificate of its own.
+            // Each machine has its own certificate.
             (&["old@10.0.0.1", "new@10.0.0.2", "old@10.0.0.1", "new@10.0.0.2"], &[]),
         ] {
             assert_eq!(cloned(&after(calls)), expected, "{calls:?}");

@@ -1,6 +1,6 @@
-//! The battery that every catalog engine passes: what a catalog promises, whatever keeps it.
+//! The battery of tests that every catalog engine passes: what a catalog promises, whatever stores it.
 //!
-//! Knows no engine. A test module of an engine calls [`battery`] with a way to open stores.
+//! It knows no engine. A test module of an engine calls [`battery`] with a way to open stores.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::model::mounts::{Activation, Ledger};
 use crate::model::options::{Options, Sharing};
 use crate::model::volume::{MountId, VolumeName};
 
-/// Runs everything. `open` opens the store of that name, which is empty the first time; it is closed, or dropped, when
-/// it is opened again.
+/// Runs every test. `open` opens the store of that name, which is empty the first time; before it is opened again, it
+/// is closed or dropped.
 pub(super) async fn battery(open: impl AsyncFn(&'static str) -> Arc<dyn Catalog>) {
     a_volume_lives_and_dies(open("life").await).await;
     insertions_can_be_taken_back(open("withdraw").await).await;
@@ -38,7 +38,7 @@ pub(super) async fn battery(open: impl AsyncFn(&'static str) -> Arc<dyn Catalog>
     what_is_closed_takes_nothing(open("closed").await).await;
 }
 
-/// A moment with more digits than a record has: what is answered must be what is kept.
+/// Returns a time with more digits than a record has: the answer must equal what is stored.
 pub(super) fn at(second: i64) -> OffsetDateTime {
     OffsetDateTime::UNIX_EPOCH
         + Duration::seconds(1_700_000_000 + second)
@@ -113,7 +113,7 @@ async fn refused(catalog: &Arc<dyn Catalog>, change: Change) -> Refusal {
     }
 }
 
-/// Inserts and publishes.
+/// Inserts a volume and publishes it.
 pub(super) async fn create(catalog: &Arc<dyn Catalog>, text: &str) -> Arc<Volume> {
     let volume = volume(text);
     done(catalog, Change::Insert(volume.clone())).await;
@@ -223,7 +223,7 @@ async fn mounts_are_counted_and_protect(catalog: Arc<dyn Catalog>) {
     assert_eq!(outcome.after.unwrap().mounts.len(), 1);
     assert!(matches!(refused(&catalog, remove(&made, true)).await, Refusal::Mounted(_)));
 
-    // What is not known succeeds and changes nothing.
+    // An Unmount of something unknown succeeds and changes nothing.
     for unknown in
         [unmount(&made, "web1", "x"), unmount(&made, "web2", "y"), unmount(&volume("no"), "web2", "x")]
     {
@@ -333,7 +333,7 @@ async fn a_machine_takes_its_mounts_along(open: &impl AsyncFn(&'static str) -> A
     }
     done(&catalog, mount(&db, "web1", "x")).await;
     done(&catalog, Change::Name(machine, host("new"))).await;
-    // By a name that was given up, it is still the same machine.
+    // Under a name that the machine has given up, it is still the same machine.
     done(&catalog, unmount(&db, "old", "m0")).await;
     done(&catalog, mount(&db, "old", "again")).await;
     let told = |catalog: &Arc<dyn Catalog>| {
@@ -412,7 +412,7 @@ async fn submissions_are_decided_in_their_order(catalog: Arc<dyn Catalog>) {
         submitted.push(catalog.submit(remove(volume, false)));
         submitted.push(catalog.submit(Change::Insert(Volume { id: VolumeId::random(), ..volume.clone() })));
     }
-    // Awaited backwards: the order is that of the calls.
+    // Awaited backwards: the changes take effect in the order of the calls.
     for (index, submitted) in submitted.into_iter().enumerate().rev() {
         submitted.await.unwrap_or_else(|error| panic!("change {index}: {error}"));
     }
@@ -452,7 +452,7 @@ async fn one_of_many_hosts_gets_an_exclusive_volume(catalog: Arc<dyn Catalog>) {
     for result in results {
         assert!(matches!(result, Ok(_) | Err(CatalogError::Refused(Refusal::Held(_)))), "{result:?}");
     }
-    // The holder may have it as often as it likes, also after its engine was started again.
+    // The holder may mount it as often as it likes, also after its engine was started again.
     let holder = holder.host.as_str();
     done(&catalog, mount(&made, holder, "y")).await;
     done(&catalog, Change::Activate(host(holder))).await;
@@ -517,7 +517,7 @@ async fn everything_survives_a_reopening(open: &impl AsyncFn(&'static str) -> Ar
     drop(catalog);
     let catalog = open("reopen").await;
     assert_eq!(*before, *catalog.view());
-    // Decisions go on from there, and from nowhere else.
+    // Later decisions build on this state and on no other.
     done(&catalog, Change::Activate(host("web1"))).await;
     assert_eq!(catalog.view().activation(&host("web1")), Activation(2));
     done(&catalog, Change::Restore(*before.trash.keys().next().unwrap())).await;

@@ -1,6 +1,6 @@
 //! The entities of a catalog: volumes, removed volumes, hosts with their certificates, and backends.
 //!
-//! Plain data. A [`View`](super::View) holds them; [`record`](super::record) says how they are written down.
+//! Plain data. A [`View`](super::View) holds them; [`record`](super::record) defines their stored form.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,64 +18,65 @@ use crate::model::volume::{VolumeId, VolumeName};
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
-    /// What tells it from a later one of the same name.
+    /// The ID, which distinguishes it from a later volume of the same name.
     pub id: VolumeId,
-    /// Its name, and its directory's.
+    /// The name of the volume and of its directory.
     pub name: VolumeName,
-    /// Where it lies.
+    /// The backend that it lies on.
     pub backend: BackendName,
     /// The options that its Create gave.
     pub options: Options,
     /// When it was created.
     pub created_at: OffsetDateTime,
-    /// Whether its directory stood there before it, so that a Remove leaves it.
+    /// True if its directory existed before the volume, so that a Remove leaves the directory.
     pub adopted: bool,
     /// The hosts that created or ever mounted it, sorted.
     pub known_to: Vec<HostName>,
-    /// Who uses it.
+    /// The mounts of the volume.
     pub mounts: Ledger,
-    /// Whether its directory stands under its name: not recorded. What a catalog held when it was opened is visible,
-    /// because a volume that exists must be told of even while its backend is offline.
+    /// True if its directory stands under its name. Not recorded: every volume is visible when a catalog is opened,
+    /// because an existing volume must be listed even while its backend is offline.
     pub visible: bool,
-    /// Whether its directory may not have come to its name: recorded, from its Create's first record until a
-    /// [`Publish`](super::Change::Publish). Found in a catalog that is opened, it says that the Create was perhaps
-    /// cut off; its directory tells. It is shown all the same, because it may have been answered.
+    /// True if its directory may not have its final name yet. Recorded from the Create's first record until a
+    /// [`Publish`](super::Change::Publish). In a catalog that has just been opened it says that the Create may have
+    /// been cut off; only the directory tells. The volume is shown all the same, because the Create may have been
+    /// answered.
     pub unconfirmed: bool,
 }
 
 /// A removed volume whose directory is in the trash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removed {
-    /// The volume as it was; without mounts.
+    /// The volume before its removal, without mounts.
     pub volume: Arc<Volume>,
     /// When it was removed.
     pub at: OffsetDateTime,
-    /// Whether it is to be deleted now rather than when its time is over.
+    /// True if it is to be deleted now, before its retention time is over.
     pub expired: bool,
 }
 
 /// What is known of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Host {
-    /// The number of its engine's latest Activate that mattered.
+    /// The number of its engine's latest Activate that began a new activation.
     pub activation: Activation,
-    /// The certificates issued to it here, oldest first.
+    /// The certificates that volhost issued to it, oldest first.
     pub certificates: Vec<Certificate>,
-    /// When its certificates of that time were revoked, if ever.
+    /// The time when all certificates that it had then were revoked, if that ever happened.
     pub revoked_at: Option<OffsetDateTime>,
     /// When it last sent a request.
     pub last_seen: Option<OffsetDateTime>,
-    /// Who issued the certificate with which it last connected: the authority's subject.
+    /// The subject of the authority that issued the certificate with which it last connected.
     pub last_issuer: Option<String>,
     /// The machine that serves the catalog under this name; `None` for a host that only calls.
     pub machine: Option<Uuid>,
-    /// The name that the machine has now, if it gave this one up.
+    /// The name that the machine has now, if it gave up this one.
     pub renamed: Option<HostName>,
-    /// From where its certificates were used, the certificate that was used first at the front.
+    /// The addresses that its certificates were used from; the certificate used least recently comes first.
     pub used: Vec<CertificateUse>,
     /// Set while several machines use one of its certificates.
     pub cloned: Option<Cloned>,
-    /// The first activation whose mounts can be told to be stale: while the host was cloned, nobody could tell.
+    /// The first activation whose mounts can be recognised as stale. While the host was cloned, they could not.
     pub certain_from: Activation,
 }
 
@@ -84,52 +85,52 @@ pub struct Host {
 pub struct Certificate {
     /// Its serial number, in lower-case hexadecimal without leading zeros or separators.
     pub serial: String,
-    /// The subject of the authority that issued it; none where that was not recorded.
+    /// The subject of the authority that issued it; `None` if that was not recorded.
     pub issuer: Option<String>,
     /// When it was issued.
     pub issued_at: OffsetDateTime,
     /// When it expires.
     pub not_after: OffsetDateTime,
-    /// Whether it was revoked.
+    /// True if it was revoked.
     pub revoked: bool,
 }
 
-/// From where one certificate was used.
+/// The addresses that one certificate was used from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateUse {
     /// The certificate's serial number.
     pub serial: String,
-    /// The addresses, the one that was used last at the end.
+    /// The addresses; the one used last is at the end.
     pub addresses: Vec<IpAddr>,
 }
 
-/// That several machines use one certificate.
+/// The observation that several machines use one certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cloned {
     /// The certificate's serial number.
     pub serial: String,
-    /// When it was noticed.
+    /// The time when it was noticed.
     pub since: OffsetDateTime,
     /// The addresses that it is used from.
     pub addresses: Vec<IpAddr>,
 }
 
-/// What is remembered of a backend, so that its volumes can be told of while it is not in the map.
+/// What is recorded of a backend, so that its volumes can be listed while it is not in the map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendRecord {
     /// Its identity.
     pub id: BackendId,
-    /// Whether its identity file is known to have been written.
+    /// How far its identity file is known to be written.
     pub state: BackendState,
-    /// Where engines' hosts last saw it.
+    /// Where hosts last saw it.
     pub mountpoints: Mountpoints,
 }
 
-/// How far a backend's identity has got.
+/// The progress of a backend's identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendState {
-    /// Chosen; its file may not have been written yet, and may be written by the next start.
+    /// The identity is chosen. Its file may not be written yet; the next start may write it.
     Initialising,
-    /// Written: where the file is missing, this is not the backend.
+    /// The identity file is written. If it is missing, the directory is not this backend.
     Established,
 }

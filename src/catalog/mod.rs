@@ -1,20 +1,20 @@
 //! The durable record of what exists: volumes, their mounts, removed volumes, hosts and backend identities.
 //!
-//! # How a catalog lives
+//! # How a catalog works
 //!
 //! A catalog is a [`View`], which is immutable and answers every read from memory, and a way to
-//! [`submit`](Catalog::submit) a [`Change`]. The rules of a change (what is refused, what becomes of a count) are pure
+//! [`submit`](Catalog::submit) a [`Change`]. The rules of a change (what is refused, how counts change) are pure
 //! functions on the view, in [`rules`]; an engine only makes their [`Write`]s durable and orders them. One writer at a
-//! time decides; a change that was answered `Ok` is durable; one that was answered with an error left nothing; and
+//! time decides. A change that was answered `Ok` is durable; a change that was answered with an error left nothing; and
 //! the next view shows exactly the durable changes. Readers take no lock that a writer can hold. The one exception is a
-//! change that tells nothing which could not be found out again ([`Change::may_follow`]): it is shown and answered at
-//! once, and becomes durable with the next one.
+//! change that records only what can be found out again ([`Change::may_follow`]): it is shown and answered at once, and
+//! becomes durable with the next change.
 //!
-//! A catalog is opened once, before anything is served, and then stays whole: what it holds was read completely and
-//! every row of it understood, or it was not opened and its files are as they were. Times are kept to the millisecond,
-//! in memory as in the record, so that a restart changes nothing that a caller could have seen.
+//! A catalog is opened once, before anything is served. Either it was read completely and every row was understood, or
+//! it is not opened and its files stay as they were. Times are kept to the millisecond, in memory as in the record, so
+//! a restart changes nothing that a caller could have seen.
 //!
-//! This room never touches a volume's directory and knows no backend but its name and identity.
+//! This module never touches a volume's directory. Of a backend it knows only the name and the identity.
 
 mod change;
 pub(crate) mod clones;
@@ -59,7 +59,7 @@ use crate::model::volume::VolumeId;
 /// Why a change was not made.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CatalogError {
-    /// By the rules.
+    /// The rules refuse it.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// It could not be made durable. Nothing was changed.
@@ -67,16 +67,16 @@ pub enum CatalogError {
     Write {
         /// Where the catalog lies.
         location: String,
-        /// What the engine said.
+        /// The engine's error.
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
-    /// A shared catalog does not answer. Nothing was changed, and what is not in memory is not known.
+    /// A shared catalog does not answer. Nothing was changed, and anything that is not in memory is unknown.
     #[error("the catalog {location} is out of reach: {why}; what was known before is still shown")]
     Unreachable {
         /// Where the catalog lies.
         location: String,
-        /// What was tried, and what became of it.
+        /// What was tried, and how it failed.
         why: Arc<String>,
     },
     /// The catalog is being closed.
@@ -97,7 +97,7 @@ pub type Submitted = CatalogFuture<Outcome>;
 pub struct DistributedLock(Option<Box<dyn FnOnce() + Send>>);
 
 impl DistributedLock {
-    /// A lock that `release` gives back.
+    /// Returns a lock that calls `release` when it is dropped.
     #[must_use]
     pub fn new(release: impl FnOnce() + Send + 'static) -> Self {
         Self(Some(Box::new(release)))
@@ -130,15 +130,15 @@ pub struct PeerEvents {
 
 /// A catalog engine.
 pub trait Catalog: Send + Sync + 'static {
-    /// What exists now. Never blocks and never waits for a writer.
+    /// Returns what exists now. Never blocks and never waits for a writer.
     fn view(&self) -> Arc<View>;
 
-    /// Queues a change at once, in the order of calls, and returns what becomes of it.
+    /// Queues a change at once, in the order of calls, and returns its outcome.
     fn submit(&self, change: Change) -> Submitted;
 
-    /// Makes sure that the view shows everything that was answered before this call, by whichever instance: to be asked
-    /// before anything is refused, or said not to exist, because of the view. Where only this process changes the
-    /// catalog, that is so already.
+    /// Makes sure that the view shows every change that any instance answered before this call. Call it before refusing
+    /// something, or saying that it does not exist, because of the view. A catalog that only this process changes is
+    /// always up to date.
     fn sync(&self) -> CatalogFuture<()> {
         Box::pin(ready(Ok(())))
     }
@@ -151,13 +151,13 @@ pub trait Catalog: Send + Sync + 'static {
         Box::pin(ready(Ok(Some(DistributedLock::default()))))
     }
 
-    /// Whether other instances may serve this catalog, too.
+    /// Returns true if other instances may serve this catalog as well.
     fn is_shared(&self) -> bool {
         false
     }
 
-    /// Says how long a request may take from now on: whoever waits for a shared catalog that does not answer is told so
-    /// before.
+    /// Sets how long a request may take from now on. A caller that waits for a shared catalog which does not answer
+    /// gets an error before that time is over.
     fn limit_requests(&self, _limit: Duration) {}
 
     /// Returns the counts of what other instances did; `None` if there can be no other instances.
@@ -165,28 +165,28 @@ pub trait Catalog: Send + Sync + 'static {
         None
     }
 
-    /// Which machine this is, among those that serve the catalog. One that no other machine serves needs no telling.
+    /// Returns the ID of this machine among those that serve the catalog; nil if no other machine can serve it.
     fn machine(&self) -> Uuid {
         Uuid::nil()
     }
 
-    /// Where the catalog lies, as the configuration names it (`sqlite:/var/lib/volhost/catalog.db`).
+    /// Returns where the catalog lies, as the configuration names it (`sqlite:/var/lib/volhost/catalog.db`).
     fn location(&self) -> &str;
 
-    /// Why changes cannot be made durable at present, for the operator; nothing, as far as is known, while they can.
+    /// Returns why changes cannot be made durable at present, for the operator; `None` as long as no fault is known.
     fn fault(&self) -> Option<Arc<String>>;
 
-    /// Waits until everything queued is durable and closes the files. Later changes are refused as `Closed`.
+    /// Waits until every queued change is durable, then closes the files. Later changes are refused as `Closed`.
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
-/// Why a catalog was not opened, or not made. What stands there is as it was, unless an import was under way.
+/// Why a catalog was not opened or created. Existing data is unchanged, unless an import was under way.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The embedded engine's reasons.
+    /// The embedded engine cannot open it.
     #[error(transparent)]
     Sqlite(#[from] sqlite::OpenError),
-    /// The shared engine's reasons.
+    /// The shared engine cannot open it.
     #[cfg(feature = "etcd")]
     #[error(transparent)]
     Etcd(#[from] etcd::OpenError),
@@ -197,7 +197,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether the configuration is to blame.
+    /// Returns true if the error comes from the configuration.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
@@ -210,21 +210,21 @@ impl OpenError {
     }
 }
 
-/// What a shared catalog needs to know of this instance, beside where it lies.
+/// What a shared catalog needs to know of this instance, besides where the catalog lies.
 #[derive(Debug, Clone)]
 pub struct Instance {
-    /// What this machine is called among the instances.
+    /// The name that this machine asks for among the instances.
     pub candidate_name: CandidateName,
-    /// By what it is let in.
+    /// The credentials for the cluster.
     pub credentials: Credentials,
-    /// The directory on this machine for what is answered while the catalog is out of reach.
+    /// The directory on this machine that holds what is answered while the catalog is out of reach.
     pub spool: PathBuf,
-    /// How long a request may take: who waits for a catalog that does not answer is told so before.
+    /// How long a request may take. A caller that waits for a catalog which does not answer gets an error before that.
     pub request: Duration,
 }
 
-/// Opens a catalog, making an empty one where there is none. Blocks until everything in it was read: to be called
-/// before anything is served.
+/// Opens a catalog, or creates an empty one if there is none. Blocks until everything in it was read, so it must be
+/// called before anything is served.
 pub fn open(location: &Location, instance: &Instance) -> Result<Arc<dyn Catalog>, OpenError> {
     match location {
         Location::Sqlite(path) => Ok(Arc::new(sqlite::open(path)?)),

@@ -1,6 +1,6 @@
-//! Catalogs without a service, whatever their engine: read whole, or made of a whole view.
+//! Catalogs without a service, for every engine: reading one as a whole, or creating one from a whole view.
 //!
-//! Nothing here changes a catalog that holds something, or that is being served.
+//! Nothing here changes a catalog that holds records or that is being served.
 
 #[cfg(not(feature = "etcd"))]
 use super::NoEtcd;
@@ -8,7 +8,8 @@ use super::{Credentials, Location, OpenError, View, sqlite};
 #[cfg(not(feature = "etcd"))]
 use crate::model::location::Cluster;
 
-/// Reads a catalog. The embedded engine refuses while a service has it; a shared one is read as it was at one moment.
+/// Reads a catalog. The embedded engine refuses while a service has the file open; a shared catalog is read as it was
+/// at one moment.
 pub(crate) fn read(location: &Location, credentials: &Credentials) -> Result<View, OpenError> {
     match location {
         Location::Sqlite(path) => Ok(sqlite::read(path)?),
@@ -19,7 +20,7 @@ pub(crate) fn read(location: &Location, credentials: &Credentials) -> Result<Vie
     }
 }
 
-/// Reads a catalog, also while a service has it: what was durable at one moment.
+/// Reads a catalog, even while a service has it open: what was durable at one moment.
 pub(crate) fn peek(location: &Location, credentials: &Credentials) -> Result<View, OpenError> {
     match location {
         Location::Sqlite(path) => Ok(sqlite::peek(path)?),
@@ -27,7 +28,7 @@ pub(crate) fn peek(location: &Location, credentials: &Credentials) -> Result<Vie
     }
 }
 
-/// The right to make a catalog where there is none, or an empty one.
+/// The reserved right to create a catalog where there is none, or in the place of an empty one.
 pub(crate) enum NewCatalog {
     /// In a file.
     Sqlite(sqlite::NewCatalog),
@@ -37,7 +38,7 @@ pub(crate) enum NewCatalog {
 }
 
 impl NewCatalog {
-    /// Claims a place where no catalog is.
+    /// Reserves a location that has no catalog; refused if it has one.
     pub(crate) fn if_missing(location: &Location, credentials: &Credentials) -> Result<Self, OpenError> {
         match location {
             Location::Sqlite(path) => Ok(Self::Sqlite(sqlite::NewCatalog::if_missing(path)?)),
@@ -50,7 +51,7 @@ impl NewCatalog {
         }
     }
 
-    /// Claims a place where no catalog is, or one without a record.
+    /// Reserves a location that has no catalog or one without records; refused if it has records.
     pub(crate) fn if_empty(location: &Location, credentials: &Credentials) -> Result<Self, OpenError> {
         match location {
             Location::Sqlite(path) => Ok(Self::Sqlite(sqlite::NewCatalog::if_empty(path)?)),
@@ -63,7 +64,7 @@ impl NewCatalog {
         }
     }
 
-    /// Makes the catalog. What was cut off is no catalog.
+    /// Creates the catalog with the records of `view`. If this is cut off, the location holds no catalog.
     pub(crate) fn fill(self, view: &View) -> Result<(), OpenError> {
         match self {
             Self::Sqlite(claim) => Ok(claim.fill(view)?),

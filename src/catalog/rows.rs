@@ -1,25 +1,26 @@
-//! Single rows put into a view: how an engine that shares its store hears of what others wrote.
+//! Puts single rows into a view: an engine that shares its store learns of other instances' writes in this way.
 //!
-//! Pure. Rows of one volume may come in another order than they were written, where this process's own are known
-//! before those of others: what a row says is put in as it is, and what has no volume any more is passed over.
+//! Pure. Rows of one volume may come in another order than they were written, because this process knows its own writes
+//! before those of others. So a row is put in as it is, and a mount whose volume is gone is skipped.
 
 use std::sync::Arc;
 
 use super::entities::{Host, Volume};
-use super::rules::{Write, ordered};
+use super::rules::{Write, in_order_of_reading};
 use super::view::View;
 use crate::model::host::HostName;
 use crate::model::mounts::Mount;
 use crate::model::volume::VolumeName;
 
 impl View {
-    /// Puts a row in, or takes it out. Mounts and whether it is visible are a volume's own rows, and stay.
+    /// Stores a row in the view, or deletes it. A volume's mounts and visibility are not part of its row and stay as
+    /// they are.
     pub(super) fn put(&mut self, write: Write) {
         match write {
             Write::Volume(name, Some(record)) => self.put_volume(name, &record),
             Write::Volume(name, None) => {
                 if let Some(volume) = self.volumes.remove(&name) {
-                    volume.mounts.iter().for_each(|mount| self.died(mount));
+                    volume.mounts.iter().for_each(|mount| self.uncount_live(mount));
                 }
             }
             Write::Mount(key, mount) => {
@@ -29,11 +30,11 @@ impl View {
                     known.host == key.host && known.id == key.id && known.activation == key.activation
                 };
                 let before = volume.mounts.release(same);
-                before.iter().for_each(|mount| self.died(mount));
+                before.iter().for_each(|mount| self.uncount_live(mount));
                 if let Some(mount) = mount {
-                    self.count_in(&mount);
+                    self.count_live(&mount);
                     volume.mounts.put(mount);
-                    volume.mounts = ordered(volume.mounts);
+                    volume.mounts = in_order_of_reading(volume.mounts);
                 }
                 self.volumes.insert(key.volume, Arc::new(volume));
             }
@@ -63,19 +64,19 @@ impl View {
         if let Some(before) = self.volumes.insert(name, Arc::new(volume))
             && before.id != record.id
         {
-            before.mounts.iter().for_each(|mount| self.died(mount));
+            before.mounts.iter().for_each(|mount| self.uncount_live(mount));
         }
     }
 
     fn put_host(&mut self, name: HostName, host: Arc<Host>) {
         if host.activation > self.activation(&name) {
-            // What is counted under the new one comes after it.
+            // Mounts under the new activation come after this row.
             self.live.remove(&name);
         }
         self.hosts.insert(name, host);
     }
 
-    fn count_in(&mut self, mount: &Mount) {
+    fn count_live(&mut self, mount: &Mount) {
         if mount.activation == self.activation(&mount.host) {
             *self.live.entry(mount.host.clone()).or_default() += 1;
         }

@@ -1,8 +1,8 @@
-//! A whole catalog as text: one JSON object a line, for exports and for the copies that backends keep.
+//! A whole catalog as text: one JSON object per line, for exports and for the copies that backends keep.
 //!
-//! The first line says what the file is, the last one how many records there are and their SHA-256, so that a file
-//! that was cut off or altered is never taken for a whole one. Between them stands each record under its key, each in
-//! its place: equal catalogs have equal texts. Only converts; opens no file.
+//! The first line identifies the file; the last one holds the number of records and their SHA-256, so that a file that
+//! was cut off or altered is never taken for a whole one. Between them stand the records with their keys, in a fixed
+//! order: equal catalogs have equal texts. This module only converts; it opens no file.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -16,29 +16,29 @@ use time::OffsetDateTime;
 
 use super::View;
 use super::record::{InvalidRow, Loader, Row, Table, Unwritable, encode};
-use super::rules::moment;
+use super::rules::recorded_time;
 
-/// What the first line says under `volhost`.
+/// The value of `volhost` in the first line.
 const KIND: &str = "catalog";
 
 /// A catalog that was read from its text.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Parsed {
-    /// What it holds. Every volume is visible.
+    /// The content. Every volume is visible.
     pub view: View,
-    /// When the copy was made; an export does not say.
+    /// When the copy was made; `None` for an export.
     pub at: Option<OffsetDateTime>,
-    /// How many records it has.
+    /// The number of records.
     pub records: usize,
 }
 
-/// Why a text is no whole catalog.
+/// Why a text is not a whole catalog.
 #[derive(Debug, thiserror::Error)]
 #[error("line {line}")]
 pub struct InvalidText {
     /// The line, counted from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// What is wrong with the line.
     #[source]
     pub fault: LineFault,
 }
@@ -46,7 +46,7 @@ pub struct InvalidText {
 /// What is wrong with a line.
 #[derive(Debug, thiserror::Error)]
 pub enum LineFault {
-    /// It does not begin as a catalog's text does.
+    /// It does not begin like the text of a catalog.
     #[error("it is not the first line of a catalog that volhost exported")]
     Foreign,
     /// A later volhost wrote it.
@@ -54,33 +54,33 @@ pub enum LineFault {
         "it has the version {0}, and this volhost knows 1: it was written by a newer volhost; use that one"
     )]
     Newer(u64),
-    /// It is no line of a catalog.
+    /// It is not a line of a catalog.
     #[error("it is not understood")]
     Malformed(#[source] serde_json::Error),
     /// It cannot be read, or is not UTF-8.
     #[error("it cannot be read")]
     Unreadable(#[source] io::Error),
-    /// It names a table that is not there.
+    /// It names a table that does not exist.
     #[error("there is no table {0:?}")]
     Table(String),
     /// An earlier line has this key.
     #[error("the record {0} stands there a second time")]
     Duplicate(String),
-    /// Its record is not understood.
+    /// Its record cannot be read.
     #[error(transparent)]
     Row(#[from] InvalidRow),
     /// The text ends without its last line.
     #[error("the text ends here without the line that counts the records: it was cut off")]
     CutOff,
-    /// The last line counts other records.
+    /// The last line has a wrong number of records.
     #[error("it counts {told} records, and {found} are there")]
     Count {
-        /// What it says.
+        /// The number that it gives.
         told: u64,
-        /// What was found.
+        /// The number that was read.
         found: usize,
     },
-    /// The last line has another checksum.
+    /// The last line has a wrong checksum.
     #[error("the checksum is another one: a record was altered")]
     Checksum,
     /// Something follows the last line.
@@ -112,13 +112,13 @@ struct Last {
     sha256: String,
 }
 
-/// The lines of a catalog's text, one after the other, so that a large catalog need not be held twice; `at` is when a
-/// copy was made.
+/// Returns the lines of a catalog's text one by one, so that a large catalog is not held in memory twice. `at` is the
+/// time of a copy.
 pub fn lines(
     view: &View,
     at: Option<OffsetDateTime>,
 ) -> impl Iterator<Item = Result<String, Unwritable>> + '_ {
-    let at = at.map(|at| timestamp::rfc3339_exact(moment(at)));
+    let at = at.map(|at| timestamp::rfc3339_exact(recorded_time(at)));
     let mut first = Some(match at {
         None => format!("{{\"volhost\":\"{KIND}\",\"v\":1}}\n"),
         Some(at) => format!("{{\"volhost\":\"{KIND}\",\"v\":1,\"at\":\"{at}\"}}\n"),
@@ -153,12 +153,12 @@ fn line(Row { table, key, record }: &Row<'_>) -> String {
     format!("{{\"table\":\"{}\",\"key\":{key},\"record\":{record}}}\n", table.name())
 }
 
-/// Writes a catalog down; `at` is when a copy was made.
+/// Returns a catalog as text; `at` is the time of a copy.
 pub fn compose(view: &View, at: Option<OffsetDateTime>) -> Result<String, Unwritable> {
     lines(view, at).collect()
 }
 
-/// Reads a catalog's text: all of it, or what is wrong and where.
+/// Reads a whole catalog from its text, or returns what is wrong and in which line.
 pub fn parse(input: impl BufRead) -> Result<Parsed, InvalidText> {
     let mut loader = Loader::default();
     let mut taken: HashSet<(&str, Vec<String>)> = HashSet::new();
@@ -171,22 +171,22 @@ pub fn parse(input: impl BufRead) -> Result<Parsed, InvalidText> {
             Err(LineFault::Duplicate(format!("{}/{}", table.name(), key.join("/"))))
         }
     })?;
-    // The line that counts them is the one after them and the first.
+    // The fault is reported at the closing line, which follows the first line and the records.
     let view = loader.finish().map_err(|fault| InvalidText { line: records + 2, fault: fault.into() })?;
     Ok(Parsed { view, at, records })
 }
 
-/// A text that is whole.
+/// The closing facts of a text that was read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Whole {
-    /// When the copy was made; an export does not say.
+    /// When the copy was made; `None` for an export.
     pub at: Option<OffsetDateTime>,
-    /// How many records it has.
+    /// The number of records.
     pub records: usize,
 }
 
-/// Reads a catalog's text record by record: the table, the key and the JSON of each. Nothing of it may be believed
-/// before the end was reached without an error.
+/// Reads a catalog's text record by record: the table, the key and the JSON of each. The caller must not trust any
+/// record before this returns without an error.
 pub fn read(
     input: impl BufRead,
     take: impl FnMut(Table, &[String], &str) -> Result<(), LineFault>,
@@ -225,12 +225,12 @@ fn read_lines(
     }
 }
 
-/// The lines of an input, one at a time.
+/// Reads an input line by line.
 struct Lines<R> {
     input: R,
-    /// The one that was read last.
+    /// The line that was read last.
     line: String,
-    /// How many were read.
+    /// The number of lines read.
     number: usize,
 }
 
@@ -258,7 +258,7 @@ fn first(line: &str) -> Result<Option<OffsetDateTime>, LineFault> {
         None => return Err(LineFault::Foreign),
     }
     let First { volhost: _, v: _, at } = serde_json::from_value(value).map_err(LineFault::Malformed)?;
-    at.map(|at| timestamp::parse(&at).map(moment).map_err(|_| LineFault::Foreign)).transpose()
+    at.map(|at| timestamp::parse(&at).map(recorded_time).map_err(|_| LineFault::Foreign)).transpose()
 }
 
 fn hexadecimal(sum: Context) -> String {

@@ -1,7 +1,7 @@
-//! The removed volumes of a catalog, by identity and in the order in which they are deleted.
+//! The removed volumes of a catalog, by ID and in the order in which they are deleted.
 //!
-//! Pure. The order is derived from the volumes and not recorded: with it, what is due is found at the same cost however
-//! many removed volumes there are.
+//! Pure. The order is derived from the volumes and not recorded. Because of it, finding the volumes that are due costs
+//! the same however many removed volumes there are.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -13,19 +13,19 @@ use super::entities::Removed;
 use crate::model::backend::BackendName;
 use crate::model::volume::VolumeId;
 
-/// The removed volumes. Reads as a map of identities.
+/// The removed volumes. Dereferences to a map by ID.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Trash {
     by_id: OrdMap<VolumeId, Arc<Removed>>,
     by_age: OrdSet<Place>,
 }
 
-/// A removed volume's place in the order of deletion: of each backend, first those to be deleted now, then the others,
-/// the oldest removal first.
+/// The position of a removed volume in the order of deletion: within each backend, first the volumes to be deleted now,
+/// then the others, each from the oldest removal on.
 type Place = (BackendName, bool, OffsetDateTime, VolumeId);
 
 impl Trash {
-    /// Puts a removed volume in, in place of what was known of it.
+    /// Inserts a removed volume, replacing an earlier entry of the same ID.
     pub fn insert(&mut self, removed: Arc<Removed>) {
         self.remove(&removed.volume.id);
         self.by_age.insert(place(&removed));
@@ -39,13 +39,13 @@ impl Trash {
         Some(removed)
     }
 
-    /// The removed volumes of a backend in the order of deletion.
+    /// Returns the removed volumes of a backend in the order of deletion.
     pub fn of<'a>(&'a self, backend: &'a BackendName) -> impl Iterator<Item = &'a Arc<Removed>> {
         self.from(backend, false, PrimitiveDateTime::MIN.assume_utc())
     }
 
-    /// The removed volumes of a backend that are kept for their time and were removed at this moment or later, the oldest
-    /// removal first.
+    /// Returns the removed volumes of a backend that are kept for their retention time and were removed at `at` or
+    /// later, the oldest removal first.
     pub fn kept_since<'a>(
         &'a self,
         backend: &'a BackendName,
@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(times(&trash, "fast"), expected);
         assert_eq!(times(&trash, "slow"), [(at(0), false)]);
         assert_eq!(trash.kept_since(&backend("fast"), at(2)).count(), 1);
-        // What changes has one place, and what is taken out none.
+        // A changed entry has one place in the order, and a removed one has none.
         trash.insert(Arc::new(Removed { expired: true, ..Removed::clone(&all[0]) }));
         assert_eq!(times(&trash, "fast").last(), Some(&(at(1), false)));
         assert_eq!(trash.len(), 5);

@@ -1,6 +1,7 @@
-//! What a catalog holds in memory, and what can be asked of it. How it changes is told in [`rules`](super::rules).
+//! The content of a catalog in memory, and the queries on it. The [`rules`](super::rules) say how it changes.
 //!
-//! Pure: no I/O, no clock, no engine. Views share structure, so that a copy costs nothing and a change a few nodes.
+//! Pure: no I/O, no clock, no engine. Views share structure: a copy costs almost nothing, and a change copies a few
+//! nodes.
 
 use std::sync::Arc;
 
@@ -13,10 +14,10 @@ use crate::model::host::HostName;
 use crate::model::mounts::{Activation, Mount};
 use crate::model::volume::VolumeName;
 
-/// Everything a catalog holds, at one moment.
+/// Everything that a catalog holds at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct View {
-    /// The volumes by name, those that are not visible yet among them.
+    /// The volumes by name, including those that are not visible yet.
     pub volumes: OrdMap<VolumeName, Arc<Volume>>,
     /// The removed volumes.
     pub trash: Trash,
@@ -24,26 +25,27 @@ pub struct View {
     pub hosts: OrdMap<HostName, Arc<Host>>,
     /// The backends.
     pub backends: OrdMap<BackendName, Arc<BackendRecord>>,
-    /// How many ledger entries a host has under its present activation; hosts without one are not in it. Derived from
-    /// the others and not recorded: it answers cheaply whether an Activate matters.
+    /// The number of ledger entries that each host has under its present activation; hosts without one are missing.
+    /// Derived from the other fields and not recorded: it tells cheaply whether an Activate begins a new activation.
     pub(super) live: OrdMap<HostName, u32>,
 }
 
 impl View {
-    /// The volume of that name, visible or still being made: who answers engines looks at its `visible` first.
+    /// Returns the volume of that name, visible or still being made. Whoever answers engines must check `visible`
+    /// first.
     #[must_use]
     pub fn volume(&self, name: &str) -> Option<&Arc<Volume>> {
         self.volumes.get(name)
     }
 
-    /// A host's present activation; a host that was never recorded is in its first.
+    /// Returns a host's present activation; a host without a record is in its first.
     #[must_use]
     pub fn activation(&self, host: &HostName) -> Activation {
         self.hosts.get(host).map(|host| host.activation).unwrap_or_default()
     }
 
-    /// Whether a mount is of an earlier activation of its host: the engine that made it was started again since. Never
-    /// while the host is cloned: the start may have been another machine's.
+    /// Returns true if a mount belongs to an earlier activation of its host: the engine that made it was restarted
+    /// since. Always false while the host is cloned, because another machine may have been restarted.
     #[must_use]
     pub fn stale(&self, mount: &Mount) -> bool {
         self.hosts.get(&mount.host).is_some_and(|host| {
@@ -57,10 +59,10 @@ impl View {
         self.hosts.get(host).is_some_and(|host| host.cloned.is_some())
     }
 
-    /// Whether a host's certificate is to be refused: when its serial number (in the spelling of
-    /// [`Certificate::serial`](super::Certificate::serial)) was revoked, or when the host was revoked once and this is not a certificate that was
-    /// issued to it here since. So a revocation also meets certificates of which the catalog has lost, or never had,
-    /// a record.
+    /// Returns true if a host's certificate must be refused: if its serial number (spelled as
+    /// [`Certificate::serial`](super::Certificate::serial)) was revoked, or if the host was revoked once and the
+    /// catalog has not recorded this certificate as issued since. So a revocation also covers certificates whose record
+    /// the catalog has lost or never had.
     #[must_use]
     pub fn is_revoked(&self, host: &HostName, serial: &str) -> bool {
         let Some(host) = self.hosts.get(host) else { return false };
@@ -70,7 +72,7 @@ impl View {
         }
     }
 
-    /// The newest removed volume of that name: what a restore by name means.
+    /// Returns the newest removed volume of that name, which a restore by name brings back.
     #[must_use]
     pub fn removed(&self, name: &str) -> Option<&Arc<Removed>> {
         self.trash

@@ -1,4 +1,4 @@
-//! Addresses: those that volhost listens on and those that engines are told to call.
+//! Addresses: those that volhost listens on, and those that engines are told to call.
 //!
 //! Nothing here resolves a name or opens a socket.
 
@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 
 use crate::model::host::HostName;
 
-/// The longest path that fits into a Unix socket's address on Linux, its closing zero not counted.
+/// The length of the longest path that fits into a Unix socket's address on Linux, without its terminating zero.
 pub(crate) const SOCKET_PATH_BYTES: usize = 107;
 
 /// An address that engines are served at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
-    /// TLS with client certificates required. Port 0 takes any that is free.
+    /// TLS with client certificates required. Port 0 means any free port.
     Https(SocketAddr),
-    /// Plain HTTP. Port 0 takes any that is free.
+    /// Plain HTTP. Port 0 means any free port.
     Http(SocketAddr),
     /// A Unix socket at an absolute path.
     Unix(PathBuf),
@@ -33,7 +33,7 @@ pub enum Advertise {
     Unix(PathBuf),
 }
 
-/// A host and a port to call.
+/// A host and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authority {
     /// A DNS name in lower case, or an IP address without brackets.
@@ -42,18 +42,18 @@ pub struct Authority {
     pub port: u16,
 }
 
-/// The reason for which a text is no address, and what was probably meant.
+/// Why a text is not an address, and what was probably meant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct InvalidAddress {
-    /// What is wrong and what would be right.
+    /// What is wrong, and what would be right.
     pub what: String,
-    /// What was probably meant.
+    /// The probable intention.
     pub hint: Option<String>,
 }
 
 impl Listen {
-    /// Reads `https://ADDR:PORT`, `http://ADDR:PORT` or `unix:/PATH`, where ADDR is an IP address.
+    /// Parses `https://ADDR:PORT`, `http://ADDR:PORT` or `unix:/PATH`, where ADDR is an IP address.
     pub fn parse(text: &str) -> Result<Self, InvalidAddress> {
         match split(text)? {
             Split::Https(rest) => socket_address("https", rest).map(Self::Https),
@@ -83,7 +83,7 @@ impl fmt::Display for Listen {
 }
 
 impl Advertise {
-    /// Reads `https://HOST:PORT`, `http://HOST:PORT` or `unix:/PATH`, where HOST is a DNS name or an IP address.
+    /// Parses `https://HOST:PORT`, `http://HOST:PORT` or `unix:/PATH`, where HOST is a DNS name or an IP address.
     pub fn parse(text: &str) -> Result<Self, InvalidAddress> {
         match split(text)? {
             Split::Https(rest) => authority("https", rest).map(Self::Https),
@@ -129,7 +129,7 @@ fn split(text: &str) -> Result<Split<'_>, InvalidAddress> {
             None => refuse(text, "is no address", Some(format!("did you mean \"{scheme}://{rest}\"?"))),
         },
         "unix" => {
-            // The form with two slashes and an absolute path is what engines write.
+            // Engines write the form with two slashes and an absolute path.
             let path = rest.strip_prefix("//").unwrap_or(rest);
             unix_path(path).map(Split::Unix)
         }
@@ -150,8 +150,8 @@ fn refuse<T>(text: &str, what: &str, hint: Option<String>) -> Result<T, InvalidA
     Err(InvalidAddress { what, hint })
 }
 
-/// Reads the path of a Unix socket: absolute, and short enough for an address. Several slashes at its beginning are the
-/// one that they are to the system: written behind `unix:`, two would be taken for those of `unix://`.
+/// Parses the path of a Unix socket: absolute, and short enough for an address. Several slashes at its beginning are
+/// reduced to one, as the system reads them: after `unix:`, two of them would be taken for those of `unix://`.
 pub(super) fn unix_path(path: &str) -> Result<PathBuf, InvalidAddress> {
     let what = if !path.starts_with('/') || path.contains('\0') {
         let path: String = path.chars().take(120).collect();
@@ -243,7 +243,7 @@ mod tests {
             assert_eq!(Advertise::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(Listen::parse("unix:///run/v.sock"), Ok(Listen::Unix("/run/v.sock".into())));
-        // Shown with both of its slashes, this would be the relative path behind `unix://`.
+        // Shown with both of its slashes, this would be the relative path after `unix://`.
         assert_eq!(Listen::parse("unix:////run/v.sock").unwrap().to_string(), "unix:/run/v.sock");
     }
 

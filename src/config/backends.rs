@@ -1,8 +1,8 @@
-//! Reading the backend map: a name and a path each, or an object with more.
+//! Reads the backend map: names with a path each, or with an object of more fields.
 //!
-//! A path that does not exist is no fault, for shares come and go. Two backends of which one lies in the other are:
-//! a volume of the one could be a directory of the other. Symlinks are followed for that, and for nothing else, with
-//! patience only as far as a share that hangs cannot hold up a reload.
+//! A path that does not exist is not a fault, because shares come and go. Two backends of which one lies in the other
+//! are a fault: a volume of the one could be a directory of the other. Only for that check are symlinks followed, and
+//! with a time limit, so that a share that hangs cannot hold up a reload.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ const TRASH: Duration = Duration::from_secs(24 * 60 * 60);
 /// The default permissions of new volumes.
 const MODE: &str = "0755";
 
-/// Who owns new volumes.
+/// The owner of new volumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Owner {
     /// The user.
@@ -33,20 +33,20 @@ pub(super) struct Owner {
     pub(super) gid: u32,
 }
 
-/// Returns the map that stands for a missing one: one backend, `default`.
+/// Returns the map to use if there is none: one backend, `default`.
 pub(super) fn without_map(path: PathBuf, owner: Owner) -> BTreeMap<BackendName, MapEntry> {
     let name = BackendName::parse(BackendName::DEFAULT).ok();
     let settings = plain(path, owner);
     name.into_iter().zip(settings.map(|settings| MapEntry { settings, hosts: None })).collect()
 }
 
-/// Reads the map. Its faults are left in `source`.
+/// Reads the map. Its faults are noted in `source`.
 pub(super) fn read(source: &Source, owner: Owner) -> BTreeMap<BackendName, MapEntry> {
     let Some(value) = source.value() else { return BTreeMap::new() };
     let takes = "an object of backends, such as {\"default\": \"/srv/volumes\"}";
     let mut backends = BTreeMap::new();
     let mut places = Vec::new();
-    for entry in Node::root(&source, &value).entries(takes).unwrap_or_default() {
+    for entry in Node::root(source, &value).entries(takes).unwrap_or_default() {
         if entry.key == fields::SCHEMA {
             let _ = entry.node.schema();
             continue;
@@ -71,7 +71,7 @@ pub(super) fn read(source: &Source, owner: Owner) -> BTreeMap<BackendName, MapEn
     backends
 }
 
-/// A backend for which the map gives only a path. `None` only if the default were no mode.
+/// Returns the settings of a backend for which the map gives only a path. `None` only if the default mode were invalid.
 fn plain(path: PathBuf, Owner { uid, gid }: Owner) -> Option<BackendSettings> {
     Some(BackendSettings {
         mountpoints: path.clone().into(),
@@ -85,7 +85,7 @@ fn plain(path: PathBuf, Owner { uid, gid }: Owner) -> Option<BackendSettings> {
     })
 }
 
-/// Reads one backend, and the place of its path.
+/// Reads one backend, and the position of its path in the file.
 fn backend(entry: &Entry<'_>, owner: Owner) -> Option<(MapEntry, Fault)> {
     let node = &entry.node;
     let takes = "a path, or an object with at least \"path\"";
@@ -101,7 +101,7 @@ fn backend(entry: &Entry<'_>, owner: Owner) -> Option<(MapEntry, Fault)> {
     let path = path_node.as_ref().and_then(directory);
     let settings = settings(&mut members, path.clone().unwrap_or_default(), owner)?;
     let hosts = members.take("hosts").filter(|node| !node.is_null()).map(|node| hosts(&node));
-    // Without a path there is no backend, but its other fields have been looked at.
+    // Without a path there is no backend, but its other fields have been checked.
     path.zip(path_node).map(|(_, node)| (MapEntry { settings, hosts }, node.possible_fault()))
 }
 
@@ -128,19 +128,19 @@ fn set<T>(setting: &mut T, given: Option<T>) {
     }
 }
 
-/// An absolute path without `..`: where symlinks are swapped, `..` means another place each time.
+/// Reads an absolute path without `..`: where symlinks are swapped, `..` means another place each time.
 fn directory(node: &Node<'_>) -> Option<PathBuf> {
     let path = node.path("a directory's path")?;
     if path.components().any(|part| part == std::path::Component::ParentDir) {
         node.fault(format!("{:?} goes through `..`: name the directory itself", path));
         return None;
     }
-    // One spelling for each path, so that `/srv//x/` and `/srv/x` are the same one.
+    // One spelling for each path, so that `/srv//x/` and `/srv/x` are equal.
     Some(path.components().collect())
 }
 
 fn trash_time(node: &Node<'_>) -> Option<Duration> {
-    // Zero is the one duration that needs no unit. Seconds or minutes would have the trash emptied by a slip.
+    // Zero is the only duration that needs no unit. If seconds or minutes were offered, a slip could empty the trash.
     if node.is_zero() { Some(Duration::ZERO) } else { node.duration("24h", &["h", "days"]) }
 }
 
@@ -177,14 +177,14 @@ fn hosts(node: &Node<'_>) -> Vec<HostPattern> {
     node.elements(takes).unwrap_or_default().iter().filter_map(pattern).collect()
 }
 
-/// A backend's path and where it is written.
+/// A backend's path and its position in the file.
 struct Place {
     name: String,
     path: PathBuf,
     fault: Fault,
 }
 
-/// The faults of backends of which one lies in the other, each told where the later one of the two is written.
+/// Returns the faults of backends of which one lies in the other, each at the position of the later one.
 fn overlaps(places: &[Place]) -> Vec<Fault> {
     let resolved = resolve(places.iter().map(|place| place.path.clone()).collect());
     let mut first: HashMap<&Path, usize> = HashMap::new();
@@ -222,19 +222,19 @@ fn overlaps(places: &[Place]) -> Vec<Fault> {
     faults
 }
 
-/// How long one path may keep us waiting, and how many may do so before the rest are taken as they are written.
+/// How long to wait for one path, and how many paths may take that long before the rest are used as written.
 ///
-/// No test has a path that hangs, and all of them mean what is told from the real places, also on a busy machine.
+/// No test has a path that hangs, and every test expects the real paths, even on a busy machine.
 const RESOLVE_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 10_000 } else { 150 });
 const HANGING: usize = 3;
 
-/// Threads that wait for a path; those that wait for good are never more than a few times [`HANGING`].
+/// The number of threads that wait for a path. Those that wait for ever are never more than a few times [`HANGING`].
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-/// The real place of each path, symlinks followed as far as it exists.
+/// Returns the real location of each path, with symlinks followed as far as it exists.
 ///
-/// A share whose server is gone answers to nothing, so another thread looks, and a path that takes too long stays as
-/// it is written. Such a thread may stay behind until its share answers.
+/// A share whose server is gone does not answer, so another thread resolves the paths, and a path that takes too long
+/// stays as written. Such a thread may stay behind until its share answers.
 fn resolve(mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
     let mut next = 0;
     for _ in 0..HANGING {
@@ -263,7 +263,7 @@ fn resolve(mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
             next += 1;
         }
         if next < paths.len() {
-            // This one hangs; the next thread begins behind it.
+            // This path hangs; the next thread begins after it.
             log::warn!(
                 "a backend's path did not answer: whether it overlaps with others was told from its text"
             );

@@ -9,16 +9,16 @@ use crate::model::location::{Credentials, Location};
 /// The part of the configuration that only a restart puts in force.
 ///
 /// Sockets, catalog and PKI are opened once. Engines read the name, the node and the scope once, or records depend on
-/// them: a plugin name that changed under a running service would orphan the volumes that engines bound to it.
+/// them: if a plugin's name changed under a running service, the volumes that engines bound to it would be orphaned.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Boot {
     /// The plugin's name, to which engines bind their volumes.
     pub name: String,
-    /// The name of this machine as a host, which calls over a Unix socket.
+    /// The name of this machine as a host, which it has for calls over a Unix socket.
     pub node: HostName,
-    /// False if `node` is the hostname, which the name that the catalog keeps overrides.
+    /// False if `node` is the hostname, which a recorded name in the catalog overrides.
     pub node_configured: bool,
-    /// How far a volume's name reaches, as engines are told.
+    /// The scope of volume names, as engines are told.
     pub scope: Scope,
     /// The addresses that engines are served at; never empty.
     pub listen: Vec<Listen>,
@@ -28,7 +28,7 @@ pub struct Boot {
     pub catalog: Location,
     /// The credentials for the etcd cluster of `catalog`.
     pub etcd: Credentials,
-    /// Where the outbox of a shared catalog lies. No field of the file sets it.
+    /// The directory for the outbox of a shared catalog. No field of the file sets it.
     pub spool: PathBuf,
     /// The path of the admin socket.
     pub admin: PathBuf,
@@ -38,7 +38,7 @@ impl Boot {
     /// Returns the names of the fields that have another value in `new`.
     #[must_use]
     pub fn changed(&self, new: &Self) -> Vec<&'static str> {
-        // Destructured in full, so that a new field cannot be forgotten here.
+        // Destructured without `..`, so that a new field cannot be forgotten here.
         let Self {
             name,
             node,
@@ -64,17 +64,17 @@ impl Boot {
     }
 }
 
-/// How far a volume's name reaches.
+/// The scope of volume names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Each engine has volumes of its own.
+    /// Each engine has its own volumes.
     Local,
     /// The same name is the same volume on every host.
     Global,
 }
 
 impl Scope {
-    /// Returns the word in the file, which is also the one that Capabilities answers.
+    /// Returns the word in the file, which is also the answer to Capabilities.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,6 +1,6 @@
-//! Reading the catalog's location, and the credentials for an etcd cluster.
+//! Reads the catalog's location, and the credentials for an etcd cluster.
 //!
-//! Nothing here connects to the cluster or reads a key or a password: the client of the cluster does, at each
+//! Nothing here connects to the cluster or reads a key or a password: the client of the cluster does that, at each
 //! connection.
 
 use super::fields;
@@ -41,7 +41,7 @@ pub(super) fn location(node: &Node<'_>, etcd: bool) -> Option<Location> {
     }
 }
 
-/// Reads the credentials for an etcd cluster. `catalog` is the catalog's location, if that has no fault.
+/// Reads the credentials for an etcd cluster. `catalog` is the catalog's location if it is valid.
 pub(super) fn credentials(node: &Node<'_>, catalog: Option<&Location>, files: NamedFiles) -> Credentials {
     if let Some(other @ Location::Sqlite(_)) = catalog {
         let example = "etcd://HOST:PORT,HOST:PORT,HOST:PORT/PREFIX";

@@ -1,8 +1,8 @@
-//! The directories on the way to the files that are followed, as the kernel tells of them.
+//! Watches the directories on the way to the files that are followed.
 //!
 //! A file can change because it is written, because another is renamed over it, because a symlink anywhere on the way
 //! is swapped, or because a directory on the way is removed, moved or made. Each of these is an event in one of the
-//! directories on the way; in the one that holds the file, every event counts, whatever its name.
+//! directories on the way; in the directory that holds the file, every event counts, whatever its name.
 //!
 //! Nothing here reads a file.
 
@@ -19,12 +19,12 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use super::walk;
 
-/// Something happened in a watched directory.
+/// An event in a watched directory.
 #[derive(Debug)]
 pub(super) struct Touched {
     /// The paths concerned; none if the kernel lost count.
     paths: Vec<PathBuf>,
-    /// True if they may be other files or directories than before.
+    /// True if the paths may be other files or directories than before.
     replaced: bool,
 }
 
@@ -38,12 +38,12 @@ pub(super) struct Directories {
 
 #[derive(Debug)]
 struct Watched {
-    /// Device and inode: another directory of the same name must be watched anew.
+    /// Device and inode: another directory of the same name must be watched separately.
     identity: (u64, u64),
     wanted: Wanted,
 }
 
-/// The names in a directory that matter.
+/// The relevant names in a directory.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Wanted {
     everything: bool,
@@ -51,10 +51,10 @@ struct Wanted {
 }
 
 impl Directories {
-    /// Watches nothing yet. Later events go to `touched`, on another thread.
+    /// Returns a set without directories. Later events go to `touched`, on another thread.
     pub(super) fn new(touched: impl Fn(Touched) + Send + 'static) -> Self {
         let told = move |event: notify::Result<Event>| match event {
-            // Our own reading raises these.
+            // Our own reads cause these events.
             Ok(event) if event.kind.is_access() => {}
             Ok(event) => {
                 let in_place = matches!(
@@ -78,13 +78,13 @@ impl Directories {
         Self { kernel: kernel.ok(), watched: BTreeMap::new(), unwatched: BTreeSet::new() }
     }
 
-    /// As if the kernel could watch nothing.
+    /// Returns a set that behaves as if the kernel could watch nothing.
     #[cfg(test)]
     pub(super) fn blind_ones() -> Self {
         Self { kernel: None, watched: BTreeMap::new(), unwatched: BTreeSet::new() }
     }
 
-    /// Returns true if the kernel reports no changes of some file.
+    /// Returns true if the kernel does not report the changes of some file.
     pub(super) fn blind(&self) -> bool {
         self.kernel.is_none() || !self.unwatched.is_empty()
     }
@@ -101,7 +101,7 @@ impl Directories {
                         .is_some_and(|in_it| in_it.wanted.everything || in_it.wanted.names.contains(name))
             });
         if *replaced {
-            // A directory that went away and came back may even have the inode that it had before.
+            // A directory that went away and came back may even have its former inode.
             for path in paths {
                 self.forget(path);
             }
@@ -118,8 +118,9 @@ impl Directories {
 
     /// Watches every directory on the way to each of these files, and no others.
     pub(super) fn watch_the_way_to(&mut self, files: &[&Path]) {
-        // What appears between looking and watching is not told. So look again until nothing new was watched; each
-        // turn gets further along the way, and a way that changes all the time is looked at later anyway.
+        // A directory that appears between looking and watching is not reported. So look again until no new directory
+        // was watched. Each round gets further along the way; if a way changes all the time, it is looked at later
+        // anyway.
         for _ in 0..8 {
             let wanted = way_to(files);
             if !self.watch(wanted) {
@@ -128,7 +129,7 @@ impl Directories {
         }
     }
 
-    /// Returns true if a directory is watched now that was not before.
+    /// Watches the wanted directories. Returns true if one of them was not watched before.
     fn watch(&mut self, wanted: BTreeMap<PathBuf, Wanted>) -> bool {
         for path in
             self.watched.keys().filter(|path| !wanted.contains_key(*path)).cloned().collect::<Vec<_>>()
@@ -158,7 +159,7 @@ impl Directories {
                     self.watched.insert(path, Watched { identity, wanted });
                     added = true;
                 }
-                // Of a directory further up it is enough that its files are looked at now and then.
+                // For a directory further up it suffices that its files are checked now and then.
                 Err(error) if !wanted.everything => log::debug!("{} is not watched: {error}", path.display()),
                 Err(error) => {
                     if self.unwatched.insert(path.clone()) {
@@ -171,7 +172,7 @@ impl Directories {
         added
     }
 
-    /// Stops watching a directory and all that lies below it.
+    /// Stops watching a directory and everything below it.
     fn forget(&mut self, path: &Path) {
         let below: Vec<_> = self.watched.keys().filter(|known| known.starts_with(path)).cloned().collect();
         for path in below {
@@ -184,12 +185,12 @@ impl Directories {
     }
 }
 
-/// The kernel's events, from a thread of notify's. If that thread could not be started, notify does not say so, and
-/// panics at its next call and when it is dropped.
+/// The source of the kernel's events, in a thread of notify's. If that thread cannot be started, notify does not report
+/// it, and panics at its next call and when it is dropped.
 struct Kernel {
     /// `None` only while this is dropped.
     watcher: Option<RecommendedWatcher>,
-    /// Held by what the thread calls, and so by nobody once the thread is gone.
+    /// The thread's callback holds the strong reference, so nobody holds it once the thread is gone.
     thread: Weak<()>,
 }
 
@@ -241,7 +242,7 @@ impl std::fmt::Debug for Directories {
     }
 }
 
-/// The directories on the way to each of these files, with what counts in each.
+/// Returns the directories on the way to each of these files, with the relevant names in each.
 fn way_to(files: &[&Path]) -> BTreeMap<PathBuf, Wanted> {
     let mut directories: BTreeMap<PathBuf, Wanted> = BTreeMap::new();
     for file in files {

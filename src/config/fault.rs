@@ -1,24 +1,24 @@
-//! The faults of a configuration and their places: a [`Fault`] each, all of them together in [`Faults`].
+//! The faults of a configuration and their positions: a [`Fault`] each, all of them together in [`Faults`].
 //!
-//! Nothing here decides what a fault is; this is only how faults are kept, ordered and told.
+//! This module does not decide what a fault is; it only collects, orders and shows faults.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// One thing that is wrong with a configuration file.
+/// A mistake in a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fault {
-    /// The file that must be mended.
+    /// The file to correct.
     pub file: PathBuf,
-    /// The line, from 1; 0 when the fault is not at any one place of the file, or the file is not there.
+    /// The line, from 1; 0 if the fault has no single position in the file, or the file does not exist.
     pub line: usize,
     /// The column in characters, from 1; 0 with line 0.
     pub column: usize,
-    /// The field's path, such as `limits.request` or `fast.mode`; empty when the fault lies in no field.
+    /// The field's path, such as `limits.request` or `fast.mode`; empty if the fault lies in no field.
     pub field: String,
-    /// What is wrong and what would be right.
+    /// What is wrong, and what would be right.
     pub what: String,
-    /// What was probably meant, when something known is near.
+    /// The probable intention, if something known is similar.
     pub hint: Option<String>,
 }
 
@@ -54,12 +54,12 @@ impl Faults {
         (!faults.is_empty()).then_some(Self(faults))
     }
 
-    /// The faults, by file and place.
+    /// Returns the faults, by file and position.
     pub fn iter(&self) -> std::slice::Iter<'_, Fault> {
         self.0.iter()
     }
 
-    /// The faults, by file and place.
+    /// Returns the faults, by file and position.
     #[must_use]
     pub fn into_vec(self) -> Vec<Fault> {
         self.0

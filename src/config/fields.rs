@@ -1,7 +1,8 @@
-//! The fields of both files: their names, what they take, their defaults and what they mean, in one table each.
+//! The fields of both files: their names, types, defaults and meanings, in one table each.
 //!
-//! The parser takes no name that is not here and has the bounds of numbers from here; the JSON Schemas for editors are
-//! made from it, and the tables of docs/reference are compared with it. Words only: nothing here reads anything.
+//! The parser accepts no name that is missing here and takes the bounds of numbers from here; the JSON Schemas for
+//! editors are made from it, and the tables of docs/reference are compared with it. This module holds only the tables;
+//! it reads nothing.
 
 use std::ops::RangeInclusive;
 
@@ -10,28 +11,28 @@ use std::ops::RangeInclusive;
 pub struct Field {
     /// Its name.
     pub name: &'static str,
-    /// What it takes.
+    /// The values that it takes.
     pub takes: Takes,
-    /// True if it may be `null`, which is as if it were absent, except for `spec`.
+    /// True if it may be `null`, which means the same as absent, except for `spec`.
     pub null: bool,
     /// Its default, as docs/reference has it: JSON between backquotes, or words.
     pub default: &'static str,
-    /// What it means, as docs/reference has it.
+    /// Its meaning, as docs/reference has it.
     pub doc: &'static str,
     /// How a change is put in force.
     pub applied: Applied,
 }
 
-/// How a change of a field is put in force. The tests compare it with the parts of the configuration that differ.
+/// How a change of a field is put in force. The tests compare it with the part of the configuration that differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
     /// By a reload: the field is part of [`Live`](super::Live).
     Reload,
     /// By a restart: the field is part of [`Boot`](super::Boot).
     Restart,
-    /// By a restart if the path changes, by itself if the file that it names does.
+    /// By a restart if the path changes, automatically if the content of the named file does.
     RestartOrFollowed,
-    /// The field's table has no such column.
+    /// Not given: the field's table has no such column.
     Untold,
 }
 
@@ -48,37 +49,38 @@ impl Applied {
     }
 }
 
-/// What a field takes.
+/// The values that a field takes.
 #[derive(Debug, Clone)]
 pub enum Takes {
     /// `true` or `false`.
     Flag,
     /// A whole number.
     Number(RangeInclusive<u64>),
-    /// One of these words.
+    /// One of a set of words.
     Word(&'static [&'static str]),
     /// A string.
     Text(Text),
     /// A duration, or zero without a unit.
     DurationOrZero,
-    /// A list of strings, of at least so many.
+    /// A list of strings, with at least this many elements.
     List(Text, usize),
-    /// An object of these fields.
+    /// An object with these fields.
     Object(&'static [Field]),
-    /// An object whose keys are hosts or `*`, each an object of these fields.
+    /// An object whose keys are hosts or `*`, each with an object of these fields.
     Hosts(&'static [Field]),
-    /// An object whose keys are hosts, each a string.
+    /// An object whose keys are hosts, each with a string.
     ByHost(Text),
-    /// Nothing: the field is specified and not implemented yet, and ignoring it would promise what is not done.
+    /// No value: the field is specified but not implemented yet, and ignoring it would promise something that is not
+    /// done.
     Nothing,
 }
 
 /// The kinds of strings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Text {
-    /// Any.
+    /// Any string.
     Any,
-    /// Any that is not empty.
+    /// Any string that is not empty.
     NotEmpty,
     /// A plugin's name.
     PluginName,
@@ -110,7 +112,7 @@ pub enum Text {
     Mode,
 }
 
-/// Those of `volhost.json`.
+/// The fields of `volhost.json`.
 pub const CONFIG: &[Field] = &[
     field(
         "name",
@@ -215,7 +217,7 @@ pub const CONFIG: &[Field] = &[
     ),
 ];
 
-/// Those of `tls`.
+/// The fields of `tls`.
 pub const TLS: &[Field] = &[
     or_null(field(
         "cert",
@@ -247,8 +249,8 @@ pub const TLS: &[Field] = &[
     )),
 ];
 
-/// Those of `etcd`. The client of the cluster follows the files, so that a certificate and a password can be replaced
-/// while volhost serves.
+/// The fields of `etcd`. The client of the cluster follows the files, so that a certificate and a password can be
+/// replaced while volhost serves.
 pub const ETCD: &[Field] = &[
     or_null(field(
         "ca",
@@ -287,7 +289,7 @@ pub const ETCD: &[Field] = &[
     )),
 ];
 
-/// Those of `spec`.
+/// The fields of `spec`.
 pub const SPEC: &[Field] = &[
     field(
         "dir",
@@ -305,7 +307,7 @@ pub const SPEC: &[Field] = &[
     ),
 ];
 
-/// Those of one of `hosts`.
+/// The fields of one entry of `hosts`.
 pub const HOST: &[Field] = &[
     or_null(field(
         "rights",
@@ -330,7 +332,7 @@ pub const HOST: &[Field] = &[
     )),
 ];
 
-/// Those of `limits`.
+/// The fields of `limits`.
 pub const LIMITS: &[Field] = &[
     field(
         "connections",
@@ -369,7 +371,7 @@ pub const LIMITS: &[Field] = &[
     ),
 ];
 
-/// Those of a backend in the map.
+/// The fields of a backend in the map.
 pub const BACKEND: &[Field] = &[
     field(
         "path",
@@ -443,13 +445,13 @@ pub const BACKEND: &[Field] = &[
     ),
 ];
 
-/// The default of a field that has none: without it the object is refused.
+/// The default of a field that has none: an object without it is refused.
 pub const REQUIRED: &str = "must be given";
 
 /// The key of both files that names their schema. No backend can have this name.
 pub const SCHEMA: &str = "$schema";
 
-/// The names of fields, in the table's order.
+/// Returns the names of fields, in the table's order.
 pub fn names(fields: &'static [Field]) -> impl Iterator<Item = &'static str> + Clone {
     fields.iter().map(|field| field.name)
 }

@@ -1,6 +1,6 @@
-//! JSON with places: a file's text, its syntax, and every fault with its line and column.
+//! JSON with positions: a file's text, its syntax, and every fault with its line and column.
 //!
-//! The syntax is that of RFC 8259 and nothing beside it: no comments, no trailing commas.
+//! The syntax is exactly that of RFC 8259: no comments, no trailing commas.
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -11,30 +11,31 @@ use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 
 use super::fault::Fault;
 
-/// No configuration is larger. More is a mistake that must not cost memory.
+/// The largest size of a configuration. A larger file is a mistake, which must not cost memory.
 pub(super) const MAX_BYTES: usize = 4 << 20;
 
-/// No configuration nests deeper; more would cost stack.
+/// The deepest nesting of a configuration. Deeper nesting would cost stack.
 const MAX_DEPTH: usize = 32;
 
-/// See [`Source::characters`].
+/// The distance between two entries of [`Source::characters`], in bytes.
 const STRIDE: usize = 4096;
 
-/// More faults than anybody mends at once.
+/// The most faults that are reported: nobody corrects more at once.
 const MAX_FAULTS: usize = 1000;
 
-/// One file's text, where its lines begin, and the faults found in it so far.
+/// A file's text, the beginnings of its lines, and the faults found so far.
 pub(super) struct Source {
     file: PathBuf,
     text: String,
     lines: Vec<usize>,
-    /// How many characters there are before each [`STRIDE`]th byte, so that a place in a long line is found at once.
+    /// The number of characters before each [`STRIDE`]th byte, so that a position in a long line is found quickly.
     characters: Vec<usize>,
     faults: RefCell<Vec<Fault>>,
 }
 
 impl Source {
-    /// Takes a file's bytes. Bytes that are no text, or too many, are a fault and read as an empty object.
+    /// Takes a file's bytes. If they are not text, or too many, that is a fault, and the file is read as an empty
+    /// object.
     pub(super) fn new(file: &Path, bytes: Vec<u8>) -> Self {
         let source = |text: String| {
             let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
@@ -94,7 +95,7 @@ impl Source {
                 return None;
             }
         };
-        // The parser that knows the places lets control characters and foreign spaces pass.
+        // The parser that knows positions accepts control characters and foreign spaces.
         if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(&self.text) {
             let told = error.to_string();
             let counted = format!(" at line {} column {}", error.line(), error.column());
@@ -106,17 +107,17 @@ impl Source {
         parsed.value
     }
 
-    /// The file.
+    /// Returns the file's path.
     pub(super) fn file(&self) -> &Path {
         &self.file
     }
 
-    /// The faults found so far.
+    /// Returns the faults found so far.
     pub(super) fn into_faults(self) -> Vec<Fault> {
         self.faults.into_inner()
     }
 
-    /// Notes a fault whose place is known.
+    /// Notes a fault whose position is known.
     pub(super) fn note(&self, fault: Fault) {
         let Fault { file: _, line, column, field, what, hint } = fault;
         self.push((line, column), &field, what, hint);
@@ -131,7 +132,7 @@ impl Source {
         self.push(place, "", what.into(), None);
     }
 
-    /// Notes a fault at a place of the file.
+    /// Notes a fault at a position in the file.
     pub(super) fn push(
         &self,
         (line, column): (usize, usize),
@@ -151,7 +152,7 @@ impl Source {
         }
     }
 
-    /// Line and column of a byte of the text, both from 1; the column counts characters.
+    /// Returns the line and column of a byte of the text, both from 1; the column counts characters.
     pub(super) fn place(&self, offset: usize) -> (usize, usize) {
         let line = self.lines.partition_point(|start| *start <= offset);
         let start = line.checked_sub(1).and_then(|index| self.lines.get(index)).copied().unwrap_or(0);
@@ -164,14 +165,15 @@ impl Source {
         self.characters.get(strides).copied().unwrap_or(0) + begun_in(rest)
     }
 
-    /// The byte at a line and a column of bytes, both from 1, as serde_json counts: column 0 is the newline before.
+    /// Returns the byte at a line and a column of bytes, both from 1, as serde_json counts: column 0 is the newline
+    /// before.
     fn offset(&self, line: usize, column: usize) -> usize {
         let start = line.checked_sub(1).and_then(|index| self.lines.get(index)).copied().unwrap_or(0);
         (start + column).saturating_sub(1).min(self.text.len())
     }
 }
 
-/// How many characters begin in these bytes: every byte but a continuation begins one.
+/// Returns how many characters begin in these bytes: every byte except a continuation byte begins one.
 fn begun_in(bytes: &[u8]) -> usize {
     bytes.iter().filter(|byte| **byte & 0xC0 != 0x80).count()
 }
@@ -181,7 +183,8 @@ fn uncapitalized(text: &str) -> String {
     chars.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(chars).collect()
 }
 
-/// JSON and nothing beside it; each field by its name, so that what a newer parser allows must be decided here.
+/// Returns the options for exact JSON. Each field is named, so that a decision is needed here if a newer parser allows
+/// more.
 fn strict() -> ParseOptions {
     ParseOptions {
         allow_comments: false,
@@ -197,7 +200,7 @@ fn strict() -> ParseOptions {
     }
 }
 
-/// Returns the place where a JSON text first nests deeper than [`MAX_DEPTH`].
+/// Returns the position where a JSON text first nests deeper than [`MAX_DEPTH`].
 fn too_deep(text: &str) -> Option<usize> {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for (at, byte) in text.bytes().enumerate() {

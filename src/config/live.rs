@@ -14,7 +14,7 @@ use crate::model::right::Listed;
 pub struct Live {
     /// True if plain HTTP may be served to other machines.
     pub insecure: bool,
-    /// The address that engines are told to call; `None` takes one of `listen`.
+    /// The address that engines are told to call; `None` uses one of `listen`.
     pub advertise: Option<Advertise>,
     /// The TLS files that replace our own.
     pub tls: TlsFiles,
@@ -34,7 +34,7 @@ impl Live {
     /// Returns the names of the fields that have another value in `new`.
     #[must_use]
     pub fn changed(&self, new: &Self) -> Vec<&'static str> {
-        // Destructured in full, so that a new field cannot be forgotten here.
+        // Destructured without `..`, so that a new field cannot be forgotten here.
         let Self { insecure, advertise, tls, spec, map, backends, hosts, limits } = self;
         super::differing(&[
             ("insecure", *insecure != new.insecure),
@@ -48,10 +48,10 @@ impl Live {
     }
 }
 
-/// The TLS files that the configuration names. Our own, in [`Boot::pki`](super::Boot::pki), stand in for the others.
+/// The TLS files that the configuration names. Our own, in [`Boot::pki`](super::Boot::pki), are used for the others.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TlsFiles {
-    /// The server's certificate and its key.
+    /// The server's certificate and key.
     pub server: Option<KeyPair>,
     /// The CAs whose clients are let in.
     pub client_ca: Option<PathBuf>,
@@ -68,7 +68,7 @@ pub struct KeyPair {
     pub key: PathBuf,
 }
 
-/// The spec file by which engines of this machine find us.
+/// The settings of the spec file by which engines of this machine find the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecSettings {
     /// The directory that the spec file is written to.
@@ -91,6 +91,6 @@ pub enum SpecFormat {
 pub struct MapEntry {
     /// The settings of the backend itself.
     pub settings: BackendSettings,
-    /// The hosts that may use it. `None` is all of them, an empty list none.
+    /// The hosts that may use it. `None` means all of them, an empty list none.
     pub hosts: Option<Vec<HostPattern>>,
 }

@@ -1,6 +1,6 @@
-//! Reading the two files: their paths, the meaning of a missing one, and all their faults together.
+//! Reads the two files: finds their paths, decides what a missing one means, and collects the faults of both.
 //!
-//! [`super::parse`] and [`super::backends`] read what the files say.
+//! [`super::parse`] and [`super::backends`] read the contents.
 
 use std::io;
 use std::path::Path;
@@ -9,43 +9,43 @@ use super::backends;
 use super::json::{MAX_BYTES, Source};
 use super::node::NamedFiles;
 use super::parse::Draft;
+use super::snapshot::FileSnapshot;
 use super::surroundings::Surroundings;
-use super::watch::FileSnapshot;
 use super::{Config, Fault, Faults, Paths};
 use crate::files;
 
-/// A configuration that was read without a fault.
+/// A configuration without faults.
 #[derive(Debug)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// The files it was read from and what stood in them, those that were looked for and not found included: what
-    /// [`Unit::Config`](super::watch::Unit::Config) shall follow.
+    /// The files that it was read from, with their contents at that time, including files that were not found: the
+    /// files that [`Unit::Config`](super::watch::Unit::Config) must follow.
     pub files: Vec<FileSnapshot>,
-    /// A fault that the field `tls.client_ca` would have, but for its text.
+    /// The fault that the field `tls.client_ca` would have, without its text.
     client_ca: Option<Fault>,
 }
 
-/// A configuration that was read and has faults.
+/// A configuration with faults.
 #[derive(Debug)]
 pub struct Rejected {
     /// The faults.
     pub faults: Faults,
-    /// The files that were read, as in [`Loaded::files`]. They may differ from those before: the configuration may name
-    /// another map, for one, which does not exist yet.
+    /// The files that were read, as in [`Loaded::files`]. They may differ from the previous ones: for example, the
+    /// configuration may name another map, which does not exist yet.
     pub files: Vec<FileSnapshot>,
 }
 
 impl Loaded {
-    /// Returns the configuration's file if there is none, so that the defaults hold.
+    /// Returns the path of the configuration's file if the file does not exist, so that the defaults hold.
     #[must_use]
     pub fn missing_file(&self) -> Option<&Path> {
         self.files.first().filter(|seen| !seen.is_there()).map(FileSnapshot::path)
     }
 
-    /// Returns the fault of a configuration that lets in the clients of somebody else's CA and does not say which.
+    /// Returns the fault of a configuration that lets in the clients of a foreign CA and does not list hosts.
     ///
-    /// `is_ours` tells whether a CA file holds our own CA and no other; this room cannot read certificates. The
+    /// `is_ours` returns true if a CA file holds our own CA and no other; this module cannot read certificates. The
     /// caller asks after each load.
     pub fn check_client_ca(&self, is_ours: impl Fn(&Path) -> bool) -> Option<Fault> {
         let file = self.config.live.tls.client_ca.as_deref()?;
@@ -63,8 +63,8 @@ impl Loaded {
 
 /// Reads the configuration and the backend map, for the start and for `volhost check`.
 ///
-/// `file` is `--config`, which must exist; without it the default file is read, and where there is none, defaults
-/// hold. Files that the configuration names must exist. A backend's path need not.
+/// `file` is `--config`, which must exist; without it the default file is read, and if there is none, defaults hold.
+/// Files that the configuration names must exist. A backend's path need not.
 ///
 /// # Errors
 /// All faults of both files.
@@ -87,14 +87,14 @@ pub fn served(paths: &Paths, file: Option<&Path>) -> Result<Loaded, Faults> {
 
 /// Reads the configuration and the backend map again, while serving.
 ///
-/// As [`load()`], but TLS files that are not there are left to the unit of the reload that reads them: a certificate
+/// Does the same as [`load()`], but leaves missing TLS files to the unit of the reload that reads them: a certificate
 /// that is just being replaced must not hold up a change of the map.
 ///
-/// A file that was there when what is in force was read, among `in_force`, must still be there: that somebody moved it
-/// away for a moment must not put the defaults in force, under which everybody may do everything.
+/// A file among `in_force` that existed when the configuration in force was read must still exist: if somebody moves it
+/// away for a moment, that must not put the defaults in force, under which everybody may do everything.
 ///
 /// # Errors
-/// All faults of both files, and what to follow until they are mended.
+/// All faults of both files, and the files to follow until they are corrected.
 pub fn reload(paths: &Paths, file: Option<&Path>, in_force: &[FileSnapshot]) -> Result<Loaded, Rejected> {
     read(&Surroundings::here(paths), file, NamedFiles::MayBeMissing, in_force)
 }
@@ -111,7 +111,7 @@ pub(super) fn read(
     let mut files = vec![seen];
     let mut faults = Vec::new();
     let must_exist = |path: &Path| in_force.iter().any(|seen| seen.path() == path && seen.is_there());
-    // What is not there says as little as an empty object.
+    // A missing file means the same as an empty object.
     let bytes = bytes.unwrap_or_else(|error| {
         if named.is_none() && error.kind() == io::ErrorKind::NotFound {
             faults.extend(must_exist(&file).then(|| gone(&file)));
@@ -136,7 +136,7 @@ pub(super) fn read(
             faults.extend(must_exist(&config.live.map).then(|| gone(&config.live.map)));
             config.live.backends = backends::without_map(around.paths.volumes(), around.owner);
         }
-        // The fault is the configuration's, which names a file that is not there.
+        // The fault is in the configuration, which names a missing file.
         (Err(error), Some(place)) => {
             faults.push(Fault {
                 what: format!("{} cannot be read: {error}", config.live.map.display()),
@@ -152,7 +152,7 @@ pub(super) fn read(
     }
 }
 
-/// The fault of a file that was in force and is not there any more.
+/// Returns the fault of a file that was in force and is missing.
 fn gone(file: &Path) -> Fault {
     whole_file(
         file,

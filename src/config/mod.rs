@@ -1,10 +1,10 @@
-//! The configuration and the backend map: read, checked and typed, or refused with everything that is wrong.
+//! The configuration and the backend map: read, checked and typed, or refused with a list of everything that is wrong.
 //!
-//! [`load()`] reads both files at once, so that one run names the faults of both. What comes out needs no further
-//! check: names are names, paths are absolute, durations are durations and every default is filled in. [`Boot`] is what
-//! only a restart changes, [`Live`] what a reload puts in force; [`watch`] tells when to reload.
+//! [`load()`] reads both files at once, so that one run reports the faults of both. The result needs no further check:
+//! names are names, paths are absolute, durations are durations and every default is filled in. Only a restart changes
+//! [`Boot`]; a reload puts [`Live`] in force; [`watch`] tells when to reload.
 //!
-//! This room opens no socket, makes no directory and writes no file, and it never looks into a backend: a backend's
+//! This module opens no socket, makes no directory and writes no file, and it never looks into a backend: a backend's
 //! path need not exist.
 
 pub(crate) mod address;
@@ -21,6 +21,7 @@ mod node;
 mod parse;
 pub(crate) mod paths;
 pub(crate) mod pattern;
+pub(crate) mod snapshot;
 mod surroundings;
 mod walk;
 pub(crate) mod watch;
@@ -33,7 +34,7 @@ pub use self::load::{Loaded, Rejected, load, reload, served};
 pub use self::paths::Paths;
 pub use self::pattern::HostPattern;
 
-/// Everything that is configured, including the backend map.
+/// The whole configuration, including the backend map.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The part that only a restart puts in force.

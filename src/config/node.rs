@@ -1,7 +1,7 @@
-//! One value of a file with its place: read as what it should be, or noted as a fault.
+//! A value of a file with its position: read as what it should be, or noted as a fault.
 //!
-//! Reading a [`Node`] never ends the run: what cannot be read is `None` and a fault of its [`Source`], so that one run
-//! finds every fault. Nothing here knows what a configuration is.
+//! Reading a [`Node`] never ends the run: a value that cannot be read is `None` and a fault of its [`Source`], so that
+//! one run finds every fault. Nothing here knows the configuration's own fields: the callers name them.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -16,13 +16,13 @@ use super::fields::{Field, Takes, names};
 use super::json::Source;
 use crate::error::is_unsafe_to_show;
 
-/// Linux takes no path of this length or more.
+/// The length from which on Linux accepts no path.
 const MAX_PATH_BYTES: usize = 4096;
 
-/// Words are cut to this length before they are shown or compared.
+/// The length to which words are cut before they are shown or compared.
 const SHOWN_CHARS: usize = 64;
 
-/// A value with its place and its field's path.
+/// A value with its position and its field's path.
 #[derive(Clone)]
 pub(super) struct Node<'a> {
     source: &'a Source,
@@ -31,7 +31,7 @@ pub(super) struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    /// The outermost value of a file, which has no name.
+    /// Returns the outermost value of a file, which has no name.
     pub(super) fn root(source: &'a Source, value: &'a Value<'a>) -> Self {
         Self { source, value, field: String::new() }
     }
@@ -41,19 +41,19 @@ impl<'a> Node<'a> {
         self.fault_with(what, None);
     }
 
-    /// Notes that this value is wrong, and what was probably meant.
+    /// Notes that this value is wrong, with a hint on what was probably meant.
     pub(super) fn fault_with(&self, what: impl Into<String>, hint: Option<String>) {
         let place = self.source.place(self.value.start());
         self.source.push(place, &self.field, what.into(), hint);
     }
 
-    /// Notes the fault of something that belongs below this value and is not there.
+    /// Notes that something is missing below this value.
     pub(super) fn missing(&self, name: &str, what: impl Into<String>) {
         let place = self.source.place(self.value.start());
         self.source.push(place, &join(&self.field, name), what.into(), None);
     }
 
-    /// A fault of this value, to be noted later or not at all.
+    /// Returns a fault of this value, to be noted later or not at all.
     pub(super) fn possible_fault(&self) -> Fault {
         let (line, column) = self.source.place(self.value.start());
         let (file, field) = (self.source.file().to_path_buf(), self.field.clone());
@@ -75,7 +75,7 @@ impl<'a> Node<'a> {
         self.fault(format!("this is {}: it takes {takes}", self.kind()));
     }
 
-    /// A string.
+    /// Reads a string.
     pub(super) fn string(&self, takes: &str) -> Option<&'a str> {
         match self.value {
             Value::StringLit(text) => self.printable(&text.value),
@@ -86,8 +86,8 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A text that no line of a log and no terminal takes for something else. A path could hold more, but none that
-    /// anybody means does.
+    /// Returns the text if no log line and no terminal can mistake it for something else. A path could contain other
+    /// characters, but no sensible path does.
     fn printable<'t>(&self, text: &'t str) -> Option<&'t str> {
         let Some(found) = text.chars().find(|c| is_unsafe_to_show(*c)) else { return Some(text) };
         let found = found.escape_default();
@@ -95,7 +95,7 @@ impl<'a> Node<'a> {
         None
     }
 
-    /// `true` or `false`.
+    /// Reads `true` or `false`.
     pub(super) fn boolean(&self) -> Option<bool> {
         match self.value {
             Value::BooleanLit(literal) => Some(literal.value),
@@ -106,7 +106,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A whole number without fraction or exponent.
+    /// Reads a whole number without fraction or exponent.
     pub(super) fn integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let (least, most) = (range.start(), range.end());
         let takes = format!("a whole number from {least} to {most}");
@@ -130,8 +130,8 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A duration with its unit. If the unit is missing, the hint offers `units`; following it must never destroy
-    /// anything.
+    /// Reads a duration with its unit. If the unit is missing, the hint offers `units`; following the hint must never
+    /// destroy anything.
     pub(super) fn duration(&self, example: &str, units: &[&str]) -> Option<Duration> {
         let hint = |number: &str| {
             let is_whole = number.bytes().all(|b| b.is_ascii_digit());
@@ -157,12 +157,12 @@ impl<'a> Node<'a> {
         duration
     }
 
-    /// An absolute path.
+    /// Reads an absolute path.
     pub(super) fn path(&self, takes: &str) -> Option<PathBuf> {
         self.absolute(self.string(takes)?)
     }
 
-    /// A path that is a part of this value's text, if it is absolute.
+    /// Reads a path that is a part of this value's text, if it is absolute.
     pub(super) fn absolute(&self, text: &str) -> Option<PathBuf> {
         let what = if !text.starts_with('/') {
             "is a relative path: it takes an absolute one, which begins with a slash"
@@ -175,7 +175,7 @@ impl<'a> Node<'a> {
         None
     }
 
-    /// One of a few words.
+    /// Reads one of a set of words.
     pub(super) fn word<T: Copy>(&self, what: &str, words: &[(&'static str, T)]) -> Option<T> {
         let known = words.iter().map(|(word, _)| *word);
         let takes = known.clone().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" or ");
@@ -188,12 +188,12 @@ impl<'a> Node<'a> {
         meant.map(|(_, value)| *value)
     }
 
-    /// Returns what was read from this value; an error becomes its fault.
+    /// Returns the result of reading this value; an error becomes the value's fault.
     pub(super) fn noted<T, E: std::fmt::Display>(&self, read: Result<T, E>) -> Option<T> {
         read.map_err(|error| self.fault(error.to_string())).ok()
     }
 
-    /// The elements of an array.
+    /// Reads the elements of an array.
     pub(super) fn elements(&self, takes: &str) -> Option<Vec<Node<'a>>> {
         let Value::Array(array) = self.value else {
             self.wrong_type(takes);
@@ -206,7 +206,7 @@ impl<'a> Node<'a> {
         Some(array.elements.iter().enumerate().map(node).collect())
     }
 
-    /// The members of an object whose keys are names that the operator chose. A key given twice is a fault.
+    /// Reads the members of an object whose keys are names that the operator chose. A key given twice is a fault.
     pub(super) fn entries(&self, takes: &str) -> Option<Vec<Entry<'a>>> {
         let Value::Object(object) = self.value else {
             self.wrong_type(takes);
@@ -227,8 +227,8 @@ impl<'a> Node<'a> {
         Some(entries)
     }
 
-    /// The members of an object that has these fields. Others, one given twice, and one that is not served yet are
-    /// faults.
+    /// Reads the members of an object with these fields. Other keys, keys given twice, and fields that are not
+    /// implemented yet are faults.
     pub(super) fn members(&self, fields: &'static [Field], takes: &str) -> Option<Members<'a>> {
         let mut members = BTreeMap::new();
         for entry in self.entries(takes)? {
@@ -251,7 +251,7 @@ impl<'a> Node<'a> {
         Some(Members { fields, members })
     }
 
-    /// The address of a JSON Schema, which is for editors: any string.
+    /// Reads the address of a JSON Schema, which is for editors: any string.
     pub(super) fn schema(&self) -> Option<&'a str> {
         self.string("the name of a JSON Schema, for editors")
     }
@@ -275,7 +275,7 @@ impl<'a> Node<'a> {
     }
 }
 
-/// A member of an object: its key, where that stands, and its value.
+/// A member of an object: its key, the key's position, and its value.
 pub(super) struct Entry<'a> {
     /// The key, without quotes and escapes.
     pub(super) key: &'a str,
@@ -300,9 +300,9 @@ pub(super) struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    /// The value of a key, if it was given.
+    /// Returns the value of a key, if it was given.
     pub(super) fn take(&mut self, key: &str) -> Option<Node<'a>> {
-        // What is no object has no fields.
+        // A value that is not an object has no fields.
         debug_assert!(
             self.fields.is_empty() || names(self.fields).any(|name| name == key),
             "the field {key:?} is read and has no row in fields.rs"
@@ -310,7 +310,7 @@ impl<'a> Members<'a> {
         self.members.remove(key)
     }
 
-    /// The value of a key that names a file, if it was given, and its path if that is one.
+    /// Returns the value of a key that names a file, if it was given, and its path if that is valid.
     pub(super) fn file(&mut self, key: &str, files: NamedFiles) -> Option<(Node<'a>, Option<PathBuf>)> {
         let node = self.take(key).filter(|node| !node.is_null())?;
         let path = node.path("a path");
@@ -324,33 +324,34 @@ impl<'a> Members<'a> {
         Some((node, path))
     }
 
-    /// The number that is a key's value, if it was given and lies in the range that the table of fields has for it.
+    /// Returns the number that is a key's value, if it was given and lies in the range that the table of fields has for
+    /// it.
     pub(super) fn number(&mut self, key: &str) -> Option<u64> {
         let node = self.take(key)?;
         let range = self.fields.iter().find_map(|field| match &field.takes {
             Takes::Number(range) if field.name == key => Some(range.clone()),
             _ => None,
         });
-        // No number fits a field that is no number in the table.
+        // No number is valid for a field that is not a number in the table.
         node.integer(range.unwrap_or(RangeInclusive::new(1, 0)))
     }
 }
 
-/// Says what a file that the configuration names (keys, certificates, a password) must be.
+/// The requirement on files that the configuration names (keys, certificates, a password).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NamedFiles {
     /// A missing one is a fault.
     MustExist,
-    /// Whoever reads it notices that it is missing.
+    /// The reader of a missing one will notice it.
     MayBeMissing,
 }
 
-/// A word of a file as a message shows it: in quotes, and not too long.
+/// Returns a word of a file as a message shows it: in quotes, and not too long.
 pub(super) fn quoted(text: &str) -> String {
     format!("{:?}", cut(text))
 }
 
-/// The hint on a mistyped word. A long word is no slip, and comparing it would cost time.
+/// Returns the hint on a mistyped word. A long word is no typing error, and comparing it would cost time.
 fn near(word: &str, known: impl IntoIterator<Item = &'static str>) -> Option<String> {
     let near = if word.len() <= SHOWN_CHARS { crate::error::nearest(word, known) } else { None };
     near.map(|near| format!("did you mean {near:?}?"))
@@ -363,7 +364,7 @@ fn cut(text: &str) -> String {
     }
 }
 
-/// The path of a field below another; what is not a plain word is shown in quotes.
+/// Returns the path of a field below another; a key that is not a plain word is shown in quotes.
 fn join(field: &str, key: &str) -> String {
     let plain = !key.is_empty()
         && key.len() <= SHOWN_CHARS

@@ -1,7 +1,7 @@
-//! Reading the configuration: the file's text to a typed [`Config`], or every fault of it.
+//! Reads the configuration: from the file's text to a typed [`Config`], or to every fault.
 //!
-//! Each field has its default where it is read, so that a fault in one field never hides a fault in the next. A
-//! field's fault yields its default for the time being; [`super::load()`] lets no configuration with a fault out.
+//! Each field has its default where it is read, so that a fault in one field never hides a fault in the next. A faulty
+//! field gets its default for the time being; [`super::load()`] never returns a configuration with a fault.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,18 +20,18 @@ use crate::model::limits::Limits;
 use crate::model::location::Location;
 use crate::model::right::{Listed, Network, Right, Rule};
 
-/// The configuration while faults are still being looked for, and places that later checks need.
+/// The configuration while faults are still being searched for, and positions that later checks need.
 pub(super) struct Draft {
     /// The configuration, without the backend map.
     pub(super) config: Config,
-    /// Where the configuration names the map, if it does.
+    /// The position of the map's path, if the configuration has it.
     pub(super) map: Option<Fault>,
-    /// Where the configuration names the clients' CA, if it does.
+    /// The position of the clients' CA, if the configuration has it.
     pub(super) client_ca: Option<Fault>,
 }
 
 impl Draft {
-    /// Reads the configuration. Its faults are left in `source`.
+    /// Reads the configuration. Its faults are noted in `source`.
     pub(super) fn read(source: &Source, around: &Surroundings, named_files: NamedFiles) -> Self {
         let value = source.value();
         let root = value.as_ref().map(|value| Node::root(source, value));
@@ -56,7 +56,7 @@ impl Draft {
         let node = match given {
             Some(node) => host_name(&node),
             None => HostName::parse(&around.hostname).ok().or_else(|| {
-                // Where the text itself is broken, the field may well be there.
+                // If the text itself is broken, the field may well be there.
                 if root.is_some() {
                     let hostname = quoted(&around.hostname);
                     let what =
@@ -90,7 +90,7 @@ impl Draft {
             None => (paths.map(), None),
         };
 
-        // `None` if the field has a fault: then fields that depend on it are not compared with it.
+        // `None` if the field has a fault: then dependent fields are not compared with it.
         let catalog = match fields.take("catalog") {
             Some(node) => catalog::location(&node, around.etcd),
             None => Some(Location::Sqlite(paths.catalog())),
@@ -104,7 +104,7 @@ impl Draft {
                 .take("name")
                 .and_then(|node| plugin_name(&node))
                 .unwrap_or_else(|| "volhost".to_owned()),
-            // Only a configuration with a fault, which goes no further, is left with this one.
+            // Only a configuration with a fault, which is never used, gets this name.
             node: node.unwrap_or_else(HostName::anonymous),
             node_configured,
             scope: fields.take("scope").and_then(|node| scope(&node)).unwrap_or(Scope::Global),
@@ -260,7 +260,7 @@ fn hosts(node: &Node<'_>) -> Listed {
     for entry in node.entries(takes).unwrap_or_default() {
         let rule = rule(&entry.node);
         match HostPattern::parse(entry.key) {
-            // A key stands in an object once.
+            // A key occurs only once in an object.
             Ok(host) if host.is_any() => listed.rest = Some(rule),
             Ok(_) => match HostName::parse_or_anonymous(entry.key) {
                 Ok(host) if listed.named.contains_key(&host) => {

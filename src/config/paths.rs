@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The default directories; every default path lies below one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
-    /// Configuration and keys: `/etc/volhost`.
+    /// The configuration and the keys: `/etc/volhost`.
     pub etc: PathBuf,
     /// The catalog and the default backend: `/var/lib/volhost`.
     pub state: PathBuf,
@@ -19,31 +19,32 @@ pub struct Paths {
     pub spec: PathBuf,
 }
 
-/// The reason for which there are no default directories.
+/// Why there are no default directories.
 #[derive(Debug, thiserror::Error)]
 pub enum PathsError {
     /// A user other than root has no home directory in the environment.
     #[error("HOME is not set to an absolute path: set it, or give --root DIR")]
     NoHome,
-    /// `--root` names nothing.
+    /// The directory given by `--root` cannot be used.
     #[error("--root {root:?} cannot be made an absolute path")]
     Root {
-        /// The directory as it was given.
+        /// The given directory.
         root: PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
 impl Paths {
-    /// The directories of this process: `root` is `--root`, and `variable` looks up one variable of the environment.
+    /// Returns the directories of this process: `root` is `--root`, and `variable` looks up a variable of the
+    /// environment.
     ///
-    /// Below `--root` the names are the system's, whoever calls. Without it root has the system's own, and every
-    /// other user `$XDG_CONFIG_HOME/volhost`, `$XDG_DATA_HOME/volhost` (volumes are the user's data, and the catalog
-    /// belongs beside them), `$XDG_RUNTIME_DIR/volhost` (without one, `run` beside the catalog) and the directory
-    /// where a rootless engine looks, which no XDG variable moves. XDG variables that are not absolute are ignored,
-    /// as their specification demands.
+    /// Below `--root` the names are those of the system, whoever calls. Without it root has the system's own
+    /// directories, and every other user has `$XDG_CONFIG_HOME/volhost`, `$XDG_DATA_HOME/volhost` (volumes are the
+    /// user's data, and the catalog belongs beside them), `$XDG_RUNTIME_DIR/volhost` (without one, `run` beside the
+    /// catalog) and the directory where a rootless engine looks, which no XDG variable moves. XDG variables that are
+    /// not absolute are ignored, as their specification demands.
     pub fn new(
         root: Option<&Path>,
         euid_is_root: bool,
@@ -71,7 +72,7 @@ impl Paths {
         })
     }
 
-    /// The directories of the process that asks, from its user and its environment.
+    /// Returns the directories of this process, from its user and its environment.
     pub fn of_this_process(root: Option<&Path>) -> Result<Self, PathsError> {
         Self::new(root, rustix::process::geteuid().is_root(), |name| std::env::var_os(OsStr::new(name)))
     }
@@ -85,43 +86,43 @@ impl Paths {
         }
     }
 
-    /// The configuration, unless `--config` names another.
+    /// Returns the configuration's path, unless `--config` names another.
     #[must_use]
     pub fn config(&self) -> PathBuf {
         self.etc.join("volhost.json")
     }
 
-    /// The backend map, unless the configuration names another.
+    /// Returns the backend map's path, unless the configuration names another.
     #[must_use]
     pub fn map(&self) -> PathBuf {
         self.etc.join("backends.json")
     }
 
-    /// volhost's own CA, certificates and keys.
+    /// Returns the directory of volhost's own CA, certificates and keys.
     #[must_use]
     pub fn pki(&self) -> PathBuf {
         self.etc.join("pki")
     }
 
-    /// The catalog, unless the configuration names another.
+    /// Returns the catalog's path, unless the configuration names another.
     #[must_use]
     pub fn catalog(&self) -> PathBuf {
         self.state.join("catalog.db")
     }
 
-    /// The outbox of a shared catalog that is out of reach.
+    /// Returns the directory for the outbox of a shared catalog that is out of reach.
     #[must_use]
     pub fn spool(&self) -> PathBuf {
         self.state.join("spool")
     }
 
-    /// The directory of the backend `default` if there is no map.
+    /// Returns the directory of the backend `default` if there is no map.
     #[must_use]
     pub fn volumes(&self) -> PathBuf {
         self.state.join("volumes")
     }
 
-    /// The admin socket, unless the configuration names another.
+    /// Returns the admin socket's path, unless the configuration names another.
     #[must_use]
     pub fn admin(&self) -> PathBuf {
         self.run.join("admin.sock")

@@ -1,4 +1,4 @@
-//! Patterns of host names, as the configuration and the map write them.
+//! Patterns of host names, as in the configuration and the map.
 
 use std::fmt;
 
@@ -6,11 +6,11 @@ use wildmatch::WildMatch;
 
 use crate::model::host::{ANONYMOUS, HostName};
 
-/// A host's name in lower case, in which `*` stands for any characters, a dot included, and `?` for one.
+/// A host's name in lower case, in which `*` stands for any characters, including dots, and `?` for one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPattern(String);
 
-/// The reason for which a text is no pattern of host names.
+/// Why a text is not a pattern of host names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no host's name and no pattern of names: it takes 1 to 253 letters, digits, hyphens and dots, with `*` for any characters and `?` for one"
@@ -18,10 +18,10 @@ pub struct HostPattern(String);
 pub struct InvalidHostPattern(String);
 
 impl HostPattern {
-    /// Reads a host's name, `anonymous`, or a pattern of names such as `web*`, and folds it to lower case.
+    /// Parses a host's name, `anonymous`, or a pattern of names such as `web*`, and folds it to lower case.
     pub fn parse(text: &str) -> Result<Self, InvalidHostPattern> {
         let folded = text.to_ascii_lowercase();
-        // A pattern is one that could match some name; what has no wildcard must be a name itself.
+        // A pattern must be able to match some name; a text without wildcards must itself be a name.
         let matchable = (1..=253).contains(&folded.len())
             && folded.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.*?".contains(&b));
         let pattern = Self(folded);
@@ -38,19 +38,19 @@ impl HostPattern {
         !self.0.contains(['*', '?'])
     }
 
-    /// Returns true if it is `*`, which is every host.
+    /// Returns true if it is `*`, which matches every host.
     #[must_use]
     pub fn is_any(&self) -> bool {
         self.0 == "*"
     }
 
-    /// Returns true if it matches a host.
+    /// Returns true if it matches the host.
     #[must_use]
     pub fn matches(&self, host: &HostName) -> bool {
         WildMatch::new(&self.0).matches(host.as_str())
     }
 
-    /// The pattern as text.
+    /// Returns the pattern as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

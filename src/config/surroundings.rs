@@ -1,9 +1,9 @@
-//! The machine that a configuration is read on: its defaults follow from it.
+//! The machine that a configuration is read on: its defaults depend on it.
 
 use super::Paths;
 use super::backends::Owner;
 
-/// The facts about the machine and the program that defaults depend on.
+/// Facts about the machine and the program that defaults depend on.
 #[derive(Debug, Clone)]
 pub(super) struct Surroundings {
     pub(super) paths: Paths,

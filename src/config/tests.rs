@@ -1,4 +1,4 @@
-//! What the two files may say, what is said about their faults, and what a reload may apply.
+//! The content of the two files, the messages about their faults, and what a reload may apply.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -30,7 +30,7 @@ mod schema;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/config");
 
-/// A `--root` of its own for each test.
+/// A separate `--root` for each test.
 struct Place {
     dir: TempDir,
     around: Surroundings,
@@ -56,7 +56,7 @@ impl Place {
         load::read(&self.around, None, NamedFiles::MayBeMissing, &[]).map_err(|rejected| rejected.faults)
     }
 
-    /// The faults, with the directory of the test cut off.
+    /// Returns the faults, without the directory of the test.
     fn faults(&self) -> Vec<String> {
         let etc = format!("{}/", self.around.paths.etc.display());
         match self.read() {
@@ -129,7 +129,7 @@ fn nothing_configured_is_complete() {
     };
     let expected = Config { boot, live };
     assert_eq!(loaded.config, expected);
-    let followed: Vec<_> = loaded.files.iter().map(watch::FileSnapshot::path).collect();
+    let followed: Vec<_> = loaded.files.iter().map(snapshot::FileSnapshot::path).collect();
     assert_eq!(followed, [paths.config(), paths.map()]);
     assert_eq!(Place::with("{}", "{}").read().unwrap().config.live.backends, BTreeMap::new());
 }
@@ -183,7 +183,7 @@ fn all_faults_of_both_files_are_told_at_once() {
     assert_eq!(told, fs::read_to_string(golden).unwrap());
 }
 
-/// Every way to put one more member into one object of a value.
+/// Returns every way to put one more member into one object of a value.
 pub(crate) fn with_a_spurious_key(value: &Value) -> Vec<Value> {
     let mut all = Vec::new();
     match value {
@@ -297,7 +297,7 @@ fn depth_and_size_cost_nothing() {
         config_faults(&"[".repeat(4 * 1024 * 1024 + 1)),
         ["volhost.json: cannot be read: it is larger than 4 MiB, more than any file of its kind"]
     );
-    // Faults without number in a single line.
+    // A very large number of faults in a single line.
     let many = format!("{{{}}}", ["\"a\":1"; 100_000].join(","));
     let faults = map_faults(&many);
     assert_eq!(faults.len(), 1001);
@@ -316,7 +316,7 @@ fn fields_that_are_not_served_yet_are_refused() {
     );
 }
 
-/// Every string of both files ends up in a log or on a terminal at some time, where it must not pass for something else.
+/// Every string of both files ends up in a log or on a terminal at some time, and must not imitate anything there.
 #[test]
 fn control_characters_are_refused_in_every_string() {
     let text = |what: &str, c: &str| format!("{what}x{c}y");
@@ -379,7 +379,7 @@ fn control_characters_are_refused_in_every_string() {
                 "{c:?} in {field}: {faults:#?}"
             );
         }
-        // A key is a name, which holds none of them; and no fault breaks a line.
+        // A key is a name, which contains no control character; and no fault breaks a line.
         for fault in map_faults(&json!({ text("", c): "/srv/x" }).to_string()).iter().chain(&faults) {
             assert!(!fault.contains(crate::error::is_unsafe_to_show), "{fault:?}");
         }
@@ -440,7 +440,7 @@ fn what_would_go_wrong_together_is_a_fault() {
             r#"{"etcd": {}, "catalog": "sqlite:/a"}"#,
             "is sqlite:/a: take it out, or set \"catalog\" to etcd://HOST:PORT,",
         ),
-        // What is wrong with the catalog is told, and not also that it is none in etcd.
+        // The catalog's own fault is reported, and not in addition that it is not in etcd.
         (r#"{"etcd": {"ca": "/a"}, "catalog": "etc://a:1/p"}"#, "(did you mean \"etcd\"?)"),
         (
             r#"{"catalog": "etcd://a:1/p", "etcd": {"ca": "/a", "cert": "/a"}}"#,
@@ -641,7 +641,7 @@ fn a_change_of_a_field_differs_in_the_part_that_its_row_names() {
     }
 }
 
-/// The files that say all of a configuration.
+/// Returns the files that express a configuration in full.
 fn render(config: &Config) -> (Value, Value) {
     let Config { boot, live } = config;
     let Boot { name, node, node_configured: _, scope, listen, pki: _, catalog, etcd, spool: _, admin } = boot;
@@ -855,7 +855,7 @@ proptest! {
             text.splice(from..to, put.chars());
             let text: String = text.into_iter().collect();
             let faults = if of_map { map_faults(&text) } else { config_faults(&text) };
-            // Whatever was refused was told with a place in the file.
+            // Every refusal has a position in the file.
             prop_assert!(faults.iter().all(|fault| fault.contains(".json:")), "{:?}", faults);
         }
     }

@@ -1,4 +1,4 @@
-//! Following a path as the kernel would, symlink by symlink, even if it leads to nothing.
+//! Follows a path as the kernel would, symlink by symlink, even if it leads to nothing.
 //!
 //! Never decide by this what may be opened: the path may change before it is used.
 
@@ -6,11 +6,11 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 
-/// As many symlinks as Linux follows in one path.
+/// The number of symlinks that Linux follows in one path.
 const MAX_LINKS: usize = 40;
 
-/// Follows an absolute path and returns where it leads: symlinks are resolved as far as it exists, and the rest is added
-/// as it is written. Calls `visit` with each name that is looked up and the real directory that holds it.
+/// Follows an absolute path and returns where it leads: symlinks are resolved as far as it exists, and the rest is
+/// appended as written. Calls `visit` with each name that is looked up and the real directory that holds it.
 pub(super) fn follow(path: &Path, mut visit: impl FnMut(&Path, &OsStr)) -> PathBuf {
     let mut real = PathBuf::from("/");
     let mut rest: VecDeque<OsString> = names(path).collect();

@@ -1,34 +1,33 @@
-//! Following files, so that a change is in force within a second however it was made.
+//! Follows files, so that a change is in force within a second, however it was made.
 //!
-//! The kernel tells of changes in directories, never reliably of changes of one file: a file that is renamed over
-//! another is a new one. So `directories` watches every directory on the way to each file, and whatever
-//! happens there makes us look at the files themselves: only what stands in them decides. A look every few seconds
-//! beside it covers file systems that tell nothing.
+//! The kernel reports changes in directories, but never reliably the changes of a single file: a file that is renamed
+//! over another is a new one. So `directories` watches every directory on the way to each file, and any event there
+//! makes us look at the files themselves: only their content decides. A look every few seconds besides covers file
+//! systems that report nothing.
 //!
-//! This runs in threads of its own. It parses nothing, applies nothing and never panics.
+//! This runs in its own threads. It parses nothing, applies nothing and never panics.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hasher as _};
 use std::io;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::directories::{Directories, Touched};
-use crate::files::{self, Unfinished, Waiting};
+use super::snapshot::FileSnapshot;
+use crate::files::{self, ReaderThread, Unfinished};
 
-/// How long nothing must happen before files are read: most changes come in several steps.
-const QUIET: Duration = Duration::from_millis(100);
+/// How long no event must come before files are read: most changes consist of several steps.
+const QUIET_TIME: Duration = Duration::from_millis(100);
 
-/// How long to wait for that in a directory where something happens all the time.
+/// How long to wait for that in a directory where events come all the time.
 const QUIET_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// How often files are read without an event: network file systems raise none.
+/// How often files are read without an event: network file systems report none.
 const POLL: Duration = Duration::from_secs(10);
 
-/// How often if the kernel cannot watch a file.
+/// How often files are read if the kernel cannot watch one of them.
 const POLL_BLIND: Duration = Duration::from_secs(1);
 
 /// Files that are reloaded together, all or nothing.
@@ -57,66 +56,16 @@ impl Unit {
     }
 }
 
-/// A file and the state of its content when it was read. A file that was missing has a snapshot, too.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileSnapshot {
-    path: PathBuf,
-    /// The most bytes that are read of it.
-    most: usize,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Content { bytes: usize, hash: u64 },
-    Unreadable(io::ErrorKind),
-}
-
-impl FileSnapshot {
-    /// Takes the snapshot of a file, by its absolute path; more than `most` bytes are too many. Taken before the file is
-    /// read, it misses no change.
-    #[must_use]
-    pub fn now(path: &Path, most: usize) -> Self {
-        Self::read(path, most).1
-    }
-
-    /// Reads a file's bytes and takes its snapshot.
-    pub fn read(path: &Path, most: usize) -> (io::Result<Vec<u8>>, Self) {
-        let bytes = files::read_at_most(path, most);
-        let state = match &bytes {
-            Ok(bytes) => {
-                let mut hasher = DefaultHasher::new();
-                hasher.write(bytes);
-                State::Content { bytes: bytes.len(), hash: hasher.finish() }
-            }
-            Err(error) => State::Unreadable(error.kind()),
-        };
-        (bytes, Self { path: path.into(), most, state })
-    }
-
-    /// The file's path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Returns true if the file was there, whatever stood in it.
-    #[must_use]
-    pub fn is_there(&self) -> bool {
-        self.state != State::Unreadable(io::ErrorKind::NotFound)
-    }
-}
-
-/// Follows files until it is dropped: each unit in a thread of its own, so that one whose files are on a share that
+/// Follows files until it is dropped. Each unit has its own thread, so that a unit whose files are on a share that
 /// hangs does not keep changes of the others from being noticed.
 #[derive(Debug)]
-pub(crate) struct Watcher(BTreeMap<Unit, Followed>);
+pub(crate) struct Watcher(BTreeMap<Unit, UnitHandle>);
 
 /// The handle to the thread of one unit.
 #[derive(Debug)]
-struct Followed {
+struct UnitHandle {
     messages: Sender<Message>,
-    looking: Arc<Looking>,
+    progress: Arc<CheckProgress>,
 }
 
 #[derive(Debug)]
@@ -126,57 +75,57 @@ enum Message {
     Stop,
 }
 
-/// Since when a thread has been looking at its files, and which thread that is.
+/// The time since which a thread has been looking at its files, and the thread.
 #[derive(Debug, Default)]
-struct Looking {
+struct CheckProgress {
     since: Mutex<Option<Instant>>,
-    thread: OnceLock<Waiting>,
+    thread: OnceLock<ReaderThread>,
 }
 
 impl Watcher {
-    /// Follows `files`, and calls `notify` with each unit of which a file is no longer as it was seen.
+    /// Follows `files`, and calls `notify` with each unit if one of its files has changed since its snapshot.
     ///
-    /// What was seen is what the caller has in force: [`super::Loaded::files`] for the configuration, and
-    /// [`FileSnapshot::now`] from before they were read for the others. So a change between reading and following is found.
-    /// `notify` is called from the watcher's threads and should return at once; it may be called once more while the
-    /// watcher is being dropped.
+    /// The snapshots are those of what the caller has in force: [`super::Loaded::files`] for the configuration, and
+    /// [`FileSnapshot::now`] from before they were read for the others. So a change between reading and following is
+    /// found. `notify` is called from the watcher's threads and should return at once; it may be called once more while
+    /// the watcher is being dropped.
     ///
     /// # Errors
-    /// When no thread can be started. Whatever cannot be watched is looked at every second instead, with a warning.
+    /// If no thread can be started. Files that cannot be watched are read every second instead, with a warning.
     pub(crate) fn start(
         files: BTreeMap<Unit, Vec<FileSnapshot>>,
         notify: impl Fn(Unit) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let notify = Arc::new(notify);
-        // Dropped when one cannot be started, it ends those that were.
+        // If a thread cannot be started, dropping this ends those that were.
         let mut watcher = Self(BTreeMap::new());
         for (unit, files) in files {
             let notify = Arc::clone(&notify);
             let (messages, receiver) = mpsc::channel();
             let sender = messages.clone();
             let directories = Directories::new(move |touched| {
-                // Nobody listens any more only when the watcher is gone.
+                // Nobody listens any more only if the watcher is gone.
                 let _ = sender.send(Message::Touched(touched));
             });
-            let looking = Arc::<Looking>::default();
+            let progress = Arc::<CheckProgress>::default();
             let follower = Follower {
                 files,
                 notify: move || notify(unit),
                 directories,
                 receiver,
-                looking: Arc::clone(&looking),
+                progress: Arc::clone(&progress),
             };
             let name = format!("watch-{}", unit.as_str());
             let thread = files::start(&name, || follower.run()).map_err(io::Error::other)?;
-            // It is set once.
-            let _ = looking.thread.set(thread);
-            watcher.0.insert(unit, Followed { messages, looking });
+            // It is set only once.
+            let _ = progress.thread.set(thread);
+            watcher.0.insert(unit, UnitHandle { messages, progress });
         }
         Ok(watcher)
     }
 
-    /// Follows other files of a unit from now on: after a reload, with what that reload saw, whether it was applied or
-    /// rejected. Never with what an earlier one saw, or the same change would be found again and again.
+    /// Follows other files of a unit from now on: after a reload, with the snapshots of that reload, whether it was
+    /// applied or rejected. Never with those of an earlier one, or the same change would be found again and again.
     pub(crate) fn set_files(&self, unit: Unit, files: Vec<FileSnapshot>) {
         if let Some(followed) = self.0.get(&unit) {
             followed.tell(Message::Files(files));
@@ -186,10 +135,10 @@ impl Watcher {
     /// Returns why changes of a unit's files go unnoticed at present: the files have not answered for too long.
     #[must_use]
     pub(crate) fn held_up(&self, unit: Unit) -> Option<Unfinished> {
-        let looking = &self.0.get(&unit)?.looking;
-        let since = *looking.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = &self.0.get(&unit)?.progress;
+        let since = *progress.since.lock().unwrap_or_else(PoisonError::into_inner);
         since.filter(|since| since.elapsed() >= files::READ_TIMEOUT)?;
-        looking.thread.get().map(Waiting::unfinished)
+        progress.thread.get().map(ReaderThread::unfinished)
     }
 }
 
@@ -199,7 +148,7 @@ impl Drop for Watcher {
     }
 }
 
-impl Followed {
+impl UnitHandle {
     fn tell(&self, message: Message) {
         // The thread ends when it is told to, and not before.
         let _ = self.messages.send(message);
@@ -211,7 +160,7 @@ struct Follower<N> {
     notify: N,
     directories: Directories,
     receiver: Receiver<Message>,
-    looking: Arc<Looking>,
+    progress: Arc<CheckProgress>,
 }
 
 impl<N: Fn()> Follower<N> {
@@ -223,7 +172,7 @@ impl<N: Fn()> Follower<N> {
             match self.receiver.recv_timeout(poll.saturating_sub(looked.elapsed())) {
                 Ok(Message::Touched(touched)) if !self.directories.concerns(&touched) => continue,
                 Ok(Message::Touched(_)) => {
-                    if self.settle().is_break() {
+                    if self.wait_for_quiet().is_break() {
                         return;
                     }
                 }
@@ -236,12 +185,12 @@ impl<N: Fn()> Follower<N> {
         }
     }
 
-    /// Waits until nothing has happened for a while, or for long enough.
-    fn settle(&mut self) -> ControlFlow<()> {
+    /// Waits until no event has come for a while, or for long enough.
+    fn wait_for_quiet(&mut self) -> ControlFlow<()> {
         let began = Instant::now();
         let mut last = began;
-        while last.elapsed() < QUIET && began.elapsed() < QUIET_TIMEOUT {
-            match self.receiver.recv_timeout(QUIET.saturating_sub(last.elapsed())) {
+        while last.elapsed() < QUIET_TIME && began.elapsed() < QUIET_TIMEOUT {
+            match self.receiver.recv_timeout(QUIET_TIME.saturating_sub(last.elapsed())) {
                 Ok(Message::Touched(touched)) => {
                     if self.directories.concerns(&touched) {
                         last = Instant::now();
@@ -255,14 +204,14 @@ impl<N: Fn()> Follower<N> {
         ControlFlow::Continue(())
     }
 
-    /// Watches the directories that the files lie in by now, then looks at the files: in this order, so that nothing
-    /// can happen between the two.
+    /// Watches the directories that the files lie in now, then looks at the files: in this order, so that no change
+    /// between the two is missed.
     fn check(&mut self) {
-        self.looking.set(Some(Instant::now()));
+        self.progress.set(Some(Instant::now()));
         let paths: Vec<_> = self.files.iter().map(FileSnapshot::path).collect();
         self.directories.watch_the_way_to(&paths);
-        let now: Vec<_> = self.files.iter().map(|seen| FileSnapshot::now(&seen.path, seen.most)).collect();
-        self.looking.set(None);
+        let now: Vec<_> = self.files.iter().map(FileSnapshot::again).collect();
+        self.progress.set(None);
         if self.files != now {
             self.files = now;
             (self.notify)();
@@ -270,7 +219,7 @@ impl<N: Fn()> Follower<N> {
     }
 }
 
-impl Looking {
+impl CheckProgress {
     fn set(&self, since: Option<Instant>) {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
@@ -280,19 +229,20 @@ impl Looking {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::{Path, PathBuf};
 
     use tempfile::TempDir;
 
     use super::*;
 
-    /// A watcher of files below a directory of its own, and what it told.
+    /// A watcher of files in its own directory, and the units that it reported.
     struct Following {
         dir: TempDir,
         watcher: Watcher,
         told: Receiver<Unit>,
     }
 
-    /// Far more than the second that is promised: the machine may be busy.
+    /// Far more than the promised second: the machine may be busy.
     const LONG: Duration = Duration::from_secs(8);
 
     fn files(dir: &Path, named: &[(Unit, &str)]) -> BTreeMap<Unit, Vec<FileSnapshot>> {
@@ -313,7 +263,7 @@ mod tests {
             following
         }
 
-        /// Waits until the watcher has done everything that it was told.
+        /// Waits until the watcher has processed every message.
         fn settled(&self) {
             while self.told.recv_timeout(Duration::from_millis(700)).is_ok() {}
         }
@@ -322,8 +272,8 @@ mod tests {
             self.dir.path().join(name)
         }
 
-        /// The unit that is told after something was done: no other one is, though on a busy machine this one may be
-        /// told in the middle of it, too.
+        /// Returns the unit that is reported after `done`. No other unit may be reported; on a busy machine this one
+        /// may be reported before `done` has ended as well.
         fn after(&self, done: impl FnOnce()) -> Option<Unit> {
             done();
             let told = self.told.recv_timeout(LONG).ok();
@@ -484,7 +434,7 @@ mod tests {
         let notify = move || sender.send(()).unwrap_or_default();
         let (messages, receiver) = mpsc::channel();
         let directories = Directories::blind_ones();
-        let follower = Follower { files, notify, directories, receiver, looking: Arc::default() };
+        let follower = Follower { files, notify, directories, receiver, progress: Arc::default() };
         let thread = std::thread::spawn(move || follower.run());
         fs::write(dir.path().join("a"), "1").unwrap();
         assert_eq!(told.recv_timeout(LONG), Ok(()));

@@ -1,7 +1,9 @@
-//! Small files of our own, written whole or not at all: a lock serialises their writers, and whatever happens, a write
-//! leaves the old content or the new one. And reading files of others, which may be anything.
+//! Reads and writes small files. A write is whole or not at all: a lock serialises the writers of our own files, and
+//! whatever happens, a write leaves the old content or the new one. A read takes care, because other programs' files
+//! may be anything.
 //!
-//! For keys, certificates, configuration and spec files; below a backend only the renaming and [`unique_name`] are used.
+//! For keys, certificates, configuration and spec files; code below a backend uses only the renaming and
+//! [`unique_name`].
 
 mod no_replace;
 mod time_limit;
@@ -16,9 +18,9 @@ use rustix::fs::{CWD, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 pub(crate) use self::no_replace::{rename_dir_no_replace, rename_file_no_replace};
-pub(crate) use self::time_limit::{READ_TIMEOUT, Unfinished, Waiting, start, within};
+pub(crate) use self::time_limit::{READ_TIMEOUT, ReaderThread, Unfinished, start, within};
 
-/// The exclusive right to write the files that a lock file stands for, until it is dropped.
+/// The exclusive right to write the files that a lock file protects, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
     // The lock belongs to the open file and ends when it is closed.
@@ -26,7 +28,7 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Waits until no other process holds the lock file. Creates it if it is missing; its directory must exist.
+    /// Waits until no other process holds the lock file. Creates the file if it is missing; its directory must exist.
     pub(crate) fn acquire(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
         loop {
@@ -38,10 +40,10 @@ impl Lock {
     }
 }
 
-/// Creates a directory and its missing parents, each with exactly this mode, whatever the umask. One that exists keeps
-/// its mode.
+/// Creates a directory and its missing parents, each with exactly this mode, whatever the umask. An existing directory
+/// keeps its mode.
 pub(crate) fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
-    // Closed to others until it has its mode.
+    // Closed to other users until it has its mode.
     let make = || DirBuilder::new().mode(mode & 0o700).create(dir);
     let made = match make() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => match dir.parent() {
@@ -61,12 +63,12 @@ pub(crate) fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
 /// The most bytes of a file that holds certificates, a key, a password or a spec: such files have a few kB.
 pub(crate) const SMALL: usize = 1 << 20;
 
-/// Reads a regular file of at most `most` bytes, and waits only for the storage that it lies on.
+/// Reads a regular file of at most `most` bytes. Waits for nothing but the storage that the file lies on.
 ///
 /// Follows symbolic links. Anything but a regular file is an error: a pipe would wait for its writer, and a device may
-/// never end. So is a larger file, of which no more than `most` bytes are read.
+/// never end. A larger file is an error as well, of which no more than `most` bytes are read.
 pub(crate) fn read_at_most(path: &Path, most: usize) -> io::Result<Vec<u8>> {
-    let _told = time_limit::Told::new(path);
+    let _mark = time_limit::ReadingMark::new(path);
     let mut file = open_regular(path)?;
     let larger = || {
         let what = format!("it is larger than {} MiB, more than any file of its kind", most >> 20);
@@ -137,7 +139,7 @@ pub(crate) fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     write(path, content, mode, |from, to| Ok(rename_file_no_replace(CWD, from, CWD, to)?))
 }
 
-/// Writes a file in place of the one that may be there. The caller holds the lock that its other writers take.
+/// Writes a file, replacing an existing one. The caller holds the lock that its other writers take.
 pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     write(path, content, mode, |from, to| std::fs::rename(from, to))
 }
@@ -162,7 +164,7 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
         parent => parent.unwrap_or(Path::new("/")),
     };
     match File::open(parent)?.sync_all() {
-        // Some network file systems know no such call: what they answered is durable.
+        // Some network file systems do not have this call: whatever they confirmed is durable.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         done => done,
     }
@@ -174,14 +176,15 @@ pub(crate) fn unique_name() -> String {
 }
 
 /// Removes the temporary file of a process that was killed while it wrote this file. The caller holds the lock that the
-/// file's other writers take. A leftover that cannot be removed stays: the next write of the file says why.
+/// file's other writers take. A leftover that cannot be removed stays: the next write of the file reports why.
 pub(crate) fn sweep(path: &Path) {
     if let Some(temporary) = temporary(path) {
         let _ = std::fs::remove_file(temporary);
     }
 }
 
-/// Returns the name that a file is written under first. Engines do not read it: it begins with a dot and ends in `.new`.
+/// Returns the name under which a file is written first. Engines do not read it: it begins with a dot and ends in
+/// `.new`.
 fn temporary(path: &Path) -> Option<PathBuf> {
     let mut name = OsString::from(".");
     name.push(path.file_name()?);
@@ -211,7 +214,7 @@ fn write(
         sync_parent(path)
     })();
     if done.is_err() {
-        // The first error is the one to tell; the next attempt removes a leftover.
+        // The first error is reported; the next attempt removes a leftover.
         let _ = std::fs::remove_file(&temporary);
     }
     done
@@ -242,7 +245,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a temporary file was left");
     }
 
-    /// As on NFS: by a hard link.
+    /// Checks storage like NFS, where a hard link stands in for the rename.
     #[test]
     fn a_name_that_is_taken_stays_where_no_rename_spares_it() {
         let Some(storage) = ScratchFs::mount() else { return };
@@ -251,11 +254,11 @@ mod tests {
         create(&path, b"first", 0o600).unwrap();
         assert_eq!(create(&path, b"second", 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(read(&path).unwrap().as_deref(), Some(&b"first"[..]));
-        // What a crash between the two steps leaves.
+        // A crash between the two steps leaves this.
         std::fs::hard_link(&path, &other).unwrap();
         rename(&path, &other).unwrap();
         assert_eq!((read(&path).unwrap(), read(&other).unwrap().as_deref()), (None, Some(&b"first"[..])));
-        // exFAT knows neither.
+        // exFAT supports neither.
         storage.control().fail_once(Op::Link, libc::EPERM);
         rename(&other, &path).unwrap();
         create(&other, b"other", 0o600).unwrap();
@@ -269,7 +272,7 @@ mod tests {
     fn a_directory_has_the_mode_that_was_said_and_keeps_the_one_that_it_had() {
         let dir = tempfile::tempdir().unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
-        // More than any umask in use leaves.
+        // More bits than any common umask leaves.
         for said in [0o777, 0o711, 0o700] {
             let deep = dir.path().join(format!("{said:o}/deep"));
             make_dir(&deep, said).unwrap();

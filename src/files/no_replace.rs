@@ -1,4 +1,4 @@
-//! Renaming that never replaces: a name that is taken stays as it is, and the error is `EXIST`.
+//! Renames without ever replacing: a taken name stays as it is, and the error is `EXIST`.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -19,7 +19,7 @@ pub(crate) fn rename_file_no_replace<P: Arg + Copy>(
     let (from_dir, to_dir) = (from_dir.as_fd(), to_dir.as_fd());
     let linked = match atomically(from_dir, from, to_dir, to) {
         None => rustix::fs::linkat(from_dir, from, to_dir, to, AtFlags::empty()),
-        // The kernel says so before it asks the file system.
+        // The kernel reports this before it asks the file system.
         Some(Err(Errno::EXIST)) => Err(Errno::EXIST),
         Some(done) => return done,
     };
@@ -28,9 +28,9 @@ pub(crate) fn rename_file_no_replace<P: Arg + Copy>(
     };
     match linked {
         Ok(()) => {}
-        // By a call before this one, or by this one on a server whose first answer was lost.
+        // An earlier call linked it, or this one did on a server whose first answer was lost.
         Err(Errno::EXIST) if file(from_dir, from)? == file(to_dir, to)? => {}
-        // Hard links are unknown, too: to exFAT, say, which no two machines have at the same time.
+        // Hard links are unknown as well, as on exFAT, which no two machines have mounted at the same time.
         Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP) => {
             return check_and_rename(from_dir, from, to_dir, to);
         }
@@ -41,8 +41,8 @@ pub(crate) fn rename_file_no_replace<P: Arg + Copy>(
 
 /// Renames a directory, relative to open directories.
 ///
-/// A directory has no hard links. On file systems without `RENAME_NOREPLACE` the name is checked first; should somebody
-/// put a directory there between the check and the rename, only an empty one would be replaced.
+/// A directory has no hard links. On file systems without `RENAME_NOREPLACE` the name is checked first. If somebody
+/// puts a directory there between the check and the rename, only an empty one can be replaced.
 pub(crate) fn rename_dir_no_replace<P: Arg + Copy>(
     from_dir: impl AsFd,
     from: P,
@@ -53,7 +53,7 @@ pub(crate) fn rename_dir_no_replace<P: Arg + Copy>(
     atomically(from_dir, from, to_dir, to).unwrap_or_else(|| check_and_rename(from_dir, from, to_dir, to))
 }
 
-/// Renames by `RENAME_NOREPLACE`. Returns `None` if the file system does not know it.
+/// Renames by `RENAME_NOREPLACE`. Returns `None` if the file system does not support it.
 fn atomically<P: Arg>(
     from_dir: BorrowedFd<'_>,
     from: P,

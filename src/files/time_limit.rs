@@ -1,8 +1,8 @@
-//! Reading with a time limit.
+//! Reads files with a time limit.
 //!
-//! A file on a share whose server is gone holds its reader in the kernel, where nothing can call it back. So a thread
-//! of its own reads, and is left behind when it takes too long. The caller bounds how many are left behind, by starting
-//! no second one for the same work.
+//! A file on a share whose server is gone holds its reader in the kernel, and nothing can interrupt that. So a separate
+//! thread reads, and is left behind if it takes too long. The caller bounds how many are left behind: it starts no
+//! second one for the same work.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,23 +10,23 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-/// How long files may take to be read.
+/// How long reading files may take.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Which file each thread is reading.
+/// The file that each thread is reading.
 static READING: Mutex<Vec<(ThreadId, PathBuf)>> = Mutex::new(Vec::new());
 
-/// Records which file this thread reads, until it is dropped.
-pub(super) struct Told;
+/// Records the file that this thread reads, until it is dropped.
+pub(super) struct ReadingMark;
 
-impl Told {
+impl ReadingMark {
     pub(super) fn new(path: &Path) -> Self {
         reading(|all| all.push((thread::current().id(), path.to_owned())));
         Self
     }
 }
 
-impl Drop for Told {
+impl Drop for ReadingMark {
     fn drop(&mut self) {
         let own = thread::current().id();
         reading(|all| {
@@ -42,12 +42,12 @@ fn reading<T>(work: impl FnOnce(&mut Vec<(ThreadId, PathBuf)>) -> T) -> T {
     work(&mut READING.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Work that a thread of its own does.
+/// A thread that reads files for a caller.
 #[derive(Debug)]
-pub(crate) struct Waiting(ThreadId);
+pub(crate) struct ReaderThread(ThreadId);
 
-impl Waiting {
-    /// The file that the thread reads just now, if it reads one.
+impl ReaderThread {
+    /// Returns the file that the thread is reading at this moment, if any.
     #[must_use]
     pub(crate) fn path(&self) -> Option<PathBuf> {
         reading(|all| all.iter().rev().find(|(thread, _)| *thread == self.0).map(|(_, path)| path.clone()))
@@ -60,7 +60,7 @@ impl Waiting {
     }
 }
 
-/// The reason for which work on files has no result.
+/// Why work on files has no result.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Unfinished {
     /// It took too long.
@@ -81,17 +81,19 @@ pub enum Unfinished {
     BrokeOff,
 }
 
-/// Begins work in a thread of its own.
-pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<Waiting, Unfinished> {
+/// Begins work in a new thread.
+pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<ReaderThread, Unfinished> {
     let thread = thread::Builder::new().name(name.into()).spawn(work);
-    thread.map(|thread| Waiting(thread.thread().id())).map_err(|error| Unfinished::NoThread(error.into()))
+    thread
+        .map(|thread| ReaderThread(thread.thread().id()))
+        .map_err(|error| Unfinished::NoThread(error.into()))
 }
 
-/// Does work that reads files in a thread of its own, and waits for it no longer than [`READ_TIMEOUT`].
+/// Does work that reads files in a new thread, and waits for it no longer than [`READ_TIMEOUT`].
 pub(crate) fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unfinished> {
     let (sender, receiver) = mpsc::channel();
     let waiting = start("files", move || {
-        // Nobody listens any more once it was given up.
+        // Nobody listens any more if the work was given up.
         let _ = sender.send(work());
     })?;
     receiver.recv_timeout(READ_TIMEOUT).map_err(|error| match error {
@@ -109,8 +111,8 @@ mod tests {
         let (ready, is_ready) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel::<()>();
         let waiting = start("test", move || {
-            let _outer = Told::new(Path::new("/outer"));
-            let inner = Told::new(Path::new("/inner"));
+            let _outer = ReadingMark::new(Path::new("/outer"));
+            let inner = ReadingMark::new(Path::new("/inner"));
             ready.send(()).unwrap();
             may_go_on.recv().unwrap();
             drop(inner);

@@ -31,7 +31,7 @@ impl BackendName {
         if valid { Ok(Self(text.into())) } else { Err(InvalidBackendName(text.chars().take(64).collect())) }
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -56,13 +56,13 @@ impl fmt::Debug for BackendName {
 pub struct BackendId(Uuid);
 
 impl BackendId {
-    /// A new identity, for a backend that has none.
+    /// Returns a new identity, for a backend that has none.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
 
-    /// The identity as a key of the catalog's claims, which are otherwise of volumes.
+    /// Returns the key of this backend in the catalog's distributed locks, whose other keys are volumes.
     pub(crate) fn lock_key(self) -> VolumeId {
         VolumeId::from_uuid(self.0)
     }

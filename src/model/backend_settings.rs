@@ -6,12 +6,12 @@ use std::time::Duration;
 use super::mountpoints::Mountpoints;
 use super::options::Mode;
 
-/// The settings of one backend, but for the hosts that may use it: the rules of access know those.
+/// The settings of one backend, except the hosts that may use it: the rules of access hold those.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendSettings {
     /// The backend's directory, absolute; may lead through symbolic links.
     pub path: PathBuf,
-    /// Where engines' hosts see it.
+    /// The paths under which hosts see it.
     pub mountpoints: Mountpoints,
     /// True if new volumes are refused.
     pub draining: bool,

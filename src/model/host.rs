@@ -1,11 +1,11 @@
 //! The name of a host: what a client certificate, or the configured `node`, calls the machine whose engine calls.
 //!
-//! Vocabulary: a `HostName` that exists is a plain DNS name in lower case, or the one reserved name `anonymous`.
+//! A `HostName` is always a plain DNS name in lower case, or the one reserved name `anonymous`.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// The name under which callers over plain TCP, which prove no identity, are kept.
+/// The name for callers over plain TCP, which prove no identity.
 pub const ANONYMOUS: &str = "anonymous";
 
 /// A host's name: a plain DNS name of at most 253 bytes, in lower case.
@@ -21,9 +21,9 @@ pub struct InvalidHostName {
 }
 
 impl HostName {
-    /// Reads a host name: dot-separated labels of letters, digits and inner hyphens (RFC 1123), folded to lower case.
+    /// Parses a host name: dot-separated labels of letters, digits and inner hyphens (RFC 1123), folded to lower case.
     ///
-    /// Refused are wildcards, empty labels, a trailing dot and the reserved name `anonymous`.
+    /// Wildcards, empty labels, a trailing dot and the reserved name `anonymous` are refused.
     pub fn parse(text: &str) -> Result<Self, InvalidHostName> {
         let name = text.to_ascii_lowercase();
         match fault(&name) {
@@ -32,24 +32,24 @@ impl HostName {
         }
     }
 
-    /// Reads the name of a host that is known already: like [`parse`](Self::parse), but `anonymous` is one of them.
+    /// Parses the name of a host that is known already: like [`parse`](Self::parse), but `anonymous` is allowed.
     pub fn parse_or_anonymous(text: &str) -> Result<Self, InvalidHostName> {
         if text.eq_ignore_ascii_case(ANONYMOUS) { Ok(Self::anonymous()) } else { Self::parse(text) }
     }
 
-    /// The name of whoever calls over plain TCP.
+    /// Returns the name of callers over plain TCP.
     #[must_use]
     pub fn anonymous() -> Self {
         Self(ANONYMOUS.into())
     }
 
-    /// Whether this is the reserved name of callers without an identity.
+    /// Returns true for the reserved name of callers without an identity.
     #[must_use]
     pub fn is_anonymous(&self) -> bool {
         &*self.0 == ANONYMOUS
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

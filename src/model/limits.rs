@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Limits {
     /// The most connections over TCP and TLS together.
     pub connections: usize,
-    /// The most connections of one host; over plain TCP of one address; over each kind of Unix socket.
+    /// The most connections of one host, of one address over plain TCP, and over each kind of Unix socket.
     pub connections_per_host: usize,
     /// The most bytes of a request's body.
     pub body_bytes: u64,

@@ -1,13 +1,13 @@
 //! Where a catalog lies, as the configuration names it: `sqlite:/var/lib/volhost/catalog.db`, or
 //! `etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/volhost`.
 //!
-//! Vocabulary: only names and parses; it looks at no file and asks nobody.
+//! This module only parses and names; it reads no file and contacts no cluster.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// The engine of a catalog, and where it keeps it.
+/// The engine of a catalog, and where the engine stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
     /// The embedded engine, in the file of this absolute path.
@@ -16,16 +16,16 @@ pub enum Location {
     Etcd(Cluster),
 }
 
-/// An etcd cluster, and which part of it is a catalog.
+/// An etcd cluster, and the part of it that is a catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
     /// Its members as `HOST:PORT`, at least one, in the order in which they are tried.
     pub members: Vec<String>,
-    /// What all keys of the catalog begin with, without slashes around it: `volhost`, or `store/volhost`.
+    /// The prefix of all keys of the catalog, without slashes around it: `volhost`, or `store/volhost`.
     pub prefix: String,
 }
 
-/// That a catalog needs what this program was built without.
+/// The error for a catalog that needs a feature which this program was built without.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "this volhost was built without etcd, which the catalog {0} needs: install one that was built with it, by `cargo \
@@ -33,10 +33,10 @@ pub struct Cluster {
 )]
 pub struct NoEtcd(pub Cluster);
 
-/// By what an etcd cluster lets this instance in: the configuration's `etcd`. All paths are absolute.
+/// Credentials for the etcd cluster: the configuration's `etcd`. All paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Credentials {
-    /// The authorities that sign the members' certificates, in PEM. With it, members are called by TLS.
+    /// The authorities that sign the members' certificates, in PEM. If it is given, members are called by TLS.
     pub ca: Option<PathBuf>,
     /// This instance's certificate and its chain, in PEM.
     pub cert: Option<PathBuf>,
@@ -54,7 +54,7 @@ pub enum InvalidLocation {
     /// The path is missing or relative: it would mean another file wherever volhost is started.
     #[error("{0:?} names no catalog: its path must be absolute, as in sqlite:/var/lib/volhost/catalog.db")]
     Relative(String),
-    /// The path can only be a directory's.
+    /// The path can only be that of a directory.
     #[error("{0:?} names a directory: a catalog is one file, as in sqlite:/var/lib/volhost/catalog.db")]
     Directory(String),
     /// The members or the prefix of a cluster are not understood.
@@ -74,7 +74,7 @@ pub enum InvalidLocation {
     UnknownEngine {
         /// The text as it was given.
         text: String,
-        /// What stands before its colon.
+        /// The part before its colon.
         scheme: String,
     },
 }
@@ -88,7 +88,7 @@ fn did_you_mean(scheme: &str) -> String {
 }
 
 impl Location {
-    /// Reads `sqlite:/ABSOLUTE/PATH` or `etcd://HOST:PORT,HOST:PORT/PREFIX`.
+    /// Parses `sqlite:/ABSOLUTE/PATH` or `etcd://HOST:PORT,HOST:PORT/PREFIX`.
     pub fn parse(text: &str) -> Result<Self, InvalidLocation> {
         let (scheme, rest) = text.split_once(':').unwrap_or(("", text));
         match scheme {
@@ -96,7 +96,7 @@ impl Location {
             "sqlite" if rest.ends_with('/') || rest.ends_with("/.") || rest.ends_with("/..") => {
                 Err(InvalidLocation::Directory(text.into()))
             }
-            // One leading slash, however many were written (`sqlite:///var/…` is a habit of other programs).
+            // One leading slash, however many were written (`sqlite:///var/…` is customary in other programs).
             "sqlite" => Ok(Self::Sqlite(Path::new("/").join(rest.trim_start_matches('/')))),
             "etcd" => cluster(rest)
                 .map(Self::Etcd)
@@ -130,7 +130,7 @@ impl fmt::Display for Cluster {
     }
 }
 
-/// Reads what follows `etcd:`.
+/// Parses what follows `etcd:`.
 fn cluster(text: &str) -> Result<Cluster, String> {
     let rest = text.strip_prefix("//").ok_or("its members follow two slashes")?;
     let (members, prefix) = rest.split_once('/').ok_or("it has no prefix for the catalog's keys")?;
@@ -153,7 +153,7 @@ fn cluster(text: &str) -> Result<Cluster, String> {
     Ok(Cluster { members, prefix: prefix.into() })
 }
 
-/// Reads one `HOST:PORT`; an IPv6 address stands between brackets.
+/// Parses one `HOST:PORT`; an IPv6 address stands between brackets.
 fn member(text: &str) -> Result<String, String> {
     let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("the member {text:?} has no port"))?;
     let port: u16 =

@@ -1,6 +1,7 @@
-//! The words that every room uses: names and IDs, options, mounts, rights, mount points, the catalog's location, times.
+//! The vocabulary of the whole crate: names and IDs, options, mounts, rights, mount points, the catalog's location,
+//! times.
 //!
-//! Rules and conversions without I/O. This room uses no other one.
+//! Rules and conversions without I/O. This module uses no other one.
 
 pub mod backend;
 pub mod backend_settings;

@@ -1,23 +1,23 @@
-//! Where hosts see a backend: the same share may be mounted elsewhere on each of them.
+//! Where hosts see a backend: each host may have the same share mounted elsewhere.
 //!
-//! Vocabulary: paths as the configuration gave them, which nothing here looks at.
+//! Paths as the configuration gave them; nothing here examines them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::model::host::HostName;
 
-/// The path of one backend's root on every host.
+/// The path of a backend's root on every host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Mountpoints {
-    /// On the hosts of which nothing else is said.
+    /// The path on hosts that `by_host` does not list.
     pub usual: PathBuf,
-    /// On single hosts.
+    /// The paths on single hosts.
     pub by_host: BTreeMap<HostName, PathBuf>,
 }
 
 impl Mountpoints {
-    /// The path on this host.
+    /// Returns the path on this host.
     #[must_use]
     pub fn on(&self, host: &HostName) -> &Path {
         self.by_host.get(host).unwrap_or(&self.usual)
@@ -25,7 +25,7 @@ impl Mountpoints {
 }
 
 impl From<PathBuf> for Mountpoints {
-    /// The same path everywhere.
+    /// Returns the same path for every host.
     fn from(usual: PathBuf) -> Self {
         Self { usual, by_host: BTreeMap::new() }
     }

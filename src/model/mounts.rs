@@ -23,11 +23,11 @@ pub struct Mount {
     pub id: MountId,
     /// The host's activation in which it was mounted.
     pub activation: Activation,
-    /// How many Mounts were not followed by an Unmount, at least 1.
+    /// The number of Mounts that were not followed by an Unmount, at least 1.
     pub count: u32,
     /// When the first of them was answered.
     pub since: OffsetDateTime,
-    /// How many Unmounts were counted on this entry. Taking a Mount back is not one of them.
+    /// The number of Unmounts that were counted on this entry. Taking a Mount back is not one of them.
     pub unmounts: u32,
     /// The network address from which the first of them came, if that is known.
     pub address: Option<IpAddr>,
@@ -38,7 +38,7 @@ pub struct Mount {
 pub struct Ledger(Vec<Mount>);
 
 impl Ledger {
-    /// A ledger of what a catalog recorded, without entries whose count is 0.
+    /// Returns a ledger of recorded mounts, without entries whose count is 0.
     #[must_use]
     pub fn from_records(mounts: impl IntoIterator<Item = Mount>) -> Self {
         Self(mounts.into_iter().filter(|mount| mount.count > 0).collect())
@@ -50,13 +50,13 @@ impl Ledger {
         self.0.is_empty()
     }
 
-    /// How many entries there are.
+    /// Returns the number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The entries, in the order in which they were first mounted.
+    /// Returns the entries, in the order in which they were first mounted.
     pub fn iter(&self) -> std::slice::Iter<'_, Mount> {
         self.0.iter()
     }
@@ -67,7 +67,7 @@ impl Ledger {
         self.0.iter().any(|mount| mount.host == *host)
     }
 
-    /// Counts one Mount and returns its entry as it is now.
+    /// Counts one Mount and returns its updated entry.
     pub fn mount(
         &mut self,
         host: &HostName,
@@ -97,8 +97,8 @@ impl Ledger {
         mount
     }
 
-    /// The entry on which an Unmount counts: the one with this host and ID and the newest activation, at most `until` if
-    /// that is given.
+    /// Returns the entry on which an Unmount counts: the one with this host and ID and the newest activation, at most
+    /// `until` if that is given.
     #[must_use]
     pub fn newest(&self, host: &HostName, id: &MountId, until: Option<Activation>) -> Option<&Mount> {
         self.find(host, id, until).map(|(_, mount)| mount)
@@ -123,11 +123,11 @@ impl Ledger {
         Some(before)
     }
 
-    /// Takes a Mount back whose answer the engine did not get. `counted` is its entry right after that Mount. Returns the
-    /// entry as it was before this call; `None` if nothing is taken back.
+    /// Takes back a Mount whose answer the engine did not get. `counted` is its entry right after that Mount. Returns
+    /// the entry as it was before this call; `None` if nothing is taken back.
     ///
-    /// An Unmount that was counted on the entry since then may have been for this very Mount. Then nothing is taken back: a
-    /// count that is too high is shown to the operator, and one that is too low loses data.
+    /// An Unmount that was counted on the entry since then may have been for this very Mount. Then nothing is taken
+    /// back: a count that is too high is shown to the operator, and one that is too low loses data.
     pub fn take_back(&mut self, counted: &Mount) -> Option<Mount> {
         let Mount { host, id, activation, count: _, since, unmounts, address: _ } = counted;
         let same = |mount: &Mount| {
@@ -154,7 +154,7 @@ impl Ledger {
         Some(mount)
     }
 
-    /// Adds an entry that a catalog recorded. There must be none of the same host, ID and activation.
+    /// Adds a recorded entry. There must be none with the same host, ID and activation.
     pub fn put(&mut self, mount: Mount) {
         self.0.push(mount);
     }
@@ -245,7 +245,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a map of counts: whatever the history, the ledger holds exactly the mounts that were not undone.
+        /// Compares with a map of counts: after any history, the ledger holds exactly the mounts that were not undone.
         #[test]
         fn counts_are_exact(steps in proptest::collection::vec((any::<bool>(), 0u8..3, 0u8..3, 0u64..3), 0..200)) {
             let mut ledger = Ledger::default();

@@ -1,6 +1,6 @@
-//! Addresses that are one machine's: single ones, and networks such as `10.0.0.0/24`.
+//! Addresses that belong to one machine: single ones, and networks such as `10.0.0.0/24`.
 //!
-//! Vocabulary: pure rules over numbers.
+//! Pure rules over numbers.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ pub struct InvalidNetwork {
 }
 
 impl Network {
-    /// Reads an address, or a network in CIDR notation. Bits behind the network's length count as zero.
+    /// Parses an address, or a network in CIDR notation. Bits beyond the network's length count as zero.
     pub fn parse(text: &str) -> Result<Self, InvalidNetwork> {
         let invalid = || InvalidNetwork { text: text.chars().take(64).collect() };
         let (address, length) = match text.split_once('/') {
@@ -32,7 +32,7 @@ impl Network {
         let address = address.parse::<IpAddr>().map_err(|_| invalid())?.to_canonical();
         let most = if address.is_ipv4() { 32 } else { 128 };
         let length = match length {
-            // Neither a sign nor leading zeros.
+            // Neither a sign nor leading zeros are allowed.
             Some(length) => {
                 length.parse::<u8>().ok().filter(|number| number.to_string() == length).ok_or_else(invalid)?
             }

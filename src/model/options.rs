@@ -1,37 +1,37 @@
-//! The options of Create, one row of [`TABLE`] each. Parsing, comparison, help, documentation and the catalog's record all
-//! come from the row.
+//! The options of Create, each with one row of [`TABLE`]. Parsing, comparison, help, documentation and the catalog's
+//! record all come from the row.
 //!
-//! A new option is a field of [`Options`] and a row. Code that acts on options destructures them without `..`, so that the
-//! compiler leads to it. An [`Options`] holds only values that were understood.
+//! A new option is a field of [`Options`] and a row. Code that acts on options destructures them without `..`, so that
+//! the compiler leads to it. An [`Options`] holds only valid values.
 
 use std::fmt;
 
 use crate::model::backend::BackendName;
 
-/// What a Create asked for. `None` means that the option was not given, which differs from its default: only options that
-/// are given are compared when a Create is repeated.
+/// The options of a Create. `None` means that the option was not given, which differs from its default: only options
+/// that are given are compared when a Create is repeated.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Options {
-    /// Where the volume lies.
+    /// The backend that the volume lies on.
     pub backend: Option<BackendName>,
-    /// Who owns the volume's directory.
+    /// The user that owns the volume's directory.
     pub uid: Option<u32>,
-    /// Which group owns the volume's directory.
+    /// The group that owns the volume's directory.
     pub gid: Option<u32>,
     /// The permissions of the volume's directory.
     pub mode: Option<Mode>,
     /// True if an existing directory of that name becomes the volume.
     pub adopt: Option<bool>,
-    /// How many hosts may use the volume at a time.
+    /// The number of hosts that may use the volume at a time.
     pub access: Option<Sharing>,
 }
 
-/// How many hosts may use a volume at a time.
+/// The number of hosts that may use a volume at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// Any number.
+    /// Any number of hosts.
     Shared,
-    /// One, as often as it likes.
+    /// One host, with any number of mounts.
     Exclusive,
 }
 
@@ -53,7 +53,7 @@ impl Sharing {
 pub struct Mode(u32);
 
 impl Mode {
-    /// Reads octal digits, with or without a leading zero: `755`, `0755`, `1777`.
+    /// Parses octal digits, with or without a leading zero: `755`, `0755`, `1777`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let digits = (1..=5).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
@@ -63,13 +63,13 @@ impl Mode {
         u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o7777).map(Self)
     }
 
-    /// The permissions in a mode of `stat(2)`.
+    /// Returns the permissions in a mode of `stat(2)`.
     #[must_use]
     pub fn from_bits(bits: u32) -> Self {
         Self(bits & 0o7777)
     }
 
-    /// The bits, as `chmod(2)` takes them.
+    /// Returns the bits, as `chmod(2)` takes them.
     #[must_use]
     pub fn bits(self) -> u32 {
         self.0
@@ -82,7 +82,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Who owns a directory, and its permissions.
+/// The owner of a directory, and its permissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ownership {
     /// The user.
@@ -97,11 +97,11 @@ pub struct Ownership {
 pub struct Row {
     /// The option's name, as in `-o NAME=VALUE`.
     pub name: &'static str,
-    /// What its value looks like.
+    /// The form of its value.
     pub value: &'static str,
-    /// What holds when it is not given.
+    /// The default if it is not given.
     pub default: &'static str,
-    /// What it is for.
+    /// Its purpose.
     pub doc: &'static str,
     parse: fn(&mut Options, &str) -> Option<()>,
     show: fn(&Options) -> Option<String>,
@@ -159,7 +159,7 @@ pub const TABLE: &[Row] = &[
     },
 ];
 
-/// A number that `chown(2)` takes for an owner. The highest one means "leave as it is" there.
+/// Parses a number that `chown(2)` accepts as an owner. The highest one means "leave as it is" there.
 fn owner(text: &str) -> Option<u32> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|id| digits && *id != u32::MAX)
@@ -171,7 +171,7 @@ pub enum InvalidOptions {
     /// No row of the table has this name.
     #[error("unknown option {name:?}{}; the known ones are {}", did_you_mean(.name), known())]
     Unknown {
-        /// The name as it was given.
+        /// The given name.
         name: String,
     },
     /// The row could not read this value.
@@ -179,7 +179,7 @@ pub enum InvalidOptions {
     Value {
         /// The option's name.
         name: &'static str,
-        /// The value as it was given.
+        /// The given value.
         value: String,
         /// What the option takes.
         takes: &'static str,
@@ -200,9 +200,9 @@ fn did_you_mean(name: &str) -> String {
 pub struct Difference {
     /// The option's name.
     pub name: &'static str,
-    /// What is asked for now.
+    /// The value that is asked for now.
     pub asked: String,
-    /// What was asked for at creation, if anything.
+    /// The value at creation, if one was given.
     pub given: Option<String>,
 }
 
@@ -217,7 +217,7 @@ impl fmt::Display for Difference {
 }
 
 impl Options {
-    /// Reads options as engines and the command line give them.
+    /// Parses options as engines and the command line give them.
     pub fn parse<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, InvalidOptions> {
         let mut options = Self::default();
         for (name, value) in pairs {
@@ -233,7 +233,7 @@ impl Options {
         Ok(options)
     }
 
-    /// The options that were given, in the table's order and in their canonical spelling.
+    /// Returns the options that were given, in the table's order and in their canonical spelling.
     pub fn given(&self) -> impl Iterator<Item = (&'static str, String)> + '_ {
         TABLE.iter().filter_map(|row| (row.show)(self).map(|value| (row.name, value)))
     }
@@ -250,8 +250,8 @@ impl Options {
         self.uid.is_some() || self.gid.is_some() || self.mode.is_some()
     }
 
-    /// The options that differ from the volume's directory. An engine that copies an image's files into a new volume gives
-    /// it the owner and mode of the image's directory.
+    /// Returns the options that differ from the volume's directory. An engine that copies an image's files into a new
+    /// volume gives it the owner and mode of the image's directory.
     #[must_use]
     pub fn changed(&self, found: Ownership) -> Vec<Difference> {
         let Ownership { uid, gid, mode } = found;
@@ -263,10 +263,11 @@ impl Options {
         rows.collect()
     }
 
-    /// The options in `asked` that differ from those that this volume was created with. If there are none, a Create may be
-    /// answered as a repetition.
+    /// Returns the options in `asked` that differ from those that this volume was created with. If there are none, a
+    /// Create may be answered as a repetition.
     ///
-    /// `backend` is compared with where the volume lies, so that naming the default backend later is no difference.
+    /// `backend` is compared with the backend that the volume lies on, so that naming the default backend later is no
+    /// difference.
     #[must_use]
     pub fn differences(&self, asked: &Self, lies_on: &BackendName) -> Vec<Difference> {
         TABLE

@@ -1,6 +1,6 @@
-//! What hosts can be given the right to do, and what the configuration says of them.
+//! The rights that hosts can be given, and the configuration's rules about hosts.
 //!
-//! Vocabulary: what follows from it is decided in [`access`](super::access).
+//! Only vocabulary: `host::access` decides what follows from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,27 +9,27 @@ pub(crate) use super::network::Network;
 use crate::model::backend::BackendName;
 use crate::model::host::HostName;
 
-/// A right. To see a volume needs none of them.
+/// A right. Seeing a volume needs none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Right {
-    /// To make new volumes.
+    /// The right to make new volumes.
     Create,
-    /// To use volumes.
+    /// The right to use volumes.
     Mount,
-    /// To remove volumes.
+    /// The right to remove volumes.
     Remove,
-    /// To make directories that are there already into volumes.
+    /// The right to make existing directories into volumes.
     Adopt,
 }
 
 impl Right {
-    /// All of them.
+    /// Every right.
     pub const ALL: [Self; 4] = [Self::Create, Self::Mount, Self::Remove, Self::Adopt];
 
-    /// Those that a host has of which nothing else is said.
+    /// The rights of a host for which the configuration gives none.
     pub const USUAL: [Self; 3] = [Self::Create, Self::Mount, Self::Remove];
 
-    /// The word in the configuration, which is also the verb of messages.
+    /// Returns the word in the configuration, which is also the verb of messages.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -40,7 +40,7 @@ impl Right {
         }
     }
 
-    /// Reads the configuration's word.
+    /// Parses the configuration's word.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|right| right.as_str() == text)
@@ -53,22 +53,22 @@ impl fmt::Display for Right {
     }
 }
 
-/// What the configuration says of a host, or of all that it does not name.
+/// The configuration's rule for a host, or for all hosts that it does not name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rule {
-    /// What it may do; [`Right::USUAL`] where nothing is said.
+    /// The rights of the host; [`Right::USUAL`] if none are given.
     pub rights: Option<BTreeSet<Right>>,
-    /// The backends that it may use, as far as they allow it; all of them where nothing is said.
+    /// The backends that it may use, as far as they allow it; all of them if none are given.
     pub backends: Option<BTreeSet<BackendName>>,
-    /// The addresses that are all one machine's.
+    /// The addresses that belong to one machine.
     pub addresses: Vec<Network>,
 }
 
-/// The configuration's `hosts`. A host that neither names is not let in anywhere.
+/// The configuration's `hosts`. A host that neither field covers is not let in anywhere.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Listed {
-    /// The hosts that it names.
+    /// The rules of the hosts that it names.
     pub named: BTreeMap<HostName, Rule>,
-    /// The others: its `"*"`.
+    /// The rule of the others: its `"*"`.
     pub rest: Option<Rule>,
 }

@@ -1,4 +1,4 @@
-//! Names and identities of volumes, and the IDs that engines give their mounts.
+//! Names and IDs of volumes, and the IDs that engines give their mounts.
 //!
 //! A [`VolumeName`] cannot lead out of its backend, because it cannot contain a `/` or begin with a dot.
 
@@ -26,7 +26,7 @@ pub enum InvalidVolumeName {
         "{name:?} is no volume name: {found:?} is not allowed {place}; a name takes letters, digits, `_`, `.` and `-`, and begins with a letter or a digit"
     )]
     Character {
-        /// The text as it was given.
+        /// The given text.
         name: String,
         /// The first character that is not allowed.
         found: char,
@@ -55,7 +55,7 @@ impl VolumeName {
         Ok(Self(text.into()))
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -80,16 +80,16 @@ impl fmt::Debug for VolumeName {
     }
 }
 
-/// A volume's identity, which differs from that of a later volume of the same name. It is also the name of its directory
+/// A volume's ID, which differs from that of a later volume of the same name. It is also the name of its directory
 /// while it is being made and after it was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeId(Uuid);
 
 impl VolumeId {
-    /// Comes before the identity of every volume, and belongs to none.
+    /// A value before the ID of every volume, which belongs to none.
     pub(crate) const LEAST: Self = Self(Uuid::nil());
 
-    /// An identity that no volume has yet.
+    /// Returns an ID that no volume has yet.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())
@@ -114,7 +114,7 @@ impl FromStr for VolumeId {
     }
 }
 
-/// The ID that an engine gives with Mount and Unmount: opaque, and reused and repeated by engines.
+/// The ID that an engine gives with Mount and Unmount: opaque, and engines reuse and repeat it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MountId(Box<str>);
 
@@ -143,7 +143,7 @@ impl MountId {
         }
     }
 
-    /// The ID as text.
+    /// Returns the ID as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

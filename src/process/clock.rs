@@ -1,7 +1,7 @@
-//! The wall clock, which may be set while the process runs; by somebody, or because it was wrong.
+//! The wall clock, which may be set while the process runs: by somebody, or because it was wrong.
 //!
-//! What waits measures its time by the steady clock, which nobody can set. This is for what goes by dates: it must not
-//! take a clock that has just been set for proof that time has passed.
+//! Timers use the steady clock, which nobody can set. This module is for decisions that depend on dates: they must not
+//! take a clock that has just been set as proof that time has passed.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,16 +19,16 @@ pub(crate) struct Clock(Mutex<Reading>);
 struct Reading {
     steady: Instant,
     wall: OffsetDateTime,
-    /// When it was started or last set, by the steady clock.
+    /// The time by the steady clock when this was started, or when the wall clock was last set.
     since: Instant,
 }
 
-/// The finding of one look at both clocks.
+/// The result of reading both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Look {
-    /// For how long the wall clock has gone evenly: since it was set, or since the process looks at it.
+    /// How long the wall clock has run evenly: since it was set, or since the process began to watch it.
     pub even_for: Duration,
-    /// How far it was set since the look before, forward or (negative) back.
+    /// The amount by which it was set since the last reading: forward, or back if negative.
     pub set_by: Option<time::Duration>,
 }
 
@@ -43,7 +43,7 @@ impl Clock {
         Self(Mutex::new(Reading { steady, wall, since: steady }))
     }
 
-    /// Looks at both clocks. Each setting of the wall clock is reported once.
+    /// Reads both clocks. Each setting of the wall clock is reported once.
     pub(crate) fn look(&self) -> Look {
         self.compare(Instant::now(), OffsetDateTime::now_utc())
     }

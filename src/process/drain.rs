@@ -1,7 +1,8 @@
-//! The end of the service: one cancellation, one deadline, and everyone who must be done before it.
+//! The end of the service: one cancellation, one deadline, and all work that must be done before it.
 //!
-//! A [`Drain`] is shared by whoever accepts work. When it is started, new work is refused; work under way holds a
-//! [`Guard`] and finishes. Past the deadline nobody is waited for any more. A drain never runs twice and never goes back.
+//! Everyone who accepts work shares a [`Drain`]. When it is started, new work is refused; work under way holds a
+//! [`Guard`] and finishes. After the deadline, unfinished work is not waited for any more. A drain never runs twice and
+//! never goes back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ pub struct Drain(Arc<State>);
 struct State {
     /// The deadline; `None` while the service runs.
     deadline: watch::Sender<Option<Instant>>,
-    /// How many guards are held.
+    /// The number of guards that are held.
     held: watch::Sender<usize>,
 }
 
@@ -26,13 +27,13 @@ struct State {
 pub struct Guard(Arc<State>);
 
 impl Drain {
-    /// A drain that is not started.
+    /// Returns a drain that is not started.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(State { deadline: watch::Sender::new(None), held: watch::Sender::new(0) }))
     }
 
-    /// Starts draining: work under way has until `patience` from now. A later call changes nothing.
+    /// Starts draining: work under way may take until `patience` from now. A later call changes nothing.
     pub fn start(&self, patience: Duration) {
         self.0.deadline.send_if_modified(|deadline| {
             let first = deadline.is_none();
@@ -67,8 +68,8 @@ impl Drain {
         Guard(Arc::clone(&self.0))
     }
 
-    /// Waits until it was started and nobody holds a guard, or the deadline and a moment for the last to be dropped
-    /// have passed. Returns how many did not finish.
+    /// Waits until the drain was started and nobody holds a guard, or the deadline and a moment for the last guards to
+    /// be dropped have passed. Returns the number of guards that are still held.
     pub async fn drained(&self) -> usize {
         let deadline = self.deadline().await;
         let mut held = self.0.held.subscribe();
@@ -84,7 +85,7 @@ impl Drain {
                 return deadline;
             }
             if deadline.changed().await.is_err() {
-                // The sender lives in `self`, so this cannot be reached; waiting for ever is right all the same.
+                // The sender lives in `self`, so this cannot be reached; if it were, waiting for ever is right.
                 std::future::pending::<()>().await;
             }
         }

@@ -1,8 +1,8 @@
-//! The log: whoever logs a line puts it into a bounded queue, and a thread of its own writes it to the standard error.
+//! The log: the caller puts a line into a bounded queue, and a separate thread writes it to the standard error.
 //!
-//! The standard error may be a pipe that nobody reads, a terminal that was stopped, or a full disk. None of them may hold
-//! up a request, so a line that does not fit into the queue is dropped and counted. The log tells how many lines were
-//! dropped as soon as it can be written again, and `volhost status` tells it at once.
+//! The standard error may be a pipe that nobody reads, a terminal that was stopped, or a full disk. None of them may
+//! hold up a request, so a line that does not fit into the queue is dropped and counted. The log reports how many lines
+//! were dropped as soon as it can be written again, and `volhost status` reports it at once.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -12,19 +12,19 @@ use std::time::Duration;
 
 use crate::error::escaped;
 
-/// How many bytes of lines may wait. A service logs some hundred bytes for each operation.
+/// The most bytes of lines that may wait. A service logs some hundred bytes for each operation.
 const QUEUE_BYTES: usize = 1 << 20;
-/// The longest line. What a client sent may stand in one.
+/// The longest line in bytes. A line may contain text that a client sent.
 const LINE_BYTES: usize = 8 << 10;
-/// How long the end of the process waits for lines that are not written yet.
+/// How long the end of the process waits for unwritten lines.
 const FLUSH: Duration = Duration::from_secs(1);
-/// How long a write is put off that the output has no room for.
+/// How long to wait before a write is tried again for which the output has no room.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// The queue of this process: the crate `log` has one logger, too.
+/// The queue of this process: the crate `log` has only one logger, too.
 static QUEUE: Queue = Queue::new();
 
-/// The running log. Dropped, it waits a moment for the lines that are not written yet.
+/// The running log. When dropped, it waits a moment for unwritten lines.
 #[derive(Debug)]
 pub(crate) struct Log(());
 
@@ -36,7 +36,7 @@ impl Log {
     /// If the thread that writes cannot be started.
     pub(crate) fn start() -> io::Result<Self> {
         std::thread::Builder::new().name("log".into()).spawn(|| QUEUE.write_to(Stderr))?;
-        // It fails only if a log was set up before, which then stays.
+        // This fails only if a log was set up before; that one then stays.
         let _ = builder().target(env_logger::Target::Pipe(Box::new(Lines))).try_init();
         std::panic::set_hook(Box::new(|panic| {
             let thread = std::thread::current();
@@ -67,7 +67,7 @@ fn builder() -> env_logger::Builder {
     let mut builder = env_logger::Builder::from_env(environment);
     let style = std::env::var(env_logger::DEFAULT_WRITE_STYLE_ENV).unwrap_or_default();
     let plain = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
-    // env_logger takes a pipe for no terminal, and ours leads to one.
+    // env_logger takes a pipe for a non-terminal, but ours leads to a terminal.
     if matches!(&*style, "" | "auto") && !plain && io::stderr().is_terminal() {
         builder.write_style(env_logger::WriteStyle::Always);
     }
@@ -82,7 +82,8 @@ fn builder() -> env_logger::Builder {
     builder
 }
 
-/// A record's text as its line shows it: nothing in it ends the line or speaks to a terminal, and it has its bound.
+/// Returns a record's text as its line shows it: of bounded length, and without characters that end the line or control
+/// a terminal.
 fn message(mut text: String) -> String {
     if text.len() > LINE_BYTES {
         let end = (0..=LINE_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
@@ -106,11 +107,11 @@ struct Queue {
 struct Waiting {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// True while a line is written that is no longer in the queue.
+    /// True while a line is being written that is no longer in the queue.
     writing: bool,
-    /// How many lines were dropped since the start.
+    /// The number of lines that were dropped since the start.
     dropped: u64,
-    /// How many of them the log tells of.
+    /// The number of dropped lines that the log has reported.
     told: u64,
 }
 
@@ -138,7 +139,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Writes all lines that come, for ever.
+    /// Writes every line that comes, for ever.
     fn write_to(&self, mut output: impl Write) {
         let mut torn = false;
         loop {
@@ -163,8 +164,8 @@ impl Queue {
         }
     }
 
-    /// Notes what became of a line. Returns how many lines are missing, if that is to be told now: the output takes lines
-    /// again and has taken all that waited.
+    /// Notes whether a line was written. Returns how many lines are missing if that is to be reported now: the output
+    /// takes lines again and has taken every line that waited.
     fn written(&self, written: bool) -> Option<u64> {
         let mut waiting = self.waiting();
         waiting.writing = false;
@@ -179,15 +180,15 @@ impl Queue {
         tell.then_some(missing)
     }
 
-    /// Waits until all lines are written, and no longer than this.
+    /// Waits until all lines are written, but no longer than `patience`.
     fn flush(&self, patience: Duration) {
         let unwritten = |waiting: &mut Waiting| waiting.writing || !waiting.lines.is_empty();
         drop(self.changed.wait_timeout_while(self.waiting(), patience, unwritten));
     }
 }
 
-/// Writes a line as a whole, however long the output takes. Returns false if the output refuses it; `torn` notes that a
-/// part of it was written.
+/// Writes a whole line, however long the output takes. Returns false if the output refuses it; `torn` is set if a part
+/// of it was written.
 fn write(output: &mut impl Write, line: &[u8], torn: &mut bool) -> bool {
     let end_of_torn: &[u8] = if *torn { b"\n" } else { b"" };
     for part in [end_of_torn, line] {
@@ -224,8 +225,8 @@ impl Write for Lines {
     }
 }
 
-/// The standard error without the lock of the standard library: whoever prints an error as the program ends must not wait
-/// for a line of the log that is stuck.
+/// The standard error without the lock of the standard library: code that prints an error as the program ends must not
+/// wait for a log line that is stuck.
 struct Stderr;
 
 impl Write for Stderr {
@@ -245,14 +246,14 @@ mod tests {
 
     use super::*;
 
-    /// The environment of the service, as its unit reads it.
+    /// The environment file of the service, as its unit reads it.
     const SAMPLE: &str = include_str!("../../etc/default/volhost");
 
     #[test]
     fn the_sample_environment_names_what_is_read_with_values_that_are_understood() {
         let mut named = Vec::new();
         for line in SAMPLE.lines() {
-            // A setting may stand there commented out; a sentence has spaces.
+            // A setting may be commented out; a sentence has spaces.
             let setting = line.strip_prefix('#').unwrap_or(line);
             let Some((name, value)) = setting.split_once('=').filter(|_| !setting.contains(' ')) else {
                 assert!(
@@ -285,12 +286,12 @@ mod tests {
         assert!(long.len() <= LINE_BYTES + '…'.len_utf8() && long.ends_with("ü…"), "{}", long.len());
     }
 
-    /// An output whose every write is answered by the test.
+    /// An output for which the test answers every write.
     struct Scripted(Receiver<io::Result<usize>>, Sender<Vec<u8>>);
 
     impl Write for Scripted {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Once the test has ended, its thread hangs here.
+            // After the test has ended, the thread hangs here.
             let answer = self.0.recv().map_err(io::Error::other).and_then(|answer| answer);
             let count = answer?.min(bytes.len());
             self.1.send(bytes[..count].to_vec()).map_err(io::Error::other)?;
@@ -311,7 +312,7 @@ mod tests {
         }
         assert_eq!(queue.waiting().dropped, 5);
         queue.flush(Duration::from_millis(1));
-        // The output takes all that waited; only then the missing lines are told, once.
+        // The output takes every line that waited; only then the missing lines are reported, once.
         let mut told = Vec::new();
         while !queue.waiting().lines.is_empty() {
             queue.next();

@@ -1,6 +1,6 @@
 //! The process: its signals, log, limits and clock, and the way it ends.
 //!
-//! This room does not know the service: it never decides what a reload does or who is served.
+//! This module does not know the service: it never decides what a reload does or who is served.
 
 pub(crate) mod clock;
 pub(crate) mod drain;

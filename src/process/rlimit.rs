@@ -1,11 +1,11 @@
 //! The limit of open files, which include sockets.
 //!
-//! The soft limit of 1024 that services are started with is for programs that use select(2), which takes no more. This
-//! one does not, and thousands of connections are allowed to it.
+//! Services start with a soft limit of 1024, for programs that use select(2), which handles no more. This program does
+//! not use it, and it may have thousands of connections.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the limit as far as allowed and returns it; `None` if there is no limit.
+/// Raises the limit as far as possible and returns it; `None` if there is no limit.
 pub(crate) fn raise_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {

@@ -1,7 +1,7 @@
 //! The signals that the process gets.
 //!
-//! A thread of its own receives them, so that they are heard while every worker of the runtime is busy. A second SIGTERM
-//! or SIGINT ends the process inside the signal handler itself, where nothing can be stuck.
+//! A separate thread receives them, so that they are noticed while every worker of the runtime is busy. A second
+//! SIGTERM or SIGINT ends the process inside the signal handler itself, where nothing can be stuck.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::error::exit;
 
-/// The request that a signal makes.
+/// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
     /// SIGTERM or SIGINT: finish what is under way, and end.
@@ -22,16 +22,17 @@ pub(crate) enum Signal {
     Reload,
 }
 
-/// Makes a write past the limit of a file's size (`ulimit -f`, LimitFSIZE) an error (EFBIG) and not the end of the process.
+/// Turns a write past the limit of a file's size (`ulimit -f`, LimitFSIZE) into an error (EFBIG) instead of the end of
+/// the process.
 ///
 /// # Errors
 /// If the handler cannot be installed.
 pub fn survive_file_size_limit() -> io::Result<()> {
-    // A handler and no ignored signal: programs that are started from here get the default back.
+    // A handler rather than an ignored signal: programs that this one starts get the default back.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
 }
 
-/// The reload that SIGHUP asked for before anybody could do it.
+/// A reload that SIGHUP asked for before anybody could do it.
 #[derive(Debug)]
 pub(crate) struct EarlyReload(Arc<AtomicBool>);
 
@@ -47,25 +48,25 @@ pub(crate) fn survive_reload() -> io::Result<EarlyReload> {
 
 /// Begins to listen for signals, each of which becomes an event on the returned channel.
 ///
-/// From the first SIGTERM or SIGINT on, the next one ends the process at once with [`exit::FAILED`], because what was
+/// From the first SIGTERM or SIGINT on, the next one ends the process at once with [`exit::FAILED`], because the work
 /// under way was not finished. Other sources of events, such as watched files, use the returned sender.
 ///
 /// # Errors
-/// When the handlers cannot be installed or the thread cannot be started.
+/// If the handlers cannot be installed or the thread cannot be started.
 pub(crate) fn listen<E: From<Signal> + Send + 'static>(
     early: &EarlyReload,
 ) -> io::Result<(mpsc::UnboundedSender<E>, mpsc::UnboundedReceiver<E>)> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let terminating = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
-        // The order matters: the flag is looked at before this very signal sets it.
+        // The order matters: the flag is checked before this very signal sets it.
         let status = i32::from(exit::FAILED);
         signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&terminating))?;
         signal_hook::flag::register(signal, Arc::clone(&terminating))?;
     }
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     if early.0.load(Ordering::Acquire) {
-        // The receiver is in our hands, so that this cannot fail.
+        // We hold the receiver, so this cannot fail.
         let _ = sender.send(Signal::Reload.into());
     }
     let events = sender.clone();
@@ -90,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// Set for a copy of this test program that is to be ended by signals.
+    /// Set for a copy of this test program that signals are to end.
     const CHILD: &str = "VOLHOST_TEST_SIGNAL_CHILD";
 
     #[test]

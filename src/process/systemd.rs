@@ -1,10 +1,12 @@
-//! The messages to systemd, and what it hands over: readiness, reloads, the watchdog's deadline, listening sockets.
+//! The messages to systemd, and what systemd hands over: readiness, reloads, the watchdog's deadline, listening
+//! sockets.
 //!
-//! Without systemd everything here does nothing: no environment variable, no message. A message that cannot be sent
-//! is logged and never a reason to stop serving; a socket that was handed over and cannot be taken is one not to start.
+//! Without systemd nothing here does anything: there is no environment variable, and no message. A message that cannot
+//! be sent is logged and never a reason to stop serving; a socket that was handed over but cannot be taken is a reason
+//! not to start.
 //!
-//! systemd 252 (Debian 12) knows neither `Type=notify-reload` nor anything newer; what is sent is understood by it and
-//! by its successors alike.
+//! systemd 252 (Debian 12) knows neither `Type=notify-reload` nor anything newer; it understands every message sent
+//! here, and so do its successors.
 
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
@@ -17,22 +19,22 @@ use crate::error::escaped;
 /// The sockets and the deadline that systemd handed over at the start.
 #[derive(Debug, Default)]
 pub(crate) struct Inheritance {
-    /// Listening sockets, in the order of the socket units; closed by those who do not take them.
+    /// Listening sockets, in the order of the socket units. A caller that does not use them must close them.
     pub sockets: Vec<OwnedFd>,
-    /// The service is killed if it does not call [`alive`] for so long; `None` if it never is.
+    /// The time after which systemd kills the service unless it calls [`alive`]; `None` if it never does.
     pub watchdog: Option<Duration>,
 }
 
 impl Inheritance {
-    /// Takes what systemd left in the environment, and removes it from there, so that no process started later takes
-    /// it for its own; but for where messages go, which is needed to the end. To be called once, by a program that has
-    /// one thread only.
+    /// Takes the values that systemd left in the environment, and removes them from there, so that no process started
+    /// later takes them for its own. The address for messages stays, because it is needed to the end. Must be called
+    /// once, by a program with a single thread.
     ///
     /// # Errors
-    /// When the variables of socket activation mean this process and cannot be understood, or name no open files.
+    /// If the variables of socket activation mean this process but cannot be understood, or name no open files.
     #[expect(unsafe_code, reason = "the environment is changed, and numbers become files, in no other way")]
     pub(crate) fn take() -> io::Result<Self> {
-        // Most programs that call this were not started by systemd, tests among them.
+        // Most programs that call this were not started by systemd, among them tests.
         if std::env::var_os("LISTEN_PID").is_none() && std::env::var_os("WATCHDOG_USEC").is_none() {
             return Ok(Self::default());
         }
@@ -48,12 +50,12 @@ impl Inheritance {
     }
 }
 
-/// Tells that the service serves: units that are ordered after it may start.
+/// Reports that the service serves: units that are ordered after it may start.
 pub(crate) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(&escaped(status))]);
 }
 
-/// Tells that a reload begins; [`ready`] ends it.
+/// Reports that a reload begins; [`ready`] ends it.
 pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -61,22 +63,22 @@ pub(crate) fn reloading() {
     }
 }
 
-/// Tells that the service drains and ends.
+/// Reports that the service drains and ends.
 pub(crate) fn stopping(status: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(&escaped(status)), NotifyState::Watchdog]);
 }
 
-/// Gives a sign of life: the watchdog's time begins again.
+/// Gives a sign of life: the watchdog's time starts again.
 pub(crate) fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 
-/// One line for `systemctl status`.
+/// Sets the line for `systemctl status`.
 pub(crate) fn status(text: &str) {
     tell(&[NotifyState::Status(&escaped(text))]);
 }
 
-/// A message is lines of assignments: a text with a newline of its own could say anything, which is why it is escaped.
+/// Sends a message. It consists of lines of assignments, so a newline in a text is escaped: it could say anything.
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         log::warn!("systemd could not be told {states:?}: {error}");

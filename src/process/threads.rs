@@ -1,13 +1,13 @@
-//! Checking that the system gives this process enough threads.
+//! Checks that the system gives this process enough threads.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// Makes sure that so many threads can be started beside those that run, by starting them.
+/// Makes sure that `count` more threads can be started, by starting them.
 ///
-/// Much of what a service is made of ends the process when it gets no thread, or waits for one for ever. So this is
-/// called before anything is served.
+/// Many parts of a service end the process if they get no thread, or wait for one for ever. So this is called before
+/// anything is served.
 ///
 /// # Errors
 /// Fewer can be started; the error says how many, and what limits them.

@@ -1,6 +1,6 @@
-//! Repeated work on backends, in a task of its own for each backend.
+//! Repeated work on backends, in one task for each backend.
 //!
-//! A backend whose task has not ended because its storage hangs gets no second one; the others get theirs.
+//! A backend whose task is still running because its storage hangs gets no second one; the other backends get theirs.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -16,13 +16,13 @@ use super::Service;
 use crate::backend::Backend;
 use crate::model::backend::BackendName;
 
-/// How many backends are worked on at once. Each takes a thread, and the system may have few.
+/// The number of backends that are worked on at once. Each takes a thread, and the system may have few.
 const SLOTS: usize = 64;
 
-/// How long a backend keeps its slot: one that hangs must not hold up those that do not.
+/// How long a backend keeps its slot: a backend that hangs must not hold up the others.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Slots that limit on how many backends work is done at once, whatever the work is.
+/// Slots that limit how many backends are worked on at once, whatever the work is.
 #[derive(Debug)]
 pub(super) struct BackendSlots(Semaphore);
 
@@ -50,7 +50,7 @@ impl BackendSlots {
 pub(super) struct BackendTasks(HashMap<BackendName, JoinHandle<()>>);
 
 impl BackendTasks {
-    /// Begins the work on each backend of the map that is `wanted` and has none under way.
+    /// Begins the work on each backend of the map that is `wanted` and has no such work under way.
     pub(super) fn begin<F>(
         &mut self,
         service: &Arc<Service>,

@@ -1,7 +1,7 @@
-//! How backends come into force: their identities, what the configuration says of them, and the periodic check of each.
+//! How backends come into force: their identities, their configuration, and the periodic check of each.
 //!
-//! A backend is given an identity automatically only in an empty directory, and only if the catalog remembers none for
-//! it: an empty directory of a backend that is known is an unmounted share.
+//! A backend is given an identity automatically only in an empty directory, and only if the catalog has recorded none
+//! for it: an empty directory of a known backend is an unmounted share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,21 +21,21 @@ use crate::model::backend::{BackendId, BackendName};
 /// How often each backend is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often the times when hosts were last seen are written down.
+/// How often the times when hosts were last seen are recorded.
 const LAST_SEEN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long the end of the service waits for those times to be written.
+/// How long the end of the service waits for those times to be recorded.
 const LAST_SEEN_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Service {
-    /// Puts another configuration in force. Operations under way end with the one that they began with.
+    /// Puts another configuration in force. Operations under way end with the configuration that they began with.
     pub fn put_in_force(&self, in_force: InForce) {
         self.in_force.store(Arc::new(in_force));
         self.trash.wake();
     }
 
-    /// Checks each backend once: its identity, its health, and what a crash left on it. Returns when all are done or after
-    /// `limit`; the check of a backend that hangs then goes on.
+    /// Checks each backend once: its identity, its health, and anything that a crash left half-done on it. Returns when
+    /// all are done or after `limit`; the check of a backend that hangs then goes on.
     pub async fn bring_up(self: &Arc<Self>, limit: Duration) {
         let backends: Vec<_> = self.in_force.load().map.iter().cloned().collect();
         let mut checks = tokio::task::JoinSet::new();
@@ -59,7 +59,7 @@ impl Service {
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
-                // What a lost instance left half-done is recovered at once.
+                // Anything that a lost instance left half-done is recovered at once.
                 () = peers.changed() => {}
             }
             self.recovery.note_lost_peers(&self.in_force.load().map);
@@ -77,8 +77,8 @@ impl Service {
         }
     }
 
-    /// Writes what the end of the service would lose: when hosts were last seen, and each backend's copy of the catalog.
-    /// Waits only briefly for a catalog or a backend that does not answer.
+    /// Writes what the end of the service would otherwise lose: when hosts were last seen, and each backend's copy of
+    /// the catalog. Waits only briefly for a catalog or a backend that does not answer.
     pub async fn write_last(self: &Arc<Self>) {
         if timeout(LAST_SEEN_SHUTDOWN_TIMEOUT, self.write_seen()).await.is_err() {
             log::warn!("when hosts were last seen is not written down: the catalog does not answer");
@@ -118,26 +118,27 @@ impl Service {
         }
     }
 
-    /// The identity of a backend whose identity file is known to have been written.
+    /// Returns the identity of a backend whose identity file is known to be written.
     pub(super) fn established(&self, name: &BackendName) -> Option<Expect> {
         let view = self.catalog.view();
         let record = view.backends.get(name)?;
         (record.state == BackendState::Established).then_some(Expect::This(record.id))
     }
 
-    /// The identity to expect of a backend. A new backend in an empty directory is given one here.
+    /// Returns the identity to expect of a backend. Gives an identity to a new backend in an empty directory.
     pub(super) async fn identify(&self, backend: &Arc<Backend>) -> Result<Expect, Error> {
         let known = || self.catalog.view().backends.get(backend.name()).cloned();
         let mut record = known();
         if record.as_ref().is_none_or(|record| record.state == BackendState::Initialising) {
-            // Another instance may have come further: an empty directory may be an unmounted share by now.
+            // Another instance may have initialised the backend meanwhile: then an empty directory is an unmounted
+            // share.
             self.sync().await?;
             record = known();
         }
         if record.is_none() {
             let look = |root: &crate::backend::Root| Ok(root.identity()?.is_none() && root.is_empty()?);
             if !backend.run(Expect::Nothing, look).await? {
-                // This is refused; the refusal tells what is wrong, and becomes the backend's state.
+                // The backend refuses this; the refusal tells what is wrong and becomes the backend's state.
                 return backend.run(Expect::Unknown, |_| Ok(Expect::Unknown)).await.map_err(Error::from);
             }
             record = Some(self.introduce(backend).await?);
@@ -152,7 +153,7 @@ impl Service {
         }
     }
 
-    /// Chooses an identity for a new backend. Returns what is recorded, which may be another instance's choice.
+    /// Chooses an identity for a new backend. Returns the recorded one, which may be another instance's choice.
     async fn introduce(&self, backend: &Backend) -> Result<Arc<BackendRecord>, Error> {
         let record = BackendRecord {
             id: BackendId::random(),
@@ -171,8 +172,8 @@ impl Service {
     }
 
     /// Writes the chosen identity if the directory is still empty, and records that it was written. An identity that
-    /// another instance chose is never written here: its directory may be another one, and the two would pass for the
-    /// same.
+    /// another instance chose is never written here: that instance's directory may be another one, and the two would
+    /// look like the same backend.
     pub(super) async fn initialise(&self, backend: &Arc<Backend>, id: BackendId) -> Result<Expect, Error> {
         let name = backend.name().clone();
         let ours = !self.is_shared() || self.upkeep.recorded.has_chosen(&name, id);
@@ -195,7 +196,7 @@ impl Service {
         step("identity:written");
         let expect = Expect::This(id);
         backend.run(expect, |_| Ok(())).await?;
-        // Another instance may have been quicker, or the operator may have chosen another identity.
+        // Another instance may have been faster, or the operator may have chosen another identity.
         let is_open =
             |known: &Arc<BackendRecord>| known.id == id && known.state == BackendState::Initialising;
         self.sync().await?;
@@ -222,7 +223,7 @@ impl Service {
         Ok(())
     }
 
-    /// Records where hosts see a backend, for when it is not in the map any more.
+    /// Records where hosts see a backend, for the time when it is no longer in the map.
     async fn remember_mountpoints(&self, backend: &Backend) {
         let (name, mountpoints) = (backend.name(), &backend.settings().mountpoints);
         if self.upkeep.recorded.has_mountpoints(name, mountpoints) {

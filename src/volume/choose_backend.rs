@@ -1,4 +1,4 @@
-//! Choosing the backend of a new volume, and the error for a host that may not use it.
+//! Chooses the backend of a new volume, and words the error for a host that may not use it.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use crate::model::right::Right;
 use crate::model::volume::VolumeName;
 
 impl Service {
-    /// The backend of a new volume: the one that the options name; else, of those open to the host, `default` or the only
-    /// one.
+    /// Returns the backend of a new volume: the one that the options name; else, of those open to the host, `default`
+    /// or the only one.
     ///
-    /// A backend that is closed to the host looks like one that does not exist. Not so if the host knows a volume there: it
-    /// is told that its rights were narrowed.
+    /// A backend that is closed to the host looks like one that does not exist, unless the host knows a volume there:
+    /// then the error says that its rights were narrowed.
     pub(super) fn choose_backend(
         &self,
         in_force: &InForce,
@@ -58,8 +58,8 @@ impl Service {
         Ok(Arc::clone(backend))
     }
 
-    /// The error of a name that belongs to a volume out of the host's sight. A host that may create nothing gets the error
-    /// that it gets for any name.
+    /// Returns the error for a name that belongs to a volume which the host may not see. A host that may create nothing
+    /// gets the same error for every name.
     pub(super) fn taken_out_of_sight(
         &self,
         in_force: &InForce,

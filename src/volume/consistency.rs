@@ -1,7 +1,7 @@
-//! Several instances may serve one catalog, each with a view of its own that may lag behind.
+//! Consistency among instances: each has its own view of the catalog, which may lag behind.
 //!
-//! Nothing is refused, or said not to exist, because of an old view. What is found is answered at once; if something is
-//! missing or stands in the way, the view is first brought up to date and looked at again. While only this process
+//! Nothing is refused, or said not to exist, because of a stale view. Whatever is found is answered at once; if
+//! something is missing or in the way, the view is first brought up to date and examined again. While only this process
 //! changes the catalog, none of this costs anything.
 
 use std::future::Future;
@@ -47,7 +47,7 @@ impl Service {
         }
     }
 
-    /// Returns what `look` finds in the view. If it finds a reason to refuse, it looks again in an up-to-date view.
+    /// Returns what `look` finds in the view. If that is a refusal, calls it again with an up-to-date view.
     pub(super) async fn retry_after_sync<T, F>(&self, mut look: impl FnMut() -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
@@ -61,7 +61,7 @@ impl Service {
         }
     }
 
-    /// Runs an operation in a task of its own for as long as a request may take: see [`operation::run`].
+    /// Runs an operation in its own task for as long as a request may take: see [`operation::run`].
     pub(super) async fn operate<T, F>(&self, work: impl FnOnce(Arc<CommitPoint>) -> F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -74,13 +74,13 @@ impl Service {
         })
     }
 
-    /// The error of an operation that took too long, with what is known of the reason.
+    /// Returns the error of an operation that took too long, with its reason if one is known.
     pub(super) fn too_long(&self, limit: Duration) -> Error {
         Error::TooLong { limit, catalog: self.catalog_fault() }
     }
 }
 
-/// Waiting for another instance that is working on a volume, a little longer each time.
+/// The waiting time for another instance that is working on a volume; each wait is a little longer.
 pub(super) struct PeerBackoff {
     deadline: Instant,
     pause: Duration,
@@ -102,7 +102,7 @@ impl PeerBackoff {
     }
 }
 
-/// Returns true if an operation was refused because of what the view shows.
+/// Returns true if an operation was refused because of the view's content.
 fn is_by_view(error: &Error) -> bool {
     match error {
         Error::NoSuchVolume(_)
@@ -129,11 +129,11 @@ fn is_by_view(error: &Error) -> bool {
         | Error::SameDirectory { .. }
         | Error::Identity { .. }
         | Error::Backend(_)
-        // Recovery brought the view up to date before.
+        // Recovery has brought the view up to date before this.
         | Error::DirectoryGone { .. }
         | Error::NotADirectory { .. }
         | Error::RecoveryPending(_)
-        // The catalog refuses only what is true when it decides.
+        // The catalog's decision was true when it was made.
         | Error::Catalog(_)
         | Error::TooLong { .. }
         | Error::Abandoned

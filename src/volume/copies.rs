@@ -1,10 +1,10 @@
 //! The copies of the catalog that every backend keeps, from which a lost catalog can be rebuilt.
 //!
-//! No request waits for them: a backend that hangs, is full or is not there has an older copy.
+//! No request waits for them: a backend that hangs, is full or is missing has an older copy.
 //!
-//! Of several instances that serve the catalog, one at a time writes a backend's copy. It claims the backend's identity, as
-//! it would a volume's; the claim brings the view up to date, so that no older copy follows a newer one. What another
-//! instance wrote already is not written again.
+//! If several instances serve the catalog, one at a time writes a backend's copy. It locks the backend's identity as it
+//! would lock a volume's directory; the lock brings the view up to date, so that no older copy follows a newer one. A
+//! copy that another instance has already written is not written again.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead};
@@ -29,10 +29,10 @@ const COPY_INTERVAL: Duration = Duration::from_secs(120);
 /// How long the end of the service waits for the last copies.
 const COPY_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The view that was last written to a backend, and the time that its copy bears.
+/// The view that was last written to a backend, and the time of that copy.
 type LatestCopy = Option<(Arc<View>, OffsetDateTime)>;
 
-/// What this process last wrote to each backend. Only the holder of a backend's lock writes to it.
+/// The copies that this process last wrote to each backend. Only the holder of a backend's lock writes to it.
 #[derive(Debug, Default)]
 pub(super) struct CatalogCopies(Mutex<HashMap<BackendName, Arc<tokio::sync::Mutex<LatestCopy>>>>);
 
@@ -59,7 +59,7 @@ impl Service {
         }
     }
 
-    /// Copies the catalog as it is at the end of the service to each backend that answers.
+    /// Copies the catalog at the end of the service to each backend that answers.
     pub async fn last_copies(self: &Arc<Self>) {
         let mut copies = tokio::task::JoinSet::new();
         for backend in self.in_force.load().map.iter() {
@@ -76,7 +76,7 @@ impl Service {
         match self.copy(backend).await {
             Ok(true) => log::debug!("backend {} has a copy of the catalog", backend.name()),
             Ok(false) => {}
-            // That the backend is offline, or the catalog out of reach, was logged when it happened.
+            // An offline backend or an unreachable catalog was logged when it happened.
             Err(
                 error @ (Error::Backend(BackendError::Offline { .. } | BackendError::Busy { .. })
                 | Error::Catalog(_)),
@@ -105,7 +105,7 @@ impl Service {
             return Ok(false);
         }
         let (copied, shared) = (Arc::clone(&view), self.is_shared());
-        // If others write as well, what this process wrote last says nothing about what lies there.
+        // If other instances write as well, this process's last copy says nothing about what lies there now.
         let known = latest.as_ref().map(|(_, at)| *at).filter(|_| !shared);
         let write = move |root: &Root| match shared
             .then(|| time_of_same_copy(root, &copied))
@@ -120,7 +120,8 @@ impl Service {
         Ok(written)
     }
 
-    /// Claims a backend for writing its copy; `None` while another instance writes to it, or the catalog does not answer.
+    /// Locks a backend for writing its copy; `None` while another instance writes to it, or if the catalog does not
+    /// answer.
     async fn lock_copying(&self, backend: Expect) -> Result<Option<DistributedLock>, Error> {
         if !self.is_shared() {
             return Ok(Some(DistributedLock::default()));
@@ -133,7 +134,7 @@ impl Service {
     }
 }
 
-/// The time of the newest copy on a backend, if it has the same records as the view.
+/// Returns the time of the newest copy on a backend if it has the same records as the view.
 fn time_of_same_copy(root: &Root, view: &View) -> Result<Option<OffsetDateTime>, BackendError> {
     let mut newest = true;
     let copies =
@@ -155,7 +156,7 @@ fn write(
         for (number, StoredCopy { path, content }) in copies.into_iter().enumerate() {
             let Some((whole, unknown)) = content.flatten() else { continue };
             newest = newest.max(whole.at);
-            // Only the newest copy would be lost.
+            // Only the newest copy would be overwritten.
             if number == 0 && knows_more(root, &unknown, view, expect)? {
                 log::warn!(
                     "{} is a copy of a catalog that knew volumes which this one does not: it is kept beside the new \
@@ -166,7 +167,7 @@ fn write(
             }
         }
     }
-    // A clock that went back must not make this copy look older than the one before.
+    // If the clock went back, this copy must still look newer than the one before.
     let now = OffsetDateTime::now_utc();
     let at = newest.map_or(now, |newest| now.max(newest + Duration::from_millis(1)));
     let write = |out: &mut dyn io::Write| {
@@ -183,7 +184,7 @@ fn write(
     Ok(at)
 }
 
-/// Reads of a copy only the backends, and the volumes that this catalog does not know.
+/// Reads only the backends of a copy, and the volumes that this catalog does not know.
 fn unknown_volumes(input: &mut dyn BufRead, view: &View) -> Option<(Whole, View)> {
     let mut unknown = Loader::default();
     let whole = text::read(input, |table, key, record| {
@@ -205,21 +206,21 @@ fn unknown_volumes(input: &mut dyn BufRead, view: &View) -> Option<(Whole, View)
     Some((whole.ok()?, unknown.finish().ok()?))
 }
 
-/// Returns true if a catalog has a volume, or has it in its trash.
+/// Returns true if a catalog has the volume, or has it in its trash.
 fn is_known(volume: &Volume, view: &View) -> bool {
     view.trash.contains_key(&volume.id)
         || view.volumes.get(&volume.name).is_some_and(|known| known.id == volume.id)
 }
 
-/// Returns true if a copy found here tells of volumes that the catalog has lost: it does not know them, and their
-/// directories stand. Such a copy is another catalog's, or this one's before it was begun again.
+/// Returns true if a copy on the backend has volumes that the catalog has lost: it does not know them, and their
+/// directories exist. Such a copy is another catalog's, or this one's before it was started again from nothing.
 fn knows_more(root: &Root, unknown: &View, view: &View, expect: Expect) -> Result<bool, BackendError> {
     for volume in unknown.volumes.values() {
         let here =
             unknown.backends.get(&volume.backend).is_some_and(|record| Expect::This(record.id) == expect);
-        // The directory of an adopted volume stays when that is removed.
+        // The directory of an adopted volume stays when the volume is removed.
         if here && !volume.adopted && root.volume_state(&volume.name)? == VolumeState::Directory {
-            // A volume that was removed and made again since is no loss; one that was adopted again lost its record.
+            // A volume that was removed and made again is no loss; one that was adopted again has lost its record.
             if view.volumes.get(&volume.name).is_none_or(|again| again.adopted) {
                 return Ok(true);
             }

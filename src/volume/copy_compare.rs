@@ -1,4 +1,4 @@
-//! Comparing a copy of the catalog with a view.
+//! Compares a copy of the catalog with a view.
 
 use std::io::BufRead;
 
@@ -7,7 +7,7 @@ use crate::catalog::text::{self, Whole};
 use crate::catalog::{Host, View, Volume, Write};
 use crate::model::mounts::Ledger;
 
-/// Reads a copy of this view; `None` if it is not one. Holds one record at a time, however large the copy is.
+/// Reads a copy of this view; `None` if the text is not one. Holds one record at a time, however large the copy is.
 pub(super) fn copy_of(input: impl BufRead, view: &View) -> Option<Whole> {
     let (mut records, mut reader, mut is_same) = (view.records(), Loader::default(), true);
     let whole = text::read(input, |table, key, record| {
@@ -19,11 +19,11 @@ pub(super) fn copy_of(input: impl BufRead, view: &View) -> Option<Whole> {
     whole.ok().filter(|_| is_same && records.next().is_none())
 }
 
-/// Returns true if a record that was read is the view's.
+/// Returns true if a record that was read equals the view's.
 fn is_same_record(found: &Write, record: Write) -> bool {
     match (found, record) {
         (Write::Volume(name, found), Write::Volume(other, Some(volume))) => {
-            // As it is read: mounts are records of their own, and visibility is not recorded.
+            // Compare as records are read: mounts are separate records, and visibility is not recorded.
             let volume = Volume { mounts: Ledger::default(), visible: true, ..Volume::clone(&volume) };
             *name == other && found.as_deref() == Some(&volume)
         }
@@ -103,7 +103,7 @@ mod tests {
         copy_of(text.as_bytes(), view).is_some()
     }
 
-    /// The first of a table's records, to be changed.
+    /// Returns the first record of a table, to be changed.
     fn first<K: Ord + Clone, V: Clone>(table: &mut OrdMap<K, Arc<V>>) -> &mut V {
         let name = table.keys().next().unwrap().clone();
         Arc::make_mut(table.get_mut(&name).unwrap())

@@ -45,12 +45,12 @@ use crate::model::options::{Options, Ownership};
 use crate::model::right::Right;
 use crate::model::volume::{VolumeId, VolumeName};
 
-/// How long the backend thread that made a directory waits for its record, to go on with the rename itself. The backend
-/// has few threads: a slower catalog is waited for without one.
+/// How long the backend thread that made a directory waits for its record before it goes on with the rename itself. A
+/// backend has few threads: a slower catalog must be waited for without one.
 const RECORD_ON_THREAD_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How often a directory of the name may be found that is no volume's before it counts as foreign: another instance may
-/// have made and removed a volume between two looks.
+/// The number of times that a directory without a volume may be found under the name before it counts as foreign:
+/// another instance may have made and removed a volume between two looks.
 const MAX_FOREIGN: u32 = 2;
 
 impl Service {
@@ -84,7 +84,7 @@ impl Service {
         let (mut backoff, mut foreign_found) = (PeerBackoff::new(), 0);
         loop {
             if exists() {
-                // It may be whole, it may need recovery, or another instance may have removed it.
+                // The volume may be whole or need recovery, or another instance may have removed it.
                 self.sync().await?;
                 if self.is_out_of_sight(&in_force, caller, &name) {
                     return Err(self.taken_out_of_sight(&in_force, caller, name, &options));
@@ -98,8 +98,8 @@ impl Service {
                     if self.is_shared() =>
                 {
                     self.sync().await?;
-                    // Another instance made it since we looked, and it may be gone again. If none did, several times in a
-                    // row, a foreign directory has the name.
+                    // Another instance has made it since we looked, and it may be gone again. If no volume is found
+                    // several times in a row, a foreign directory has the name.
                     let made = exists() || matches!(error, Error::Exists(_));
                     foreign_found += u32::from(!made);
                     if foreign_found > MAX_FOREIGN || !backoff.wait().await {
@@ -222,7 +222,7 @@ impl Service {
     }
 
     /// Stages the directory and records the volume. If the record is durable soon, the same backend thread also renames
-    /// the directory. What fails before the rename is undone here.
+    /// the directory. A failure before the rename is undone here.
     async fn prepare(
         &self,
         commit_point: Arc<CommitPoint>,
@@ -308,20 +308,20 @@ impl Service {
                 ),
             ) => Err(error.into()),
             (None, Err(error @ BackendError::Interrupted { .. })) => {
-                // The record may have been queued.
+                // The record may have been queued all the same.
                 self.leave_to_recovery(lock, &volume.name, &error);
                 Err(error.into())
             }
             (None, Err(error)) => {
-                // Staging undoes what it began, but failing storage may have failed at that as well.
+                // Staging undoes its own failed steps, but on failing storage the undoing may have failed too.
                 self.undo_stage(lock, backend, expect, volume).await;
                 Err(error.into())
             }
         }
     }
 
-    /// Withdraws the record. If that fails, the staged directory must stay: a record without one would be taken for a
-    /// volume whose directory is whatever stands under its name.
+    /// Withdraws the record. If that fails, the staged directory must stay: without it, recovery would take whatever
+    /// stands under the name for the volume's directory.
     async fn undo_record(&self, lock: &DirectoryLock, volume: &Volume) -> bool {
         let withdraw = Change::Withdraw(volume.name.clone(), volume.id);
         let undone = self.catalog.submit(withdraw).await;
@@ -347,17 +347,17 @@ impl Service {
 
 /// How far [`Service::prepare`] came.
 enum Prepared {
-    /// The directory is staged and recorded, durably.
+    /// The directory is staged and recorded, both durably.
     Recorded,
-    /// The same, and it was renamed, with this result.
+    /// The directory was renamed as well, with this result.
     Renamed(Result<(), BackendError>),
 }
 
-/// What the backend's thread reports once the record is queued.
+/// The backend thread's report once the record is queued.
 enum ThreadReport {
-    /// It renames; the result of its work is the rename's.
+    /// The thread renames; its result is the rename's.
     Renaming,
-    /// It does not rename; here is the record's outcome.
+    /// The thread does not rename; this is the record's outcome.
     Recording(Submitted),
 }
 
@@ -368,7 +368,7 @@ fn rename(root: &Root, id: VolumeId, name: &VolumeName) -> Result<(), BackendErr
     Ok(())
 }
 
-/// The owner and mode of a volume's directory: what the options say, and else what the backend's settings say.
+/// Returns the owner and mode of a volume's directory: from the options, or else from the backend's settings.
 pub(super) fn ownership(backend: &Backend, volume: &Volume) -> Ownership {
     // Without `..`, so that a new option is considered here.
     let Options { backend: _, uid, gid, mode, adopt: _, access: _ } = volume.options;
@@ -380,7 +380,7 @@ pub(super) fn ownership(backend: &Backend, volume: &Volume) -> Ownership {
     }
 }
 
-/// The answer to a Create of a name that exists.
+/// Returns the answer to a Create of a name that exists.
 fn repeated(
     in_force: &InForce,
     view: &View,
@@ -400,7 +400,7 @@ fn repeated(
     }
 }
 
-/// The error of a record that was refused; the name may have been taken since we looked.
+/// Returns the error of a record that was refused; the name may have been taken since we looked.
 fn insert_error(error: CatalogError) -> Error {
     match error {
         CatalogError::Refused(Refusal::Exists(volume)) => Error::Exists(volume.name.clone()),

@@ -1,5 +1,5 @@
-//! The right to move a volume's directory: one operation at a time, in this process and among all instances that serve
-//! the catalog.
+//! The right to move a volume's directory: one operation at a time has it, in this process and among all instances that
+//! serve the catalog.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +28,7 @@ impl DirectoryLocks {
     }
 }
 
-/// The right to move one volume's directory, given back when dropped.
+/// The right to move one volume's directory, released when dropped.
 pub(super) struct DirectoryLock {
     id: VolumeId,
     pub(super) backend: BackendName,
@@ -36,7 +36,7 @@ pub(super) struct DirectoryLock {
     catalog: Arc<dyn Catalog>,
     recovery: Arc<BackendRecovery>,
     is_half_done: AtomicBool,
-    /// The claim that keeps other instances away.
+    /// The lock that keeps other instances away.
     among_instances: Mutex<Option<DistributedLock>>,
 }
 
@@ -46,9 +46,9 @@ impl DirectoryLock {
         self.is_half_done.store(true, Ordering::Release);
     }
 
-    /// Claims the directory against other instances, once more where it was claimed before: that claim may have been
-    /// lost while this process stood still. Returns false if another instance has the claim; once it is granted, the
-    /// view is up to date.
+    /// Locks the directory against other instances. A lock that this already has is released and taken again, because
+    /// it may have been lost while this process stood still. Returns false if another instance has the lock; once it is
+    /// granted, the view is up to date.
     pub(super) async fn lock_among_instances(&self) -> Result<bool, Error> {
         self.unlock_among_instances();
         let locked = self.catalog.try_lock(self.id).await?;
@@ -67,7 +67,7 @@ impl Drop for DirectoryLock {
     fn drop(&mut self) {
         self.unlock_among_instances();
         self.locks.locked().remove(&self.id);
-        // Not before: recovery skips a locked directory, and would then count the backend as recovered.
+        // Required only now: recovery skips a locked directory, and would then count the backend as recovered.
         if self.is_half_done.load(Ordering::Acquire) || std::thread::panicking() {
             self.recovery.require();
         }
@@ -75,8 +75,8 @@ impl Drop for DirectoryLock {
 }
 
 impl Service {
-    /// Locks a volume's directory within this process; `None` if it is locked already. That is enough for a volume that
-    /// is just being made or restored: its hidden record keeps other instances away.
+    /// Locks a volume's directory within this process; `None` if it is locked already. That suffices for a volume that
+    /// is being made or restored: its hidden record keeps other instances away.
     pub(super) fn lock_directory_locally(
         &self,
         backend: &BackendName,
@@ -93,8 +93,8 @@ impl Service {
         })
     }
 
-    /// Locks a volume's directory against other instances as well; `None` if somebody else is moving it. Once it is
-    /// granted, the view is up to date: whatever was read from it before has to be read again.
+    /// Locks a volume's directory against other instances as well; `None` if another operation or instance is moving
+    /// it. Once it is granted, the view is up to date: whatever was read from the view before must be read again.
     pub(super) async fn lock_directory(
         &self,
         backend: &BackendName,
@@ -104,7 +104,7 @@ impl Service {
         Ok(lock.lock_among_instances().await?.then_some(lock))
     }
 
-    /// Makes a volume visible whose directory stands under its name now. If the catalog refuses, recovery has to do it:
+    /// Makes a volume visible whose directory stands under its name now. If the catalog refuses, recovery must do it:
     /// otherwise the volume would stay hidden for as long as this process lives.
     pub(super) async fn show(&self, lock: &DirectoryLock, volume: &Volume) -> Result<Outcome, CatalogError> {
         let shown = self.catalog.submit(Change::Publish(volume.name.clone(), volume.id)).await;

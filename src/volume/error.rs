@@ -1,6 +1,7 @@
-//! Why an operation on a volume was refused, in words for whoever asked.
+//! Why an operation on a volume was refused, in words for the caller.
 //!
-//! The protocols have no error messages of their own: they send this text with the status that its [`Blame`] stands for.
+//! The protocols have no error messages of their own: they send this text with the status that belongs to its
+//! [`Blame`].
 
 use std::time::Duration;
 
@@ -26,16 +27,16 @@ pub enum Error {
     /// An option is unknown or not understood.
     #[error(transparent)]
     Options(#[from] InvalidOptions),
-    /// There is no such volume, or none in this host's sight.
+    /// There is no such volume, or this host may not see it.
     #[error("no such volume: {0:?}")]
     NoSuchVolume(String),
-    /// Nothing of that name or identity is in the trash.
+    /// The trash has nothing of that name or ID.
     #[error("no removed volume {0:?}: `volhost volume ls --trash` lists them")]
     NotInTrash(String),
-    /// Deleting the removed volume's data has begun, or is due now.
+    /// The removed volume's data is being deleted, or is due for deletion now.
     #[error("removed volume {0} is being deleted: its data may be gone in part")]
     BeingDeleted(VolumeName),
-    /// The name is taken by a volume out of the host's sight.
+    /// The name belongs to a volume that the host may not see.
     #[error("the name {0} is taken by a volume that this host may not use: choose another one")]
     NameTaken(VolumeName),
     /// The volume exists with other options.
@@ -43,10 +44,10 @@ pub enum Error {
     Different {
         /// The volume.
         name: VolumeName,
-        /// What was asked for otherwise.
+        /// The options that differ.
         differences: Vec<Difference>,
     },
-    /// A volume of that name exists, where a new one or a restored one was to be.
+    /// A volume of that name exists, so it cannot be created or restored.
     #[error("volume {0} exists already")]
     Exists(VolumeName),
     /// The map has no such backend, or none that this host may use.
@@ -57,7 +58,7 @@ pub enum Error {
         /// The backends that the host may use.
         known: Vec<BackendName>,
     },
-    /// A host named a backend that is not in the map, or not open to it. It is not told which.
+    /// A host named a backend that is not in the map, or not open to it. The host is not told which.
     #[error("backend {name} does not exist or is not open to this host{}", choices(.known))]
     BackendOutOfSight {
         /// The backend that was asked for.
@@ -65,17 +66,17 @@ pub enum Error {
         /// The backends that the host may use.
         known: Vec<BackendName>,
     },
-    /// No backend is open to the host, whether or not there are any.
+    /// No backend is open to the host, whether or not the map has any.
     #[error("host {host} may not {right} {}: {}", object(*.right), nothing_open(*.listed))]
     NothingOpen {
-        /// Who asked.
+        /// The host.
         host: HostName,
-        /// What it asked for.
+        /// The right that it needs.
         right: Right,
         /// True if the configuration lists the host.
         listed: bool,
     },
-    /// The options name no backend, and none is the default.
+    /// The options name no backend, and there is no default.
     #[error(
         "no backend that this host may use is called `default`: say which one by -o backend=NAME{}",
         choices(.known)
@@ -90,13 +91,13 @@ pub enum Error {
     /// The host lacks the right.
     #[error("host {host} may not {right} {} on backend {backend}: {why}{}", object(*.right), instead(*.right))]
     Forbidden {
-        /// Who asked.
+        /// The host.
         host: HostName,
-        /// What it asked for.
+        /// The right that it lacks.
         right: Right,
-        /// Where.
+        /// The backend.
         backend: BackendName,
-        /// Why not.
+        /// Why the host lacks it.
         why: Closed,
     },
     /// The directory to adopt is not there.
@@ -106,10 +107,10 @@ pub enum Error {
         backend: BackendName,
         /// The directory's name.
         name: VolumeName,
-        /// What is there.
+        /// What is there instead.
         found: Adoptable,
     },
-    /// The name leads to the directory of another volume.
+    /// The name is another spelling of another volume's directory.
     #[error(
         "{name} is the same directory as volume {other} on backend {backend}{}: choose another name",
         storage(*.folding)
@@ -117,7 +118,7 @@ pub enum Error {
     SameDirectory {
         /// The name that was asked for.
         name: VolumeName,
-        /// The volume whose directory it is.
+        /// The volume that has the directory.
         other: VolumeName,
         /// The backend of both.
         backend: BackendName,
@@ -131,10 +132,10 @@ pub enum Error {
     Mounted {
         /// The volume.
         name: VolumeName,
-        /// Who uses it.
+        /// The hosts and mounts that use it.
         holders: Holders,
     },
-    /// Another host uses the volume, which is for one host at a time.
+    /// The volume is exclusive, and another host uses it.
     #[error(
         "volume {name} is exclusive and in use by {holders}; once no container there uses it, or that host is gone for \
          good, `{}` frees it",
@@ -143,10 +144,10 @@ pub enum Error {
     Exclusive {
         /// The volume.
         name: VolumeName,
-        /// Who uses it.
+        /// The hosts and mounts that use it.
         holders: Holders,
     },
-    /// Another machine with this host's certificate uses the volume, which is for one host at a time.
+    /// The volume is exclusive, and another machine with this host's certificate uses it.
     #[error(
         "volume {name} is exclusive and mounted by host {host} from {held}, and {host} is cloned: its certificate is used \
          from {addresses} in turn, so that this call may be another machine's. If those are one machine's, list them as \
@@ -195,10 +196,10 @@ pub enum Error {
         backend: BackendName,
         /// Where the directory should be.
         path: String,
-        /// What stands there.
+        /// The kind of thing that stands there.
         found: &'static str,
     },
-    /// An earlier operation on the volume is not finished and cannot be now.
+    /// An earlier operation on the volume is unfinished and cannot be finished now.
     #[error(
         "an earlier operation on volume {0} was cut off and is not mended yet: volhost's log or `volhost backend ls` says why"
     )]
@@ -208,7 +209,7 @@ pub enum Error {
     Identity {
         /// The backend.
         backend: BackendName,
-        /// What is wrong, and what to do about it.
+        /// What is wrong, and the remedy.
         reason: String,
     },
     /// The backend refused.
@@ -217,18 +218,18 @@ pub enum Error {
     /// The catalog refused or failed.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
-    /// It took longer than a request may take, and was given up.
+    /// The operation took longer than a request may take, and was given up.
     #[error("this took longer than {}, the limit of a request, and was given up: {}", humantime::format_duration(*.limit), slow(.catalog.as_deref()))]
     TooLong {
         /// `limits.request`.
         limit: Duration,
-        /// What is wrong with the catalog, if anything is known.
+        /// The catalog's fault, if one is known.
         catalog: Option<String>,
     },
     /// Nobody waits for the answer.
     #[error("the caller has gone")]
     Abandoned,
-    /// It may or may not have been done.
+    /// The operation may or may not have been done.
     #[error("whether this was done is not known")]
     Unknown,
     /// The service is stopping.
@@ -239,18 +240,18 @@ pub enum Error {
 /// Who can do something about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
-    /// The caller, by asking for something else.
+    /// The caller can, by asking for something else.
     Caller,
-    /// The operator, by giving the host the right.
+    /// The operator can, by giving the host the right.
     Rights,
-    /// Whoever runs volhost or its storage.
+    /// The people who run volhost or its storage can.
     Service,
     /// The outcome is not known, so no answer is sent.
     Unknown,
 }
 
 impl Error {
-    /// Who can do something about the error.
+    /// Returns who can do something about the error.
     #[must_use]
     pub fn blame(&self) -> Blame {
         match self {
@@ -300,7 +301,7 @@ fn object(right: Right) -> &'static str {
     }
 }
 
-/// Who can do it instead of the host.
+/// Returns who can do it instead of the host.
 fn instead(right: Right) -> &'static str {
     match right {
         Right::Adopt => {
@@ -318,7 +319,7 @@ fn nothing_open(listed: bool) -> &'static str {
     }
 }
 
-/// What may have taken so long.
+/// Returns what may have taken so long.
 fn slow(catalog: Option<&str>) -> String {
     match catalog {
         Some(fault) => format!("the catalog takes no changes at present: {fault}"),

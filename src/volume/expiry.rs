@@ -10,14 +10,14 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 use crate::backend::{Backend, Health};
 use crate::catalog::Removed;
 
-/// How long the clock must have gone evenly before anything is deleted for its age: time to notice a clock that is wrong
-/// at the start, or was set wrong. At most the backend's own trash time.
+/// How long the clock must have run evenly before anything is deleted for its age: the time to notice a clock that is
+/// wrong at the start or was set wrong. At most the backend's own trash time.
 pub(super) const CLOCK_GRACE: Duration = Duration::from_secs(3600);
 
 /// Space is scarce when less than one part in this many is free.
 const SCARCE_FRACTION: u64 = 10;
 
-/// When a removed volume is to be deleted; `None` if that is later than any date.
+/// Returns when a removed volume is to be deleted; `None` if that is later than any date.
 pub(super) fn expires_at(removed: &Removed, backend: &Backend) -> Option<OffsetDateTime> {
     if removed.expired {
         return Some(removed.at);
@@ -25,8 +25,8 @@ pub(super) fn expires_at(removed: &Removed, backend: &Backend) -> Option<OffsetD
     removed.at.checked_add(backend.settings().trash.try_into().ok()?)
 }
 
-/// How long a removed volume is still kept because of its age; `None` if that ends later than any date. A clock that was
-/// set back keeps it longer.
+/// Returns how long a removed volume is still kept because of its age; `None` if that ends later than any date. A clock
+/// that was set back keeps it longer.
 pub(super) fn time_left(
     removed: &Removed,
     trash: Duration,
@@ -41,7 +41,7 @@ pub(super) fn time_left(
     Some(by_age.max(trash.min(CLOCK_GRACE).saturating_sub(even_for)))
 }
 
-/// The moment from which on removed volumes are not yet old enough to be deleted.
+/// Returns the time at or after which a removal is too recent for its volume to be deleted.
 pub(super) fn due_before(trash: Duration, now: OffsetDateTime, even_for: Duration) -> OffsetDateTime {
     let first = PrimitiveDateTime::MIN.assume_utc();
     if even_for < trash.min(CLOCK_GRACE) {
@@ -109,14 +109,14 @@ mod tests {
         let day = hours(24);
         assert_eq!(time_left(&removed, day, later(20), hours(20)), Some(hours(4)));
         assert_eq!(time_left(&removed, day, later(24), hours(24)), Some(Duration::ZERO));
-        // Set forward by years, or just started: an hour more.
+        // The clock was set forward by years, or the service has just started: an hour more.
         assert_eq!(time_left(&removed, day, later(99_999), Duration::ZERO), Some(hours(1)));
         assert_eq!(time_left(&removed, day, later(99_999), hours(1)), Some(Duration::ZERO));
-        // A trash of seconds does not become one of an hour, and none stays none.
+        // A retention time of seconds does not become an hour, and one of zero stays zero.
         let second = Duration::from_secs(1);
         assert_eq!(time_left(&removed, second, later(1), Duration::ZERO), Some(second));
         assert_eq!(time_left(&removed, Duration::ZERO, later(0), Duration::ZERO), Some(Duration::ZERO));
-        // Set back: longer, but not for what the operator wants gone.
+        // The clock was set back: kept longer, except for a volume that the operator wants deleted.
         assert_eq!(time_left(&removed, day, later(-100), hours(9)), Some(hours(124)));
         removed.expired = true;
         assert_eq!(time_left(&removed, day, later(-100), Duration::ZERO), Some(Duration::ZERO));

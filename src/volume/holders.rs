@@ -1,4 +1,4 @@
-//! Who has a volume mounted, for the messages that refuse it to others.
+//! The hosts that have a volume mounted, for the messages that refuse it to others.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,17 +8,17 @@ use crate::model::host::HostName;
 use crate::model::mounts::Mount;
 use crate::model::timestamp::rfc3339;
 
-/// The mounts of a volume, each with whether it is stale.
+/// The mounts of a volume, each with true if it is stale.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holders(Vec<(Mount, bool)>);
 
 impl Holders {
-    /// The holders of a volume in a view.
+    /// Returns the holders of a volume in a view.
     pub(super) fn of(volume: &Volume, view: &View) -> Self {
         Self(volume.mounts.iter().map(|mount| (mount.clone(), view.stale(mount))).collect())
     }
 
-    /// The command by which the operator releases the volume `name` from the first of its hosts.
+    /// Returns the command by which the operator releases the volume `name` from the first of its hosts.
     pub(super) fn release(&self, name: &str) -> String {
         let host = self.0.first().map_or("HOST", |(mount, _)| mount.host.as_str());
         let alive = self.0.iter().any(|(mount, stale)| mount.host.as_str() == host && !stale);
@@ -26,11 +26,11 @@ impl Holders {
     }
 }
 
-/// How many mounts of one host a message names.
+/// The number of mounts of one host that a message names.
 const MAX_SHOWN: usize = 8;
 
 impl fmt::Display for Holders {
-    /// Writes every host with the IDs of its first mounts, since when they hold, and whether they are stale.
+    /// Writes every host with the IDs of its first mounts, their times, and whether they are stale.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut hosts: BTreeMap<&HostName, Vec<&(Mount, bool)>> = BTreeMap::new();
         for entry in &self.0 {

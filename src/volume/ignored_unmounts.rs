@@ -19,17 +19,17 @@ use super::Service;
 use crate::model::host::HostName;
 use crate::model::volume::{MountId, VolumeName};
 
-/// For how long after a failed Mount an Unmount is ignored.
+/// How long after a failed Mount an Unmount is ignored.
 const IGNORE_WINDOW: Duration = Duration::from_secs(120);
 
 /// Identifies the Unmounts that are ignored.
 type Key = (VolumeName, HostName, MountId);
 
-/// Failed repetitions of Mount whose Unmounts have not come yet.
+/// The failed repetitions of Mount whose Unmounts have not come yet.
 #[derive(Debug)]
 pub(super) struct IgnoredUnmounts {
     window: Duration,
-    /// How many there were, and when the last one was.
+    /// The number of failures, and the time of the last one.
     failures: Mutex<HashMap<Key, (u32, Instant)>>,
 }
 
@@ -40,7 +40,7 @@ impl Default for IgnoredUnmounts {
 }
 
 impl IgnoredUnmounts {
-    /// Ignores Unmounts for that long after a failure.
+    /// Returns an instance that ignores Unmounts for `window` after a failure.
     pub(super) fn within(window: Duration) -> Self {
         Self { window, failures: Mutex::default() }
     }
@@ -58,7 +58,7 @@ impl IgnoredUnmounts {
         *last = now;
     }
 
-    /// Returns true if this Unmount is to be ignored, and uses that failure up.
+    /// Returns true if this Unmount is to be ignored, and then forgets one failure.
     pub(super) fn take(&self, volume: &VolumeName, host: &HostName, id: &MountId) -> bool {
         let mut all = self.lock();
         if all.is_empty() {
@@ -80,7 +80,7 @@ impl IgnoredUnmounts {
     }
 }
 
-/// One Mount that may fail. Its caller and the task that carries it out both hold it; whichever learns of the failure
+/// A Mount that may fail. Its caller and the task that carries it out both hold it; whichever learns of the failure
 /// first notes it, once.
 #[derive(Clone)]
 pub(super) struct MountAttempt {

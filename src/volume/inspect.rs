@@ -19,15 +19,15 @@ use crate::model::volume::VolumeName;
 pub struct VolumeInfo {
     /// The volume.
     pub volume: Arc<Volume>,
-    /// Its directory, as the host that asks sees it.
+    /// Its directory, as the asking host sees it.
     pub mountpoint: PathBuf,
     /// The state of its backend: `online`, `offline` or `unmapped`.
     pub backend_state: &'static str,
 }
 
 impl Service {
-    /// The volume, if it exists and this host may see it (`/VolumeDriver.Get`). A volume that is known is returned without
-    /// waiting; that there is none is answered only when the catalog confirms it.
+    /// Returns the volume, if it exists and this host may see it (`/VolumeDriver.Get`). A known volume is returned
+    /// without waiting; a missing one is reported only when the catalog has confirmed that it is missing.
     pub async fn inspect(&self, caller: &Caller, name: &str) -> Result<VolumeInfo, Error> {
         self.retry_after_sync(|| ready(self.known(caller, name))).await
     }
@@ -72,7 +72,7 @@ impl Service {
         Ok(exists())
     }
 
-    /// The volumes that this host may see at this moment (`/VolumeDriver.List`).
+    /// Returns the volumes that this host may see at this moment (`/VolumeDriver.List`).
     pub async fn list(&self, caller: &Caller) -> List {
         self.refresh().await;
         List {
@@ -84,7 +84,8 @@ impl Service {
     }
 }
 
-/// A list of volumes that is read in parts. It stays as it was when it was asked for, however long the reading takes.
+/// A list of volumes that is read in parts. It keeps the state of the moment when it was requested, however long the
+/// reading takes.
 #[derive(Debug)]
 pub struct List {
     view: Arc<View>,
@@ -94,8 +95,8 @@ pub struct List {
 }
 
 impl List {
-    /// Shows the next volumes in the order of names, until `show` returns false. Returns true if any may be left. Never
-    /// waits.
+    /// Passes the next volumes to `show` in the order of names, until it returns false. Returns true if any may be
+    /// left. Never waits.
     pub fn more(&mut self, mut show: impl FnMut(VolumeInfo) -> bool) -> bool {
         let last = self.last_shown.take();
         let from = last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
@@ -126,7 +127,7 @@ pub(super) fn volume_info(
     VolumeInfo { mountpoint: root.unwrap_or(Path::new("")).join(volume.name.as_str()), backend_state, volume }
 }
 
-/// The word for a mapped backend's state. A backend that was not asked yet is offline.
+/// Returns the word for a mapped backend's state. A backend that was not checked yet counts as offline.
 pub(super) fn state_word(health: &Health) -> &'static str {
     match health {
         Health::Online(_) => "online",

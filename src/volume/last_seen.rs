@@ -1,7 +1,7 @@
-//! What each request tells of its host: when it was seen, with which certificate, and from where.
+//! What each request reveals about its host: when it was seen, with which certificate, and from where.
 //!
-//! This runs for every request, so it waits for nothing and writes only what is new. The number of writes is bounded, so
-//! that neither two engines of one name nor a full disk make every request a write.
+//! This runs for every request, so it waits for nothing and writes only what is new. The number of writes is bounded,
+//! so that neither two engines of one name nor a full disk turn every request into a write.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,13 +16,13 @@ use crate::host::access::Access;
 use crate::host::{Caller, Certified};
 use crate::model::host::HostName;
 
-/// How often the issuer of a host's certificate is recorded before the times are written down again.
+/// How many issuers of a host's certificate are recorded between two recordings of the times.
 const MAX_ISSUERS: u8 = 4;
 
-/// How often an address of a host is recorded before the times are written down again.
+/// How many addresses of a host are recorded between two recordings of the times.
 const MAX_ADDRESSES: u8 = 16;
 
-/// The hosts that sent a request since the times were last written down.
+/// The hosts that sent a request since the times were last recorded.
 #[derive(Debug, Default)]
 pub(super) struct LastSeen(Mutex<BTreeMap<HostName, HostActivity>>);
 
@@ -34,7 +34,7 @@ struct HostActivity {
     addresses_recorded: u8,
 }
 
-/// What of one request is to be recorded at once.
+/// The parts of one request that are to be recorded at once.
 struct RecordNow {
     host: bool,
     issuer: bool,
@@ -42,7 +42,7 @@ struct RecordNow {
 }
 
 impl LastSeen {
-    /// Notes a request. Of the issuer and the address, if they are new, so many are recorded and no more.
+    /// Notes a request. A new issuer or address is recorded only within the limits above.
     fn note(&self, host: &HostName, now: OffsetDateTime, new_issuer: bool, new_address: bool) -> RecordNow {
         let mut hosts = self.hosts();
         let is_first = !hosts.contains_key(host);
@@ -63,7 +63,7 @@ impl LastSeen {
         self.hosts().get(host).map(|activity| activity.last_request)
     }
 
-    /// Takes all times, to be written down.
+    /// Takes all times, to record them.
     fn take(&self) -> Vec<(HostName, OffsetDateTime)> {
         let hosts = std::mem::take(&mut *self.hosts());
         hosts.into_iter().map(|(host, activity)| (host, activity.last_request)).collect()
@@ -78,9 +78,9 @@ impl LastSeen {
 impl Service {
     /// Notes that a host sent a request. Returns the host's new name if it was renamed.
     ///
-    /// A host that the catalog does not know yet is recorded at once, so that it can be listed and revoked; the times of
-    /// the others are written down now and then. A new issuer of its certificate is recorded at once, because it tells
-    /// who is shut out when a CA goes; so is a new address, because clones are told by it.
+    /// A host that the catalog does not know yet is recorded at once, so that it can be listed and revoked; the times
+    /// of the others are recorded now and then. A new issuer of its certificate is recorded at once, because it tells
+    /// who is shut out when a CA goes; so is a new address, because clones are recognised by it.
     pub fn note_seen(&self, caller: &Caller, certified: Option<Certified<'_>>) -> Option<HostName> {
         let host = &caller.host;
         let view = self.catalog.view();
@@ -110,14 +110,14 @@ impl Service {
         renamed.cloned()
     }
 
-    /// When a host last sent a request, as far as this process or the catalog knows.
+    /// Returns when a host last sent a request, as far as this process or the catalog knows.
     #[must_use]
     pub fn last_seen(&self, host: &HostName) -> Option<OffsetDateTime> {
         let recorded = self.catalog.view().hosts.get(host).and_then(|host| host.last_seen);
         self.last_seen.of(host).max(recorded)
     }
 
-    /// Writes down when hosts were last seen. Nothing depends on it, so a failure is only logged.
+    /// Records when hosts were last seen. Nothing depends on it, so a failure is only logged.
     pub async fn write_seen(&self) {
         if self.is_shared() && self.catalog.fault().is_some() {
             // The times are kept until the catalog answers again.
@@ -170,7 +170,7 @@ fn are_one_machines(access: &Access, name: &HostName, host: &Host) -> bool {
         && machines.iter().filter(|address| address.is_ipv6()).count() <= 1
 }
 
-/// The log's message when a host is marked as cloned, or not any more.
+/// Returns the log's message when a host is marked as cloned, or no longer is.
 fn clone_message(name: &HostName, cloned: bool, host: Option<&Arc<Host>>) -> String {
     let addresses = host.and_then(|host| host.cloned.as_ref()).map(|cloned| cloned.addresses().join(", "));
     match (cloned, addresses) {

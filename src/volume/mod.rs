@@ -1,23 +1,23 @@
-//! What volumes do: the service that every protocol and the admin socket call.
+//! The service for volumes, which every protocol and the admin socket call.
 //!
-//! It alone knows both the catalog (what exists) and the backends (where it lies), and it alone orders their effects, so
-//! that a crash at any step leaves something that `recovery` can finish or undo:
+//! It alone knows both the catalog (what exists) and the backends (where it lies), and it alone orders their effects,
+//! so that a crash at any step leaves something that `recovery` can finish or undo:
 //!
 //! - Create: make `.volhost/new/UUID` → record the volume, unconfirmed → both are durable → rename the directory to its
-//!   name, durably → visible, answer; the confirmation follows. `create` tells what waits for the disk, and why no more.
+//!   name, durably → visible, answer; the confirmation follows. `create` tells what waits for the disk, and why no
+//!   more.
 //! - Remove: rename the directory to `.volhost/trash/UUID` → record the removal → answer.
-//! - Mount: look at the directory → record the mount → answer.
-//! - Undoing uses rmdir and rename, never a recursive delete; only `purge` deletes, and only what was removed.
+//! - Mount: check the directory → record the mount → answer.
+//! - Undoing uses rmdir and rename, never a recursive delete; only `purge` deletes, and only removed volumes.
 //!
 //! Get, List, Path and Unmount are answered from the catalog and never wait for a backend.
 //!
 //! Several instances may serve one catalog and the same storage: `consistency` tells what may be refused,
-//! `directory_lock` who moves a directory, `remove` how a directory follows its record, and `recovery` what happens
-//! to the work of an instance that was lost.
+//! `directory_lock` who moves a directory, `remove` how a directory follows its record, and `recovery` what happens to
+//! the work of a lost instance.
 //!
-//! `Service` has the requests as methods, one file each. What it has to remember between requests lies in parts with a
-//! state of their own: `directory_lock`, `recovery_state`, `trash`, `last_seen`, `ignored_unmounts` and
-//! `upkeep`.
+//! `Service` has the requests as methods, one file each. What it has to remember between requests lies in parts with
+//! their own state: `directory_lock`, `recovery_state`, `trash`, `last_seen`, `ignored_unmounts` and `upkeep`.
 
 mod backend_tasks;
 mod backends;
@@ -80,12 +80,12 @@ use crate::model::backend::{BackendId, BackendName};
 use crate::model::host::HostName;
 use crate::model::volume::VolumeName;
 
-/// The configuration of volumes.
+/// The configuration of volumes that is in force.
 #[derive(Debug)]
 pub struct InForce {
     /// The backend map.
     pub map: backend::Map,
-    /// Which hosts may use which backend.
+    /// The hosts that may use each backend.
     pub access: Access,
     /// How long a request may take.
     pub request: Duration,
@@ -112,7 +112,7 @@ struct Locks {
 }
 
 impl Service {
-    /// A service for what the catalog holds.
+    /// Returns a service for the volumes of a catalog.
     #[must_use]
     pub fn new(catalog: Arc<dyn Catalog>, in_force: InForce) -> Self {
         Self {
@@ -128,32 +128,32 @@ impl Service {
         }
     }
 
-    /// The limit for log lines that hosts can cause at will.
+    /// Returns the limit for log lines that hosts can cause at will.
     #[must_use]
     pub fn log_limit(&self) -> &LogLimit {
         &self.log_limit
     }
 
-    /// The part of the configuration that is in force now.
+    /// Returns the configuration that is in force now.
     #[must_use]
     pub fn in_force(&self) -> Arc<InForce> {
         self.in_force.load_full()
     }
 
-    /// The catalog as it is now.
+    /// Returns the catalog's content at this moment.
     #[must_use]
     pub fn view(&self) -> Arc<View> {
         self.catalog.view()
     }
 
-    /// Why the catalog cannot be written at present; `None` if it can.
+    /// Returns why the catalog cannot be written at present; `None` if it can.
     #[must_use]
     pub fn catalog_fault(&self) -> Option<String> {
         self.catalog.fault().as_deref().cloned()
     }
 
-    /// Notes that an engine was started: mounts of its earlier activations are stale from now on. Returns at once; the
-    /// catalog orders it before every later change.
+    /// Records that an engine was started: mounts of its earlier activations are stale from now on. Returns at once;
+    /// the catalog orders it before every later change.
     pub fn activate(self: &Arc<Self>, host: &HostName) {
         let recorded = self.catalog.submit(Change::Activate(host.clone()));
         let (service, host) = (Arc::clone(self), host.clone());
@@ -167,7 +167,7 @@ impl Service {
         });
     }
 
-    /// Where a volume's directory lies on this machine; for an unmapped backend, where hosts saw it last.
+    /// Returns where a volume's directory lies on this machine; for an unmapped backend, where hosts last saw it.
     #[must_use]
     pub fn path(&self, volume: &Volume) -> PathBuf {
         match self.in_force.load().map.get(&volume.backend) {
@@ -181,13 +181,13 @@ impl Service {
         }
     }
 
-    /// The identity that the catalog remembers for a backend.
+    /// Returns the identity that the catalog has recorded for a backend.
     #[must_use]
     pub fn backend_id(&self, backend: &BackendName) -> Option<BackendId> {
         self.catalog.view().backends.get(backend).map(|record| record.id)
     }
 
-    /// The backend of a volume, if the map has it.
+    /// Returns the backend of a volume, if the map has it.
     fn backend_of(&self, volume: &Volume) -> Result<Arc<Backend>, Error> {
         self.in_force
             .load()
@@ -198,7 +198,7 @@ impl Service {
     }
 }
 
-/// Logs a finished operation; all of them in one form.
+/// Logs a finished operation in the form that all operations share.
 fn log_done(what: &str, name: &VolumeName, caller: &Caller) {
     log::info!("{what} volume {name} for host {}", caller.host);
 }

@@ -1,9 +1,9 @@
-//! Mount and Unmount: who uses a volume, counted durably before the engine is told where it lies.
+//! Mount and Unmount: the uses of a volume, counted durably before the engine is told where it lies.
 //!
-//! A Mount of an ID that its host has mounted already, in whichever activation, is a **repetition**: it is counted again
-//! and answered from memory, even if the host has lost its rights or the backend is offline. Refusing it would gain
-//! nothing, since the host has the volume, and engines that send an Unmount after a failed Mount would lose the live
-//! mount; see `ignored_unmounts`.
+//! A Mount of an ID that its host has mounted already, in whichever activation, is a **repetition**: it is counted
+//! again and answered from memory, even if the host has lost its rights or the backend is offline. Refusing it would
+//! gain nothing, since the host has the volume, and engines that send an Unmount after a failed Mount would lose the
+//! live mount; see `ignored_unmounts`.
 //!
 //! A count must never be too low: another host would get an exclusive volume, or a volume would be removed under a
 //! container. A count that is too high is shown to the operator.
@@ -34,8 +34,8 @@ use crate::model::volume::{MountId, VolumeId, VolumeName};
 /// The pause before another attempt to take a mount back.
 const TAKE_BACK_PAUSE: Duration = Duration::from_secs(1);
 
-/// A counted Mount whose answer has not been handed over. If it is dropped before that, as it is when the client has
-/// gone, the Mount is taken back: nobody would ever unmount it.
+/// A counted Mount whose answer has not been handed over. If it is dropped before that, because the client has gone,
+/// the Mount is taken back: nobody would ever unmount it.
 pub struct CountedMount {
     service: Arc<Service>,
     /// The ledger's entry right after this Mount; every counted Mount has one.
@@ -46,13 +46,13 @@ pub struct CountedMount {
 }
 
 impl CountedMount {
-    /// The volume right after this Mount.
+    /// Returns the volume right after this Mount.
     #[must_use]
     pub fn info(&self) -> &VolumeInfo {
         &self.info
     }
 
-    /// Hands the Mount over: the answer is on its way, and whoever gets it unmounts.
+    /// Marks the answer as handed over: whoever gets it will unmount.
     pub fn hand_over(mut self) {
         self.is_handed_over = true;
     }
@@ -72,8 +72,8 @@ impl Drop for CountedMount {
             format!("a mount of volume {name} by host {host} has nobody to answer and is taken back")
         });
         runtime.spawn(async move {
-            // An Unmount that the engine sends because it got no answer counts for this Mount. Then nothing is left to be
-            // taken back.
+            // If the engine gets no answer, it may send an Unmount, which counts for this Mount. Then there is nothing
+            // left to take back.
             if is_repetition {
                 tokio::time::sleep(service.ignored_unmounts.window()).await;
             }
@@ -82,10 +82,10 @@ impl Drop for CountedMount {
     }
 }
 
-/// The error of an exclusive volume that is not given to a cloned host.
+/// Returns the error for an exclusive volume that a cloned host may not mount.
 fn cloned_error(volume: &Volume, view: &View, host: &HostName) -> Error {
     let clones = view.hosts.get(host).and_then(|host| host.cloned.as_ref());
-    let mut held: Vec<_> = volume.mounts.iter().map(|mount| clones::told(mount.address)).collect();
+    let mut held: Vec<_> = volume.mounts.iter().map(|mount| clones::address_text(mount.address)).collect();
     held.dedup();
     Error::Cloned {
         name: volume.name.clone(),
@@ -98,8 +98,8 @@ fn cloned_error(volume: &Volume, view: &View, host: &HostName) -> Error {
 impl Service {
     /// Counts one Mount and returns where the volume lies (`/VolumeDriver.Mount`).
     ///
-    /// Unless it is a repetition, the backend must be online and the directory there. A Mount whose caller has given up or
-    /// gone away is taken back: nobody would unmount it.
+    /// Unless it is a repetition, the backend must be online and the directory there. A Mount whose caller has given up
+    /// or gone away is taken back, because nobody would unmount it.
     pub async fn mount(
         self: &Arc<Self>,
         caller: &Caller,
@@ -207,7 +207,7 @@ impl Service {
         self.counted(commit_point, caller, id, volume, outcome, false).await
     }
 
-    /// The change that counts one Mount.
+    /// Returns the change that counts one Mount.
     fn count(&self, volume: &Volume, caller: &Caller, id: &MountId, again: bool) -> Change {
         let in_force = self.in_force.load();
         Change::Mount {
@@ -221,8 +221,8 @@ impl Service {
         }
     }
 
-    /// The answer to a Mount that was recorded. If the caller was told already that it took too long, the Mount is taken
-    /// back.
+    /// Returns the answer to a recorded Mount. If the caller has already been told that it took too long, takes the
+    /// Mount back.
     async fn counted(
         self: &Arc<Self>,
         commit_point: &CommitPoint,
@@ -257,12 +257,12 @@ impl Service {
         Err(Error::Abandoned)
     }
 
-    /// Returns true if the name belongs to another volume than this.
+    /// Returns true if the name belongs to a volume other than this.
     fn is_another(&self, name: &VolumeName, id: VolumeId) -> bool {
         self.catalog.view().volumes.get(name).is_some_and(|now| now.visible && now.id != id)
     }
 
-    /// The volume, if this host may mount it and its directory is there.
+    /// Returns the volume if this host may mount it and its directory is there.
     async fn mountable(
         self: &Arc<Self>,
         in_force: &InForce,
@@ -303,7 +303,7 @@ impl Service {
         }
     }
 
-    /// The error of a volume whose directory is not in its place.
+    /// Returns the error for a volume whose directory is not in its place.
     fn no_directory(&self, volume: &Volume, state: VolumeState) -> Error {
         let (name, backend) = (volume.name.clone(), volume.backend.clone());
         let path = self.path(volume).display().to_string();
@@ -313,7 +313,7 @@ impl Service {
         }
     }
 
-    /// Takes a mount back of which nobody was told. Tries until it succeeds, because no engine will ever end the mount.
+    /// Takes back a mount that nobody was told of. Tries until it succeeds, because no engine will ever end the mount.
     async fn take_back(&self, volume: &Volume, counted: Mount) {
         let (name, id, host) = (volume.name.clone(), counted.id.clone(), counted.host.clone());
         let change = Change::TakeBack { name: name.clone(), volume: volume.id, counted };
@@ -327,7 +327,7 @@ impl Service {
                     }
                     return;
                 }
-                // The next start knows nothing of this: the operator has to release it.
+                // The next start does not know of this mount: the operator must release it.
                 Err(CatalogError::Closed) => {
                     log::error!("mount {id} of volume {name} by host {host} stays: nobody uses it");
                     return;
@@ -344,7 +344,7 @@ impl Service {
     }
 
     /// Counts one Unmount (`/VolumeDriver.Unmount`). An unknown volume or ID succeeds and is logged. Never waits for a
-    /// backend, nor for an operation that does.
+    /// backend, nor for an operation that waits for one.
     pub async fn unmount(&self, caller: &Caller, name: &VolumeName, id: &MountId) -> Result<(), Error> {
         if self.ignored_unmounts.take(name, &caller.host, id) {
             self.log_limit.warn("ignored unmount", &caller.host, || {

@@ -1,9 +1,9 @@
-//! How an operation runs: in a task of its own, with a limit on how long its caller waits.
+//! Runs an operation in its own task, with a limit on how long its caller waits.
 //!
 //! An operation is never cut off half-way. When its caller has been told that it took too long, the task goes on and
-//! learns from its [`CommitPoint`] that it must come to nothing. The commit point is decided once: either the caller gives
-//! up first, or the operation reaches its point of no return first. A caller whose connection broke was told nothing:
-//! the operation then goes on for as long as if the caller still waited.
+//! learns from its [`CommitPoint`] that it must have no effect. The commit point is decided once: either the caller
+//! gives up first, or the operation reaches its point of no return first. A caller whose connection broke was told
+//! nothing: the operation then goes on for as long as if the caller still waited.
 
 use std::future::Future;
 use std::panic::resume_unwind;
@@ -20,8 +20,8 @@ const WANTED: u8 = 0;
 const DECIDED: u8 = 1;
 const ABANDONED: u8 = 2;
 
-/// The one decision between an operation and its caller: which came first, the operation's point of no return or the
-/// caller's patience running out.
+/// The decision between an operation and its caller: which came first, the operation's point of no return or the end of
+/// the caller's time.
 #[derive(Debug, Default)]
 pub(super) struct CommitPoint {
     state: AtomicU8,
@@ -47,7 +47,7 @@ impl CommitPoint {
             || self.state.load(Ordering::Acquire) == DECIDED
     }
 
-    /// Gives the operation up for the caller. Returns true if the operation had not decided; then it never will.
+    /// Gives the operation up for the caller. Returns true if the operation had not decided; from then on it cannot.
     pub(super) fn abandon(&self) -> bool {
         let first =
             self.state.compare_exchange(WANTED, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_ok();
@@ -97,15 +97,15 @@ where
     match joined {
         Ok(result) => result,
         Err(failed) => match failed.try_into_panic() {
-            // The transport logs panics of all rooms and answers for them.
+            // The transport logs panics of the whole program and answers for them.
             Ok(panic) => resume_unwind(panic),
             Err(_) => Err(Error::Stopping),
         },
     }
 }
 
-/// Stands for a caller that waits. Dropped unanswered, as it is when the client disconnects, it gives the operation up
-/// at the time when a caller that still waited would have.
+/// Stands for a waiting caller. If it is dropped unanswered, because the client disconnected, it gives the operation up
+/// at the time when the caller would have done so.
 struct WaitingCaller {
     commit_point: Arc<CommitPoint>,
     give_up_at: Instant,

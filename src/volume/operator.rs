@@ -1,4 +1,4 @@
-//! What only the operator may ask for: backends and their identities, the trash, and the release of mounts.
+//! Requests that only the operator may make: backends and their identities, the trash, and the release of mounts.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,12 +23,12 @@ use crate::model::volume::{MountId, VolumeName};
 /// How long an operator waits for a look at a volume's directory.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is known of a backend.
+/// A backend's state and contents.
 #[derive(Debug, Clone)]
 pub struct BackendInfo {
     /// Its name.
     pub name: BackendName,
-    /// Its directory; for an unmapped one, where hosts saw it last.
+    /// Its directory; for an unmapped backend, where hosts last saw it.
     pub path: PathBuf,
     /// `online`, `offline` or `unmapped`.
     pub state: &'static str,
@@ -36,9 +36,9 @@ pub struct BackendInfo {
     pub draining: bool,
     /// Why it is not online.
     pub reason: Option<String>,
-    /// How many volumes lie on it.
+    /// The number of volumes on it.
     pub volumes: usize,
-    /// What is known of its file system, when it is online.
+    /// The usage of its file system, if it is online.
     pub usage: Option<Usage>,
 }
 
@@ -47,36 +47,36 @@ pub struct BackendInfo {
 pub struct TrashedInfo {
     /// The volume and when it was removed.
     pub removed: Arc<Removed>,
-    /// When it will be deleted; `None` while its backend is not in the map.
+    /// When it will be deleted; `None` if that is never, or while its backend is not in the map.
     pub expires_at: Option<OffsetDateTime>,
     /// Why it could not be deleted so far.
     pub blocked: Option<String>,
 }
 
-/// Which mounts to release.
+/// The mounts to release.
 #[derive(Debug, Clone)]
 pub struct Release {
-    /// Of this volume; `None` means of all.
+    /// The volume; `None` means all volumes.
     pub volume: Option<VolumeName>,
     /// This host's.
     pub host: HostName,
-    /// With this ID; `None` means all.
+    /// The mount's ID; `None` means all IDs.
     pub id: Option<MountId>,
-    /// Also those that may be alive.
+    /// True to release mounts that may be alive as well.
     pub alive_too: bool,
 }
 
-/// Mounts with their volumes: what a release takes, and what it leaves of that host and ID.
+/// The mounts that a release takes, and those of that host and ID that it leaves, with their volumes.
 #[derive(Debug, Clone, Default)]
 pub struct Released {
-    /// Those taken out.
+    /// The mounts that were released.
     pub released: Vec<(VolumeName, Mount)>,
-    /// Those that may be alive and stay.
+    /// The mounts that may be alive and stay.
     pub kept: Vec<(VolumeName, Mount)>,
 }
 
 impl Service {
-    /// Every backend of the map, and those that left it and still have volumes, by name.
+    /// Returns every backend of the map, and those outside it that still have volumes, by name.
     #[must_use]
     pub fn backends(&self) -> Vec<BackendInfo> {
         let (view, in_force) = (self.catalog.view(), self.in_force.load());
@@ -122,7 +122,8 @@ impl Service {
         all
     }
 
-    /// What stands in the place of a volume's directory now, and who owns it; `None` if its backend does not answer soon.
+    /// Returns what stands in the place of a volume's directory now, and who owns it; `None` if its backend does not
+    /// answer soon.
     pub async fn look_at_directory(&self, info: &VolumeInfo) -> Option<(VolumeState, Option<Ownership>)> {
         let backend = self.backend_of(&info.volume).ok()?;
         let expect = self.established(backend.name())?;
@@ -131,8 +132,8 @@ impl Service {
         tokio::time::timeout(LOOK_TIMEOUT, backend.run(expect, look)).await.ok()?.ok()
     }
 
-    /// Gives a backend's directory an identity. `force` replaces one that the catalog remembers; the volumes of that one
-    /// then have no directory any more.
+    /// Gives a backend's directory an identity. `force` replaces an identity that the catalog has recorded; the volumes
+    /// of that one then have no directory any more.
     pub async fn init_backend(self: &Arc<Self>, name: &BackendName, force: bool) -> Result<BackendId, Error> {
         self.identified(name, move |service, commit_point, backend| async move {
             service.init_in_turn(&commit_point, &backend, force).await
@@ -182,7 +183,7 @@ impl Service {
         Ok(id)
     }
 
-    /// Takes the identity that a backend's directory has already into the catalog.
+    /// Records in the catalog the identity that a backend's directory already has.
     pub async fn adopt_backend(self: &Arc<Self>, name: &BackendName) -> Result<BackendId, Error> {
         self.identified(name, |service, commit_point, backend| async move {
             service.adopt_in_turn(&commit_point, &backend).await
@@ -236,7 +237,7 @@ impl Service {
         .await
     }
 
-    /// The removed volumes in the order of their removal.
+    /// Returns the removed volumes in the order of their removal.
     #[must_use]
     pub fn trash(&self) -> Vec<TrashedInfo> {
         let (view, in_force) = (self.catalog.view(), self.in_force.load());
@@ -256,7 +257,7 @@ impl Service {
         all
     }
 
-    /// Has a removed volume, given by name or identity, deleted now instead of when its time is over.
+    /// Marks a removed volume, given by name or ID, for deletion now instead of when its time is over.
     pub async fn expire(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
         let removed = self.find_removed(wanted).await?;
         self.catalog.submit(Change::Expire { id: removed.volume.id, removed: removed.at }).await.map_err(
@@ -270,9 +271,9 @@ impl Service {
         Ok(removed)
     }
 
-    /// What [`release`](Self::release) would do.
+    /// Returns what [`release`](Self::release) would do.
     pub async fn would_release(&self, release: &Release) -> Result<Released, Error> {
-        // Mounts that this view does not show would be neither told nor released.
+        // Mounts that this view does not show would be neither listed nor released.
         self.sync().await?;
         let view = self.catalog.view();
         let volumes: Vec<_> = match &release.volume {

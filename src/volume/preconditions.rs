@@ -1,7 +1,7 @@
-//! What holds for a volume before an operation on it begins: nothing about it is half-done. If something is, it is
+//! The precondition of an operation on a volume: nothing about the volume is half-done. If something is, it is
 //! recovered first, or waited for while another instance is working on it.
 //!
-//! The decisions are `recovery`'s.
+//! `recovery` makes the decisions.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::catalog::Volume;
 use crate::model::volume::VolumeName;
 
 impl Service {
-    /// The volume of that name once nothing about it is half-done; `None` if there is none. Waits a while for another
-    /// instance that is making it.
+    /// Returns the volume of that name once nothing about it is half-done; `None` if there is none. Waits a while for
+    /// another instance that is making it.
     pub(super) async fn recovered(self: &Arc<Self>, name: &VolumeName) -> Result<Option<Arc<Volume>>, Error> {
         let mut backoff = PeerBackoff::new();
         loop {
@@ -53,9 +53,9 @@ impl Service {
         }
         let backend = match self.backend_of(&volume) {
             Ok(backend) => backend,
-            // Without its backend it cannot be known whether the volume becomes whole.
+            // Without its backend nobody can know whether the volume becomes whole.
             Err(unmapped) if is_half_made(&volume) => return Err(unmapped),
-            // A volume that was whole counts as whole, whatever its directory has become.
+            // A volume that was whole counts as whole, whatever has happened to its directory.
             Err(_) => return Ok(Some(volume)),
         };
         self.ready(&backend).await?;
@@ -65,7 +65,7 @@ impl Service {
         }
     }
 
-    /// Returns true if the last recovery found something else than the volume's directory under its name.
+    /// Returns true if the last recovery found something other than the volume's directory under its name.
     fn is_displaced(&self, name: &VolumeName) -> bool {
         let view = self.catalog.view();
         view.volumes.get(name).is_some_and(|volume| self.recovery.of(&volume.backend).is_displaced(volume.id))
@@ -77,14 +77,14 @@ impl Service {
         view.volumes.get(name).is_some_and(|volume| self.recovery.of(&volume.backend).is_elsewhere(volume.id))
     }
 
-    /// Returns true if another instance finished a volume that this one was making or restoring. It does so when it takes
-    /// this instance for lost; the directory is then not where this one was to take it from.
+    /// Returns true if another instance finished a volume that this one was making or restoring. It does so when it
+    /// takes this instance for lost; the directory is then no longer where this one was to take it from.
     pub(super) async fn is_whole(&self, backend: &Backend, expect: Expect, volume: &Volume) -> bool {
         let (id, name) = (volume.id, volume.name.clone());
         if !self.is_shared() || self.sync().await.is_err() {
             return false;
         }
-        // A record that is still hidden was finished by nobody else.
+        // Nobody has finished a record that is still hidden.
         let view = self.catalog.view();
         if !view.volumes.get(&name).is_some_and(|now| now.id == id && now.visible) {
             return false;

@@ -1,14 +1,14 @@
-//! Deleting for good what was removed: when its time is over, when it was asked for, or the oldest first when space or
-//! inodes run out.
+//! Deletes removed volumes for good: when their time is over, when the operator asks for it, or the oldest first when
+//! space or inodes run out.
 //!
-//! Only this part of the service deletes data, and only data whose removal was recorded. Before the first entry goes, the
-//! directory on the backend is marked as one whose deletion has begun. It is never restored from then on, whatever
+//! Only this part of the service deletes data, and only data whose removal was recorded. Before the first entry goes,
+//! the directory on the backend is marked as one whose deletion has begun. It is never restored from then on, whatever
 //! catalog is in force. The record says so as well, unless the catalog has no room for that: deleting may be what makes
 //! room.
 //!
-//! Data goes in small slices with pauses, so that live volumes get their share of the storage; the backend's identity is
-//! checked before each slice. The record goes last, so that a deletion continues after a restart. The removed volumes of
-//! a backend take turns: one that is large, or still written to, does not hold up the others.
+//! Data goes in small slices with pauses, so that live volumes get their share of the storage; the backend's identity
+//! is checked before each slice. The record goes last, so that a deletion continues after a restart. The removed
+//! volumes of a backend take turns: one that is large, or still written to, does not hold up the others.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,22 +24,22 @@ use crate::catalog::{CatalogError, Change, Refusal, Removed};
 use crate::error::chain;
 use crate::model::volume::VolumeId;
 
-/// How many entries go before a pause.
+/// The number of entries that are deleted before a pause.
 const SLICE_ENTRIES: usize = 256;
 
 /// The pause: with [`SLICE_ENTRIES`] it bounds the rate to about 5,000 entries a second for each backend.
 const SLICE_PAUSE: Duration = Duration::from_millis(50);
 
-/// How many slices of one volume go before the others have their turn.
+/// The number of slices of one volume that are deleted before the others have their turn.
 const TURN_SLICES: u32 = 16;
 
-/// After how many turns a volume is slow: while space is scarce, the next oldest is then deleted beside it.
+/// The number of turns after which a volume is slow: while space is scarce, the next oldest is then deleted beside it.
 const SLOW_TURNS: u32 = 60;
 
-/// After how many passes that found new entries a volume counts as written to.
+/// The number of passes with new entries after which a volume counts as written to.
 const WRITTEN_TO_PASSES: usize = 3;
 
-/// How far this process has got with deleting one volume.
+/// This process's progress in deleting one volume.
 #[derive(Debug, Default)]
 pub(super) struct PurgeWork {
     pass: PurgePass,
@@ -55,7 +55,7 @@ impl PurgeWork {
 /// How a turn of deleting one volume ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PurgeTurn {
-    /// Nothing is left, or nothing is to be deleted.
+    /// Nothing is left, or nothing was to be deleted.
     Done,
     /// Entries are left for another turn.
     Unfinished,
@@ -77,7 +77,7 @@ impl Service {
         }
     }
 
-    /// Deletes what is due on one backend, one turn of each volume after the other, until nothing is due.
+    /// Deletes the due volumes of one backend, one turn of each after the other, until none is due.
     async fn purge_due(self: &Arc<Self>, backend: &Arc<Backend>) {
         let mut under_way: HashMap<VolumeId, PurgeWork> = HashMap::new();
         loop {
@@ -106,7 +106,8 @@ impl Service {
                         let reason = "another instance is at work on it";
                         self.trash.block_briefly(&self.catalog.view(), &removed, reason.into());
                     }
-                    // Nothing is wrong with this volume: the backend is away, or somebody has its directory.
+                    // Nothing is wrong with this volume: the backend is offline, or somebody else has locked the
+                    // directory.
                     Err(
                         error @ (Error::RecoveryPending(_)
                         | Error::TooLong { .. }
@@ -114,18 +115,18 @@ impl Service {
                         | Error::Backend(BackendError::Offline { .. } | BackendError::Busy { .. })),
                     ) => {
                         log::debug!("the trash of backend {} has to wait: {}", backend.name(), chain(&error));
-                        // Without a wake-up: what is still due would be tried again at once, and again.
+                        // No wake-up: volumes that are still due would be tried again at once, over and over.
                         return;
                     }
                     Err(error) => self.trash.block(&self.catalog.view(), &removed, chain(&error)),
                 }
             }
         }
-        // What became due just after the last look would otherwise wait for the next round.
+        // A volume that became due just after the last look would otherwise wait for the next round.
         self.trash.wake();
     }
 
-    /// Deletes some slices of a removed volume, and the volume with the last of them.
+    /// Deletes some slices of a removed volume, and its record with the last of them.
     pub(super) async fn purge_turn(
         self: &Arc<Self>,
         backend: &Arc<Backend>,
@@ -133,8 +134,8 @@ impl Service {
         work: &mut PurgeWork,
     ) -> Result<PurgeTurn, Error> {
         let (id, name) = (removed.volume.id, &removed.volume.name);
-        // So a volume that is being restored is not deleted, one that is being deleted is not restored, and no two
-        // instances delete the same one.
+        // The lock ensures that a volume which is being restored is not deleted, one which is being deleted is not
+        // restored, and no two instances delete the same one.
         let Some(_lock) = self.lock_directory(backend.name(), id).await? else {
             return Err(Error::RecoveryPending(name.clone()));
         };
@@ -147,7 +148,7 @@ impl Service {
         }
         step("purge:recorded");
         work.turns = work.turns.saturating_add(1);
-        // More than once only if an earlier deletion that no record knew of had left something.
+        // More than once only if an earlier deletion without a record had left something.
         while backend.run(expect, move |root| root.mark_deleting(id)).await? {
             step("purge:marked");
             match self.purge_slices(backend, expect, removed, work).await? {
@@ -157,7 +158,7 @@ impl Service {
         }
         step("purge:deleted");
         match self.catalog.submit(Change::Forget(id)).await {
-            // Refused if another instance was quicker.
+            // Refused if another instance was faster.
             Ok(_) | Err(CatalogError::Refused(Refusal::NotInTrash)) => {}
             Err(error) => return Err(error.into()),
         }
@@ -174,7 +175,7 @@ impl Service {
         Ok(PurgeTurn::Done)
     }
 
-    /// Deletes up to [`TURN_SLICES`] slices of what is marked.
+    /// Deletes up to [`TURN_SLICES`] slices of the marked directory.
     async fn purge_slices(
         &self,
         backend: &Backend,
@@ -207,9 +208,9 @@ impl Service {
         Ok(PurgeTurn::Unfinished)
     }
 
-    /// Records that deleting a volume begins. If the catalog has no room for that, the mark on the backend is enough and
-    /// deleting goes on: it may be what makes room. Not so if other instances go by the record, because one of them might
-    /// begin to restore what is being deleted here.
+    /// Records that the deletion of a volume begins. If the catalog has no room for that, the mark on the backend
+    /// suffices and the deletion goes on: it may be what makes room. If other instances rely on the record, the
+    /// deletion does not go on, because one of them might begin to restore the volume.
     async fn record_begun(&self, removed: &Removed) -> Result<(), Error> {
         match self.catalog.submit(Change::Expire { id: removed.volume.id, removed: removed.at }).await {
             Ok(_) => Ok(()),

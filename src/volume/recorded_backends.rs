@@ -1,7 +1,7 @@
-//! What this process itself recorded in the catalog about backends.
+//! The facts about backends that this process itself recorded in the catalog.
 //!
-//! Instances that share a catalog may have different maps. So each writes only what it was told and has not written yet;
-//! otherwise they would overwrite each other for ever.
+//! Instances that share a catalog may have different maps. So each writes only what it has learnt itself and has not
+//! written yet; otherwise they would overwrite each other for ever.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,13 +1,13 @@
-//! Recovery: what a crash, a failure or an unmounted share left half-done is finished or undone before the backend takes
-//! new work.
+//! Recovery: whatever a crash, a failure or an unmounted share left half-done is finished or undone before the backend
+//! takes new work.
 //!
-//! Nothing is deleted but empty staging directories of volumes that were never recorded. What belongs to nothing known is
-//! reported and left.
+//! Nothing is deleted except empty staging directories of volumes that were never recorded. Anything that belongs to no
+//! known volume is reported and left.
 //!
-//! If several instances serve the catalog, what looks half-done may be another one's work. So nothing is moved without a
-//! claim, which nobody gets while a live instance is working on it. A staged directory without a record may belong to a
-//! create that is about to be recorded; it is removed only after much longer than any create takes. What was left for
-//! either reason is looked at again later.
+//! If several instances serve the catalog, work that looks half-done may be another instance's. So nothing is moved
+//! without its directory lock, which nobody gets while a live instance is working on it. A staged directory without a
+//! record may belong to a Create that is about to be recorded; it is removed only after much longer than any Create
+//! takes. Anything left for either reason is looked at again later.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::model::volume::{VolumeId, VolumeName};
 
 impl Service {
     /// Makes sure that the backend is the one that the catalog knows and that nothing on it is half-done. Returns the
-    /// identity that an operation has to expect.
+    /// identity that an operation must expect.
     pub(super) async fn ready(self: &Arc<Self>, backend: &Arc<Backend>) -> Result<Expect, Error> {
         self.recovery.note_lost_peers(&self.in_force.load().map);
         let recovery = self.recovery.of(backend.name());
@@ -36,7 +36,7 @@ impl Service {
         {
             return Ok(expect);
         }
-        // Whoever has the turn may hang in the storage.
+        // The holder of the turn may hang in the storage.
         backend.answers()?;
         let _turn = self.turn(&recovery).await?;
         let expect = self.identify(backend).await?;
@@ -66,7 +66,7 @@ impl Service {
         lock.leave_half_done();
     }
 
-    /// Goes through the backend once. Returns what has to be left.
+    /// Recovers the backend once. Returns what had to be left.
     async fn recover(
         self: &Arc<Self>,
         backend: &Arc<Backend>,
@@ -94,12 +94,12 @@ impl Service {
                     continue;
                 }
             }
-            // Whoever moves it now decides about it. Once it is claimed, the view tells what is true.
+            // Whoever moves it now decides about it. Once we have the lock, the view is up to date.
             let Some(_lock) = self.lock_for_recovery(backend, id, &mut left).await? else { continue };
             let volume = if names.contains_key(&id) {
                 self.current(&names, id)
             } else {
-                // It may have been recorded since.
+                // It may have been recorded meanwhile.
                 self.current(&self.names_of(backend.name(), &HashSet::from([id])), id)
             };
             self.recover_staged(backend, expect, id, volume).await?;
@@ -122,7 +122,7 @@ impl Service {
             match self.recover_trashed(backend, expect, &volume).await {
                 Ok(true) => {}
                 Ok(false) => drop(left.displaced.insert(id)),
-                // This instance was taken for lost meanwhile, and the volume removed by another one.
+                // Another instance took this one for lost meanwhile, and removed the volume.
                 Err(Error::Catalog(CatalogError::Refused(Refusal::NoSuchVolume))) => {
                     self.follow_record(&lock, backend, expect, &volume).await;
                 }
@@ -143,7 +143,7 @@ impl Service {
         Ok(left)
     }
 
-    /// Claims a volume's directory. Notes in `left` if another instance is moving it.
+    /// Locks a volume's directory. Notes in `left` if another instance is moving it.
     async fn lock_for_recovery(
         self: &Arc<Self>,
         backend: &Backend,
@@ -158,7 +158,8 @@ impl Service {
         Ok(lock)
     }
 
-    /// The names of a backend's volumes that are half-made or have one of these identities, as the view shows them now.
+    /// Returns the names of a backend's volumes that are half-made or have one of these IDs, as the view shows them
+    /// now.
     fn names_of(&self, backend: &BackendName, found: &HashSet<VolumeId>) -> HashMap<VolumeId, VolumeName> {
         let view = self.catalog.view();
         let concerned = |volume: &&Arc<Volume>| {
@@ -167,7 +168,7 @@ impl Service {
         view.volumes.values().filter(concerned).map(|volume| (volume.id, volume.name.clone())).collect()
     }
 
-    /// The volume with that identity as the view shows it now.
+    /// Returns the volume with that ID as the view shows it now.
     fn current(&self, names: &HashMap<VolumeId, VolumeName>, id: VolumeId) -> Option<Arc<Volume>> {
         let view = self.catalog.view();
         names.get(&id).and_then(|name| view.volumes.get(name)).filter(|volume| volume.id == id).cloned()
@@ -202,14 +203,14 @@ impl Service {
                 log::info!("finished the create of volume {}, which was cut off", volume.name);
             }
             Err(error @ (BackendError::Occupied { .. } | BackendError::Ownership { .. })) => {
-                // The create was never answered, and its name is taken, or the directory cannot have the owner that was
-                // asked for: it is undone. The record goes first: without a staged directory it would be taken for a
-                // volume whose directory is the foreign one.
+                // The Create was never answered, and its name is taken, or the directory cannot have the owner that was
+                // asked for: it is undone. The record goes first: without a staged directory, the foreign directory
+                // would be taken for the volume's.
                 self.catalog.submit(withdrawal(&volume)).await?;
                 log::warn!("undid the create of volume {}, which was cut off: {error}", volume.name);
                 self.drop_staged(backend, expect, id).await?;
             }
-            // Its create was finished since we looked.
+            // The Create was finished since we looked.
             Err(BackendError::Missing { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -228,8 +229,8 @@ impl Service {
         }
     }
 
-    /// Puts a trashed directory back whose volume stands: its removal was never recorded, or its restoration was. Returns
-    /// false while something else stands under its name.
+    /// Puts a trashed directory back if its volume exists: the removal was never recorded, or the restoration was.
+    /// Returns false while something else stands under the volume's name.
     pub(super) async fn recover_trashed(
         self: &Arc<Self>,
         backend: &Arc<Backend>,
@@ -257,7 +258,7 @@ impl Service {
         Ok(true)
     }
 
-    /// Recovers a directory whose deletion had begun. What is left of it is never restored, whatever the catalog says, which
+    /// Recovers a directory whose deletion had begun. Its remains are never restored, whatever the catalog says, which
     /// may be an older one. The deletion of a removed volume continues; anything else is logged.
     async fn recover_deleting(&self, backend: &Backend, id: VolumeId, volume: Option<&Volume>) {
         if let Some(volume) = volume {
@@ -293,8 +294,8 @@ impl Service {
         }
     }
 
-    /// Recovers a volume that is recorded but hidden or unconfirmed, with nothing staged or trashed any more: a rename whose
-    /// outcome was not known did happen, or what was to be renamed is gone.
+    /// Recovers a volume that is recorded but hidden or unconfirmed, with nothing staged or trashed any more: either a
+    /// rename with an unknown outcome did happen, or the directory to be renamed is gone.
     async fn recover_hidden(
         &self,
         backend: &Arc<Backend>,
@@ -306,7 +307,7 @@ impl Service {
             let elsewhere = root.staged()?.volumes.contains(&id) || root.trashed()?.volumes.contains(&id);
             Ok((!elsewhere).then_some(root.volume_state(&name)?))
         };
-        // It was left half-done after the first look: the next recovery decides.
+        // It became half-done after the first look: the next recovery decides.
         let Some(state) = backend.run(expect, look).await? else { return Ok(()) };
         let name = volume.name.clone();
         match state {
@@ -332,8 +333,8 @@ pub(super) fn is_half_made(volume: &Arc<Volume>) -> bool {
     !volume.visible || volume.unconfirmed
 }
 
-/// The change that withdraws a volume whose create was never answered. A catalog that was opened after a crash shows such
-/// a volume as visible.
+/// Returns the change that withdraws a volume whose Create was never answered. In a catalog that was opened after a
+/// crash such a volume is visible.
 fn withdrawal(volume: &Volume) -> Change {
     let (name, id) = (volume.name.clone(), volume.id);
     if volume.visible {

@@ -1,4 +1,4 @@
-//! What this process knows of each backend's need for recovery.
+//! The state of each backend's recovery in this process.
 
 use std::collections::{HashMap, HashSet};
 use std::future::pending;
@@ -13,17 +13,17 @@ use crate::catalog::PeerEvents;
 use crate::model::backend::BackendName;
 use crate::model::volume::VolumeId;
 
-/// After how long a staged directory without a record counts as abandoned where several instances make volumes: by then
-/// whoever made it has given up, or was lost.
+/// How long a staged directory must have no record to count as abandoned if several instances make volumes: by then its
+/// maker has given up, or was lost.
 const UNRECORDED_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The state of recovery of all backends, and what is known of lost peers.
+/// The state of recovery of all backends, and of lost peers.
 #[derive(Debug)]
 pub(super) struct Recovery {
     backends: Mutex<HashMap<BackendName, Arc<BackendRecovery>>>,
-    /// What the catalog tells of other instances; `None` if there can be none.
+    /// The events of other instances; `None` if there can be no others.
     peers: Option<watch::Receiver<PeerEvents>>,
-    /// How many lost peers recovery has been required for.
+    /// The number of lost peers for which recovery has been required.
     peers_lost: AtomicU64,
 }
 
@@ -41,13 +41,13 @@ impl Recovery {
         }
     }
 
-    /// Has the backend searched for half-done work before its next operation.
+    /// Makes the backend's next operation search for half-done work first.
     pub(super) fn require(&self, backend: &BackendName) {
         self.of(backend).require();
     }
 
-    /// Requires recovery of every backend if a peer was lost since the last call: the instances that are left finish
-    /// or undo what it had begun.
+    /// Requires recovery of every backend if a peer was lost since the last call: the remaining instances finish or
+    /// undo what it had begun.
     pub(super) fn note_lost_peers(&self, map: &backend::Map) {
         let Some(peers) = &self.peers else { return };
         let lost = peers.borrow().lost_instances;
@@ -58,17 +58,17 @@ impl Recovery {
         }
     }
 
-    /// PeerEvents of other instances from now on.
+    /// Returns a subscription to the events of other instances from now on.
     pub(super) fn subscribe_to_peers(&self) -> PeerSubscription {
         PeerSubscription(self.peers.clone())
     }
 }
 
-/// A subscription to what other instances do.
+/// A subscription to the events of other instances.
 pub(super) struct PeerSubscription(Option<watch::Receiver<PeerEvents>>);
 
 impl PeerSubscription {
-    /// Resolves when there is something new; never, once there can be nothing new.
+    /// Resolves when there is a new event; never, if there can be none any more.
     pub(super) async fn changed(&mut self) {
         if let Some(events) = &mut self.0 {
             if events.changed().await.is_ok() {
@@ -80,7 +80,7 @@ impl PeerSubscription {
     }
 }
 
-/// Whether one backend may hold half-done work, and what its last recovery had to leave.
+/// The need for recovery of one backend, and what its last recovery had to leave.
 #[derive(Debug)]
 pub(super) struct BackendRecovery {
     /// How often recovery was required. Begins at 1, because a crash may have come before this process.
@@ -114,7 +114,7 @@ impl Default for BackendRecovery {
 }
 
 impl BackendRecovery {
-    /// Has the backend searched for half-done work before its next operation.
+    /// Makes the backend's next operation search for half-done work first.
     pub(super) fn require(&self) {
         self.required.fetch_add(1, Ordering::AcqRel);
     }
@@ -123,24 +123,25 @@ impl BackendRecovery {
         self.pending().is_none()
     }
 
-    /// What a recovery that begins now has to pass to [`finish`](Self::finish); `None` if none is required.
+    /// Returns the value that a recovery which begins now must pass to [`finish`](Self::finish); `None` if none is
+    /// required.
     pub(super) fn pending(&self) -> Option<u64> {
         let required = self.required.load(Ordering::Acquire);
         (self.covered.load(Ordering::Acquire) != required).then_some(required)
     }
 
-    /// A recovery that began when `covered` was pending has ended.
+    /// Ends a recovery that began when `covered` was pending.
     pub(super) fn finish(&self, covered: u64, leftovers: Leftovers) {
         *self.leftovers() = leftovers;
         self.covered.store(covered, Ordering::Release);
     }
 
-    /// Held by the one task that may give the backend an identity or recover it.
+    /// Returns the lock that a task holds while it gives the backend an identity or recovers it.
     pub(super) fn turn(&self) -> &tokio::sync::Mutex<()> {
         &self.turn
     }
 
-    /// Returns true if something else stands under the volume's name than its directory.
+    /// Returns true if something other than the volume's directory stands under its name.
     pub(super) fn is_displaced(&self, id: VolumeId) -> bool {
         self.leftovers().displaced.contains(&id)
     }
@@ -150,12 +151,12 @@ impl BackendRecovery {
         self.leftovers().elsewhere.contains(&id)
     }
 
-    /// When a staged directory was first seen to have no record.
+    /// Returns when a staged directory was first seen without a record.
     pub(super) fn unrecorded_since(&self, id: VolumeId) -> Instant {
         self.leftovers().unrecorded.get(&id).copied().unwrap_or_else(Instant::now)
     }
 
-    /// Returns true if the leftovers have to be looked at again: others may have finished with them, or abandoned them.
+    /// Returns true if the leftovers must be looked at again: others may have finished with them, or abandoned them.
     pub(super) fn is_retry_due(&self) -> bool {
         let leftovers = self.leftovers();
         !leftovers.elsewhere.is_empty() || leftovers.unrecorded.values().any(|since| is_abandoned(*since))

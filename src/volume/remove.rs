@@ -1,26 +1,26 @@
-//! Remove: a volume's directory goes to the trash under the volume's identity.
+//! Remove: a volume's directory goes to the trash under the volume's ID.
 //!
 //! Nothing is deleted here, and nothing is moved for a caller who is then told that nothing was done.
 //!
 //! # Several instances on one catalog
 //!
-//! A Remove claims the volume's directory against the others, checks once more that nobody has it mounted, renames the
-//! directory to the trash, and only then records the removal. An instance that stands still for long enough is taken for
-//! lost, and loses its claim: another one puts the directory back, and the first goes on without knowing. So the record
-//! decides, and the directory follows it:
+//! A Remove locks the volume's directory against the others, checks once more that nobody has it mounted, renames the
+//! directory to the trash, and only then records the removal. An instance that stands still for long enough is taken
+//! for lost, and loses its lock: another one puts the directory back, and the first goes on without knowing. So the
+//! record decides, and the directory follows it:
 //!
-//! - The removal was recorded: the directory should still be in the trash. If it was put back, it is claimed again and
-//!   goes to the trash once more, unless its name or its entry in the trash is another volume's by then.
-//! - The removal was refused or not recorded: the directory is claimed again, and goes back to its name only if the volume
-//!   still stands in an up-to-date view. If another instance removed the volume, the directory stays in the trash, which
-//!   is that instance's by then. If a later volume has the name, and the directory that was moved is that one's, it gets
-//!   it back before the trash is believed to hold the first one's.
+//! - The removal was recorded: the directory should still be in the trash. If it was put back, it is locked again and
+//!   goes to the trash once more, unless its name or its entry in the trash belongs to another volume by then.
+//! - The removal was refused or not recorded: the directory is locked again, and goes back to its name only if the
+//!   volume still exists in an up-to-date view. If another instance removed the volume, the directory stays in the
+//!   trash, which is that instance's by then. If a later volume has the name, and the moved directory is that volume's,
+//!   it gets its directory back before anyone believes that the trash holds the first one's.
 //! - Whoever brings a directory back from the trash, for a Restore or in recovery, and then learns that the volume was
 //!   removed again, moves it to the trash once more in the same way.
-//! - What cannot be claimed or looked at now is left to `recovery`, of whichever instance.
+//! - Anything that cannot be locked or looked at now is left to `recovery`, of whichever instance.
 //!
-//! In each of these orders the directory has one of its two names at any time. Whoever dies in between leaves what a
-//! Remove that was cut off leaves.
+//! In each of these orders the directory has one of its two names at any time. A crash in between leaves the same state
+//! as a Remove that was cut off.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ impl Service {
     /// Removes a volume (`/VolumeDriver.Remove`). An unknown name succeeds; a mounted volume is refused with its
     /// holders. An adopted volume is forgotten and its directory left.
     ///
-    /// Returns the identity under which the trash keeps it, if it does.
+    /// Returns the ID under which the trash keeps it, if it does.
     pub async fn remove(
         self: &Arc<Self>,
         caller: &Caller,
@@ -86,7 +86,7 @@ impl Service {
             let backend = self.backend_of(&volume)?;
             let expect = self.ready(&backend).await?;
             if let Some((other, folding)) = self.twin(&backend, expect, name).await? {
-                // Its directory is also the other volume's, whose data must stay.
+                // The directory also belongs to the other volume, whose data must stay.
                 log::warn!(
                     "the directory of volume {name} is left: it is that of volume {other}, because the storage of backend \
                      {} {folding}",
@@ -99,10 +99,10 @@ impl Service {
             if !commit_point.wanted() {
                 return Err(Error::Abandoned);
             }
-            // A useless claim is given back before the wait: another instance may need the directory.
-            let claimed =
+            // A useless lock is released before the wait: another instance may need the directory.
+            let locked =
                 self.lock_directory(backend.name(), volume.id).await?.filter(|_| self.is_unused(&volume));
-            match claimed {
+            match locked {
                 Some(lock) => break (volume, backend, expect, lock),
                 // Another instance is working on it, or has changed it since we looked.
                 None if self.is_shared() && backoff.wait().await => self.sync().await?,
@@ -113,7 +113,7 @@ impl Service {
         let id = volume.id;
         let directory = name.clone();
         let trash = move |root: &Root| match root.trash(&directory, id) {
-            // A restoration was cut off: the directory is still where it has to go.
+            // A restoration was cut off: the directory is already in the trash.
             Err(BackendError::Missing { .. }) if root.is_trashed(id)? => Ok(TrashedWhen::Before),
             done => done.map(|()| TrashedWhen::Now),
         };
@@ -149,7 +149,7 @@ impl Service {
             self.follow_record(&lock, &backend, expect, &volume).await;
         }
         if trashed == Some(TrashedWhen::Before) {
-            // Its deletion may have begun, which the record then has to say.
+            // Its deletion may have begun, and then the record must say so.
             self.recovery.require(backend.name());
         }
         log_done("removed", name, caller);
@@ -157,7 +157,7 @@ impl Service {
         Ok(keep.then_some(id))
     }
 
-    /// The volume, if this host sees it and may remove it, and nobody uses it.
+    /// Returns the volume if this host sees it and may remove it, and nobody uses it.
     async fn removable(
         self: &Arc<Self>,
         in_force: &InForce,
@@ -206,7 +206,7 @@ impl Service {
             Change::Remove { name: volume.name.clone(), id: volume.id, at: OffsetDateTime::now_utc(), keep };
         match self.catalog.submit(remove).await {
             Ok(_) => Ok(()),
-            // Another instance was quicker, and no directory has to follow.
+            // Another instance was faster, and no directory must follow.
             Err(CatalogError::Refused(Refusal::NoSuchVolume)) if !keep => Ok(()),
             // It was mounted after we looked: the catalog decides.
             Err(CatalogError::Refused(Refusal::Mounted(now))) => Err(self.in_use(&now)),
@@ -214,7 +214,7 @@ impl Service {
         }
     }
 
-    /// The directory of a volume whose removal was not recorded goes back to its name, where the volume still stands.
+    /// Puts back the directory of a volume whose removal was not recorded, if the volume still exists.
     async fn put_back(
         self: &Arc<Self>,
         lock: &DirectoryLock,
@@ -248,7 +248,7 @@ impl Service {
         let is_in_trash = view.trash.contains_key(&id);
         match view.volumes.get(&name) {
             Some(now) if now.id == id => {}
-            // The trash may still tell of the one that was meant although its directory was gone from there.
+            // The trash may still list the volume that was to be removed although its directory is gone from there.
             Some(later)
                 if later.backend == *backend.name() && (trashed == TrashedWhen::Now || !is_in_trash) =>
             {
@@ -269,8 +269,8 @@ impl Service {
         RecordFate::Recorded
     }
 
-    /// Gives a directory back to a later volume of the same name. The volume `id` was removed, deleted and made again while
-    /// this instance stood still; what it then moved to the trash as `id` is the later volume's directory.
+    /// Gives a directory back to a later volume of the same name. The volume `id` was removed, deleted and made again
+    /// while this instance stood still; the directory that it then moved to the trash as `id` is the later volume's.
     async fn give_to(
         self: &Arc<Self>,
         later: &Arc<Volume>,
@@ -366,22 +366,22 @@ impl Service {
     }
 }
 
-/// When a volume's directory came to the trash.
+/// The time when a volume's directory came to the trash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TrashedWhen {
-    /// By this operation: whatever stood under the name lies there now.
+    /// This operation moved it: whatever stood under the name lies in the trash now.
     Now,
-    /// Before it.
+    /// It was there before this operation.
     Before,
 }
 
-/// What became of the record of a volume whose removal this instance could not record.
+/// The state of the record of a volume whose removal this instance could not record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RecordFate {
-    /// It stands.
+    /// The record still exists.
     Recorded,
-    /// Another instance removed it, and its directory is where that one left it.
+    /// Another instance removed it, and its directory is where that instance left it.
     Removed,
-    /// That cannot be told now.
+    /// The state is unknown at present.
     Unknown,
 }

@@ -1,7 +1,7 @@
 //! Restore: a removed volume's directory comes back from the trash.
 //!
 //! The record comes first, then the rename. If it is cut off between them, `recovery` finishes it, because the volume's
-//! directory lies in the trash while its record stands. `remove` tells how a directory follows its record when several
+//! directory lies in the trash while its record exists. `remove` tells how a directory follows its record when several
 //! instances serve the catalog.
 
 use std::future::ready;
@@ -20,7 +20,7 @@ use crate::host::Caller;
 use crate::model::volume::VolumeId;
 
 impl Service {
-    /// Brings a removed volume back under its name: the last one removed of that name, or the one with that identity. A
+    /// Brings a removed volume back under its name: the last one removed of that name, or the one with that ID. A
     /// volume whose data is being deleted is refused, because it would not be whole.
     pub async fn restore(self: &Arc<Self>, caller: &Caller, wanted: &str) -> Result<Arc<Volume>, Error> {
         let removed = self.find_removed(wanted).await?;
@@ -46,7 +46,7 @@ impl Service {
             return Err(Error::Abandoned);
         }
         let lock = self.lock_directory_locally(backend.name(), id);
-        // Only once it is locked, so that nobody in this process can begin to delete it afterwards.
+        // Checked under the lock, so that nobody in this process can begin to delete it afterwards.
         if self.is_being_deleted(&backend, expect, id).await? {
             return Err(Error::BeingDeleted(name));
         }
@@ -92,7 +92,7 @@ impl Service {
         Ok(outcome.after.unwrap_or_else(|| Arc::clone(volume)))
     }
 
-    /// The removed volume that a name or an identity stands for.
+    /// Returns the removed volume that a name or an ID stands for.
     pub(super) async fn find_removed(&self, wanted: &str) -> Result<Arc<Removed>, Error> {
         self.retry_after_sync(|| {
             let view = self.catalog.view();

@@ -1,4 +1,4 @@
-//! Rules on the volumes that a host may see and use.
+//! The rules on which volumes a host may see and use.
 
 use super::{Error, InForce};
 use crate::catalog::{View, Volume};
@@ -16,7 +16,7 @@ pub(super) fn in_sight(access: &Access, view: &View, caller: &Caller, volume: &V
         || volume.known_to.iter().any(|known| *known == caller.host || *view.name_now(known) == caller.host)
 }
 
-/// Refuses what a host has no right to do. A host may still see a volume that it may not use any more.
+/// Refuses an operation that a host has no right to. A host may still see a volume that it may not use any more.
 pub(super) fn permit(
     in_force: &InForce,
     caller: &Caller,

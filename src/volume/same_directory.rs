@@ -1,8 +1,8 @@
-//! Two names that are one directory, on storage that does not tell them apart.
+//! Two names for one directory, on storage that folds names.
 //!
-//! Two volumes must never have one directory: the removal of one would take the data of the other. So Create and Restore
-//! refuse a name that the storage takes for another volume's. If two such volumes exist all the same (their backend was
-//! moved to such storage), a removal leaves the directory.
+//! Two volumes must never have one directory: the removal of one would take the data of the other. So Create and
+//! Restore refuse a name that the storage takes for another volume's. If two such volumes exist all the same (their
+//! backend was moved to such storage), a removal leaves the directory.
 
 use super::Service;
 use super::error::Error;
@@ -10,9 +10,9 @@ use crate::backend::{Backend, Expect, NameFolding};
 use crate::model::volume::VolumeName;
 
 impl Service {
-    /// The other volume of that backend whose directory the name leads to, and how the storage folds names.
+    /// Returns the other volume of that backend whose directory the name leads to, and how the storage folds names.
     ///
-    /// Looks through all volumes, but only if the storage takes different names for one.
+    /// Searches all volumes, but only if the storage takes different names for one.
     pub(super) async fn twin(
         &self,
         backend: &Backend,

@@ -1,5 +1,5 @@
-//! The service as a whole, on a real catalog and on storage that fails on command: whatever fails, what was answered
-//! holds, and what was not is finished or undone.
+//! The service as a whole, on a real catalog and on storage that fails on command. Whatever fails, anything answered
+//! holds, and anything unanswered is finished or undone.
 
 mod repetition;
 mod several;
@@ -24,31 +24,31 @@ use crate::model::options::Options;
 use crate::model::volume::VolumeId;
 use volhost_test_fuse::{Control, FuseFs, Op};
 
-/// How long a request may take here: long enough for a slow machine, short enough to be waited for.
+/// How long a request may take here: long enough for a slow machine, short enough for tests to wait for it.
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// A catalog that can be told to fail.
 struct Unwilling {
     inner: Arc<dyn Catalog>,
     refused: Mutex<fn(&Change) -> bool>,
-    /// How many changes were refused.
+    /// The number of changes that were refused.
     refusals: AtomicUsize,
     late: Mutex<fn(&Change) -> bool>,
     lateness: Mutex<Duration>,
 }
 
 impl Unwilling {
-    /// Answers changes of this kind as a full disk does, from now on.
+    /// Refuses changes of this kind from now on, as a full disk does.
     fn refuse(&self, which: fn(&Change) -> bool) {
         *self.refused.lock().unwrap() = which;
     }
 
-    /// Answers changes of this kind too late, although it makes them at once.
+    /// Answers changes of this kind too late, although they are made at once.
     fn delay(&self, which: fn(&Change) -> bool) {
         self.delay_by(LIMIT, which);
     }
 
-    /// Answers changes of this kind so much later than it makes them.
+    /// Answers changes of this kind later than they are made, by `lateness`.
     fn delay_by(&self, lateness: Duration, which: fn(&Change) -> bool) {
         *self.lateness.lock().unwrap() = lateness;
         *self.late.lock().unwrap() = which;
@@ -119,12 +119,12 @@ struct World {
 }
 
 impl World {
-    /// On a directory.
+    /// Starts a service on a directory.
     async fn new() -> Self {
         Self::on(|_| None).await
     }
 
-    /// On a file system that fails on command; nothing, without the rights to mount one.
+    /// Starts a service on a file system that fails on command; `None` without the right to mount one.
     async fn shaky() -> Option<Self> {
         if !volhost_test_fuse::can_mount() {
             return None;
@@ -136,7 +136,7 @@ impl World {
         Some(Self::on(mount).await)
     }
 
-    /// On a directory; an Unmount is taken for the consequence of a failed Mount for so long.
+    /// Starts a service on a directory that ignores Unmounts for `window` after a failed Mount.
     async fn forgiving(window: Duration) -> Self {
         let mut world = Self::new().await;
         world.catalog.close().await;
@@ -157,13 +157,13 @@ impl World {
         self.fs.as_ref().unwrap().control()
     }
 
-    /// Ends and starts again, as a program does that is killed: nothing but the files remains.
+    /// Ends and starts again, like a program that is killed: only the files remain.
     async fn restart(&mut self) {
         self.catalog.close().await;
         (self.catalog, self.service) = begin(self.dir.path(), &self.root).await;
     }
 
-    /// The same with a catalog that answers changes of this kind as a full disk does from the beginning.
+    /// Restarts with a catalog that refuses changes of this kind from the beginning, as a full disk does.
     async fn restart_with(&mut self, refused: fn(&Change) -> bool) {
         self.catalog.close().await;
         (self.catalog, self.service) =
@@ -185,14 +185,14 @@ impl World {
         Ok(seen)
     }
 
-    /// A volume with a file in it.
+    /// Creates a volume with a file in it.
     async fn filled(&self, text: &str) -> VolumeId {
         let volume = self.create(text).await.unwrap();
         std::fs::write(self.root.join(text).join("data"), text).unwrap();
         volume.id
     }
 
-    /// Looks through the backend as its next operation would.
+    /// Recovers the backend as its next operation would.
     async fn settle(&self) {
         let backend = self.backend();
         self.service.ready(&backend).await.unwrap();
@@ -287,7 +287,7 @@ fn engine() -> Caller {
     Caller { host: HostName::parse("web1").unwrap(), via: Via::Tls, address: None }
 }
 
-/// Who calls as that host, from that address.
+/// Returns the caller of that host and address.
 fn called(host: &str, from: Option<&str>) -> Caller {
     let address = from.map(|from| from.parse().unwrap());
     Caller { host: HostName::parse(host).unwrap(), via: Via::Tls, address }
@@ -310,12 +310,12 @@ async fn what_a_mover_leaves_half_done_is_looked_at_after_it_let_go() {
     let world = World::new().await;
     let id = world.filled("db").await;
     let lock = world.service.lock_directory_locally(&backend_name(), id).unwrap();
-    // A remover's rename was done, and neither recorded nor put back.
+    // A Remove has renamed the directory, and has neither recorded the removal nor put the directory back.
     std::fs::create_dir_all(world.root.join(".volhost/trash")).unwrap();
     std::fs::rename(world.root.join("db"), world.root.join(".volhost/trash").join(id.to_string())).unwrap();
     lock.leave_half_done();
     world.service.recovery.require(&backend_name());
-    // Another operation comes between, and passes over what is being moved.
+    // Another operation comes between, and skips the directory that is being moved.
     world.create("other").await.unwrap();
     assert!(!world.root.join("db").exists());
     drop(lock);
@@ -336,7 +336,7 @@ async fn recovery_does_not_mind_what_was_finished_since_it_looked() {
     world.agrees("after both");
 }
 
-/// Leaves what a kill after the record of a create leaves, and somebody else's directory under its name.
+/// Leaves the same state as a kill after the record of a Create, with a foreign directory under the volume's name.
 async fn cut_off_with_its_name_taken(world: &World) -> VolumeId {
     let id = world.filled("db").await;
     let volume = Volume::clone(world.service.view().volume("db").unwrap());
@@ -356,7 +356,7 @@ async fn a_create_that_is_undone_never_takes_the_directory_of_somebody_else() {
     for restarted in [false, true] {
         let mut world = World::new().await;
         cut_off_with_its_name_taken(&world).await;
-        // Its record cannot be taken back at first.
+        // Taking back its record fails at first.
         world.catalog.refuse(|change| matches!(change, Change::Remove { .. } | Change::Withdraw(..)));
         world.service.recovery.require(&backend_name());
         assert!(world.service.ready(&world.backend()).await.is_err());
@@ -377,11 +377,11 @@ async fn what_a_power_cut_leaves_of_a_create_is_finished_or_undone() {
     enum Left {
         /// The record alone.
         Record,
-        /// The record and the directory, which has not the mode that was asked for yet.
+        /// The record and the directory, which does not have the requested mode yet.
         Staged,
-        /// The same, and somebody else took its name since.
+        /// The same, and a foreign directory has taken its name since.
         Displaced,
-        /// Everything but that the record is confirmed.
+        /// Everything except the confirmation of the record.
         Named,
     }
     for left in [Left::Record, Left::Staged, Left::Displaced, Left::Named] {
@@ -435,7 +435,7 @@ async fn what_was_answered_is_told_of_although_it_is_not_confirmed_and_its_backe
     let made = world.create("db").await.unwrap();
     let away = world.root.with_extension("away");
     std::fs::rename(&world.root, &away).unwrap();
-    // As a start finds it whose predecessor died right after the answer.
+    // The state that a start finds if its predecessor died right after the answer.
     world
         .catalog
         .submit(Change::Remove { name: name("db"), id: made.id, at: made.created_at, keep: false })
@@ -472,7 +472,7 @@ async fn a_create_whose_record_cannot_be_taken_back_is_finished() {
 async fn a_volume_that_lies_in_the_trash_is_not_mistaken_for_what_took_its_name() {
     let mut world = World::new().await;
     let id = world.filled("db").await;
-    // What a kill in a remove leaves; then somebody makes a directory of that name.
+    // A kill in a Remove leaves this; then somebody makes a directory of that name.
     std::fs::create_dir_all(world.root.join(".volhost/trash")).unwrap();
     std::fs::rename(world.root.join("db"), world.root.join(".volhost/trash").join(id.to_string())).unwrap();
     std::fs::create_dir(world.root.join("db")).unwrap();
@@ -499,7 +499,7 @@ async fn a_purge_that_met_an_absent_backend_is_taken_up_when_it_is_back() {
     let keeper = tokio::spawn(Arc::clone(&world.service).keep_trash());
     world.service.expire(&id.to_string()).await.unwrap();
     eventually("the purge meets no backend", || state_word(&world.backend().health()) == "offline").await;
-    // The purge that noticed it has ended before it is back.
+    // The purge that noticed it has ended before the directory is back.
     tokio::time::sleep(Duration::from_millis(100)).await;
     std::fs::rename(&away, &world.root).unwrap();
     world.backend().probe(Expect::Nothing).await;
@@ -516,7 +516,7 @@ async fn a_trash_that_has_to_wait_is_not_tried_without_a_pause() {
     let id = world.filled("db").await;
     world.remove("db").await.unwrap();
     world.service.expire(&id.to_string()).await.unwrap();
-    // The data goes, and that it went cannot be recorded.
+    // The data goes, but recording that fails.
     world.catalog.refuse(|change| matches!(change, Change::Forget(_)));
     let keeper = tokio::spawn(Arc::clone(&world.service).keep_trash());
     let tries = || world.catalog.refusals.load(Ordering::Relaxed);
@@ -529,12 +529,12 @@ async fn a_trash_that_has_to_wait_is_not_tried_without_a_pause() {
     keeper.abort();
 }
 
-/// What is left of a removed volume whose deletion has begun.
+/// Returns the remains of a removed volume whose deletion has begun.
 fn half_deleted(world: &World, id: VolumeId) -> BTreeSet<String> {
     names(&world.root.join(format!(".volhost/deleting-{id}")))
 }
 
-/// A removed volume of two files, of which one went before the storage failed.
+/// Makes a removed volume of two files, one of which was deleted before the storage failed.
 async fn with_half_deleted(world: &World) -> VolumeId {
     let id = world.filled("db").await;
     std::fs::write(world.root.join("db/more"), "more").unwrap();
@@ -555,7 +555,7 @@ async fn half_delete(world: &World, id: VolumeId) {
 async fn what_is_due_is_deleted_although_the_catalog_has_no_room_to_say_so() {
     let Some(mut world) = World::shaky().await else { return };
     world.catalog.refuse(|change| matches!(change, Change::Expire { .. }));
-    // It fails half-way at first: the volume is not to be had back, although no record says so.
+    // It fails half-way at first: the volume cannot be restored, although no record says so.
     let id = with_half_deleted(&world).await;
     for _ in 0..2 {
         assert!(!world.service.find_removed("db").await.unwrap().expired);
@@ -585,7 +585,7 @@ async fn a_volume_whose_deletion_began_is_not_restored() {
     world.agrees("afterwards");
 }
 
-/// A catalog that does not know that a deletion has begun is told so by the backend, as soon as it has room for that.
+/// A catalog that does not know of a begun deletion learns it from the backend, as soon as it has room for that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deletion_that_no_record_tells_of_is_recorded_when_the_backend_is_looked_through() {
     let Some(world) = World::shaky().await else { return };
@@ -597,7 +597,7 @@ async fn a_deletion_that_no_record_tells_of_is_recorded_when_the_backend_is_look
     assert!(world.service.view().trash[&id].expired);
 }
 
-/// An older export that is imported has the volume; what is left of its data does not come back as if it were whole.
+/// An imported older export has the volume; the remains of its data do not come back as if they were whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_half_deleted_volume_does_not_come_back_by_an_older_catalog() {
     let Some(mut world) = World::shaky().await else { return };
@@ -618,7 +618,7 @@ async fn a_half_deleted_volume_does_not_come_back_by_an_older_catalog() {
     assert!(world.exists("db") && !world.root.join("db").exists(), "half of it came back");
     assert!(matches!(world.mount("db").await, Err(Error::DirectoryGone { .. })));
     assert_eq!(half_deleted(&world, id).len(), 1);
-    // Its Remove has the rest deleted.
+    // Its Remove deletes the rest.
     world.remove("db").await.unwrap();
     assert!(matches!(world.service.restore(&operator(), "db").await, Err(Error::BeingDeleted(_))));
     world.settle().await;
@@ -628,7 +628,7 @@ async fn a_half_deleted_volume_does_not_come_back_by_an_older_catalog() {
     world.agrees("afterwards");
 }
 
-/// The same, and then it was brought back from a backup: the rest of the deletion before is no part of it.
+/// The same, but the volume was brought back from a backup: the remains of the earlier deletion are no part of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_earlier_deletion_left_is_no_part_of_a_volume_brought_back_from_a_backup() {
     let world = World::new().await;
@@ -687,7 +687,7 @@ async fn an_entry_that_fails_is_passed_over_and_taken_up_again() {
     }
 }
 
-/// What a Create and a Remove cost while so many removed volumes wait for their time, in CPU of this process.
+/// Measures the CPU time of this process for Creates and Removes beside so many removed volumes.
 async fn cost_beside(removed: usize) -> Duration {
     const ROUNDS: u32 = 300;
     let dir = tempfile::tempdir().unwrap();
@@ -748,7 +748,7 @@ async fn a_full_trash_costs_a_remove_nothing() {
     assert!(full < 2 * empty, "{full:?}, not {empty:?}");
 }
 
-/// One that is written to, or large, holds up no other: they take turns.
+/// A volume that is written to, or large, does not hold up others: they take turns.
 #[tokio::test(flavor = "multi_thread")]
 async fn removed_volumes_take_turns() {
     let world = World::new().await;
@@ -819,7 +819,7 @@ async fn a_restore_that_took_too_long_is_never_carried_out() {
     world.fs().hang(true);
     assert!(matches!(world.service.restore(&operator(), "db").await, Err(Error::TooLong { .. })));
     world.fs().hang(false);
-    // The name is free once the operation has found out.
+    // The name is free once the operation has noticed.
     world.create("db").await.unwrap();
     assert!(world.service.view().trash.contains_key(&id));
     world.agrees("afterwards");
@@ -953,7 +953,8 @@ async fn a_catalog_that_cannot_be_written_leaves_everything_as_it_was() {
     world.agrees("with room again");
 }
 
-/// Each request kind that the operations send, with errors that say nothing of whether it was done, and some that do.
+/// Each kind of request that the operations send, with errors after which it may or may not have been done, and some
+/// that say which.
 const FAULTS: &[(Op, bool, i32)] = &[
     (Op::Lookup, false, libc::EIO),
     (Op::Getattr, false, libc::ESTALE),
@@ -971,8 +972,8 @@ const FAULTS: &[(Op, bool, i32)] = &[
     (Op::Fsyncdir, false, libc::EIO),
 ];
 
-/// Runs an operation once for each request that it sends to the storage, which fails; `check` is told whether the
-/// operation was answered well, and looks at what became of it, before and after a restart.
+/// Runs an operation once for each request that it sends to the storage, and lets that request fail. `check` learns
+/// whether the operation succeeded, and examines the result, before and after a restart.
 async fn with_each_fault(
     before: impl AsyncFn(&World),
     operation: impl AsyncFn(&World) -> Result<(), Error>,
@@ -982,7 +983,7 @@ async fn with_each_fault(
     before(&world).await;
     for (op, lost, errno) in FAULTS {
         for after in 0.. {
-            // Each time as after a failure: the backend is looked through as well.
+            // Recovers the backend each time, as after a failure.
             world.service.recovery.require(&backend_name());
             if *lost {
                 world.fs().lose_answer_after(*op, after, *errno);
@@ -999,7 +1000,7 @@ async fn with_each_fault(
             world.restart().await;
             world.agrees(&format!("{what}, restarted"));
             check(&world, answer.is_ok(), &format!("{what}, restarted"));
-            // Begins anew, with nothing of before.
+            // Starts again with an empty state.
             for text in ["db", "kept"] {
                 world.remove(text).await.unwrap();
             }
@@ -1039,7 +1040,7 @@ async fn a_remove_is_done_or_nothing_is_removed_whatever_the_storage_fails_at() 
         },
         async |world| world.remove("db").await.map(drop),
         |world, answered, what| {
-            // Never removed after an error: the caller believes that it has its data.
+            // Never removed after an error: the caller believes that its data exists.
             assert_eq!(world.exists("db"), !answered, "{what}");
             assert_eq!(world.has_data("db"), !answered, "{what}");
             assert!(world.has_data("kept"), "{what}");
@@ -1130,7 +1131,7 @@ async fn a_copy_is_written_after_a_change_and_only_then() {
     let second = copy();
     assert_eq!(second.view.volumes, world.service.view().volumes);
     assert!(second.at > first.at);
-    // That a host was seen is not worth a copy, but that it is there is.
+    // A host that was seen again is not worth a copy, but a new host is.
     world.service.note_seen(&called("web9", None), None);
     world.service.write_seen().await;
     assert!(world.service.copy(&backend).await.unwrap());
@@ -1151,7 +1152,7 @@ async fn an_issuer_is_recorded_at_once_but_not_by_every_request() {
     let mut recorded = Vec::new();
     for number in 0..10 {
         call(if number % 2 == 0 { "CN=one" } else { "CN=two" });
-        // The catalog decides in order: this waits for what was submitted before.
+        // The catalog decides in order: this waits for everything submitted before.
         world.service.catalog.submit(Change::Seen(Vec::new())).await.unwrap();
         recorded.extend(issuer());
     }

@@ -16,16 +16,16 @@ use crate::catalog::{Removed, View};
 use crate::model::volume::VolumeId;
 use crate::process::clock::{Clock, Look};
 
-/// How often the trash is looked through when nothing was removed and nothing expired meanwhile.
+/// How often the trash is searched when nothing was removed and nothing expired meanwhile.
 const TRASH_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long a volume that could not be deleted is left alone.
+/// How long to leave alone a volume that could not be deleted.
 const BLOCKED_PAUSE: Duration = Duration::from_secs(60);
 
-/// How long a volume is left alone that another instance is working on, or that somebody writes to.
+/// How long to leave alone a volume that another instance is working on, or that somebody writes to.
 const BUSY_PAUSE: Duration = Duration::from_secs(5);
 
-/// This process's knowledge of the trash, beside the catalog.
+/// This process's knowledge of the trash, besides the catalog.
 #[derive(Debug, Default)]
 pub(super) struct Trash {
     wake: Notify,
@@ -37,14 +37,14 @@ pub(super) struct Trash {
 #[derive(Debug, Clone)]
 pub(super) struct BlockedPurge {
     pub(super) reason: String,
-    /// When it is tried again.
+    /// The time of the next attempt.
     retry_at: Instant,
-    /// The removal that this was about: a volume can be restored and removed again.
+    /// The time of the removal concerned: a volume can be restored and removed again.
     removed_at: OffsetDateTime,
 }
 
 impl Trash {
-    /// Has the trash looked through at once.
+    /// Makes the trash be searched at once.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
     }
@@ -54,7 +54,7 @@ impl Trash {
         let _ = timeout(pause, self.wake.notified()).await;
     }
 
-    /// How long until the next volume expires or is tried again, at most [`TRASH_INTERVAL`].
+    /// Returns how long it takes until the next volume expires or is tried again, at most [`TRASH_INTERVAL`].
     pub(super) fn time_to_next(&self, map: &backend::Map, view: &View) -> Duration {
         let (now, even_for) = (OffsetDateTime::now_utc(), self.clock_even_for());
         let expiries = map.iter().filter_map(|backend| {
@@ -73,7 +73,7 @@ impl Trash {
         next.map_or(TRASH_INTERVAL, |left| left.min(TRASH_INTERVAL))
     }
 
-    /// How long the clock has gone evenly. A clock that was set is logged once.
+    /// Returns how long the clock has run evenly. Logs once that a clock was set.
     fn clock_even_for(&self) -> Duration {
         let Look { even_for, set_by } = self.clock.look();
         if let Some(set_by) = set_by {
@@ -89,8 +89,8 @@ impl Trash {
         even_for
     }
 
-    /// The volumes to delete from one backend now, at most `limit`, in the order of deletion: those whose time is over,
-    /// and while space is scarce and all of these are `slow`, the oldest of the others.
+    /// Returns the volumes to delete from one backend now, at most `limit`, in the order of deletion: those whose time
+    /// is over, and, while space is scarce and all of these are `slow`, the oldest of the others.
     pub(super) fn due(
         &self,
         backend: &Backend,
@@ -124,7 +124,7 @@ impl Trash {
             || time_left(removed, backend.settings().trash, now, even_for).is_some_and(|left| left.is_zero())
     }
 
-    /// Leaves a volume alone for a while that cannot be deleted, and logs each new reason.
+    /// Leaves alone for a while a volume that cannot be deleted, and logs each new reason.
     pub(super) fn block(&self, view: &View, removed: &Removed, reason: String) {
         if self.blocked(removed).is_none_or(|known| known.reason != reason) {
             log::warn!("removed volume {} cannot be deleted yet: {reason}", removed.volume.name);
@@ -132,7 +132,7 @@ impl Trash {
         self.note_blocked(view, removed, reason, BLOCKED_PAUSE);
     }
 
-    /// Leaves a volume alone for a moment that somebody else is working on.
+    /// Leaves alone for a moment a volume that somebody else is working on.
     pub(super) fn block_briefly(&self, view: &View, removed: &Removed, reason: String) {
         self.note_blocked(view, removed, reason, BUSY_PAUSE);
     }
@@ -145,13 +145,13 @@ impl Trash {
         all.insert(removed.volume.id, blocked);
     }
 
-    /// Why this removed volume could not be deleted when it was last tried.
+    /// Returns why this removed volume could not be deleted when it was last tried.
     pub(super) fn blocked(&self, removed: &Removed) -> Option<BlockedPurge> {
         let blocked = self.blocked_map().get(&removed.volume.id).cloned();
         blocked.filter(|blocked| blocked.removed_at == removed.at)
     }
 
-    /// Has a volume tried again at once, or forgets one that is gone.
+    /// Makes a volume be tried again at once, or forgets one that is gone.
     pub(super) fn unblock(&self, id: VolumeId) {
         self.blocked_map().remove(&id);
     }

@@ -1,4 +1,4 @@
-//! One operation at a time for each volume's name, in this process.
+//! Locks of volume names: one operation at a time works on a name in this process.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,11 +9,11 @@ use super::error::Error;
 use super::operation::CommitPoint;
 use crate::model::volume::VolumeName;
 
-/// One lock for each volume's name, kept while somebody holds it or waits for it.
+/// The lock of each volume's name, kept while somebody holds it or waits for it.
 #[derive(Debug, Default)]
 pub(super) struct VolumeLocks(Mutex<HashMap<VolumeName, Arc<tokio::sync::Mutex<()>>>>);
 
-/// The right to act on the volume of one name, given back when dropped.
+/// The right to act on the volume of one name, released when dropped.
 pub(super) struct VolumeLock {
     locks: Arc<VolumeLocks>,
     name: VolumeName,
@@ -27,7 +27,7 @@ impl VolumeLocks {
         name: &VolumeName,
         commit_point: &CommitPoint,
     ) -> Result<VolumeLock, Error> {
-        // From here on `VolumeLock` cleans up, also when this future is dropped while it waits.
+        // From here on `VolumeLock` cleans up, even if this future is dropped while it waits.
         let mut held = VolumeLock { locks: Arc::clone(self), name: name.clone(), guard: None };
         let lock = Arc::clone(self.map().entry(name.clone()).or_default());
         tokio::select! {
@@ -50,7 +50,7 @@ impl Drop for VolumeLock {
     fn drop(&mut self) {
         self.guard = None;
         let mut map = self.locks.map();
-        // Others hold a clone while they wait; new ones are made under the map's lock only.
+        // Waiters hold a clone; new clones are made only under the map's lock.
         if map.get(&self.name).is_some_and(|lock| Arc::strong_count(lock) == 1) {
             map.remove(&self.name);
         }

@@ -135,7 +135,7 @@ fn remove(file: &Path) {
 }
 
 #[test]
-fn a_catalog_that_is_removed_is_made_anew_from_memory() {
+fn a_catalog_that_is_removed_is_rebuilt_from_memory() {
     let losses: [Loss; 6] = [
         ("its files removed", |directory| {
             for file in names(directory) {
@@ -165,7 +165,7 @@ fn a_catalog_that_is_removed_is_made_anew_from_memory() {
         lose(&directory);
         // The first thing that is answered now must be there after a kill.
         create(&day.daemon, "at-once", &json!({ "backend": "default" }));
-        says(&day.daemon.log(), &["was removed, moved or replaced", "made anew from memory"]);
+        says(&day.daemon.log(), &["was removed, moved or replaced", "rebuilt from memory"]);
         let mut day = day;
         day.daemon.restart();
         day.pid = day.daemon.pid();

@@ -1,17 +1,17 @@
-//! What is asked and told of the rollover of the CA.
+//! Requests and replies about the rollover of the CA.
 
 use serde::{Deserialize, Serialize};
 
-/// How far a rollover of the CA has got.
+/// The state of a rollover of the CA.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Rollover {
-    /// `none`; `overlap` while both are trusted; `finishing` where a finish was cut off.
+    /// `none`; `overlap` while both CAs are trusted; `finishing` if a finish was cut off.
     pub state: String,
-    /// The CA that is in force, or is given up.
+    /// The CA in force, or the one that is being given up.
     pub ca: Ca,
     /// The CA that takes over.
     pub next: Option<Ca>,
-    /// The hosts that are let in, while a rollover is under way.
+    /// The hosts that are let in during a rollover.
     pub hosts: Vec<RolloverHost>,
 }
 
@@ -29,11 +29,11 @@ pub(crate) struct Ca {
 pub(crate) struct RolloverHost {
     /// Its name.
     pub name: String,
-    /// Whether it is let in when the rollover is finished, as far as is known.
+    /// True if it is let in when the rollover is finished, as far as is known.
     pub moved: bool,
-    /// Whether it was given a certificate of the new CA.
+    /// True if it was given a certificate of the new CA.
     pub renewed: bool,
-    /// Of which CA the certificate was with which it last called: `old`, `new`, or `null` when it never called with one.
+    /// The CA of the certificate with which it last called: `old`, `new`, or `null` if it never called with one.
     pub uses: Option<String>,
     /// When it last sent a request, RFC 3339.
     pub last_seen: Option<String>,
@@ -43,19 +43,19 @@ pub(crate) struct RolloverHost {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RolloverEnd {
-    /// Whether also where that shuts out hosts.
+    /// True to end it even if that shuts out hosts.
     #[serde(default)]
     pub force: bool,
 }
 
-/// What the end of a rollover did.
+/// The result of ending a rollover.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RolloverEnded {
     /// The CA in force.
     pub ca: Ca,
-    /// Where the certificate lies of the CA that was given up.
+    /// Where the certificate of the CA that was given up lies.
     pub kept_certificate: String,
-    /// Where its key lies; `null` where that is kept elsewhere.
+    /// Where its key lies; `null` if the key is kept elsewhere.
     pub kept_key: Option<String>,
     /// The hosts that were shut out.
     pub shut_out: Vec<String>,

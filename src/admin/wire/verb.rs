@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::admin::wire;
 
-/// One thing that an operator can ask the service: `POST` of the request to the path, answered with the reply.
+/// A request that an operator can make: a `POST` to the path, answered with the reply.
 pub(crate) trait Verb {
     const PATH: &'static str;
     type Request: Request;
@@ -23,7 +23,7 @@ pub(crate) trait Request: Serialize + DeserializeOwned + Send {
 }
 
 impl Request for wire::Nothing {
-    /// Any body will do, also none: people call such verbs with `curl`.
+    /// Any body will do, or none: people call such verbs with `curl`.
     fn parse(_body: &[u8]) -> serde_json::Result<Self> {
         Ok(Self {})
     }
@@ -61,7 +61,7 @@ macro_rules! verbs {
 
 verbs! {
     Status "/status": wire::Nothing => wire::Status;
-    // Answered once everything is read.
+    // Answered once everything has been read.
     Reload "/reload": wire::ReloadAsked => Vec<wire::Reload>;
     VolumeLs "/volume/ls": wire::Nothing => Vec<wire::Volume>;
     VolumeTrash "/volume/trash": wire::Nothing => Vec<wire::Trashed>;

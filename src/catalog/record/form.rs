@@ -1,6 +1,6 @@
 //! The JSON of each record, version 1.
 //!
-//! Forms are texts and numbers; what they mean is read in [`load`](super::load).
+//! Forms hold texts and numbers; [`load`](super::load) gives them their meaning.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,11 +14,11 @@ use uuid::Uuid;
 use crate::catalog::entities::{
     BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Volume,
 };
-use crate::catalog::rules::moment;
+use crate::catalog::rules::recorded_time;
 use crate::model::mountpoints::Mountpoints;
 use crate::model::mounts::Mount;
 
-/// The one version of today's records.
+/// The version of all present records.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub(super) struct V1;
@@ -104,7 +104,7 @@ fn is_none(number: &u32) -> bool {
 
 impl MountForm<'_> {
     pub(super) fn of(mount: &Mount) -> Self {
-        // The key says the rest.
+        // The key holds the other fields.
         let Mount { host: _, id: _, activation: _, count, since, unmounts, address } = mount;
         Self { v: V1, count: *count, since: written(*since), unmounts: *unmounts, address: *address }
     }
@@ -286,9 +286,9 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// RFC 3339 in UTC with milliseconds.
+/// Returns a time as RFC 3339 in UTC with milliseconds.
 fn written(at: OffsetDateTime) -> Cow<'static, str> {
-    let at = moment(at);
+    let at = recorded_time(at);
     let (date, time) = (at.date(), at.time());
     let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
     let (hour, minute, second, milli) = time.as_hms_milli();

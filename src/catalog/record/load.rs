@@ -1,4 +1,4 @@
-//! Reading stored rows back into a view.
+//! Reads stored rows back into a view.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -19,7 +19,7 @@ use super::{Table, place};
 use crate::catalog::entities::{
     BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Volume,
 };
-use crate::catalog::rules::{MountKey, RowKey, Write, moment, ordered};
+use crate::catalog::rules::{MountKey, RowKey, Write, in_order_of_reading, recorded_time};
 use crate::catalog::view::View;
 use crate::model::backend::{BackendId, BackendName};
 use crate::model::host::HostName;
@@ -41,35 +41,35 @@ pub enum InvalidRow {
         /// Its version.
         found: u64,
     },
-    /// It is not the JSON that this volhost writes.
+    /// It is not JSON as this volhost writes it.
     #[error("row {row} is not understood")]
     Malformed {
         /// The row, as `table/key`.
         row: String,
-        /// What was found.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
-    /// One text of it does not mean what it should.
+    /// One of its texts has no valid meaning.
     #[error("row {row} has a {field} that is not understood")]
     Value {
         /// The row, as `table/key`.
         row: String,
         /// The field, or the part of the key.
         field: &'static str,
-        /// What was found.
+        /// Why it is invalid.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The key has not the right parts.
+    /// The key has a wrong number of parts.
     #[error("row {row} has a key of {parts} parts")]
     Key {
         /// The row, as `table/key`.
         row: String,
-        /// How many parts it has.
+        /// The number of its parts.
         parts: usize,
     },
-    /// A mount of a volume that does not exist.
+    /// It is a mount of a volume that does not exist.
     #[error("row {row} is a mount of a volume that is not there")]
     Orphan {
         /// The row, as `table/key`.
@@ -77,7 +77,7 @@ pub enum InvalidRow {
     },
 }
 
-/// Makes a view from stored rows, whatever their order.
+/// Builds a view from stored rows in any order.
 #[derive(Debug, Default)]
 pub struct Loader {
     volumes: BTreeMap<VolumeName, Volume>,
@@ -88,7 +88,7 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Takes one row in.
+    /// Adds one row.
     pub fn take(&mut self, table: Table, key: &[&str], record: &str) -> Result<(), InvalidRow> {
         match self.read(table, key, record)? {
             Write::Volume(name, volume) => {
@@ -102,7 +102,7 @@ impl Loader {
         Ok(())
     }
 
-    /// Reads one row: what would have written it. A volume is visible, and has no mounts.
+    /// Reads one row and returns the write that would store it. A volume is visible and has no mounts.
     pub fn read(&mut self, table: Table, key: &[&str], record: &str) -> Result<Write, InvalidRow> {
         let at = At { table, key };
         Ok(match (table, key) {
@@ -163,7 +163,7 @@ impl Loader {
         })
     }
 
-    /// Reads the key of one row: what the row is of.
+    /// Reads the key of one row.
     pub fn read_key(&mut self, table: Table, key: &[&str]) -> Result<RowKey, InvalidRow> {
         let at = At { table, key };
         Ok(match (table, key) {
@@ -181,17 +181,17 @@ impl Loader {
         })
     }
 
-    /// The view of all rows that were taken in. Every volume is visible.
+    /// Returns the view of all rows that were added. Every volume is visible.
     pub fn finish(self) -> Result<View, InvalidRow> {
         let Self { mut volumes, mounts, mut view, hosts: _, backends: _ } = self;
         for (name, mounts) in mounts {
             let Some(volume) = volumes.get_mut(&name) else {
                 return Err(InvalidRow::Orphan { row: format!("mounts/{name}") });
             };
-            volume.mounts = ordered(Ledger::from_records(mounts));
+            volume.mounts = in_order_of_reading(Ledger::from_records(mounts));
         }
         view.volumes = volumes.into_iter().map(|(name, volume)| (name, Arc::new(volume))).collect();
-        view.count_live();
+        view.recount_live();
         Ok(view)
     }
 
@@ -226,7 +226,7 @@ impl Loader {
         })
     }
 
-    /// A host's name; equal ones share their text.
+    /// Parses a host's name; equal names share one allocation.
     fn host(&mut self, at: &At<'_>, field: &'static str, text: &str) -> Result<HostName, InvalidRow> {
         if let Some(name) = self.hosts.get(text) {
             return Ok(name.clone());
@@ -236,7 +236,7 @@ impl Loader {
         Ok(name)
     }
 
-    /// A backend's name; equal ones share their text.
+    /// Parses a backend's name; equal names share one allocation.
     fn backend(&mut self, at: &At<'_>, field: &'static str, text: &str) -> Result<BackendName, InvalidRow> {
         if let Some(name) = self.backends.get(text) {
             return Ok(name.clone());
@@ -247,7 +247,7 @@ impl Loader {
     }
 }
 
-/// The row that is being read, for what is said of it.
+/// The row being read, for error messages.
 struct At<'a> {
     table: Table,
     key: &'a [&'a str],
@@ -262,7 +262,7 @@ impl fmt::Display for At<'_> {
 impl At<'_> {
     fn json<'a, T: Deserialize<'a>>(&self, record: &'a str) -> Result<T, InvalidRow> {
         serde_json::from_str(record).map_err(|source| {
-            // A newer record has fields that are not known here; its version explains more than the first of them.
+            // A newer record has unknown fields; its version explains more than the name of the first such field.
             match serde_json::from_str(record) {
                 Ok(VersionAlone { v: found }) if found > 1 => {
                     InvalidRow::Newer { row: self.to_string(), found }
@@ -288,7 +288,7 @@ impl At<'_> {
         })
     }
 
-    /// Reads a text that must be spelled as it would be written: a part of a key that is spelled otherwise would
+    /// Parses a text that must be spelled exactly as volhost writes it: a part of a key with another spelling would
     /// never be overwritten or deleted.
     fn exactly<T: fmt::Display, E>(
         &self,
@@ -308,7 +308,7 @@ impl At<'_> {
     }
 
     fn time(&self, field: &'static str, text: &str) -> Result<OffsetDateTime, InvalidRow> {
-        self.read(field, text, timestamp::parse).map(moment)
+        self.read(field, text, timestamp::parse).map(recorded_time)
     }
 }
 
@@ -321,7 +321,7 @@ fn host(at: &At<'_>, record: HostForm<'_>) -> Result<Host, InvalidRow> {
         last_seen,
         last_issuer,
         machine,
-        // Who reads it shares the texts of names.
+        // The caller parses it, so that names share their allocations.
         renamed: _,
         used,
         cloned,
@@ -359,7 +359,7 @@ fn host(at: &At<'_>, record: HostForm<'_>) -> Result<Host, InvalidRow> {
     })
 }
 
-/// The version of a record of which nothing else may be known.
+/// The version of a record, when nothing else of it may be known.
 #[derive(Deserialize)]
 struct VersionAlone {
     v: u64,

@@ -1,8 +1,8 @@
 //! The stored form of a catalog: one versioned JSON text under each key, the same for every engine.
 //!
-//! A record says `"v": 1`. What a later volhost wrote is refused rather than half understood, and so is every field
-//! and every text that this one would not have written, because a record that is read is one day written back. Only
-//! converts; stores nothing.
+//! A record says `"v": 1`. A record of a later volhost is refused rather than half understood, and so is every field
+//! and every text that this one would not have written, because a record that is read is written back one day. This
+//! module only converts; it stores nothing.
 
 mod form;
 mod load;
@@ -16,7 +16,7 @@ use self::form::{BackendForm, HostForm, MountForm, RemovedForm, VolumeForm};
 pub use self::load::{InvalidRow, Loader};
 use super::rules::{MountKey, RowKey, Write};
 
-/// What a key belongs to.
+/// The table of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
     /// Volumes; the key is the name.
@@ -32,10 +32,10 @@ pub enum Table {
 }
 
 impl Table {
-    /// All of them.
+    /// Every table.
     pub const ALL: [Self; 5] = [Self::Volumes, Self::Mounts, Self::Removed, Self::Hosts, Self::Backends];
 
-    /// The table's name.
+    /// Returns the table's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -47,7 +47,7 @@ impl Table {
         }
     }
 
-    /// The names of a key's parts.
+    /// Returns the names of a key's parts.
     #[must_use]
     pub fn key(self) -> &'static [&'static str] {
         match self {
@@ -58,18 +58,18 @@ impl Table {
     }
 }
 
-/// A [`Write`] as it is stored.
+/// A [`Write`] in its stored form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row<'a> {
-    /// Where.
+    /// The table that it belongs to.
     pub table: Table,
-    /// Under which key: as many parts as [`Table::key`] names.
+    /// The key, with the parts that [`Table::key`] names.
     pub key: Vec<Cow<'a, str>>,
     /// The record; `None` deletes the key.
     pub record: Option<String>,
 }
 
-/// Why a change cannot be written down.
+/// Why a change cannot be stored.
 #[derive(Debug, thiserror::Error)]
 #[error("the record of {row} cannot be written")]
 pub struct Unwritable {
@@ -78,7 +78,7 @@ pub struct Unwritable {
     source: Box<dyn Error + Send + Sync>,
 }
 
-/// Writes a record down.
+/// Returns the stored form of a write.
 pub fn encode(write: &Write) -> Result<Row<'_>, Unwritable> {
     let (table, key, record) = match write {
         Write::Volume(name, volume) => {
@@ -106,7 +106,7 @@ pub fn encode(write: &Write) -> Result<Row<'_>, Unwritable> {
     Ok(Row { table, key, record })
 }
 
-/// Where a record is stored: its table, and its key's parts.
+/// Returns where a record is stored: its table, and its key's parts.
 #[must_use]
 pub fn key(row: &RowKey) -> (Table, Vec<Cow<'_, str>>) {
     match row {
@@ -123,7 +123,7 @@ fn mount_key(key: &MountKey) -> Vec<Cow<'_, str>> {
     vec![volume.as_str().into(), host.as_str().into(), id.as_str().into(), activation.0.to_string().into()]
 }
 
-/// `table/key`, as messages name a row.
+/// Returns `table/key`, as messages name a row.
 fn place(table: Table, key: &[impl AsRef<str>]) -> String {
     key.iter().fold(table.name().to_owned(), |text, part| text + "/" + part.as_ref())
 }
@@ -136,7 +136,7 @@ fn json(record: &impl Serialize) -> Result<String, serde_json::Error> {
 mod tests {
     use super::*;
 
-    /// The keys and records of version 1, as they were first written: they must be understood for good.
+    /// The keys and records of version 1, as they were first written: every later version must understand them.
     const VERSION_1: &[(Table, &[&str], &str)] = &[
         (
             Table::Volumes,

@@ -1,10 +1,10 @@
-//! The rules of the machines that serve the catalog: what one is called, and what goes along when it is named anew.
+//! The rules of the machines that serve the catalog: their names, and what moves along when one is renamed.
 
 use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::{MountKey, Write, ordered};
+use super::{MountKey, Write, in_order_of_reading};
 use crate::catalog::Outcome;
 use crate::catalog::entities::Volume;
 use crate::catalog::view::View;
@@ -26,12 +26,12 @@ impl View {
             host.activation = before.max(self.activation(kept));
         }
         let activation = host.activation;
-        // Whoever hears of it row by row counts mounts by their host's activation.
+        // This write comes first: an instance that reads the rows one by one counts mounts by their host's activation.
         let mut writes = vec![self.store_host(name.clone(), host)];
         if let Some(kept) = &kept {
             self.move_mounts((kept, self.activation(kept)), (name, before), activation, &mut writes);
             for (earlier, of_earlier) in self.hosts.clone() {
-                // Its engine calls with the certificate of an earlier name until it is started again.
+                // The machine's engine calls with the certificate of an earlier name until it is restarted.
                 if earlier == *kept || of_earlier.renamed.as_ref() == Some(kept) {
                     if earlier == *name {
                         continue;
@@ -43,12 +43,12 @@ impl View {
                 }
             }
         }
-        self.count_live();
+        self.recount_live();
         (Outcome::default(), writes)
     }
 
-    /// Moves all mounts of one host to another one, which is in `activation` now. The hosts come with the activations that
-    /// their mounts were counted by: what was of the present one stays so.
+    /// Moves all mounts of the host `from` to the host `to`, whose activation is `activation` from now on. Each host
+    /// comes with its activation until now: mounts of that activation become mounts of the new one.
     fn move_mounts(
         &mut self,
         (from, of_from): (&HostName, Activation),
@@ -86,7 +86,7 @@ impl View {
                 writes.push(Write::Mount(MountKey::of(&volume.name, mount), Some(mount.clone())));
             }
             let ledger: Vec<_> = volume.mounts.iter().cloned().chain(after.into_values()).collect();
-            volume.mounts = ordered(Ledger::from_records(ledger));
+            volume.mounts = in_order_of_reading(Ledger::from_records(ledger));
             self.store(volume);
         }
     }

@@ -1,8 +1,8 @@
-//! What a change was decided by: the rows that the rules looked at, so that an engine which shares its store with
-//! others can make the decision hold only while they are as they were.
+//! The premises of a decision: the rows that the rules looked at. An engine that shares its store makes a decision hold
+//! only while these rows are unchanged.
 //!
-//! Pure. Two views that agree on the premises of a change decide it alike and write the same; that is tested with
-//! random views beside the rules.
+//! Pure. Two views that agree on the premises of a change decide it alike and write the same; a test beside the rules
+//! checks this with random views.
 
 use super::{MountKey, RowKey};
 use crate::catalog::view::View;
@@ -11,24 +11,24 @@ use crate::model::host::HostName;
 use crate::model::mounts::Activation;
 use crate::model::volume::{MountId, VolumeName};
 
-/// Something that a decision stands on.
+/// A condition that a decision depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Premise {
-    /// The row is as the view has it; or, where the view has none, there is none.
+    /// The row is as the view has it; if the view has no such row, there is none.
     Same(RowKey),
-    /// Nobody mounts the volume.
+    /// No host has the volume mounted.
     Unused(VolumeName),
-    /// No host but this one mounts the volume.
+    /// No host but this one has the volume mounted.
     UnusedByOthers(VolumeName, HostName),
-    /// No mount of the volume was added or changed; of any volume, where none is said.
+    /// No mount of the volume was added or changed; `None` means no mount of any volume.
     SameMounts(Option<VolumeName>),
     /// No backend was added or changed.
     SameBackends,
 }
 
 impl View {
-    /// What the decision of a change by this view stands on. Only for a change that this view does not refuse: a
-    /// refusal is told by a view that is known to be fresh.
+    /// Returns the premises of this view's decision on a change. Only for a change that this view does not refuse: a
+    /// refusal needs a view that is known to be fresh.
     #[must_use]
     pub fn premises(&self, change: &Change) -> Vec<Premise> {
         let same = |row: RowKey| Premise::Same(row);
@@ -49,7 +49,7 @@ impl View {
                 premises.push(mount(name, by, id, self.activation(by)));
                 let Some(volume) = self.volumes.get(name) else { return premises };
                 match volume.mounts.newest(by, id, None) {
-                    // A repetition depends on the mount that it repeats and on nothing else.
+                    // A repetition depends only on the mount that it repeats.
                     Some(entry) => {
                         let entry = mount(name, by, id, entry.activation);
                         premises.extend((!premises.contains(&entry)).then_some(entry));
@@ -66,9 +66,9 @@ impl View {
             Change::TakeBack { name, volume: _, counted } => {
                 premises.push(mount(name, &counted.host, &counted.id, counted.activation));
             }
-            // Entries of activations between the one that is taken and the present one are known: whoever knows an
-            // activation knows all that was counted before it began. Older entries than the one that is taken have no
-            // say, and there may be more of them than an engine can name.
+            // Entries of activations between the counted one and the present one need no premise: a view that knows an
+            // activation knows everything that was counted before it began. Entries older than the counted one do not
+            // affect the decision, and there may be more of them than an engine can name.
             Change::Unmount { name, host: called, id, target } => {
                 let by = self.name_now(called);
                 premises.extend((by != called).then(|| host(by)));
@@ -80,7 +80,7 @@ impl View {
             }
             Change::Release { name, host: by, id, alive_too } => {
                 let ledger = self.volumes.get(name).into_iter().flat_map(|volume| volume.mounts.iter());
-                let released = ledger.filter(|entry| self.releases(entry, by, id.as_ref(), *alive_too));
+                let released = ledger.filter(|entry| self.is_released_by(entry, by, id.as_ref(), *alive_too));
                 premises.extend(released.map(|entry| same(RowKey::Mount(MountKey::of(name, entry)))));
             }
             Change::Activate(called) => {
@@ -94,7 +94,7 @@ impl View {
                 premises.extend(earlier.map(|(earlier, _)| host(earlier)));
                 premises.push(Premise::SameMounts(None));
             }
-            // The rows of its footprint are all that such a change depends on.
+            // Such a change depends only on the rows of its footprint.
             _ => {}
         }
         premises

@@ -1,6 +1,6 @@
-//! What a change stores and deletes: records, each with what tells it from all others.
+//! The records that a change stores and deletes, each with its key.
 //!
-//! Only names; how they are written down is told in [`record`](crate::catalog::record).
+//! Only names; [`record`](crate::catalog::record) defines the stored form.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use crate::model::host::HostName;
 use crate::model::mounts::{Activation, Mount};
 use crate::model::volume::{MountId, VolumeId, VolumeName};
 
-/// A record to be stored, or, where there is no value, to be deleted.
+/// A record to store, or to delete if there is no value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
-    /// A volume, without its mounts and without whether it is visible.
+    /// A volume, without its mounts and its visibility.
     Volume(VolumeName, Option<Arc<Volume>>),
     /// One entry of a volume's ledger.
     Mount(MountKey, Option<Mount>),
@@ -26,7 +26,7 @@ pub enum Write {
 }
 
 impl Write {
-    /// Which record it stores or deletes.
+    /// Returns the key of the record that it stores or deletes.
     #[must_use]
     pub fn key(&self) -> RowKey {
         match self {
@@ -38,7 +38,7 @@ impl Write {
         }
     }
 
-    /// Whether it deletes the record.
+    /// Returns true if it deletes the record.
     #[must_use]
     pub fn deletes(&self) -> bool {
         match self {
@@ -51,7 +51,7 @@ impl Write {
     }
 }
 
-/// Which record a [`Write`] stores or deletes.
+/// The key of a record.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RowKey {
     /// A volume.
@@ -66,7 +66,7 @@ pub enum RowKey {
     Backend(BackendName),
 }
 
-/// What tells a ledger's entry from all others in the catalog.
+/// The key of a ledger's entry in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MountKey {
     /// The volume's name.
@@ -75,7 +75,7 @@ pub struct MountKey {
     pub host: HostName,
     /// The engine's ID.
     pub id: MountId,
-    /// Under which of the host's activations.
+    /// The host's activation that it is counted under.
     pub activation: Activation,
 }
 

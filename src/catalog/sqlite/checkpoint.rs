@@ -1,7 +1,7 @@
-//! The thread that moves the log into the file in the background.
+//! The thread that moves the log into the file in the background (a checkpoint).
 //!
-//! It has a connection of its own, so that a commit need not wait for it; only when the log grows faster than it is
-//! moved do commits wait a moment, for the log to be emptied.
+//! It has its own connection, so that a commit need not wait for it. Commits wait a moment only if the log grows faster
+//! than the thread moves it, until the log is emptied.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
@@ -13,27 +13,27 @@ use rusqlite::Connection;
 
 use crate::error::chain;
 
-/// After how many written records the log is moved.
+/// The number of written records after which the log is moved.
 const AFTER_ROWS: usize = 1000;
 
 /// How long records stay in the log at most when few are written.
 const AFTER: Duration = Duration::from_secs(60);
 
-/// From which size on the log is emptied, in bytes.
+/// The size in bytes above which the log is emptied.
 const LOG_BOUND: u64 = 64 << 20;
 
-/// The running thread, as the writer sees it.
+/// The writer's handle to the thread.
 #[derive(Debug)]
 pub(super) struct Checkpoints {
     wake: SyncSender<()>,
     thread: JoinHandle<()>,
-    /// How many records were written since it was woken.
+    /// The number of records written since the thread was last woken.
     rows: usize,
 }
 
 impl Checkpoints {
     pub(super) fn start(connection: Connection, log: PathBuf, location: String) -> io::Result<Self> {
-        // One place: a wake-up that is under way already will see what was written meanwhile.
+        // One place suffices: a thread that is about to wake sees everything written until then.
         let (wake, woken) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("catalog-log".into())
@@ -41,7 +41,7 @@ impl Checkpoints {
         Ok(Self { wake, thread, rows: 0 })
     }
 
-    /// Notes how many records a commit wrote.
+    /// Counts the records that a commit wrote.
     pub(super) fn wrote(&mut self, rows: usize) {
         self.rows += rows;
         if self.rows >= AFTER_ROWS && self.wake.try_send(()).is_ok() {
@@ -53,7 +53,7 @@ impl Checkpoints {
     pub(super) fn stop(self) {
         let Self { wake, thread, rows: _ } = self;
         drop(wake);
-        // A panic there was reported there; the log can be moved without it.
+        // A panic of the thread was reported when it happened; the log can be moved without the thread.
         let _ = thread.join();
     }
 }
@@ -74,25 +74,25 @@ fn run(connection: Connection, log: &Path, location: &str, woken: &Receiver<()>)
             }
         }
     }
-    // A failure to close leaves what the writer's own close tidies up.
+    // If closing fails, the writer's own close tidies up.
     let _ = connection.close();
 }
 
 fn checkpoint(connection: &Connection, log: &Path) -> rusqlite::Result<()> {
     move_log(connection)?;
     if fs::metadata(log).is_ok_and(|found| found.len() > LOG_BOUND) {
-        // Little is left to be moved now, so that commits wait only for that.
+        // Little is left to move now, so commits wait only for that.
         empty_log(connection)?;
     }
     Ok(())
 }
 
-/// Moves what can be moved without anyone waiting.
+/// Moves what can be moved without waiting for a reader or writer.
 fn move_log(connection: &Connection) -> rusqlite::Result<()> {
     connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
 }
 
-/// Moves everything and cuts the log to nothing; returns whether a reader did not let it.
+/// Moves everything and truncates the log. Returns true if a reader prevented it.
 pub(super) fn empty_log(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
 }

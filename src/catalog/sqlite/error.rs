@@ -1,4 +1,4 @@
-//! Why a catalog's file is not opened or made: each reason with its remedy.
+//! Why a catalog's file was not opened or created: each reason with its remedy.
 
 use std::error::Error;
 use std::io;
@@ -17,17 +17,17 @@ pub enum OpenError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It lies where SQLite does not work.
+    /// It lies on a file system where SQLite does not work.
     #[error("the catalog {} would lie on {kind}, where file locks cannot be relied on; \
         name a place on a local file system as \"catalog\"", .path.display())]
     Shared {
         /// The file, or its directory.
         path: PathBuf,
-        /// What its file system is called.
+        /// The name of its file system.
         kind: &'static str,
     },
     /// Another process has it.
@@ -36,17 +36,17 @@ pub enum OpenError {
     Locked {
         /// The file.
         path: PathBuf,
-        /// Who holds it, for a message.
+        /// The holder of the lock, for a message.
         holder: String,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error("the catalog {} cannot be {doing}", .path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What was tried, after "cannot be".
+        /// What was tried, worded to follow "cannot be".
         doing: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -57,37 +57,37 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
-    /// Something else than a file has its name.
+    /// Something that is not a file has its name.
     #[error("the catalog {} is not a regular file; move it away, or name another place as \"catalog\"",
         .path.display())]
     NotAFile {
-        /// What has its name.
+        /// The path that is not a file.
         path: PathBuf,
     },
-    /// A file of no bytes, which volhost never makes: what was in it is lost.
+    /// A file of zero bytes, which volhost never makes: its content is lost.
     #[error("the catalog {} is an empty file, which is what a failed copy or a full disk leaves; put a backup in its \
         place, or move it away and run `volhost catalog rebuild`", .path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
-    /// It is not there, and is not to be made.
+    /// It does not exist, and the caller does not want it created.
     #[error("there is no catalog {}: `volhost serve` makes one, `volhost catalog rebuild` makes a lost one again",
         .path.display())]
     Missing {
         /// The file that is missing.
         path: PathBuf,
     },
-    /// It is there, and nothing is to take its place.
+    /// It exists, and the caller may not replace it.
     #[error("there is a catalog {} already{}; to have another in its place, move it away, with any {}-wal beside it",
         .path.display(), if *.filled { " and it is not empty" } else { "" }, .path.display())]
     Taken {
         /// The file.
         path: PathBuf,
-        /// Whether it was looked into.
+        /// True if it was opened and has records.
         filled: bool,
     },
-    /// A record cannot be written down.
+    /// A record cannot be stored.
     #[error("the catalog {} cannot be written", .path.display())]
     Unwritable {
         /// The file.
@@ -96,13 +96,13 @@ pub enum OpenError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// Its log is there, and it is not.
+    /// Its log exists, but the file itself does not.
     #[error("the catalog {} is missing, but {} is there: it was moved or removed without its log; bring it back, or \
         move the log away and run `volhost catalog rebuild`", .path.display(), .log.display())]
     Headless {
         /// The file that is missing.
         path: PathBuf,
-        /// What lies beside it.
+        /// The log beside it.
         log: PathBuf,
     },
     /// Another file took its place while it was in use.
@@ -113,7 +113,7 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
-    /// The file system that it lay on is gone.
+    /// The file system that it lay on is not mounted any more.
     #[error("the catalog {} lies on a file system that is not mounted there any more; mount it again",
         .path.display())]
     Elsewhere {
@@ -125,7 +125,7 @@ pub enum OpenError {
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What was found.
+        /// What is wrong.
         why: &'static str,
     },
     /// A later volhost's file.
@@ -134,7 +134,7 @@ pub enum OpenError {
     Newer {
         /// The file.
         path: PathBuf,
-        /// Its schema.
+        /// The file's schema.
         found: i64,
         /// The latest schema known here.
         known: usize,
@@ -146,7 +146,7 @@ pub enum OpenError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What was found.
+        /// The damage.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
@@ -155,7 +155,7 @@ pub enum OpenError {
     Row {
         /// The file.
         path: PathBuf,
-        /// Which, and why.
+        /// Which record, and why.
         #[source]
         source: InvalidRow,
     },
@@ -164,18 +164,18 @@ pub enum OpenError {
     Engine {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         #[source]
         source: rusqlite::Error,
     },
 }
 
 impl OpenError {
-    /// Returns the reason that an error of SQLite stands for: a damaged file, or a failure of the engine.
+    /// Returns the reason behind an error of SQLite: a damaged file, or a failure of the engine.
     pub(super) fn of_engine(path: &Path, source: rusqlite::Error) -> Self {
         let path = path.to_path_buf();
         match source.sqlite_error_code() {
-            // `Unknown` stands for a missing table or column: an unreadable page looks the same.
+            // SQLite reports a missing table or column as `Unknown`, which is damage like an unreadable page.
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => {
                 Self::Damaged { path, source: source.into() }
             }

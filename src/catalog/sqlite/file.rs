@@ -1,7 +1,8 @@
-//! Opening a catalog's file: making an empty one, or making sure that what is there is a whole catalog.
+//! Opens a catalog's file: creates an empty catalog, or makes sure that the file is a whole one.
 //!
-//! Until the last row was understood nothing is written: a file that is refused is, with its log, byte for byte as it
-//! was. SQLite's locks belong to the process, so that no one here may open the file beside SQLite once that has it.
+//! Nothing is written before the last row was understood: a file that is refused stays, with its log, byte for byte as
+//! it was. SQLite's locks belong to the process, so nothing in this process may open the file by another way once
+//! SQLite has it open.
 
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
@@ -22,7 +23,7 @@ use super::schema::{self, APPLICATION_ID, APPLICATION_ID_AT, HEADER, MAGIC, MIGR
 use crate::catalog::View;
 use crate::catalog::record::Table;
 
-/// A file that was found to be a catalog.
+/// A file that was read and is a catalog.
 pub(super) struct Opened {
     /// What it holds.
     pub view: View,
@@ -30,18 +31,18 @@ pub(super) struct Opened {
     pub writer: Connection,
     /// The connection that moves the log into the file.
     pub checkpointer: Connection,
-    /// Where its files lie, and which they are.
+    /// The paths and identities of its files.
     pub presence: Presence,
 }
 
-/// Opens the file, or makes it; with the lock that says that no other process has it.
+/// Opens the file, or creates it; returns it with the lock that keeps other processes away.
 pub(super) fn open(path: &Path) -> Result<(Opened, Lock), OpenError> {
-    let path = real(path)?;
+    let path = real_path(path)?;
     let lock = Lock::take(&path)?;
     Ok((open_locked(&path, &lock)?, lock))
 }
 
-/// Opens the file of that real path, whose lock the caller has.
+/// Opens the file of that real path. The caller holds its lock.
 pub(super) fn open_locked(path: &Path, _: &Lock) -> Result<Opened, OpenError> {
     let tell = |doing| {
         let path = path.to_path_buf();
@@ -49,15 +50,15 @@ pub(super) fn open_locked(path: &Path, _: &Lock) -> Result<Opened, OpenError> {
     };
     match fs::symlink_metadata(path) {
         Ok(found) => examine(path, &found)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path, &View::default())?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create(path, &View::default())?,
         Err(error) => return Err(tell("looked at")(error)),
     }
     refuse_shared(path)?;
     let (log, index) = (beside(path, "-wal"), beside(path, "-shm"));
     let (had_log, had_index) = (log.exists(), index.exists());
-    let opened = understand(path);
-    // Opening alone makes these two; a file that is refused must not lie beside a log that was not there. A log with
-    // something in it, after a migration, is part of the file.
+    let opened = read_whole(path);
+    // Opening creates these two files even if it fails; a file that is refused must not get a log that was not there
+    // before. A log with content, as after a migration, is part of the file.
     if opened.is_err() && !had_log && fs::metadata(&log).is_ok_and(|found| found.len() == 0) {
         let _ = fs::remove_file(log);
         if !had_index {
@@ -67,8 +68,8 @@ pub(super) fn open_locked(path: &Path, _: &Lock) -> Result<Opened, OpenError> {
     opened
 }
 
-/// Lets SQLite at the file, and prepares the connections once all of it was understood.
-pub(super) fn understand(path: &Path) -> Result<Opened, OpenError> {
+/// Lets SQLite open the file, and prepares the connections once everything in it was understood.
+pub(super) fn read_whole(path: &Path) -> Result<Opened, OpenError> {
     let mut writer = connect(path)?;
     let view = read(path, &mut writer)?;
     let prepared = prepare(&writer).and_then(|()| {
@@ -86,9 +87,9 @@ pub(super) fn understand(path: &Path) -> Result<Opened, OpenError> {
 
 const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
-/// The file's path without symbolic links, so that it has one lock and one log whatever it is called. Makes its
+/// Returns the file's path without symbolic links, so that it has one lock and one log under all its names. Creates its
 /// directory.
-pub(super) fn real(path: &Path) -> Result<PathBuf, OpenError> {
+pub(super) fn real_path(path: &Path) -> Result<PathBuf, OpenError> {
     let tell = |source| OpenError::Io { path: path.into(), doing: "found", source };
     let no_file = || tell(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
     if path.is_symlink() {
@@ -101,8 +102,8 @@ pub(super) fn real(path: &Path) -> Result<PathBuf, OpenError> {
     Ok(directory.join(name))
 }
 
-/// Looks at a file before SQLite does, which would take an empty file for a new catalog and another program's for its
-/// own.
+/// Examines a file before SQLite does. SQLite would take an empty file for a new catalog, and another program's file
+/// for its own.
 fn examine(path: &Path, found: &fs::Metadata) -> Result<(), OpenError> {
     let path = || path.to_path_buf();
     if !found.is_file() {
@@ -130,17 +131,17 @@ fn examine(path: &Path, found: &fs::Metadata) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Makes a catalog that holds what the view does.
-pub(super) fn make(path: &Path, view: &View) -> Result<(), OpenError> {
+/// Creates a catalog with the records of a view.
+pub(super) fn create(path: &Path, view: &View) -> Result<(), OpenError> {
     refuse_log(path)?;
     prepare_new(path, view)?;
     put_in_place(path)
 }
 
-/// Refuses a log without its file: it may hold what was answered.
+/// Refuses a log without its file: it may hold answered changes.
 fn refuse_log(path: &Path) -> Result<(), OpenError> {
     for log in ["-wal", "-journal"].map(|suffix| beside(path, suffix)) {
-        // An empty one holds nothing: it is what a refused file may leave.
+        // An empty log holds nothing: a refused file may leave one behind.
         if fs::symlink_metadata(&log).is_ok_and(|found| found.len() > 0) {
             return Err(OpenError::Headless { path: path.into(), log });
         }
@@ -148,11 +149,11 @@ fn refuse_log(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Makes the file under another name, so that no half-made one ever has this one.
+/// Writes the new file under another name, so that a half-written one never has the catalog's name.
 pub(super) fn prepare_new(path: &Path, view: &View) -> Result<(), OpenError> {
     let new = beside(path, ".new");
     let tell = |source| OpenError::Io { path: path.into(), doing: "made", source };
-    // What an earlier start left half-made; the lock keeps it from being anyone's work.
+    // An earlier start left these half-written; because of the lock, no other process is working on them.
     for left in [beside(&new, "-journal"), new.clone()] {
         remove_if_there(&left).map_err(tell)?;
     }
@@ -161,7 +162,7 @@ pub(super) fn prepare_new(path: &Path, view: &View) -> Result<(), OpenError> {
     File::open(&new).and_then(|file| file.sync_all()).map_err(tell)
 }
 
-/// Gives a prepared file its name. Nothing may be left beside it of a log, which would be taken for its own.
+/// Gives a prepared file its name. No log may remain beside it, because SQLite would take it for this file's log.
 pub(super) fn put_in_place(path: &Path) -> Result<(), OpenError> {
     refuse_log(path)?;
     let tell = |source| OpenError::Io { path: path.into(), doing: "made", source };
@@ -191,10 +192,10 @@ fn fill(new: &Path, view: &View) -> Result<(), Box<dyn Error + Send + Sync>> {
     connection.close().map_err(|(_, error)| error.into())
 }
 
-/// Lets SQLite open a file, so that it writes nothing by itself.
+/// Lets SQLite open a file, in such a way that it writes nothing by itself.
 fn connect(path: &Path) -> Result<Connection, OpenError> {
     let connection = Connection::open_with_flags(path, FLAGS).and_then(|connection| {
-        // Closing the last connection would move the log into the file, also into one that is refused.
+        // Closing the last connection would move the log into the file, even into a file that is refused.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         connection.busy_timeout(BUSY)?;
         connection.is_readonly("main").map(|read_only| (connection, read_only))
@@ -206,10 +207,10 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
     }
 }
 
-/// How long a connection waits for another one: the two here for each other, or for an operator's `sqlite3`.
+/// How long a connection waits for another one: one of the two here, or an operator's `sqlite3`.
 pub(super) const BUSY: Duration = Duration::from_secs(30);
 
-/// Reads everything, and brings an older schema up to date once all of it was understood.
+/// Reads everything, and migrates an older schema once everything was understood.
 fn read(path: &Path, connection: &mut Connection) -> Result<View, OpenError> {
     let engine = |source| OpenError::of_engine(path, source);
     let found = schema::version(connection).map_err(engine)?;
@@ -241,14 +242,14 @@ fn read(path: &Path, connection: &mut Connection) -> Result<View, OpenError> {
     Ok(view)
 }
 
-/// Sets what a serving connection needs.
+/// Sets the options that a serving connection needs.
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY)?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" {
         return Err(rusqlite::Error::InvalidParameterName(format!("journal_mode stays {mode}")));
     }
-    // A commit returns when the disk has it, and moves no page of the log by itself.
+    // A commit returns when the data is on the disk, and does not itself move pages out of the log.
     connection.pragma_update(None, "synchronous", "FULL")?;
     let _: i64 = connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |row| row.get(0))?;
     connection.set_prepared_statement_cache_capacity(2 * Table::ALL.len());

@@ -12,11 +12,11 @@ use super::error::OpenError;
 use super::place::beside;
 use super::presence::Identity;
 
-/// How long a lock is waited for: a process that was killed has it until the system has cleared up after it.
+/// How long to wait for a lock: a killed process holds it until the system has cleaned up after it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// That this process alone has a catalog's file open. Given up when it is dropped, or when the process ends in
-/// whatever way.
+/// The lock that lets only this process open a catalog's file. It is released when dropped, and when the process ends
+/// for any reason.
 #[derive(Debug)]
 pub(super) struct Lock {
     path: PathBuf,
@@ -25,8 +25,8 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of the catalog at `path`: on a file beside it, because SQLite's own file must stay as it is
-    /// until it was found to be a catalog.
+    /// Takes the lock of the catalog at `path`. The lock is on a file beside it, because SQLite's own file must stay
+    /// unchanged until it is known to be a catalog.
     pub(super) fn take(path: &Path) -> Result<Self, OpenError> {
         let lock = beside(path, ".lock");
         let failed = |source| OpenError::Io { path: lock.clone(), doing: "locked", source };
@@ -46,19 +46,19 @@ impl Lock {
                 Err(errno) => return Err(failed(errno.into())),
             }
         }
-        // The number is only for whoever comes second: on a full disk it may be missing.
+        // The process ID only serves the message of a second process: on a full disk it may be missing.
         let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
         let held = Identity::of(&file.metadata().map_err(failed)?);
         Ok(Self { path: lock, held, _file: file })
     }
 
-    /// Whether who comes second still finds it.
+    /// Returns true if a second process would still find the lock.
     pub(super) fn is_in_place(&self) -> bool {
         self.held.is_at(&self.path)
     }
 }
 
-/// Who holds a lock, for a message.
+/// Returns a description of the lock's holder, for a message.
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let pid = file.take(20).read_to_string(&mut text).ok().and_then(|_| text.trim().parse::<u32>().ok());

@@ -2,24 +2,24 @@
 //!
 //! # How a change becomes durable
 //!
-//! One thread writes. It takes what has queued up meanwhile, decides each change on a draft of the view, stores the
-//! records of all of them in one transaction and waits for the disk once; only then the draft becomes the view and
-//! the callers are answered. What [may follow](Change::may_follow) its answer waits for the next transaction, or for a
-//! few seconds without a change; while nothing is queued, it is decided right where it is submitted. Another thread,
-//! with a connection of its own, moves the log into the file in the background, so that no commit waits for it. Readers
-//! see neither.
+//! One thread writes. It takes every change that has been queued meanwhile, decides each of them on a draft of the
+//! view, stores the records of all of them in one transaction and waits for the disk once. Only then does the draft
+//! become the view, and the callers are answered. A change that [may follow](Change::may_follow) its answer is stored
+//! with the next transaction, or after a few seconds without a change; while nothing is queued, the caller's own thread
+//! decides it. Another thread, with its own connection, moves the log into the file in the background, so that no
+//! commit waits for it. Readers notice neither thread.
 //!
-//! A file is either opened whole or left alone: what is empty, foreign, damaged or newer is refused byte for byte as
-//! it was, because an empty catalog in the place of a lost one would make every volume vanish from its engines.
+//! A file is either opened whole or left alone: an empty, foreign, damaged or newer file is refused and stays byte for
+//! byte as it was, because an empty catalog in the place of a lost one would make every volume vanish from its engines.
 //!
 //! # When the file goes away
 //!
-//! Before and after each commit, and every few seconds, it is looked whether the files still have their names. Where
-//! they do not, what was committed to them is lost with the process, but memory has all of it: a new file is made of
-//! the view, the change under way included, before anything is answered. Where another file has the name, or the file
-//! system is gone, changes are refused until that is over; readers see nothing of it.
+//! Before and after each commit, and every few seconds, the writer checks that the files still have their names. If
+//! they do not, whatever was committed to them is lost with the process, but memory holds all of it: a new file is made
+//! from the view, including the change under way, before anything is answered. If another file has the name, or the
+//! file system is gone, changes are refused until that is over; reads are not affected.
 //!
-//! It must never be opened where file locks or shared memory do not work, nor by two processes.
+//! The file must never lie where file locks or shared memory do not work, nor may two processes open it.
 
 mod checkpoint;
 mod error;
@@ -51,24 +51,24 @@ use self::pending::Pending;
 use self::writer::{Files, Job, Writer};
 use super::{Catalog, CatalogError, Change, Location, Submitted, View};
 
-/// A catalog in a file. Dropping it waits until everything queued is durable, as [`close`](Catalog::close) does
+/// A catalog in a file. Dropping it blocks until everything queued is durable; [`close`](Catalog::close) does the same
 /// without blocking.
 #[derive(Debug)]
 pub struct Sqlite {
     view: Arc<ArcSwap<View>>,
     fault: Arc<ArcSwapOption<String>>,
     location: String,
-    /// `None` once it is being closed.
+    /// `None` once the catalog is being closed.
     queue: Mutex<Option<Sender<Job>>>,
     /// Locked after `queue`.
     pending: Arc<Mutex<Pending>>,
-    /// Its sender is dropped when the writer has ended, however it ended.
+    /// The sender is dropped when the writer has ended for any reason.
     ended: watch::Receiver<()>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Opens the catalog in the file at `path`, which is made where there is none, with the directories above it. Blocks
-/// until every record was read.
+/// Opens the catalog in the file at `path`, or creates it together with the directories above it. Blocks until every
+/// record was read.
 pub fn open(path: &Path) -> Result<Sqlite, OpenError> {
     let (opened, lock) = file::open(path)?;
     serve(path, opened, lock)
@@ -102,7 +102,7 @@ fn serve(path: &Path, opened: file::Opened, lock: Lock) -> Result<Sqlite, OpenEr
 }
 
 impl Sqlite {
-    /// Lets the writer end once it has done what is queued.
+    /// Lets the writer end once it has done every queued change.
     fn stop(&self) {
         drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
@@ -122,7 +122,7 @@ impl Catalog for Sqlite {
             }
             pending.jobs += 1;
             drop(pending);
-            // Where the writer has ended, the job comes back and is dropped here, and its answer with it.
+            // If the writer has ended, the job comes back and is dropped here, together with the sender of its answer.
             let _ = queue.send(Job { change, answer });
         }
         Box::pin(async move { outcome.await.unwrap_or(Err(CatalogError::Closed)) })
@@ -139,7 +139,7 @@ impl Catalog for Sqlite {
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         self.stop();
         let mut ended = self.ended.clone();
-        // Nothing is ever sent: what is awaited is the end of the sender.
+        // Nothing is ever sent: this waits for the sender to be dropped.
         Box::pin(async move { while ended.changed().await.is_ok() {} })
     }
 }
@@ -148,7 +148,7 @@ impl Drop for Sqlite {
     fn drop(&mut self) {
         self.stop();
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // The writer catches its panics, so that there is nothing to learn from how it ended.
+            // The writer catches its panics, so its result says nothing.
             let _ = thread.join();
         }
     }

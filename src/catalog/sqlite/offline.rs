@@ -1,6 +1,6 @@
-//! A catalog's file without a service: read whole, or made of a whole view.
+//! A catalog's file without a service: reading it as a whole, or creating it from a whole view.
 //!
-//! Nothing here changes a catalog that holds something.
+//! Nothing here changes a catalog that holds records.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,24 +15,24 @@ use super::rows;
 use super::schema::{self, MIGRATIONS};
 use crate::catalog::View;
 
-/// Reads the catalog in the file at `path`; refused as [`OpenError::Locked`] while a service has it, and as
-/// [`OpenError::Missing`] where there is none.
+/// Reads the catalog in the file at `path`; refused as [`OpenError::Locked`] while a service has it open, and as
+/// [`OpenError::Missing`] if there is none.
 pub fn read(path: &Path) -> Result<View, OpenError> {
     exists(path)?;
     let (opened, _lock) = file::open(path)?;
     Ok(close(opened))
 }
 
-/// Closes what was opened, and hands out what it held.
+/// Closes an opened file, and returns what it held.
 fn close(opened: file::Opened) -> View {
     let file::Opened { view, writer, checkpointer, presence: _ } = opened;
-    // What fails here loses nothing: the log is read by whoever opens the file next.
+    // A failure here loses nothing: whoever opens the file next reads the log.
     let _ = checkpointer.close();
     let _ = writer.close();
     view
 }
 
-/// Reads the catalog in the file at `path`, also while a service has it: what was durable at one moment.
+/// Reads the catalog in the file at `path`, even while a service has it open: what was durable at one moment.
 pub fn peek(path: &Path) -> Result<View, OpenError> {
     match read(path) {
         Err(OpenError::Locked { .. }) => {}
@@ -50,7 +50,7 @@ pub fn peek(path: &Path) -> Result<View, OpenError> {
     rows::load(path, &transaction)
 }
 
-/// The right to make a catalog where there is none, or an empty one.
+/// The reserved right to create a catalog where there is none, or in the place of an empty one.
 #[derive(Debug)]
 pub struct NewCatalog {
     path: PathBuf,
@@ -58,9 +58,9 @@ pub struct NewCatalog {
 }
 
 impl NewCatalog {
-    /// Claims a file that does not exist.
+    /// Reserves a file that does not exist; refused if it exists.
     pub fn if_missing(path: &Path) -> Result<Self, OpenError> {
-        let path = file::real(path)?;
+        let path = file::real_path(path)?;
         let lock = Lock::take(&path)?;
         if fs::symlink_metadata(&path).is_ok() {
             return Err(OpenError::Taken { path, filled: false });
@@ -68,9 +68,9 @@ impl NewCatalog {
         Ok(Self { path, lock })
     }
 
-    /// Claims a file that does not exist, or holds a catalog without a record.
+    /// Reserves a file that does not exist or holds a catalog without records; refused if it has records.
     pub fn if_empty(path: &Path) -> Result<Self, OpenError> {
-        let path = file::real(path)?;
+        let path = file::real_path(path)?;
         let lock = Lock::take(&path)?;
         match exists(&path) {
             Ok(()) => {
@@ -84,10 +84,10 @@ impl NewCatalog {
         Ok(Self { path, lock })
     }
 
-    /// Makes the file, whole or not at all.
+    /// Creates the file, whole or not at all.
     pub fn fill(self, view: &View) -> Result<(), OpenError> {
         let Self { path, lock } = self;
-        file::make(&path, view)?;
+        file::create(&path, view)?;
         drop(lock);
         Ok(())
     }

@@ -10,7 +10,7 @@ use rustix::fs::statfs;
 use super::error::OpenError;
 use crate::files;
 
-/// Makes the directory, and those above it that are missing, so that only their owner can enter them.
+/// Creates the directory and its missing parents, accessible only to their owner.
 pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
     files::make_dir(directory, 0o700)?;
@@ -25,14 +25,14 @@ pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// The path with `suffix` at the end of its name.
+/// Returns the path with `suffix` appended to its name.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()
 }
 
-/// Refuses a path on a file system of other machines or of a program.
+/// Refuses a path on a file system that machines share or that a program serves.
 pub(super) fn refuse_shared(path: &Path) -> Result<(), OpenError> {
     let found = statfs(path).map_err(|errno| OpenError::Io {
         path: path.into(),
@@ -49,8 +49,8 @@ pub(super) fn refuse_shared(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// What the file system of this `f_type` is called, if it is one that machines share or that a program serves: file
-/// locks and shared memory, which SQLite's log needs, are not to be relied on there.
+/// Returns the name of the file system with this `f_type` if machines share it or a program serves it; `None` if not.
+/// File locks and shared memory, which SQLite's log needs, are not reliable there.
 fn shared(magic: u32) -> Option<&'static str> {
     Some(match magic {
         0x0000_6969 => "NFS",

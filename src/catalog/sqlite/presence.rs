@@ -1,7 +1,7 @@
-//! Whether a catalog's files still lie where they were opened.
+//! Checks that a catalog's files still lie where they were opened.
 //!
-//! SQLite goes on writing to files that were removed or moved away: what is written there is lost with the process. So
-//! nothing may be answered as durable unless the names were looked at after it was written.
+//! SQLite goes on writing to files that were removed or moved away, and whatever it writes there is lost with the
+//! process. So nothing may be answered as durable unless the names were checked after it was written.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::error::OpenError;
 use super::place::{beside, make_directory};
 
-/// What tells a file from every other one that has its name later: while somebody has it open, no other file gets it.
+/// The identity of a file. While somebody has the file open, no other file gets the same identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     device: u64,
@@ -23,24 +23,24 @@ impl Identity {
         Self { device: found.dev(), inode: found.ino() }
     }
 
-    /// Whether the file of that name is this one.
+    /// Returns true if the file at that path is this one.
     pub(super) fn is_at(self, path: &Path) -> bool {
         fs::symlink_metadata(path).is_ok_and(|found| Self::of(&found) == self)
     }
 }
 
-/// Where a catalog's open files lie, and which they are.
+/// The paths and identities of a catalog's open files.
 #[derive(Debug)]
 pub(super) struct Presence {
     path: PathBuf,
     file: Identity,
     log: Identity,
-    /// Of the directory: a file's own may be another one's on file systems that lie on top of others.
+    /// The directory's device: on stacked file systems a file's own device may be another one.
     device: u64,
 }
 
 impl Presence {
-    /// Notes the files of a catalog that was just opened, by its real path.
+    /// Records the files of a catalog that was just opened, by its real path.
     pub(super) fn note(path: &Path) -> Result<Self, OpenError> {
         let identity = |path: &Path| fs::symlink_metadata(path).map(|found| Identity::of(&found));
         let tell = |source| OpenError::Io { path: path.into(), doing: "looked at", source };
@@ -52,17 +52,18 @@ impl Presence {
         })
     }
 
-    /// The catalog's real path.
+    /// Returns the catalog's real path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the files lie where they did.
+    /// Returns true if the files still lie where they were opened.
     pub(super) fn is_whole(&self) -> bool {
         self.file.is_at(&self.path) && self.log.is_at(&beside(&self.path, "-wal"))
     }
 
-    /// Has a file put in the catalog's place by `put`; from then on it is the catalog's, whatever fails afterwards.
+    /// Lets `put` put the file `new` in the catalog's place. From then on that file is the catalog's, whatever fails
+    /// afterwards.
     pub(super) fn replace(
         &mut self,
         new: &Path,
@@ -78,9 +79,9 @@ impl Presence {
         put
     }
 
-    /// Makes sure that a new file may be made there: its directory is there, on the same file system as ever, and
-    /// nobody else's file has its name.
-    pub(super) fn make_way(&self) -> Result<(), OpenError> {
+    /// Makes sure that a new file may be created: its directory exists and is on the same file system as before, and no
+    /// other file has its name.
+    pub(super) fn check_place(&self) -> Result<(), OpenError> {
         let path = || self.path.clone();
         let tell = |source| OpenError::Io { path: path(), doing: "looked at", source };
         match fs::symlink_metadata(&self.path) {
@@ -90,7 +91,7 @@ impl Presence {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(tell(error)),
             _ => {}
         }
-        // Below the mount point of a file system that is not mounted, a catalog would be hidden by the next mount.
+        // If the file system is not mounted, a catalog below its mount point would be hidden by the next mount.
         if nearest(&self.path).map_err(tell)? != self.device {
             return Err(OpenError::Elsewhere { path: path() });
         }
@@ -99,7 +100,7 @@ impl Presence {
     }
 }
 
-/// The device of the nearest directory above that is there.
+/// Returns the device of the nearest existing directory above `path`.
 fn nearest(path: &Path) -> io::Result<u64> {
     let mut found = Err(io::ErrorKind::NotFound.into());
     for directory in path.ancestors().skip(1) {

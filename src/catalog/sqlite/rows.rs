@@ -30,7 +30,7 @@ pub(super) fn load(path: &Path, connection: &Connection) -> Result<View, OpenErr
     loader.finish().map_err(row_error)
 }
 
-/// Stores and deletes records, inside the caller's transaction.
+/// Stores and deletes records, within the caller's transaction.
 pub(super) fn store(
     transaction: &Connection,
     writes: impl IntoIterator<Item = impl std::borrow::Borrow<Write>>,

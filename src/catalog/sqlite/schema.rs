@@ -1,25 +1,25 @@
-//! The tables of a catalog's file, every version of them, and the statements that the engine runs.
+//! The tables of a catalog's file in every version, and the statements that the engine runs.
 //!
-//! A migration is never changed once a release has it: files of every earlier schema are opened by running what comes
-//! after it.
+//! A migration never changes once a release has it: files of an earlier schema are opened by running the migrations
+//! that follow.
 
 use rusqlite::Connection;
 
 use crate::catalog::record::Table;
 
-/// What marks an SQLite file as a catalog, in its header: `vhct`.
+/// The application ID in an SQLite file's header that marks it as a catalog: `vhct`.
 pub(super) const APPLICATION_ID: i32 = 0x7668_6374;
 
-/// Where a file's header has the application's number, four bytes, most significant first.
+/// The position of the application ID in a file's header: four bytes, most significant first.
 pub(super) const APPLICATION_ID_AT: std::ops::Range<usize> = 68..72;
 
-/// What every SQLite file begins with.
+/// The first bytes of every SQLite file.
 pub(super) const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-/// How long a file's header is.
+/// The length of a file's header.
 pub(super) const HEADER: usize = 100;
 
-/// The schema's migrations, oldest first. The number of a schema is how many of them were run.
+/// The schema's migrations, oldest first. The number of a schema is the number of migrations that were run.
 pub(super) const MIGRATIONS: &[&str] = &[
     // 1: a table for each kind of record. Keys are texts, values are versioned JSON.
     "CREATE TABLE volumes (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -30,17 +30,17 @@ pub(super) const MIGRATIONS: &[&str] = &[
      CREATE TABLE backends (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT, WITHOUT ROWID;",
 ];
 
-/// The schema's number in a file.
+/// Returns the number of a file's schema.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Writes the schema's number into a file: also where it is the same, so that a transaction has something to write.
+/// Writes the schema's number into a file, even if it is unchanged, so that a transaction has something to write.
 pub(super) fn set_version(connection: &Connection, version: usize) -> rusqlite::Result<()> {
     connection.execute_batch(&format!("PRAGMA user_version = {version}"))
 }
 
-/// Runs the migrations that a file of schema `from` lacks, inside the caller's transaction.
+/// Runs the migrations that a file of schema `from` lacks, within the caller's transaction.
 pub(super) fn migrate(connection: &Connection, migrations: &[&str], from: usize) -> rusqlite::Result<()> {
     for migration in migrations.iter().skip(from) {
         connection.execute_batch(migration)?;
@@ -48,7 +48,7 @@ pub(super) fn migrate(connection: &Connection, migrations: &[&str], from: usize)
     set_version(connection, migrations.len())
 }
 
-/// Reads all rows of a table: the parts of the key, then the record.
+/// Returns the statement that reads all rows of a table: the parts of the key, then the record.
 pub(super) fn select(table: Table) -> &'static str {
     match table {
         Table::Volumes => "SELECT name, record FROM volumes",
@@ -59,7 +59,7 @@ pub(super) fn select(table: Table) -> &'static str {
     }
 }
 
-/// Stores a row: takes the parts of the key, then the record.
+/// Returns the statement that stores a row. Its parameters are the parts of the key, then the record.
 pub(super) fn store(table: Table) -> &'static str {
     match table {
         Table::Volumes => "REPLACE INTO volumes (name, record) VALUES (?, ?)",
@@ -70,7 +70,7 @@ pub(super) fn store(table: Table) -> &'static str {
     }
 }
 
-/// Deletes a row: takes the parts of the key.
+/// Returns the statement that deletes a row. Its parameters are the parts of the key.
 pub(super) fn delete(table: Table) -> &'static str {
     match table {
         Table::Volumes => "DELETE FROM volumes WHERE name = ?",

@@ -1,4 +1,4 @@
-//! The embedded engine against the battery, against damaged files and against full disks.
+//! The embedded engine against the battery, damaged files and full disks.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,7 +27,7 @@ async fn the_embedded_engine_passes_the_battery() {
     .await;
 }
 
-/// What lies in a directory, but for locks and shared memory, which hold nothing.
+/// Returns the files of a directory, without locks and shared memory, which hold nothing.
 fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     fs::read_dir(directory)
         .unwrap()
@@ -39,7 +39,7 @@ fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
-/// Opens what must be refused, and tells the refusal once it is sure that nothing was changed.
+/// Opens what must be refused. Checks that nothing was changed and returns the refusal.
 fn refusal(path: &Path) -> String {
     let before = contents(path.parent().unwrap());
     let error = open(path).err().unwrap_or_else(|| panic!("{} was opened", path.display()));
@@ -47,7 +47,7 @@ fn refusal(path: &Path) -> String {
     chain(&error)
 }
 
-/// A closed catalog of some pages, as bytes, and its view.
+/// Returns a closed catalog of some pages, as bytes, and its view.
 fn some_pages() -> (Vec<u8>, Arc<View>) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("catalog.db");
@@ -71,7 +71,7 @@ fn a_new_catalog_is_its_owners_alone_and_leaves_nothing_beside_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a/b/catalog.db");
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    // What a crash while it was being made left.
+    // A crash left this while the catalog was being made.
     fs::write(path.with_file_name("catalog.db.new"), "half").unwrap();
     let catalog = open(&path).unwrap();
     for file in ["catalog.db", "catalog.db-wal", "catalog.db.lock"] {
@@ -163,7 +163,7 @@ fn wherever_it_was_cut_off_a_file_is_refused() {
 fn flipped_bits_are_refused_or_do_no_harm() {
     let (whole, view) = some_pages();
     let mut refused = 0;
-    // The beginnings of pages, where their structure is, and places all over them.
+    // The beginnings of pages, which hold their structure, and positions all over them.
     let places =
         (0..whole.len()).step_by(4096).flat_map(|page| (page..page + 12).chain([page + 1777, page + 3500]));
     for place in places {
@@ -201,7 +201,7 @@ fn a_row_that_is_not_understood_is_named_and_kept() {
     }
 }
 
-/// What a machine that lost its power now would find: the file and its log.
+/// Returns what a power cut at this moment would leave: the file and its log.
 fn crashed(path: &Path) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let copy = directory.path().join("catalog.db");
@@ -253,14 +253,14 @@ async fn a_confirmation_follows_its_answer_at_the_latest_with_the_next_change() 
     };
     let first = create(&catalog, "first").await;
     assert!(!first.unconfirmed && !catalog.view().volume("first").unwrap().unconfirmed);
-    // Its own confirmation is under way or not; that of the one before must be there.
+    // Its own confirmation may be under way; that of the one before must be there.
     for text in ["second", "third"] {
         create(&catalog, text).await;
         assert!(unconfirmed(text) <= 1, "after {text}");
     }
     catalog.submit(mount(&first, "web1", "x")).await.unwrap();
     assert_eq!(unconfirmed("mount"), 0);
-    // Without another change it is stored all the same.
+    // It is stored even if no other change follows.
     create(&catalog, "last").await;
     let patience = Instant::now() + Duration::from_secs(30);
     while unconfirmed("last") > 0 {
@@ -273,7 +273,7 @@ async fn a_confirmation_follows_its_answer_at_the_latest_with_the_next_change() 
 async fn a_confirmation_waits_for_nobody_while_nothing_is_queued() {
     let directory = tempfile::tempdir().unwrap();
     let catalog: Arc<dyn Catalog> = Arc::new(open(&directory.path().join("catalog.db")).unwrap());
-    // The writer may be at its own work just then.
+    // The writer may be doing leftover work just then.
     let at_once = async |number: u32| {
         let made = volume(&format!("volume-{number}"));
         catalog.submit(Change::Insert(made.clone())).await.unwrap();
@@ -301,7 +301,7 @@ async fn a_confirmation_that_finds_no_room_is_not_forgotten() {
     let made = volume("db");
     catalog.submit(Change::Insert(made.clone())).await.unwrap();
     fill(&catalog).await;
-    // In one transaction with what cannot be stored: that one fails, and this does not.
+    // In one transaction with a record that cannot be stored: that change fails, and this one does not.
     let published = catalog.submit(Change::Publish(made.name.clone(), made.id));
     let refused = catalog.submit(Change::Insert(large("never")));
     let after = published.await.unwrap().after.unwrap();
@@ -339,13 +339,13 @@ fn the_oldest_schema_is_opened() {
     assert_eq!(usize::try_from(schema::version(&connection).unwrap()).unwrap(), schema::MIGRATIONS.len());
 }
 
-/// A volume that takes some room.
+/// Returns a volume whose record is large.
 fn large(text: &str) -> Volume {
     let hosts = (0..100).map(|i| host(&format!("host-{i}.of-a-rather-long-domain.example.org")));
     Volume { known_to: hosts.collect(), ..volume(text) }
 }
 
-/// Inserts until there is no room, and returns how many fitted.
+/// Inserts volumes until there is no room, and returns how many fitted.
 async fn fill(catalog: &Arc<dyn Catalog>) -> usize {
     for count in 0..10_000 {
         match catalog.submit(Change::Insert(large(&format!("large-{count}")))).await {
@@ -374,7 +374,8 @@ async fn a_full_catalog_refuses_what_needs_room_and_nothing_else() {
 
     let before = catalog.view();
     let first = before.volume("large-0").unwrap();
-    // All at once, so that they meet in one transaction: what needs no room must not suffer for what does.
+    // All at once, so that they share one transaction: changes that need no room must not fail because of those that
+    // do.
     let changes = [
         Change::Insert(large("more")),
         Change::Publish(first.name.clone(), first.id),
@@ -414,11 +415,11 @@ async fn a_full_catalog_refuses_what_needs_room_and_nothing_else() {
     assert_eq!(reopened.volume("db"), last.volume("db"));
 }
 
-/// A small file system of its own.
+/// A small file system for one test.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    /// `None` where this user may not mount.
+    /// Mounts it; `None` if this user may not mount.
     fn mount(size: &str) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
@@ -444,7 +445,7 @@ async fn a_commit_that_failed_on_a_full_disk_is_not_found_after_a_crash() {
     let filler = disk.0.path().join("filler");
     let catalog: Arc<dyn Catalog> = Arc::new(open(&path).unwrap());
     let made = create(&catalog, "db").await;
-    // Leaves room for little: commits fail while they are written to the log.
+    // Leaves little room: commits fail while they are written to the log.
     fs::write(&filler, vec![0; 300 << 10]).unwrap();
     fill(&catalog).await;
     for _ in 0..3 {
@@ -482,7 +483,7 @@ async fn the_log_is_moved_into_the_file_while_serving() {
     }
 }
 
-/// Waits for what the writer does by itself.
+/// Waits until the writer has done something on its own.
 async fn until(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
@@ -507,7 +508,7 @@ async fn files_that_come_back_are_not_trusted_with_what_was_refused_meanwhile() 
     let refused = catalog.submit(Change::Insert(volume("refused"))).await.unwrap_err();
     assert!(chain(&refused).contains("was replaced by another file"), "{}", chain(&refused));
     assert!(catalog.fault().is_some() && catalog.view().volume("refused").is_none());
-    // The writer finds its own files again, but does not go on with them.
+    // The writer finds its own files again, but does not trust them any more.
     fs::remove_file(&path).unwrap();
     move_files(&away, &path);
     until("the catalog to be well", || catalog.fault().is_none()).await;

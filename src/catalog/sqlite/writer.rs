@@ -1,4 +1,4 @@
-//! The thread that decides changes and makes them durable, and has the file made anew when it is gone.
+//! The thread that decides changes and makes them durable. It rebuilds the file if it is gone.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -25,14 +25,14 @@ use crate::catalog::{CatalogError, Change, Outcome, View, Write};
 use crate::error::chain;
 use crate::model::volume::VolumeName;
 
-/// How long the queue must be empty before what was left over is done: what a failure left is put right, and records
-/// are stored that nobody waits for.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long the queue must be empty before leftover work is done: repairing what a failure left, and storing records
+/// that nobody waits for.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often it is looked after the files while nothing is written.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often the files are checked while nothing is written.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A queued change and who waits for it.
+/// A queued change, and the sender of its answer.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) change: Change,
@@ -41,7 +41,7 @@ pub(super) struct Job {
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// The files as they are served: opened, with the thread that moves the log into the file.
+/// The open files in service, with the thread that moves the log into the file.
 pub(super) struct Files {
     connection: Connection,
     checkpoints: Checkpoints,
@@ -49,7 +49,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Starts to serve what was opened; beside it what that holds.
+    /// Starts serving an opened file; returns its view as well.
     pub(super) fn serve(opened: Opened, location: &str) -> Result<(View, Self), OpenError> {
         let Opened { view, writer: connection, checkpointer, presence } = opened;
         let path = presence.path();
@@ -58,28 +58,28 @@ impl Files {
         Ok((view, Self { connection, checkpoints, presence }))
     }
 
-    /// Gives files up that are not those of the catalog any more: nothing that has their names now may be touched.
+    /// Gives up files that are no longer the catalog's: the files that have their names now must not be touched.
     fn abandon(self) {
         let Self { connection, checkpoints, presence: _ } = self;
         checkpoints.stop();
-        // SQLite looks after this itself. Whatever fails here is a loss to nobody.
+        // SQLite takes care of this itself as well. A failure here loses nothing.
         let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         let _ = connection.close();
     }
 }
 
-/// What the thread owns.
+/// The state of the thread.
 pub(super) struct Writer {
     files: Files,
     lock: Lock,
     view: Arc<ArcSwap<View>>,
-    /// What [`Catalog::fault`](crate::catalog::Catalog::fault) tells.
+    /// Shown by [`Catalog::fault`](crate::catalog::Catalog::fault).
     fault: Arc<ArcSwapOption<String>>,
     location: String,
-    /// Whether the log's end may hold a commit that was answered with an error: see [`Writer::settle`].
-    unsettled: bool,
-    /// Whether the files were seen to be gone. They are not trusted again, even if they come back: a commit to them
-    /// may have been answered with an error since.
+    /// True if the log's end may hold a commit that was answered with an error: see [`Writer::overwrite_failed_commit`].
+    failed_commit_in_log: bool,
+    /// True once the files were seen to be gone. They are not trusted again, even if they come back, because a commit
+    /// to them may have been answered with an error since.
     gone: bool,
     pending: Arc<Mutex<Pending>>,
 }
@@ -93,19 +93,19 @@ impl Writer {
         fault: Arc<ArcSwapOption<String>>,
         location: String,
     ) -> Self {
-        Self { files, lock, view, pending, fault, location, unsettled: false, gone: false }
+        Self { files, lock, view, pending, fault, location, failed_commit_in_log: false, gone: false }
     }
 
-    /// Locks what waits; never held while the disk is waited for.
+    /// Locks the pending changes; never held while waiting for the disk.
     fn pending(&self) -> MutexGuard<'_, Pending> {
-        // It is whole after every statement under this lock.
+        // They are whole after every statement under this lock.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serves the queue until its last sender is gone, then closes the file.
     pub(super) fn run(mut self, queue: Receiver<Job>) {
-        // Whoever waits for a change that meets a panic, or asks for one later, is told that the catalog is closed:
-        // the answers are dropped, here and with the queue.
+        // After a panic, all callers, present and later, are told that the catalog is closed: their answers' senders
+        // are dropped, here and with the queue.
         if catch_unwind(AssertUnwindSafe(|| self.serve(&queue))).is_err() {
             log::error!(
                 "the catalog {} takes no more changes: its writer panicked; restart volhost",
@@ -117,13 +117,16 @@ impl Writer {
     }
 
     fn serve(&mut self, queue: &Receiver<Job>) {
-        // What follows a change is mostly there soon after it, and decided without a word to this thread.
+        // A confirmation usually comes soon after a change, and is decided without this thread: look again after a
+        // short pause.
         let mut changed = false;
         loop {
-            let well = !self.unsettled && !self.gone && !changed && self.fault.load().is_none();
-            match queue.recv_timeout(if well { LOOK } else { PAUSE }) {
+            let is_idle = !self.failed_commit_in_log && !self.gone && !changed && self.fault.load().is_none();
+            match queue.recv_timeout(if is_idle { CHECK_INTERVAL } else { IDLE_TIMEOUT }) {
                 Ok(first) => {
-                    self.turn(std::iter::once(first).chain(queue.try_iter()).take(MAX_BATCH).collect());
+                    self.process_batch(
+                        std::iter::once(first).chain(queue.try_iter()).take(MAX_BATCH).collect(),
+                    );
                     changed = true;
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -131,7 +134,7 @@ impl Writer {
                     self.catch_up();
                     let mut pending = self.pending();
                     pending.jobs -= 1;
-                    changed = !pending.following.is_empty();
+                    changed = !pending.deferred.is_empty();
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -139,16 +142,16 @@ impl Writer {
     }
 
     /// Decides changes in their order, makes them durable together, shows them together, and answers.
-    fn turn(&mut self, batch: Vec<Job>) {
+    fn process_batch(&mut self, batch: Vec<Job>) {
         let base = self.view.load_full();
         let mut draft = View::clone(&base);
-        let (mut writes, mut following) = (Vec::new(), self.pending().following.clone());
+        let (mut writes, mut deferred) = (Vec::new(), self.pending().deferred.clone());
         let mut results = Vec::with_capacity(batch.len());
         for job in &batch {
             results.push(draft.apply(job.change.clone()).map_err(CatalogError::from).map(
                 |(outcome, records)| {
                     if job.change.may_follow() {
-                        following.extend(volumes_of(&records));
+                        deferred.extend(volumes_of(&records));
                     } else {
                         writes.extend(records);
                     }
@@ -156,13 +159,13 @@ impl Writer {
                 },
             ));
         }
-        if writes.is_empty() && following.len() < MAX_BATCH {
-            self.pending().following = following;
-        } else if let Err(failure) = self.keep(&draft, writes, following) {
-            (draft, results) = self.without_disk(&base, &batch, &failure.into());
+        if writes.is_empty() && deferred.len() < MAX_BATCH {
+            self.pending().deferred = deferred;
+        } else if let Err(failure) = self.persist(&draft, writes, deferred) {
+            (draft, results) = self.decide_without_disk(&base, &batch, &failure.into());
         }
         self.view.store(Arc::new(draft));
-        // Before anybody is answered: what they submit next may then be decided at once.
+        // Before anybody is answered, so that their next change may be decided at once.
         self.pending().jobs -= batch.len();
         for (job, result) in batch.into_iter().zip(results) {
             // Nobody may be waiting any more; the change stands all the same.
@@ -170,9 +173,9 @@ impl Writer {
         }
     }
 
-    /// Decides the changes of a transaction that failed once more: those that need the disk are answered with the
-    /// failure and leave nothing, and the others are decided as if those had never been submitted.
-    fn without_disk(
+    /// Decides the changes of a failed transaction again. Those that need the disk are answered with the failure and
+    /// leave nothing; the others are decided as if those had never been submitted.
+    fn decide_without_disk(
         &mut self,
         base: &View,
         batch: &[Job],
@@ -183,7 +186,7 @@ impl Writer {
             let mut trial = draft.clone();
             let (outcome, writes) = trial.apply(job.change.clone())?;
             if writes.is_empty() || job.change.may_follow() {
-                self.pending().following.extend(volumes_of(&writes));
+                self.pending().deferred.extend(volumes_of(&writes));
                 draft = trial;
                 return Ok(outcome);
             }
@@ -193,55 +196,55 @@ impl Writer {
         (draft, results)
     }
 
-    /// Makes records durable, all of them or none, and with them those that follow; `draft` is what the catalog holds
-    /// with them.
-    fn keep(
+    /// Makes records durable, all or none, together with the records that may follow their answers. `draft` is the view
+    /// with all of them.
+    fn persist(
         &mut self,
         draft: &View,
         writes: Vec<Write>,
-        following: BTreeSet<VolumeName>,
+        deferred: BTreeSet<VolumeName>,
     ) -> Result<(), Failure> {
-        self.look();
-        let mut done = if self.gone { Ok(()) } else { self.commit(draft, writes, following) };
-        // What was written to files that are gone by now is lost.
-        self.look();
+        self.check_files();
+        let mut result = if self.gone { Ok(()) } else { self.commit(draft, writes, deferred) };
+        // A write to files that are gone by now is lost.
+        self.check_files();
         if self.gone {
-            done = self.make_anew(draft).map_err(Failure::from);
+            result = self.rebuild(draft).map_err(Failure::from);
         }
-        match &done {
+        match &result {
             Ok(()) => self.fault.store(None),
-            Err(failure) => self.tell(chain(&**failure)),
+            Err(failure) => self.note_fault(chain(&**failure)),
         }
-        done
+        result
     }
 
-    /// Notes why nothing can be written; said aloud when it is news.
-    fn tell(&self, why: String) {
+    /// Notes why nothing can be written; logs it if the reason is new.
+    fn note_fault(&self, why: String) {
         if self.fault.load().as_deref() != Some(&why) {
             log::error!("the catalog {} cannot be written: {why}", self.location);
             self.fault.store(Some(Arc::new(why)));
         }
     }
 
-    /// Writes records to the file. Where there is no room for all, those that follow wait on.
+    /// Writes records to the file. If there is no room for all, those that may follow keep waiting.
     fn commit(
         &mut self,
         draft: &View,
         mut writes: Vec<Write>,
-        following: BTreeSet<VolumeName>,
+        deferred: BTreeSet<VolumeName>,
     ) -> Result<(), Failure> {
         let waited_for = writes.len();
-        let there = following.iter().filter_map(|name| draft.volumes.get_key_value(name));
+        let there = deferred.iter().filter_map(|name| draft.volumes.get_key_value(name));
         writes.extend(there.map(|(name, volume)| Write::Volume(name.clone(), Some(Arc::clone(volume)))));
         match self.transact(&writes) {
             Ok(()) => {
-                self.pending().following.clear();
+                self.pending().deferred.clear();
                 Ok(())
             }
             Err(_) if 0 < waited_for && waited_for < writes.len() => {
                 writes.truncate(waited_for);
                 self.transact(&writes)?;
-                self.pending().following = following;
+                self.pending().deferred = deferred;
                 Ok(())
             }
             Err(failure) => Err(failure),
@@ -251,75 +254,77 @@ impl Writer {
     /// Writes records in one transaction.
     fn transact(&mut self, writes: &[Write]) -> Result<(), Failure> {
         let transaction = self.files.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let done = store(&transaction, writes).and_then(|()| Ok(transaction.commit()?));
-        match done {
+        let result = store(&transaction, writes).and_then(|()| Ok(transaction.commit()?));
+        match result {
             Ok(()) => {
-                self.unsettled = false;
+                self.failed_commit_in_log = false;
                 self.files.checkpoints.wrote(writes.len());
             }
             Err(_) => {
-                self.unsettled = true;
-                self.settle();
+                self.failed_commit_in_log = true;
+                self.overwrite_failed_commit();
             }
         }
-        done
+        result
     }
 
-    /// Looks whether the files are still there.
-    fn look(&mut self) {
+    /// Checks that the files are still there.
+    fn check_files(&mut self) {
         let there = self.files.presence.is_whole() && self.lock.is_in_place();
         if !self.gone && !there {
             self.gone = true;
             log::error!(
                 "the catalog {} was removed, moved or replaced while volhost uses it: nothing is lost as long as \
-                 volhost runs, which makes it anew from memory",
+                 volhost runs: it rebuilds the catalog from memory",
                 self.location
             );
         }
     }
 
-    /// Makes the file anew from what the catalog holds.
-    fn make_anew(&mut self, view: &View) -> Result<(), OpenError> {
+    /// Rebuilds the file from the view.
+    fn rebuild(&mut self, view: &View) -> Result<(), OpenError> {
         let Self { files: Files { connection, presence, .. }, lock, .. } = self;
-        presence.make_way()?;
+        presence.check_place()?;
         let path = presence.path().to_path_buf();
         if !lock.is_in_place() {
             *lock = Lock::take(&path)?;
         }
         file::prepare_new(&path, view)?;
-        // Where the old file or its log still lies there, nothing may be left in the log, which would be taken for the
-        // new file's; so a crash before the new one has its name leaves a whole catalog, too.
+        // If the old file or its log still lies there, its log must be empty, because SQLite would take it for the new
+        // file's. The old file stays whole by this, so a crash before the new one has its name leaves a whole catalog,
+        // too.
         let _ = empty_log(connection);
         presence.replace(&beside(&path, ".new"), file::put_in_place)?;
-        let (_, files) = Files::serve(file::understand(&path)?, &self.location)?;
+        let (_, files) = Files::serve(file::read_whole(&path)?, &self.location)?;
         std::mem::replace(&mut self.files, files).abandon();
-        (self.gone, self.unsettled) = (false, false);
-        self.pending().following.clear();
-        log::warn!("the catalog {} was made anew from memory, with all that it held", self.location);
+        (self.gone, self.failed_commit_in_log) = (false, false);
+        self.pending().deferred.clear();
+        log::warn!("the catalog {} was rebuilt from memory, with everything that it held", self.location);
         Ok(())
     }
 
-    /// Does what was left over while nobody waits for a change: stores what was answered already, and puts right what
-    /// is wrong with the files.
+    /// Does leftover work while nobody waits for a change: stores records that were answered already, and repairs the
+    /// files.
     fn catch_up(&mut self) {
-        self.look();
-        let following = self.pending().following.clone();
-        if self.gone || !following.is_empty() {
+        self.check_files();
+        let deferred = self.pending().deferred.clone();
+        if self.gone || !deferred.is_empty() {
             let view = self.view.load_full();
-            // Where it fails it was said, and is tried again; a start without what follows finds out the same.
-            let _ = self.keep(&view, Vec::new(), following);
-        } else if self.unsettled || self.fault.load().is_some() {
-            self.settle();
+            // A failure was logged, and this is tried again. A start without these records finds out the same from the
+            // directories.
+            let _ = self.persist(&view, Vec::new(), deferred);
+        } else if self.failed_commit_in_log || self.fault.load().is_some() {
+            self.overwrite_failed_commit();
         }
     }
 
     /// Undoes a failed commit for good.
     ///
-    /// A commit that failed is rolled back for this connection, and yet all its pages may stand at the log's end:
-    /// when the disk failed to say that it has them, for instance. A process that starts after a crash would find
-    /// them there and take the change for a durable one, although it was answered with an error. Any commit that
-    /// succeeds overwrites the place, so one is made that changes nothing; while none succeeds, it is tried again.
-    fn settle(&mut self) {
+    /// A failed commit is rolled back for this connection, but all its pages may still stand at the log's end: for
+    /// instance if the disk failed to confirm that it has them. A process that starts after a crash would find them
+    /// there and take the change for a durable one, although it was answered with an error. Any successful commit
+    /// overwrites them, so this makes a commit that changes nothing; until one succeeds, it is tried again.
+    fn overwrite_failed_commit(&mut self) {
         let settled =
             self.files.connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(
                 |transaction| {
@@ -329,7 +334,7 @@ impl Writer {
             );
         match settled {
             Ok(()) => {
-                self.unsettled = false;
+                self.failed_commit_in_log = false;
                 self.fault.store(None);
             }
             Err(error) => {
@@ -338,7 +343,7 @@ impl Writer {
         }
     }
 
-    /// Moves the log into the file and closes it. What fails here loses nothing: the log is read by the next start.
+    /// Moves the log into the file and closes it. A failure here loses nothing: the next start reads the log.
     fn close(mut self) {
         self.catch_up();
         let Self { files, lock, location, gone, .. } = self;
@@ -352,7 +357,7 @@ impl Writer {
         if let Err(error) = moved.and_then(|_| connection.close().map_err(|(_, error)| error)) {
             log::warn!("the log of the catalog {location} stays beside it: {}", chain(&error));
         }
-        // Only now may another process have the file.
+        // Only now may another process open the file.
         drop(lock);
     }
 }

@@ -1,7 +1,7 @@
-//! The JSON Schemas in `etc`, by which editors complete and check both files: made from the table of fields, and
-//! compared with what the parser takes.
+//! The JSON Schemas in `etc`, with which editors complete and check both files: made from the table of fields, and
+//! compared with what the parser accepts.
 //!
-//! A schema never refuses what the parser takes. What it cannot express (a key given twice, overlapping backends, an
+//! A schema never refuses what the parser accepts. What it cannot express (a key given twice, overlapping backends, an
 //! address that serves others without TLS) is left to `volhost check`.
 
 use jsonschema::Validator;
@@ -19,7 +19,7 @@ fn config_schema() -> Value {
     let mut schema = object(fields::CONFIG);
     schema["$schema"] = json!("http://json-schema.org/draft-07/schema#");
     schema["title"] = json!("volhost.json, the configuration of volhost");
-    // A certificate and its key: both, or neither.
+    // A certificate and its key: both or neither.
     let given = |name: &str| json!({"required": [name], "properties": {name: {"type": "string"}}});
     let needs = |one, other| json!({"if": given(one), "then": given(other)});
     schema["properties"]["tls"]["allOf"] = json!([needs("cert", "key"), needs("key", "cert")]);
@@ -31,7 +31,7 @@ fn config_schema() -> Value {
         needs("user", "password_file"),
         needs("password_file", "user"),
     ]);
-    // What lets volhost into a cluster is for a catalog in one.
+    // Credentials for a cluster are for a catalog in one.
     schema["if"] = json!({"required": ["etcd"], "properties": {"etcd": {"type": "object"}}});
     schema["then"] = json!({"required": ["catalog"], "properties": {"catalog": {"pattern": "^etcd:"}}});
     schema
@@ -60,7 +60,7 @@ fn object(table: &'static [Field]) -> Value {
     json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
 }
 
-/// `None` for a field that is always refused, which an editor shall not offer.
+/// Returns the schema of a field; `None` for a field that is always refused, which an editor must not offer.
 fn property(field: &Field) -> Option<Value> {
     let Field { name: _, takes, null, default, doc, applied: _ } = field;
     let mut schema = match takes {
@@ -99,7 +99,7 @@ fn property(field: &Field) -> Option<Value> {
     Some(schema)
 }
 
-/// A default that is told as JSON.
+/// Returns a default that is given as JSON.
 fn json_default(field: &Field) -> Option<Value> {
     let quoted = field.default.strip_prefix('`')?.strip_suffix('`')?;
     serde_json::from_str(quoted).ok()
@@ -201,7 +201,7 @@ fn the_samples_keep_to_the_schemas_that_they_name_and_a_spurious_key_in_them_doe
             assert!(!schema.is_valid(&spoilt), "{spoilt}");
         }
     }
-    // What the parser makes of the same: `a_spurious_key_is_refused_in_every_object`, and for the samples of `etc` the
+    // The parser's view of the same: `a_spurious_key_is_refused_in_every_object`, and for the samples of `etc` the
     // tests of the program.
 }
 
@@ -214,7 +214,7 @@ fn the_defaults_that_are_told_are_those_that_hold() {
     assert!(config.len() > 7, "{config:?}");
     config.insert("limits".into(), Value::Object(defaults(fields::LIMITS)));
     config.insert("spec".into(), json!({"dir": "/etc/docker/plugins"}));
-    // It would have to be there if it were named.
+    // If it were named, it would have to exist.
     assert_eq!(config.remove("backends"), Some(json!("/etc/volhost/backends.json")));
     let mut map = defaults(fields::BACKEND);
     map.insert("path".into(), json!("/nonexistent/volumes"));
@@ -342,7 +342,7 @@ fn what_the_parser_refuses_the_schema_of_the_map_refuses() {
     }
 }
 
-/// Every way to put something else in the place of one value, with the path of the field.
+/// Returns every way to put another value in the place of one value, with the path of the field.
 fn with_another_value(value: &Value, field: &str) -> Vec<(String, Value)> {
     let mut all: Vec<_> = [
         json!(null),
@@ -422,7 +422,7 @@ fn whatever_is_put_in_a_place_parser_and_schema_agree_on_it() {
         }
     }
     assert!(accepted > 100, "{accepted}");
-    // What no schema can tell: one field against another, and how long a duration is.
+    // What no schema can check: one field against another, and how long a duration is.
     for (field, fault) in beyond {
         let known = [
             "serves other machines without TLS",

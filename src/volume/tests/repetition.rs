@@ -11,18 +11,18 @@ async fn unmount(world: &World) {
     world.service.unmount(&engine(), &name("db"), &mount_id()).await.unwrap();
 }
 
-/// A volume that a container uses.
+/// Makes a volume that a container uses.
 async fn used(world: &World) {
     world.filled("db").await;
     world.mount("db").await.unwrap();
 }
 
-/// Rules that let no host in.
+/// Rules that give no host a right.
 fn nobody() -> Access {
     Access::new(Some(Listed::default()), BTreeMap::new())
 }
 
-/// Swaps what is in force for the same with other parts.
+/// Puts the present configuration in force with some parts changed.
 fn put_in_force(world: &World, change: impl FnOnce(&mut InForce)) {
     let InForce { map, access, request } = &*world.service.in_force();
     let mut next = InForce { map: map.clone(), access: access.clone(), request: *request };
@@ -30,7 +30,7 @@ fn put_in_force(world: &World, change: impl FnOnce(&mut InForce)) {
     world.service.in_force.store(Arc::new(next));
 }
 
-/// Repeats the Mount with success and ends both, as `docker cp` and then the container's end do.
+/// Repeats the Mount successfully and ends both, as `docker cp` and then the container's end do.
 async fn repeats_well(world: &World, when: &str) {
     let before = count(world);
     let seen = world.mount("db").await.unwrap_or_else(|error| panic!("{when}: {error}"));
@@ -91,7 +91,7 @@ async fn an_unmount_after_a_repetition_that_could_not_be_recorded_takes_nothing(
     }
     unmount(&world).await;
     assert_eq!(count(&world), 0, "each failure forgives one Unmount");
-    // The first Mount of an ID that fails leaves nothing to be forgiven.
+    // A failed first Mount of an ID leaves no Unmount to ignore.
     world.catalog.refuse(|change| matches!(change, Change::Mount { .. }));
     assert!(world.mount("db").await.is_err());
     world.catalog.refuse(|_| false);
@@ -120,7 +120,7 @@ async fn an_unmount_after_a_repetition_whose_caller_went_takes_no_live_mount() {
     drop(counted);
     unmount(&world).await;
     assert_eq!(count(&world), 1, "the live mount was taken");
-    // The caller goes while it is carried out, and it fails.
+    // The caller goes while the Mount is carried out, and the Mount fails.
     world.catalog.delay_by(LIMIT / 8, |change| matches!(change, Change::Mount { .. }));
     world.catalog.refuse(|change| matches!(change, Change::Mount { .. }));
     let refusals = || world.catalog.refusals.load(Ordering::Relaxed);
@@ -162,7 +162,7 @@ async fn a_repetition_whose_answer_was_lost_is_taken_back_unless_the_engine_unmo
     eventually("a first Mount is taken back at once", || count(&world) == 0).await;
 }
 
-/// What engines hold: how often each host's engine has mounted the exclusive volume under each ID, by its own count.
+/// The engines' own count: how often each host's engine has mounted the exclusive volume under each ID.
 #[derive(Default)]
 struct Engines {
     live: BTreeMap<(usize, String), u32>,
@@ -188,7 +188,7 @@ impl Engines {
     }
 }
 
-/// Numbers that a seed tells.
+/// Random numbers from a seed.
 struct Random(u64);
 
 impl Random {
@@ -199,7 +199,8 @@ impl Random {
     }
 }
 
-/// Two hosts whose engines behave as Docker Engine 20.10, on an exclusive volume, while Mounts fail in every way.
+/// Runs two hosts whose engines behave like Docker Engine 20.10, on an exclusive volume, while Mounts fail in every
+/// way.
 async fn history(seed: u64, steps: usize) {
     let world = World::new().await;
     let exclusive = || Options::parse([("access", "exclusive")]).unwrap();
@@ -255,7 +256,7 @@ async fn history(seed: u64, steps: usize) {
                 }
             }
             9 => {
-                // What was counted too high is the operator's to release.
+                // The operator releases whatever was counted too high.
                 if engines.of(host) == 0 {
                     let release = Change::Release {
                         name: name("db"),

@@ -1,5 +1,5 @@
-//! Several instances on one catalog and one storage: each with a view of its own, which may be old; any of them may
-//! stand still for long enough to be taken for lost, and go on without knowing.
+//! Several instances on one catalog and one storage. Each has its own view, which may be stale; any of them may stand
+//! still for long enough to be taken for lost, and go on without knowing.
 
 use std::collections::{HashMap, HashSet};
 use std::future::ready;
@@ -14,7 +14,7 @@ use crate::catalog::{BackendState, CatalogFuture, DistributedLock, Outcome, Peer
 use crate::model::backend_settings::BackendSettings;
 use crate::volume::recovery_state::Leftovers;
 
-/// What all instances share: the rules on one view, and who claims what.
+/// The state that all instances share: the rules on one view, and the directory locks.
 #[derive(Default)]
 struct Cluster {
     held: Mutex<Held>,
@@ -23,12 +23,12 @@ struct Cluster {
 #[derive(Default)]
 struct Held {
     view: View,
-    /// The claims, each with a number that tells it from a later one of the same volume.
-    claims: HashMap<VolumeId, (usize, u64)>,
-    claimed: u64,
-    /// Who is making or restoring a volume that is not visible.
+    /// The directory locks, each with a number that distinguishes it from a later lock on the same volume.
+    locks: HashMap<VolumeId, (usize, u64)>,
+    last_lock: u64,
+    /// The instance that is making or restoring each hidden volume.
     making: HashMap<VolumeId, (usize, VolumeName)>,
-    /// Every change that was made, and by whom.
+    /// Every change that was made, and its instance.
     made: Vec<(usize, Change)>,
 }
 
@@ -52,10 +52,10 @@ impl Cluster {
         Ok(outcome)
     }
 
-    /// Takes an instance for lost, as a lease that ran out does.
+    /// Takes an instance for lost, as when a lease has run out.
     fn lose(&self, lost: usize) {
         let mut held = self.held.lock().unwrap();
-        held.claims.retain(|_, (owner, _)| *owner != lost);
+        held.locks.retain(|_, (owner, _)| *owner != lost);
         let made: Vec<_> = held.making.iter().filter(|(_, (owner, _))| *owner == lost).collect();
         let made: Vec<_> = made.into_iter().map(|(id, (_, name))| (*id, name.clone())).collect();
         for (id, name) in made {
@@ -70,30 +70,30 @@ impl Cluster {
     }
 }
 
-/// Whether a change is meant.
+/// Returns true for the changes concerned.
 type Which = fn(&Change) -> bool;
 
-/// When a change stands still.
+/// The moment when a change stands still.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Still {
     Before,
     After,
 }
 
-/// One instance's way to the catalog.
+/// One instance's connection to the catalog.
 struct Instance {
     cluster: Arc<Cluster>,
     number: usize,
-    /// The view as it was last synced, while it is not kept up.
+    /// The view of the last sync, while the instance does not follow changes.
     old: Arc<ArcSwap<View>>,
     stale: AtomicBool,
     unreachable: AtomicBool,
-    /// Whether questions are left without an answer.
+    /// True if requests get no answer.
     silent: AtomicBool,
     syncs: AtomicUsize,
     still: Mutex<Option<(Still, Which)>>,
-    /// Whether the next claim stands still once it is granted.
-    still_claiming: AtomicBool,
+    /// True if the next directory lock stands still once it is granted.
+    stops_at_lock: AtomicBool,
     stands: Arc<Notify>,
     goes_on: Arc<Notify>,
     peer_events: watch::Sender<PeerEvents>,
@@ -110,7 +110,7 @@ impl Instance {
             silent: AtomicBool::new(false),
             syncs: AtomicUsize::new(0),
             still: Mutex::default(),
-            still_claiming: AtomicBool::new(false),
+            stops_at_lock: AtomicBool::new(false),
             stands: Arc::default(),
             goes_on: Arc::default(),
             peer_events: watch::Sender::default(),
@@ -121,7 +121,7 @@ impl Instance {
         Arc::new(self.cluster.held.lock().unwrap().view.clone())
     }
 
-    /// Learns nothing of the others from now on but by asking.
+    /// Learns nothing of the others from now on unless it asks.
     fn falls_behind(&self) {
         self.old.store(self.now());
         self.stale.store(true, Ordering::Relaxed);
@@ -133,7 +133,7 @@ impl Instance {
         self.stale.store(lost, Ordering::Relaxed);
     }
 
-    /// RecordFate still at the next change of this kind.
+    /// Stands still at the next change of this kind.
     fn stop_at(&self, when: Still, which: Which) {
         *self.still.lock().unwrap() = Some((when, which));
     }
@@ -206,27 +206,27 @@ impl Catalog for Instance {
         let (cluster, number) = (Arc::clone(&self.cluster), self.number);
         let asked = self.answer(move || {
             let mut held = cluster.held.lock().unwrap();
-            // Who makes it has it already.
+            // The maker of a hidden volume has its lock already.
             match held.making.get(&id) {
                 Some((maker, _)) if *maker == number => return Some(DistributedLock::default()),
                 Some(_) => return None,
                 None => {}
             }
-            if held.claims.contains_key(&id) {
+            if held.locks.contains_key(&id) {
                 return None;
             }
-            held.claimed += 1;
-            let claimed = held.claimed;
-            held.claims.insert(id, (number, claimed));
+            held.last_lock += 1;
+            let number_of_lock = held.last_lock;
+            held.locks.insert(id, (number, number_of_lock));
             drop(held);
             Some(DistributedLock::new(move || {
                 let mut held = cluster.held.lock().unwrap();
-                if held.claims.get(&id).is_some_and(|(_, latest)| *latest == claimed) {
-                    held.claims.remove(&id);
+                if held.locks.get(&id).is_some_and(|(_, latest)| *latest == number_of_lock) {
+                    held.locks.remove(&id);
                 }
             }))
         });
-        if !self.still_claiming.swap(false, Ordering::Relaxed) {
+        if !self.stops_at_lock.swap(false, Ordering::Relaxed) {
             return asked;
         }
         let (stands, goes_on) = (Arc::clone(&self.stands), Arc::clone(&self.goes_on));
@@ -272,7 +272,7 @@ impl Both {
     async fn new() -> Self {
         let both = Self::empty();
         both.bring_up().await;
-        // On a machine that is held up a first look may have been given up, as a service's may, which looks again.
+        // On a slow machine the first check may have been given up; a service checks again.
         let until = std::time::Instant::now() + Duration::from_secs(20);
         while both.services.iter().any(|service| service.established(&backend_name()).is_none()) {
             assert!(std::time::Instant::now() < until, "the backend does not come up");
@@ -281,7 +281,7 @@ impl Both {
         both
     }
 
-    /// Before either has looked at the backend.
+    /// Starts both instances; neither has checked the backend yet.
     fn empty() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
@@ -291,7 +291,7 @@ impl Both {
         let services = [0, 1].map(|number: usize| {
             let settings = BackendSettings {
                 path: root.clone(),
-                // Each map says where its own hosts see the backend.
+                // Each map has the path under which its own hosts see the backend.
                 mountpoints: PathBuf::from(format!("/mnt/{number}")).into(),
                 draining: false,
                 require_mount: false,
@@ -347,17 +347,17 @@ impl Both {
         self.root.join(".volhost/trash").join(id.to_string()).join("data").exists()
     }
 
-    /// Takes one for lost, and tells the other.
+    /// Takes one instance for lost, and tells the other.
     fn lose(&self, lost: usize) {
         self.cluster.lose(lost);
         self.catalogs[1 - lost].peer_events.send_modify(|events| events.lost_instances += 1);
     }
 
-    /// Begins a Remove at the first instance, which stands still between its claim and what it claimed the directory for,
-    /// until it was taken for lost and the other one has removed the volume.
+    /// Begins a Remove at the first instance. It stands still between taking the lock and using it, until it was taken
+    /// for lost and the other instance has removed the volume.
     async fn overtaken_remove(&self, text: &'static str) -> JoinHandle<Result<Option<VolumeId>, Error>> {
         self.catalogs[0].falls_behind();
-        self.catalogs[0].still_claiming.store(true, Ordering::Relaxed);
+        self.catalogs[0].stops_at_lock.store(true, Ordering::Relaxed);
         let service = Arc::clone(&self.services[0]);
         let removing = tokio::spawn(async move { service.remove(&engine(), name(text)).await });
         self.catalogs[0].stopped().await;
@@ -366,13 +366,13 @@ impl Both {
         removing
     }
 
-    /// Looks through the backend as that instance's next operation would.
+    /// Recovers the backend as that instance's next operation would.
     async fn settle(&self, number: usize) {
         self.services[number].recovery.require(&backend_name());
         self.services[number].ready(&self.backend(number)).await.unwrap();
     }
 
-    /// Fails unless records and directories agree, nothing is half-made and nobody claims anything.
+    /// Fails unless records and directories agree, nothing is half-made and no lock is held.
     #[track_caller]
     fn agrees(&self) {
         let held = self.cluster.held.lock().unwrap();
@@ -385,7 +385,7 @@ impl Both {
         assert_eq!(directories, volumes, "directories and volumes");
         assert_eq!(names(&self.root.join(".volhost/new")), BTreeSet::new());
         assert_eq!(names(&self.root.join(".volhost/trash")), trash, "the trash on disk and as recorded");
-        assert!(held.claims.is_empty() && held.making.is_empty(), "something stays claimed");
+        assert!(held.locks.is_empty() && held.making.is_empty(), "something stays locked");
     }
 }
 
@@ -514,19 +514,19 @@ async fn removes_of_one_volume_by_both_are_one() {
     }
 }
 
-/// Whoever else is to finish something about the directory needs it meanwhile.
+/// Another operation that must finish something about the directory needs the lock meanwhile.
 #[tokio::test]
 async fn a_remove_that_waits_for_another_instance_does_not_keep_the_directory() {
     let both = Both::new().await;
     let made = both.create(0, "db").await.unwrap();
     let [_, other] = &both.catalogs;
-    other.still_claiming.store(true, Ordering::Relaxed);
+    other.stops_at_lock.store(true, Ordering::Relaxed);
     let service = Arc::clone(&both.services[1]);
     let removing = tokio::spawn(async move { service.remove(&engine(), name("db")).await });
     other.stopped().await;
     {
         let mut held = both.cluster.held.lock().unwrap();
-        assert!(held.claims.contains_key(&made.id));
+        assert!(held.locks.contains_key(&made.id));
         let unconfirmed = Volume { unconfirmed: true, ..Volume::clone(&held.view.volumes[&made.name]) };
         held.view.volumes.insert(made.name.clone(), Arc::new(unconfirmed));
     }
@@ -538,7 +538,7 @@ async fn a_remove_that_waits_for_another_instance_does_not_keep_the_directory() 
         assert!(std::time::Instant::now() < until, "it does not look again");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(both.cluster.held.lock().unwrap().claims.is_empty(), "it keeps the directory while it waits");
+    assert!(both.cluster.held.lock().unwrap().locks.is_empty(), "it keeps the directory while it waits");
     removing.abort();
 }
 
@@ -608,16 +608,16 @@ async fn a_restore_that_another_instance_finished_is_answered_as_done() {
     both.agrees();
 }
 
-/// What happens while a Remove stands still between the rename and its record, its claim lost.
+/// The events while a Remove stands still between the rename and its record, having lost its lock.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Meanwhile {
-    /// The volume is put back, and that is all.
+    /// The volume is put back, and nothing else happens.
     PutBack,
     /// It is mounted.
     Mounted,
     /// The other instance removes it as well.
     Removed,
-    /// The same, and makes another one of that name.
+    /// The same, and it makes another volume of that name.
     MadeAnew,
 }
 
@@ -666,7 +666,7 @@ async fn a_remove_that_cannot_be_recorded_puts_the_directory_back_when_the_catal
     let service = Arc::clone(&both.services[0]);
     let removing = tokio::spawn(async move { service.remove(&engine(), name("db")).await });
     both.catalogs[0].stopped().await;
-    // The record is refused, and the claim cannot be had anew.
+    // The record is refused, and the lock cannot be taken again.
     both.cluster.decide(1, mounted(id)).unwrap();
     both.catalogs[0].loses_touch(true);
     both.catalogs[0].go_on();
@@ -680,7 +680,7 @@ async fn a_remove_that_cannot_be_recorded_puts_the_directory_back_when_the_catal
 
 fn mounted(volume: VolumeId) -> Change {
     let at = OffsetDateTime::UNIX_EPOCH;
-    // An ID that nobody here mounts besides.
+    // A mount by an ID that nobody here uses.
     let id = crate::model::volume::MountId::parse("elsewhere").unwrap();
     Change::Mount { name: name("db"), volume, host: engine().host, id, address: None, at, again: false }
 }
@@ -694,7 +694,7 @@ async fn what_a_lost_instance_left_is_mended_before_anybody_asks_for_it() {
     let removing = tokio::spawn(async move { service.remove(&engine(), name("db")).await });
     both.catalogs[0].stopped().await;
     let keeper = tokio::spawn(Arc::clone(&both.services[1]).keep_up());
-    // The first round comes at once, and has nothing to mend.
+    // The first round comes at once, and finds nothing to repair.
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!both.has_data("db"));
     both.lose(0);
@@ -715,7 +715,7 @@ async fn a_staged_directory_without_a_record_is_left_for_as_long_as_somebody_may
     }
     recovery.age();
     assert!(recovery.is_retry_due(), "nobody would look again");
-    // As the next round does.
+    // This does what the next round does.
     both.services[1].check_backend(&both.backend(1)).await;
     assert!(!staged.exists());
     both.agrees();
@@ -767,7 +767,7 @@ async fn an_empty_directory_is_not_given_an_identity_on_old_news() {
     both.catalogs[1].falls_behind();
     both.catalogs[0].go_on();
     first.await.unwrap();
-    // The second one has last heard that it is to be begun; its share is not mounted.
+    // The second instance still believes that the backend is being initialised; its share is not mounted.
     std::fs::rename(&both.root, both.root.with_extension("away")).unwrap();
     std::fs::create_dir(&both.root).unwrap();
     both.services[1].bring_up(Duration::from_secs(20)).await;
@@ -805,7 +805,7 @@ async fn both_empty_one_trash_without_getting_in_each_others_way() {
     assert_eq!(names(&both.root.join(".volhost/trash")), BTreeSet::new());
 }
 
-/// An instance was lost in the middle of a deletion: the others neither restore what is left nor forget to delete it.
+/// An instance was lost in the middle of a deletion: the others neither restore the remains nor forget to delete them.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_lost_instance_began_to_delete_is_deleted_by_another() {
     let both = Both::new().await;
@@ -853,7 +853,7 @@ async fn nothing_is_deleted_that_another_instance_may_restore() {
     assert!(both.trashed_data(id), "what is not recorded is not deleted");
 }
 
-/// Its time begins anew by the later removal.
+/// The later removal restarts its retention time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_deletion_spares_what_was_restored_and_removed_again() {
     let both = Both::new().await;
@@ -888,7 +888,7 @@ async fn one_instances_copy_is_enough_for_both() {
     assert!(copy(1).await);
     assert!(!copy(0).await, "the other one wrote it");
     assert_eq!(copied().view.volumes, both.catalogs[0].now().volumes);
-    // A view that may be old takes nobody's place.
+    // An instance with a stale view displaces nothing.
     both.catalogs[1].falls_behind();
     both.filled(0, "new").await;
     both.catalogs[1].loses_touch(true);
@@ -920,7 +920,7 @@ async fn a_volume_whose_directory_another_instance_is_moving_is_not_gone() {
     let refused = mounting.await.unwrap().map(drop);
     assert!(matches!(refused, Err(Error::NoSuchVolume(_))), "{refused:?}");
     both.agrees();
-    // One that was taken away by hand is gone at once.
+    // A volume whose directory was deleted by hand is gone at once.
     both.filled(0, "gone").await;
     std::fs::remove_dir_all(both.root.join("gone")).unwrap();
     let began = std::time::Instant::now();
@@ -945,8 +945,8 @@ async fn what_a_late_remove_moved_of_a_later_volume_goes_back_to_that() {
     both.agrees();
 }
 
-/// The same, where the trash still tells of the volume that was meant, but its directory is gone from there: deleted by
-/// hand, or by an instance that was killed before it recorded that.
+/// The same, but the trash still lists the volume that was to be removed although its directory is gone from there:
+/// deleted by hand, or by an instance that was killed before it recorded the deletion.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_late_remove_moved_goes_back_also_where_the_trash_has_an_entry_for_it() {
     let both = Both::new().await;
@@ -960,7 +960,7 @@ async fn what_a_late_remove_moved_goes_back_also_where_the_trash_has_an_entry_fo
     both.mount(1, "db").await.unwrap();
 }
 
-/// A catalog that stops answering between the record of a volume and its being shown.
+/// The catalog stops answering between the record of a volume and its publication.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_could_not_be_shown_is_shown_by_the_next_round() {
     let both = Both::new().await;
@@ -990,7 +990,7 @@ async fn a_volume_that_could_not_be_shown_is_shown_by_the_next_round() {
     both.agrees();
 }
 
-/// What another instance is making on a backend that this one does not know.
+/// Another instance is making a volume on a backend that this one does not know.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_being_made_elsewhere_is_not_answered_as_made() {
     let both = Both::new().await;
@@ -1007,7 +1007,7 @@ async fn a_volume_that_is_being_made_elsewhere_is_not_answered_as_made() {
     both.create(1, "db").await.expect("it is made, wherever it lies");
 }
 
-/// The service ends although the catalog says nothing.
+/// The service ends although the catalog does not answer.
 #[tokio::test]
 async fn the_last_words_are_given_up_in_time() {
     let both = Both::new().await;
@@ -1021,10 +1021,10 @@ async fn the_last_words_are_given_up_in_time() {
 async fn what_a_late_mender_brought_back_follows_the_removal() {
     let both = Both::new().await;
     let id = both.filled(0, "db").await;
-    // What a kill in a remove leaves.
+    // A kill in a Remove leaves this.
     std::fs::rename(both.root.join("db"), both.root.join(".volhost/trash").join(id.to_string())).unwrap();
     both.catalogs[0].falls_behind();
-    both.catalogs[0].still_claiming.store(true, Ordering::Relaxed);
+    both.catalogs[0].stops_at_lock.store(true, Ordering::Relaxed);
     let (service, backend) = (Arc::clone(&both.services[0]), both.backend(0));
     service.recovery.require(&backend_name());
     let recovery = tokio::spawn(async move { service.ready(&backend).await });
