@@ -1,7 +1,8 @@
-//! Requests and certificates that travel between this directory and the place where the authority's key is kept.
+//! Requests and certificates that travel between this directory and the place where the authority's key is
+//! kept.
 //!
-//! A certificate that comes back is put in force only if whoever relies on it would take it: verified by the TLS library
-//! itself, against the authority that is to sign for that purpose, under every name that is wanted.
+//! A certificate that comes back is put in force only if its users would accept it: the TLS library itself
+//! verifies it against the authority that signs for that purpose, under every wanted name.
 
 use std::sync::Arc;
 
@@ -20,12 +21,12 @@ use super::pair::{Pair, Purpose, Trust, leaf, read_key};
 use super::{IssuedHost, Pki, PkiError, authority, request};
 use crate::model::host::HostName;
 
-/// Which of this machine's certificates a request or a certificate is for.
+/// One of this machine's two certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// The server's.
+    /// The server's certificate.
     Server,
-    /// The one of this machine's own engine.
+    /// The client certificate of this machine's own engine.
     Client,
 }
 
@@ -34,26 +35,26 @@ pub enum Request {
 pub struct SignedElsewhere {
     /// The certificate.
     pub pem: String,
-    /// The names that it is good for.
+    /// The names that it is valid for.
     pub names: Vec<ServerName>,
-    /// Until when it is valid.
+    /// The end of its validity.
     pub not_after: OffsetDateTime,
 }
 
-/// A certificate that came from elsewhere and is in force.
+/// A certificate that was signed elsewhere and is now in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
-    /// Which it is.
+    /// The kind of the certificate.
     pub which: Request,
-    /// Its file.
+    /// The path of the file.
     pub path: std::path::PathBuf,
-    /// What it says.
+    /// The content of the certificate.
     pub info: CertInfo,
 }
 
 impl Pki {
-    /// A request (PEM) for one of this machine's certificates, whose key is made where there is none: the server's for
-    /// the names it has and those that are wanted, or the client's for `node`.
+    /// Makes a request (PEM) for one of this machine's certificates: the server's, with its present names and
+    /// the wanted ones, or the client's, for `node`. Makes the key if it does not exist.
     pub fn request(
         &self,
         which: Request,
@@ -76,7 +77,7 @@ impl Pki {
 
     /// Signs another machine's server certificate (1 year), for the names in its request.
     ///
-    /// While one authority replaces another, by the old one: see [`rollover`](super::rollover).
+    /// The old authority signs it while one replaces the other: see [`rollover`](super::rollover).
     pub fn sign_server_csr(&self, csr_pem: &str) -> Result<SignedElsewhere, PkiError> {
         let (key, names) = request::verify_server(csr_pem).map_err(PkiError::ServerRequest)?;
         let trust = self.trust()?;
@@ -87,7 +88,8 @@ impl Pki {
         Ok(SignedElsewhere { pem: signed.pem, names, not_after: signed.not_after })
     }
 
-    /// Puts a certificate in force that was signed elsewhere on a [`request`](Self::request).
+    /// Puts a certificate in force that was signed elsewhere for a [`request`](Self::request) of this
+    /// machine.
     pub fn install(
         &self,
         cert_pem: &str,
@@ -113,7 +115,8 @@ impl Pki {
         Ok(Installed { which, path: pair.cert, info })
     }
 
-    /// Takes a host's certificate that was signed elsewhere, for the catalog and the host's bundle.
+    /// Checks a host's certificate that was signed elsewhere, and returns it for the catalog and the host's
+    /// bundle.
     pub fn accept_host(&self, host: &HostName, cert_pem: &str) -> Result<IssuedHost, PkiError> {
         let trust = self.trust()?;
         let (der, info) = first(cert_pem)?;
@@ -126,7 +129,7 @@ impl Pki {
         })
     }
 
-    /// Whose key a certificate is of.
+    /// Returns the certificate of this machine, and its files, whose key is in a certificate.
     fn owner(&self, der: &CertificateDer<'_>) -> Result<(Request, Pair), PkiError> {
         let public = certificate::public_key(der).map_err(PkiError::Unreadable)?;
         for (which, pair) in [(Request::Server, self.server()), (Request::Client, self.client())] {
@@ -169,7 +172,7 @@ fn verify_server(
         .map_err(|error| unfit(&error, &format!("a server called {name}"), signers))
 }
 
-/// Refuses a host's certificate that we would refuse, or that does not name it.
+/// Refuses a host's certificate that this server would refuse, or that does not name the host.
 fn verify_host(
     der: &CertificateDer<'_>,
     info: &CertInfo,
@@ -201,7 +204,7 @@ fn roots(signers: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, PkiE
     Ok(Arc::new(roots))
 }
 
-/// Why a certificate is not taken, with the authority that should have signed it.
+/// Returns the error that says why a certificate is refused and which authority should have signed it.
 fn unfit(error: &rustls::Error, whom: &str, signers: &[CertificateDer<'static>]) -> PkiError {
     let names: Vec<_> =
         signers.iter().filter_map(|one| describe_der(one).ok()).map(|info| info.subject).collect();
@@ -214,7 +217,7 @@ mod tests {
     use crate::error::chain;
     use crate::pki::tests::{content, empty, host, is_let_in, made, name, serves};
 
-    /// A storage host without the authority's key, and the machine that has it.
+    /// Returns a storage host without the authority's key, and the machine that has the key.
     fn two() -> ([tempfile::TempDir; 2], Pki, Pki) {
         let (dir, pki, _) = made();
         let (safe_dir, safe) = empty();
@@ -277,7 +280,7 @@ mod tests {
         for (pem, wanted, expected) in [
             (other.sign_server_csr(&server).unwrap().pem, &none[..], "UnknownIssuer"),
             (good.clone(), &[name("new.example.org")], "a server called new.example.org"),
-            // A host's certificate for the server's key, and the other way round.
+            // A host's certificate for the server's key, and a server's for the client's key.
             (
                 safe.sign_csr(&host("localhost"), &bare(&pki.server())).unwrap().cert_pem,
                 &none,
@@ -341,7 +344,7 @@ mod tests {
         pki.accept_host(&host("web1"), &signed.cert_pem).unwrap();
         let request = pki.request(Request::Server, &node, &[]).unwrap();
         pki.install(&safe.sign_server_csr(&request).unwrap().pem, &node, &[]).unwrap();
-        // Of the new one it would be strange to engines that know the old one alone.
+        // Engines that know only the old authority could not verify a certificate of the new one.
         std::fs::copy(safe.next().key, safe.ca().key).unwrap();
         let text = chain(&pki.install(&safe.sign_server_csr(&request).unwrap().pem, &node, &[]).unwrap_err());
         assert!(text.contains("it is not good for a server called"), "{text}");

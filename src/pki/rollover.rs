@@ -1,13 +1,15 @@
-//! One authority takes over from another, while both are trusted.
+//! The rollover: one authority replaces another, and meanwhile both are trusted.
 //!
-//! Engines read their files once, so both must be good for as long as the operator needs to restart engines. Meanwhile
-//! `ca.crt` holds both authorities, hosts' certificates are signed by the new one, and the server's stays signed by the
-//! old one, which is the only one that an engine knows that was not restarted.
+//! Engines read their files once, so both authorities must be trusted for as long as the operator needs to
+//! restart the engines. During this time `ca.crt` holds both authorities, the new one signs hosts'
+//! certificates, and the server's certificate stays signed by the old one, because an engine that was not
+//! restarted knows no other.
 //!
-//! How far a rollover has got is told by the files alone. It is under way while `ca-next.crt` is there: one that is not
-//! in `ca.crt` yet is put there, and one that stands there alone becomes `ca`, by whoever comes next. Every step is the
-//! rename of one file, and between any two of them everything that was let in still is. What is given up is kept beside,
-//! under the name of its authority: `ca-41ab12cd.crt` and `.key`.
+//! The files alone tell how far a rollover has got. It is under way while `ca-next.crt` exists. If `ca.crt`
+//! does not hold that authority yet, the next process adds it; if `ca.crt` holds only that authority, the
+//! next process renames it to `ca`. Every step is the rename of one file, and between any two steps every
+//! client that could connect before still can. The files of an authority that is given up are kept beside the
+//! others under its ID: `ca-41ab12cd.crt` and `.key`.
 
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -19,7 +21,8 @@ use super::{Issued, Pki, PkiError, authority, certificate};
 use crate::failpoint::stop_if_asked;
 use crate::files::{self, Lock};
 
-/// Every durable step, in the order in which a rollover reaches it; those of an abort last.
+/// The names of all durable steps, in the order in which a rollover reaches them; those of an abort come
+/// last.
 pub const STEPS: &[&str] = &[
     START_KEY,
     START_CERTIFICATE,
@@ -55,36 +58,37 @@ const ABORT_CERTIFICATE: &str = "rollover:abort:certificate";
 /// A rollover that is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rollover {
-    /// The authorities that are given up: one, unless somebody put more into `ca.crt`.
+    /// The authorities that are given up: one, unless somebody added more to `ca.crt`.
     pub old: Vec<CertInfo>,
     /// The authority that takes over.
     pub new: CertInfo,
-    /// Whether the server's certificate is of the new one already: a finish was cut off.
+    /// True if the new authority has signed the server's certificate already, because a finish was
+    /// interrupted.
     pub finishing: bool,
 }
 
-/// What [`Pki::start_rollover`] did.
+/// The outcome of [`Pki::start_rollover`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
-    /// Whether a rollover was begun now, not before.
+    /// True if this call began the rollover; false if one was under way before.
     pub begun: bool,
-    /// The certificate that this machine's own engine got, if it got another one.
+    /// The new certificate of this machine's own engine, if it got one.
     pub issued: Option<Issued>,
 }
 
-/// What [`Pki::finish_rollover`] and [`Pki::abort_rollover`] did.
+/// The outcome of [`Pki::finish_rollover`] and [`Pki::abort_rollover`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
     /// The rollover that has ended.
     pub rollover: Rollover,
-    /// The certificate that this machine's own engine got, if it got another one.
+    /// The new certificate of this machine's own engine, if it got one.
     pub issued: Option<Issued>,
-    /// Where what was given up lies. The key may have been kept elsewhere.
+    /// The files of the authority that was given up. Its key may have been kept elsewhere.
     pub kept: Pair,
 }
 
 impl Pki {
-    /// The rollover that is under way, if one is.
+    /// Returns the rollover that is under way, if there is one.
     pub fn rollover(&self) -> Result<Option<Rollover>, PkiError> {
         let trust = match self.trust() {
             Err(PkiError::NoCa { .. }) => return Ok(None),
@@ -94,8 +98,8 @@ impl Pki {
         rollover(&trust, server.as_ref())
     }
 
-    /// Makes an authority, has it trusted beside the one there is, and makes this machine's client certificate anew by
-    /// it. While a rollover is under way no other is begun.
+    /// Makes a new authority, adds it to the trusted ones, and renews this machine's client certificate with
+    /// it. If a rollover is under way already, it is continued and no other is begun.
     pub fn start_rollover(&self) -> Result<Started, PkiError> {
         let lock = self.lock()?;
         self.settle(&lock)?;
@@ -128,10 +132,10 @@ impl Pki {
         self.settle(lock)
     }
 
-    /// Has the new authority take the place of the old: the server's certificate and this machine's client certificate
-    /// are made anew, then the old authority is not trusted any more.
+    /// Ends a rollover in favour of the new authority: renews the server's certificate and this machine's
+    /// client certificate with it, then removes the old authority from the trusted ones.
     ///
-    /// Which engines that shuts out is for the caller to know.
+    /// The caller must check which engines that locks out.
     pub fn finish_rollover(&self) -> Result<Finished, PkiError> {
         let (lock, trust, rollover) = self.under_way()?;
         let Some(new) = &trust.successor else { return Err(PkiError::NoRollover) };
@@ -154,13 +158,13 @@ impl Pki {
         Ok(Finished { rollover, issued, kept })
     }
 
-    /// Takes back what [`Pki::start_rollover`] began: the new authority is not trusted any more.
+    /// Undoes [`Pki::start_rollover`]: removes the new authority from the trusted ones.
     ///
-    /// Which engines that shuts out is for the caller to know.
+    /// The caller must check which engines that locks out.
     pub fn abort_rollover(&self) -> Result<Finished, PkiError> {
         let (lock, mut trust, rollover) = self.under_way()?;
         if trust.authority.is_none() {
-            // A finish that was cut off may have put it aside.
+            // A finish that was interrupted may have moved the old key aside.
             rename_if_there(&self.kept(rollover.old.first()), &trust.ca)?;
             trust = self.trust()?;
         }
@@ -186,8 +190,8 @@ impl Pki {
         Ok(Finished { rollover, issued, kept })
     }
 
-    /// Ends what a process began that was killed: an authority that was made is trusted, and one that alone is trusted
-    /// has the place of the one before.
+    /// Completes the step of a process that was killed: adds a new authority to the trusted ones, or, if only
+    /// the new authority is trusted, renames its files to `ca`.
     pub(super) fn settle(&self, lock: &Lock) -> Result<(), PkiError> {
         let (ca, next) = (self.ca(), self.next());
         let Some((pem, certificate)) = successor(&next)? else { return Ok(()) };
@@ -219,7 +223,8 @@ impl Pki {
         }
     }
 
-    /// Makes the server's certificate and this machine's client certificate anew, as far as they have to be.
+    /// Signs the server's certificate and this machine's client certificate again if `needs_signing` returns
+    /// true for them.
     fn sign_both<'a>(
         &self,
         lock: &Lock,
@@ -245,7 +250,7 @@ impl Pki {
         Ok(issued)
     }
 
-    /// Where an authority lies that is given up.
+    /// Returns the paths where the files of an authority that is given up are kept.
     fn kept(&self, authority: Option<&CertInfo>) -> Pair {
         let id: String = authority.map(|info| info.serial.chars().take(8).collect()).unwrap_or_default();
         self.pair(&format!("ca-{id}"))
@@ -262,7 +267,7 @@ fn rollover(trust: &Trust, server: Option<&Leaf>) -> Result<Option<Rollover>, Pk
     Ok(Some(Rollover { old: old.collect::<Result<_, _>>()?, new: describe(&new.certificate)?, finishing }))
 }
 
-/// Gives a pair's key the other pair's name, unless it is kept elsewhere.
+/// Renames a pair's key to the other pair's. Does nothing if the key is kept elsewhere.
 fn rename_if_there(from: &Pair, to: &Pair) -> Result<(), PkiError> {
     match files::rename(&from.key, &to.key) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
@@ -317,7 +322,7 @@ mod tests {
         let rollover = pki.rollover().unwrap().unwrap();
         assert_eq!((rollover.old.len(), rollover.finishing), (1, false));
         assert_eq!(rollover.new, describe(&new).unwrap());
-        // A second one is not begun, and nothing is made twice.
+        // A second rollover is not begun, and nothing is made twice.
         let again = pki.start_rollover().unwrap();
         assert_eq!(again, Started { begun: false, issued: None });
         assert_eq!(pki.ca_pem().unwrap(), both);
@@ -329,7 +334,8 @@ mod tests {
         is_let_in(&new, &renewed.cert_pem, now()).unwrap();
         is_let_in(&both, &before.cert_pem, now()).unwrap();
         is_let_in(&new, &content(&pki.client().cert), now()).unwrap();
-        // The server stays the old one's, also with a new name: an engine that was not restarted knows no other.
+        // The old authority signs the server's certificate even with a new name: an engine that was not
+        // restarted knows no other.
         assert!(pki.add_server_name(&name("vol.example.org")).unwrap());
         serves(&old, &content(&pki.server().cert), "vol.example.org").unwrap();
 
@@ -346,7 +352,7 @@ mod tests {
         let next = pki.issue_host(&host("web2")).unwrap();
         is_let_in(&new, &next.cert_pem, now()).unwrap();
         assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
-        // And once more, beside what was kept.
+        // A second rollover works beside the files that the first one kept.
         pki.start_rollover().unwrap();
         let second = pki.finish_rollover().unwrap();
         assert_ne!(second.kept, finished.kept);
@@ -421,14 +427,14 @@ mod tests {
     fn keys_may_be_elsewhere_until_they_must_sign() {
         let (dir, pki, _) = made();
         let away = dir.path().join("away.key");
-        // The old one is not needed for a beginning nor for an end.
+        // The old key is needed neither to start nor to finish.
         std::fs::rename(pki.ca().key, &away).unwrap();
         pki.start_rollover().unwrap();
         pki.issue_host(&host("web1")).unwrap();
         let error = pki.add_server_name(&name("vol.example.org")).unwrap_err();
         assert!(chain(&error).contains("ca.key to sign it with is missing"), "{}", chain(&error));
         let error = pki.abort_rollover().map(drop);
-        // This machine's engine would be left without a certificate.
+        // An abort would leave this machine's engine without a certificate.
         assert!(matches!(error, Err(PkiError::CaKeyMissing { .. })), "{error:?}");
         assert!(pki.rollover().unwrap().is_some());
 

@@ -1,4 +1,5 @@
-//! A directory of certificates over its life, with real verifiers. And the fixtures of the other tests of this room.
+//! Tests of a directory of certificates over its life, with real verifiers, and fixtures for the other tests
+//! of this room.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
@@ -204,7 +205,7 @@ fn openssl_takes_them_by_the_letter_of_the_standard() {
         (&ca, &["-purpose", "any"]),
     ] {
         let arguments = [&strict[..], more, &[certificate]].concat();
-        // Without openssl the test above has said as much.
+        // The test above has already said that openssl is missing.
         let Some((accepted, said)) = openssl(&arguments) else { return };
         assert!(accepted, "{arguments:?}: {said}");
     }
@@ -242,7 +243,7 @@ fn what_a_crash_left_half_written_is_swept_away() {
     found.sort();
     let all = [".lock", "ca.crt", "ca.key", "client.crt", "client.key", "server.crt", "server.key"];
     assert_eq!(found, all);
-    // Also where nothing is to be written.
+    // Temporary files are removed even if nothing is to be written.
     for leftover in [".client.crt.new", ".client.key.new", ".ca-next.key.new"] {
         std::fs::write(pki.dir().join(leftover), "half").unwrap();
     }
@@ -301,7 +302,7 @@ fn the_ca_key_may_be_elsewhere_until_something_must_be_signed() {
     assert!(!ensured.server_renewed && ensured.issued.is_empty());
     // Due, but good for another third of its life.
     assert!(!pki.ensure_at(&node, &[], now + Duration::days(300)).unwrap().server_renewed);
-    // The machine's new name is no reason to stop serving.
+    // A new name of the machine is no reason to stop serving.
     assert_eq!(pki.ensure(&host("store2"), &[]).unwrap().client.unwrap().host, node);
 
     for error in [
@@ -330,7 +331,7 @@ fn a_servers_certificate_is_made_anew_when_a_third_is_left() {
     assert_ne!(after.serial, before.serial);
     assert!(after.not_after > before.not_after);
     assert!(content(&pki.server().key) == key, "the key was replaced");
-    // Long over: made anew all the same.
+    // A certificate that expired long ago is renewed all the same.
     assert!(pki.ensure_at(&node, &[], now + Duration::days(3000)).unwrap().server_renewed);
 }
 
@@ -384,7 +385,7 @@ fn many_that_start_at_once_end_with_one_set() {
     assert_eq!(all.iter().filter(|ensured| ensured.ca_made).count(), 1);
     assert_eq!(all.iter().map(|ensured| ensured.issued.len()).sum::<usize>(), 1);
     assert!(all.iter().all(|ensured| ensured.client == all[0].client));
-    // Reading the pairs again finds that they fit.
+    // A second call reads the pairs and finds that they match.
     assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
 }
 
@@ -450,7 +451,7 @@ fn only_what_volhost_made_and_keeps_is_ours() {
     }
     assert!(!Pki::new("/nonexistent").is_ours(own.as_bytes()));
 
-    // An operator's CA, put in our place.
+    // An operator's CA in the place of ours.
     let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let company = params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem();
@@ -465,7 +466,7 @@ fn an_old_ca_stays_beside_the_new_one() {
     let both = content(&pki.ca().cert) + &content(&new.ca().cert);
     std::fs::write(pki.ca().cert, &both).unwrap();
     std::fs::copy(new.ca().key, pki.ca().key).unwrap();
-    // What the old one signed is good, and what is signed now comes from the new one.
+    // A certificate that the old authority signed stays valid, and the new one signs from now on.
     assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
     assert!(pki.is_ours(both.as_bytes()));
     let issued = pki.issue_host(&host("web1")).unwrap();

@@ -1,7 +1,7 @@
-//! What all protocols share: how a request is taken in, how its JSON is read, and what answers and errors look like.
+//! The shared part of all protocols: reading a request and its JSON, and the form of answers and errors.
 //!
-//! Nothing is asked of headers: engines send no Content-Type, an empty Host or none. Bodies are bounded in size and
-//! time.
+//! It requires no headers: engines send no Content-Type, and an empty Host header or none. Bodies are bounded
+//! in size and time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,22 +27,22 @@ pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
 /// A request, before its body is read.
 pub struct Request {
-    /// The method.
+    /// The HTTP method.
     pub method: Method,
     /// The path, without a query.
     pub path: String,
-    /// Who calls; every transport says so.
+    /// The caller; every transport provides it.
     pub caller: Option<Caller>,
-    /// Whether the caller still is let in.
+    /// Tells whether the caller still has access.
     pub let_in: Option<LetIn>,
     /// The body.
     pub body: BodyStream,
 }
 
-/// A body that is still to arrive.
+/// A body that has not arrived yet.
 pub type BodyStream = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send>>;
 
-/// Takes any request apart.
+/// Returns a filter that splits any request into its parts.
 pub fn parts() -> impl Filter<Extract = (Request,), Error = Rejection> + Clone + Send + Sync + 'static {
     let body = warp::body::stream().map(boxed);
     let of_connection = warp::ext::optional::<Caller>().and(warp::ext::optional::<LetIn>());
@@ -64,46 +64,46 @@ fn boxed(body: impl Stream<Item = Result<impl Buf, warp::Error>> + Send + 'stati
     }))
 }
 
-/// Why a body could not be taken in.
+/// Reasons why a body was not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body {
-    /// It has more bytes than allowed.
+    /// The body has more bytes than allowed.
     TooLarge,
-    /// It did not arrive in time.
+    /// The body did not arrive in time.
     Stalled,
-    /// Too many other large ones were there for all of its time.
+    /// Other large bodies took all the memory for the whole time limit.
     Crowded,
-    /// The connection broke, or its caller was shut out.
+    /// The connection broke, or its caller lost access.
     Broken,
 }
 
-/// The size up to which a body waits for no other. Engines send some hundred bytes.
+/// The size up to which a body does not wait for others. Engines send some hundred bytes.
 const SMALL: usize = 16 * 1024;
 
-/// How many bytes all larger bodies may have together, in KiB.
+/// The memory for all larger bodies together, in KiB.
 const ROOM: u32 = 64 * 1024;
 
-/// The room for bodies that are not small, of all connections together. There is always room for one.
+/// The memory for the large bodies of all connections together. It always suffices for one body.
 #[derive(Debug, Clone)]
 pub struct Room(Arc<Semaphore>);
 
 impl Default for Room {
     fn default() -> Self {
-        // A constant that is far below the most permits of a semaphore.
+        // This constant is far below the maximum number of permits of a semaphore.
         Self(Arc::new(Semaphore::new(ROOM as usize)))
     }
 }
 
 impl Room {
-    /// Waits for room for a body that may become as large as `most`.
+    /// Waits for memory for a body that may become as large as `most`.
     async fn reserve(&self, most: u64) -> Option<OwnedSemaphorePermit> {
         let needed = u32::try_from(most.div_ceil(1024)).unwrap_or(ROOM).min(ROOM);
-        // It fails only for a semaphore that was closed, which nobody does.
+        // This fails only if the semaphore is closed, and nothing closes it.
         Arc::clone(&self.0).acquire_many_owned(needed).await.ok()
     }
 }
 
-/// A body, and the room that it takes until it is dropped.
+/// A body, with the memory that is reserved for it until it is dropped.
 #[derive(Debug)]
 pub struct Collected {
     /// The body.
@@ -111,10 +111,10 @@ pub struct Collected {
     _room: Option<OwnedSemaphorePermit>,
 }
 
-/// How long the rest of a body that is not taken in is taken from the wire.
+/// The time for which the rest of a refused body is still read from the wire.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Takes a body in, as long as its sender is let in.
+/// Reads a body while its sender has access.
 pub async fn collect(
     body: BodyStream,
     most: u64,
@@ -156,14 +156,16 @@ async fn take(mut body: BodyStream, most: u64, patience: Duration, room: &Room) 
     let late = || if waiting.load(Ordering::Relaxed) { Body::Crowded } else { Body::Stalled };
     let taken = tokio::time::timeout(patience, whole).await.unwrap_or_else(|_| Err(late()));
     if matches!(taken, Err(Body::TooLarge | Body::Crowded)) {
-        // While bytes still come, an answer is lost: a socket closed over them is reset.
+        // The rest is read because a socket that is closed while bytes still come is reset, and the answer is
+        // lost.
         let rest = async { while let Some(Ok(_)) = body.next().await {} };
         let _ = tokio::time::timeout(LINGER.min(patience), rest).await;
     }
     taken
 }
 
-/// Reads a body's JSON object. An array of the right values would do for serde, and is a mistake all the same.
+/// Reads a body's JSON object. serde would also accept an array of the right values, but that is a caller's
+/// mistake.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err(Refusal::new(
@@ -176,26 +178,26 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     })
 }
 
-/// What a request is answered with.
+/// The answer to a request.
 pub enum Answer {
     /// This JSON, with status 200.
     Json(Bytes),
-    /// This JSON, part by part as the caller takes it, with status 200.
+    /// This JSON, part by part as the caller reads it, with status 200.
     Parts(Parts),
-    /// This JSON of a Mount, which is taken back unless it goes out.
+    /// This JSON of a Mount. The mount is undone unless the answer is sent.
     Mounted(Bytes, Box<CountedMount>),
     /// An error.
     Refused(Refusal),
-    /// Nothing: the connection is closed.
+    /// No answer: the connection is closed.
     None,
-    /// Nothing, because the truth is not known; and why.
+    /// No answer, because the truth is not known, for this reason.
     Unknown(String),
 }
 
-/// A JSON text in parts. One that cannot be made breaks the answer off.
+/// A JSON text in parts. If a part cannot be made, the answer breaks off.
 pub type Parts = std::pin::Pin<Box<dyn Stream<Item = serde_json::Result<Bytes>> + Send + Sync>>;
 
-/// An error's status and text.
+/// The status and text of an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     status: StatusCode,
@@ -263,7 +265,7 @@ impl Refusal {
 }
 
 impl Answer {
-    /// The answer of a value.
+    /// Returns the answer with this value.
     pub fn json(value: &impl Serialize) -> Self {
         match serde_json::to_vec(value) {
             Ok(bytes) => Self::Json(bytes.into()),
@@ -271,12 +273,14 @@ impl Answer {
         }
     }
 
-    /// The answer in the place of one that JSON cannot hold: a path that is no UTF-8 is the one thing in our answers.
+    /// Returns the error in place of an answer that JSON cannot hold. Of our answers only a path that is not
+    /// UTF-8 is such a case.
     pub(super) fn unwritten(error: &serde_json::Error) -> Self {
         Refusal::ours(&format!("the answer cannot be written as JSON: {error}")).into()
     }
 
-    /// The answer of a result: the service's errors are worded by the service, with the status of who can mend them.
+    /// Returns the answer for a result. The service words its own errors, and the status says who can fix
+    /// them.
     pub fn of<T: Serialize>(result: Result<T, Error>) -> Self {
         match result {
             Ok(value) => Self::json(&value),
@@ -284,7 +288,7 @@ impl Answer {
         }
     }
 
-    /// What the log is to tell of an answer: what volhost could not do, which its caller cannot mend.
+    /// Returns what the log must say of an answer: a failure of volhost that the caller cannot fix.
     pub(super) fn failure(&self) -> Option<String> {
         match self {
             Self::Refused(Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, text }) => Some(text.clone()),
@@ -340,7 +344,7 @@ impl From<Error> for Answer {
 
 fn response(status: StatusCode, body: Bytes) -> Response {
     let reply = http::Response::builder().status(status).header("Content-Type", CONTENT_TYPE).body(body);
-    // The builder was given constants that are valid.
+    // This cannot fail: the builder gets valid constants.
     reply
         .map_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response(), warp::reply::Reply::into_response)
 }
@@ -353,7 +357,7 @@ mod tests {
 
     const MOST: u64 = 1 << 20;
 
-    /// A body of that size that ends, or goes on for ever.
+    /// Returns a body of that size that ends, or goes on for ever.
     fn body(size: usize, ends: bool) -> BodyStream {
         let parts =
             stream::iter([Ok(Bytes::from(vec![b' '; size / 2])), Ok(Bytes::from(vec![b' '; size / 2]))]);
@@ -374,11 +378,11 @@ mod tests {
         assert_eq!(collected(body(SMALL + 2, true), MOST, &room).await.unwrap_err(), Body::Crowded);
         assert_eq!(collected(body(SMALL, true), MOST, &room).await.unwrap().bytes.len(), SMALL);
         assert_eq!(collected(body(SMALL, false), MOST, &room).await.unwrap_err(), Body::Stalled);
-        // Each holds its room until it is dropped, also one that does not end.
+        // Each body holds its memory until it is dropped, also one that does not end.
         large.pop();
         assert_eq!(collected(body(SMALL + 2, false), MOST, &room).await.unwrap_err(), Body::Stalled);
         assert!(collected(body(SMALL + 2, true), MOST, &room).await.is_ok());
-        // Where one may be larger than all the room, it has all of it.
+        // A body that may be larger than all the memory takes all of it.
         assert_eq!(collected(body(SMALL + 2, true), 1 << 40, &room).await.unwrap_err(), Body::Crowded);
         drop(large);
         let _all = collected(body(SMALL + 2, true), 1 << 40, &room).await.unwrap();

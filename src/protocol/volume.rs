@@ -1,7 +1,7 @@
-//! The volume protocol: its wire types, and which operation answers which verb.
+//! The volume protocol: its wire types, and the operation of each verb.
 //!
-//! Field names and shapes are those of Docker's volume plugin protocol. `CreatedAt` is filled or absent, never empty,
-//! and no list holds a null: both break dockerd's decoding.
+//! Field names and shapes are those of Docker's volume plugin protocol. `CreatedAt` is valid or absent, never
+//! empty, and no list holds a null: both break dockerd's decoding.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -24,7 +24,7 @@ use crate::model::timestamp::rfc3339;
 use crate::model::volume::{MountId, VolumeName};
 use crate::volume::{Error, List, Service, VolumeInfo};
 
-/// The protocol's entry in the list.
+/// The protocol's entry in [`PROTOCOLS`](super::PROTOCOLS).
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "VolumeDriver",
     verbs: &[
@@ -47,24 +47,24 @@ const fn changing(name: &'static str, call: Call, empty: Empty) -> Verb {
     Verb { name, call: super::Call::Volume(call), empty, lasting: true }
 }
 
-/// The verbs.
+/// The verbs of the volume protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// What the driver can do: answered from a constant.
+    /// Returns the driver's scope, from a constant.
     Capabilities,
-    /// A new volume.
+    /// Creates a volume.
     Create,
-    /// One volume.
+    /// Returns one volume.
     Get,
-    /// All volumes that the host may see.
+    /// Returns all volumes that the host may see.
     List,
-    /// Where a volume lies.
+    /// Returns the path of a volume.
     Path,
-    /// A use of a volume begins.
+    /// Begins a use of a volume.
     Mount,
-    /// A use of a volume ends.
+    /// Ends a use of a volume.
     Unmount,
-    /// A volume goes.
+    /// Removes a volume.
     Remove,
 }
 
@@ -76,7 +76,8 @@ struct Create {
     options: Option<Pairs>,
 }
 
-/// Options as they came, each at most once: JSON would let a later one silently win over an earlier one.
+/// Options as they came. Each name is accepted only once, because JSON would let a later value silently win
+/// over an earlier one.
 struct Pairs(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for Pairs {
@@ -112,7 +113,8 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-/// A value that must be a text. serde would say what was found, and not where. The reader adds line and column.
+/// Reads a value that must be a text. serde would say what was found, but not where. The JSON parser adds
+/// line and column.
 fn text<E: serde::de::Error>(value: Value, what: impl FnOnce() -> String) -> Result<String, E> {
     let found = match value {
         Value::String(text) => return Ok(text),
@@ -172,15 +174,16 @@ struct Volume<'a> {
     status: Option<Status<'a>>,
 }
 
-/// What `docker volume inspect` shows of a volume beside its place.
+/// The fields that `docker volume inspect` shows of a volume beside its path.
 #[derive(Serialize)]
 struct Status<'a> {
     backend: &'a str,
-    /// By it a host can tell whether what it sees at the mountpoint is that backend.
+    /// The backend's ID. With it a host can check that the directory at the mountpoint is really that
+    /// backend.
     backend_id: Option<String>,
     backend_state: &'a str,
     mounts: usize,
-    /// The hosts that have it mounted; to a host that may neither mount nor remove it, only that host itself.
+    /// The hosts that have the volume mounted. A host that may neither mount nor remove it sees only itself.
     mounted_by: Vec<&'a str>,
 }
 
@@ -191,7 +194,8 @@ struct Got<'a> {
 }
 
 impl Call {
-    /// Answers the verb. `body` is a JSON text that is not empty; `global` is the scope that Capabilities tells.
+    /// Answers the verb. `body` is a JSON text that is not empty; `global` is the scope that Capabilities
+    /// returns.
     pub(super) async fn answer(
         self,
         service: &Arc<Service>,
@@ -227,7 +231,7 @@ async fn create(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<
     Ok(Answer::json(&Done {}))
 }
 
-/// Whatever goes wrong in here must not be answered: it would cost an engine its labels.
+/// Answers a Get. A failure in here must not be answered: dockerd would erase its labels of the volume.
 async fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
     let answered = AssertUnwindSafe(async {
         let Named { name } = decode(body)?;
@@ -243,8 +247,8 @@ async fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
     }
 }
 
-/// The volume. That there is none is an answer; that a catalog cannot be asked is none: an engine would take any for
-/// the volume's end.
+/// Returns the volume. That the volume does not exist may be answered; that the catalog cannot be reached may
+/// not, because an engine would take any error for the end of the volume.
 async fn inspect(service: &Service, caller: &Caller, name: &str) -> Result<VolumeInfo, Error> {
     service.inspect(caller, name).await.map_err(|error| match error {
         Error::Catalog(_) | Error::TooLong { .. } => {
@@ -257,8 +261,8 @@ async fn inspect(service: &Service, caller: &Caller, name: &str) -> Result<Volum
     })
 }
 
-/// How much of a list is made at once, in bytes: what one request keeps a thread and memory for. A shorter list is
-/// answered whole.
+/// The size of one part of a long list, in bytes: it bounds the time and memory that one request takes at
+/// once. A shorter list is answered in one piece.
 const PART: usize = 64 * 1024;
 
 async fn list(service: &Service, caller: &Caller) -> Answer {
@@ -272,7 +276,7 @@ async fn list(service: &Service, caller: &Caller) -> Answer {
                 let mut text = Vec::new();
                 Some(match told.part(&mut text) {
                     Ok(more) => (Ok(text.into()), more.then_some(told)),
-                    // The answer has begun: it breaks off, which nobody takes for a whole one.
+                    // The answer has begun, so it breaks off; no client takes it for a whole one.
                     Err(error) => (Err(error), None),
                 })
             });
@@ -282,14 +286,15 @@ async fn list(service: &Service, caller: &Caller) -> Answer {
     }
 }
 
-/// A list, and whether any of it was told.
+/// Writes a list as JSON, part by part.
 struct Told {
     list: List,
     any: bool,
 }
 
 impl Told {
-    /// Writes volumes until there are enough of them for once, and the end behind the last; whether any may be left.
+    /// Writes volumes until the part is full, and the end after the last volume. Returns true if volumes may
+    /// be left.
     fn part(&mut self, text: &mut Vec<u8>) -> serde_json::Result<bool> {
         let mut written = Ok(());
         let any = &mut self.any;
@@ -319,7 +324,7 @@ async fn mount(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<A
     let counted = service.mount(caller, name, id).await?;
     Ok(match Answer::json(&Mountpoint { mountpoint: &counted.info().mountpoint }) {
         Answer::Json(bytes) => Answer::Mounted(bytes, Box::new(counted)),
-        // A path that cannot be told is no mount, either.
+        // If the path cannot be written as JSON, the mount is undone.
         other => other,
     })
 }
@@ -386,12 +391,12 @@ mod tests {
     use crate::model::volume::VolumeId;
     use crate::volume::InForce;
 
-    /// No backend, open to every host.
+    /// Returns a configuration without backends that is open to every host.
     fn no_backends() -> InForce {
         InForce { map: backend::Map::default(), access: Access::default(), request: Duration::from_secs(20) }
     }
 
-    /// A shared catalog that knows nothing, and cannot be asked; or is broken.
+    /// A shared catalog that knows nothing, and is out of reach or broken.
     struct Away {
         broken: bool,
     }
@@ -447,7 +452,8 @@ mod tests {
         assert_eq!(&list[..], br#"{"Volumes":[]}"#);
     }
 
-    /// Makes `counts` of volumes, one after the other, and lists them each time: how many parts, and which names.
+    /// Makes each of `counts` volumes in turn and lists them each time. Returns the number of parts and the
+    /// names.
     async fn listed(counts: impl IntoIterator<Item = usize>) -> Vec<(usize, Vec<String>)> {
         let dir = tempfile::tempdir().unwrap();
         let catalog: Arc<dyn Catalog> = Arc::new(sqlite::open(&dir.path().join("catalog.db")).unwrap());
@@ -494,7 +500,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_list_is_whole_in_however_many_parts_it_is_told() {
-        // Each count around those where a part is full: the end then comes in a part of its own.
+        // Counts around those at which a part is full: the end then comes in a part of its own.
         let counts: Vec<_> = [0, 1].into_iter().chain(730..760).chain([5000]).collect();
         let lists = listed(counts.iter().copied()).await;
         for ((parts, names), count) in lists.iter().zip(&counts) {

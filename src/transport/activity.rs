@@ -1,8 +1,9 @@
-//! What a connection is doing, noted from its bytes, so that a watchdog can tell a patient peer from a stalled one.
+//! Records what a connection is doing, from the bytes it carries, so that a watchdog can tell an idle peer
+//! from a stalled one.
 //!
-//! Engines keep idle connections for a long time and lose a request when the server closes one just as they use it. So
-//! idle is allowed for very long, while a request that has begun, and an answer that has, must go on. This module only
-//! notes; whoever asks [`Activity::overdue`] acts.
+//! Engines keep idle connections for a long time, and lose a request when the server closes a connection just
+//! as they use it. So a connection may be idle for very long, but a request or an answer that has begun must
+//! make progress. This module only records; the caller of [`Activity::overdue`] acts.
 
 use std::io;
 use std::pin::Pin;
@@ -13,23 +14,24 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-/// How long a connection may stay as it is.
+/// Limits on how long a connection may stay in each phase.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// From the first byte of a request's head to its last.
+    /// The time from the first byte of a request's head to its last.
     pub(super) head: Duration,
-    /// While an answer cannot be written because the peer does not read.
+    /// The time for which an answer cannot be written because the peer does not read.
     pub(super) write: Duration,
-    /// Between requests, and before the first: an engine may open a connection that it needs only later.
+    /// The time between requests, and before the first one: an engine may open a connection that it needs
+    /// only later.
     pub(super) idle: Duration,
 }
 
-/// What a connection is doing.
+/// The present activity of a connection.
 #[derive(Debug)]
 pub(super) struct Activity {
     opened: Instant,
     noted: Mutex<Noted>,
-    /// Told of each request: who waits for the first is woken by any.
+    /// Notified at each request. A task that waits for the first request may be woken by any of them.
     begun: Notify,
 }
 
@@ -37,20 +39,21 @@ pub(super) struct Activity {
 struct Noted {
     phase: Phase,
     since: Instant,
-    /// Since when nothing of an answer could be written.
+    /// The time since which no byte of an answer could be written.
     blocked: Option<Instant>,
-    /// Since when the connection is to end after the request it has.
+    /// The time since which the connection is expected to end after its present request.
     ending: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// No request, as far as we know. Bytes of a next request that came while one was served lie in the HTTP parser
-    /// unseen: then this is a connection that could be evicted, and no more.
+    /// No request is known. The first bytes of a next request that came during the present one stay in the
+    /// HTTP parser, where this module does not see them. Such a connection counts as idle; the only
+    /// consequence is that it may be evicted.
     Idle,
-    /// A request has begun and its head is not complete.
+    /// A request has begun, and its head is not complete.
     Head,
-    /// A request is being served: its own limits count.
+    /// A request is being served. The service's own limits apply.
     Busy,
 }
 
@@ -61,34 +64,34 @@ impl Activity {
         Self { opened, noted: Mutex::new(noted), begun: Notify::new() }
     }
 
-    /// Waits until a request has begun to be served, or the connection is as old as this.
+    /// Waits until the first request is being served, or until the connection has reached this age.
     pub(super) async fn first_request(&self, age: Duration) {
         let _ = tokio::time::timeout_at((self.opened + age).into(), self.begun.notified()).await;
     }
 
-    /// Since when it has been idle, if it is.
+    /// Returns the time since which the connection has been idle; `None` if it is not idle.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let noted = self.noted();
         (noted.phase == Phase::Idle && noted.blocked.is_none()).then_some(noted.since)
     }
 
-    /// Notes that a request is served, until [`rest`](Self::rest).
+    /// Records that a request is being served, until [`end_request`](Self::end_request).
     pub(super) fn begin(&self) {
         self.noted().enter(Phase::Busy);
         self.begun.notify_one();
     }
 
-    /// Notes that the request has been answered.
+    /// Records that the request has been answered.
     pub(super) fn rest(&self) {
         self.noted().enter(Phase::Idle);
     }
 
-    /// Notes that the connection is to end soon.
+    /// Records that the connection is expected to end soon.
     pub(super) fn end(&self) {
         self.noted().ending.get_or_insert_with(Instant::now);
     }
 
-    /// Why the connection has been as it is for too long, if it has.
+    /// Returns why the connection has been in its phase for too long; `None` if it has not.
     pub(super) fn overdue(&self, bounds: &Bounds) -> Option<&'static str> {
         let noted = self.noted();
         let over = |since: Instant, bound: Duration| since.elapsed() > bound;
@@ -132,12 +135,13 @@ impl Noted {
     }
 }
 
-/// A stream that notes what passes through it. It stands above TLS, where a byte is a byte of HTTP.
+/// A stream that records what passes through it. It wraps the TLS stream, so that each byte is a byte of
+/// HTTP.
 #[derive(Debug)]
 pub(super) struct Watched<S> {
     stream: S,
     activity: Arc<Activity>,
-    /// Whether the last write had to wait; spares the lock for all that did not.
+    /// True if the last write had to wait. It saves taking the lock for writes that did not wait.
     blocked: bool,
 }
 
