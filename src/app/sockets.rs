@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::admin::Board;
-use crate::transport::{Server, SocketLook};
+use crate::transport::{Server, SocketStatus};
 
 /// How often sockets are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -23,7 +23,7 @@ pub(super) async fn keep(server: Arc<Server>, board: Arc<Board>) {
 
 /// Makes sockets again that are gone. What cannot be mended is logged once, and stays on the board as long as it lasts.
 pub(super) async fn mend(server: &Server, board: &Board) {
-    for SocketLook { address, fault } in server.mend_sockets().await {
+    for SocketStatus { address, fault } in server.repair_sockets().await {
         if board.trouble(&address, fault.as_deref())
             && let Some(fault) = fault
         {

@@ -17,7 +17,7 @@ use crate::config::watch::FileSnapshot;
 use crate::config::{Config, Fault, KeyPair, Listen, Loaded, TlsFiles};
 use crate::error::chain;
 use crate::files;
-use crate::pki::{self, Issued, Lacking, Pki, PkiError};
+use crate::pki::{self, Issued, MissingFiles, Pki, PkiError};
 use crate::transport::TlsError;
 use crate::transport::tls::{Source, State};
 
@@ -418,8 +418,8 @@ pub(super) fn fault_of_shared_ca(loaded: &Loaded) -> Option<Fault> {
         return None;
     }
     let error = match Pki::new(&config.boot.pki).lacking()? {
-        Lacking::Ca => PkiError::NoCaGiven { pki: config.boot.pki.clone() },
-        Lacking::Signed(missing) => {
+        MissingFiles::Ca => PkiError::NoCaGiven { pki: config.boot.pki.clone() },
+        MissingFiles::Signed(missing) => {
             PkiError::NotSigned { pki: config.boot.pki.clone(), node: config.boot.node.clone(), missing }
         }
     };

@@ -1,4 +1,4 @@
-//! `backend ls|init|adopt`: the backends and their identity.
+//! `backend ls|init|adopt`: lists the backends, and gives them their identity.
 
 use clap::{Args, Subcommand};
 
@@ -65,14 +65,14 @@ fn told(done: &Done, shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json { shell.json(done) } else { shell.line(&done.done) }
 }
 
-/// The backends as a table, with what keeps each from being online below it. `status` shows them too.
+/// Prints the backends as a table, and below it why some are not online. `status` prints them too.
 pub(super) fn show(rows: &[Row], shell: &mut Shell<'_>) -> Result<(), Error> {
     shell.table(listing(rows))?;
-    // Reasons are sentences: in a column they would squeeze the others on a terminal.
+    // Reasons are sentences: in a column they would squeeze the other columns on a terminal.
     reasons(rows).iter().chain(&namings(rows)).try_for_each(|reason| shell.line(reason))
 }
 
-/// The backends whose storage takes different names for one.
+/// Returns a line for each backend whose storage takes different names for one.
 fn namings(rows: &[Row]) -> Vec<String> {
     let told = rows.iter().filter_map(|row| row.names.as_ref().map(|names| (row, names)));
     let told = told.filter(|(_, names)| *names != "exact");

@@ -1,4 +1,4 @@
-//! `catalog export|import|rebuild`, and the comparison that `check --catalog` prints: without asking a service.
+//! `catalog export|import|rebuild`, and the comparison that `check --catalog` prints. They ask no service.
 
 use std::path::{Path, PathBuf};
 
@@ -79,7 +79,7 @@ fn export(config: &Config, path: &Path, force: bool, shell: &mut Shell<'_>) -> R
     output::must_be_free(path, force)?;
     let text = recovery::export(config)?;
     output::write(path, text.as_bytes(), 0o600, force)?;
-    // The first line and the last one are no records.
+    // The first line and the last one are not records.
     let records = text.lines().count().saturating_sub(2);
     if shell.global.json {
         return shell.json(&json!({ "file": path.to_string_lossy(), "records": records }));
@@ -158,7 +158,7 @@ pub(super) fn compare(config: &Config, shell: &mut Shell<'_>) -> Result<(), Erro
     }
 }
 
-/// The differences as a table, with what each means below it.
+/// Prints the differences as a table, and below it what each means.
 fn show(findings: &[Finding], shell: &mut Shell<'_>) -> Result<(), Error> {
     if findings.is_empty() {
         return Ok(());

@@ -41,7 +41,7 @@ pub(super) fn run(args: &Check, shell: &mut Shell<'_>) -> Result<(), Error> {
     }
 }
 
-/// Prints the faults: for programs as a result, for people as the errors that they are.
+/// Prints the faults: for programs as a result, for people as errors.
 fn tell(faults: &[Fault], shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json {
         let list: Vec<_> = faults

@@ -1,4 +1,4 @@
-//! `mount ls|release`: who uses what, and the operator's word that a host does so no more.
+//! `mount ls|release`: lists the mounts, and removes mounts that the operator declares over.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use super::table::{Listing, counted, mark};
 use super::{Error, Shell};
 use crate::admin::wire::{Mount as Row, MountRelease, Nothing, Released, verb};
 
-/// How much of an engine's ID tables show, as docker shows its containers'.
+/// The number of characters of an engine's ID in a table, as in docker's list of containers.
 const SHORT: usize = 12;
 
 /// See which hosts use which volumes, and release what a lost host holds
@@ -98,7 +98,7 @@ fn release(args: Release, shell: &mut Shell<'_>) -> Result<(), Error> {
     release_asked(MountRelease { volume: Some(volume), host, id, all, dry_run: true }, yes, shell)
 }
 
-/// Releases mounts once the operator, to whom they are shown, agrees; with `yes` nobody is asked.
+/// Shows the mounts to the operator, and releases them if the operator agrees; with `yes` it does not ask.
 pub(super) fn release_asked(request: MountRelease, yes: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
     let client = shell.client()?;
     let planned: Released =
@@ -124,7 +124,7 @@ pub(super) fn release_asked(request: MountRelease, yes: bool, shell: &mut Shell<
     Ok(())
 }
 
-/// Shows what would be released and asks for it.
+/// Shows what would be released, and asks for agreement.
 fn agree(request: &MountRelease, planned: &Released, shell: &mut Shell<'_>) -> Result<(), Error> {
     let MountRelease { volume, host, .. } = request;
     let (of, it) = match volume {
@@ -170,7 +170,7 @@ fn nothing_to_release(
     )))
 }
 
-/// The one ID of that host's mounts of that volume which is, or begins with, what was typed.
+/// Returns the only mount ID of that host and volume that is, or begins with, the typed text.
 fn full_id(mounts: &[Row], volume: &str, host: &str, typed: String) -> Result<String, Error> {
     let ids: BTreeSet<&str> = mounts
         .iter()
@@ -192,7 +192,7 @@ fn full_id(mounts: &[Row], volume: &str, host: &str, typed: String) -> Result<St
     }
 }
 
-/// Mounts as a table, which `volume inspect` shows too.
+/// Returns mounts as a table; `volume inspect` prints it too.
 pub(super) fn listing(rows: &[Row], whole_ids: bool) -> Listing {
     let mut listing = Listing::new(["VOLUME", "HOST", "ID", "COUNT", "SINCE", "STALE"]).right(3);
     for Row { volume, host, id, count, since, stale, address: _ } in rows {
@@ -202,7 +202,7 @@ pub(super) fn listing(rows: &[Row], whole_ids: bool) -> Listing {
     listing
 }
 
-/// The beginning of an ID of an engine's making; a short or a speaking one is shown as it is.
+/// Returns the beginning of an ID that an engine generated; a short or readable ID stays as it is.
 fn short(id: &str) -> String {
     if id.len() >= 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
         id.chars().take(SHORT).collect()

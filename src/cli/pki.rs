@@ -1,6 +1,8 @@
-//! `pki init`, `pki rollover start|status|finish|abort`, and `pki csr|sign|install`: the CA behind all certificates.
+//! `pki init`, `pki rollover start|status|finish|abort`, and `pki csr|sign|install`: manages the CA of all
+//! certificates.
 //!
-//! A rollover is the running service's to do, which knows its hosts. Requests and certificates are files, and need none.
+//! The running service does a rollover, because it knows its hosts. The commands on requests and certificates
+//! work on files and need no service.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +11,7 @@ use super::{Error, Shell, output};
 use crate::admin::wire::{
     Ca, Nothing, Rollover as Progress, RolloverEnd, RolloverEnded, RolloverHost, Verb, verb,
 };
-use crate::app::certificates::{self, Installed, MadeCa, Request, Signed, SignedElsewhere};
+use crate::app::certificates::{self, Installed, MadeCa, OwnCertificate, Signed, SignedServerCertificate};
 use crate::config::{self, Config, Paths};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -228,8 +230,8 @@ fn init(shell: &mut Shell<'_>) -> Result<(), Error> {
 
 fn csr(Csr { which, names, output, force }: &Csr, shell: &mut Shell<'_>) -> Result<(), Error> {
     let which = match which {
-        Which::Server => Request::Server,
-        Which::Client if names.is_empty() => Request::Client,
+        Which::Server => OwnCertificate::Server,
+        Which::Client if names.is_empty() => OwnCertificate::Client,
         Which::Client => return Err(Error::Usage("--name is for the server's certificate".into())),
     };
     if let Some(path) = output {
@@ -251,7 +253,7 @@ fn sign(args: &Sign, shell: &mut Shell<'_>) -> Result<(), Error> {
         None => configured(shell)?.boot.pki,
     };
     let (pem, names, expires, then) = match certificates::sign(&dir, host.as_deref(), &csr)? {
-        Signed::Server(SignedElsewhere { pem, names, not_after }) => {
+        Signed::Server(SignedServerCertificate { pem, names, not_after }) => {
             let names: Vec<_> = names.iter().map(ToString::to_string).collect();
             (pem, names, not_after, "`volhost pki install`")
         }
@@ -267,7 +269,7 @@ fn sign(args: &Sign, shell: &mut Shell<'_>) -> Result<(), Error> {
     leave(("certificate", &pem), output.as_deref(), *force, Map::from_iter(more), &then, shell)
 }
 
-/// Writes a PEM text to its file, or prints it, and says what is next.
+/// Writes a PEM text to its file, or prints it, and tells the operator the next step.
 fn leave(
     (what, pem): (&str, &str),
     output: Option<&Path>,
@@ -296,8 +298,8 @@ fn install(path: &Path, shell: &mut Shell<'_>) -> Result<(), Error> {
     let pem = output::read_pem(path)?;
     let Installed { which, path, info } = certificates::install(&configured(shell)?, &pem)?;
     let which = match which {
-        Request::Server => "server",
-        Request::Client => "client",
+        OwnCertificate::Server => "server",
+        OwnCertificate::Client => "client",
     };
     let names: Vec<_> = info.names.iter().map(ToString::to_string).collect();
     let (file, expires) = (path.display().to_string(), output::written(info.not_after));
@@ -322,7 +324,7 @@ mod tests {
     use super::*;
     use crate::admin::client::testing::Service;
 
-    /// A service in the middle of a rollover: the example of docs/guide/certificates.md.
+    /// Returns a service in the middle of a rollover: the example of docs/guide/certificates.md.
     fn service(state: &'static str) -> Service {
         let ca = |name: &str, expires: &str| json!({ "name": format!("O=volhost, CN=volhost CA {name}"), "expires": expires });
         let host = |name: &str, moved: bool, uses: &str, seen: &str| json!({ "name": name, "moved": moved, "renewed": true, "uses": uses, "last_seen": seen });

@@ -1,4 +1,4 @@
-//! `reload`: has the service read its files again, and waits for what becomes of it.
+//! `reload`: makes the service read its files again, and waits for the result.
 
 use clap::Args;
 

@@ -1,4 +1,4 @@
-//! `serve`: hands over to the app, which prints what it listens on.
+//! `serve`: runs the app, which prints the addresses that it listens on.
 
 use clap::Args;
 

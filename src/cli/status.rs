@@ -1,4 +1,4 @@
-//! `status`: how the service is, with what needs attention on top of the backends.
+//! `status`: prints the service's status, first what needs attention, then the backends.
 
 use crate::model::timestamp;
 use clap::Args;
@@ -31,7 +31,8 @@ pub(super) fn run(args: &Status, shell: &mut Shell<'_>) -> Result<(), Error> {
     backend::show(&status.backends, shell)
 }
 
-/// The readable block; the exhaustive destructuring keeps a new field from being forgotten here.
+/// Returns the readable block. The exhaustive destructuring makes the compiler report a new field that is
+/// missing here.
 fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
     let Answer {
         version,
@@ -42,7 +43,7 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
         catalog_fault,
         volumes,
         mounts,
-        backends: _, // The table below the block.
+        backends: _, // They are in the table below the block.
         connections,
         since,
         last_reload,
@@ -113,7 +114,7 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
     block
 }
 
-/// Whether a moment, RFC 3339, has passed.
+/// Returns true if a time, in RFC 3339, has passed.
 fn is_past(moment: &str, now: OffsetDateTime) -> bool {
     timestamp::parse(moment).is_ok_and(|moment| moment < now)
 }

@@ -1,5 +1,5 @@
-//! Whether this machine's clock and the service's agree: certificates are judged by both, and what several hosts write
-//! to shared storage is dated by both.
+//! Compares this machine's clock with the service's: both judge certificates, and both date what several
+//! hosts write to shared storage.
 
 use std::time::SystemTime;
 
@@ -8,35 +8,35 @@ use time::format_description::FormatItem;
 use time::macros::format_description;
 
 use super::plugin::Plugin;
-use super::service::Seen;
+use super::service::ServiceReply;
 use super::{Finding, Verdict};
 
 const CHECK: &str = "clock";
 
-/// The form of HTTP's `Date` (RFC 9110, IMF-fixdate), which counts whole seconds.
+/// The format of HTTP's `Date` (RFC 9110, IMF-fixdate), which has whole seconds.
 const DATE: &[FormatItem<'_>] =
     format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
 
-/// A difference that shows: files seem to come from the future.
+/// The difference in seconds above which files seem to come from the future.
 const NOTICED: u64 = 5;
 
-/// A difference by which a new certificate is not valid yet, and times in logs mislead.
+/// The difference in seconds above which a new certificate is not valid yet, and times in logs mislead.
 const GRAVE: u64 = 60;
 
-pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<Finding>) {
+pub(super) fn examine(plugin: &Plugin, seen: Option<&ServiceReply>, findings: &mut Vec<Finding>) {
     let finding = match seen {
         None => {
             let message = "the service's time is not known without an answer of it";
             Finding::new(CHECK, &plugin.name, Verdict::Skipped, message)
         }
-        Some(Seen { date: Some((date, here)), .. }) => match ahead(date, *here) {
+        Some(ServiceReply { date: Some((date, here)), .. }) => match ahead(date, *here) {
             Some(seconds) => judged(&plugin.name, seconds),
             None => {
                 let message = format!("the service's answer has a date that is none: {date:?}");
                 Finding::new(CHECK, &plugin.name, Verdict::Note, message)
             }
         },
-        Some(Seen { date: None, .. }) => {
+        Some(ServiceReply { date: None, .. }) => {
             let message = "the service's answer has no date to compare with";
             Finding::new(CHECK, &plugin.name, Verdict::Note, message)
         }
@@ -44,7 +44,7 @@ pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<F
     findings.push(finding);
 }
 
-/// By how many seconds this machine's clock is ahead.
+/// Returns by how many seconds this machine's clock is ahead.
 fn ahead(date: &str, here: SystemTime) -> Option<i64> {
     let there = time::PrimitiveDateTime::parse(date, DATE).ok()?.assume_utc();
     Some((OffsetDateTime::from(here) - there).whole_seconds())

@@ -12,7 +12,7 @@ use super::authority::{self, Authority};
 use super::certificate::{CertInfo, ServerName, describe};
 use super::host_certificate::{Issued, issued, sign_host};
 use super::pair::{Leaf, Pair, Purpose, Trust, leaf, read, read_key};
-use super::{Pki, PkiError, Request};
+use super::{OwnCertificate, Pki, PkiError};
 use crate::files::{self, Lock};
 use crate::model::host::HostName;
 
@@ -33,11 +33,11 @@ pub struct Ensured {
 
 /// Missing files in a directory in which no authority may be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Lacking {
+pub enum MissingFiles {
     /// The authority's certificate, and maybe more.
     Ca,
     /// These certificates, and the authority's key that would sign them.
-    Signed(Vec<Request>),
+    Signed(Vec<OwnCertificate>),
 }
 
 /// An authority that was made on the operator's command.
@@ -51,7 +51,7 @@ pub struct MadeCa {
 
 /// The choice what to do in a directory that has no authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WithoutCa {
+pub(super) enum IfNoCa {
     Make,
     Refuse,
 }
@@ -78,24 +78,24 @@ impl Pki {
         node: &HostName,
         server_names: &[ServerName],
     ) -> Result<Ensured, PkiError> {
-        self.ensure_with(WithoutCa::Refuse, node, server_names, OffsetDateTime::now_utc())
+        self.ensure_with(IfNoCa::Refuse, node, server_names, OffsetDateTime::now_utc())
     }
 
     /// Returns what [`ensure_of_given_ca`](Self::ensure_of_given_ca) would find missing. Reads no key and
     /// writes nothing.
     #[must_use]
-    pub fn lacking(&self) -> Option<Lacking> {
+    pub fn lacking(&self) -> Option<MissingFiles> {
         let Pair { cert, key } = self.ca();
         if !cert.exists() {
-            return Some(Lacking::Ca);
+            return Some(MissingFiles::Ca);
         }
         if key.exists() {
             return None;
         }
-        let pairs = [(Request::Server, self.server()), (Request::Client, self.client())];
+        let pairs = [(OwnCertificate::Server, self.server()), (OwnCertificate::Client, self.client())];
         let missing: Vec<_> =
             pairs.into_iter().filter(|(_, pair)| !pair.cert.exists()).map(|(which, _)| which).collect();
-        (!missing.is_empty()).then_some(Lacking::Signed(missing))
+        (!missing.is_empty()).then_some(MissingFiles::Signed(missing))
     }
 
     /// Makes an authority (20 years) in a directory that has none.
@@ -135,19 +135,19 @@ impl Pki {
         server_names: &[ServerName],
         now: OffsetDateTime,
     ) -> Result<Ensured, PkiError> {
-        self.ensure_with(WithoutCa::Make, node, server_names, now)
+        self.ensure_with(IfNoCa::Make, node, server_names, now)
     }
 
     /// Makes what is missing, and renews what is due.
     pub(super) fn ensure_with(
         &self,
-        without_ca: WithoutCa,
+        if_no_ca: IfNoCa,
         node: &HostName,
         server_names: &[ServerName],
         now: OffsetDateTime,
     ) -> Result<Ensured, PkiError> {
         let lock = self.lock()?;
-        let (trust, ca_made) = self.make_trust(&lock, without_ca, now)?;
+        let (trust, ca_made) = self.make_trust(&lock, if_no_ca, now)?;
 
         let names = with_loopback(server_names);
         let pair = self.server();
@@ -166,7 +166,7 @@ impl Pki {
         let (earlier, issued) = match leaf(&pair, &trust)? {
             Some(leaf) => {
                 let issued = renew_client(&lock, &trust, &pair, &leaf, node, now)?;
-                (host_of(&leaf.info).map(|host| present(host, &leaf.info)), issued)
+                (host_of(&leaf.info).map(|host| earlier_issued(host, &leaf.info)), issued)
             }
             None => {
                 let authority = trust.authority(Purpose::Host, || format!("the certificate of {node}"))?;
@@ -217,14 +217,14 @@ impl Pki {
     fn make_trust(
         &self,
         lock: &Lock,
-        without_ca: WithoutCa,
+        if_no_ca: IfNoCa,
         now: OffsetDateTime,
     ) -> Result<(Trust, bool), PkiError> {
         if read(&self.ca().cert)?.is_some() {
-            self.settle(lock)?;
+            self.complete_interrupted_step(lock)?;
             return Ok((self.trust()?, false));
         }
-        if without_ca == WithoutCa::Refuse {
+        if if_no_ca == IfNoCa::Refuse {
             return Err(PkiError::NoCaGiven { pki: self.dir().to_owned() });
         }
         self.make_ca(lock, now)?;
@@ -271,7 +271,7 @@ fn renew_client(
         log::warn!(
             "{} does not name this machine, {node}, and there is no CA key to make another one with: {}",
             pair.cert.display(),
-            elsewhere("client")
+            signing_remedy("client")
         );
         return Ok(None);
     };
@@ -304,7 +304,7 @@ fn renewable<'a>(
             log::warn!(
                 "{path} expires on {}, and there is no CA key to make another one with: {}",
                 info.not_after,
-                elsewhere(which)
+                signing_remedy(which)
             );
             None
         }
@@ -320,7 +320,7 @@ fn renewable<'a>(
 }
 
 /// Words how to get a certificate from the place where the authority's key is kept.
-fn elsewhere(which: &str) -> String {
+fn signing_remedy(which: &str) -> String {
     format!(
         "put it there, or have the request of `volhost pki csr {which}` signed where it is (`volhost pki sign`) and give the certificate to `volhost pki install`"
     )
@@ -353,7 +353,7 @@ pub(super) fn sign_client(
 }
 
 /// Returns the catalog's record of a host certificate that was issued earlier, or elsewhere.
-pub(super) fn present(host: HostName, info: &CertInfo) -> Issued {
+pub(super) fn earlier_issued(host: HostName, info: &CertInfo) -> Issued {
     Issued {
         host,
         serial: info.serial.clone(),

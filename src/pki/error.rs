@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::authority::{KeyError, SigningError};
 use super::certificate::CertificateError;
 use super::request::RequestError;
-use super::{Pair, Request};
+use super::{OwnCertificate, Pair};
 use crate::model::host::HostName;
 
 /// An error while a certificate was made or read.
@@ -77,7 +77,7 @@ pub enum PkiError {
     NoRollover,
     /// A certificate that was signed elsewhere cannot be used.
     #[error("the certificate is not taken: {0}")]
-    Unfit(String),
+    Unacceptable(String),
     /// A text that should be a certificate signed elsewhere is not one.
     #[error("the certificate is not taken")]
     Unreadable(#[source] CertificateError),
@@ -119,7 +119,7 @@ pub enum PkiError {
         /// This machine's name.
         node: HostName,
         /// The certificates that are missing.
-        missing: Vec<Request>,
+        missing: Vec<OwnCertificate>,
     },
     /// No authority has been made yet.
     #[error("there is no CA in {}: `volhost serve` makes one when it is first started", path.display())]
@@ -146,7 +146,7 @@ pub enum PkiError {
         "{path} was not signed by {ca}: to serve with a certificate of another CA, name it as `tls.cert` and `tls.key`; else move it and its key away so that both are made anew",
         path = path.display(), ca = ca.display()
     )]
-    Stranger {
+    ForeignIssuer {
         /// The path of the file.
         path: PathBuf,
         /// The authority's certificate.
@@ -176,12 +176,12 @@ pub enum PkiError {
 }
 
 /// Words the remedy if certificates are missing and the authority's key is missing too.
-fn needed(missing: &[Request], node: &HostName, pki: &Path) -> String {
+fn needed(missing: &[OwnCertificate], node: &HostName, pki: &Path) -> String {
     let words: Vec<_> = missing
         .iter()
         .map(|which| match which {
-            Request::Server => ("server", String::new()),
-            Request::Client => ("client", format!(" --host {node}")),
+            OwnCertificate::Server => ("server", String::new()),
+            OwnCertificate::Client => ("client", format!(" --host {node}")),
         })
         .collect();
     let each =

@@ -16,14 +16,14 @@ use rustls::server::WebPkiClientVerifier;
 use time::OffsetDateTime;
 
 use super::certificate::{self, CertInfo, ServerName, describe_der};
-use super::ensure::{host_of, key_for, present, union, with_loopback, write_certificate};
+use super::ensure::{earlier_issued, host_of, key_for, union, with_loopback, write_certificate};
 use super::pair::{Pair, Purpose, Trust, leaf, read_key};
 use super::{IssuedHost, Pki, PkiError, authority, request};
 use crate::model::host::HostName;
 
 /// One of this machine's two certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Request {
+pub enum OwnCertificate {
     /// The server's certificate.
     Server,
     /// The client certificate of this machine's own engine.
@@ -32,7 +32,7 @@ pub enum Request {
 
 /// A server's certificate that was signed for another machine.
 #[derive(Debug, Clone)]
-pub struct SignedElsewhere {
+pub struct SignedServerCertificate {
     /// The certificate.
     pub pem: String,
     /// The names that it is valid for.
@@ -45,7 +45,7 @@ pub struct SignedElsewhere {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
     /// The kind of the certificate.
-    pub which: Request,
+    pub which: OwnCertificate,
     /// The path of the file.
     pub path: std::path::PathBuf,
     /// The content of the certificate.
@@ -57,19 +57,19 @@ impl Pki {
     /// the wanted ones, or the client's, for `node`. Makes the key if it does not exist.
     pub fn request(
         &self,
-        which: Request,
+        which: OwnCertificate,
         node: &HostName,
         server_names: &[ServerName],
     ) -> Result<String, PkiError> {
         let lock = self.lock()?;
         let trust = self.trust()?;
         let (pair, names) = match which {
-            Request::Server => {
+            OwnCertificate::Server => {
                 let pair = self.server();
                 let known = leaf(&pair, &trust)?.map(|leaf| leaf.info.names).unwrap_or_default();
                 (pair, union(known, &with_loopback(server_names)))
             }
-            Request::Client => (self.client(), vec![ServerName::Dns(node.to_string())]),
+            OwnCertificate::Client => (self.client(), vec![ServerName::Dns(node.to_string())]),
         };
         let key = key_for(&lock, &pair)?;
         authority::request(&key, &names).map_err(|source| PkiError::signing("the request", source))
@@ -78,14 +78,14 @@ impl Pki {
     /// Signs another machine's server certificate (1 year), for the names in its request.
     ///
     /// The old authority signs it while one replaces the other: see [`rollover`](super::rollover).
-    pub fn sign_server_csr(&self, csr_pem: &str) -> Result<SignedElsewhere, PkiError> {
+    pub fn sign_server_csr(&self, csr_pem: &str) -> Result<SignedServerCertificate, PkiError> {
         let (key, names) = request::verify_server(csr_pem).map_err(PkiError::ServerRequest)?;
         let trust = self.trust()?;
         let authority = trust.authority(Purpose::Server(None), || "the server's certificate".to_owned())?;
         let signed = authority
             .sign_server(&key, &names, OffsetDateTime::now_utc())
             .map_err(|source| PkiError::signing("the server", source))?;
-        Ok(SignedElsewhere { pem: signed.pem, names, not_after: signed.not_after })
+        Ok(SignedServerCertificate { pem: signed.pem, names, not_after: signed.not_after })
     }
 
     /// Puts a certificate in force that was signed elsewhere for a [`request`](Self::request) of this
@@ -101,7 +101,7 @@ impl Pki {
         let (der, info) = first(cert_pem)?;
         let (which, pair) = self.owner(&der)?;
         match which {
-            Request::Server => {
+            OwnCertificate::Server => {
                 let present = leaf(&pair, &trust)?;
                 let known = present.as_ref().map(|leaf| leaf.info.names.clone()).unwrap_or_default();
                 let signers = trust.signers(Purpose::Server(present.as_ref()));
@@ -109,7 +109,7 @@ impl Pki {
                     verify_server(&der, &signers, &name)?;
                 }
             }
-            Request::Client => verify_host(&der, &info, &trust, node)?,
+            OwnCertificate::Client => verify_host(&der, &info, &trust, node)?,
         }
         write_certificate(&lock, &pair.cert, &certificate::encode([&der]))?;
         Ok(Installed { which, path: pair.cert, info })
@@ -125,19 +125,21 @@ impl Pki {
             cert_pem: certificate::encode([&der]),
             key_pem: None,
             ca_pem: trust.pem,
-            issued: present(host.clone(), &info),
+            issued: earlier_issued(host.clone(), &info),
         })
     }
 
     /// Returns the certificate of this machine, and its files, whose key is in a certificate.
-    fn owner(&self, der: &CertificateDer<'_>) -> Result<(Request, Pair), PkiError> {
+    fn owner(&self, der: &CertificateDer<'_>) -> Result<(OwnCertificate, Pair), PkiError> {
         let public = certificate::public_key(der).map_err(PkiError::Unreadable)?;
-        for (which, pair) in [(Request::Server, self.server()), (Request::Client, self.client())] {
+        for (which, pair) in
+            [(OwnCertificate::Server, self.server()), (OwnCertificate::Client, self.client())]
+        {
             if read_key(&pair.key)?.is_some_and(|key| key.subject_public_key_info() == public) {
                 return Ok((which, pair));
             }
         }
-        Err(PkiError::Unfit(format!(
+        Err(PkiError::Unacceptable(format!(
             "it is of neither key here, {} and {}: have a request signed that `volhost pki csr` made here",
             self.server().key.display(),
             self.client().key.display()
@@ -161,12 +163,12 @@ fn verify_server(
         ServerName::Dns(name) => name
             .clone()
             .try_into()
-            .map_err(|error| PkiError::Unfit(format!("{name} cannot be verified: {error}")))?,
+            .map_err(|error| PkiError::Unacceptable(format!("{name} cannot be verified: {error}")))?,
         ServerName::Ip(address) => rustls::pki_types::ServerName::IpAddress((*address).into()),
     };
     WebPkiServerVerifier::builder_with_provider(roots(signers)?, default_provider().into())
         .build()
-        .map_err(|error| PkiError::Unfit(error.to_string()))?
+        .map_err(|error| PkiError::Unacceptable(error.to_string()))?
         .verify_server_cert(der, &[], &called, &[], UnixTime::now())
         .map(|_| ())
         .map_err(|error| unfit(&error, &format!("a server called {name}"), signers))
@@ -185,12 +187,12 @@ fn verify_host(
     let found = host_of(info);
     if found.as_ref() != Some(host) {
         let found = found.map_or_else(|| "no host".to_owned(), |found| found.to_string());
-        return Err(PkiError::Unfit(format!("it names {found}, but is to be for {host}")));
+        return Err(PkiError::Unacceptable(format!("it names {found}, but is to be for {host}")));
     }
     let signers = trust.signers(Purpose::Host);
     WebPkiClientVerifier::builder_with_provider(roots(&signers)?, default_provider().into())
         .build()
-        .map_err(|error| PkiError::Unfit(error.to_string()))?
+        .map_err(|error| PkiError::Unacceptable(error.to_string()))?
         .verify_client_cert(der, &[], UnixTime::now())
         .map(|_| ())
         .map_err(|error| unfit(&error, &format!("host {host}"), &signers))
@@ -199,7 +201,7 @@ fn verify_host(
 fn roots(signers: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, PkiError> {
     let mut roots = RootCertStore::empty();
     for one in signers {
-        roots.add(one.clone()).map_err(|error| PkiError::Unfit(error.to_string()))?;
+        roots.add(one.clone()).map_err(|error| PkiError::Unacceptable(error.to_string()))?;
     }
     Ok(Arc::new(roots))
 }
@@ -208,14 +210,14 @@ fn roots(signers: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, PkiE
 fn unfit(error: &rustls::Error, whom: &str, signers: &[CertificateDer<'static>]) -> PkiError {
     let names: Vec<_> =
         signers.iter().filter_map(|one| describe_der(one).ok()).map(|info| info.subject).collect();
-    PkiError::Unfit(format!("it is not good for {whom}, signed by {}: {error}", names.join(" or ")))
+    PkiError::Unacceptable(format!("it is not good for {whom}, signed by {}: {error}", names.join(" or ")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::chain;
-    use crate::pki::tests::{content, empty, host, is_let_in, made, name, serves};
+    use crate::pki::tests::{client_is_accepted, content, empty, host, made, name, serves};
 
     /// Returns a storage host without the authority's key, and the machine that has the key.
     fn two() -> ([tempfile::TempDir; 2], Pki, Pki) {
@@ -232,14 +234,14 @@ mod tests {
         let (_dirs, pki, safe) = two();
         let wanted = [name("vol.example.org"), name("fd00::7")];
         let node = host("store1");
-        let request = pki.request(Request::Server, &node, &wanted).unwrap();
+        let request = pki.request(OwnCertificate::Server, &node, &wanted).unwrap();
         let signed = safe.sign_server_csr(&request).unwrap();
         for wanted in wanted.iter().chain(&[name("store1.example.org"), name("localhost")]) {
             assert!(signed.names.contains(wanted), "{wanted} in {:?}", signed.names);
         }
         let (before, key) = (content(&pki.server().cert), content(&pki.server().key));
         let installed = pki.install(&signed.pem, &node, &wanted).unwrap();
-        assert_eq!((installed.which, installed.path), (Request::Server, pki.server().cert));
+        assert_eq!((installed.which, installed.path), (OwnCertificate::Server, pki.server().cert));
         assert_ne!(content(&pki.server().cert), before);
         assert_eq!(content(&pki.server().key), key);
         for called in ["vol.example.org", "fd00::7", "store1.example.org", "127.0.0.1"] {
@@ -257,12 +259,12 @@ mod tests {
         let (node, wanted) = (host("store2"), [name("10.0.0.8")]);
         let text = chain(&pki.ensure(&node, &wanted).unwrap_err());
         assert!(text.contains("the server's certificate is needed"), "{text}");
-        let request = pki.request(Request::Server, &node, &wanted).unwrap();
+        let request = pki.request(OwnCertificate::Server, &node, &wanted).unwrap();
         pki.install(&safe.sign_server_csr(&request).unwrap().pem, &node, &wanted).unwrap();
-        let request = pki.request(Request::Client, &node, &wanted).unwrap();
+        let request = pki.request(OwnCertificate::Client, &node, &wanted).unwrap();
         let installed =
             pki.install(&safe.sign_csr(&node, &request).unwrap().cert_pem, &node, &wanted).unwrap();
-        assert_eq!(installed.which, Request::Client);
+        assert_eq!(installed.which, OwnCertificate::Client);
         let ensured = pki.ensure(&node, &wanted).unwrap();
         assert_eq!(ensured.client.unwrap().serial, installed.info.serial);
         assert!(ensured.issued.is_empty() && !ensured.server_renewed);
@@ -273,8 +275,8 @@ mod tests {
         let (_dirs, pki, safe) = two();
         let (_other_dir, other, _) = made();
         let (node, none) = (host("store1"), []);
-        let server = pki.request(Request::Server, &node, &none).unwrap();
-        let client = pki.request(Request::Client, &node, &none).unwrap();
+        let server = pki.request(OwnCertificate::Server, &node, &none).unwrap();
+        let client = pki.request(OwnCertificate::Client, &node, &none).unwrap();
         let good = safe.sign_server_csr(&server).unwrap().pem;
         let before = [content(&pki.server().cert), content(&pki.client().cert)];
         for (pem, wanted, expected) in [
@@ -317,7 +319,7 @@ mod tests {
         let accepted = pki.accept_host(&host("web1"), &signed.cert_pem).unwrap();
         assert_eq!(accepted.issued, signed.issued);
         assert_eq!((accepted.key_pem, accepted.ca_pem.as_str()), (None, &*content(&pki.ca().cert)));
-        is_let_in(&accepted.ca_pem, &accepted.cert_pem, OffsetDateTime::now_utc()).unwrap();
+        client_is_accepted(&accepted.ca_pem, &accepted.cert_pem, OffsetDateTime::now_utc()).unwrap();
         let (_other_dir, other, _) = made();
         for (name, pem, expected) in [
             ("web2", signed.cert_pem.clone(), "it names web1, but is to be for web2"),
@@ -342,7 +344,7 @@ mod tests {
         std::fs::rename(pki.next().key, safe.next().key).unwrap();
         let signed = safe.issue_host(&host("web1")).unwrap();
         pki.accept_host(&host("web1"), &signed.cert_pem).unwrap();
-        let request = pki.request(Request::Server, &node, &[]).unwrap();
+        let request = pki.request(OwnCertificate::Server, &node, &[]).unwrap();
         pki.install(&safe.sign_server_csr(&request).unwrap().pem, &node, &[]).unwrap();
         // Engines that know only the old authority could not verify a certificate of the new one.
         std::fs::copy(safe.next().key, safe.ca().key).unwrap();

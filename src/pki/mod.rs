@@ -27,9 +27,9 @@ use std::path::{Path, PathBuf};
 pub use self::certificate::{
     CertInfo, CertificateError, InvalidServerName, ServerName, describe, describe_der,
 };
-pub use self::ensure::{Ensured, Lacking, MadeCa};
+pub use self::ensure::{Ensured, MadeCa, MissingFiles};
 pub use self::error::PkiError;
-pub use self::external_ca::{Installed, Request, SignedElsewhere};
+pub use self::external_ca::{Installed, OwnCertificate, SignedServerCertificate};
 pub use self::host_certificate::{Issued, IssuedHost};
 pub use self::pair::Pair;
 use self::pair::{Trust, authorities, read};

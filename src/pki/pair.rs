@@ -176,7 +176,7 @@ pub(super) fn leaf(pair: &Pair, trust: &Trust) -> Result<Option<Leaf>, PkiError>
         return Err(PkiError::Mismatch { pair: pair.clone() });
     }
     if !trust.certificates.iter().any(|authority| certificate::is_signed_by(first, authority)) {
-        return Err(PkiError::Stranger { path: pair.cert.clone(), ca: trust.ca.cert.clone() });
+        return Err(PkiError::ForeignIssuer { path: pair.cert.clone(), ca: trust.ca.cert.clone() });
     }
     let info = describe_der(first).map_err(unusable)?;
     Ok(Some(Leaf { key, info, der: first.clone() }))

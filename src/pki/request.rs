@@ -101,7 +101,7 @@ pub(super) fn verify_server(pem: &str) -> Result<(SubjectPublicKeyInfo, Vec<Serv
 /// Verifies a request's signature, and returns its key and the result of `check`.
 fn verified<T>(
     pem: &str,
-    judge: impl FnOnce(&X509CertificationRequest<'_>) -> Result<T, RequestError>,
+    check: impl FnOnce(&X509CertificationRequest<'_>) -> Result<T, RequestError>,
 ) -> Result<(SubjectPublicKeyInfo, T), RequestError> {
     // Older tools write this label.
     let pem = pem.replace("NEW CERTIFICATE REQUEST", "CERTIFICATE REQUEST");
@@ -119,7 +119,7 @@ fn verified<T>(
         X509Error::SignatureUnsupportedAlgorithm => RequestError::Unsupported,
         _ => RequestError::Signature,
     })?;
-    let judged = judge(&request)?;
+    let checked = check(&request)?;
 
     let key = authority::public_key(info.subject_pki.raw).map_err(|_| RequestError::Unsupported)?;
     let known = [
@@ -130,7 +130,7 @@ fn verified<T>(
     ];
     let algorithm = rcgen::PublicKeyData::algorithm(&key);
     if known.into_iter().any(|known| known == algorithm) {
-        Ok((key, judged))
+        Ok((key, checked))
     } else {
         Err(RequestError::Unsupported)
     }

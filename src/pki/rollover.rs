@@ -102,7 +102,7 @@ impl Pki {
     /// it. If a rollover is under way already, it is continued and no other is begun.
     pub fn start_rollover(&self) -> Result<Started, PkiError> {
         let lock = self.lock()?;
-        self.settle(&lock)?;
+        self.complete_interrupted_step(&lock)?;
         let under_way = self.trust()?.successor.is_some();
         if !under_way {
             self.make_successor(&lock)?;
@@ -129,7 +129,7 @@ impl Pki {
             .map_err(|source| PkiError::signing("the CA", source))?;
         write_certificate(lock, &next.cert, &signed.pem)?;
         stop_if_asked(START_CERTIFICATE);
-        self.settle(lock)
+        self.complete_interrupted_step(lock)
     }
 
     /// Ends a rollover in favour of the new authority: renews the server's certificate and this machine's
@@ -154,7 +154,7 @@ impl Pki {
         stop_if_asked(FINISH_KEY_ASIDE);
         write_certificate(&lock, &trust.ca.cert, &new.pem)?;
         stop_if_asked(FINISH_TRUSTED);
-        self.settle(&lock)?;
+        self.complete_interrupted_step(&lock)?;
         Ok(Finished { rollover, issued, kept })
     }
 
@@ -192,7 +192,7 @@ impl Pki {
 
     /// Completes the step of a process that was killed: adds a new authority to the trusted ones, or, if only
     /// the new authority is trusted, renames its files to `ca`.
-    pub(super) fn settle(&self, lock: &Lock) -> Result<(), PkiError> {
+    pub(super) fn complete_interrupted_step(&self, lock: &Lock) -> Result<(), PkiError> {
         let (ca, next) = (self.ca(), self.next());
         let Some((pem, certificate)) = successor(&next)? else { return Ok(()) };
         let (trusted, certificates) = authorities(&ca.cert)?;
@@ -214,7 +214,7 @@ impl Pki {
 
     fn under_way(&self) -> Result<(Lock, Trust, Rollover), PkiError> {
         let lock = self.lock()?;
-        self.settle(&lock)?;
+        self.complete_interrupted_step(&lock)?;
         let trust = self.trust()?;
         let server = leaf(&self.server(), &trust)?;
         match rollover(&trust, server.as_ref())? {
@@ -229,19 +229,19 @@ impl Pki {
         &self,
         lock: &Lock,
         trust: &Trust,
-        has_to_be: impl Fn(&Leaf) -> bool,
+        needs_signing: impl Fn(&Leaf) -> bool,
         authority: impl Fn() -> Result<&'a authority::Authority, PkiError>,
         [server_signed, client_signed]: [&'static str; 2],
     ) -> Result<Option<Issued>, PkiError> {
         let now = OffsetDateTime::now_utc();
         let (server, client) = (self.server(), self.client());
         let present = (leaf(&server, trust)?, leaf(&client, trust)?);
-        if let Some(leaf) = present.0.filter(&has_to_be) {
+        if let Some(leaf) = present.0.filter(&needs_signing) {
             sign_server(lock, authority()?, &server, &leaf.key, &leaf.info.names, now)?;
         }
         stop_if_asked(server_signed);
         let mut issued = None;
-        if let Some(leaf) = present.1.filter(&has_to_be)
+        if let Some(leaf) = present.1.filter(&needs_signing)
             && let Some(node) = host_of(&leaf.info)
         {
             issued = Some(sign_client(lock, authority()?, &client, &leaf.key, &node, now)?);
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
     use crate::error::chain;
     use crate::pki::describe;
-    use crate::pki::tests::{content, empty, host, is_let_in, made, name, serves};
+    use crate::pki::tests::{client_is_accepted, content, empty, host, made, name, serves};
 
     fn now() -> OffsetDateTime {
         OffsetDateTime::now_utc()
@@ -331,9 +331,9 @@ mod tests {
         let renewed = pki.issue_host(&host("web1")).unwrap();
         assert_eq!(renewed.issued.issuer, rollover.new.subject);
         assert_eq!(renewed.ca_pem, both);
-        is_let_in(&new, &renewed.cert_pem, now()).unwrap();
-        is_let_in(&both, &before.cert_pem, now()).unwrap();
-        is_let_in(&new, &content(&pki.client().cert), now()).unwrap();
+        client_is_accepted(&new, &renewed.cert_pem, now()).unwrap();
+        client_is_accepted(&both, &before.cert_pem, now()).unwrap();
+        client_is_accepted(&new, &content(&pki.client().cert), now()).unwrap();
         // The old authority signs the server's certificate even with a new name: an engine that was not
         // restarted knows no other.
         assert!(pki.add_server_name(&name("vol.example.org")).unwrap());
@@ -344,13 +344,13 @@ mod tests {
         assert_eq!(pki.ca_pem().unwrap(), new);
         assert_eq!(pki.rollover().unwrap(), None);
         serves(&new, &content(&pki.server().cert), "vol.example.org").unwrap();
-        assert!(is_let_in(&pki.ca_pem().unwrap(), &before.cert_pem, now()).is_err());
+        assert!(client_is_accepted(&pki.ca_pem().unwrap(), &before.cert_pem, now()).is_err());
         assert_eq!(describe(content(&finished.kept.cert)).unwrap(), rollover.old[0]);
         assert_eq!([content(&finished.kept.key), content(&pki.server().key)], keys);
         assert_eq!(std::fs::metadata(&finished.kept.key).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(names(&pki).len(), files.len() + 2, "{:?}", names(&pki));
         let next = pki.issue_host(&host("web2")).unwrap();
-        is_let_in(&new, &next.cert_pem, now()).unwrap();
+        client_is_accepted(&new, &next.cert_pem, now()).unwrap();
         assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
         // A second rollover works beside the files that the first one kept.
         pki.start_rollover().unwrap();
@@ -380,12 +380,12 @@ mod tests {
         let web1 = one.issue_host(&host("web1")).unwrap();
         for pki in [&one, &other] {
             pki.finish_rollover().unwrap();
-            is_let_in(&pki.ca_pem().unwrap(), &web1.cert_pem, now()).unwrap();
+            client_is_accepted(&pki.ca_pem().unwrap(), &web1.cert_pem, now()).unwrap();
         }
         assert_eq!(other.ca_pem().unwrap(), one.ca_pem().unwrap());
         serves(&one.ca_pem().unwrap(), &content(&other.server().cert), "10.0.0.8").unwrap();
         let web2 = other.issue_host(&host("web2")).unwrap();
-        is_let_in(&one.ca_pem().unwrap(), &web2.cert_pem, now()).unwrap();
+        client_is_accepted(&one.ca_pem().unwrap(), &web2.cert_pem, now()).unwrap();
     }
 
     #[test]
@@ -404,9 +404,9 @@ mod tests {
         assert_eq!(content(&pki.ca().key), key);
         assert!(!pki.next().cert.exists() && !pki.next().key.exists());
         assert!(aborted.kept.key.exists(), "a key was thrown away");
-        is_let_in(&old, &content(&pki.client().cert), now()).unwrap();
+        client_is_accepted(&old, &content(&pki.client().cert), now()).unwrap();
         serves(&old, &content(&pki.server().cert), "localhost").unwrap();
-        assert!(is_let_in(&pki.ca_pem().unwrap(), &renewed.cert_pem, now()).is_err());
+        assert!(client_is_accepted(&pki.ca_pem().unwrap(), &renewed.cert_pem, now()).is_err());
         assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
     }
 
@@ -420,7 +420,7 @@ mod tests {
         pki.abort_rollover().unwrap();
         assert_eq!(content(&pki.ca().key), key);
         serves(&old, &content(&pki.server().cert), "localhost").unwrap();
-        is_let_in(&old, &pki.issue_host(&host("web1")).unwrap().cert_pem, now()).unwrap();
+        client_is_accepted(&old, &pki.issue_host(&host("web1")).unwrap().cert_pem, now()).unwrap();
     }
 
     #[test]

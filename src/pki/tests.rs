@@ -65,7 +65,11 @@ pub(super) fn serves(ca_pem: &str, cert_pem: &str, called: &str) -> Result<(), r
         .map(|_| ())
 }
 
-pub(super) fn is_let_in(ca_pem: &str, cert_pem: &str, at: OffsetDateTime) -> Result<(), rustls::Error> {
+pub(super) fn client_is_accepted(
+    ca_pem: &str,
+    cert_pem: &str,
+    at: OffsetDateTime,
+) -> Result<(), rustls::Error> {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca_pem), default_provider().into())
         .build()
         .unwrap();
@@ -114,7 +118,7 @@ fn a_first_start_makes_all_and_a_second_nothing() {
 fn where_the_authority_is_given_none_is_made_unasked() {
     let (_dir, pki) = empty();
     let (node, wanted) = (host("store1"), [name("10.0.0.7")]);
-    assert_eq!(pki.lacking(), Some(Lacking::Ca));
+    assert_eq!(pki.lacking(), Some(MissingFiles::Ca));
     let refused = pki.ensure_of_given_ca(&node, &wanted);
     assert!(matches!(refused, Err(PkiError::NoCaGiven { .. })), "{refused:?}");
     assert!(!pki.ca().key.exists() && !pki.ca().cert.exists());
@@ -134,9 +138,9 @@ fn where_the_authority_is_given_none_is_made_unasked() {
     assert_eq!(pki.lacking(), None);
     assert!(!pki.ensure_of_given_ca(&node, &wanted).unwrap().server_renewed);
     std::fs::remove_file(pki.client().cert).unwrap();
-    assert_eq!(pki.lacking(), Some(Lacking::Signed(vec![Request::Client])));
+    assert_eq!(pki.lacking(), Some(MissingFiles::Signed(vec![OwnCertificate::Client])));
     std::fs::remove_file(pki.ca().cert).unwrap();
-    assert_eq!(pki.lacking(), Some(Lacking::Ca));
+    assert_eq!(pki.lacking(), Some(MissingFiles::Ca));
     let lost = pki.init();
     assert!(matches!(lost, Err(PkiError::CaLost { .. })), "{lost:?}");
 }
@@ -155,7 +159,7 @@ fn a_directory_with_the_same_authority_lets_in_the_same_hosts() {
     for pki in [&one, &other] {
         let ca = pki.ca_pem().unwrap();
         for host in &hosts {
-            is_let_in(&ca, &host.cert_pem, OffsetDateTime::now_utc()).unwrap();
+            client_is_accepted(&ca, &host.cert_pem, OffsetDateTime::now_utc()).unwrap();
         }
         serves(&ca, &content(&other.server().cert), "10.0.0.8").unwrap();
     }
@@ -181,15 +185,15 @@ fn a_tls_library_takes_both_certificates_for_what_they_are_and_nothing_else() {
     for called in ["store1.example.org", "10.0.0.7", "localhost", "127.0.0.1", "::1"] {
         serves(&ca, &server, called).unwrap();
     }
-    is_let_in(&ca, &client, now).unwrap();
+    client_is_accepted(&ca, &client, now).unwrap();
 
     assert!(serves(&ca, &server, "store2.example.org").is_err());
     assert!(serves(&ca, &client, "store1").is_err(), "a client's certificate served");
-    assert!(is_let_in(&ca, &server, now).is_err(), "a server's certificate was let in");
+    assert!(client_is_accepted(&ca, &server, now).is_err(), "a server's certificate was let in");
     let (_other_dir, other, _) = made();
     let other = other.ca_pem().unwrap();
     assert!(serves(&other, &server, "localhost").is_err());
-    assert!(is_let_in(&other, &client, now).is_err());
+    assert!(client_is_accepted(&other, &client, now).is_err());
 }
 
 #[test]
@@ -278,7 +282,7 @@ fn pairs_that_no_crash_of_ours_leaves_are_errors_with_a_remedy() {
         std::fs::copy(other.server().key, pki.server().key).unwrap();
         std::fs::copy(other.server().cert, pki.server().cert).unwrap();
     });
-    assert!(matches!(error, PkiError::Stranger { .. }), "{text}");
+    assert!(matches!(error, PkiError::ForeignIssuer { .. }), "{text}");
     assert!(text.contains("`tls.cert`"), "{text}");
 
     let (text, error) = refused(&|pki| remove(pki.ca().cert));
@@ -407,9 +411,9 @@ fn an_issued_host_is_let_in_for_ten_years() {
             certificate::public_key(&der).unwrap()
         );
         let now = OffsetDateTime::now_utc();
-        is_let_in(&issued.ca_pem, &issued.cert_pem, now).unwrap();
-        is_let_in(&issued.ca_pem, &issued.cert_pem, now + Duration::days(3650)).unwrap();
-        assert!(is_let_in(&issued.ca_pem, &issued.cert_pem, now + Duration::days(3660)).is_err());
+        client_is_accepted(&issued.ca_pem, &issued.cert_pem, now).unwrap();
+        client_is_accepted(&issued.ca_pem, &issued.cert_pem, now + Duration::days(3650)).unwrap();
+        assert!(client_is_accepted(&issued.ca_pem, &issued.cert_pem, now + Duration::days(3660)).is_err());
         assert!(!format!("{issued:?}").contains("PRIVATE"), "a key in a log: {issued:?}");
     }
     assert!(matches!(pki.issue_host(&HostName::anonymous()), Err(PkiError::Anonymous)));
@@ -430,7 +434,7 @@ fn a_request_is_certified_for_its_key_alone() {
     assert_eq!(info.dns_names, ["web1"]);
     let der = certificate::decode(issued.cert_pem.as_bytes()).unwrap().remove(0);
     assert_eq!(certificate::public_key(&der).unwrap(), rcgen::PublicKeyData::subject_public_key_info(&key));
-    is_let_in(&issued.ca_pem, &issued.cert_pem, OffsetDateTime::now_utc()).unwrap();
+    client_is_accepted(&issued.ca_pem, &issued.cert_pem, OffsetDateTime::now_utc()).unwrap();
 
     let error = pki.sign_csr(&host("web2"), &request).unwrap_err();
     assert!(chain(&error).contains("it names \"web1\", but the certificate is to be for web2"), "{error}");
@@ -470,6 +474,6 @@ fn an_old_ca_stays_beside_the_new_one() {
     assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
     assert!(pki.is_ours(both.as_bytes()));
     let issued = pki.issue_host(&host("web1")).unwrap();
-    is_let_in(&content(&new.ca().cert), &issued.cert_pem, OffsetDateTime::now_utc()).unwrap();
+    client_is_accepted(&content(&new.ca().cert), &issued.cert_pem, OffsetDateTime::now_utc()).unwrap();
     assert_eq!(issued.ca_pem, both);
 }

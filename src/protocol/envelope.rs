@@ -19,7 +19,7 @@ use warp::{Filter, Rejection};
 use super::paths;
 use crate::error::{chain, nearest};
 use crate::host::Caller;
-use crate::transport::{CloseWithoutAnswer, LetIn};
+use crate::transport::{AccessWatch, CloseWithoutAnswer};
 use crate::volume::{Blame, CountedMount, Error};
 
 /// The media type of every answer.
@@ -34,7 +34,7 @@ pub struct Request {
     /// The caller; every transport provides it.
     pub caller: Option<Caller>,
     /// Tells whether the caller still has access.
-    pub let_in: Option<LetIn>,
+    pub access: Option<AccessWatch>,
     /// The body.
     pub body: BodyStream,
 }
@@ -45,13 +45,13 @@ pub type BodyStream = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, warp::Er
 /// Returns a filter that splits any request into its parts.
 pub fn parts() -> impl Filter<Extract = (Request,), Error = Rejection> + Clone + Send + Sync + 'static {
     let body = warp::body::stream().map(boxed);
-    let of_connection = warp::ext::optional::<Caller>().and(warp::ext::optional::<LetIn>());
+    let of_connection = warp::ext::optional::<Caller>().and(warp::ext::optional::<AccessWatch>());
     warp::method().and(warp::path::full()).and(of_connection).and(body).map(
-        |method, path: warp::path::FullPath, caller, let_in, body| Request {
+        |method, path: warp::path::FullPath, caller, access, body| Request {
             method,
             path: path.as_str().to_owned(),
             caller,
-            let_in,
+            access,
             body,
         },
     )
@@ -66,7 +66,7 @@ fn boxed(body: impl Stream<Item = Result<impl Buf, warp::Error>> + Send + 'stati
 
 /// Reasons why a body was not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Body {
+pub enum BodyError {
     /// The body has more bytes than allowed.
     TooLarge,
     /// The body did not arrive in time.
@@ -78,26 +78,26 @@ pub enum Body {
 }
 
 /// The size up to which a body does not wait for others. Engines send some hundred bytes.
-const SMALL: usize = 16 * 1024;
+const SMALL_BODY: usize = 16 * 1024;
 
 /// The memory for all larger bodies together, in KiB.
-const ROOM: u32 = 64 * 1024;
+const BUDGET_KIB: u32 = 64 * 1024;
 
 /// The memory for the large bodies of all connections together. It always suffices for one body.
 #[derive(Debug, Clone)]
-pub struct Room(Arc<Semaphore>);
+pub struct BodyBudget(Arc<Semaphore>);
 
-impl Default for Room {
+impl Default for BodyBudget {
     fn default() -> Self {
         // This constant is far below the maximum number of permits of a semaphore.
-        Self(Arc::new(Semaphore::new(ROOM as usize)))
+        Self(Arc::new(Semaphore::new(BUDGET_KIB as usize)))
     }
 }
 
-impl Room {
+impl BodyBudget {
     /// Waits for memory for a body that may become as large as `most`.
     async fn reserve(&self, most: u64) -> Option<OwnedSemaphorePermit> {
-        let needed = u32::try_from(most.div_ceil(1024)).unwrap_or(ROOM).min(ROOM);
+        let needed = u32::try_from(most.div_ceil(1024)).unwrap_or(BUDGET_KIB).min(BUDGET_KIB);
         // This fails only if the semaphore is closed, and nothing closes it.
         Arc::clone(&self.0).acquire_many_owned(needed).await.ok()
     }
@@ -118,33 +118,38 @@ const LINGER: Duration = Duration::from_secs(2);
 pub async fn collect(
     body: BodyStream,
     most: u64,
-    patience: Duration,
-    let_in: Option<LetIn>,
-    room: &Room,
-) -> Result<Collected, Body> {
+    limit: Duration,
+    access: Option<AccessWatch>,
+    room: &BodyBudget,
+) -> Result<Collected, BodyError> {
     let lost = async {
-        match &let_in {
-            Some(let_in) => let_in.lost().await,
+        match &access {
+            Some(access) => access.lost().await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         biased;
-        taken = take(body, most, patience, room) => taken,
-        () = lost => Err(Body::Broken),
+        taken = take(body, most, limit, room) => taken,
+        () = lost => Err(BodyError::Broken),
     }
 }
 
-async fn take(mut body: BodyStream, most: u64, patience: Duration, room: &Room) -> Result<Collected, Body> {
+async fn take(
+    mut body: BodyStream,
+    most: u64,
+    limit: Duration,
+    room: &BodyBudget,
+) -> Result<Collected, BodyError> {
     let waiting = AtomicBool::new(false);
     let whole = async {
         let (mut bytes, mut reserved) = (BytesMut::new(), None);
         while let Some(part) = body.next().await {
-            let part = part.map_err(|_| Body::Broken)?;
+            let part = part.map_err(|_| BodyError::Broken)?;
             if (bytes.len() + part.len()) as u64 > most {
-                return Err(Body::TooLarge);
+                return Err(BodyError::TooLarge);
             }
-            if reserved.is_none() && bytes.len() + part.len() > SMALL {
+            if reserved.is_none() && bytes.len() + part.len() > SMALL_BODY {
                 waiting.store(true, Ordering::Relaxed);
                 reserved = room.reserve(most).await;
                 waiting.store(false, Ordering::Relaxed);
@@ -153,28 +158,28 @@ async fn take(mut body: BodyStream, most: u64, patience: Duration, room: &Room) 
         }
         Ok(Collected { bytes: bytes.freeze(), _room: reserved })
     };
-    let late = || if waiting.load(Ordering::Relaxed) { Body::Crowded } else { Body::Stalled };
-    let taken = tokio::time::timeout(patience, whole).await.unwrap_or_else(|_| Err(late()));
-    if matches!(taken, Err(Body::TooLarge | Body::Crowded)) {
+    let late = || if waiting.load(Ordering::Relaxed) { BodyError::Crowded } else { BodyError::Stalled };
+    let taken = tokio::time::timeout(limit, whole).await.unwrap_or_else(|_| Err(late()));
+    if matches!(taken, Err(BodyError::TooLarge | BodyError::Crowded)) {
         // The rest is read because a socket that is closed while bytes still come is reset, and the answer is
         // lost.
         let rest = async { while let Some(Ok(_)) = body.next().await {} };
-        let _ = tokio::time::timeout(LINGER.min(patience), rest).await;
+        let _ = tokio::time::timeout(LINGER.min(limit), rest).await;
     }
     taken
 }
 
 /// Reads a body's JSON object. serde would also accept an array of the right values, but that is a caller's
 /// mistake.
-pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ErrorReply> {
     if !body.trim_ascii_start().starts_with(b"{") {
-        return Err(Refusal::new(
+        return Err(ErrorReply::new(
             StatusCode::BAD_REQUEST,
             "the request's body is not understood: it takes a JSON object, which begins with {",
         ));
     }
     serde_json::from_slice(body).map_err(|error| {
-        Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body is not understood: {error}"))
+        ErrorReply::new(StatusCode::BAD_REQUEST, format!("the request's body is not understood: {error}"))
     })
 }
 
@@ -187,7 +192,7 @@ pub enum Answer {
     /// This JSON of a Mount. The mount is undone unless the answer is sent.
     Mounted(Bytes, Box<CountedMount>),
     /// An error.
-    Refused(Refusal),
+    Error(ErrorReply),
     /// No answer: the connection is closed.
     None,
     /// No answer, because the truth is not known, for this reason.
@@ -199,12 +204,12 @@ pub type Parts = std::pin::Pin<Box<dyn Stream<Item = serde_json::Result<Bytes>> 
 
 /// The status and text of an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ErrorReply {
     status: StatusCode,
     text: String,
 }
 
-impl Refusal {
+impl ErrorReply {
     fn new(status: StatusCode, text: impl Into<String>) -> Self {
         Self { status, text: text.into() }
     }
@@ -244,7 +249,7 @@ impl Refusal {
             format!(
                 "too many requests with bodies of more than {} KiB came at once, and none of them ended within the \
                  time for a request (limits.request): try again",
-                SMALL / 1024
+                SMALL_BODY / 1024
             ),
         )
     }
@@ -276,7 +281,7 @@ impl Answer {
     /// Returns the error in place of an answer that JSON cannot hold. Of our answers only a path that is not
     /// UTF-8 is such a case.
     pub(super) fn unwritten(error: &serde_json::Error) -> Self {
-        Refusal::ours(&format!("the answer cannot be written as JSON: {error}")).into()
+        ErrorReply::ours(&format!("the answer cannot be written as JSON: {error}")).into()
     }
 
     /// Returns the answer for a result. The service words its own errors, and the status says who can fix
@@ -291,9 +296,9 @@ impl Answer {
     /// Returns what the log must say of an answer: a failure of volhost that the caller cannot fix.
     pub(super) fn failure(&self) -> Option<String> {
         match self {
-            Self::Refused(Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, text }) => Some(text.clone()),
+            Self::Error(ErrorReply { status: StatusCode::INTERNAL_SERVER_ERROR, text }) => Some(text.clone()),
             Self::Unknown(why) => Some(format!("a request is left without an answer: {why}")),
-            Self::Refused(_) | Self::Json(_) | Self::Parts(_) | Self::Mounted(..) | Self::None => None,
+            Self::Error(_) | Self::Json(_) | Self::Parts(_) | Self::Mounted(..) | Self::None => None,
         }
     }
 
@@ -311,7 +316,7 @@ impl Answer {
                 counted.hand_over();
                 response(StatusCode::OK, bytes)
             }
-            Self::Refused(Refusal { status, text }) => {
+            Self::Error(ErrorReply { status, text }) => {
                 response(status, serde_json::json!({ "Err": text }).to_string().into())
             }
             Self::None | Self::Unknown(_) => {
@@ -323,9 +328,9 @@ impl Answer {
     }
 }
 
-impl From<Refusal> for Answer {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+impl From<ErrorReply> for Answer {
+    fn from(refusal: ErrorReply) -> Self {
+        Self::Error(refusal)
     }
 }
 
@@ -338,7 +343,7 @@ impl From<Error> for Answer {
             Blame::Service => StatusCode::INTERNAL_SERVER_ERROR,
             Blame::Unknown => return Self::Unknown(text),
         };
-        Refusal::new(status, text).into()
+        ErrorReply::new(status, text).into()
     }
 }
 
@@ -364,28 +369,34 @@ mod tests {
         if ends { Box::pin(parts) } else { Box::pin(parts.chain(stream::pending())) }
     }
 
-    async fn collected(body: BodyStream, most: u64, room: &Room) -> Result<Collected, Body> {
+    async fn collected(body: BodyStream, most: u64, room: &BodyBudget) -> Result<Collected, BodyError> {
         collect(body, most, Duration::from_secs(20), None, room).await
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_large_body_waits_for_room_and_a_small_one_does_not() {
-        let room = Room::default();
+        let room = BodyBudget::default();
         let mut large = Vec::new();
         for _ in 0..64 {
-            large.push(collected(body(SMALL + 2, true), MOST, &room).await.unwrap());
+            large.push(collected(body(SMALL_BODY + 2, true), MOST, &room).await.unwrap());
         }
-        assert_eq!(collected(body(SMALL + 2, true), MOST, &room).await.unwrap_err(), Body::Crowded);
-        assert_eq!(collected(body(SMALL, true), MOST, &room).await.unwrap().bytes.len(), SMALL);
-        assert_eq!(collected(body(SMALL, false), MOST, &room).await.unwrap_err(), Body::Stalled);
+        assert_eq!(collected(body(SMALL_BODY + 2, true), MOST, &room).await.unwrap_err(), BodyError::Crowded);
+        assert_eq!(collected(body(SMALL_BODY, true), MOST, &room).await.unwrap().bytes.len(), SMALL_BODY);
+        assert_eq!(collected(body(SMALL_BODY, false), MOST, &room).await.unwrap_err(), BodyError::Stalled);
         // Each body holds its memory until it is dropped, also one that does not end.
         large.pop();
-        assert_eq!(collected(body(SMALL + 2, false), MOST, &room).await.unwrap_err(), Body::Stalled);
-        assert!(collected(body(SMALL + 2, true), MOST, &room).await.is_ok());
+        assert_eq!(
+            collected(body(SMALL_BODY + 2, false), MOST, &room).await.unwrap_err(),
+            BodyError::Stalled
+        );
+        assert!(collected(body(SMALL_BODY + 2, true), MOST, &room).await.is_ok());
         // A body that may be larger than all the memory takes all of it.
-        assert_eq!(collected(body(SMALL + 2, true), 1 << 40, &room).await.unwrap_err(), Body::Crowded);
+        assert_eq!(
+            collected(body(SMALL_BODY + 2, true), 1 << 40, &room).await.unwrap_err(),
+            BodyError::Crowded
+        );
         drop(large);
-        let _all = collected(body(SMALL + 2, true), 1 << 40, &room).await.unwrap();
-        assert_eq!(collected(body(SMALL + 2, true), MOST, &room).await.unwrap_err(), Body::Crowded);
+        let _all = collected(body(SMALL_BODY + 2, true), 1 << 40, &room).await.unwrap();
+        assert_eq!(collected(body(SMALL_BODY + 2, true), MOST, &room).await.unwrap_err(), BodyError::Crowded);
     }
 }

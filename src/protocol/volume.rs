@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::envelope::{Answer, decode};
-use super::{Empty, Protocol, Verb};
+use super::{EmptyBody, Protocol, Verb};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::model::options::Options;
@@ -28,23 +28,23 @@ use crate::volume::{Error, List, Service, VolumeInfo};
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "VolumeDriver",
     verbs: &[
-        asking("Capabilities", Call::Capabilities, Empty::Arguments),
-        changing("Create", Call::Create, Empty::Mistake),
-        asking("Get", Call::Get, Empty::Lost),
-        asking("List", Call::List, Empty::Arguments),
-        asking("Path", Call::Path, Empty::Mistake),
-        changing("Mount", Call::Mount, Empty::Mistake),
-        changing("Unmount", Call::Unmount, Empty::Mistake),
-        changing("Remove", Call::Remove, Empty::Mistake),
+        asking("Capabilities", Call::Capabilities, EmptyBody::Arguments),
+        changing("Create", Call::Create, EmptyBody::Mistake),
+        asking("Get", Call::Get, EmptyBody::Lost),
+        asking("List", Call::List, EmptyBody::Arguments),
+        asking("Path", Call::Path, EmptyBody::Mistake),
+        changing("Mount", Call::Mount, EmptyBody::Mistake),
+        changing("Unmount", Call::Unmount, EmptyBody::Mistake),
+        changing("Remove", Call::Remove, EmptyBody::Mistake),
     ],
 };
 
-const fn asking(name: &'static str, call: Call, empty: Empty) -> Verb {
-    Verb { name, call: super::Call::Volume(call), empty, lasting: false }
+const fn asking(name: &'static str, call: Call, empty: EmptyBody) -> Verb {
+    Verb { name, call: super::Call::Volume(call), empty, survives_disconnect: false }
 }
 
-const fn changing(name: &'static str, call: Call, empty: Empty) -> Verb {
-    Verb { name, call: super::Call::Volume(call), empty, lasting: true }
+const fn changing(name: &'static str, call: Call, empty: EmptyBody) -> Verb {
+    Verb { name, call: super::Call::Volume(call), empty, survives_disconnect: true }
 }
 
 /// The verbs of the volume protocol.
@@ -69,29 +69,29 @@ pub enum Call {
 }
 
 #[derive(Deserialize)]
-struct Create {
+struct CreateRequest {
     #[serde(rename = "Name", default, deserialize_with = "name")]
     name: String,
     #[serde(rename = "Opts", default)]
-    options: Option<Pairs>,
+    options: Option<RawOptions>,
 }
 
 /// Options as they came. Each name is accepted only once, because JSON would let a later value silently win
 /// over an earlier one.
-struct Pairs(BTreeMap<String, String>);
+struct RawOptions(BTreeMap<String, String>);
 
-impl<'de> Deserialize<'de> for Pairs {
+impl<'de> Deserialize<'de> for RawOptions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Each;
 
         impl<'de> Visitor<'de> for Each {
-            type Value = Pairs;
+            type Value = RawOptions;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object in Opts, of options whose values are texts")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawOptions, A::Error> {
                 let mut pairs = BTreeMap::new();
                 while let Some((name, value)) = map.next_entry::<String, Value>()? {
                     let value = text(value, || format!("the option {:?}", cut(&name)))?;
@@ -105,7 +105,7 @@ impl<'de> Deserialize<'de> for Pairs {
                         }
                     }
                 }
-                Ok(Pairs(pairs))
+                Ok(RawOptions(pairs))
             }
         }
 
@@ -140,13 +140,13 @@ fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
 }
 
 #[derive(Deserialize)]
-struct Named {
+struct NameRequest {
     #[serde(rename = "Name", default, deserialize_with = "name")]
     name: String,
 }
 
 #[derive(Deserialize)]
-struct Mounting {
+struct MountRequest {
     #[serde(rename = "Name", default, deserialize_with = "name")]
     name: String,
     #[serde(rename = "ID", default, deserialize_with = "id")]
@@ -154,10 +154,10 @@ struct Mounting {
 }
 
 #[derive(Serialize)]
-struct Done {}
+struct EmptyReply {}
 
 #[derive(Serialize)]
-struct Mountpoint<'a> {
+struct MountpointReply<'a> {
     #[serde(rename = "Mountpoint")]
     mountpoint: &'a Path,
 }
@@ -188,7 +188,7 @@ struct Status<'a> {
 }
 
 #[derive(Serialize)]
-struct Got<'a> {
+struct GetReply<'a> {
     #[serde(rename = "Volume")]
     volume: Volume<'a>,
 }
@@ -223,20 +223,20 @@ fn capabilities(global: bool) -> Answer {
 }
 
 async fn create(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
-    let Create { name, options } = decode(body)?;
+    let CreateRequest { name, options } = decode(body)?;
     let name = VolumeName::parse(&name).map_err(Error::from)?;
-    let pairs = options.iter().flat_map(|Pairs(pairs)| pairs).map(|(name, value)| (&**name, &**value));
+    let pairs = options.iter().flat_map(|RawOptions(pairs)| pairs).map(|(name, value)| (&**name, &**value));
     let options = Options::parse(pairs).map_err(Error::from)?;
     service.create(caller, name, options).await?;
-    Ok(Answer::json(&Done {}))
+    Ok(Answer::json(&EmptyReply {}))
 }
 
 /// Answers a Get. A failure in here must not be answered: dockerd would erase its labels of the volume.
 async fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
     let answered = AssertUnwindSafe(async {
-        let Named { name } = decode(body)?;
+        let NameRequest { name } = decode(body)?;
         let seen = inspect(service, caller, &name).await?;
-        Ok::<_, Answer>(Answer::json(&Got { volume: wire(&seen, Some(status(service, caller, &seen))) }))
+        Ok::<_, Answer>(Answer::json(&GetReply { volume: wire(&seen, Some(status(service, caller, &seen))) }))
     });
     match answered.catch_unwind().await {
         Ok(answer) => answer.unwrap_or_else(std::convert::identity),
@@ -263,10 +263,10 @@ async fn inspect(service: &Service, caller: &Caller, name: &str) -> Result<Volum
 
 /// The size of one part of a long list, in bytes: it bounds the time and memory that one request takes at
 /// once. A shorter list is answered in one piece.
-const PART: usize = 64 * 1024;
+const PART_BYTES: usize = 64 * 1024;
 
 async fn list(service: &Service, caller: &Caller) -> Answer {
-    let mut told = Told { list: service.list(caller).await, any: false };
+    let mut told = ListWriter { list: service.list(caller).await, any: false };
     let mut text = br#"{"Volumes":["#.to_vec();
     match told.part(&mut text) {
         Ok(false) => Answer::Json(text.into()),
@@ -287,12 +287,12 @@ async fn list(service: &Service, caller: &Caller) -> Answer {
 }
 
 /// Writes a list as JSON, part by part.
-struct Told {
+struct ListWriter {
     list: List,
     any: bool,
 }
 
-impl Told {
+impl ListWriter {
     /// Writes volumes until the part is full, and the end after the last volume. Returns true if volumes may
     /// be left.
     fn part(&mut self, text: &mut Vec<u8>) -> serde_json::Result<bool> {
@@ -303,7 +303,7 @@ impl Told {
                 text.push(b',');
             }
             written = serde_json::to_writer(&mut *text, &wire(&seen, None));
-            written.is_ok() && text.len() < PART
+            written.is_ok() && text.len() < PART_BYTES
         });
         written?;
         if !more {
@@ -314,15 +314,15 @@ impl Told {
 }
 
 async fn path(service: &Service, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
-    let Named { name } = decode(body)?;
+    let NameRequest { name } = decode(body)?;
     let seen = inspect(service, caller, &name).await?;
-    Ok(Answer::json(&Mountpoint { mountpoint: &seen.mountpoint }))
+    Ok(Answer::json(&MountpointReply { mountpoint: &seen.mountpoint }))
 }
 
 async fn mount(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
-    let (name, id) = mounting(body)?;
+    let (name, id) = decode_mount(body)?;
     let counted = service.mount(caller, name, id).await?;
-    Ok(match Answer::json(&Mountpoint { mountpoint: &counted.info().mountpoint }) {
+    Ok(match Answer::json(&MountpointReply { mountpoint: &counted.info().mountpoint }) {
         Answer::Json(bytes) => Answer::Mounted(bytes, Box::new(counted)),
         // If the path cannot be written as JSON, the mount is undone.
         other => other,
@@ -330,20 +330,20 @@ async fn mount(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<A
 }
 
 async fn unmount(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
-    let (name, id) = mounting(body)?;
+    let (name, id) = decode_mount(body)?;
     service.unmount(caller, &name, &id).await?;
-    Ok(Answer::json(&Done {}))
+    Ok(Answer::json(&EmptyReply {}))
 }
 
 async fn remove(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
-    let Named { name } = decode(body)?;
+    let NameRequest { name } = decode(body)?;
     let name = VolumeName::parse(&name).map_err(Error::from)?;
     service.remove(caller, name).await?;
-    Ok(Answer::json(&Done {}))
+    Ok(Answer::json(&EmptyReply {}))
 }
 
-fn mounting(body: &[u8]) -> Result<(VolumeName, MountId), Answer> {
-    let Mounting { name, id } = decode(body)?;
+fn decode_mount(body: &[u8]) -> Result<(VolumeName, MountId), Answer> {
+    let MountRequest { name, id } = decode(body)?;
     let name = VolumeName::parse(&name).map_err(Error::from)?;
     let id = MountId::parse(&id).map_err(Error::from)?;
     Ok((name, id))

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 /// Limits on how long a connection may stay in each phase.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(super) struct Timeouts {
     /// The time from the first byte of a request's head to its last.
     pub(super) head: Duration,
     /// The time for which an answer cannot be written because the peer does not read.
@@ -30,13 +30,13 @@ pub(super) struct Bounds {
 #[derive(Debug)]
 pub(super) struct Activity {
     opened: Instant,
-    noted: Mutex<Noted>,
+    state: Mutex<State>,
     /// Notified at each request. A task that waits for the first request may be woken by any of them.
     begun: Notify,
 }
 
 #[derive(Debug)]
-struct Noted {
+struct State {
     phase: Phase,
     since: Instant,
     /// The time since which no byte of an answer could be written.
@@ -60,8 +60,8 @@ enum Phase {
 impl Activity {
     pub(super) fn new() -> Self {
         let opened = Instant::now();
-        let noted = Noted { phase: Phase::Idle, since: opened, blocked: None, ending: None };
-        Self { opened, noted: Mutex::new(noted), begun: Notify::new() }
+        let state = State { phase: Phase::Idle, since: opened, blocked: None, ending: None };
+        Self { opened, state: Mutex::new(state), begun: Notify::new() }
     }
 
     /// Waits until the first request is being served, or until the connection has reached this age.
@@ -71,37 +71,37 @@ impl Activity {
 
     /// Returns the time since which the connection has been idle; `None` if it is not idle.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        let noted = self.noted();
-        (noted.phase == Phase::Idle && noted.blocked.is_none()).then_some(noted.since)
+        let state = self.state();
+        (state.phase == Phase::Idle && state.blocked.is_none()).then_some(state.since)
     }
 
     /// Records that a request is being served, until [`end_request`](Self::end_request).
-    pub(super) fn begin(&self) {
-        self.noted().enter(Phase::Busy);
+    pub(super) fn begin_request(&self) {
+        self.state().enter(Phase::Busy);
         self.begun.notify_one();
     }
 
     /// Records that the request has been answered.
-    pub(super) fn rest(&self) {
-        self.noted().enter(Phase::Idle);
+    pub(super) fn end_request(&self) {
+        self.state().enter(Phase::Idle);
     }
 
     /// Records that the connection is expected to end soon.
-    pub(super) fn end(&self) {
-        self.noted().ending.get_or_insert_with(Instant::now);
+    pub(super) fn expect_end(&self) {
+        self.state().ending.get_or_insert_with(Instant::now);
     }
 
     /// Returns why the connection has been in its phase for too long; `None` if it has not.
-    pub(super) fn overdue(&self, bounds: &Bounds) -> Option<&'static str> {
-        let noted = self.noted();
+    pub(super) fn overdue(&self, bounds: &Timeouts) -> Option<&'static str> {
+        let state = self.state();
         let over = |since: Instant, bound: Duration| since.elapsed() > bound;
-        if noted.blocked.is_some_and(|since| over(since, bounds.write)) {
+        if state.blocked.is_some_and(|since| over(since, bounds.write)) {
             return Some("it does not read its answer");
         }
-        match noted.phase {
-            Phase::Head if over(noted.since, bounds.head) => Some("it began a request and did not go on"),
-            Phase::Idle if over(noted.since, bounds.idle) => Some("it was idle for very long"),
-            Phase::Idle if noted.ending.is_some_and(|since| over(since.max(noted.since), bounds.head)) => {
+        match state.phase {
+            Phase::Head if over(state.since, bounds.head) => Some("it began a request and did not go on"),
+            Phase::Idle if over(state.since, bounds.idle) => Some("it was idle for very long"),
+            Phase::Idle if state.ending.is_some_and(|since| over(since.max(state.since), bounds.head)) => {
                 Some("it did not end when it was to")
             }
             _ => None,
@@ -109,26 +109,26 @@ impl Activity {
     }
 
     fn received(&self) {
-        let mut noted = self.noted();
-        if noted.phase == Phase::Idle {
-            noted.enter(Phase::Head);
+        let mut state = self.state();
+        if state.phase == Phase::Idle {
+            state.enter(Phase::Head);
         }
     }
 
     fn blocked(&self) {
-        self.noted().blocked.get_or_insert_with(Instant::now);
+        self.state().blocked.get_or_insert_with(Instant::now);
     }
 
     fn written(&self) {
-        self.noted().blocked = None;
+        self.state().blocked = None;
     }
 
-    fn noted(&self) -> MutexGuard<'_, Noted> {
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Noted {
+impl State {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = Instant::now();
@@ -138,14 +138,14 @@ impl Noted {
 /// A stream that records what passes through it. It wraps the TLS stream, so that each byte is a byte of
 /// HTTP.
 #[derive(Debug)]
-pub(super) struct Watched<S> {
+pub(super) struct ActivityStream<S> {
     stream: S,
     activity: Arc<Activity>,
     /// True if the last write had to wait. It saves taking the lock for writes that did not wait.
     blocked: bool,
 }
 
-impl<S> Watched<S> {
+impl<S> ActivityStream<S> {
     pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
         Self { stream, activity, blocked: false }
     }
@@ -166,7 +166,7 @@ impl<S> Watched<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ActivityStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -181,7 +181,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ActivityStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.note(result)
@@ -217,9 +217,9 @@ mod tests {
 
     use super::*;
 
-    fn bounds(head: u64, write: u64, idle: u64) -> Bounds {
+    fn bounds(head: u64, write: u64, idle: u64) -> Timeouts {
         let after = Duration::from_millis;
-        Bounds { head: after(head), write: after(write), idle: after(idle) }
+        Timeouts { head: after(head), write: after(write), idle: after(idle) }
     }
 
     const NEVER: u64 = 3_600_000;
@@ -228,7 +228,7 @@ mod tests {
     async fn a_head_that_has_begun_is_told_from_idle() {
         let (mut peer, ours) = tokio::io::duplex(64);
         let activity = Arc::new(Activity::new());
-        let mut watched = Watched::new(ours, Arc::clone(&activity));
+        let mut watched = ActivityStream::new(ours, Arc::clone(&activity));
         tokio::time::sleep(Duration::from_millis(5)).await;
         assert_eq!(activity.overdue(&bounds(0, 0, NEVER)), None);
         assert_eq!(activity.overdue(&bounds(0, 0, 1)), Some("it was idle for very long"));
@@ -238,9 +238,9 @@ mod tests {
         assert!(activity.idle_since().is_none());
         assert_eq!(activity.overdue(&bounds(NEVER, 0, 0)), None);
         assert_eq!(activity.overdue(&bounds(1, 0, 0)), Some("it began a request and did not go on"));
-        activity.begin();
+        activity.begin_request();
         assert_eq!(activity.overdue(&bounds(0, 0, 0)), None, "a request that is served has its own limits");
-        activity.rest();
+        activity.end_request();
         assert!(activity.idle_since().is_some());
     }
 
@@ -248,7 +248,7 @@ mod tests {
     async fn a_peer_that_does_not_read_is_noticed() {
         let (mut peer, ours) = tokio::io::duplex(8);
         let activity = Arc::new(Activity::new());
-        let mut watched = Watched::new(ours, Arc::clone(&activity));
+        let mut watched = ActivityStream::new(ours, Arc::clone(&activity));
         let writing = tokio::spawn(async move { watched.write_all(&[0; 16]).await });
         while activity.idle_since().is_some() {
             tokio::task::yield_now().await;

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::listen::Listen;
 use super::tcp::{self, TcpError};
-use super::unix::{self, Access, SocketFile, Stands, UnixError};
+use super::unix::{self, Access, PathContent, SocketFile, UnixError};
 
 /// Reasons why an address could not be bound. Sockets that were bound before it are closed again.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,7 @@ enum UnixFile {
 
 /// The state of a listening socket's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SocketLook {
+pub struct SocketStatus {
     /// The socket's address, as configured.
     pub address: String,
     /// The reason why nobody can connect by the path; `None` if everything is right.
@@ -101,10 +101,11 @@ pub(super) enum Accepted {
 /// An address cannot be bound, or an inherited socket has none of the addresses or cannot accept connections.
 pub async fn bind(listen: &[Listen], inherited: Vec<OwnedFd>) -> Result<Vec<Bound>, BindError> {
     let mut inherited = inherited.into_iter().map(Inherited::examine).collect::<Result<Vec<_>, _>>()?;
-    if let Some(stranger) = inherited.iter().find(|socket| !listen.iter().any(|listen| socket.is_at(listen)))
+    if let Some(unconfigured) =
+        inherited.iter().find(|socket| !listen.iter().any(|listen| socket.is_at(listen)))
     {
         let configured = listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        return Err(BindError::Inherited { inherited: stranger.address(), configured });
+        return Err(BindError::Inherited { inherited: unconfigured.address(), configured });
     }
     let mut all = Vec::with_capacity(listen.len());
     for listen in listen {
@@ -241,32 +242,32 @@ impl Bound {
     /// Leaves a file that somebody else put there.
     ///
     /// Returns also the old socket if it was replaced, because connections may still wait on it.
-    pub(super) async fn mend(&mut self) -> (SocketLook, Option<UnixListener>) {
+    pub(super) async fn repair(&mut self) -> (SocketStatus, Option<UnixListener>) {
         let address = self.listen.to_string();
         let Socket::Unix { file, listener } = &mut self.socket else {
-            return (SocketLook { address, fault: None }, None);
+            return (SocketStatus { address, fault: None }, None);
         };
         let (stands, path) = match &file {
-            UnixFile::Own(own) => (own.look(), own.path().to_owned()),
-            UnixFile::Inherited(path, Some(bound)) => (unix::look(path, *bound), path.clone()),
-            UnixFile::Inherited(path, None) => (Stands::Nothing, path.clone()),
+            UnixFile::Own(own) => (own.path_content(), own.path().to_owned()),
+            UnixFile::Inherited(path, Some(bound)) => (unix::path_content(path, *bound), path.clone()),
+            UnixFile::Inherited(path, None) => (PathContent::Nothing, path.clone()),
         };
         let (told, is_own) = (path.display(), matches!(file, UnixFile::Own(_)));
         let (fault, before) = match (stands, is_own) {
-            (Stands::Ours, _) => (None, None),
+            (PathContent::Ours, _) => (None, None),
             (_, false) => {
                 let fault = format!(
                     "the socket {told}, which was handed over, is gone: restart the .socket unit of systemd that it is of"
                 );
                 (Some(fault), None)
             }
-            (Stands::Other, true) => {
+            (PathContent::Other, true) => {
                 let fault = format!(
                     "the socket {told} was replaced by another file: remove that, and it is made again"
                 );
                 (Some(fault), None)
             }
-            (Stands::Nothing, true) => match unix::bind(&path, access(&self.listen)).await {
+            (PathContent::Nothing, true) => match unix::bind(&path, access(&self.listen)).await {
                 Ok((new, new_file)) => {
                     log::warn!("the socket {told} was gone: it was made again");
                     *file = UnixFile::Own(new_file);
@@ -278,7 +279,7 @@ impl Bound {
                 }
             },
         };
-        (SocketLook { address, fault }, before)
+        (SocketStatus { address, fault }, before)
     }
 
     /// Waits for the next connection. It is safe to drop the future while it waits.
@@ -357,9 +358,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/x.sock");
         let mut bound = bind(&[Listen::Unix(path.clone())], Vec::new()).await.unwrap().remove(0);
-        assert_eq!(bound.mend().await.0.fault, None);
+        assert_eq!(bound.repair().await.0.fault, None);
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
-        let (look, before) = bound.mend().await;
+        let (look, before) = bound.repair().await;
         assert!(look.fault.is_none() && before.is_some() && path.exists());
         let connected = UnixStream::connect(&path).await.unwrap();
         assert!(matches!(bound.accept().await, Ok(Accepted::Unix(_))));
@@ -372,18 +373,18 @@ mod tests {
             } else {
                 std::fs::write(&path, "mine").unwrap();
             }
-            let (look, before) = bound.mend().await;
+            let (look, before) = bound.repair().await;
             assert!(look.fault.is_some_and(|fault| fault.contains("x.sock")) && before.is_none());
             std::fs::remove_file(&path).unwrap();
         }
-        assert!(bound.mend().await.1.is_some());
+        assert!(bound.repair().await.1.is_some());
 
         let socket = std::os::unix::net::UnixListener::bind(dir.path().join("y.sock")).unwrap();
         let given = Listen::Unix(dir.path().join("y.sock"));
         let mut bound = Bound::inherited_unix(given, socket).unwrap();
-        assert_eq!(bound.mend().await.0.fault, None);
+        assert_eq!(bound.repair().await.0.fault, None);
         std::fs::remove_file(dir.path().join("y.sock")).unwrap();
-        let (look, before) = bound.mend().await;
+        let (look, before) = bound.repair().await;
         assert!(look.fault.is_some_and(|fault| fault.contains(".socket unit")) && before.is_none());
     }
 
@@ -404,11 +405,11 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_cannot_be_served_is_refused() {
         let tcp = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let stranger = tcp();
-        let address = stranger.local_addr().unwrap();
+        let unconfigured = tcp();
+        let address = unconfigured.local_addr().unwrap();
         // The port alone is not enough: the socket would be served on addresses where nobody wanted it.
         let everywhere = Listen::Https(SocketAddr::new([0, 0, 0, 0].into(), address.port()));
-        let error = bind(std::slice::from_ref(&everywhere), vec![stranger.into()]).await.unwrap_err();
+        let error = bind(std::slice::from_ref(&everywhere), vec![unconfigured.into()]).await.unwrap_err();
         let text = error.to_string();
         assert!(text.contains(&address.to_string()) && text.contains(&everywhere.to_string()), "{text}");
 

@@ -24,11 +24,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tower_service::Service;
 
-use super::activity::{Activity, Watched};
+use super::activity::{Activity, ActivityStream};
 use super::credential::{Chain, Credential};
 use super::registry::Key;
 use super::tls::{Revocation, State};
-use super::{CloseWithoutAnswer, NEWCOMER, Server};
+use super::{CloseWithoutAnswer, FIRST_REQUEST_GRACE, Server};
 use crate::error::chain;
 use crate::host::identity::IdentityError;
 use crate::host::{Caller, Via};
@@ -64,9 +64,9 @@ enum Order {
 /// Tells whether a request's caller still has access; it is in the request's extensions. A body may take long
 /// to arrive, and its reader must stop when the caller loses access meanwhile.
 #[derive(Debug, Clone)]
-pub struct LetIn(Arc<Connection>);
+pub struct AccessWatch(Arc<Connection>);
 
-impl LetIn {
+impl AccessWatch {
     /// Waits until the caller loses access, which may be for ever.
     pub async fn lost(&self) {
         let mut orders = self.0.order.subscribe();
@@ -76,11 +76,11 @@ impl LetIn {
 }
 
 /// The results of verifying chains under one state. A chain that many connections use is verified only once.
-pub(super) type Verdicts = HashMap<Chain, Result<(), Refused>>;
+pub(super) type Verdicts = HashMap<Chain, Result<(), AccessLost>>;
 
 /// Reasons why a caller loses its access.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum Refused {
+pub(super) enum AccessLost {
     #[error("its certificate is not accepted any more")]
     Certificate(#[source] rustls::Error),
     #[error("its name is not accepted any more")]
@@ -104,14 +104,14 @@ impl Connection {
     /// Ends the connection: at once if it is idle, else after its present request. Returns true if it had no
     /// such order yet.
     pub(super) fn finish(&self) -> bool {
-        self.activity.end();
+        self.activity.expect_end();
         self.tell(Order::Finish)
     }
 
     /// Does the same as [`finish`](Self::finish), but does not wait for a request that has not arrived in
     /// full, because the caller has lost its access.
     pub(super) fn refuse(&self) -> bool {
-        self.activity.end();
+        self.activity.expect_end();
         self.tell(Order::Refuse)
     }
 
@@ -136,7 +136,7 @@ impl Connection {
         state: Option<&State>,
         revocation: &dyn Revocation,
         verdicts: &mut Verdicts,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), AccessLost> {
         match (&self.credential, state) {
             (Some(credential), Some(state)) => credential.check(state, revocation, verdicts),
             _ => Ok(()),
@@ -161,7 +161,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     log::debug!("{connection}: open");
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&connection.activity)));
+    let io = TokioIo::new(ActivityStream::new(stream, Arc::clone(&connection.activity)));
     let handler = {
         let (server, connection) = (Arc::clone(&server), Arc::clone(&connection));
         service_fn(move |request| {
@@ -183,7 +183,7 @@ where
     let mut drained = pin!(async {
         server.drain.started().await;
         // A client that has just connected would lose the request that it connected for.
-        connection.activity.first_request(NEWCOMER).await;
+        connection.activity.first_request(FIRST_REQUEST_GRACE).await;
         connection.finish();
         server.drain.expired().await;
     });
@@ -241,7 +241,7 @@ async fn answer<S, B>(
     connection: Arc<Connection>,
     mut service: S,
     mut request: Request<Incoming>,
-) -> Result<Response<Answer<B>>, Closed>
+) -> Result<Response<TrackedBody<B>>, Closed>
 where
     S: Service<Request<Incoming>, Response = Response<B>>,
     S::Error: std::error::Error + 'static,
@@ -259,17 +259,17 @@ where
             format!("{connection}: a request was refused: a browser sent it, by its header {header}")
         });
         let response = from_browser(header).map(Either::Right);
-        return Ok(response.map(|body| Answer { body: Box::pin(body), busy }));
+        return Ok(response.map(|body| TrackedBody { body: Box::pin(body), busy }));
     }
     let mut caller = connection.caller.clone();
     if caller.via != Via::Admin {
         let certified = connection.credential.as_ref().map(Credential::certified);
-        if let Some(now) = (server.on_seen)(&caller, certified) {
+        if let Some(now) = (server.on_request)(&caller, certified) {
             caller.host = now;
         }
     }
     request.extensions_mut().insert(caller);
-    request.extensions_mut().insert(LetIn(Arc::clone(&connection)));
+    request.extensions_mut().insert(AccessWatch(Arc::clone(&connection)));
     let (method, uri) = (request.method().clone(), request.uri().clone());
     if request.uri().path_and_query().is_none() {
         // The URI of a CONNECT has a host and no path, and warp cannot handle that.
@@ -296,7 +296,7 @@ where
             internal_error().map(Either::Right)
         }
     };
-    Ok(response.map(|body| Answer { body: Box::pin(body), busy }))
+    Ok(response.map(|body| TrackedBody { body: Box::pin(body), busy }))
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {
@@ -336,25 +336,25 @@ struct Busy(Arc<Activity>);
 
 impl Busy {
     fn begin(connection: &Connection) -> Self {
-        connection.activity.begin();
+        connection.activity.begin_request();
         Self(Arc::clone(&connection.activity))
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.rest();
+        self.0.end_request();
     }
 }
 
 /// An answer's body. The request counts as being served until hyper has taken the whole body and drops it.
-struct Answer<B> {
+struct TrackedBody<B> {
     body: Pin<Box<Either<B, Full<Bytes>>>>,
     #[expect(dead_code, reason = "it is held for its drop")]
     busy: Busy,
 }
 
-impl<B> Body for Answer<B>
+impl<B> Body for TrackedBody<B>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

@@ -58,7 +58,7 @@ pub(super) struct Edition {
     number: Option<(usize, Vec<u8>)>,
     /// The time of issue, in seconds since 1970.
     made: i64,
-    told: String,
+    text: String,
 }
 
 impl Edition {
@@ -69,11 +69,11 @@ impl Edition {
             (bytes.len(), bytes)
         });
         let made = list.last_update();
-        let told = match list.crl_number() {
+        let text = match list.crl_number() {
             Some(number) => format!("number {number}, made on {made}"),
             None => format!("made on {made}"),
         };
-        Self { number, made: made.timestamp(), told }
+        Self { number, made: made.timestamp(), text }
     }
 
     /// Returns true if this edition is older than another one of the same CA. If both have a number, the
@@ -88,7 +88,7 @@ impl Edition {
 
 /// The newest list of one CA.
 #[derive(Debug, Clone)]
-pub(super) struct Newest {
+pub(super) struct NewestList {
     issuer: String,
     /// The public key that signed the list. If a CA replaces another one of the same name, its editions are
     /// not compared with the other's.
@@ -98,15 +98,19 @@ pub(super) struct Newest {
 
 /// Refuses new lists that would undo a revocation in force. `signers` are the keys of the trusted CAs: lists
 /// of a CA that is no longer trusted do not matter.
-pub(super) fn follow(new: &[Newest], in_force: &[Newest], signers: &[Vec<u8>]) -> Result<(), CrlError> {
+pub(super) fn check_successor(
+    new: &[NewestList],
+    in_force: &[NewestList],
+    signers: &[Vec<u8>],
+) -> Result<(), CrlError> {
     for before in in_force.iter().filter(|before| signers.contains(&before.signer)) {
         match new.iter().find(|list| list.signer == before.signer) {
             None => return Err(CrlError::Gone(before.issuer.clone())),
             Some(list) if list.edition.is_older_than(&before.edition) => {
                 return Err(CrlError::Older {
                     issuer: before.issuer.clone(),
-                    new: list.edition.told.clone(),
-                    in_force: before.edition.told.clone(),
+                    new: list.edition.text.clone(),
+                    in_force: before.edition.text.clone(),
                 });
             }
             Some(_) => {}
@@ -122,7 +126,7 @@ pub(super) fn load(
     authorities: &[X509Certificate<'_>],
     provider: &CryptoProvider,
     warnings: &mut Vec<String>,
-) -> Result<(Vec<CertificateRevocationListDer<'static>>, Vec<Newest>), CrlError> {
+) -> Result<(Vec<CertificateRevocationListDer<'static>>, Vec<NewestList>), CrlError> {
     let lists: Vec<CertificateRevocationListDer<'static>> = if bytes.first() == Some(&0x30) {
         vec![bytes.to_vec().into()]
     } else {
@@ -138,7 +142,7 @@ pub(super) fn load(
         checked.push((check(&der, authorities, provider, warnings)?, der));
     }
     checked.sort_by(|(one, _), (other, _)| other.edition.cmp(&one.edition));
-    let mut newest: Vec<Newest> = Vec::new();
+    let mut newest: Vec<NewestList> = Vec::new();
     for (list, _) in &checked {
         if !newest.iter().any(|newer| newer.signer == list.signer) {
             newest.push(list.clone());
@@ -153,7 +157,7 @@ fn check(
     authorities: &[X509Certificate<'_>],
     provider: &CryptoProvider,
     warnings: &mut Vec<String>,
-) -> Result<Newest, CrlError> {
+) -> Result<NewestList, CrlError> {
     let (_, list) =
         CertificateRevocationList::from_der(der).map_err(|error| CrlError::Damaged(error.to_string()))?;
     let issuer = list.issuer().to_string();
@@ -184,7 +188,7 @@ fn check(
         )),
         Some(_) => {}
     }
-    Ok(Newest { issuer, signer: signer.public_key().raw.to_vec(), edition: Edition::of(&list) })
+    Ok(NewestList { issuer, signer: signer.public_key().raw.to_vec(), edition: Edition::of(&list) })
 }
 
 fn signed_by(

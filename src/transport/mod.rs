@@ -60,11 +60,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tower_service::Service;
 
-use self::activity::Bounds;
+use self::activity::Timeouts;
 use self::bind::{Accepted, canonical};
-pub use self::bind::{BindError, Bound, SocketLook, bind};
-pub use self::connection::LetIn;
-use self::connection::{Connection, Refused, Verdicts};
+pub use self::bind::{BindError, Bound, SocketStatus, bind};
+pub use self::connection::AccessWatch;
+use self::connection::{AccessLost, Connection, Verdicts};
 pub use self::crl::CrlError;
 use self::handshake::Handshakes;
 pub use self::listen::Listen;
@@ -72,18 +72,18 @@ use self::registry::{Key, Registry};
 pub use self::tls::{NobodyRevoked, Revocation, TlsError};
 use crate::error::chain;
 use crate::error::log_limit::LogLimit;
-use crate::host::{Caller, Certified, Via};
+use crate::host::{Caller, CertificateId, Via};
 use crate::model::host::HostName;
 use crate::model::limits::Limits;
 use crate::process::Drain;
 use crate::process::drain::Guard;
 
 /// The interval at which the watchdog checks all connections.
-const TICK: Duration = Duration::from_millis(500);
+const WATCHDOG_INTERVAL: Duration = Duration::from_millis(500);
 /// The time that a new connection has for its handshake and its first request when the service ends.
-const NEWCOMER: Duration = Duration::from_secs(2);
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(2);
 /// The time for which a connection may be idle.
-const IDLE: Duration = Duration::from_secs(15 * 60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// A response extension that makes the transport close the connection and send nothing of the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,7 @@ pub struct CloseWithoutAnswer;
 
 /// A function that is called at each request with its caller and the data of the caller's certificate.
 /// Returns the caller's present name if it differs from the certificate's.
-pub type OnSeen = Arc<dyn Fn(&Caller, Option<Certified<'_>>) -> Option<HostName> + Send + Sync>;
+pub type OnRequest = Arc<dyn Fn(&Caller, Option<CertificateId<'_>>) -> Option<HostName> + Send + Sync>;
 
 /// The parts of a [`Server`].
 pub struct Setup {
@@ -105,7 +105,7 @@ pub struct Setup {
     pub revocation: Arc<dyn Revocation>,
     /// Called with each request's caller, except the operator, and with the data of its certificate if it has
     /// one. It must return quickly.
-    pub on_seen: OnSeen,
+    pub on_request: OnRequest,
     /// The shutdown of the service.
     pub drain: Drain,
 }
@@ -116,16 +116,16 @@ pub struct Server {
     limits: Arc<ArcSwap<Limits>>,
     tls: Option<Arc<ArcSwap<tls::State>>>,
     revocation: Arc<dyn Revocation>,
-    on_seen: OnSeen,
+    on_request: OnRequest,
     drain: Drain,
     registry: Arc<Registry>,
     handshakes: Handshakes,
     log_limit: LogLimit,
     recheck: Notify,
-    watched: AtomicBool,
+    watchdog_started: AtomicBool,
     idle: Duration,
     /// Channels to the accept loops of sockets that have a file, which ask for a check of that file.
-    sockets: Mutex<Vec<mpsc::UnboundedSender<oneshot::Sender<SocketLook>>>>,
+    sockets: Mutex<Vec<mpsc::UnboundedSender<oneshot::Sender<SocketStatus>>>>,
 }
 
 impl fmt::Debug for Server {
@@ -138,23 +138,23 @@ impl Server {
     /// Returns a server that serves nothing yet.
     #[must_use]
     pub fn new(setup: Setup) -> Arc<Self> {
-        Arc::new(Self::with_idle(setup, IDLE))
+        Arc::new(Self::with_idle(setup, IDLE_TIMEOUT))
     }
 
     fn with_idle(setup: Setup, idle: Duration) -> Self {
-        let Setup { node, limits, tls, revocation, on_seen, drain } = setup;
+        let Setup { node, limits, tls, revocation, on_request, drain } = setup;
         Self {
             node,
             limits,
             tls,
             revocation,
-            on_seen,
+            on_request,
             drain,
             registry: Arc::default(),
             handshakes: Handshakes::default(),
             log_limit: LogLimit::default(),
             recheck: Notify::new(),
-            watched: AtomicBool::new(false),
+            watchdog_started: AtomicBool::new(false),
             idle,
             sockets: Mutex::default(),
         }
@@ -173,8 +173,8 @@ impl Server {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let _guard = self.drain.guard();
-        if !self.watched.swap(true, Ordering::Relaxed) {
-            tokio::spawn(Arc::clone(&self).watch());
+        if !self.watchdog_started.swap(true, Ordering::Relaxed) {
+            tokio::spawn(Arc::clone(&self).watchdog());
         }
         let listen = Arc::new(bound.listen().clone());
         let (asked, mut looks) = mpsc::unbounded_channel();
@@ -188,7 +188,7 @@ impl Server {
                 () = ending.as_mut() => break,
                 // This cannot fail: the sender lives as long as the loop.
                 Some(told) = looks.recv() => {
-                    let (look, before) = bound.mend().await;
+                    let (look, before) = bound.repair().await;
                     // Nobody can connect to the old socket any more, but some connections may wait on it.
                     while let Some(Some(Ok((stream, _)))) =
                         before.as_ref().map(|before| before.accept().now_or_never())
@@ -230,7 +230,7 @@ impl Server {
     }
 
     /// Checks the files of all served Unix sockets, and makes a missing one again.
-    pub async fn mend_sockets(&self) -> Vec<SocketLook> {
+    pub async fn repair_sockets(&self) -> Vec<SocketStatus> {
         let asked = self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut looks = Vec::new();
         for asked in asked {
@@ -316,22 +316,22 @@ impl Server {
     }
 
     /// Checks that the connection's caller still has access.
-    fn check(&self, connection: &Connection, verdicts: &mut Verdicts) -> Result<(), Refused> {
+    fn check(&self, connection: &Connection, verdicts: &mut Verdicts) -> Result<(), AccessLost> {
         let state = self.tls.as_ref().map(|tls| tls.load());
         connection.check(state.as_deref().map(|state| &**state), &*self.revocation, verdicts)
     }
 
     /// Ends connections that stall or whose caller has lost its access, until the service has ended.
-    async fn watch(self: Arc<Self>) {
+    async fn watchdog(self: Arc<Self>) {
         let mut ended = std::pin::pin!(self.drain.drained());
         loop {
             tokio::select! {
                 _ = ended.as_mut() => return,
-                () = tokio::time::sleep(TICK) => {}
+                () = tokio::time::sleep(WATCHDOG_INTERVAL) => {}
                 () = self.recheck.notified() => {}
             }
             let limits = self.limits.load_full();
-            let bounds = Bounds { head: limits.handshake, write: limits.request, idle: self.idle };
+            let bounds = Timeouts { head: limits.handshake, write: limits.request, idle: self.idle };
             let mut verdicts = Verdicts::new();
             for (number, connection) in self.registry.all().into_iter().enumerate() {
                 if let Some(why) = connection.activity.overdue(&bounds) {

@@ -89,7 +89,7 @@ impl Fixture {
             limits: Arc::clone(&limits),
             tls: Some(Arc::clone(&tls)),
             revocation,
-            on_seen: {
+            on_request: {
                 let seen = Arc::clone(&seen);
                 Arc::new(move |caller, _| {
                     seen.lock().unwrap().push(caller.host.to_string());
@@ -361,7 +361,7 @@ async fn an_idle_connection_ends_only_after_very_long() {
         limits: Arc::new(ArcSwap::from_pointee(limits())),
         tls: None,
         revocation: Arc::new(NobodyRevoked),
-        on_seen: Arc::new(|_, _| None),
+        on_request: Arc::new(|_, _| None),
         drain,
     };
     let server = Arc::new(Server::with_idle(setup, Duration::from_secs(1)));

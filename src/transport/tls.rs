@@ -24,7 +24,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use x509_parser::prelude::{FromDer, Validity, X509Certificate};
 
-use super::credential::Known;
+use super::credential::ChainCache;
 use super::crl::{self, CrlError};
 use crate::host::identity::{IdentityError, limiting_authority};
 use crate::model::host::HostName;
@@ -141,11 +141,11 @@ pub struct State {
     /// Distinguishes this state from every other one in this process.
     pub(super) generation: u64,
     /// The content of clients' chains.
-    pub(super) known: Known,
+    pub(super) chains: ChainCache,
     warnings: Vec<String>,
     validity: Validity,
     /// The newest revocation list of each CA; `None` if no list is configured.
-    lists: Option<Vec<crl::Newest>>,
+    lists: Option<Vec<crl::NewestList>>,
     /// The keys of the client CAs.
     signers: Vec<Vec<u8>>,
 }
@@ -198,7 +198,7 @@ impl State {
             verifier,
             authorities,
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
-            known: Known::default(),
+            chains: ChainCache::default(),
             warnings,
             validity,
             lists,
@@ -220,7 +220,7 @@ impl State {
             }));
         }
         match (&self.lists, &in_force.lists) {
-            (Some(new), Some(before)) => Ok(crl::follow(new, before, &self.signers)?),
+            (Some(new), Some(before)) => Ok(crl::check_successor(new, before, &self.signers)?),
             // Only the configuration decides whether there is a list.
             _ => Ok(()),
         }
@@ -235,7 +235,10 @@ impl State {
 
     /// Refuses a chain that names its host by the common name if an authority limits DNS names: the verifier
     /// applies such limits to DNS names only.
-    pub(super) fn bound(&self, chain: &[CertificateDer<'static>]) -> Result<(), IdentityError> {
+    pub(super) fn check_name_constraints(
+        &self,
+        chain: &[CertificateDer<'static>],
+    ) -> Result<(), IdentityError> {
         match limiting_authority(chain, &self.authorities)? {
             Some(authority) => Err(IdentityError::Unbound { authority }),
             None => Ok(()),
@@ -252,7 +255,7 @@ impl State {
 /// The parts of a state that decide which clients have access.
 struct Clients {
     verifier: Arc<dyn ClientCertVerifier>,
-    lists: Option<Vec<crl::Newest>>,
+    lists: Option<Vec<crl::NewestList>>,
     signers: Vec<Vec<u8>>,
 }
 

@@ -71,14 +71,14 @@ impl SocketFile {
     }
 
     /// Returns what is at the path now.
-    pub(super) fn look(&self) -> Stands {
-        look(&self.path, self.identity)
+    pub(super) fn path_content(&self) -> PathContent {
+        path_content(&self.path, self.identity)
     }
 }
 
 /// What is at the path of a bound socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stands {
+pub(super) enum PathContent {
     /// The socket that was bound.
     Ours,
     /// Nothing.
@@ -89,11 +89,11 @@ pub(super) enum Stands {
 
 /// Returns what is at a path where a socket with this device and inode was bound. No other file gets that
 /// inode while the socket is open.
-pub(super) fn look(path: &Path, bound: (u64, u64)) -> Stands {
+pub(super) fn path_content(path: &Path, bound: (u64, u64)) -> PathContent {
     match identity(path) {
-        Ok(found) if found == bound => Stands::Ours,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Stands::Nothing,
-        Ok(_) | Err(_) => Stands::Other,
+        Ok(found) if found == bound => PathContent::Ours,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => PathContent::Nothing,
+        Ok(_) | Err(_) => PathContent::Other,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The page of a configuration file, from the table of its fields.
+//! The page of a configuration file, generated from the table of its fields.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use super::{Page, text};
 use crate::config::fields::{self, Applied, Field, REQUIRED, Takes, Text};
 
-/// The texts of a page beside its table.
+/// The texts of a page besides its table.
 struct File {
     name: &'static str,
     about: &'static str,
@@ -79,7 +79,7 @@ fn page(file: &File) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// Writes the fields of an object, each followed by those below it.
+/// Writes the fields of an object, each followed by its own fields.
 fn describe(fields: &'static [Field], prefix: &str, roff: &mut Roff) {
     for field in fields {
         let name = format!("{prefix}{}", field.name);
@@ -93,7 +93,7 @@ fn describe(fields: &'static [Field], prefix: &str, roff: &mut Roff) {
     }
 }
 
-/// Returns what a field means, takes and defaults to, and how a change comes into force.
+/// Returns a field's meaning, its values, its default, and how a change comes into force.
 fn said(field: &Field) -> String {
     let Field { name: _, takes, null, default, doc, applied } = field;
     let mut said = vec![text::sentence(doc)];
@@ -112,7 +112,7 @@ fn said(field: &Field) -> String {
     said.join(" ")
 }
 
-/// Returns what a field takes, in words; nothing if its meaning or its own fields say it.
+/// Returns the values that a field takes, in words; an empty text if its meaning or its own fields say it.
 fn taken(takes: &Takes) -> String {
     match takes {
         Takes::Flag => "true or false".into(),
