@@ -3,14 +3,17 @@
 //! [`spec`] renders them, [`store`] writes them, [`lint`] finds the faults of existing ones. This room never
 //! replaces or removes a file that volhost did not write, unless an operator demands it.
 
+mod error;
 pub mod lint;
+mod record;
 pub(crate) mod spec;
 pub(crate) mod store;
 
 use std::path::{Path, PathBuf};
 
+pub use self::error::SpecError;
 pub use self::spec::{Address, Format, InvalidPluginName, PluginName, RenderError, Spec, TlsFiles};
-pub use self::store::{Presence, Preview, SpecError, Store, Written};
+pub use self::store::{Presence, Preview, Store, Written};
 
 /// Returns the directory in which an engine of this user looks for spec files.
 ///

@@ -1,24 +1,21 @@
-//! Writes spec files: whole or not at all, only if something changed, and only over files that volhost itself
-//! wrote.
+//! Writes spec files: whole or not at all, only if something changed, and only over files that volhost itself wrote.
 //!
-//! The paths and contents that were written are recorded in a file beside the catalog. The new content is
-//! recorded before the file is put in place, and the older content is dropped from the record afterwards, so
-//! that a process that ends in between leaves no file that it would later take for a foreign one.
+//! The new content is put into the record before the file is put in place, and the older content is dropped from it
+//! afterwards, so that a process that ends in between leaves no file that it would later take for a foreign one.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
-use super::spec::{Format, PluginName, RenderError, Spec};
-use crate::files::{self, Lock};
+use super::error::{SpecError, failed};
+use super::record::{Record, RecordFile};
+use super::spec::{Format, PluginName, Spec};
+use crate::files;
 
 /// A directory in which engines look, and the record of the files that were written there.
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
-    record: PathBuf,
+    record: RecordFile,
 }
 
 /// The outcome of a write.
@@ -56,62 +53,6 @@ pub struct Preview {
     pub presence: Presence,
 }
 
-/// Reasons why a spec file was not written or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum SpecError {
-    /// The spec file cannot be rendered in this format.
-    #[error("there is no .{} file for the plugin {name}", format.extension())]
-    Render {
-        /// The name of the plugin.
-        name: PluginName,
-        /// The requested format.
-        format: Format,
-        /// The cause.
-        #[source]
-        source: RenderError,
-    },
-    /// The existing file is not one that volhost wrote.
-    #[error(
-        "{} exists and is not what volhost wrote there: look at it, and if it may go, `volhost spec write --force` replaces it and `volhost spec remove --force` removes it",
-        path.display()
-    )]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The record cannot be read, so no file is known to be ours.
-    #[error(
-        "{} cannot be read as the record of the spec files that volhost wrote: move it away, then `volhost spec write --force`",
-        path.display()
-    )]
-    Record {
-        /// The path of the record.
-        path: PathBuf,
-        /// The error of the JSON parser.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// The file system reported an error.
-    #[error("could not {did} {}", path.display())]
-    Io {
-        /// The verb of the failed operation.
-        did: &'static str,
-        /// The path of the file.
-        path: PathBuf,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// The content of each file that volhost wrote. While a file is being replaced, both the old and the new
-/// content.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Record {
-    files: BTreeMap<PathBuf, Vec<String>>,
-}
-
 /// The kind of file at a path.
 enum OnDisk {
     Nothing,
@@ -125,7 +66,7 @@ impl Store {
     /// own. Neither need exist.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>, record: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), record: record.into() }
+        Self { dir: dir.into(), record: RecordFile::new(record.into()) }
     }
 
     /// Returns the path of a plugin's spec file.
@@ -141,9 +82,9 @@ impl Store {
     /// A file that holds exactly the wanted content counts as ours.
     pub fn write(&self, spec: &Spec, format: Format, force: bool) -> Result<Written, SpecError> {
         let Preview { path, content, .. } = self.rendered(spec, format)?;
-        let _held = self.lock()?;
-        let mut record = self.remembered()?;
-        self.sweep(&record, [&path]);
+        let _held = self.record.lock()?;
+        let mut record = self.record.read()?;
+        self.record.sweep(&record, [&path]);
         let found = look(&path)?;
         let known = record.files.get(&path).cloned().unwrap_or_default();
         let (done, before) = match presence(&found, &known, &content) {
@@ -155,30 +96,30 @@ impl Store {
         if done != Written::Unchanged {
             let either = before.into_iter().chain([content.clone()]).collect();
             record.files.insert(path.clone(), either);
-            self.remember(&record)?;
+            self.record.write(&record)?;
             files::make_dir(&self.dir, 0o755).map_err(failed("make", &self.dir))?;
-            replace(&path, content.as_bytes(), 0o644)?;
+            files::replace(&path, content.as_bytes(), 0o644).map_err(failed("write", &path))?;
         }
         let mut after = Record::default();
         after.files.insert(path.clone(), vec![content]);
         for (old, known) in record.files.iter().filter(|(old, _)| **old != path) {
             remove_ours(old, known)?;
         }
-        if after != self.remembered()? {
-            self.remember(&after)?;
+        if after != self.record.read()? {
+            self.record.write(&after)?;
         }
         Ok(done)
     }
 
     /// Returns true if the file does not exist and is not in the record either: the operator had it removed.
     pub fn is_withdrawn(&self, path: &Path) -> Result<bool, SpecError> {
-        Ok(matches!(look(path)?, OnDisk::Nothing) && !self.remembered()?.files.contains_key(path))
+        Ok(matches!(look(path)?, OnDisk::Nothing) && !self.record.read()?.files.contains_key(path))
     }
 
     /// Returns what would be written and what is there. Changes nothing.
     pub fn show(&self, spec: &Spec, format: Format) -> Result<Preview, SpecError> {
         let mut shown = self.rendered(spec, format)?;
-        let record = self.remembered()?;
+        let record = self.record.read()?;
         let known = record.files.get(&shown.path).cloned().unwrap_or_default();
         shown.presence = presence(&look(&shown.path)?, &known, &shown.content);
         Ok(shown)
@@ -191,7 +132,7 @@ impl Store {
     pub fn remove(&self, name: &PluginName, force: bool) -> Result<Vec<PathBuf>, SpecError> {
         // If nothing was ever written, there may be no directory for the lock.
         let own = Format::ALL.map(|format| self.path(name, format));
-        let record = self.remembered()?;
+        let record = self.record.read()?;
         let mut present = Vec::new();
         for path in &own {
             present.extend((!matches!(look(path)?, OnDisk::Nothing)).then_some(path));
@@ -199,16 +140,16 @@ impl Store {
         if record.files.is_empty() && present.is_empty() {
             return Ok(Vec::new());
         }
-        let _held = self.lock()?;
-        let record = self.remembered()?;
-        self.sweep(&record, &own);
+        let _held = self.record.lock()?;
+        let record = self.record.read()?;
+        self.record.sweep(&record, &own);
         let mut removed = Vec::new();
         for (path, known) in &record.files {
             if remove_ours(path, known)? {
                 removed.push(path.clone());
             }
         }
-        self.remember(&Record::default())?;
+        self.record.write(&Record::default())?;
         for path in own {
             match (look(&path)?, force) {
                 (OnDisk::Nothing, _) => {}
@@ -229,38 +170,6 @@ impl Store {
             source,
         })?;
         Ok(Preview { path: self.path(&spec.name, format), content, presence: Presence::Missing })
-    }
-
-    fn remembered(&self) -> Result<Record, SpecError> {
-        match files::read_small(&self.record).map_err(failed("read", &self.record))? {
-            Some(text) => serde_json::from_slice(&text)
-                .map_err(|source| SpecError::Record { path: self.record.clone(), source }),
-            None => Ok(Record::default()),
-        }
-    }
-
-    fn remember(&self, record: &Record) -> Result<(), SpecError> {
-        let text = serde_json::to_vec_pretty(record)
-            .map_err(|error| failed("write", &self.record)(io::Error::other(error)))?;
-        replace(&self.record, &text, 0o600)
-    }
-
-    /// Removes the temporary files that a killed process left beside the record, the files in it, and `more`.
-    /// The caller holds the lock.
-    fn sweep<'a>(&self, record: &'a Record, more: impl IntoIterator<Item = &'a PathBuf>) {
-        files::sweep(&self.record);
-        record.files.keys().chain(more).for_each(|path| files::sweep(path));
-    }
-
-    /// Keeps other processes from writing with the same record while it is held.
-    fn lock(&self) -> Result<Lock, SpecError> {
-        if let Some(dir) = self.record.parent() {
-            files::make_dir(dir, 0o700).map_err(failed("make", dir))?;
-        }
-        let mut path = self.record.clone().into_os_string();
-        path.push(".lock");
-        let path = PathBuf::from(path);
-        Lock::acquire(&path).map_err(failed("lock", &path))
     }
 }
 
@@ -315,17 +224,9 @@ fn delete(path: &Path) -> Result<(), SpecError> {
     files::remove(path).map_err(failed("remove", path))
 }
 
-fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), SpecError> {
-    files::replace(path, content, mode).map_err(failed("write", path))
-}
-
-fn failed(did: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpecError + use<> {
-    let path = path.to_owned();
-    move |source| SpecError::Io { did, path, source }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::os::unix::fs::MetadataExt as _;
 
     use super::super::spec::{Address, TlsFiles};
@@ -360,6 +261,10 @@ mod tests {
             self.store.dir.join(file)
         }
 
+        fn record(&self) -> PathBuf {
+            self.dir.path().join("lib/specs.json")
+        }
+
         fn content(&self, file: &str) -> Option<String> {
             std::fs::read_to_string(self.path(file)).ok()
         }
@@ -386,13 +291,13 @@ mod tests {
         assert_eq!(f.content("volhost.spec").unwrap(), "unix:///run/a.sock\n");
         let before = f.path("volhost.spec").metadata().unwrap();
         assert_eq!(before.mode() & 0o777, 0o644);
-        assert_eq!(f.store.record.metadata().unwrap().mode() & 0o777, 0o600);
-        let record = f.store.record.metadata().unwrap().ino();
+        assert_eq!(f.record().metadata().unwrap().mode() & 0o777, 0o600);
+        let record = f.record().metadata().unwrap().ino();
 
         assert_eq!(f.store.write(&spec, Format::Spec, false).unwrap(), Written::Unchanged);
         let after = f.path("volhost.spec").metadata().unwrap();
         assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
-        assert_eq!(f.store.record.metadata().unwrap().ino(), record, "the record was written for nothing");
+        assert_eq!(f.record().metadata().unwrap().ino(), record, "the record was written for nothing");
 
         let spec = socket("volhost", "/run/b.sock");
         assert_eq!(f.store.write(&spec, Format::Spec, false).unwrap(), Written::Updated);
@@ -493,7 +398,7 @@ mod tests {
             // The record holds the intent; the file has the old content or the new one.
             let either = [old, new].map(|path| format!("unix://{path}\n")).to_vec();
             let files = BTreeMap::from([(f.path("volhost.spec"), either)]);
-            f.store.remember(&Record { files }).unwrap();
+            f.store.record.write(&Record { files }).unwrap();
             f.plant("volhost.spec", &format!("unix://{in_place}\n"));
             f.plant(".volhost.spec.new", "half");
             assert_eq!(f.store.write(&socket("volhost", newer), Format::Spec, false).unwrap(), written);
@@ -514,7 +419,7 @@ mod tests {
         // A directory at the temporary file's path stops the write halfway.
         std::fs::create_dir_all(f.path(".volhost.spec.new")).unwrap();
         assert!(f.store.write(&socket("volhost", "/run/a.sock"), Format::Spec, false).is_err());
-        let record = f.store.remembered().unwrap();
+        let record = f.store.record.read().unwrap();
         assert_eq!(record.files[&f.path("volhost.spec")], ["unix:///run/a.sock\n"]);
     }
 
@@ -523,7 +428,7 @@ mod tests {
         let f = fixture();
         let spec = socket("volhost", "/run/a.sock");
         assert!(f.store.remove(&spec.name, false).unwrap().is_empty());
-        assert!(!f.store.dir.exists() && !f.store.record.exists(), "removing nothing made something");
+        assert!(!f.store.dir.exists() && !f.record().exists(), "removing nothing made something");
         f.store.write(&spec, Format::Spec, false).unwrap();
         f.plant("other.spec", "theirs");
         assert_eq!(f.store.remove(&spec.name, false).unwrap(), [f.path("volhost.spec")]);
@@ -549,10 +454,10 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_memory_is_no_empty_one() {
+    fn a_broken_record_is_no_empty_one() {
         let f = fixture();
         f.store.write(&socket("volhost", "/run/a.sock"), Format::Spec, false).unwrap();
-        std::fs::write(&f.store.record, "{").unwrap();
+        std::fs::write(f.record(), "{").unwrap();
         let error = f.store.write(&socket("volhost", "/run/b.sock"), Format::Spec, true).unwrap_err();
         assert!(matches!(error, SpecError::Record { .. }), "{}", chain(&error));
         assert_eq!(f.content("volhost.spec").unwrap(), "unix:///run/a.sock\n");

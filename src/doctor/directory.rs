@@ -82,7 +82,7 @@ pub(super) fn inspect(directory: &Path, timeout: Duration) -> Option<DirectorySt
         let _ = child.kill();
         return Some(DirectoryState::Failed(format!("no thread can be started: {error}")));
     }
-    let sight = match told.recv_timeout(timeout) {
+    let dir_state = match told.recv_timeout(timeout) {
         Ok(Ok(text)) => {
             serde_json::from_str(&text).unwrap_or_else(|error| DirectoryState::Failed(error.to_string()))
         }
@@ -94,7 +94,7 @@ pub(super) fn inspect(directory: &Path, timeout: Duration) -> Option<DirectorySt
         }
     };
     let _ = child.wait();
-    Some(sight)
+    Some(dir_state)
 }
 
 /// Inspects several directories, some at the same time, each as [`inspect`] does.

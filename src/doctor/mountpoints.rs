@@ -32,8 +32,8 @@ pub(super) fn examine(plugin: &Plugin, seen: Option<&ServiceReply>, findings: &m
         Some(Ok(backends)) => backends,
     };
     let paths: Vec<_> = backends.iter().map(|backend| &*backend.mountpoint).collect();
-    let sights = directory::inspect_all(&paths);
-    for (backend, sight) in backends.iter().zip(sights) {
+    let states = directory::inspect_all(&paths);
+    for (backend, dir_state) in backends.iter().zip(states) {
         // On the storage host, the check of the service has already reported these findings.
         let mut new = |finding: Finding| {
             let is_same = |told: &Finding| told.check == finding.check && told.subject == finding.subject;
@@ -42,11 +42,11 @@ pub(super) fn examine(plugin: &Plugin, seen: Option<&ServiceReply>, findings: &m
             }
         };
         new(state(backend));
-        if let Some(DirectoryState::Directory { identity: Ok(Some(_)), file_system, .. }) = &sight {
+        if let Some(DirectoryState::Directory { identity: Ok(Some(_)), file_system, .. }) = &dir_state {
             file_system.judge_setuid(&backend.mountpoint).map(&mut new);
             file_system.judge_journal(&backend.mountpoint, "volumes").map(&mut new);
         }
-        let (finding, space) = judge(backend, sight);
+        let (finding, space) = judge(backend, dir_state);
         new(finding);
         if let Some(space) = space {
             new(space::judge(&shown(&backend.mountpoint), space, "volumes"));
@@ -71,7 +71,7 @@ fn state(backend: &Backend) -> Finding {
     }
 }
 
-fn judge(backend: &Backend, sight: Option<DirectoryState>) -> (Finding, Option<space::Space>) {
+fn judge(backend: &Backend, dir_state: Option<DirectoryState>) -> (Finding, Option<space::Space>) {
     let Backend { name, id, state: _, mountpoint } = backend;
     let finding = |verdict, message: String| Finding::new(CHECK, shown(mountpoint), verdict, message);
     let wrong = |message: String| finding(Verdict::Wrong, message);
@@ -82,7 +82,7 @@ fn judge(backend: &Backend, sight: Option<DirectoryState>) -> (Finding, Option<s
             path.display()
         )
     };
-    let (identity, writable, space) = match sight {
+    let (identity, writable, space) = match dir_state {
         None => {
             let message =
                 format!("it does not answer within {} s: its storage hangs", LOCAL_TIMEOUT.as_secs());
@@ -151,7 +151,7 @@ mod tests {
             let file_system = FileSystem::default();
             Some(DirectoryState::Directory { identity, writable, space: None, file_system })
         };
-        for (sight, verdict, words) in [
+        for (dir_state, verdict, words) in [
             (directory(Ok(Some("one")), Writable::Yes), Verdict::Ok, "can be written to"),
             (directory(Ok(Some("one")), Writable::ReadOnly), Verdict::Wrong, "read-only"),
             (directory(Ok(Some("one")), Writable::Denied), Verdict::Warning, "may not write"),
@@ -162,7 +162,7 @@ mod tests {
             (Some(DirectoryState::Failed("stale".into())), Verdict::Wrong, "stale"),
             (None, Verdict::Wrong, "does not answer within 5 s"),
         ] {
-            let (finding, _) = judge(&backend, sight);
+            let (finding, _) = judge(&backend, dir_state);
             assert_eq!(finding.verdict, verdict, "{finding:?}");
             assert!(finding.message.contains(words), "{finding:?}");
             assert_eq!(finding.remedy.is_some(), verdict != Verdict::Ok, "{finding:?}");

@@ -98,9 +98,9 @@ fn backends(target: &Target) -> Result<Vec<Backend>, String> {
 /// Makes a call that must succeed.
 fn ask(target: &Target, rpc: &str, body: &Value, largest: usize) -> Result<RpcResponse, String> {
     let body = body.to_string();
-    let question = RpcCall { rpc, body: body.as_bytes(), largest };
+    let rpc_call = RpcCall { rpc, body: body.as_bytes(), largest };
     let answer =
-        probe::call(target, &question, probe::PROBE_TIMEOUT).map_err(|fault| fault.cause_and_remedy().0)?;
+        probe::call(target, &rpc_call, probe::PROBE_TIMEOUT).map_err(|fault| fault.cause_and_remedy().0)?;
     if answer.status.is_success() {
         return Ok(answer);
     }

@@ -133,9 +133,9 @@ fn service(admin: &Path, findings: &mut Vec<Finding>) {
     status.backends.iter().for_each(|backend| findings.extend(self::backend(backend)));
     let online = status.backends.iter().filter(|backend| backend.state == "online");
     let paths: Vec<_> = online.map(|backend| Path::new(&backend.path)).collect();
-    for (path, sight) in paths.iter().zip(directory::inspect_all(&paths)) {
+    for (path, dir_state) in paths.iter().zip(directory::inspect_all(&paths)) {
         // The service reports a backend that hangs.
-        let Some(DirectoryState::Directory { file_system, .. }) = sight else { continue };
+        let Some(DirectoryState::Directory { file_system, .. }) = dir_state else { continue };
         findings.extend(file_system.judge_setuid(path));
         findings.extend(file_system.judge_journal(path, "volumes"));
     }

@@ -1,28 +1,28 @@
-//! The volume protocol: its wire types, and the operation of each verb.
+//! The volume protocol: its verbs, and the operation of the service that each calls.
 //!
-//! Field names and shapes are those of Docker's volume plugin protocol. `CreatedAt` is valid or absent, never
-//! empty, and no list holds a null: both break dockerd's decoding.
+//! [`wire`] has the JSON of requests and answers, [`list`] the answer to List. This module decides nothing about volumes.
+//! `CreatedAt` is valid or absent, never empty, and no list holds a null: both break dockerd's decoding.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::fmt;
+mod list;
+mod wire;
+
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::{FutureExt as _, StreamExt as _, stream};
-use serde::de::{Error as _, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Value, json};
+use futures_util::FutureExt as _;
+use serde_json::json;
 
+use self::list::list;
+use self::wire::{
+    CreateRequest, EmptyReply, GetReply, MountRequest, MountpointReply, NameRequest, RawOptions, Status, wire,
+};
 use super::envelope::{Answer, decode};
 use super::{EmptyBody, Protocol, Verb};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::model::options::Options;
-use crate::model::timestamp::rfc3339;
 use crate::model::volume::{MountId, VolumeName};
-use crate::volume::{Error, List, Service, VolumeInfo};
+use crate::volume::{Error, Service, VolumeInfo};
 
 /// The protocol's entry in [`PROTOCOLS`](super::PROTOCOLS).
 pub(crate) const PROTOCOL: Protocol = Protocol {
@@ -66,131 +66,6 @@ pub enum Call {
     Unmount,
     /// Removes a volume.
     Remove,
-}
-
-#[derive(Deserialize)]
-struct CreateRequest {
-    #[serde(rename = "Name", default, deserialize_with = "name")]
-    name: String,
-    #[serde(rename = "Opts", default)]
-    options: Option<RawOptions>,
-}
-
-/// Options as they came. Each name is accepted only once, because JSON would let a later value silently win
-/// over an earlier one.
-struct RawOptions(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for RawOptions {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Each;
-
-        impl<'de> Visitor<'de> for Each {
-            type Value = RawOptions;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object in Opts, of options whose values are texts")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawOptions, A::Error> {
-                let mut pairs = BTreeMap::new();
-                while let Some((name, value)) = map.next_entry::<String, Value>()? {
-                    let value = text(value, || format!("the option {:?}", cut(&name)))?;
-                    match pairs.entry(name) {
-                        Entry::Vacant(place) => {
-                            place.insert(value);
-                        }
-                        Entry::Occupied(place) => {
-                            let name = cut(place.key());
-                            return Err(A::Error::custom(format_args!("the option {name:?} is given twice")));
-                        }
-                    }
-                }
-                Ok(RawOptions(pairs))
-            }
-        }
-
-        deserializer.deserialize_map(Each)
-    }
-}
-
-/// Reads a value that must be a text. serde would say what was found, but not where. The JSON parser adds
-/// line and column.
-fn text<E: serde::de::Error>(value: Value, what: impl FnOnce() -> String) -> Result<String, E> {
-    let found = match value {
-        Value::String(text) => return Ok(text),
-        Value::Number(number) => format!("(\"{number}\"), and this is the number {number}"),
-        Value::Bool(flag) => format!("(\"{flag}\"), and this is {flag}"),
-        Value::Null => "and this is null".into(),
-        Value::Array(_) => "and this is a list".into(),
-        Value::Object(_) => "and this is an object".into(),
-    };
-    Err(E::custom(format_args!("{} takes a text {found}", what())))
-}
-
-fn cut(name: &str) -> String {
-    name.chars().take(100).collect()
-}
-
-fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    text(Value::deserialize(deserializer)?, || "Name".into())
-}
-
-fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    text(Value::deserialize(deserializer)?, || "ID".into())
-}
-
-#[derive(Deserialize)]
-struct NameRequest {
-    #[serde(rename = "Name", default, deserialize_with = "name")]
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct MountRequest {
-    #[serde(rename = "Name", default, deserialize_with = "name")]
-    name: String,
-    #[serde(rename = "ID", default, deserialize_with = "id")]
-    id: String,
-}
-
-#[derive(Serialize)]
-struct EmptyReply {}
-
-#[derive(Serialize)]
-struct MountpointReply<'a> {
-    #[serde(rename = "Mountpoint")]
-    mountpoint: &'a Path,
-}
-
-#[derive(Serialize)]
-struct Volume<'a> {
-    #[serde(rename = "Name")]
-    name: &'a str,
-    #[serde(rename = "Mountpoint")]
-    mountpoint: &'a Path,
-    #[serde(rename = "CreatedAt")]
-    created_at: String,
-    #[serde(rename = "Status", skip_serializing_if = "Option::is_none")]
-    status: Option<Status<'a>>,
-}
-
-/// The fields that `docker volume inspect` shows of a volume beside its path.
-#[derive(Serialize)]
-struct Status<'a> {
-    backend: &'a str,
-    /// The backend's ID. With it a host can check that the directory at the mountpoint is really that
-    /// backend.
-    backend_id: Option<String>,
-    backend_state: &'a str,
-    mounts: usize,
-    /// The hosts that have the volume mounted. A host that may neither mount nor remove it sees only itself.
-    mounted_by: Vec<&'a str>,
-}
-
-#[derive(Serialize)]
-struct GetReply<'a> {
-    #[serde(rename = "Volume")]
-    volume: Volume<'a>,
 }
 
 impl Call {
@@ -261,58 +136,6 @@ async fn inspect(service: &Service, caller: &Caller, name: &str) -> Result<Volum
     })
 }
 
-/// The size of one part of a long list, in bytes: it bounds the time and memory that one request takes at
-/// once. A shorter list is answered in one piece.
-const PART_BYTES: usize = 64 * 1024;
-
-async fn list(service: &Service, caller: &Caller) -> Answer {
-    let mut told = ListWriter { list: service.list(caller).await, any: false };
-    let mut text = br#"{"Volumes":["#.to_vec();
-    match told.part(&mut text) {
-        Ok(false) => Answer::Json(text.into()),
-        Ok(true) => {
-            let rest = stream::unfold(Some(told), |told| async move {
-                let mut told = told?;
-                let mut text = Vec::new();
-                Some(match told.part(&mut text) {
-                    Ok(more) => (Ok(text.into()), more.then_some(told)),
-                    // The answer has begun, so it breaks off; no client takes it for a whole one.
-                    Err(error) => (Err(error), None),
-                })
-            });
-            Answer::Parts(Box::pin(stream::once(async { Ok(text.into()) }).chain(rest)))
-        }
-        Err(error) => Answer::unwritten(&error),
-    }
-}
-
-/// Writes a list as JSON, part by part.
-struct ListWriter {
-    list: List,
-    any: bool,
-}
-
-impl ListWriter {
-    /// Writes volumes until the part is full, and the end after the last volume. Returns true if volumes may
-    /// be left.
-    fn part(&mut self, text: &mut Vec<u8>) -> serde_json::Result<bool> {
-        let mut written = Ok(());
-        let any = &mut self.any;
-        let more = self.list.more(|seen| {
-            if std::mem::replace(any, true) {
-                text.push(b',');
-            }
-            written = serde_json::to_writer(&mut *text, &wire(&seen, None));
-            written.is_ok() && text.len() < PART_BYTES
-        });
-        written?;
-        if !more {
-            text.extend_from_slice(b"]}");
-        }
-        Ok(more)
-    }
-}
-
 async fn path(service: &Service, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
     let NameRequest { name } = decode(body)?;
     let seen = inspect(service, caller, &name).await?;
@@ -349,15 +172,6 @@ fn decode_mount(body: &[u8]) -> Result<(VolumeName, MountId), Answer> {
     Ok((name, id))
 }
 
-fn wire<'a>(seen: &'a VolumeInfo, status: Option<Status<'a>>) -> Volume<'a> {
-    Volume {
-        name: seen.volume.name.as_str(),
-        mountpoint: &seen.mountpoint,
-        created_at: rfc3339(seen.volume.created_at),
-        status,
-    }
-}
-
 fn status<'a>(service: &Service, caller: &Caller, seen: &'a VolumeInfo) -> Status<'a> {
     let volume = &seen.volume;
     let all = service.may_know_holders(caller, volume);
@@ -382,17 +196,14 @@ mod tests {
 
     use super::*;
     use crate::backend;
-    use crate::catalog::{self, Catalog, CatalogError, Change, sqlite};
+    use crate::catalog::{self, Catalog, CatalogError, Change};
     use crate::host::Via;
     use crate::host::access::Access;
-    use crate::model::backend::BackendName;
     use crate::model::host::HostName;
-    use crate::model::mounts::Ledger;
-    use crate::model::volume::VolumeId;
     use crate::volume::InForce;
 
     /// Returns a configuration without backends that is open to every host.
-    fn no_backends() -> InForce {
+    pub(super) fn no_backends() -> InForce {
         InForce { map: backend::Map::default(), access: Access::default(), request: Duration::from_secs(20) }
     }
 
@@ -450,69 +261,5 @@ mod tests {
             panic!("a list is never refused");
         };
         assert_eq!(&list[..], br#"{"Volumes":[]}"#);
-    }
-
-    /// Makes each of `counts` volumes in turn and lists them each time. Returns the number of parts and the
-    /// names.
-    async fn listed(counts: impl IntoIterator<Item = usize>) -> Vec<(usize, Vec<String>)> {
-        let dir = tempfile::tempdir().unwrap();
-        let catalog: Arc<dyn Catalog> = Arc::new(sqlite::open(&dir.path().join("catalog.db")).unwrap());
-        let service = Service::new(Arc::clone(&catalog), no_backends());
-        let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Admin, address: None };
-        let mut made = 0;
-        let mut all = Vec::new();
-        for count in counts {
-            while made < count {
-                let name = VolumeName::parse(&format!("volume-{made:06}")).unwrap();
-                let id = VolumeId::random();
-                let volume = catalog::Volume {
-                    id,
-                    name: name.clone(),
-                    backend: BackendName::parse("default").unwrap(),
-                    options: Options::default(),
-                    created_at: time::OffsetDateTime::UNIX_EPOCH,
-                    adopted: false,
-                    known_to: vec![caller.host.clone()],
-                    mounts: Ledger::default(),
-                    visible: false,
-                    unconfirmed: false,
-                };
-                drop(catalog.submit(Change::Insert(volume)));
-                let published = catalog.submit(Change::Publish(name, id));
-                made += 1;
-                if made == count {
-                    published.await.unwrap();
-                }
-            }
-            let parts: Vec<_> = match list(&service, &caller).await {
-                Answer::Json(text) => vec![text],
-                Answer::Parts(parts) => parts.map(Result::unwrap).collect().await,
-                _ => panic!("a list is never refused"),
-            };
-            let text = parts.concat();
-            let answer: Value = serde_json::from_slice(&text).unwrap();
-            let names = answer["Volumes"].as_array().unwrap().iter();
-            let names = names.map(|volume| volume["Name"].as_str().unwrap().to_owned()).collect();
-            all.push((parts.len(), names));
-        }
-        all
-    }
-
-    #[tokio::test]
-    async fn a_list_is_whole_in_however_many_parts_it_is_told() {
-        // Counts around those at which a part is full: the end then comes in a part of its own.
-        let counts: Vec<_> = [0, 1].into_iter().chain(730..760).chain([5000]).collect();
-        let lists = listed(counts.iter().copied()).await;
-        for ((parts, names), count) in lists.iter().zip(&counts) {
-            let expected: Vec<_> = (0..*count).map(|number| format!("volume-{number:06}")).collect();
-            assert_eq!(*names, expected, "{count} volumes in {parts} parts");
-        }
-        assert_eq!(lists[0].0, 1, "a short list is answered whole");
-        assert!(
-            lists.iter().any(|(parts, _)| *parts == 2),
-            "{:?}",
-            lists.iter().map(|(p, _)| p).collect::<Vec<_>>()
-        );
-        assert!(lists.last().unwrap().0 > 4);
     }
 }

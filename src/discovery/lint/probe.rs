@@ -121,24 +121,24 @@ pub(crate) fn error_text(body: &Value) -> Option<&str> {
 ///
 /// # Errors
 /// Returns [`Fault::Broken`] also if no runtime can be made. An answer that reports an error is not an error here.
-pub(crate) fn call(target: &Target, question: &RpcCall<'_>, timeout: Duration) -> Result<RpcResponse, Fault> {
+pub(crate) fn call(target: &Target, rpc_call: &RpcCall<'_>, timeout: Duration) -> Result<RpcResponse, Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Fault::Broken { address: target.address.clone(), why: error.to_string() })?;
-    let answer = runtime.block_on(within(timeout, target, question));
+    let answer = runtime.block_on(within(timeout, target, rpc_call));
     runtime.shutdown_background();
     answer
 }
 
-async fn within(limit: Duration, target: &Target, question: &RpcCall<'_>) -> Result<RpcResponse, Fault> {
+async fn within(limit: Duration, target: &Target, rpc_call: &RpcCall<'_>) -> Result<RpcResponse, Fault> {
     let silent = || Fault::Silent { address: target.address.clone(), seconds: limit.as_secs() };
-    tokio::time::timeout(limit, connect_and_ask(target, question)).await.map_err(|_| silent())?
+    tokio::time::timeout(limit, connect_and_ask(target, rpc_call)).await.map_err(|_| silent())?
 }
 
-async fn connect_and_ask(target: &Target, question: &RpcCall<'_>) -> Result<RpcResponse, Fault> {
+async fn connect_and_ask(target: &Target, rpc_call: &RpcCall<'_>) -> Result<RpcResponse, Fault> {
     let Target { address, endpoint, protection, files } = target;
-    let RpcCall { rpc, body, largest } = *question;
+    let RpcCall { rpc, body, largest } = *rpc_call;
     let request = request(rpc, body).map_err(|error| fault_of(&error, address))?;
     let unreachable =
         |error: io::Error| Fault::Unreachable { address: address.clone(), why: error.to_string() };
