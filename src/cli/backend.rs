@@ -52,16 +52,16 @@ pub(super) fn run(command: Backend, shell: &mut Shell<'_>) -> Result<(), Error> 
         }
         Backend::Init(Init { name, force }) => {
             let done = shell.client()?.ask::<verb::BackendInit>(&BackendInit { name, force })?;
-            told(&done, shell)
+            print_done(&done, shell)
         }
         Backend::Adopt(Adopt { name }) => {
             let done = shell.client()?.ask::<verb::BackendAdopt>(&BackendName { name })?;
-            told(&done, shell)
+            print_done(&done, shell)
         }
     }
 }
 
-fn told(done: &Done, shell: &mut Shell<'_>) -> Result<(), Error> {
+fn print_done(done: &Done, shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json { shell.json(done) } else { shell.line(&done.done) }
 }
 

@@ -99,7 +99,7 @@ fn import(config: &Config, path: &Path, shell: &mut Shell<'_>) -> Result<(), Err
     if shell.global.json {
         return shell.json(&with_counts(json!({ "catalog": config.boot.catalog.to_string() }), counts));
     }
-    shell.line(&format!("{} holds {}", config.boot.catalog, told(counts)))
+    shell.line(&format!("{} holds {}", config.boot.catalog, counts_text(counts)))
 }
 
 fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<(), Error> {
@@ -127,7 +127,7 @@ fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<
     if !findings.is_empty() {
         shell.line("")?;
     }
-    shell.line(&format!("{} holds {}", config.boot.catalog, told(*counts)))?;
+    shell.line(&format!("{} holds {}", config.boot.catalog, counts_text(*counts)))?;
     shell.line("start the service, then look: volhost status, volhost volume ls, volhost mount ls")
 }
 
@@ -210,7 +210,7 @@ fn with_counts(mut rows: Value, counts: Counts) -> Value {
     rows
 }
 
-fn told(counts: Counts) -> String {
+fn counts_text(counts: Counts) -> String {
     let Counts { volumes, mounts, removed, hosts, backends } = counts;
     format!(
         "{}, {}, {}, {} and {}",

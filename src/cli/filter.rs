@@ -65,8 +65,8 @@ impl FromStr for Filter {
             "backend" => Ok(Self::Backend(WildMatch::new(value))),
             "state" if STATES.contains(&value) => Ok(Self::State(value.into())),
             "state" => Err(InvalidFilter::UnknownState { state: value.into() }),
-            "mounted" => truth(key, value).map(Self::Mounted),
-            "dangling" => truth(key, value).map(|dangling| Self::Mounted(!dangling)),
+            "mounted" => parse_bool(key, value).map(Self::Mounted),
+            "dangling" => parse_bool(key, value).map(|dangling| Self::Mounted(!dangling)),
             _ => match key.strip_prefix("option.") {
                 Some(option) if !option.is_empty() => {
                     Ok(Self::Option { key: option.into(), value: value.into() })
@@ -77,7 +77,7 @@ impl FromStr for Filter {
     }
 }
 
-fn truth(key: &str, value: &str) -> Result<bool, InvalidFilter> {
+fn parse_bool(key: &str, value: &str) -> Result<bool, InvalidFilter> {
     match value {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),

@@ -239,7 +239,14 @@ fn csr(Csr { which, names, output, force }: &Csr, shell: &mut Shell<'_>) -> Resu
     }
     let pem = certificates::request(&configured(shell)?, which, names)?;
     let field = ("request", &*pem);
-    leave(field, output.as_deref(), *force, Map::new(), "have it signed by `volhost pki sign`", shell)
+    write_or_print(
+        field,
+        output.as_deref(),
+        *force,
+        Map::new(),
+        "have it signed by `volhost pki sign`",
+        shell,
+    )
 }
 
 fn sign(args: &Sign, shell: &mut Shell<'_>) -> Result<(), Error> {
@@ -266,11 +273,11 @@ fn sign(args: &Sign, shell: &mut Shell<'_>) -> Result<(), Error> {
     shell.note(&printable(&format!("signed for {}, until {expires}", names.join(", "))));
     let more = [("names".into(), names.into()), ("expires".into(), expires.into())];
     let then = format!("give it to {then}");
-    leave(("certificate", &pem), output.as_deref(), *force, Map::from_iter(more), &then, shell)
+    write_or_print(("certificate", &pem), output.as_deref(), *force, Map::from_iter(more), &then, shell)
 }
 
 /// Writes a PEM text to its file, or prints it, and tells the operator the next step.
-fn leave(
+fn write_or_print(
     (what, pem): (&str, &str),
     output: Option<&Path>,
     force: bool,

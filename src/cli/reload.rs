@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Error, Shell};
-use crate::admin::wire::{Reload as Answer, ReloadAsked, verb};
+use crate::admin::wire::{Reload as ReloadReport, ReloadAsked, verb};
 
 /// Have the service read its configuration, certificates and revocation list again
 ///
@@ -30,7 +30,7 @@ pub(super) fn run(args: &Reload, shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json {
         shell.json(&reloads)?;
     } else {
-        for Answer { at, unit, result, faults: _ } in &reloads {
+        for ReloadReport { at, unit, result, faults: _ } in &reloads {
             shell.line(&format!("{unit} {result} at {at}"))?;
         }
     }

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::table::{counted, printable};
 use super::{Error, Shell, backend};
-use crate::admin::wire::{Nothing, Reload, Status as Answer, verb};
+use crate::admin::wire::{Nothing, Reload, Status as StatusReport, verb};
 
 /// Show how the service is
 ///
@@ -33,8 +33,8 @@ pub(super) fn run(args: &Status, shell: &mut Shell<'_>) -> Result<(), Error> {
 
 /// Returns the readable block. The exhaustive destructuring makes the compiler report a new field that is
 /// missing here.
-fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
-    let Answer {
+fn lines(status: &StatusReport, colour: bool, now: OffsetDateTime) -> Vec<String> {
+    let StatusReport {
         version,
         name,
         node,
@@ -133,8 +133,8 @@ pub(super) fn alarming(text: &str, colour: bool) -> String {
 mod tests {
     use super::*;
 
-    fn status() -> Answer {
-        Answer {
+    fn status() -> StatusReport {
+        StatusReport {
             version: "0.1.0".into(),
             name: "volhost".into(),
             node: "store1".into(),

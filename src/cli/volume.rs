@@ -259,7 +259,7 @@ fn show(detail: &VolumeDetail, shell: &mut Shell<'_>) -> Result<(), Error> {
         mounted_by,
         directory,
     } = detail;
-    let found = directory.as_ref().map_or_else(|| "its backend does not say".into(), told);
+    let found = directory.as_ref().map_or_else(|| "its backend does not say".into(), directory_text);
     let options: Vec<String> = options.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let rows = [
         ("name", name.clone()),
@@ -280,7 +280,7 @@ fn show(detail: &VolumeDetail, shell: &mut Shell<'_>) -> Result<(), Error> {
 }
 
 /// Describes a volume's directory in one line.
-fn told(directory: &Directory) -> String {
+fn directory_text(directory: &Directory) -> String {
     let Directory { kind, uid, gid, mode, changed } = directory;
     let mut line = match (uid, gid, mode) {
         (Some(uid), Some(gid), Some(mode)) => format!("owner {uid}:{gid}, mode {mode}"),

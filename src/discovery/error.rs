@@ -25,7 +25,7 @@ pub enum SpecError {
         path.display()
     )]
     Foreign {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
     /// The record cannot be read, so no file is known to be ours.

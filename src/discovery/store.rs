@@ -85,7 +85,7 @@ impl Store {
         let _held = self.record.lock()?;
         let mut record = self.record.read()?;
         self.record.sweep(&record, [&path]);
-        let found = look(&path)?;
+        let found = on_disk(&path)?;
         let known = record.files.get(&path).cloned().unwrap_or_default();
         let (done, before) = match presence(&found, &known, &content) {
             Presence::Current => (Written::Unchanged, None),
@@ -113,7 +113,7 @@ impl Store {
 
     /// Returns true if the file does not exist and is not in the record either: the operator had it removed.
     pub fn is_withdrawn(&self, path: &Path) -> Result<bool, SpecError> {
-        Ok(matches!(look(path)?, OnDisk::Nothing) && !self.record.read()?.files.contains_key(path))
+        Ok(matches!(on_disk(path)?, OnDisk::Nothing) && !self.record.read()?.files.contains_key(path))
     }
 
     /// Returns what would be written and what is there. Changes nothing.
@@ -121,7 +121,7 @@ impl Store {
         let mut shown = self.rendered(spec, format)?;
         let record = self.record.read()?;
         let known = record.files.get(&shown.path).cloned().unwrap_or_default();
-        shown.presence = presence(&look(&shown.path)?, &known, &shown.content);
+        shown.presence = presence(&on_disk(&shown.path)?, &known, &shown.content);
         Ok(shown)
     }
 
@@ -135,7 +135,7 @@ impl Store {
         let record = self.record.read()?;
         let mut present = Vec::new();
         for path in &own {
-            present.extend((!matches!(look(path)?, OnDisk::Nothing)).then_some(path));
+            present.extend((!matches!(on_disk(path)?, OnDisk::Nothing)).then_some(path));
         }
         if record.files.is_empty() && present.is_empty() {
             return Ok(Vec::new());
@@ -151,7 +151,7 @@ impl Store {
         }
         self.record.write(&Record::default())?;
         for path in own {
-            match (look(&path)?, force) {
+            match (on_disk(&path)?, force) {
                 (OnDisk::Nothing, _) => {}
                 (_, false) => return Err(SpecError::Foreign { path }),
                 (_, true) => {
@@ -195,7 +195,7 @@ fn text_of(found: &OnDisk) -> Option<String> {
     }
 }
 
-fn look(path: &Path) -> Result<OnDisk, SpecError> {
+fn on_disk(path: &Path) -> Result<OnDisk, SpecError> {
     let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     match std::fs::symlink_metadata(path) {
         Err(error) if missing(&error) => Ok(OnDisk::Nothing),
@@ -210,7 +210,7 @@ fn look(path: &Path) -> Result<OnDisk, SpecError> {
 
 /// Removes a file if it still has the content that volhost wrote. Returns true if it did.
 fn remove_ours(path: &Path, known: &[String]) -> Result<bool, SpecError> {
-    match look(path)? {
+    match on_disk(path)? {
         OnDisk::File(content) if is_known(&content, known) => delete(path).map(|()| true),
         OnDisk::Nothing => Ok(false),
         OnDisk::File(_) | OnDisk::Other => {

@@ -30,7 +30,7 @@ pub(super) fn examine(plugin: &Plugin, seen: Option<&ServiceReply>, findings: &m
             Finding::new(CHECK, &plugin.name, Verdict::Skipped, message)
         }
         Some(ServiceReply { date: Some((date, here)), .. }) => match ahead(date, *here) {
-            Some(seconds) => judged(&plugin.name, seconds),
+            Some(seconds) => judge(&plugin.name, seconds),
             None => {
                 let message = format!("the service's answer has a date that is none: {date:?}");
                 Finding::new(CHECK, &plugin.name, Verdict::Note, message)
@@ -50,7 +50,7 @@ fn ahead(date: &str, here: SystemTime) -> Option<i64> {
     Some((OffsetDateTime::from(here) - there).whole_seconds())
 }
 
-fn judged(subject: &str, seconds: i64) -> Finding {
+fn judge(subject: &str, seconds: i64) -> Finding {
     let (size, way) = (seconds.unsigned_abs(), if seconds < 0 { "behind" } else { "ahead of" });
     if size <= NOTICED {
         return Finding::new(CHECK, subject, Verdict::Ok, "this machine's clock and the service's agree");
@@ -82,7 +82,7 @@ mod tests {
             (there - Duration::from_secs(3600), -3600, Verdict::Wrong, "3600 s behind"),
         ] {
             assert_eq!(ahead(date, here), Some(seconds));
-            let finding = judged("volhost", seconds);
+            let finding = judge("volhost", seconds);
             assert_eq!(finding.verdict, verdict, "{seconds}");
             assert!(finding.message.contains(words), "{}", finding.message);
         }

@@ -26,7 +26,7 @@ enum EngineError {
     /// The connection failed: no socket, or no permission.
     Connect(io::Error),
     /// The answer is missing or unusable.
-    Answer(String),
+    BadAnswer(String),
 }
 
 /// Asks the engine. Proxies are also looked for in the environment of running engines.
@@ -35,7 +35,7 @@ pub(super) fn examine(scope: &Scope, plugin: &Plugin, findings: &mut Vec<Finding
     let asked = match &scope.docker {
         Docker::Default(socket) | Docker::Explicit(socket) => {
             get(socket, "/plugins").map(|plugins| (socket, plugins)).map_err(|silence| {
-                silent(socket, matches!(scope.docker, Docker::Explicit(_)), silence)
+                unanswered(socket, matches!(scope.docker, Docker::Explicit(_)), silence)
             })
         }
         Docker::Remote(address) => Err(Finding::new(
@@ -63,7 +63,7 @@ pub(super) fn examine(scope: &Scope, plugin: &Plugin, findings: &mut Vec<Finding
     proxy::examine(plugin, &environments, findings);
 }
 
-fn silent(socket: &Path, named: bool, silence: EngineError) -> Finding {
+fn unanswered(socket: &Path, named: bool, silence: EngineError) -> Finding {
     let engine = shown(socket);
     let finding = |verdict, message: String| Finding::new(ENGINE, &engine, verdict, message);
     match silence {
@@ -79,7 +79,7 @@ fn silent(socket: &Path, named: bool, silence: EngineError) -> Finding {
             finding(Verdict::Wrong, format!("the engine cannot be asked: {error}"))
                 .remedy("start it (`systemctl start docker`), or name its socket by `--docker`")
         }
-        EngineError::Answer(why) => {
+        EngineError::BadAnswer(why) => {
             finding(Verdict::Wrong, format!("the engine does not answer as it should: {why}"))
                 .remedy("its log may tell why: `journalctl -u docker`")
         }
@@ -106,7 +106,7 @@ fn managed(name: &str, plugins: &Value) -> Finding {
 
 /// Makes one request to the engine's API, in a new runtime on this thread.
 fn get(socket: &Path, path: &str) -> Result<Value, EngineError> {
-    let said = |error: &dyn std::fmt::Display| EngineError::Answer(error.to_string());
+    let said = |error: &dyn std::fmt::Display| EngineError::BadAnswer(error.to_string());
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| said(&error))?;
     let asking = async {
@@ -117,16 +117,16 @@ fn get(socket: &Path, path: &str) -> Result<Value, EngineError> {
             .map_err(|error| said(&error))?;
         exchange(stream, request, MAX_RESPONSE)
             .await
-            .map_err(|error| EngineError::Answer(probe::causes(&*error)))
+            .map_err(|error| EngineError::BadAnswer(probe::causes(&*error)))
     };
     let late =
-        || EngineError::Answer(format!("{path} was not answered within {} s", LOCAL_TIMEOUT.as_secs()));
+        || EngineError::BadAnswer(format!("{path} was not answered within {} s", LOCAL_TIMEOUT.as_secs()));
     let answer = runtime.block_on(async { tokio::time::timeout(LOCAL_TIMEOUT, asking).await });
     let answer = answer.map_err(|_| late())??;
     if answer.status.is_success() {
         Ok(answer.json())
     } else {
-        Err(EngineError::Answer(format!("{path} was answered {}", answer.status)))
+        Err(EngineError::BadAnswer(format!("{path} was answered {}", answer.status)))
     }
 }
 

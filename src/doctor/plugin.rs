@@ -31,7 +31,7 @@ pub(crate) struct Plugin {
 pub(super) fn examine(scope: &Scope, storage: Option<&Storage>, findings: &mut Vec<Finding>) -> Plugin {
     let report = lint::lint(&scope.dirs, OffsetDateTime::now_utc());
     for finding in report.findings.iter().filter(|finding| finding.plugin.is_none()) {
-        findings.push(told(SPEC, &finding.file, &finding.fault, None));
+        findings.push(finding_of(SPEC, &finding.file, &finding.fault, None));
     }
     let configured = storage.and_then(|storage| storage.name.clone());
     let name = match &scope.plugin {
@@ -43,7 +43,7 @@ pub(super) fn examine(scope: &Scope, storage: Option<&Storage>, findings: &mut V
         report.findings.iter().filter(|finding| finding.plugin.as_ref() == Some(&name)).collect();
     for finding in &faults {
         let check = if finding.fault.is_of_tls_files() { CERTIFICATES } else { SPEC };
-        findings.push(told(check, &finding.file, &finding.fault, found.map(|found| &*found.file)));
+        findings.push(finding_of(check, &finding.file, &finding.fault, found.map(|found| &*found.file)));
     }
     let Some(found) = found else {
         missing(&name, &report, scope, storage, findings);
@@ -108,7 +108,7 @@ fn missing(
     findings.push(Finding::new(SPEC, name, Verdict::Wrong, message).remedy(remedy));
 }
 
-fn told(check: &'static str, file: &Path, fault: &Fault, winner: Option<&Path>) -> Finding {
+fn finding_of(check: &'static str, file: &Path, fault: &Fault, winner: Option<&Path>) -> Finding {
     let (message, remedy) = fault.cause_and_remedy();
     let hides_another =
         matches!(fault, Fault::Shadowed { .. }) && winner.is_some_and(|winner| !same(winner, file));

@@ -130,12 +130,12 @@ pub async fn collect(
     };
     tokio::select! {
         biased;
-        taken = take(body, most, limit, room) => taken,
+        taken = read(body, most, limit, room) => taken,
         () = lost => Err(BodyError::Broken),
     }
 }
 
-async fn take(
+async fn read(
     mut body: BodyStream,
     most: u64,
     limit: Duration,

@@ -40,7 +40,7 @@ const SOCKET_PATH_BYTES: usize = 107;
 
 /// Reads an address, and adds its faults to `faults`.
 pub(super) fn read(address: &str, faults: &mut Vec<Fault>) -> Option<Endpoint> {
-    match take_apart(address) {
+    match parse_url(address) {
         Ok(url) => endpoint(address, &url, faults),
         Err(why) => {
             faults.push(bad(address, why));
@@ -61,7 +61,7 @@ struct Url {
     more: bool,
 }
 
-fn take_apart(address: &str) -> Result<Url, &'static str> {
+fn parse_url(address: &str) -> Result<Url, &'static str> {
     if address.is_empty() {
         return Err("it is empty");
     }

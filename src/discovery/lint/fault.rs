@@ -239,7 +239,7 @@ pub enum Fault {
     Unreachable {
         /// The system's error.
         address: String,
-        /// What the system said.
+        /// The system's error.
         why: String,
     },
     /// A server answers, but `CAFile` does not verify it.

@@ -105,7 +105,7 @@ impl Report {
         }
         let Some(mut plugin) = plugin else { return };
         let mut faults = Vec::new();
-        plugin.target = understand(&plugin, &mut faults);
+        plugin.target = read_target(&plugin, &mut faults);
         if let Some(target) = &plugin.target {
             certificates::check(&target.files, now, &mut faults);
         }
@@ -129,7 +129,7 @@ fn exists(path: &Path, ending: &str) -> Option<Result<(), Fault>> {
     }
 }
 
-fn understand(plugin: &Plugin, faults: &mut Vec<Fault>) -> Option<Target> {
+fn read_target(plugin: &Plugin, faults: &mut Vec<Fault>) -> Option<Target> {
     let Plugin { name, file, .. } = plugin;
     let ending = file.extension().and_then(|ending| ending.to_str());
     if ending == Some("sock") {

@@ -48,14 +48,14 @@ const SYSTEM_ROOTS: [&str; 3] =
 /// Returns `None` for a target that answers as a volume plugin does.
 pub(crate) fn probe(targets: &[&Target], timeout: Duration) -> io::Result<Vec<Option<Fault>>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let calls = targets.iter().map(|target| one(target, timeout));
+    let calls = targets.iter().map(|target| probe_one(target, timeout));
     let told = runtime.block_on(futures_util::future::join_all(calls));
     // This does not wait for a name lookup that is still under way.
     runtime.shutdown_background();
     Ok(told)
 }
 
-async fn one(target: &Target, timeout: Duration) -> Option<Fault> {
+async fn probe_one(target: &Target, timeout: Duration) -> Option<Fault> {
     match within(timeout, target, &CAPABILITIES).await {
         Ok(answer) => answer.fault(&target.address),
         Err(fault) => Some(fault),
