@@ -37,7 +37,7 @@ pub(crate) enum DirectoryState {
         /// The identity of the backend in it; `None` if it is not a backend; an error if the identity cannot
         /// be read.
         identity: Result<Option<String>, String>,
-        /// The answer whether this user may write to it.
+        /// This user's write access.
         writable: Writable,
         /// The space in its file system.
         space: Option<Space>,
@@ -48,8 +48,8 @@ pub(crate) enum DirectoryState {
     Failed(String),
 }
 
-/// The answer whether a directory may be written to, as the kernel reports it. The doctor writes nothing to
-/// find out, so a disk that only refuses writes is not detected before the kernel has detected it.
+/// The write access to a directory, as the kernel reports it. The doctor writes nothing to find out, so a disk
+/// that only refuses writes is not detected before the kernel has detected it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Writable {
     Yes,

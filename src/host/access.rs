@@ -1,7 +1,7 @@
 //! The rules of access: the backends that are open to a host, and its rights there.
 //!
 //! These are pure rules over names: nothing here knows a volume, a certificate or a connection. What a host
-//! may *see* also depends on the mounts that it already has, which the volume service adds.
+//! may *see* also depends on the volumes that it already knows, which the volume service adds.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

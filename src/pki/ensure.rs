@@ -49,7 +49,7 @@ pub struct MadeCa {
     pub info: CertInfo,
 }
 
-/// The choice what to do in a directory that has no authority.
+/// The behaviour in a directory that has no authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IfNoCa {
     Make,

@@ -7,8 +7,8 @@
 //!
 //! The files alone tell how far a rollover has got. It is under way while `ca-next.crt` exists. If `ca.crt`
 //! does not hold that authority yet, the next process adds it; if `ca.crt` holds only that authority, the
-//! next process renames it to `ca`. Every step is the rename of one file, and between any two steps every
-//! client that could connect before still can. The files of an authority that is given up are kept beside the
+//! next process renames its key to `ca.key`. Every step is the rename of one file, and between any two steps
+//! every client that could connect before still can. The files of an authority that is given up are kept beside the
 //! others under its ID: `ca-41ab12cd.crt` and `.key`.
 
 use rustls::pki_types::CertificateDer;
@@ -191,7 +191,7 @@ impl Pki {
     }
 
     /// Completes the step of a process that was killed: adds a new authority to the trusted ones, or, if only
-    /// the new authority is trusted, renames its files to `ca`.
+    /// the new authority is trusted, renames its key to `ca.key`.
     pub(super) fn complete_interrupted_step(&self, lock: &Lock) -> Result<(), PkiError> {
         let (ca, next) = (self.ca(), self.next());
         let Some((pem, certificate)) = successor(&next)? else { return Ok(()) };

@@ -30,13 +30,13 @@ pub(super) struct Timeouts {
 #[derive(Debug)]
 pub(super) struct Activity {
     opened: Instant,
-    state: Mutex<State>,
+    progress: Mutex<Progress>,
     /// Notified at each request. A task that waits for the first request may be woken by any of them.
     begun: Notify,
 }
 
 #[derive(Debug)]
-struct State {
+struct Progress {
     phase: Phase,
     since: Instant,
     /// The time since which no byte of an answer could be written.
@@ -60,8 +60,8 @@ enum Phase {
 impl Activity {
     pub(super) fn new() -> Self {
         let opened = Instant::now();
-        let state = State { phase: Phase::Idle, since: opened, blocked: None, ending: None };
-        Self { opened, state: Mutex::new(state), begun: Notify::new() }
+        let progress = Progress { phase: Phase::Idle, since: opened, blocked: None, ending: None };
+        Self { opened, progress: Mutex::new(progress), begun: Notify::new() }
     }
 
     /// Waits until the first request is being served, or until the connection has reached this age.
@@ -71,37 +71,39 @@ impl Activity {
 
     /// Returns the time since which the connection has been idle; `None` if it is not idle.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        let state = self.state();
-        (state.phase == Phase::Idle && state.blocked.is_none()).then_some(state.since)
+        let progress = self.progress();
+        (progress.phase == Phase::Idle && progress.blocked.is_none()).then_some(progress.since)
     }
 
     /// Records that a request is being served, until [`end_request`](Self::end_request).
     pub(super) fn begin_request(&self) {
-        self.state().enter(Phase::Busy);
+        self.progress().enter(Phase::Busy);
         self.begun.notify_one();
     }
 
     /// Records that the request has been answered.
     pub(super) fn end_request(&self) {
-        self.state().enter(Phase::Idle);
+        self.progress().enter(Phase::Idle);
     }
 
     /// Records that the connection is expected to end soon.
     pub(super) fn expect_end(&self) {
-        self.state().ending.get_or_insert_with(Instant::now);
+        self.progress().ending.get_or_insert_with(Instant::now);
     }
 
     /// Returns why the connection has been in its phase for too long; `None` if it has not.
     pub(super) fn overdue(&self, bounds: &Timeouts) -> Option<&'static str> {
-        let state = self.state();
+        let progress = self.progress();
         let over = |since: Instant, bound: Duration| since.elapsed() > bound;
-        if state.blocked.is_some_and(|since| over(since, bounds.write)) {
+        if progress.blocked.is_some_and(|since| over(since, bounds.write)) {
             return Some("it does not read its answer");
         }
-        match state.phase {
-            Phase::Head if over(state.since, bounds.head) => Some("it began a request and did not go on"),
-            Phase::Idle if over(state.since, bounds.idle) => Some("it was idle for very long"),
-            Phase::Idle if state.ending.is_some_and(|since| over(since.max(state.since), bounds.head)) => {
+        match progress.phase {
+            Phase::Head if over(progress.since, bounds.head) => Some("it began a request and did not go on"),
+            Phase::Idle if over(progress.since, bounds.idle) => Some("it was idle for very long"),
+            Phase::Idle
+                if progress.ending.is_some_and(|since| over(since.max(progress.since), bounds.head)) =>
+            {
                 Some("it did not end when it was to")
             }
             _ => None,
@@ -109,26 +111,26 @@ impl Activity {
     }
 
     fn received(&self) {
-        let mut state = self.state();
-        if state.phase == Phase::Idle {
-            state.enter(Phase::Head);
+        let mut progress = self.progress();
+        if progress.phase == Phase::Idle {
+            progress.enter(Phase::Head);
         }
     }
 
     fn blocked(&self) {
-        self.state().blocked.get_or_insert_with(Instant::now);
+        self.progress().blocked.get_or_insert_with(Instant::now);
     }
 
     fn written(&self) {
-        self.state().blocked = None;
+        self.progress().blocked = None;
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl Progress {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = Instant::now();

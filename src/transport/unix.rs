@@ -15,7 +15,7 @@ use crate::files;
 /// The group that may use a Docker engine's sockets, and therefore ours.
 const GROUP: &str = "docker";
 
-/// The choice who may connect to a socket.
+/// The users who may connect to a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     /// The owner alone: 0600.

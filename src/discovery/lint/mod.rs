@@ -1,7 +1,7 @@
 //! Lint for the directories in which engines look for plugins: which file of a plugin an engine reads, and
 //! which faults it has.
 //!
-//! This module reads as dockerd does: [`dirs`] knows where it looks and in which order. An engine checks only that the
+//! This module reads as dockerd does: `dirs` knows where it looks and in which order. An engine checks only that the
 //! file exists, and takes no other one if it then cannot read it. This module changes nothing.
 
 pub mod address;
