@@ -69,11 +69,11 @@ fn print_done(done: &Done, shell: &mut Shell<'_>) -> Result<(), Error> {
 pub(super) fn show(rows: &[Row], shell: &mut Shell<'_>) -> Result<(), Error> {
     shell.table(listing(rows))?;
     // Reasons are sentences: in a column they would squeeze the other columns on a terminal.
-    reasons(rows).iter().chain(&namings(rows)).try_for_each(|reason| shell.line(reason))
+    reasons(rows).iter().chain(&name_rule_lines(rows)).try_for_each(|reason| shell.line(reason))
 }
 
 /// Returns a line for each backend whose storage takes different names for one.
-fn namings(rows: &[Row]) -> Vec<String> {
+fn name_rule_lines(rows: &[Row]) -> Vec<String> {
     let told = rows.iter().filter_map(|row| row.names.as_ref().map(|names| (row, names)));
     let told = told.filter(|(_, names)| *names != "exact");
     told.map(|(row, names)| printable(&format!("{} takes different names for one: {names}", row.name)))
@@ -136,6 +136,6 @@ mod tests {
              slow  offline                 3      -        -  /mnt/fast\n"
         );
         assert_eq!(reasons(&rows), ["slow is offline: no .volhost/backend.json"]);
-        assert_eq!(namings(&rows), ["fast takes different names for one: case-insensitive"]);
+        assert_eq!(name_rule_lines(&rows), ["fast takes different names for one: case-insensitive"]);
     }
 }

@@ -71,7 +71,7 @@ pub(super) fn run(command: &Catalog, shell: &mut Shell<'_>) -> Result<(), Error>
         }
         Catalog::Export(Export { output: Some(path), force }) => export(config, path, *force, shell),
         Catalog::Import(Import { file }) => import(config, file, shell),
-        Catalog::Rebuild => rebuilt(config, &recovery::rebuild(config)?, shell),
+        Catalog::Rebuild => print_rebuilt(config, &recovery::rebuild(config)?, shell),
     }
 }
 
@@ -102,7 +102,7 @@ fn import(config: &Config, path: &Path, shell: &mut Shell<'_>) -> Result<(), Err
     shell.line(&format!("{} holds {}", config.boot.catalog, counts_text(counts)))
 }
 
-fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<(), Error> {
+fn print_rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Rebuilt { counts, looked, findings } = rebuilt;
     if shell.global.json {
         let copies: Vec<_> = looked.iter().map(row_of_looked).collect();

@@ -102,7 +102,7 @@ fn show(findings: &[Finding], shell: &mut Shell<'_>) -> Result<(), Error> {
         let Finding { check, subject, verdict, message, remedy } = finding;
         let word = format!("{:<words$}", verdict.word());
         let word = match verdict {
-            Verdict::Wrong => super::status::alarming(&word, shell.colour),
+            Verdict::Wrong => super::status::highlighted(&word, shell.colour),
             _ => word,
         };
         let head = format!("{word}  {check:<checks$}  {}", printable(subject));

@@ -142,7 +142,7 @@ pub(super) fn run(command: Host, shell: &mut Shell<'_>) -> Result<(), Error> {
         Host::Renew(Renew { bundle }) => issue::<verb::HostRenew>(bundle, shell),
         Host::Release(Release { name, all, yes }) => {
             let request = MountRelease { volume: None, host: name, id: None, all, dry_run: true };
-            mount::release_asked(request, yes, shell)
+            mount::confirm_and_release(request, yes, shell)
         }
         Host::Revoke(Revoke { name }) => revoke(name, shell),
     }

@@ -111,7 +111,7 @@ fn show(report: &Report, outcomes: &Outcomes, shell: &mut Shell<'_>) -> Result<(
     findings.iter().try_for_each(|Finding { plugin: _, file, fault }| {
         let severity = fault.severity();
         let word = match severity {
-            Severity::Error => super::status::alarming(severity.word(), shell.colour),
+            Severity::Error => super::status::highlighted(severity.word(), shell.colour),
             Severity::Warning => severity.word().into(),
         };
         shell.line(&format!("{word}: {}", printable(&format!("{}: {fault}", file.display()))))

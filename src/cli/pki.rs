@@ -139,11 +139,11 @@ pub(super) fn run(command: Pki, shell: &mut Shell<'_>) -> Result<(), Error> {
         Pki::Init => init(shell),
         Pki::Rollover(Rollover::Start) => {
             let progress = shell.client()?.ask::<verb::RolloverStart>(&Nothing {})?;
-            tell(&progress, shell)
+            print_progress(&progress, shell)
         }
         Pki::Rollover(Rollover::Status) => {
             let progress = shell.client()?.ask::<verb::RolloverStatus>(&Nothing {})?;
-            tell(&progress, shell)
+            print_progress(&progress, shell)
         }
         Pki::Rollover(Rollover::Finish(args)) => end::<verb::RolloverFinish>(&args, shell),
         Pki::Rollover(Rollover::Abort(args)) => end::<verb::RolloverAbort>(&args, shell),
@@ -153,16 +153,16 @@ pub(super) fn run(command: Pki, shell: &mut Shell<'_>) -> Result<(), Error> {
     }
 }
 
-fn tell(progress: &Progress, shell: &mut Shell<'_>) -> Result<(), Error> {
+fn print_progress(progress: &Progress, shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json {
         return shell.json(progress);
     }
     let Progress { state, ca, next, hosts } = progress;
     let Some(next) = next else {
-        return shell.line(&format!("no rollover is under way; the CA is {}", worded(ca)));
+        return shell.line(&format!("no rollover is under way; the CA is {}", ca_text(ca)));
     };
-    shell.line(&format!("old CA  {}", worded(ca)))?;
-    shell.line(&format!("new CA  {}", worded(next)))?;
+    shell.line(&format!("old CA  {}", ca_text(ca)))?;
+    shell.line(&format!("new CA  {}", ca_text(next)))?;
     shell.table(listing(hosts))?;
     let waiting = hosts.iter().filter(|host| !host.moved).count();
     shell.note(&match (&**state, waiting) {
@@ -177,7 +177,7 @@ fn tell(progress: &Progress, shell: &mut Shell<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn worded(Ca { name, expires }: &Ca) -> String {
+fn ca_text(Ca { name, expires }: &Ca) -> String {
     printable(&format!("{name}, until {expires}"))
 }
 
@@ -197,7 +197,7 @@ fn end<V: Verb<Request = RolloverEnd, Reply = RolloverEnded>>(
     let client = shell.client()?;
     if force && !yes {
         let progress = client.ask::<verb::RolloverStatus>(&Nothing {})?;
-        shell.table_aside(listing(&progress.hosts));
+        shell.table_to_stderr(listing(&progress.hosts));
         let who = if V::PATH == verb::RolloverFinish::PATH { "have not moved" } else { "use the new CA" };
         shell.prompt().confirm(&format!("Shut out the hosts that {who}, if there are any?"))?;
     }
@@ -206,7 +206,7 @@ fn end<V: Verb<Request = RolloverEnd, Reply = RolloverEnded>>(
         return shell.json(&ended);
     }
     let RolloverEnded { ca, kept_certificate, kept_key, shut_out } = ended;
-    shell.line(&format!("the CA is {}, and no other is trusted", worded(&ca)))?;
+    shell.line(&format!("the CA is {}, and no other is trusted", ca_text(&ca)))?;
     shell.line(&format!("the other one's certificate is kept as {kept_certificate}"))?;
     if let Some(key) = kept_key {
         shell.line(&format!(

@@ -56,7 +56,7 @@ fn lines(status: &StatusReport, colour: bool, now: OffsetDateTime) -> Vec<String
     } = status;
     let mut block = vec![format!("volhost {version}, serving as {name:?} on {node} since {since}")];
     let row = |label: &str, value: &str| format!("  {label:<13} {}", printable(value));
-    let alarm = |label: &str, value: &str| format!("  {label:<13} {}", alarming(value, colour));
+    let alarm = |label: &str, value: &str| format!("  {label:<13} {}", highlighted(value, colour));
     match &**listening {
         [] => block.push(row("listening", "nowhere")),
         addresses => block.extend(addresses.iter().map(|address| row("listening", address))),
@@ -89,7 +89,7 @@ fn lines(status: &StatusReport, colour: bool, now: OffsetDateTime) -> Vec<String
         Some(Reload { at, unit, result, faults }) if result == "rejected" => {
             let told = format!("{unit} REJECTED at {at}, what was read before is still in force:");
             block.push(alarm("last reload", &told));
-            block.extend(faults.iter().map(|fault| format!("    {}", alarming(fault, colour))));
+            block.extend(faults.iter().map(|fault| format!("    {}", highlighted(fault, colour))));
         }
         Some(Reload { at, unit, result, faults: _ }) => {
             block.push(row("last reload", &format!("{unit} {result} at {at}")));
@@ -119,7 +119,7 @@ fn is_past(moment: &str, now: OffsetDateTime) -> bool {
     timestamp::parse(moment).is_ok_and(|moment| moment < now)
 }
 
-pub(super) fn alarming(text: &str, colour: bool) -> String {
+pub(super) fn highlighted(text: &str, colour: bool) -> String {
     use clap::builder::styling::{AnsiColor, Style};
     let text = printable(text);
     if !colour {

@@ -8,25 +8,25 @@ use super::*;
 use crate::admin::client::testing::Service;
 
 /// The outcome of a command line.
-pub(super) struct Ran {
+pub(super) struct Outcome {
     pub(super) code: u8,
     pub(super) out: String,
     pub(super) err: String,
 }
 
 /// Runs a command line against `service`, with `typed` at the standard input if it is a terminal.
-pub(super) fn run(service: &Service, line: &[&str], typed: Option<&str>) -> Ran {
+pub(super) fn run(service: &Service, line: &[&str], typed: Option<&str>) -> Outcome {
     let socket = service.socket();
     let line: Vec<&str> = line.iter().copied().chain(["--socket", socket.to_str().unwrap()]).collect();
     run_line(&line, typed)
 }
 
 /// Runs a command line that needs no service, or finds one by itself.
-pub(super) fn offline(line: &[&str]) -> Ran {
+pub(super) fn offline(line: &[&str]) -> Outcome {
     run_line(line, None)
 }
 
-fn run_line(line: &[&str], typed: Option<&str>) -> Ran {
+fn run_line(line: &[&str], typed: Option<&str>) -> Outcome {
     let (mut out, mut err, mut input) = (Vec::new(), Vec::new(), typed.unwrap_or_default().as_bytes());
     let mut shell = Shell {
         global: Global::default(),
@@ -39,7 +39,7 @@ fn run_line(line: &[&str], typed: Option<&str>) -> Ran {
         binary_welcome: true,
     };
     let code = main(["volhost"].iter().chain(line).map(OsString::from), &mut shell);
-    Ran { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
+    Outcome { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
 }
 
 /// Returns a service with two volumes. One is mounted by a host whose engine was restarted since, and by

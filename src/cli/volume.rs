@@ -16,7 +16,7 @@ use crate::admin::wire::{
 use crate::model::options::TABLE;
 
 /// The time limit for deleting a volume's data at once: a file system needs long for a great many files.
-const DELETION: Duration = Duration::from_secs(6 * 3600);
+const DELETION_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
 /// List, create, inspect, remove and restore volumes
 #[derive(Debug, Subcommand)]
@@ -299,7 +299,7 @@ fn rm(args: &Rm, shell: &mut Shell<'_>) -> Result<(), Error> {
         shell.prompt().confirm(&format!("Delete the data of {} for good?", names.join(", ")))?;
     }
     let client = shell.client()?;
-    let remover = if *now { client.clone().with_answer_timeout(DELETION) } else { client.clone() };
+    let remover = if *now { client.clone().with_answer_timeout(DELETION_TIMEOUT) } else { client.clone() };
     let mut removed = Vec::new();
     let json = shell.global.json;
     let result = each(names, |name| {

@@ -18,10 +18,10 @@ const DATE: &[FormatItem<'_>] =
     format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
 
 /// The difference in seconds above which files seem to come from the future.
-const NOTICED: u64 = 5;
+const WARNING_SECONDS: u64 = 5;
 
 /// The difference in seconds above which a new certificate is not valid yet, and times in logs mislead.
-const GRAVE: u64 = 60;
+const WRONG_SECONDS: u64 = 60;
 
 pub(super) fn examine(plugin: &Plugin, seen: Option<&ServiceReply>, findings: &mut Vec<Finding>) {
     let finding = match seen {
@@ -52,10 +52,10 @@ fn ahead(date: &str, here: SystemTime) -> Option<i64> {
 
 fn judge(subject: &str, seconds: i64) -> Finding {
     let (size, way) = (seconds.unsigned_abs(), if seconds < 0 { "behind" } else { "ahead of" });
-    if size <= NOTICED {
+    if size <= WARNING_SECONDS {
         return Finding::new(CHECK, subject, Verdict::Ok, "this machine's clock and the service's agree");
     }
-    let verdict = if size <= GRAVE { Verdict::Warning } else { Verdict::Wrong };
+    let verdict = if size <= WRONG_SECONDS { Verdict::Warning } else { Verdict::Wrong };
     let message = format!(
         "this machine's clock is {size} s {way} the service's: certificates count as expired or not yet valid, and \
          what hosts write to one volume is dated wrongly"

@@ -31,7 +31,7 @@ enum EngineError {
 
 /// Asks the engine. Proxies are also looked for in the environment of running engines.
 pub(super) fn examine(scope: &Scope, plugin: &Plugin, findings: &mut Vec<Finding>) {
-    let mut environments = proxy::running();
+    let mut environments = proxy::running_engines();
     let asked = match &scope.docker {
         Docker::Default(socket) | Docker::Explicit(socket) => {
             get(socket, "/plugins").map(|plugins| (socket, plugins)).map_err(|silence| {
@@ -51,7 +51,7 @@ pub(super) fn examine(scope: &Scope, plugin: &Plugin, findings: &mut Vec<Finding
         Ok((socket, plugins)) => {
             findings.push(managed(&plugin.name, &plugins));
             if let Ok(info) = get(socket, "/info") {
-                environments.push(Environment::told(&shown(socket), &info));
+                environments.push(Environment::from_info(&shown(socket), &info));
             }
         }
         Err(finding) => {

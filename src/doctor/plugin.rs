@@ -16,7 +16,7 @@ const SPEC: &str = "spec-file";
 const CERTIFICATES: &str = "certificates";
 
 /// The plugin's name if nobody gave it another.
-const USUAL: &str = "volhost";
+const DEFAULT_NAME: &str = "volhost";
 
 /// The plugin that is examined.
 #[derive(Debug, Clone)]
@@ -75,9 +75,9 @@ fn guess(report: &Report) -> String {
         let ca = plugin.target.as_ref().and_then(|target| target.files.ca.as_deref());
         ca == Some(Path::new(bundle::CA_FILE))
     };
-    let named = report.plugins.iter().find(|plugin| plugin.name == USUAL);
+    let named = report.plugins.iter().find(|plugin| plugin.name == DEFAULT_NAME);
     let found = named.or_else(|| report.plugins.iter().find(brought));
-    found.map_or_else(|| USUAL.to_owned(), |plugin| plugin.name.clone())
+    found.map_or_else(|| DEFAULT_NAME.to_owned(), |plugin| plugin.name.clone())
 }
 
 fn missing(

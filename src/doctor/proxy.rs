@@ -27,7 +27,7 @@ pub(crate) struct Environment {
 impl Environment {
     /// Returns the variables that an engine reports in `GET /info`, including those of its configuration
     /// file.
-    pub(super) fn told(of: &str, info: &Value) -> Self {
+    pub(super) fn from_info(of: &str, info: &Value) -> Self {
         let fields = [("HttpProxy", "HTTP_PROXY"), ("HttpsProxy", "HTTPS_PROXY"), ("NoProxy", "NO_PROXY")];
         let variables = fields.into_iter().filter_map(|(field, name)| {
             let value = info.get(field)?.as_str()?;
@@ -65,7 +65,7 @@ impl Environment {
 }
 
 /// Returns the environments of the engines that run on this machine, if they may be read.
-pub(super) fn running() -> Vec<Environment> {
+pub(super) fn running_engines() -> Vec<Environment> {
     let network = |pid: &str| std::fs::read_link(Path::new("/proc").join(pid).join("ns/net")).ok();
     let here = network("self");
     let mut found = Vec::new();
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(proxy("PATH=/bin", true), None);
         let info = serde_json::json!({ "HttpProxy": "", "HttpsProxy": "http://p", "NoProxy": "other" });
         assert_eq!(
-            Environment::told("s", &info).proxy_for("store1", 1, true),
+            Environment::from_info("s", &info).proxy_for("store1", 1, true),
             Some(("HTTPS_PROXY", "http://p"))
         );
     }

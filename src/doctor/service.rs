@@ -17,7 +17,7 @@ use crate::discovery::lint::{Fault, Protection, Target};
 const CHECK: &str = "address";
 
 /// The maximum size of a list; a million volumes take some 150 MiB.
-const LARGEST_LIST: usize = 256 << 20;
+const MAX_LIST: usize = 256 << 20;
 
 /// The facts that a service told in its answers.
 #[derive(Debug, Clone)]
@@ -82,8 +82,8 @@ pub(super) fn examine(plugin: &Plugin, findings: &mut Vec<Finding>) -> Option<Se
 
 /// Finds each backend by one of its volumes.
 fn backends(target: &Target) -> Result<Vec<Backend>, String> {
-    let list = ask(target, "/VolumeDriver.List", &json!({}), LARGEST_LIST)?;
-    one_of_each(&list.body)
+    let list = ask(target, "/VolumeDriver.List", &json!({}), MAX_LIST)?;
+    one_volume_per_backend(&list.body)
         .map_err(|error| format!("the list of volumes cannot be read: {error}"))?
         .into_iter()
         .filter_map(|(mountpoint, volume)| {
@@ -125,7 +125,7 @@ struct Listed<'a> {
 }
 
 /// Returns one volume for each parent directory of volumes, which is a backend.
-fn one_of_each(list: &[u8]) -> serde_json::Result<BTreeMap<PathBuf, String>> {
+fn one_volume_per_backend(list: &[u8]) -> serde_json::Result<BTreeMap<PathBuf, String>> {
     let List { volumes } = serde_json::from_slice(list)?;
     let mut found = BTreeMap::new();
     for Listed { name, mountpoint } in volumes.into_iter().flatten() {
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn of_many_volumes_one_for_each_backend_is_asked_about() {
         let volume = |name: &str, path: &str| json!({ "Name": name, "Mountpoint": path });
-        let found = |list: Value| one_of_each(list.to_string().as_bytes());
+        let found = |list: Value| one_volume_per_backend(list.to_string().as_bytes());
         let some = [volume("a", "/x/a"), volume("b", "/y/b"), volume("c", "/x/c"), json!({ "Name": "d" })];
         let some: Vec<_> = found(json!({ "Volumes": some })).unwrap().into_iter().collect();
         assert_eq!(some, [("/x".into(), "a".to_owned()), ("/y".into(), "b".to_owned())]);

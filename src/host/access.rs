@@ -103,7 +103,7 @@ impl Access {
     /// A host that only plain TCP identifies may neither remove a volume nor use one that is for one host at
     /// a time, because everybody on this machine shares the name `anonymous`. The configuration can allow it
     /// by listing `anonymous` by name.
-    pub fn judge(&self, ask: AccessRequest<'_>) -> Result<(), Denied> {
+    pub fn check(&self, ask: AccessRequest<'_>) -> Result<(), Denied> {
         let AccessRequest { host, backend, right, exclusive } = ask;
         let rule = self.rule(backend, host)?;
         let has = match rule.and_then(|rule| rule.rights.as_ref()) {
@@ -251,7 +251,7 @@ mod tests {
             let (host, place) = (host(name), backend(place));
             for right in Right::ALL {
                 let told =
-                    access.judge(AccessRequest { host: &host, backend: &place, right, exclusive: false });
+                    access.check(AccessRequest { host: &host, backend: &place, right, exclusive: false });
                 let expected = match expected {
                     Ok(rights) if rights.contains(&right) => Ok(()),
                     Ok(_) if *name == "anonymous" && right == Remove => Err(Denied::Unproven),
@@ -288,12 +288,12 @@ mod tests {
         ];
         for (number, (access, right, exclusive, expected)) in cases.iter().enumerate() {
             let ask = AccessRequest { host: &nobody, backend: &fast, right: *right, exclusive: *exclusive };
-            assert_eq!(access.judge(ask), *expected, "case {number}");
+            assert_eq!(access.check(ask), *expected, "case {number}");
         }
         assert!(access(None, Some(&["anonymous"])).is_open(&fast, &nobody));
         assert!(!access(None, Some(&["web*"])).is_open(&fast, &nobody));
         let proven = host("web1");
         let ask = AccessRequest { host: &proven, backend: &fast, right: Right::Remove, exclusive: true };
-        assert_eq!(nothing_said.judge(ask), Ok(()));
+        assert_eq!(nothing_said.check(ask), Ok(()));
     }
 }

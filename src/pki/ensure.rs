@@ -84,7 +84,7 @@ impl Pki {
     /// Returns what [`ensure_of_given_ca`](Self::ensure_of_given_ca) would find missing. Reads no key and
     /// writes nothing.
     #[must_use]
-    pub fn lacking(&self) -> Option<MissingFiles> {
+    pub fn missing_files(&self) -> Option<MissingFiles> {
         let Pair { cert, key } = self.ca();
         if !cert.exists() {
             return Some(MissingFiles::Ca);

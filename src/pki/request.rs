@@ -17,7 +17,7 @@ use super::{authority, certificate};
 use crate::model::host::HostName;
 
 /// The minimum length of an RSA key that is certified, in bits.
-const RSA_BITS: usize = 2048;
+const MIN_RSA_BITS: usize = 2048;
 
 /// Reasons why a certificate request is refused.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +111,7 @@ fn verified<T>(
 
     // Checked before the signature, because the signature of an RSA key that is too short cannot be verified.
     if let Ok(PublicKey::RSA(key)) = info.subject_pki.parsed()
-        && key.key_size() < RSA_BITS
+        && key.key_size() < MIN_RSA_BITS
     {
         return Err(RequestError::Weak(key.key_size()));
     }

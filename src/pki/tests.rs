@@ -118,7 +118,7 @@ fn a_first_start_makes_all_and_a_second_nothing() {
 fn where_the_authority_is_given_none_is_made_unasked() {
     let (_dir, pki) = empty();
     let (node, wanted) = (host("store1"), [name("10.0.0.7")]);
-    assert_eq!(pki.lacking(), Some(MissingFiles::Ca));
+    assert_eq!(pki.missing_files(), Some(MissingFiles::Ca));
     let refused = pki.ensure_of_given_ca(&node, &wanted);
     assert!(matches!(refused, Err(PkiError::NoCaGiven { .. })), "{refused:?}");
     assert!(!pki.ca().key.exists() && !pki.ca().cert.exists());
@@ -128,19 +128,19 @@ fn where_the_authority_is_given_none_is_made_unasked() {
     assert!(made.info.is_ca && pki.is_ours(content(&pki.ca().cert).as_bytes()));
     let again = pki.init();
     assert!(matches!(again, Err(PkiError::CaExists { .. })), "{again:?}");
-    assert_eq!(pki.lacking(), None);
+    assert_eq!(pki.missing_files(), None);
     let ensured = pki.ensure_of_given_ca(&node, &wanted).unwrap();
     assert!(!ensured.ca_made && ensured.server_renewed);
     assert_eq!(ensured.client.unwrap().host, node);
 
     // The key is taken elsewhere, then certificates are lost, then the authority.
     std::fs::remove_file(pki.ca().key).unwrap();
-    assert_eq!(pki.lacking(), None);
+    assert_eq!(pki.missing_files(), None);
     assert!(!pki.ensure_of_given_ca(&node, &wanted).unwrap().server_renewed);
     std::fs::remove_file(pki.client().cert).unwrap();
-    assert_eq!(pki.lacking(), Some(MissingFiles::Signed(vec![OwnCertificate::Client])));
+    assert_eq!(pki.missing_files(), Some(MissingFiles::Signed(vec![OwnCertificate::Client])));
     std::fs::remove_file(pki.ca().cert).unwrap();
-    assert_eq!(pki.lacking(), Some(MissingFiles::Ca));
+    assert_eq!(pki.missing_files(), Some(MissingFiles::Ca));
     let lost = pki.init();
     assert!(matches!(lost, Err(PkiError::CaLost { .. })), "{lost:?}");
 }

@@ -214,7 +214,7 @@ impl ErrorReply {
         Self { status, text: text.into() }
     }
 
-    pub(super) fn ours(text: &str) -> Self {
+    pub(super) fn internal(text: &str) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
     }
 
@@ -281,7 +281,7 @@ impl Answer {
     /// Returns the error in place of an answer that JSON cannot hold. Of our answers only a path that is not
     /// UTF-8 is such a case.
     pub(super) fn unwritten(error: &serde_json::Error) -> Self {
-        ErrorReply::ours(&format!("the answer cannot be written as JSON: {error}")).into()
+        ErrorReply::internal(&format!("the answer cannot be written as JSON: {error}")).into()
     }
 
     /// Returns the answer for a result. The service words its own errors, and the status says who can fix

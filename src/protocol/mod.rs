@@ -114,7 +114,7 @@ impl Protocols {
     async fn answer(&self, request: envelope::Request) -> Answer {
         let envelope::Request { method, path, caller, access, body } = request;
         let Some(caller) = caller else {
-            return ErrorReply::ours("this connection has no caller").into();
+            return ErrorReply::internal("this connection has no caller").into();
         };
         let verb = match route(&path) {
             Some(Route::Activate) if method == http::Method::POST => return self.activate(&caller),

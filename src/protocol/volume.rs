@@ -28,22 +28,22 @@ use crate::volume::{Error, Service, VolumeInfo};
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "VolumeDriver",
     verbs: &[
-        asking("Capabilities", Call::Capabilities, EmptyBody::Arguments),
-        changing("Create", Call::Create, EmptyBody::Mistake),
-        asking("Get", Call::Get, EmptyBody::Lost),
-        asking("List", Call::List, EmptyBody::Arguments),
-        asking("Path", Call::Path, EmptyBody::Mistake),
-        changing("Mount", Call::Mount, EmptyBody::Mistake),
-        changing("Unmount", Call::Unmount, EmptyBody::Mistake),
-        changing("Remove", Call::Remove, EmptyBody::Mistake),
+        query("Capabilities", Call::Capabilities, EmptyBody::Arguments),
+        mutation("Create", Call::Create, EmptyBody::Mistake),
+        query("Get", Call::Get, EmptyBody::Lost),
+        query("List", Call::List, EmptyBody::Arguments),
+        query("Path", Call::Path, EmptyBody::Mistake),
+        mutation("Mount", Call::Mount, EmptyBody::Mistake),
+        mutation("Unmount", Call::Unmount, EmptyBody::Mistake),
+        mutation("Remove", Call::Remove, EmptyBody::Mistake),
     ],
 };
 
-const fn asking(name: &'static str, call: Call, empty: EmptyBody) -> Verb {
+const fn query(name: &'static str, call: Call, empty: EmptyBody) -> Verb {
     Verb { name, call: super::Call::Volume(call), empty, survives_disconnect: false }
 }
 
-const fn changing(name: &'static str, call: Call, empty: EmptyBody) -> Verb {
+const fn mutation(name: &'static str, call: Call, empty: EmptyBody) -> Verb {
     Verb { name, call: super::Call::Volume(call), empty, survives_disconnect: true }
 }
 

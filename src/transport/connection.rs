@@ -105,22 +105,22 @@ impl Connection {
     /// such order yet.
     pub(super) fn finish(&self) -> bool {
         self.activity.expect_end();
-        self.tell(Order::Finish)
+        self.give(Order::Finish)
     }
 
     /// Does the same as [`finish`](Self::finish), but does not wait for a request that has not arrived in
     /// full, because the caller has lost its access.
     pub(super) fn refuse(&self) -> bool {
         self.activity.expect_end();
-        self.tell(Order::Refuse)
+        self.give(Order::Refuse)
     }
 
     /// Ends the connection at once. Returns true if it had no such order yet.
     pub(super) fn abort(&self) -> bool {
-        self.tell(Order::Abort)
+        self.give(Order::Abort)
     }
 
-    fn tell(&self, order: Order) -> bool {
+    fn give(&self, order: Order) -> bool {
         self.order.send_if_modified(|current| {
             let forward = *current < order;
             if forward {
@@ -263,7 +263,7 @@ where
     }
     let mut caller = connection.caller.clone();
     if caller.via != Via::Admin {
-        let certified = connection.credential.as_ref().map(Credential::certified);
+        let certified = connection.credential.as_ref().map(Credential::certificate_id);
         if let Some(now) = (server.on_request)(&caller, certified) {
             caller.host = now;
         }

@@ -19,9 +19,9 @@ use crate::host::identity::{self, Identity, IdentityError};
 use crate::model::host::HostName;
 
 /// The maximum number of cached chains.
-const CHAINS: usize = 1024;
+const MAX_CHAINS: usize = 1024;
 /// The maximum size of a cached chain, in bytes: a peer may send certificates that its chain does not need.
-const CHAIN_BYTES: usize = 4096;
+const MAX_CHAIN_BYTES: usize = 4096;
 
 /// A chain of certificates, the caller's own first.
 pub(super) type Chain = Arc<[CertificateDer<'static>]>;
@@ -72,7 +72,7 @@ impl Credential {
     }
 
     /// Returns the other facts in the certificate that the catalog records.
-    pub(super) fn certified(&self) -> CertificateId<'_> {
+    pub(super) fn certificate_id(&self) -> CertificateId<'_> {
         CertificateId { issuer: &self.read.issuer, serial: &self.read.serial }
     }
 
@@ -114,9 +114,9 @@ impl ChainCache {
             return Ok(Arc::clone(known));
         }
         let read = Arc::new(parse_chain(chain)?);
-        if chain.iter().map(|der| der.len()).sum::<usize>() <= CHAIN_BYTES {
+        if chain.iter().map(|der| der.len()).sum::<usize>() <= MAX_CHAIN_BYTES {
             let mut table = self.table();
-            if table.len() >= CHAINS {
+            if table.len() >= MAX_CHAINS {
                 table.clear();
             }
             table.insert(Arc::clone(&read.chain), Arc::clone(&read));
@@ -266,7 +266,7 @@ mod tests {
         let chain = chain_of(&ca, "web1", 0);
         let read = known.read(&chain).unwrap();
         let other = |number: usize| Chain::from([CertificateDer::from(number.to_be_bytes().to_vec())]);
-        known.table().extend((1..CHAINS).map(|number| (other(number), Arc::clone(&read))));
+        known.table().extend((1..MAX_CHAINS).map(|number| (other(number), Arc::clone(&read))));
         known.read(&chain_of(&ca, "web2", 0)).unwrap();
         assert_eq!(known.table().len(), 1);
     }

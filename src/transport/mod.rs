@@ -276,12 +276,12 @@ impl Server {
             }
             (Listen::Unix(_), Accepted::Unix(stream)) => {
                 let caller = Caller { host: self.node.clone(), via: Via::Unix, address: None };
-                let connection = Connection::new(caller, Key::Unix, process(&stream), None);
+                let connection = Connection::new(caller, Key::Unix, peer_process(&stream), None);
                 self.serve(connection, stream, service).await;
             }
             (Listen::Admin(_), Accepted::Unix(stream)) => {
                 let caller = Caller { host: self.node.clone(), via: Via::Admin, address: None };
-                let connection = Connection::new(caller, Key::Admin, process(&stream), None);
+                let connection = Connection::new(caller, Key::Admin, peer_process(&stream), None);
                 self.serve(connection, stream, service).await;
             }
             (Listen::Https(_) | Listen::Http(_), Accepted::Unix(_))
@@ -361,7 +361,7 @@ fn concerns_one(error: &io::Error) -> bool {
 }
 
 /// Describes the process at the other end of a Unix socket, for the log.
-fn process(stream: &UnixStream) -> String {
+fn peer_process(stream: &UnixStream) -> String {
     match stream.peer_cred() {
         Ok(peer) => {
             let pid = peer.pid().map(|pid| format!(", pid {pid}")).unwrap_or_default();

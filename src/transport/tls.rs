@@ -131,7 +131,7 @@ impl State {
     /// # Errors
     /// A server certificate that is not valid now would replace one that is; or a revocation list that is older than the
     /// one in force, or is missing, would give revoked hosts access again.
-    pub fn follow(&self, in_force: &Self) -> Result<(), TlsError> {
+    pub fn check_may_replace(&self, in_force: &Self) -> Result<(), TlsError> {
         if in_force.validity.is_valid() && !self.validity.is_valid() {
             let Validity { not_before, not_after } = &self.validity;
             return Err(TlsError::NotNow(match *not_after < x509_parser::time::ASN1Time::now() {
@@ -333,7 +333,7 @@ mod tests {
         let with = |ca_pem: &str, crl: &str| load(&own, ca_pem, Some(crl)).unwrap();
         let list = |number: u8, day: i64| ca.crl_numbered(&[7], number, days(day), days(30));
         let in_force = with(&ca.pem(), &list(2, -2));
-        let refused = |new: &State| new.follow(&in_force).map_err(|error| chain(&error));
+        let refused = |new: &State| new.check_may_replace(&in_force).map_err(|error| chain(&error));
         for (number, day) in [(2, -2), (2, -1), (3, -5), (255, -2)] {
             assert_eq!(refused(&with(&ca.pem(), &list(number, day))), Ok(()), "{number} {day}");
         }
@@ -363,10 +363,10 @@ mod tests {
         let good = load(&own, &ca.pem(), None).unwrap();
         for (other, word) in [(&expired, "expired on"), (&early, "is not valid before")] {
             let other = load(other, &ca.pem(), None).unwrap();
-            let error = other.follow(&good).unwrap_err();
+            let error = other.check_may_replace(&good).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
             assert_eq!(error.source_file(), Source::Certificate);
-            assert!(good.follow(&other).is_ok() && other.follow(&other).is_ok());
+            assert!(good.check_may_replace(&other).is_ok() && other.check_may_replace(&other).is_ok());
         }
     }
 

@@ -28,7 +28,7 @@ pub(super) fn permit(
         return Ok(());
     }
     let ask = AccessRequest { host: &caller.host, backend, right, exclusive: options.is_exclusive() };
-    in_force.access.judge(ask).map_err(|why| Error::Forbidden {
+    in_force.access.check(ask).map_err(|why| Error::Forbidden {
         host: caller.host.clone(),
         right,
         backend: backend.clone(),

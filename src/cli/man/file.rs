@@ -84,7 +84,7 @@ fn describe(fields: &'static [Field], prefix: &str, roff: &mut Roff) {
     for field in fields {
         let name = format!("{prefix}{}", field.name);
         roff.control("TP", []).text([bold(name.as_str())]);
-        roff.text(text::inline(&said(field)));
+        roff.text(text::inline(&field_text(field)));
         match field.takes {
             Takes::Object(below) => describe(below, &format!("{name}."), roff),
             Takes::Hosts(below) => describe(below, &format!("{name}.NAME."), roff),
@@ -94,10 +94,10 @@ fn describe(fields: &'static [Field], prefix: &str, roff: &mut Roff) {
 }
 
 /// Returns a field's meaning, its values, its default, and how a change comes into force.
-fn said(field: &Field) -> String {
+fn field_text(field: &Field) -> String {
     let Field { name: _, takes, null, default, doc, applied } = field;
     let mut said = vec![text::sentence(doc)];
-    let taken = taken(takes);
+    let taken = values_text(takes);
     if !taken.is_empty() {
         said.push(format!("Takes {taken}{}.", if *null { ", or null" } else { "" }));
     }
@@ -113,7 +113,7 @@ fn said(field: &Field) -> String {
 }
 
 /// Returns the values that a field takes, in words; an empty text if its meaning or its own fields say it.
-fn taken(takes: &Takes) -> String {
+fn values_text(takes: &Takes) -> String {
     match takes {
         Takes::Flag => "true or false".into(),
         Takes::Number(range) => format!("a whole number from {} to {}", range.start(), range.end()),
