@@ -1,7 +1,7 @@
 //! Conversions from the configuration's types to those of the rooms.
 
 use crate::backend;
-use crate::catalog::{Instance, Named};
+use crate::catalog::{CandidateName, Instance};
 use crate::config::{self, Config, HostPattern, Live};
 use crate::host::access::{Access, Hosts};
 use crate::transport::Listen;
@@ -31,14 +31,14 @@ pub(super) fn to_transport(listen: &config::Listen) -> Listen {
 }
 
 /// Returns the name that this machine would have.
-pub(super) fn named(config: &Config) -> Named {
-    Named { name: config.boot.node.clone(), configured: config.boot.node_configured }
+pub(super) fn candidate_name(config: &Config) -> CandidateName {
+    CandidateName { name: config.boot.node.clone(), configured: config.boot.node_configured }
 }
 
 /// Returns what a shared catalog needs to know of this instance.
 pub(super) fn instance(config: &Config) -> Instance {
     Instance {
-        named: named(config),
+        candidate_name: candidate_name(config),
         credentials: config.boot.etcd.clone(),
         spool: config.boot.spool.clone(),
         request: config.live.limits.request,

@@ -111,7 +111,7 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     let first =
         (shared && loaded.config.boot.node_configured).then(|| Tls::prepare(&loaded.config)).transpose()?;
     let catalog = catalog::open(&loaded.config.boot.catalog, &instance(&loaded.config))?;
-    let naming = node_name::find(&mut loaded.config, &*catalog);
+    let node = node_name::find(&mut loaded.config, &*catalog);
     let tls = first.map_or_else(|| Tls::prepare(&loaded.config), Ok)?;
     make_default_backend(paths, &loaded.config)?;
 
@@ -123,7 +123,7 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
         .map_err(|source| ServeError::System { what: "no threads", source })?;
     let result = runtime.block_on(async {
         let served = async {
-            node_name::record(&naming, &*catalog).await?;
+            node_name::record(&node, &*catalog).await?;
             let start = Start { paths, file, loaded, tls, catalog: Arc::clone(&catalog) };
             start.build(inheritance, &early).await?.run().await
         };
@@ -413,8 +413,8 @@ fn admin(
         }),
         signing: tokio::sync::Mutex::default(),
     };
-    if let Some(news) = catalog.news() {
-        tokio::spawn(revocations::follow(news, Arc::clone(&desk.changed)));
+    if let Some(events) = catalog.peer_events() {
+        tokio::spawn(revocations::follow(events, Arc::clone(&desk.changed)));
     }
     let operator = Caller { host: config.boot.node.clone(), via: Via::Admin, address: None };
     let counted = Arc::clone(server);

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 use super::convert::to_volumes;
 use crate::backend::{self, Backend, BackendError, Expect, Root, StoredCopy};
-use crate::catalog::offline::{self, Claim};
+use crate::catalog::offline::{self, NewCatalog};
 use crate::catalog::reconcile::{self, AllFacts, Facts, Finding, Source};
 use crate::catalog::record::Unwritable;
 use crate::catalog::text::{self, InvalidText};
@@ -141,13 +141,13 @@ pub fn export(config: &Config) -> Result<String, RecoveryError> {
 pub fn import(config: &Config, path: &Path, text: &str) -> Result<Counts, RecoveryError> {
     let parsed =
         text::parse(text.as_bytes()).map_err(|source| RecoveryError::Text { path: path.into(), source })?;
-    Claim::empty(&config.boot.catalog, &config.boot.etcd)?.fill(&parsed.view)?;
+    NewCatalog::if_empty(&config.boot.catalog, &config.boot.etcd)?.fill(&parsed.view)?;
     Ok(Counts::of(&parsed.view))
 }
 
 /// Rebuilds a lost catalog from the backends' copies and directories.
 pub fn rebuild(config: &Config) -> Result<Rebuilt, RecoveryError> {
-    let claim = Claim::missing(&config.boot.catalog, &config.boot.etcd)?;
+    let claim = NewCatalog::if_missing(&config.boot.catalog, &config.boot.etcd)?;
     let (mut facts, copies, mut looked) = look_at_all(config, |_| Expect::Nothing, |_| Vec::new())?;
     let mut sources = Vec::new();
     for (backend, StoredCopy { path, content }) in copies {

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::catalog::News;
+use crate::catalog::PeerEvents;
 
 /// Calls `changed` whenever another instance issued or revoked certificates, as this one does after doing so itself: a
 /// connection must not outlive its host's revocation, whoever made it. Ends with the catalog.
-pub(super) async fn follow(mut news: watch::Receiver<News>, changed: Arc<dyn Fn() + Send + Sync>) {
-    let mut hosts = news.borrow_and_update().hosts;
-    while news.changed().await.is_ok() {
-        let now = news.borrow_and_update().hosts;
-        if std::mem::replace(&mut hosts, now) != now {
+pub(super) async fn follow(mut events: watch::Receiver<PeerEvents>, changed: Arc<dyn Fn() + Send + Sync>) {
+    let mut certificate_changes = events.borrow_and_update().certificate_changes;
+    while events.changed().await.is_ok() {
+        let now = events.borrow_and_update().certificate_changes;
+        if std::mem::replace(&mut certificate_changes, now) != now {
             changed();
         }
     }
@@ -26,25 +26,25 @@ mod tests {
 
     #[tokio::test]
     async fn only_news_of_hosts_have_connections_looked_at() {
-        let (news, told) = watch::channel(News::default());
+        let (events, told) = watch::channel(PeerEvents::default());
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
         let count: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
             counted.fetch_add(1, Ordering::Relaxed);
         });
         let following = tokio::spawn(follow(told, count));
-        for (hosts, lost, expected) in [(0, 1, 0), (1, 1, 1), (1, 2, 1), (3, 2, 2)] {
+        for (certificate_changes, lost_instances, expected) in [(0, 1, 0), (1, 1, 1), (1, 2, 1), (3, 2, 2)] {
             // The task has begun, and has seen the news before, once nothing else is to be done.
             for _ in 0..10 {
                 tokio::task::yield_now().await;
             }
-            news.send_replace(News { hosts, lost });
+            events.send_replace(PeerEvents { certificate_changes, lost_instances });
             for _ in 0..10 {
                 tokio::task::yield_now().await;
             }
-            assert_eq!(calls.load(Ordering::Relaxed), expected, "{hosts} {lost}");
+            assert_eq!(calls.load(Ordering::Relaxed), expected, "{certificate_changes} {lost_instances}");
         }
-        drop(news);
+        drop(events);
         following.await.unwrap();
     }
 }

@@ -30,7 +30,7 @@ pub enum Change {
     Remove {
         /// The volume's name.
         name: VolumeName,
-        /// The volume that was meant: another one of that name is not removed.
+        /// The volume that was target: another one of that name is not removed.
         id: VolumeId,
         /// When it is removed.
         at: time::OffsetDateTime,
@@ -99,7 +99,7 @@ pub enum Change {
         /// The engine's ID.
         id: MountId,
         /// The mount that it was about when it was answered; `None` if it is decided before its answer.
-        meant: Option<Meant>,
+        target: Option<UnmountTarget>,
     },
     /// Takes mounts out by the operator's word.
     Release {
@@ -147,7 +147,7 @@ pub enum Change {
 
 /// The mount that an Unmount was about. An Unmount that is decided after its answer must not take a later mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Meant {
+pub struct UnmountTarget {
     /// The volume, if there was one of that name.
     pub volume: Option<VolumeId>,
     /// The host's activation: mounts of later ones are others.

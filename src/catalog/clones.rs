@@ -7,33 +7,13 @@ use std::net::IpAddr;
 
 use time::OffsetDateTime;
 
-use super::view::Host;
+use super::entities::{CertificateUse, Cloned, Host};
 
 /// How many certificates of a host are followed: those that were used last.
 const CERTIFICATES: usize = 4;
 
 /// How many addresses are remembered for a certificate.
 const ADDRESSES: usize = 8;
-
-/// From where one certificate was used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Used {
-    /// The certificate's serial number.
-    pub serial: String,
-    /// The addresses, the one that was used last at the end.
-    pub addresses: Vec<IpAddr>,
-}
-
-/// That several machines use one certificate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cloned {
-    /// The certificate's serial number.
-    pub serial: String,
-    /// When it was noticed.
-    pub since: OffsetDateTime,
-    /// The addresses that it is used from.
-    pub addresses: Vec<IpAddr>,
-}
 
 impl Cloned {
     /// The addresses, as text.
@@ -123,7 +103,7 @@ impl Host {
     fn note(&mut self, serial: &str, address: IpAddr) -> Option<Vec<IpAddr>> {
         let mut used = match self.used.iter().position(|used| used.serial == serial) {
             Some(place) => self.used.remove(place),
-            None => Used { serial: serial.to_owned(), addresses: Vec::new() },
+            None => CertificateUse { serial: serial.to_owned(), addresses: Vec::new() },
         };
         let before = used.addresses.iter().position(|known| *known == address);
         let in_turn = before.map(|before| {

@@ -86,7 +86,7 @@ pub(super) fn mount(volume: &Volume, by: &str, id: &str) -> Change {
 }
 
 fn unmount(volume: &Volume, by: &str, id: &str) -> Change {
-    Change::Unmount { name: volume.name.clone(), host: host(by), id: mount_id(id), meant: None }
+    Change::Unmount { name: volume.name.clone(), host: host(by), id: mount_id(id), target: None }
 }
 
 pub(super) fn remove(volume: &Volume, keep: bool) -> Change {

@@ -20,6 +20,7 @@ mod change;
 pub(crate) mod clones;
 #[cfg(test)]
 mod contract;
+mod entities;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub(crate) mod node_name;
@@ -45,11 +46,13 @@ use uuid::Uuid;
 pub(crate) use self::change::Footprint;
 #[cfg(feature = "etcd")]
 pub(crate) use self::change::{Access, DirectoryUse, Freshness};
-pub use self::change::{Change, Meant, Outcome, Refusal};
-pub use self::clones::{Cloned, Used};
-pub use self::node_name::{Named, Naming};
+pub use self::change::{Change, Outcome, Refusal, UnmountTarget};
+pub use self::entities::{
+    BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Volume,
+};
+pub use self::node_name::{CandidateName, NodeName};
 pub use self::rules::{MountKey, Premise, RowKey, Write};
-pub use self::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
+pub use self::view::View;
 pub use crate::model::location::{Cluster, Credentials, InvalidLocation, Location, NoEtcd};
 use crate::model::volume::VolumeId;
 
@@ -81,25 +84,27 @@ pub enum CatalogError {
     Closed,
 }
 
-/// A change under way. It was queued when [`Catalog::submit`] returned, whether or not this is awaited.
-pub type Submitted = Pin<Box<dyn Future<Output = Result<Outcome, CatalogError>> + Send>>;
+/// The answer of a catalog that may have to wait for other instances.
+pub type CatalogFuture<T> = Pin<Box<dyn Future<Output = Result<T, CatalogError>> + Send>>;
 
-/// A question to the catalog that may have to wait for others.
-pub type Asked<T> = Pin<Box<dyn Future<Output = Result<T, CatalogError>> + Send>>;
+/// The outcome of a submitted change. The change was queued when [`Catalog::submit`] returned, whether or not this is
+/// awaited.
+pub type Submitted = CatalogFuture<Outcome>;
 
-/// That no other instance moves a volume's directory; given back when dropped.
+/// A lock among all instances that serve the catalog, released when dropped. Only its holder may move the volume's
+/// directory. The default value is a lock that needs no release.
 #[derive(Default)]
-pub struct Claimed(Option<Box<dyn FnOnce() + Send>>);
+pub struct DistributedLock(Option<Box<dyn FnOnce() + Send>>);
 
-impl Claimed {
-    /// A claim that is given back by this.
+impl DistributedLock {
+    /// A lock that `release` gives back.
     #[must_use]
-    pub fn until(release: impl FnOnce() + Send + 'static) -> Self {
+    pub fn new(release: impl FnOnce() + Send + 'static) -> Self {
         Self(Some(Box::new(release)))
     }
 }
 
-impl Drop for Claimed {
+impl Drop for DistributedLock {
     fn drop(&mut self) {
         if let Some(release) = self.0.take() {
             release();
@@ -107,19 +112,20 @@ impl Drop for Claimed {
     }
 }
 
-impl std::fmt::Debug for Claimed {
+impl std::fmt::Debug for DistributedLock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Claimed")
+        f.write_str("DistributedLock")
     }
 }
 
-/// What other instances did, counted: whoever saw an earlier number has something to look after.
+/// Counts of what other instances did. A reader that saw an earlier count has something to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct News {
+pub struct PeerEvents {
     /// Changes of a host's certificates and revocations.
-    pub hosts: u64,
-    /// Instances that ended without having finished what they had begun, and claims that were left half-done.
-    pub lost: u64,
+    pub certificate_changes: u64,
+    /// Instances that ended, each of which may have left operations half-done. Also counted when an end may have been
+    /// missed.
+    pub lost_instances: u64,
 }
 
 /// A catalog engine.
@@ -133,16 +139,16 @@ pub trait Catalog: Send + Sync + 'static {
     /// Makes sure that the view shows everything that was answered before this call, by whichever instance: to be asked
     /// before anything is refused, or said not to exist, because of the view. Where only this process changes the
     /// catalog, that is so already.
-    fn sync(&self) -> Asked<()> {
+    fn sync(&self) -> CatalogFuture<()> {
         Box::pin(ready(Ok(())))
     }
 
-    /// Claims the moving of a volume's directory against other instances, before it is moved for any other reason than
-    /// an [`Insert`](Change::Insert) or a [`Restore`](Change::Restore), which claim it themselves until the volume is
-    /// visible. `None` while another instance moves it. Granted, the view is as fresh as after a
-    /// [`sync`](Self::sync). An instance that ended has no claims.
-    fn claim(&self, _id: VolumeId) -> Asked<Option<Claimed>> {
-        Box::pin(ready(Ok(Some(Claimed::default()))))
+    /// Locks a volume's directory against other instances; `None` while another instance has the lock. It is needed
+    /// before the directory is moved for any other reason than an [`Insert`](Change::Insert) or a
+    /// [`Restore`](Change::Restore), which hold the lock themselves until the volume is visible. When the lock is
+    /// granted, the view is as fresh as after a [`sync`](Self::sync). The locks of an instance end with it.
+    fn try_lock(&self, _id: VolumeId) -> CatalogFuture<Option<DistributedLock>> {
+        Box::pin(ready(Ok(Some(DistributedLock::default()))))
     }
 
     /// Whether other instances may serve this catalog, too.
@@ -154,8 +160,8 @@ pub trait Catalog: Send + Sync + 'static {
     /// before.
     fn limit_requests(&self, _limit: Duration) {}
 
-    /// What other instances did; nothing, where there are none.
-    fn news(&self) -> Option<watch::Receiver<News>> {
+    /// Returns the counts of what other instances did; `None` if there can be no other instances.
+    fn peer_events(&self) -> Option<watch::Receiver<PeerEvents>> {
         None
     }
 
@@ -208,7 +214,7 @@ impl OpenError {
 #[derive(Debug, Clone)]
 pub struct Instance {
     /// What this machine is called among the instances.
-    pub named: Named,
+    pub candidate_name: CandidateName,
     /// By what it is let in.
     pub credentials: Credentials,
     /// The directory on this machine for what is answered while the catalog is out of reach.
@@ -226,7 +232,7 @@ pub fn open(location: &Location, instance: &Instance) -> Result<Arc<dyn Catalog>
         Location::Etcd(cluster) => Ok(Arc::new(etcd::open(cluster, instance)?)),
         #[cfg(not(feature = "etcd"))]
         Location::Etcd(cluster) => {
-            let Instance { named: _, credentials: _, spool: _, request: _ } = instance;
+            let Instance { candidate_name: _, credentials: _, spool: _, request: _ } = instance;
             Err(NoEtcd(cluster.clone()).into())
         }
     }

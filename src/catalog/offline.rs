@@ -28,22 +28,22 @@ pub(crate) fn peek(location: &Location, credentials: &Credentials) -> Result<Vie
 }
 
 /// The right to make a catalog where there is none, or an empty one.
-pub(crate) enum Claim {
+pub(crate) enum NewCatalog {
     /// In a file.
-    Sqlite(sqlite::Claim),
+    Sqlite(sqlite::NewCatalog),
     /// In a cluster.
     #[cfg(feature = "etcd")]
-    Etcd(Box<super::etcd::Claim>),
+    Etcd(Box<super::etcd::NewCatalog>),
 }
 
-impl Claim {
+impl NewCatalog {
     /// Claims a place where no catalog is.
-    pub(crate) fn missing(location: &Location, credentials: &Credentials) -> Result<Self, OpenError> {
+    pub(crate) fn if_missing(location: &Location, credentials: &Credentials) -> Result<Self, OpenError> {
         match location {
-            Location::Sqlite(path) => Ok(Self::Sqlite(sqlite::Claim::missing(path)?)),
+            Location::Sqlite(path) => Ok(Self::Sqlite(sqlite::NewCatalog::if_missing(path)?)),
             #[cfg(feature = "etcd")]
             Location::Etcd(cluster) => {
-                Ok(Self::Etcd(super::etcd::Claim::missing(cluster, credentials)?.into()))
+                Ok(Self::Etcd(super::etcd::NewCatalog::if_missing(cluster, credentials)?.into()))
             }
             #[cfg(not(feature = "etcd"))]
             Location::Etcd(cluster) => without(cluster, credentials),
@@ -51,12 +51,12 @@ impl Claim {
     }
 
     /// Claims a place where no catalog is, or one without a record.
-    pub(crate) fn empty(location: &Location, credentials: &Credentials) -> Result<Self, OpenError> {
+    pub(crate) fn if_empty(location: &Location, credentials: &Credentials) -> Result<Self, OpenError> {
         match location {
-            Location::Sqlite(path) => Ok(Self::Sqlite(sqlite::Claim::empty(path)?)),
+            Location::Sqlite(path) => Ok(Self::Sqlite(sqlite::NewCatalog::if_empty(path)?)),
             #[cfg(feature = "etcd")]
             Location::Etcd(cluster) => {
-                Ok(Self::Etcd(super::etcd::Claim::empty(cluster, credentials)?.into()))
+                Ok(Self::Etcd(super::etcd::NewCatalog::if_empty(cluster, credentials)?.into()))
             }
             #[cfg(not(feature = "etcd"))]
             Location::Etcd(cluster) => without(cluster, credentials),

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
+use super::entities::{BackendRecord, BackendState, Host, Removed, Volume};
 use super::rules::moment;
-use super::view::{BackendRecord, BackendState, Host, Removed, View, Volume};
+use super::view::View;
 use crate::model::backend::{BackendId, BackendName};
 use crate::model::mountpoints::Mountpoints;
 use crate::model::mounts::Ledger;

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
+use super::entities::{Host, Volume};
 use super::rules::{Write, ordered};
-use super::view::{Host, View, Volume};
+use super::view::View;
 use crate::model::host::HostName;
 use crate::model::mounts::Mount;
 use crate::model::volume::VolumeName;

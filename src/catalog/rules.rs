@@ -16,8 +16,9 @@ use time::{OffsetDateTime, UtcOffset};
 
 pub use self::premises::Premise;
 pub use self::write::{MountKey, RowKey, Write};
-use super::view::{Removed, View, Volume};
-use super::{Change, Meant, Outcome, Refusal};
+use super::entities::{Removed, Volume};
+use super::view::View;
+use super::{Change, Outcome, Refusal, UnmountTarget};
 use crate::model::host::HostName;
 use crate::model::mounts::{Ledger, Mount};
 use crate::model::volume::{MountId, VolumeId, VolumeName};
@@ -56,9 +57,9 @@ impl View {
                 self.mount(&name, volume, (host, address), &id, at, again)
             }
             Change::TakeBack { name, volume, counted } => Ok(self.take_back(&name, volume, &counted)),
-            Change::Unmount { name, host, id, meant } => {
+            Change::Unmount { name, host, id, target } => {
                 let host = self.name_now(&host).clone();
-                Ok(self.unmount(&name, &host, &id, meant.as_ref()))
+                Ok(self.unmount(&name, &host, &id, target.as_ref()))
             }
             Change::Release { name, host, id, alive_too } => {
                 self.release(&name, &host, id.as_ref(), alive_too)
@@ -131,7 +132,7 @@ impl View {
     }
 
     fn publish(&mut self, name: &VolumeName, id: VolumeId) -> Decision {
-        let before = self.meant(name, id)?;
+        let before = self.volume_with_id(name, id)?;
         let mut volume = Volume::clone(&before);
         volume.visible = true;
         volume.unconfirmed = false;
@@ -257,10 +258,10 @@ impl View {
         name: &VolumeName,
         host: &HostName,
         id: &MountId,
-        meant: Option<&Meant>,
+        target: Option<&UnmountTarget>,
     ) -> (Outcome, Vec<Write>) {
-        let until = meant.map(|meant| meant.activation);
-        let of = meant.and_then(|meant| meant.volume);
+        let until = target.map(|target| target.activation);
+        let of = target.and_then(|target| target.volume);
         self.count_down(name, of, |mounts| mounts.unmount(host, id, until))
     }
 
@@ -321,17 +322,17 @@ impl View {
         mount.host == *host && id.is_none_or(|id| mount.id == *id) && (alive_too || self.stale(mount))
     }
 
-    fn meant(&self, name: &VolumeName, id: VolumeId) -> Result<Arc<Volume>, Refusal> {
+    fn volume_with_id(&self, name: &VolumeName, id: VolumeId) -> Result<Arc<Volume>, Refusal> {
         self.volumes.get(name).filter(|volume| volume.id == id).map(Arc::clone).ok_or(Refusal::NoSuchVolume)
     }
 
     fn visible(&self, name: &VolumeName, id: VolumeId) -> Result<Arc<Volume>, Refusal> {
-        self.meant(name, id)
+        self.volume_with_id(name, id)
             .and_then(|volume| if volume.visible { Ok(volume) } else { Err(Refusal::NoSuchVolume) })
     }
 
     fn hidden(&self, name: &VolumeName, id: VolumeId) -> Result<Arc<Volume>, Refusal> {
-        self.meant(name, id)
+        self.volume_with_id(name, id)
             .and_then(|volume| if volume.visible { Err(Refusal::Exists(volume)) } else { Ok(volume) })
     }
 
@@ -405,8 +406,8 @@ mod tests {
 
     use super::*;
     use crate::catalog::contract::{at, backend, host, kept, mount_id, name, volume};
+    use crate::catalog::entities::{BackendRecord, BackendState, Certificate};
     use crate::catalog::record::{Loader, Table, encode};
-    use crate::catalog::view::{BackendRecord, BackendState, Certificate};
     use crate::model::backend::BackendId;
     use crate::model::mounts::Activation;
     use crate::model::options::{Options, Sharing};
@@ -556,7 +557,7 @@ mod tests {
                     name: volume_name(name),
                     host: host_name(host),
                     id: id(mount),
-                    meant: None,
+                    target: None,
                 },
                 Self::Release { name, host, mount, alive_too } => Change::Release {
                     name: volume_name(name),
@@ -953,7 +954,7 @@ mod tests {
         assert_eq!((view.name_of(machine), view.name_now(&old)), (Some(new.clone()), &new));
         // Its engine goes on with the certificate of the old name.
         let unmount =
-            |id| Change::Unmount { name: name("db"), host: old.clone(), id: mount_id(id), meant: None };
+            |id| Change::Unmount { name: name("db"), host: old.clone(), id: mount_id(id), target: None };
         assert_eq!(view.apply(unmount("live")).unwrap().0.released.len(), 1);
         view.apply(mounted("old", "again")).unwrap();
         assert_eq!(count(&view, &new, "again", false), 1);
@@ -1109,7 +1110,7 @@ mod tests {
         let mut view = View::default();
         let made = volume("db");
         let unknown =
-            Change::Unmount { name: name("db"), host: host("web1"), id: mount_id("x"), meant: None };
+            Change::Unmount { name: name("db"), host: host("web1"), id: mount_id("x"), target: None };
         for (change, writes) in [
             (unknown.clone(), 0),
             (Change::Activate(host("web1")), 0),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 use time::{OffsetDateTime, PrimitiveDateTime};
 
-use super::view::Removed;
+use super::entities::Removed;
 use crate::model::backend::BackendName;
 use crate::model::volume::VolumeId;
 

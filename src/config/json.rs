@@ -10,7 +10,6 @@ use jsonc_parser::ast::Value;
 use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 
 use super::fault::Fault;
-use super::node::Node;
 
 /// No configuration is larger. More is a mistake that must not cost memory.
 pub(super) const MAX_BYTES: usize = 4 << 20;
@@ -105,11 +104,6 @@ impl Source {
             return None;
         }
         parsed.value
-    }
-
-    /// The document's outermost value, as a node without a field's name.
-    pub(super) fn root<'a>(&'a self, value: &'a Value<'a>) -> Node<'a> {
-        Node::new(self, value)
     }
 
     /// The file.

@@ -32,7 +32,7 @@ pub(super) struct Node<'a> {
 
 impl<'a> Node<'a> {
     /// The outermost value of a file, which has no name.
-    pub(super) fn new(source: &'a Source, value: &'a Value<'a>) -> Self {
+    pub(super) fn root(source: &'a Source, value: &'a Value<'a>) -> Self {
         Self { source, value, field: String::new() }
     }
 

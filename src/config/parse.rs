@@ -34,7 +34,7 @@ impl Draft {
     /// Reads the configuration. Its faults are left in `source`.
     pub(super) fn read(source: &Source, around: &Surroundings, named_files: NamedFiles) -> Self {
         let value = source.value();
-        let root = value.as_ref().map(|value| source.root(value));
+        let root = value.as_ref().map(|value| Node::root(source, value));
         let takes = "an object such as {\"listen\": [\"https://127.0.0.1:7443\"]}";
         let mut fields =
             root.as_ref().and_then(|root| root.members(fields::CONFIG, takes)).unwrap_or_default();

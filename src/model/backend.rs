@@ -63,7 +63,7 @@ impl BackendId {
     }
 
     /// The identity as a key of the catalog's claims, which are otherwise of volumes.
-    pub(crate) fn claim_key(self) -> VolumeId {
+    pub(crate) fn lock_key(self) -> VolumeId {
         VolumeId::from_uuid(self.0)
     }
 }

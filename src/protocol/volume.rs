@@ -221,7 +221,7 @@ mod tests {
             Box::pin(ready(Err(CatalogError::Closed)))
         }
 
-        fn sync(&self) -> catalog::Asked<()> {
+        fn sync(&self) -> catalog::CatalogFuture<()> {
             assert!(!self.broken, "on purpose");
             let why = Arc::new("no member answers".into());
             Box::pin(ready(Err(CatalogError::Unreachable { location: "the test's".into(), why })))

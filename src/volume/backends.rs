@@ -55,12 +55,12 @@ impl Service {
         let mut checks = BackendTasks::default();
         let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         let mut written = tokio::time::Instant::now();
-        let mut peer_news = self.recovery.peer_news();
+        let mut peers = self.recovery.subscribe_to_peers();
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 // What a lost instance left half-done is recovered at once.
-                () = peer_news.changed() => {}
+                () = peers.changed() => {}
             }
             self.recovery.note_lost_peers(&self.in_force.load().map);
             checks.begin(

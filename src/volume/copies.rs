@@ -19,7 +19,7 @@ use super::{Error, Service};
 use crate::backend::{Backend, BackendError, Expect, Root, StoredCopy, VolumeState};
 use crate::catalog::record::{Loader, Table};
 use crate::catalog::text::{self, Whole};
-use crate::catalog::{Claimed, View, Volume};
+use crate::catalog::{DistributedLock, View, Volume};
 use crate::error::chain;
 use crate::model::backend::BackendName;
 
@@ -99,7 +99,7 @@ impl Service {
         if is_copied(&self.catalog.view()) {
             return Ok(false);
         }
-        let Some(_claim) = self.claim_copying(expect).await? else { return Ok(false) };
+        let Some(_lock) = self.lock_copying(expect).await? else { return Ok(false) };
         let view = self.catalog.view();
         if is_copied(&view) {
             return Ok(false);
@@ -121,15 +121,15 @@ impl Service {
     }
 
     /// Claims a backend for writing its copy; `None` while another instance writes to it, or the catalog does not answer.
-    async fn claim_copying(&self, backend: Expect) -> Result<Option<Claimed>, Error> {
+    async fn lock_copying(&self, backend: Expect) -> Result<Option<DistributedLock>, Error> {
         if !self.is_shared() {
-            return Ok(Some(Claimed::default()));
+            return Ok(Some(DistributedLock::default()));
         }
         let Expect::This(id) = backend else { return Ok(None) };
         if self.catalog.fault().is_some() {
             return Ok(None);
         }
-        Ok(self.catalog.claim(id.claim_key()).await?)
+        Ok(self.catalog.try_lock(id.lock_key()).await?)
     }
 }
 

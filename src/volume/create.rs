@@ -140,7 +140,7 @@ impl Service {
         }
         self.refuse_twin(&backend, expect, &volume.name).await?;
         step("create:begun");
-        let Some(lock) = self.lock_directory(backend.name(), volume.id) else {
+        let Some(lock) = self.lock_directory_locally(backend.name(), volume.id) else {
             return Err(Error::RecoveryPending(volume.name.clone()));
         };
         if adopt {

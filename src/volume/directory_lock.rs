@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Service;
 use super::error::Error;
 use super::recovery_state::BackendRecovery;
-use crate::catalog::{Catalog, CatalogError, Change, Claimed, Outcome, Volume};
+use crate::catalog::{Catalog, CatalogError, Change, DistributedLock, Outcome, Volume};
 use crate::model::backend::BackendName;
 use crate::model::volume::VolumeId;
 
@@ -37,7 +37,7 @@ pub(super) struct DirectoryLock {
     recovery: Arc<BackendRecovery>,
     is_half_done: AtomicBool,
     /// The claim that keeps other instances away.
-    claim: Mutex<Option<Claimed>>,
+    among_instances: Mutex<Option<DistributedLock>>,
 }
 
 impl DirectoryLock {
@@ -49,23 +49,23 @@ impl DirectoryLock {
     /// Claims the directory against other instances, once more where it was claimed before: that claim may have been
     /// lost while this process stood still. Returns false if another instance has the claim; once it is granted, the
     /// view is up to date.
-    pub(super) async fn claim_again(&self) -> Result<bool, Error> {
-        self.give_claim_back();
-        let claim = self.catalog.claim(self.id).await?;
-        let granted = claim.is_some();
-        *self.claim.lock().unwrap_or_else(PoisonError::into_inner) = claim;
+    pub(super) async fn lock_among_instances(&self) -> Result<bool, Error> {
+        self.unlock_among_instances();
+        let locked = self.catalog.try_lock(self.id).await?;
+        let granted = locked.is_some();
+        *self.among_instances.lock().unwrap_or_else(PoisonError::into_inner) = locked;
         Ok(granted)
     }
 
-    fn give_claim_back(&self) {
-        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(claim);
+    fn unlock_among_instances(&self) {
+        let lock = self.among_instances.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(lock);
     }
 }
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        self.give_claim_back();
+        self.unlock_among_instances();
         self.locks.locked().remove(&self.id);
         // Not before: recovery skips a locked directory, and would then count the backend as recovered.
         if self.is_half_done.load(Ordering::Acquire) || std::thread::panicking() {
@@ -77,7 +77,11 @@ impl Drop for DirectoryLock {
 impl Service {
     /// Locks a volume's directory within this process; `None` if it is locked already. That is enough for a volume that
     /// is just being made or restored: its hidden record keeps other instances away.
-    pub(super) fn lock_directory(&self, backend: &BackendName, id: VolumeId) -> Option<DirectoryLock> {
+    pub(super) fn lock_directory_locally(
+        &self,
+        backend: &BackendName,
+        id: VolumeId,
+    ) -> Option<DirectoryLock> {
         self.locks.directories.locked().insert(id).then(|| DirectoryLock {
             id,
             backend: backend.clone(),
@@ -85,19 +89,19 @@ impl Service {
             catalog: Arc::clone(&self.catalog),
             recovery: self.recovery.of(backend),
             is_half_done: AtomicBool::new(false),
-            claim: Mutex::new(None),
+            among_instances: Mutex::new(None),
         })
     }
 
     /// Locks a volume's directory against other instances as well; `None` if somebody else is moving it. Once it is
     /// granted, the view is up to date: whatever was read from it before has to be read again.
-    pub(super) async fn claim_directory(
+    pub(super) async fn lock_directory(
         &self,
         backend: &BackendName,
         id: VolumeId,
     ) -> Result<Option<DirectoryLock>, Error> {
-        let Some(lock) = self.lock_directory(backend, id) else { return Ok(None) };
-        Ok(lock.claim_again().await?.then_some(lock))
+        let Some(lock) = self.lock_directory_locally(backend, id) else { return Ok(None) };
+        Ok(lock.lock_among_instances().await?.then_some(lock))
     }
 
     /// Makes a volume visible whose directory stands under its name now. If the catalog refuses, recovery has to do it:

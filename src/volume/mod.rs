@@ -116,7 +116,7 @@ impl Service {
     #[must_use]
     pub fn new(catalog: Arc<dyn Catalog>, in_force: InForce) -> Self {
         Self {
-            recovery: Recovery::new(catalog.news()),
+            recovery: Recovery::new(catalog.peer_events()),
             catalog,
             in_force: ArcSwap::from_pointee(in_force),
             locks: Locks::default(),

@@ -354,7 +354,7 @@ impl Service {
             return Ok(());
         }
         let unmount =
-            Change::Unmount { name: name.clone(), host: caller.host.clone(), id: id.clone(), meant: None };
+            Change::Unmount { name: name.clone(), host: caller.host.clone(), id: id.clone(), target: None };
         let limit = self.in_force.load().request;
         // `submit` queues the change at once, so that it is done even if nobody waits for it.
         let outcome = match tokio::time::timeout(limit, self.catalog.submit(unmount)).await {

@@ -135,7 +135,7 @@ impl Service {
         let (id, name) = (removed.volume.id, &removed.volume.name);
         // So a volume that is being restored is not deleted, one that is being deleted is not restored, and no two
         // instances delete the same one.
-        let Some(_lock) = self.claim_directory(backend.name(), id).await? else {
+        let Some(_lock) = self.lock_directory(backend.name(), id).await? else {
             return Err(Error::RecoveryPending(name.clone()));
         };
         let now = self.catalog.view().trash.get(&id).cloned();

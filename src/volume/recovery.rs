@@ -95,7 +95,7 @@ impl Service {
                 }
             }
             // Whoever moves it now decides about it. Once it is claimed, the view tells what is true.
-            let Some(_lock) = self.claim_for_recovery(backend, id, &mut left).await? else { continue };
+            let Some(_lock) = self.lock_for_recovery(backend, id, &mut left).await? else { continue };
             let volume = if names.contains_key(&id) {
                 self.current(&names, id)
             } else {
@@ -117,7 +117,7 @@ impl Service {
                 }
                 continue;
             }
-            let Some(lock) = self.claim_for_recovery(backend, id, &mut left).await? else { continue };
+            let Some(lock) = self.lock_for_recovery(backend, id, &mut left).await? else { continue };
             let Some(volume) = self.current(&names, id) else { continue };
             match self.recover_trashed(backend, expect, &volume).await {
                 Ok(true) => {}
@@ -133,7 +133,7 @@ impl Service {
             let hidden = || self.current(&names, *id).filter(is_half_made);
             if hidden().is_some()
                 && !left.elsewhere.contains(id)
-                && let Some(_lock) = self.claim_for_recovery(backend, *id, &mut left).await?
+                && let Some(_lock) = self.lock_for_recovery(backend, *id, &mut left).await?
                 && let Some(volume) = hidden()
             {
                 log::debug!("volume {name} is recorded, and its directory was being moved");
@@ -144,13 +144,13 @@ impl Service {
     }
 
     /// Claims a volume's directory. Notes in `left` if another instance is moving it.
-    async fn claim_for_recovery(
+    async fn lock_for_recovery(
         self: &Arc<Self>,
         backend: &Backend,
         id: VolumeId,
         left: &mut Leftovers,
     ) -> Result<Option<DirectoryLock>, Error> {
-        let lock = self.claim_directory(backend.name(), id).await?;
+        let lock = self.lock_directory(backend.name(), id).await?;
         // An operation of this process requires recovery itself if it has to.
         if lock.is_none() && !self.locks.directories.is_locked(id) {
             left.elsewhere.insert(id);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::backend;
-use crate::catalog::News;
+use crate::catalog::PeerEvents;
 use crate::model::backend::BackendName;
 use crate::model::volume::VolumeId;
 
@@ -22,13 +22,13 @@ const UNRECORDED_TIMEOUT: Duration = Duration::from_secs(120);
 pub(super) struct Recovery {
     backends: Mutex<HashMap<BackendName, Arc<BackendRecovery>>>,
     /// What the catalog tells of other instances; `None` if there can be none.
-    peers: Option<watch::Receiver<News>>,
+    peers: Option<watch::Receiver<PeerEvents>>,
     /// How many lost peers recovery has been required for.
     peers_lost: AtomicU64,
 }
 
 impl Recovery {
-    pub(super) fn new(peers: Option<watch::Receiver<News>>) -> Self {
+    pub(super) fn new(peers: Option<watch::Receiver<PeerEvents>>) -> Self {
         Self { backends: Mutex::default(), peers, peers_lost: AtomicU64::new(0) }
     }
 
@@ -50,7 +50,7 @@ impl Recovery {
     /// or undo what it had begun.
     pub(super) fn note_lost_peers(&self, map: &backend::Map) {
         let Some(peers) = &self.peers else { return };
-        let lost = peers.borrow().lost;
+        let lost = peers.borrow().lost_instances;
         if self.peers_lost.swap(lost, Ordering::AcqRel) != lost {
             for backend in map.iter() {
                 self.require(backend.name());
@@ -58,20 +58,20 @@ impl Recovery {
         }
     }
 
-    /// News of other instances from now on.
-    pub(super) fn peer_news(&self) -> PeerNews {
-        PeerNews(self.peers.clone())
+    /// PeerEvents of other instances from now on.
+    pub(super) fn subscribe_to_peers(&self) -> PeerSubscription {
+        PeerSubscription(self.peers.clone())
     }
 }
 
 /// A subscription to what other instances do.
-pub(super) struct PeerNews(Option<watch::Receiver<News>>);
+pub(super) struct PeerSubscription(Option<watch::Receiver<PeerEvents>>);
 
-impl PeerNews {
+impl PeerSubscription {
     /// Resolves when there is something new; never, once there can be nothing new.
     pub(super) async fn changed(&mut self) {
-        if let Some(news) = &mut self.0 {
-            if news.changed().await.is_ok() {
+        if let Some(events) = &mut self.0 {
+            if events.changed().await.is_ok() {
                 return;
             }
             self.0 = None;

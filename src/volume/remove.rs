@@ -101,7 +101,7 @@ impl Service {
             }
             // A useless claim is given back before the wait: another instance may need the directory.
             let claimed =
-                self.claim_directory(backend.name(), volume.id).await?.filter(|_| self.is_unused(&volume));
+                self.lock_directory(backend.name(), volume.id).await?.filter(|_| self.is_unused(&volume));
             match claimed {
                 Some(lock) => break (volume, backend, expect, lock),
                 // Another instance is working on it, or has changed it since we looked.
@@ -226,7 +226,7 @@ impl Service {
         let (id, name) = (volume.id, volume.name.clone());
         let mut backoff = PeerBackoff::new();
         loop {
-            match lock.claim_again().await {
+            match lock.lock_among_instances().await {
                 Ok(true) => break,
                 // Another instance puts it back, or deletes it for good.
                 Ok(false) if backoff.wait().await => {}
@@ -281,7 +281,7 @@ impl Service {
         let name = later.name.clone();
         let mut backoff = PeerBackoff::new();
         loop {
-            match self.claim_directory(backend.name(), later.id).await {
+            match self.lock_directory(backend.name(), later.id).await {
                 Ok(Some(_lock)) => {
                     let give = move |root: &Root| match root.volume_state(&name)? {
                         VolumeState::Missing => root.untrash(id, &name),
@@ -335,7 +335,7 @@ impl Service {
                     return;
                 }
             }
-            match lock.claim_again().await {
+            match lock.lock_among_instances().await {
                 Ok(true) => break,
                 Ok(false) if backoff.wait().await => {}
                 Ok(false) | Err(_) => {

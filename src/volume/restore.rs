@@ -45,7 +45,7 @@ impl Service {
         if !commit_point.wanted() {
             return Err(Error::Abandoned);
         }
-        let lock = self.lock_directory(backend.name(), id);
+        let lock = self.lock_directory_locally(backend.name(), id);
         // Only once it is locked, so that nobody in this process can begin to delete it afterwards.
         if self.is_being_deleted(&backend, expect, id).await? {
             return Err(Error::BeingDeleted(name));

@@ -309,7 +309,7 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 async fn what_a_mover_leaves_half_done_is_looked_at_after_it_let_go() {
     let world = World::new().await;
     let id = world.filled("db").await;
-    let lock = world.service.lock_directory(&backend_name(), id).unwrap();
+    let lock = world.service.lock_directory_locally(&backend_name(), id).unwrap();
     // A remover's rename was done, and neither recorded nor put back.
     std::fs::create_dir_all(world.root.join(".volhost/trash")).unwrap();
     std::fs::rename(world.root.join("db"), world.root.join(".volhost/trash").join(id.to_string())).unwrap();
@@ -715,7 +715,7 @@ async fn cost_beside(removed: usize) -> Duration {
     std::fs::remove_dir_all(dir.path().join("catalog")).unwrap();
     let path = dir.path().join("catalog/catalog.db");
     std::fs::create_dir(path.parent().unwrap()).unwrap();
-    crate::catalog::sqlite::Claim::missing(&path).unwrap().fill(&view).unwrap();
+    crate::catalog::sqlite::NewCatalog::if_missing(&path).unwrap().fill(&view).unwrap();
     let (catalog, service) = begin(dir.path(), &root).await;
     let world = World { service, catalog, root, fs: None, dir };
     assert!(world.service.view().trash.len() >= removed);
@@ -798,8 +798,10 @@ async fn a_remove_that_took_too_long_is_never_carried_out() {
         world.fs().hang_on(op, true);
         assert!(matches!(world.remove("db").await, Err(Error::TooLong { .. })), "{op:?}");
         world.fs().hang_on(op, false);
-        eventually("the operation ends", || world.service.lock_directory(&backend_name(), id).is_some())
-            .await;
+        eventually("the operation ends", || {
+            world.service.lock_directory_locally(&backend_name(), id).is_some()
+        })
+        .await;
         world.mount("db").await.unwrap();
         assert!(world.has_data("db"), "{op:?}");
         world.agrees("afterwards");

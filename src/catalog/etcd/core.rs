@@ -1,122 +1,43 @@
-//! What all parts of the engine share, and how a change is carried out with them.
+//! The parts of the engine together, and how a change is carried out with them.
 //!
-//! Plan → send → take in, until the plan's conditions held when it was sent. What is refused by the view is refused only
-//! after the view was made fresh. While the cluster is out of reach nothing is begun but Unmounts, which the spool keeps.
+//! Plan, send, bring into the memory: again until the plan's conditions held when it was sent. A change is refused only on
+//! a view that is up to date. While the cluster is out of reach, nothing is begun but Unmounts, which the outbox keeps.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use uuid::Uuid;
 
-use super::dir_locks::ReleaseQueue;
-use super::health::Health;
+use super::client::{CallError, Client, Kind};
 use super::key_locks::{KeyLocks, QueuedLocks, cells};
-use super::keys::Keys;
-use super::members::{CallError, Kind, Members};
 use super::outbox::{Answered, Entry, Outbox};
-use super::plan::{Owner, Planned, RELEASED_AT_ONCE, plan};
-use super::read_index::ReadIndexRequest;
-use super::replica::{Replica, Step};
-use super::slots::Slots;
-use super::transact::{Attempt, Sent};
-use super::watch_health::WatchHealth;
-use crate::catalog::{CatalogError, Change, Freshness, Meant, Outcome, Refusal, View};
+use super::replica::{Replica, STALE, Step};
+use super::txn::{Attempt, Planned, RELEASED_AT_ONCE, Sent, Transactions, plan};
+use crate::catalog::{CatalogError, Change, Freshness, Outcome, Refusal, UnmountTarget, View};
 use crate::model::host::HostName;
 
-/// How long it is waited for another instance that moves a directory.
-pub(super) const ELSEWHERE: Duration = Duration::from_secs(1);
+/// How long to wait for another instance that moves a directory.
+const ELSEWHERE: Duration = Duration::from_secs(1);
 
-/// How long a Mount waits for it to be recorded that its engine was started.
+/// How long a Mount waits until the start of its engine is recorded.
 const STARTED: Duration = Duration::from_secs(7);
 
-/// How many hosts one transaction notes as seen: it may have 128 conditions.
+/// How many hosts one transaction marks as seen: etcd takes 128 conditions.
 pub(super) const SEEN_AT_ONCE: usize = 100;
 
-/// How often in a row a change may have been decided on rows that are other ones by then. Others who write the same rows do
-/// that to it a few times; so often, it is what is known that is wrong.
-pub(super) const STALE: usize = 50;
-
-/// What the parts share.
+/// The parts of the engine.
 pub(super) struct Core {
-    pub(super) location: String,
-    pub(super) keys: Keys,
-    /// This instance, for as long as its spool exists.
-    pub(super) me: Uuid,
-    pub(super) members: Members,
-    pub(super) replica: Replica,
-    pub(super) health: Health,
-    pub(super) slots: Slots,
+    pub(super) client: Arc<Client>,
+    pub(super) replica: Arc<Replica>,
+    pub(super) txn: Arc<Transactions>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) key_locks: KeyLocks,
-    /// The claims that are to be given back.
-    pub(super) release_queue: ReleaseQueue,
-    /// The lease that this instance's claims end with.
-    pub(super) lease: AtomicI64,
-    /// Wakes who keeps the lease, where it was found to be gone.
-    pub(super) lease_gone: tokio::sync::Notify,
-    /// Has the watch begun anew, where it is behind.
-    pub(super) watch_anew: tokio::sync::Notify,
-    /// Whether the cluster's history is not the one that the memory was made of.
-    pub(super) other_history: AtomicBool,
-    /// Whether what others do is heard and understood.
-    pub(super) watch_health: WatchHealth,
-    /// Whether what is known contradicts the cluster although it is fresh.
-    pub(super) doubted: AtomicBool,
-    pub(super) questions: mpsc::UnboundedSender<ReadIndexRequest>,
-    /// Tells one process of this instance from the one before, in the numbers of transactions.
-    pub(super) run: Uuid,
-    pub(super) numbers: AtomicU64,
-    /// Whether the catalog is being closed.
-    pub(super) closing: watch::Sender<bool>,
 }
 
-/// What is kept of a change while its transaction is under way.
+/// The result of a change, kept while its transaction is under way.
 type Effect = (Outcome, Vec<Step>);
 
 impl Core {
-    /// A number that no other transaction of any instance has.
-    pub(super) fn number(&self) -> String {
-        format!("{}.{}", self.run.simple(), self.numbers.fetch_add(1, Ordering::Relaxed))
-    }
-
-    pub(super) fn owner(&self) -> Owner {
-        Owner { me: self.me, lease: self.lease.load(Ordering::Acquire) }
-    }
-
-    pub(super) fn unreachable(&self, why: Arc<String>) -> CatalogError {
-        CatalogError::Unreachable { location: self.location.clone(), why }
-    }
-
-    pub(super) fn failed(&self, why: String) -> CatalogError {
-        CatalogError::Write {
-            location: self.location.clone(),
-            source: Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(why)),
-        }
-    }
-
-    /// Makes the view as fresh as what was answered before this call.
-    pub(super) async fn sync(&self) -> Result<(), CatalogError> {
-        if let Some(why) = self.health.fault() {
-            return Err(self.unreachable(why));
-        }
-        let (answer, fresh) = tokio::sync::oneshot::channel();
-        if self.questions.send(answer).is_err() {
-            return Err(CatalogError::Closed);
-        }
-        tokio::select! {
-            biased;
-            answered = fresh => match answered {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(why)) => Err(self.unreachable(why)),
-                Err(_) => Err(CatalogError::Closed),
-            },
-            why = self.health.out_of_reach() => Err(self.unreachable(why)),
-        }
-    }
-
     /// Carries a change out, once everything in front of it is done.
     pub(super) async fn carry_out(&self, change: Change) -> Result<Outcome, CatalogError> {
         match &change {
@@ -169,7 +90,7 @@ impl Core {
         };
         match settled {
             Some((revision, (outcome, steps))) => {
-                self.replica.committed(revision, steps);
+                self.replica.memory.committed(revision, steps);
                 Ok(outcome)
             }
             None => done,
@@ -186,7 +107,7 @@ impl Core {
             tokio::select! {
                 // Where the cluster has no room for it, it has none for the Mount, either, and says so.
                 _ = timeout(ELSEWHERE, self.outbox.emptied()) => {}
-                why = self.health.out_of_reach() => return Err(self.unreachable(why)),
+                why = self.client.health.out_of_reach() => return Err(self.client.unreachable(why)),
             }
         }
         // Mounted before it is recorded that its engine was started, it would count as one of before.
@@ -195,29 +116,29 @@ impl Core {
                 biased;
                 started = timeout(STARTED, self.outbox.started(host)) => if started.is_err() {
                     let why = format!("it is not recorded yet that the engine of {host} was started");
-                    return Err(self.unreachable(Arc::new(why)));
+                    return Err(self.client.unreachable(Arc::new(why)));
                 },
-                why = self.health.out_of_reach() => return Err(self.unreachable(why)),
+                why = self.client.health.out_of_reach() => return Err(self.client.unreachable(why)),
             }
         }
-        let needed = change.footprint(&self.replica.view()).freshness;
+        let needed = change.footprint(&self.replica.memory.view()).freshness;
         let mut fresh = needed == Freshness::Always;
         if fresh {
-            self.sync().await?;
+            self.replica.sync().await?;
         }
         let (mut waited, mut stale) = (false, 0);
         loop {
-            let owner = self.owner();
-            let planned = plan(&self.replica, &self.keys, owner, change)
-                .map_err(|error| self.failed(crate::error::chain(&error)))?;
+            let owner = self.txn.owner();
+            let planned = plan(&self.replica.memory, &self.client.keys, owner, change)
+                .map_err(|error| self.client.failed(crate::error::chain(&error)))?;
             let (outcome, transaction) = match planned {
                 Planned::Refused(_) | Planned::Elsewhere(_) if !fresh => {
-                    self.sync().await?;
+                    self.replica.sync().await?;
                     fresh = true;
                     continue;
                 }
                 Planned::Nothing(_) if !fresh && needed == Freshness::ForNothingToDo => {
-                    self.sync().await?;
+                    self.replica.sync().await?;
                     fresh = true;
                     continue;
                 }
@@ -228,8 +149,8 @@ impl Core {
                         return Err(Refusal::Moving(volume).into());
                     }
                     waited = true;
-                    let mut settled = self.replica.settled();
-                    let elsewhere = self.replica.look(|_, known| known.mover(volume.id).is_some());
+                    let mut settled = self.replica.memory.settled();
+                    let elsewhere = self.replica.memory.look(|_, known| known.mover(volume.id).is_some());
                     if elsewhere {
                         let _ = timeout(ELSEWHERE, settled.changed()).await;
                     }
@@ -245,30 +166,30 @@ impl Core {
                 // Slots of what was sent and not answered are not free before the cluster is back.
                 *attempt = Some(tokio::select! {
                     biased;
-                    why = self.health.out_of_reach() => return Err(self.unreachable(why)),
-                    begun = Attempt::begin(self) => begun,
+                    why = self.client.health.out_of_reach() => return Err(self.client.unreachable(why)),
+                    begun = Attempt::begin(&self.txn) => begun,
                 });
             }
             let Some(sender) = attempt.as_mut() else { continue };
             let keep = (outcome, transaction.steps.clone());
             match sender.send(&transaction, keep).await {
                 Ok(Sent::Committed(revision, (outcome, steps))) => {
-                    self.replica.committed(revision, steps);
+                    self.replica.memory.committed(revision, steps);
                     return Ok(outcome);
                 }
                 Ok(Sent::Stale) => {
                     stale += 1;
                     if stale % STALE == 0 {
-                        self.doubt(change).await;
+                        self.replica.doubt(change).await;
                     }
-                    self.sync().await?;
+                    self.replica.sync().await?;
                     fresh = true;
                 }
                 Ok(Sent::Unknown) => {
-                    return Err(self.unreachable(self.health.fault().unwrap_or_default()));
+                    return Err(self.client.unreachable(self.client.health.fault().unwrap_or_default()));
                 }
-                Err(CallError { kind: Kind::LeaseGone, .. }) => self.renew_lease(owner.lease).await?,
-                Err(trouble) => return Err(self.failed(trouble.text)),
+                Err(CallError { kind: Kind::LeaseGone, .. }) => self.client.renew_lease(owner.lease).await?,
+                Err(trouble) => return Err(self.client.failed(trouble.text)),
             }
         }
     }
@@ -280,7 +201,7 @@ impl Core {
             tokio::select! {
                 biased;
                 () = turn.come() => {}
-                _ = self.health.out_of_reach() => {}
+                _ = self.client.health.out_of_reach() => {}
             }
         } else {
             turn.come().await;
@@ -290,13 +211,13 @@ impl Core {
     /// What of a change can be kept until the cluster is back, because the answer to it is always the same.
     fn can_wait(&self, change: &Change) -> Option<(HostName, Answered)> {
         match change {
-            Change::Unmount { name, host, id, meant: None } => {
-                let view = self.replica.view();
-                let meant = Meant {
+            Change::Unmount { name, host, id, target: None } => {
+                let view = self.replica.memory.view();
+                let target = UnmountTarget {
                     volume: view.volumes.get(name).map(|volume| volume.id),
                     activation: view.activation(host),
                 };
-                Some((host.clone(), Answered::Unmount { volume: name.clone(), id: id.clone(), meant }))
+                Some((host.clone(), Answered::Unmount { volume: name.clone(), id: id.clone(), target }))
             }
             Change::Activate(host) => Some((host.clone(), Answered::Activate)),
             _ => None,
@@ -318,7 +239,7 @@ impl Core {
             }
             None => None,
         };
-        let outcome = View::clone(&self.replica.view())
+        let outcome = View::clone(&self.replica.memory.view())
             .apply(change.clone())
             .map_or_else(|_| Outcome::default(), |(outcome, _)| outcome);
         let entry = Entry { host, what, sent: sent.clone() };
@@ -327,7 +248,7 @@ impl Core {
         };
         // What was sent may still take effect: an error is answered only once it cannot any more.
         let took_effect = match sent {
-            Some((slot, numbers)) => Attempt::resume(self, slot, numbers, &()).settle().await.is_some(),
+            Some((slot, numbers)) => Attempt::resume(&self.txn, slot, numbers, &()).settle().await.is_some(),
             None => false,
         };
         // The slot tells no longer what became of it, should the next start find something of it in the file.
@@ -340,26 +261,14 @@ impl Core {
         if took_effect {
             return Ok(outcome);
         }
-        Err(self.failed(format!(
+        Err(self.client.failed(format!(
             "it is out of reach, and nothing can be kept in {}: {error}",
             self.outbox.path().display()
         )))
-    }
-
-    /// Has the lease that is gone renewed, and waits for that.
-    pub(super) async fn renew_lease(&self, gone: i64) -> Result<(), CatalogError> {
-        while self.lease.load(Ordering::Acquire) == gone {
-            self.lease_gone.notify_one();
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(20)) => {}
-                why = self.health.out_of_reach() => return Err(self.unreachable(why)),
-            }
-        }
-        Ok(())
     }
 }
 
 /// The place of a change in the order of this instance's.
 pub(super) fn place(core: &Core, change: &Change) -> QueuedLocks {
-    core.key_locks.queue(cells(change.footprint(&core.replica.view())))
+    core.key_locks.queue(cells(change.footprint(&core.replica.memory.view())))
 }

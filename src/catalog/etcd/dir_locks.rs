@@ -1,124 +1,128 @@
-//! Claims: that this instance alone moves a volume's directory, as a key that ends with its lease.
+//! Claims: the right of this instance alone to move a volume's directory, as a key that ends with its lease.
 //!
-//! What is known of such a key says nothing while the watch is behind: the lease may have ended, and another instance may
-//! have claimed the directory since. So a claim is granted by nothing but a key that was just written. And no claim
-//! stays because it could not be given back: that is tried for as long as the catalog is served.
+//! A known key proves nothing while the watch is behind: the lease may have ended, and another instance may have claimed
+//! the directory since. So a claim is granted only by a key that was just written. And no claim outlives its use because
+//! it could not be released: that is tried for as long as the catalog is served.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::core::Core;
-use super::key_locks::{Cell, QueuedLocks};
-use super::members::{CallError, Kind};
-use super::plan::{self, Owner, Transaction};
-use super::transact::{Attempt, Sent};
-use crate::catalog::{Access, CatalogError, Claimed};
+use tokio::sync::watch;
+
+use super::client::{CallError, Client, Kind};
+use super::key_locks::{Cell, KeyLocks, QueuedLocks};
+use super::replica::Replica;
+use super::txn::{self, Attempt, Owner, Sent, Transaction, Transactions};
+use crate::catalog::{Access, CatalogError, DistributedLock};
 use crate::model::volume::VolumeId;
 
-/// How often it is looked who moves a directory, where what is known of it is not so any more.
+/// How often to look again who moves a directory, if what was known is outdated.
 const TRIES: usize = 20;
 
-/// How long it is waited in between.
+/// The pause between looks.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long after a claim could not be given back that is tried again.
+/// The pause before the release of a claim is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// The claims that are to be given back, each as it was made at a revision.
-#[derive(Debug, Default)]
-pub(super) struct ReleaseQueue(Mutex<HashMap<VolumeId, i64>>);
-
-impl ReleaseQueue {
-    fn lock(&self) -> MutexGuard<'_, HashMap<VolumeId, i64>> {
-        // The map is whole after every statement under this lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, id: VolumeId, revision: i64) {
-        self.lock().insert(id, revision);
-    }
-
-    fn has(&self, id: VolumeId, revision: i64) -> bool {
-        self.lock().get(&id) == Some(&revision)
-    }
-
-    fn remove(&self, id: VolumeId) {
-        self.lock().remove(&id);
-    }
+/// The claims of this instance.
+pub(super) struct DirLocks {
+    client: Arc<Client>,
+    replica: Arc<Replica>,
+    txn: Arc<Transactions>,
+    key_locks: KeyLocks,
+    /// The claims that are to be released, each with the revision at which it was written.
+    release_queue: Mutex<HashMap<VolumeId, i64>>,
+    /// True while the catalog is being closed.
+    closing: watch::Receiver<bool>,
 }
 
-impl Core {
-    /// Claims the moving of a volume's directory.
-    pub(super) async fn claim(self: &Arc<Self>, id: VolumeId) -> Result<Option<Claimed>, CatalogError> {
+impl DirLocks {
+    pub(super) fn new(
+        client: Arc<Client>,
+        replica: Arc<Replica>,
+        txn: Arc<Transactions>,
+        closing: watch::Receiver<bool>,
+    ) -> Self {
+        let (key_locks, release_queue) = Default::default();
+        Self { client, replica, txn, key_locks, release_queue, closing }
+    }
+
+    /// Claims the right to move a volume's directory. Returns `None` if another instance has it.
+    pub(super) async fn try_lock(
+        self: &Arc<Self>,
+        id: VolumeId,
+    ) -> Result<Option<DistributedLock>, CatalogError> {
         let mut turn = self.turn_to_move(id);
         turn.come().await;
         for _ in 0..TRIES {
-            self.sync().await?;
-            let before = self.replica.look(|_, known| known.mover(id).cloned());
-            if before.as_ref().is_some_and(|(moves, _)| moves.by != self.me) {
+            self.replica.sync().await?;
+            let before = self.replica.memory.look(|_, known| known.mover(id).cloned());
+            if before.as_ref().is_some_and(|(moves, _)| moves.by != self.client.me) {
                 return Ok(None);
             }
-            let written = self.write(|owner| plan::claim(&self.keys, owner, id, before.as_ref())).await?;
+            let written =
+                self.write(|owner| txn::claim(&self.client.keys, owner, id, before.as_ref())).await?;
             let Some(revision) = written else {
-                // That a lease ended no question tells, only the watch.
+                // Only the watch shows that a lease has ended.
                 tokio::time::sleep(PAUSE).await;
                 continue;
             };
-            // One that was to be given back is another one by now.
-            self.release_queue.remove(id);
+            // A claim that waited for its release was replaced by this one.
+            self.queue().remove(&id);
             let hides = before.is_some_and(|(moves, _)| moves.hides.is_some());
             return self.granted(id, revision, hides).await.map(Some);
         }
         Ok(None)
     }
 
-    /// Waits for what was answered before a claim was written.
+    /// Waits until the memory has everything that was answered before the claim was written.
     async fn granted(
         self: &Arc<Self>,
         id: VolumeId,
         revision: i64,
         hides: bool,
-    ) -> Result<Claimed, CatalogError> {
-        let mut reached = self.replica.reached();
+    ) -> Result<DistributedLock, CatalogError> {
+        let mut reached = self.replica.memory.reached();
         let come = reached.wait_for(|reached| *reached >= revision);
         let out_of_reach = tokio::select! {
             biased;
             _ = come => None,
-            why = self.health.out_of_reach() => Some(why),
+            why = self.client.health.out_of_reach() => Some(why),
         };
         // A volume that is being made or restored stays hidden until it is shown, which ends the claim.
         let release = {
-            let (core, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
+            let (locks, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
             move || {
                 let _inside = runtime.enter();
-                core.give_back(id, revision);
+                locks.release(id, revision);
             }
         };
-        let claimed = if hides { Claimed::default() } else { Claimed::until(release) };
+        let claimed = if hides { DistributedLock::default() } else { DistributedLock::new(release) };
         match out_of_reach {
-            // Dropped, it is given back.
-            Some(why) => Err(self.unreachable(why)),
+            // The claim is dropped here, which releases it.
+            Some(why) => Err(self.client.unreachable(why)),
             None => Ok(claimed),
         }
     }
 
-    /// Gives a claim back, in the background: until that is done, it is claimed again, or ends with the instance's lease.
-    fn give_back(self: &Arc<Self>, id: VolumeId, revision: i64) {
-        let core = Arc::clone(self);
-        self.release_queue.add(id, revision);
-        // Its place is taken now: it is in front of a claim that is asked for from now on.
+    /// Releases a claim in the background: until that is done, it is claimed again, or it ends with the lease.
+    fn release(self: &Arc<Self>, id: VolumeId, revision: i64) {
+        let locks = Arc::clone(self);
+        self.queue().insert(id, revision);
+        // Its place is taken now, in front of every later claim.
         let mut turn = self.turn_to_move(id);
         tokio::spawn(async move {
             let mut said = false;
             loop {
                 turn.come().await;
-                if *core.closing.borrow() || !core.release_queue.has(id, revision) {
+                if *locks.closing.borrow() || locks.queue().get(&id) != Some(&revision) {
                     return;
                 }
-                match core.write(|_| plan::give_back(&core.keys, id, revision)).await {
+                match locks.write(|_| txn::give_back(&locks.client.keys, id, revision)).await {
                     Ok(_) => {
-                        core.release_queue.remove(id);
+                        locks.queue().remove(&id);
                         return;
                     }
                     Err(CatalogError::Unreachable { .. }) => {}
@@ -131,45 +135,50 @@ impl Core {
                     }
                     Err(_) => {}
                 }
-                // Meanwhile it may be claimed again.
+                // Meanwhile the directory may be claimed again.
                 drop(turn);
                 tokio::time::sleep(AGAIN).await;
-                core.health.back().await;
-                turn = core.turn_to_move(id);
+                locks.client.health.back().await;
+                turn = locks.turn_to_move(id);
             }
         });
+    }
+
+    fn queue(&self) -> MutexGuard<'_, HashMap<VolumeId, i64>> {
+        // The map is whole after every statement under this lock.
+        self.release_queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn turn_to_move(&self, id: VolumeId) -> QueuedLocks {
         self.key_locks.queue(vec![(Cell::Moving(id), Access::Write)])
     }
 
-    /// Writes what no rule decides; at which revision, or nothing where its conditions do not hold.
+    /// Writes what no rule decides. Returns the revision, or `None` if the conditions do not hold.
     async fn write(&self, make: impl Fn(Owner) -> Transaction) -> Result<Option<i64>, CatalogError> {
         loop {
             let mut attempt = tokio::select! {
                 biased;
-                why = self.health.out_of_reach() => return Err(self.unreachable(why)),
-                begun = Attempt::begin(self) => begun,
+                why = self.client.health.out_of_reach() => return Err(self.client.unreachable(why)),
+                begun = Attempt::begin(&self.txn) => begun,
             };
-            let owner = self.owner();
+            let owner = self.txn.owner();
             let transaction = make(owner);
             let sent = attempt.send(&transaction, ()).await;
-            // Whatever was said last: what was sent before, and not answered, may have taken effect.
+            // Whatever the last answer was: an earlier transaction that was not answered may have taken effect.
             let settled = attempt.settle().await.map(|(revision, ())| revision);
             let revision = match (sent, settled) {
                 (Ok(Sent::Committed(revision, ())), _) | (_, Some(revision)) => revision,
                 (Ok(Sent::Stale), None) => return Ok(None),
                 (Ok(Sent::Unknown), None) => {
-                    return Err(self.unreachable(self.health.fault().unwrap_or_default()));
+                    return Err(self.client.unreachable(self.client.health.fault().unwrap_or_default()));
                 }
                 (Err(CallError { kind: Kind::LeaseGone, .. }), None) => {
-                    self.renew_lease(owner.lease).await?;
+                    self.client.renew_lease(owner.lease).await?;
                     continue;
                 }
-                (Err(trouble), None) => return Err(self.failed(trouble.text)),
+                (Err(trouble), None) => return Err(self.client.failed(trouble.text)),
             };
-            self.replica.committed(revision, transaction.steps);
+            self.replica.memory.committed(revision, transaction.steps);
             return Ok(Some(revision));
         }
     }

@@ -128,7 +128,7 @@ pub enum OpenError {
     /// Instances serve it.
     #[error(
         "the catalog {location} is in use by volhost on {nodes}; stop that (one that was killed counts for {} s)",
-        super::session::TTL
+        super::keys::TTL
     )]
     Served {
         /// Where it lies.

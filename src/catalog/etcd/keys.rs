@@ -13,6 +13,9 @@ use crate::catalog::{Cluster, RowKey};
 use crate::model::host::HostName;
 use crate::model::volume::{VolumeId, VolumeName};
 
+/// How long a key under an instance's lease outlives the instance, in seconds.
+pub(super) const TTL: i64 = 15;
+
 /// The keys of one catalog.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {

@@ -15,13 +15,12 @@ use futures_util::{TryStreamExt as _, stream};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
+use super::client::{Format, Members, Reader, RetryLimit, State};
 use super::error::OpenError;
 use super::keys::Keys;
-use super::load::{Format, Reader, RetryLimit, State};
-use super::members::Members;
-use super::plan::same;
 use super::presence::Serving;
-use super::transact::{first_pair, revision};
+use super::replica;
+use super::txn::{first_pair, revision, same};
 use crate::catalog::record::encode;
 use crate::catalog::{Cluster, Credentials, View, Write};
 
@@ -44,13 +43,13 @@ pub fn read(cluster: &Cluster, credentials: &Credentials) -> Result<View, OpenEr
     place.runtime.block_on(async {
         let reader = place.reader();
         reader.ready(false).await?;
-        Ok(reader.read().await?.view)
+        Ok(replica::read(&reader).await?.view)
     })
 }
 
 /// The right to make a catalog where there is none, or an empty one: looked at when it is claimed, and again when it is
 /// filled.
-pub struct Claim {
+pub struct NewCatalog {
     place: OfflineCluster,
     accepts: Accepts,
 }
@@ -64,14 +63,14 @@ enum Accepts {
     Empty,
 }
 
-impl Claim {
+impl NewCatalog {
     /// Claims keys of which there are none.
-    pub fn missing(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
+    pub fn if_missing(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
         Self::take(cluster, credentials, Accepts::Missing)
     }
 
     /// Claims keys of which there are none, or those of a catalog without a record.
-    pub fn empty(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
+    pub fn if_empty(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
         Self::take(cluster, credentials, Accepts::Empty)
     }
 
@@ -115,7 +114,7 @@ impl OfflineCluster {
 
     fn reader(&self) -> Reader<'_> {
         let Self { runtime: _, members, keys, location } = self;
-        Reader { members, keys, location, patience: RetryLimit::Short }
+        Reader { members, keys, location, retry: RetryLimit::Short }
     }
 
     /// What stands there, if a catalog may be made in its place.

@@ -22,8 +22,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::error::OpenError;
-use super::slots::Slot;
-use crate::catalog::{Change, Meant};
+use super::txn::Slot;
+use crate::catalog::{Change, UnmountTarget};
 use crate::files;
 use crate::model::host::HostName;
 use crate::model::mounts::Activation;
@@ -45,7 +45,7 @@ pub(super) struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answered {
     /// An Unmount, and what was known when it was answered.
-    Unmount { volume: VolumeName, id: MountId, meant: Meant },
+    Unmount { volume: VolumeName, id: MountId, target: UnmountTarget },
     /// That the host's engine was started.
     Activate,
 }
@@ -54,8 +54,8 @@ impl Entry {
     pub(super) fn change(&self) -> Change {
         let host = self.host.clone();
         match self.what.clone() {
-            Answered::Unmount { volume: name, id, meant } => {
-                Change::Unmount { name, host, id, meant: Some(meant) }
+            Answered::Unmount { volume: name, id, target } => {
+                Change::Unmount { name, host, id, target: Some(target) }
             }
             Answered::Activate => Change::Activate(host),
         }
@@ -464,12 +464,14 @@ fn open_to_write(path: &Path) -> io::Result<File> {
 fn line(n: u64, entry: &Entry, aside: bool) -> io::Result<String> {
     let Entry { host, what, sent } = entry;
     let unmount = match what {
-        Answered::Unmount { volume, id, meant: Meant { volume: of, activation } } => Some(UnmountLine {
-            volume: volume.to_string(),
-            id: id.to_string(),
-            of: of.map(|of| of.to_string()),
-            activation: activation.0,
-        }),
+        Answered::Unmount { volume, id, target: UnmountTarget { volume: of, activation } } => {
+            Some(UnmountLine {
+                volume: volume.to_string(),
+                id: id.to_string(),
+                of: of.map(|of| of.to_string()),
+                activation: activation.0,
+            })
+        }
         Answered::Activate => None,
     };
     let sent = sent.as_ref().map(|(Slot { number, revision }, numbers)| SentLine {
@@ -534,7 +536,7 @@ fn entry(line: &[u8]) -> Result<(u64, Entry, bool), String> {
         Some(UnmountLine { volume, id, of, activation }) => Answered::Unmount {
             volume: VolumeName::parse(&volume).map_err(|error| error.to_string())?,
             id: MountId::parse(&id).map_err(|error| error.to_string())?,
-            meant: Meant {
+            target: UnmountTarget {
                 volume: of.map(|of| of.parse()).transpose().map_err(|error| format!("of: {error}"))?,
                 activation: Activation(activation),
             },
@@ -558,7 +560,7 @@ mod tests {
             what: Answered::Unmount {
                 volume: VolumeName::parse("db").unwrap(),
                 id: MountId::parse(id).unwrap(),
-                meant: Meant { volume: None, activation: Activation(3) },
+                target: UnmountTarget { volume: None, activation: Activation(3) },
             },
             sent: Some((Slot { number: 7, revision: 99 }, vec!["a.1".into()])),
         }

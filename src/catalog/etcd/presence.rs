@@ -12,11 +12,9 @@ use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, TxnOpR
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::core::Core;
+use super::client::{ANSWER, CallError, Members, Reader};
 use super::error::OpenError;
 use super::keys::{Key, Keys};
-use super::load::Reader;
-use super::members::{ANSWER, CallError, Members};
 use crate::catalog::Write;
 use crate::catalog::record::{Loader, Table};
 use crate::model::host::HostName;
@@ -149,15 +147,4 @@ pub(super) async fn kept_name(reader: &Reader<'_>, me: Uuid) -> Result<Option<Ho
         }
     }
     Ok(None)
-}
-
-impl Core {
-    /// What is to be said where another instance took the name while this one was cut off.
-    pub(super) fn namesake(&self, node: &str) -> String {
-        format!(
-            "another instance took the name {node} while this one was cut off from the catalog {}: stop one of them, or \
-             set \"node\" to another name there",
-            self.location
-        )
-    }
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use etcd_client::TxnOp;
 
-use super::core::{Core, STALE};
-use super::members::Kind;
+use super::client::Kind;
+use super::core::Core;
 use super::outbox::{Entry, Outbox};
-use super::plan::{Planned, Transaction, plan, same};
-use super::transact::{Attempt, ask, first_pair, ousted, revision};
+use super::replica::STALE;
+use super::txn::{Attempt, Planned, Transaction, ask, first_pair, ousted, plan, revision, same};
 use crate::catalog::{Change, Freshness};
 use crate::error::chain;
 
@@ -46,8 +46,8 @@ enum RecordError {
 pub(super) async fn empty(core: &Core, place: &mut OutboxProgress) {
     let mut count = 0_usize;
     while let Some((number, entry)) = core.outbox.first() {
-        core.health.back().await;
-        let left = entry.sent.clone().map(|(slot, numbers)| Attempt::resume(core, slot, numbers, &()));
+        core.client.health.back().await;
+        let left = entry.sent.clone().map(|(slot, numbers)| Attempt::resume(&core.txn, slot, numbers, &()));
         let (mut left, mut took_effect) = (left, false);
         if let Some(attempt) = &mut left {
             took_effect = attempt.end().await.is_some();
@@ -88,9 +88,9 @@ async fn record(
             Ok(false) => {
                 stale += 1;
                 if stale % STALE == 0 {
-                    core.doubt(&change).await;
+                    core.replica.doubt(&change).await;
                 }
-                match core.sync().await {
+                match core.replica.sync().await {
                     Ok(()) => continue,
                     Err(error) => error.to_string(),
                 }
@@ -107,7 +107,7 @@ async fn record(
         }
         tries += 1;
         tokio::time::sleep(PAUSE).await;
-        core.health.back().await;
+        core.client.health.back().await;
     }
 }
 
@@ -124,12 +124,12 @@ async fn passed(core: &Core, number: u64) {
 /// What an entry changes at present; nothing, where what it was of is gone by what is known for certain.
 async fn decide(core: &Core, change: &Change) -> Result<Option<Transaction>, RecordError> {
     let mut fresh = false;
-    if change.footprint(&core.replica.view()).freshness == Freshness::Always {
-        core.sync().await.map_err(|error| RecordError::Passing(chain(&error)))?;
+    if change.footprint(&core.replica.memory.view()).freshness == Freshness::Always {
+        core.replica.sync().await.map_err(|error| RecordError::Passing(chain(&error)))?;
         fresh = true;
     }
     loop {
-        let planned = plan(&core.replica, &core.keys, core.owner(), change)
+        let planned = plan(&core.replica.memory, &core.client.keys, core.txn.owner(), change)
             .map_err(|error| RecordError::Refused(chain(&error)))?;
         match planned {
             Planned::Write(_, transaction) => return Ok(Some(transaction)),
@@ -137,7 +137,7 @@ async fn decide(core: &Core, change: &Change) -> Result<Option<Transaction>, Rec
             Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) if fresh => return Ok(None),
             // The cluster answers again before the watch has told what others did meanwhile.
             Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) => {
-                core.sync().await.map_err(|error| RecordError::Passing(chain(&error)))?;
+                core.replica.sync().await.map_err(|error| RecordError::Passing(chain(&error)))?;
                 fresh = true;
             }
         }
@@ -173,7 +173,7 @@ async fn set_aside(
         "host {} was answered, and the catalog {} refuses to record it: {refused}. It is kept in {}, and tried again \
          when volhost is started next: {:?}",
         entry.host,
-        core.location,
+        core.client.location,
         core.outbox.path().display(),
         entry.change()
     );
@@ -193,7 +193,7 @@ async fn carry_out(
     // It may have been sent before, and not answered.
     let done = succeeded || (place.revision != before && value == number.to_string());
     if done {
-        core.replica.committed(place.revision, steps);
+        core.replica.memory.committed(place.revision, steps);
     }
     Ok(done)
 }
@@ -207,15 +207,15 @@ async fn write(
     transaction: Transaction,
 ) -> Result<(bool, String), RecordError> {
     let Transaction { mut compares, mut writes, steps: _ } = transaction;
-    let (key, number) = (core.keys.spool(core.me), number.to_string());
+    let (key, number) = (core.client.keys.spool(core.client.me), number.to_string());
     compares.push(same(key.clone(), place.revision));
-    writes.push(TxnOp::put(core.keys.head(), core.number(), None));
-    let response = match ask(core, &key, compares, writes, &number).await {
+    writes.push(TxnOp::put(core.client.keys.head(), core.txn.number(), None));
+    let response = match ask(&core.client, &key, compares, writes, &number).await {
         Ok(response) => response,
         // It was answered: that is no sign of a cluster out of reach.
         Err(trouble) if trouble.kind == Kind::Refused => return Err(RecordError::Refused(trouble.text)),
         Err(trouble) => {
-            core.health.unanswered(&trouble);
+            core.client.health.unanswered(&trouble);
             return Err(RecordError::Passing(trouble.text));
         }
     };

@@ -1,111 +1,74 @@
-//! This instance among the others: a lease that ends some seconds after the instance does, and with it everything that
-//! holds only while it lives.
+//! Keeps this instance present among the others: renews its lease, and replaces it when it is lost.
+//!
+//! A key written under the lease ends some seconds after the instance does. It must never be renewed for an instance
+//! whose name another one has taken.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::time::timeout;
-
-use super::core::Core;
-use super::members::{ANSWER, CallError, Kind, Members};
+use super::client::{self, CallError, Client, Kind, NO_LEASE};
+use super::keys::TTL;
 use super::presence::Presence;
-use super::watch_health::WatchFault;
+use super::replica::{Fault, Replica};
 
-/// For how long a claim outlives the instance that made it, in seconds.
-pub(super) const TTL: i64 = 15;
-
-/// A lease that there never is: what is written with it is refused until there is another one. With 0 it would be
-/// written without a lease, and would not end with the instance.
-pub(super) const NONE: i64 = -1;
-
-/// How often it is said that the instance lives.
+/// How often the lease is renewed.
 const BEAT: Duration = Duration::from_secs(4);
 
-/// Asks for a lease.
-pub(super) async fn grant(members: &Members) -> Result<i64, CallError> {
-    let granted =
-        members.ask(ANSWER, async move |client| client.lease_client().grant(TTL, None).await).await?;
-    Ok(granted.id())
-}
-
-/// Keeps the lease for as long as the catalog is served, and gets another one where it is gone.
-pub(super) async fn keep(core: Arc<Core>, presence: Presence) {
+/// Keeps the lease alive for as long as the catalog is served, and replaces it when it is lost.
+pub(super) async fn keep(client: Arc<Client>, replica: Arc<Replica>, presence: Presence) {
     loop {
-        let lease = core.lease.load(Ordering::Acquire);
-        let alive = match beat(&core, lease).await {
+        let alive = match client::keep_alive(&client.members, client.lease.id()).await {
             Ok(()) => true,
             Err(CallError { kind: Kind::LeaseGone, .. }) => false,
-            // Whether it is gone is not known: it is not while the cluster has no quorum.
-            Err(trouble) => {
-                log::debug!("the lease of this instance: {}", trouble.text);
+            // It may still exist: leases do not expire while the cluster has no quorum.
+            Err(error) => {
+                log::debug!("the lease of this instance: {}", error.text);
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 continue;
             }
         };
-        if !alive && let Err(trouble) = renew(&core, &presence).await {
-            log::debug!("no lease for this instance: {}", trouble.text);
+        if !alive && let Err(error) = replace(&client, &replica, &presence).await {
+            log::debug!("no lease for this instance: {}", error.text);
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;
         }
-        let _ = timeout(BEAT, core.lease_gone.notified()).await;
+        client.lease.await_loss(BEAT).await;
     }
 }
 
-/// Says that this instance lives.
-async fn beat(core: &Core, lease: i64) -> Result<(), CallError> {
-    // What comes back could keep the lease alive further; one message now and then does, too.
-    core.members
-        .ask(ANSWER, async move |client| client.lease_client().keep_alive(lease).await)
-        .await
-        .map(drop)
-}
-
-/// Gets another lease. What the last one held is for others to mend by now.
-async fn renew(core: &Core, presence: &Presence) -> Result<(), CallError> {
-    let lease = grant(&core.members).await?;
-    if !presence.appear(&core.members, &core.keys, lease, None).await? {
-        let why = core.namesake(&presence.serving.node);
-        core.watch_failed(WatchFault::Namesake, &why);
-        // It holds nothing, and would count on for a while.
-        let _ = core.members.ask(ANSWER, async move |client| client.lease_client().revoke(lease).await).await;
+/// Obtains another lease and appears under it. The claims under the last one have ended; other instances recover their
+/// volumes.
+async fn replace(client: &Client, replica: &Replica, presence: &Presence) -> Result<(), CallError> {
+    let lease = client::grant(&client.members).await?;
+    if !presence.appear(&client.members, &client.keys, lease, None).await? {
+        let why = namesake(client, &presence.serving.node);
+        replica.fail(Fault::Namesake, &why);
+        // It holds nothing; unrevoked it would count for its 15 s.
+        let _ = client::revoke(&client.members, lease).await;
         return Err(CallError { kind: Kind::Refused, text: why, asked: Instant::now() });
     }
-    core.watch_recovered(WatchFault::Namesake);
-    if core.lease.swap(lease, Ordering::AcqRel) != NONE {
+    replica.recover(Fault::Namesake);
+    if client.lease.replace(lease) != NO_LEASE {
         log::warn!(
             "the catalog {}: this instance was away for longer than {TTL} s; what it had begun is mended by others",
-            core.location
+            client.location
         );
     }
     Ok(())
 }
 
-/// Ends what holds while this instance lives, at once.
-pub(super) async fn leave(core: &Core) {
-    if let Err(trouble) = revoke(core, core.lease.load(Ordering::Acquire)).await {
-        log::debug!("the lease of this instance ends by itself: {}", trouble.text);
+/// Ends the lease of an instance that stops, so that nobody waits for it to expire.
+pub(super) async fn leave(client: &Client) {
+    if let Err(error) = client::revoke(&client.members, client.lease.id()).await {
+        log::debug!("the lease of this instance ends by itself: {}", error.text);
     }
 }
 
-/// Ends what a history that came back has of this instance's: claims that it has given back since, whose lease it would
-/// keep for ever. The next lease holds nothing. Returns whether that is done.
-pub(super) async fn end(core: &Core) -> bool {
-    let lease = core.lease.load(Ordering::Acquire);
-    match revoke(core, lease).await {
-        Ok(()) | Err(CallError { kind: Kind::LeaseGone, .. }) => {
-            // Where it is another one by now, that is of the history that there is.
-            let _ = core.lease.compare_exchange(lease, NONE, Ordering::AcqRel, Ordering::Acquire);
-            core.lease_gone.notify_one();
-            true
-        }
-        Err(trouble) => {
-            log::debug!("the lease of this instance: {}", trouble.text);
-            false
-        }
-    }
-}
-
-async fn revoke(core: &Core, lease: i64) -> Result<(), CallError> {
-    core.members.ask(ANSWER, async move |client| client.lease_client().revoke(lease).await).await.map(drop)
+/// The fault of an instance whose name was taken while it was cut off.
+fn namesake(client: &Client, node: &str) -> String {
+    format!(
+        "another instance took the name {node} while this one was cut off from the catalog {}: stop one of them, or set \
+         \"node\" to another name there",
+        client.location
+    )
 }

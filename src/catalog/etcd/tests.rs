@@ -1,9 +1,9 @@
 //! The engine with a real etcd: what every engine promises, and what only one that is shared must.
 
-mod hearing;
+mod faults;
 mod names;
-mod spooling;
-mod trouble;
+mod outbox;
+mod watch;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt as _;
@@ -15,9 +15,10 @@ use std::time::Instant;
 
 use futures_util::future::join_all;
 
+use super::txn::SLOTS;
 use super::*;
 use crate::catalog::contract::{self, create, host, mount, mount_id, remove, volume};
-use crate::catalog::{Credentials, Named, Outcome, Refusal, RowKey, Volume};
+use crate::catalog::{CandidateName, Cluster, Credentials, Instance, Outcome, Refusal, RowKey, Volume};
 use crate::model::host::HostName;
 use crate::model::options::Options;
 
@@ -156,8 +157,13 @@ impl Server {
 
     pub(super) fn instance(&self, node: &str) -> Instance {
         let spool: PathBuf = self.dir.path().join("spools").join(node);
-        let named = Named { name: HostName::parse(node).unwrap(), configured: true };
-        Instance { named, credentials: Credentials::default(), spool, request: Duration::from_secs(20) }
+        let candidate = CandidateName { name: HostName::parse(node).unwrap(), configured: true };
+        Instance {
+            candidate_name: candidate,
+            credentials: Credentials::default(),
+            spool,
+            request: Duration::from_secs(20),
+        }
     }
 
     /// An instance of the catalog with this prefix.
@@ -258,30 +264,33 @@ async fn a_directory_is_moved_by_one_instance_at_a_time() {
     let server = Server::start();
     let (one, other) = (server.open("moves", "store1").await, server.open("moves", "store2").await);
     let made = create(&one, "db").await;
-    let claimed = one.claim(made.id).await.unwrap();
+    let claimed = one.try_lock(made.id).await.unwrap();
     assert!(claimed.is_some());
-    assert!(other.claim(made.id).await.unwrap().is_none());
+    assert!(other.try_lock(made.id).await.unwrap().is_none());
     let refused = other.submit(mount(&made, "web1", "x")).await;
     assert!(matches!(refused, Err(CatalogError::Refused(Refusal::Moving(_)))), "{refused:?}");
     drop(claimed);
     // It is given back in the background; and to the same instance in the order of calls.
-    assert!(one.claim(made.id).await.unwrap().is_some());
-    eventually("the claim is given back", async || other.claim(made.id).await.unwrap().is_some()).await;
+    assert!(one.try_lock(made.id).await.unwrap().is_some());
+    eventually("the claim is given back", async || other.try_lock(made.id).await.unwrap().is_some()).await;
     eventually("the volume can be mounted", async || other.submit(mount(&made, "web1", "x")).await.is_ok())
         .await;
 
     // A volume that is being made belongs to who makes it, and is not visible to anybody.
     let half = volume("half");
     done(&one, Change::Insert(half.clone())).await;
-    assert!(other.claim(half.id).await.unwrap().is_none());
+    assert!(other.try_lock(half.id).await.unwrap().is_none());
     assert!(!other.view().volume("half").unwrap().visible);
-    let lost = other.news().unwrap().borrow().lost;
+    let lost = other.peer_events().unwrap().borrow().lost_instances;
     drop(one);
     // Nobody gave it back: it ends with the instance's lease.
-    eventually("the instance is missed", async || other.news().unwrap().borrow().lost > lost).await;
+    eventually("the instance is missed", async || {
+        other.peer_events().unwrap().borrow().lost_instances > lost
+    })
+    .await;
     eventually("its volume is shown", async || other.view().volume("half").unwrap().visible).await;
     assert!(other.view().volume("half").unwrap().unconfirmed);
-    assert!(other.claim(half.id).await.unwrap().is_some());
+    assert!(other.try_lock(half.id).await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -353,7 +362,7 @@ async fn what_is_sent_into_the_void_counts_once() {
                         name: made.name.clone(),
                         host: contract::host(&host),
                         id: mount_id("x"),
-                        meant: None,
+                        target: None,
                     };
                     catalog.submit(unmount).await.unwrap();
                     mounts -= 1;
@@ -442,7 +451,7 @@ async fn a_prefix_that_is_somebody_elses_is_left_alone() {
 }
 
 fn unmount(volume: &Volume, id: &str) -> Change {
-    Change::Unmount { name: volume.name.clone(), host: host("web1"), id: mount_id(id), meant: None }
+    Change::Unmount { name: volume.name.clone(), host: host("web1"), id: mount_id(id), target: None }
 }
 
 /// How long anything may take on a machine that is busy: the time that a lease outlives its instance, and some more.
@@ -561,7 +570,7 @@ async fn what_contradicts_the_cluster_is_read_again() {
     let etcd = opened(server.cluster("doubt"), server.instance("store1")).await;
     let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
     let made = create(&catalog, "db").await;
-    etcd.core.replica.mistake(&RowKey::Volume(made.name.clone()));
+    etcd.core.replica.memory.mistake(&RowKey::Volume(made.name.clone()));
     let mounted = timeout(SOON, catalog.submit(mount(&made, "web1", "x"))).await;
     mounted.expect("it is not tried for ever").unwrap();
     assert_eq!(catalog.view().volume("db").unwrap().mounts.len(), 1);

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::catalog::clones::{Cloned, Used};
+use crate::catalog::entities::{
+    BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Volume,
+};
 use crate::catalog::rules::moment;
-use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, Volume};
 use crate::model::mountpoints::Mountpoints;
 use crate::model::mounts::Mount;
 
@@ -208,7 +209,7 @@ impl<'a> HostForm<'a> {
             cloned,
             certain_from,
         } = host;
-        let used = used.iter().map(|Used { serial, addresses }| UsedForm {
+        let used = used.iter().map(|CertificateUse { serial, addresses }| UsedForm {
             serial: serial.as_str().into(),
             addresses: addresses.clone(),
         });

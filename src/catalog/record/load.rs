@@ -16,9 +16,11 @@ use super::form::{
     VolumeForm,
 };
 use super::{Table, place};
-use crate::catalog::clones::{Cloned, Used};
+use crate::catalog::entities::{
+    BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Volume,
+};
 use crate::catalog::rules::{MountKey, RowKey, Write, moment, ordered};
-use crate::catalog::view::{BackendRecord, BackendState, Certificate, Host, Removed, View, Volume};
+use crate::catalog::view::View;
 use crate::model::backend::{BackendId, BackendName};
 use crate::model::host::HostName;
 use crate::model::mountpoints::Mountpoints;
@@ -330,7 +332,7 @@ fn host(at: &At<'_>, record: HostForm<'_>) -> Result<Host, InvalidRow> {
     });
     let used = used
         .into_iter()
-        .map(|UsedForm { serial, addresses }| Used { serial: serial.into_owned(), addresses });
+        .map(|UsedForm { serial, addresses }| CertificateUse { serial: serial.into_owned(), addresses });
     let time = |field, text: Option<Cow<'_, str>>| text.map(|text| at.time(field, &text)).transpose();
     Ok(Host {
         activation: Activation(activation),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::{Decision, Write, moment};
-use crate::catalog::view::{BackendRecord, Certificate, Host, View};
+use crate::catalog::entities::{BackendRecord, Certificate, Host};
+use crate::catalog::view::View;
 use crate::catalog::{Outcome, Refusal};
 use crate::model::backend::BackendName;
 use crate::model::host::HostName;

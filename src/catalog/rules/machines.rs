@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::{MountKey, Write, ordered};
 use crate::catalog::Outcome;
-use crate::catalog::view::{View, Volume};
+use crate::catalog::entities::Volume;
+use crate::catalog::view::View;
 use crate::model::host::HostName;
 use crate::model::mounts::{Activation, Ledger, Mount};
 use crate::model::volume::MountId;

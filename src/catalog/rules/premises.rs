@@ -69,11 +69,11 @@ impl View {
             // Entries of activations between the one that is taken and the present one are known: whoever knows an
             // activation knows all that was counted before it began. Older entries than the one that is taken have no
             // say, and there may be more of them than an engine can name.
-            Change::Unmount { name, host: called, id, meant } => {
+            Change::Unmount { name, host: called, id, target } => {
                 let by = self.name_now(called);
                 premises.extend((by != called).then(|| host(by)));
                 premises.push(mount(name, by, id, self.activation(by)));
-                let until = meant.as_ref().map(|meant| meant.activation);
+                let until = target.as_ref().map(|target| target.activation);
                 let taken = self.volumes.get(name).and_then(|volume| volume.mounts.newest(by, id, until));
                 let taken = taken.map(|taken| mount(name, by, id, taken.activation));
                 premises.extend(taken.filter(|taken| !premises.contains(taken)));

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::catalog::view::{BackendRecord, Host, Removed, Volume};
+use crate::catalog::entities::{BackendRecord, Host, Removed, Volume};
 use crate::model::backend::BackendName;
 use crate::model::host::HostName;
 use crate::model::mounts::{Activation, Mount};

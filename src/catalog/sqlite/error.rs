@@ -2,7 +2,9 @@
 
 use std::error::Error;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use rusqlite::ErrorCode;
 
 use crate::catalog::record::InvalidRow;
 
@@ -166,4 +168,18 @@ pub enum OpenError {
         #[source]
         source: rusqlite::Error,
     },
+}
+
+impl OpenError {
+    /// Returns the reason that an error of SQLite stands for: a damaged file, or a failure of the engine.
+    pub(super) fn of_engine(path: &Path, source: rusqlite::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.sqlite_error_code() {
+            // `Unknown` stands for a missing table or column: an unreadable page looks the same.
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => {
+                Self::Damaged { path, source: source.into() }
+            }
+            _ => Self::Engine { path, source },
+        }
+    }
 }

@@ -11,15 +11,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::error::OpenError;
-use super::place::{Lock, beside, make_directory, refuse_shared, sync_directory};
+use super::lock::Lock;
+use super::place::{beside, make_directory, refuse_shared, sync_directory};
 use super::presence::Presence;
+use super::rows::{load, store};
 use super::schema::{self, APPLICATION_ID, APPLICATION_ID_AT, HEADER, MAGIC, MIGRATIONS};
-use super::writer::store;
 use crate::catalog::View;
-use crate::catalog::record::{Loader, Table};
+use crate::catalog::record::Table;
 
 /// A file that was found to be a catalog.
 pub(super) struct Opened {
@@ -201,7 +202,7 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
     match connection {
         Ok((connection, false)) => Ok(connection),
         Ok((_, true)) => Err(OpenError::ReadOnly { path: path.into() }),
-        Err(source) => Err(tell(path, source)),
+        Err(source) => Err(OpenError::of_engine(path, source)),
     }
 }
 
@@ -210,7 +211,7 @@ pub(super) const BUSY: Duration = Duration::from_secs(30);
 
 /// Reads everything, and brings an older schema up to date once all of it was understood.
 fn read(path: &Path, connection: &mut Connection) -> Result<View, OpenError> {
-    let engine = |source| tell(path, source);
+    let engine = |source| OpenError::of_engine(path, source);
     let found = schema::version(connection).map_err(engine)?;
     let known = MIGRATIONS.len();
     let from = match usize::try_from(found) {
@@ -240,26 +241,6 @@ fn read(path: &Path, connection: &mut Connection) -> Result<View, OpenError> {
     Ok(view)
 }
 
-/// Reads every row.
-pub(super) fn load(path: &Path, connection: &Connection) -> Result<View, OpenError> {
-    let engine = |source| tell(path, source);
-    let row_error = |source| OpenError::Row { path: path.into(), source };
-    let text_error =
-        |error: rusqlite::types::FromSqlError| OpenError::Damaged { path: path.into(), source: error.into() };
-    let mut loader = Loader::default();
-    for table in Table::ALL {
-        let mut statement = connection.prepare(schema::select(table)).map_err(engine)?;
-        let parts = table.key().len();
-        let mut rows = statement.query([]).map_err(engine)?;
-        while let Some(row) = rows.next().map_err(engine)? {
-            let text = |index| row.get_ref(index).map_err(engine)?.as_str().map_err(text_error);
-            let key = (0..parts).map(text).collect::<Result<Vec<_>, _>>()?;
-            loader.take(table, &key, text(parts)?).map_err(row_error)?;
-        }
-    }
-    loader.finish().map_err(row_error)
-}
-
 /// Sets what a serving connection needs.
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY)?;
@@ -272,16 +253,4 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     let _: i64 = connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |row| row.get(0))?;
     connection.set_prepared_statement_cache_capacity(2 * Table::ALL.len());
     Ok(())
-}
-
-/// What SQLite's error says of the file.
-pub(super) fn tell(path: &Path, source: rusqlite::Error) -> OpenError {
-    let path = path.to_path_buf();
-    match source.sqlite_error_code() {
-        // A table or column that is not there, like a page that cannot be.
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => {
-            OpenError::Damaged { path, source: source.into() }
-        }
-        _ => OpenError::Engine { path, source },
-    }
 }

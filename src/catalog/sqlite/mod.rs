@@ -24,10 +24,12 @@
 mod checkpoint;
 mod error;
 mod file;
+mod lock;
 mod offline;
 mod pending;
 mod place;
 mod presence;
+mod rows;
 mod schema;
 mod writer;
 
@@ -42,9 +44,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{oneshot, watch};
 
 pub use self::error::OpenError;
-pub use self::offline::{Claim, peek, read};
+use self::lock::Lock;
+pub use self::offline::{NewCatalog, peek, read};
 use self::pending::Pending;
-use self::place::Lock;
+
 use self::writer::{Files, Job, Writer};
 use super::{Catalog, CatalogError, Change, Location, Submitted, View};
 

@@ -9,7 +9,9 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::error::OpenError;
 use super::file::{self, BUSY};
-use super::place::{Lock, beside};
+use super::lock::Lock;
+use super::place::beside;
+use super::rows;
 use super::schema::{self, MIGRATIONS};
 use crate::catalog::View;
 
@@ -37,7 +39,7 @@ pub fn peek(path: &Path) -> Result<View, OpenError> {
         done => return done,
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let engine = |source| file::tell(path, source);
+    let engine = |source| OpenError::of_engine(path, source);
     let mut connection = Connection::open_with_flags(path, flags).map_err(engine)?;
     connection.busy_timeout(BUSY).map_err(engine)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(engine)?;
@@ -45,19 +47,19 @@ pub fn peek(path: &Path) -> Result<View, OpenError> {
     if usize::try_from(found).is_ok_and(|found| found > MIGRATIONS.len()) {
         return Err(OpenError::Newer { path: path.into(), found, known: MIGRATIONS.len() });
     }
-    file::load(path, &transaction)
+    rows::load(path, &transaction)
 }
 
 /// The right to make a catalog where there is none, or an empty one.
 #[derive(Debug)]
-pub struct Claim {
+pub struct NewCatalog {
     path: PathBuf,
     lock: Lock,
 }
 
-impl Claim {
+impl NewCatalog {
     /// Claims a file that does not exist.
-    pub fn missing(path: &Path) -> Result<Self, OpenError> {
+    pub fn if_missing(path: &Path) -> Result<Self, OpenError> {
         let path = file::real(path)?;
         let lock = Lock::take(&path)?;
         if fs::symlink_metadata(&path).is_ok() {
@@ -67,7 +69,7 @@ impl Claim {
     }
 
     /// Claims a file that does not exist, or holds a catalog without a record.
-    pub fn empty(path: &Path) -> Result<Self, OpenError> {
+    pub fn if_empty(path: &Path) -> Result<Self, OpenError> {
         let path = file::real(path)?;
         let lock = Lock::take(&path)?;
         match exists(&path) {

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::writer::BATCH;
 use crate::catalog::{CatalogError, Change, Outcome, View, Write};
 use crate::model::volume::VolumeName;
+
+/// The most changes that one transaction takes, so that the first of them does not wait for too many.
+pub(super) const MAX_BATCH: usize = 1024;
 
 /// What waits for the writer.
 #[derive(Debug, Default)]
@@ -29,7 +31,7 @@ impl Pending {
         change: &Change,
         view: &ArcSwap<View>,
     ) -> Option<Result<Outcome, CatalogError>> {
-        if self.jobs > 0 || !change.may_follow() || self.following.len() >= BATCH {
+        if self.jobs > 0 || !change.may_follow() || self.following.len() >= MAX_BATCH {
             return None;
         }
         let mut draft = View::clone(&view.load());

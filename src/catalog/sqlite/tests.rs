@@ -380,7 +380,7 @@ async fn a_full_catalog_refuses_what_needs_room_and_nothing_else() {
         Change::Publish(first.name.clone(), first.id),
         Change::Insert(large("more")),
         Change::Insert(volume("db")),
-        Change::Unmount { name: name("db"), host: host("web9"), id: contract::mount_id("x"), meant: None },
+        Change::Unmount { name: name("db"), host: host("web9"), id: contract::mount_id("x"), target: None },
     ];
     let submitted: Vec<_> = changes.into_iter().map(|change| catalog.submit(change)).collect();
     let mut results = Vec::new();

@@ -15,17 +15,15 @@ use tokio::sync::oneshot;
 use super::checkpoint::{Checkpoints, empty_log};
 use super::error::OpenError;
 use super::file::{self, Opened};
-use super::pending::{Pending, volumes_of};
-use super::place::{Lock, beside};
+use super::lock::Lock;
+use super::pending::{MAX_BATCH, Pending, volumes_of};
+use super::place::beside;
 use super::presence::Presence;
+use super::rows::store;
 use super::schema;
-use crate::catalog::record::{Row, encode};
 use crate::catalog::{CatalogError, Change, Outcome, View, Write};
 use crate::error::chain;
 use crate::model::volume::VolumeName;
-
-/// How many changes one transaction takes at most, so that the first of them does not wait for too many.
-pub(super) const BATCH: usize = 1024;
 
 /// How long the queue must be empty before what was left over is done: what a failure left is put right, and records
 /// are stored that nobody waits for.
@@ -125,7 +123,7 @@ impl Writer {
             let well = !self.unsettled && !self.gone && !changed && self.fault.load().is_none();
             match queue.recv_timeout(if well { LOOK } else { PAUSE }) {
                 Ok(first) => {
-                    self.turn(std::iter::once(first).chain(queue.try_iter()).take(BATCH).collect());
+                    self.turn(std::iter::once(first).chain(queue.try_iter()).take(MAX_BATCH).collect());
                     changed = true;
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -158,7 +156,7 @@ impl Writer {
                 },
             ));
         }
-        if writes.is_empty() && following.len() < BATCH {
+        if writes.is_empty() && following.len() < MAX_BATCH {
             self.pending().following = following;
         } else if let Err(failure) = self.keep(&draft, writes, following) {
             (draft, results) = self.without_disk(&base, &batch, &failure.into());
@@ -357,24 +355,4 @@ impl Writer {
         // Only now may another process have the file.
         drop(lock);
     }
-}
-
-/// Stores and deletes records, inside the caller's transaction.
-pub(super) fn store(
-    transaction: &Connection,
-    writes: impl IntoIterator<Item = impl std::borrow::Borrow<Write>>,
-) -> Result<(), Failure> {
-    for write in writes {
-        let Row { table, key, record } = encode(write.borrow())?;
-        let key = key.iter().map(|part| &**part);
-        match &record {
-            Some(record) => transaction
-                .prepare_cached(schema::store(table))?
-                .execute(rusqlite::params_from_iter(key.chain([record.as_str()])))?,
-            None => {
-                transaction.prepare_cached(schema::delete(table))?.execute(rusqlite::params_from_iter(key))?
-            }
-        };
-    }
-    Ok(())
 }

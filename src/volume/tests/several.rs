@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::backend::{Health, VolumeState};
-use crate::catalog::{Asked, BackendState, Claimed, News, Outcome, Refusal, Removed};
+use crate::catalog::{BackendState, CatalogFuture, DistributedLock, Outcome, PeerEvents, Refusal, Removed};
 use crate::model::backend_settings::BackendSettings;
 use crate::volume::recovery_state::Leftovers;
 
@@ -96,7 +96,7 @@ struct Instance {
     still_claiming: AtomicBool,
     stands: Arc<Notify>,
     goes_on: Arc<Notify>,
-    news: watch::Sender<News>,
+    peer_events: watch::Sender<PeerEvents>,
 }
 
 impl Instance {
@@ -113,7 +113,7 @@ impl Instance {
             still_claiming: AtomicBool::new(false),
             stands: Arc::default(),
             goes_on: Arc::default(),
-            news: watch::Sender::default(),
+            peer_events: watch::Sender::default(),
         })
     }
 
@@ -151,7 +151,7 @@ impl Instance {
         self.syncs.load(Ordering::Relaxed)
     }
 
-    fn answer<T: Send + 'static>(&self, answer: impl FnOnce() -> T) -> Asked<T> {
+    fn answer<T: Send + 'static>(&self, answer: impl FnOnce() -> T) -> CatalogFuture<T> {
         if self.silent.load(Ordering::Relaxed) {
             return Box::pin(std::future::pending());
         }
@@ -197,18 +197,18 @@ impl Catalog for Instance {
         })
     }
 
-    fn sync(&self) -> Asked<()> {
+    fn sync(&self) -> CatalogFuture<()> {
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.answer(|| ())
     }
 
-    fn claim(&self, id: VolumeId) -> Asked<Option<Claimed>> {
+    fn try_lock(&self, id: VolumeId) -> CatalogFuture<Option<DistributedLock>> {
         let (cluster, number) = (Arc::clone(&self.cluster), self.number);
         let asked = self.answer(move || {
             let mut held = cluster.held.lock().unwrap();
             // Who makes it has it already.
             match held.making.get(&id) {
-                Some((maker, _)) if *maker == number => return Some(Claimed::default()),
+                Some((maker, _)) if *maker == number => return Some(DistributedLock::default()),
                 Some(_) => return None,
                 None => {}
             }
@@ -219,7 +219,7 @@ impl Catalog for Instance {
             let claimed = held.claimed;
             held.claims.insert(id, (number, claimed));
             drop(held);
-            Some(Claimed::until(move || {
+            Some(DistributedLock::new(move || {
                 let mut held = cluster.held.lock().unwrap();
                 if held.claims.get(&id).is_some_and(|(_, latest)| *latest == claimed) {
                     held.claims.remove(&id);
@@ -242,8 +242,8 @@ impl Catalog for Instance {
         true
     }
 
-    fn news(&self) -> Option<watch::Receiver<News>> {
-        Some(self.news.subscribe())
+    fn peer_events(&self) -> Option<watch::Receiver<PeerEvents>> {
+        Some(self.peer_events.subscribe())
     }
 
     fn location(&self) -> &str {
@@ -350,7 +350,7 @@ impl Both {
     /// Takes one for lost, and tells the other.
     fn lose(&self, lost: usize) {
         self.cluster.lose(lost);
-        self.catalogs[1 - lost].news.send_modify(|news| news.lost += 1);
+        self.catalogs[1 - lost].peer_events.send_modify(|events| events.lost_instances += 1);
     }
 
     /// Begins a Remove at the first instance, which stands still between its claim and what it claimed the directory for,
@@ -671,7 +671,7 @@ async fn a_remove_that_cannot_be_recorded_puts_the_directory_back_when_the_catal
     both.catalogs[0].loses_touch(true);
     both.catalogs[0].go_on();
     assert!(removing.await.unwrap().is_err());
-    assert!(both.trashed_data(id), "nothing is moved on old news");
+    assert!(both.trashed_data(id), "nothing is moved on old events");
     both.catalogs[0].loses_touch(false);
     both.mount(0, "db").await.unwrap();
     assert!(both.has_data("db"));

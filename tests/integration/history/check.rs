@@ -17,11 +17,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use super::model::{Access, Deed, Sight, World};
 
-/// How many guesses are looked at for one answer before the search gives up.
+/// How many guesses are looked at for one answer before the narrow search gives up.
 const LIMIT: usize = 50_000;
 
-/// How many guesses are kept from one answer to the next before the search gives up.
+/// How many guesses are kept from one answer to the next before the narrow search gives up.
 const KEPT: usize = 3_000;
+
+/// How many times as many the wide search may have. It is made for the few names that the narrow one cannot explain.
+const WIDE: usize = 10;
 
 /// One operation on the name.
 #[derive(Debug, Clone)]
@@ -79,6 +82,15 @@ enum Breadth {
     Narrow,
     /// Also those that a look needs which is under way: it may have seen the world before.
     Wide,
+}
+
+impl Breadth {
+    fn limit(self, narrow: usize) -> usize {
+        match self {
+            Self::Narrow => narrow,
+            Self::Wide => WIDE * narrow,
+        }
+    }
 }
 
 fn attempt(items: &[Item], breadth: Breadth) -> Result<(), Unexplained> {
@@ -159,7 +171,7 @@ impl<'a> Search<'a> {
         self.forget(at);
         let guesses = std::mem::take(&mut self.guesses);
         self.guesses = self.best(guesses);
-        if self.guesses.len() > KEPT { Err(self.unexplained(at, true)) } else { Ok(()) }
+        if self.guesses.len() > self.breadth.limit(KEPT) { Err(self.unexplained(at, true)) } else { Ok(()) }
     }
 
     /// The guesses in which this operation has had its moment, and the others.
@@ -192,7 +204,7 @@ impl<'a> Search<'a> {
                     left.push_back(next);
                 }
             }
-            if seen.len() > LIMIT {
+            if seen.len() > self.breadth.limit(LIMIT) {
                 return None;
             }
         }

@@ -37,12 +37,12 @@ async fn read_now(cluster: &Cluster) -> Result<View, OpenError> {
 
 async fn import(cluster: &Cluster, view: &View) -> Result<(), OpenError> {
     let (cluster, view) = (cluster.clone(), view.clone());
-    blocking(move || Claim::empty(&cluster, &Credentials::default())?.fill(&view)).await
+    blocking(move || NewCatalog::if_empty(&cluster, &Credentials::default())?.fill(&view)).await
 }
 
 async fn rebuild(cluster: &Cluster) -> Result<(), OpenError> {
     let cluster = cluster.clone();
-    blocking(move || Claim::missing(&cluster, &Credentials::default())?.fill(&View::default())).await
+    blocking(move || NewCatalog::if_missing(&cluster, &Credentials::default())?.fill(&View::default())).await
 }
 
 /// Has an import come as far as this many of its records, as one that is killed then does.

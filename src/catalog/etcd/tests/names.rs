@@ -57,7 +57,7 @@ async fn a_killed_instance_keeps_its_name_from_itself_not_at_all_and_from_others
 async fn a_machine_that_nobody_named_is_not_let_in_and_a_name_that_is_kept_is() {
     let server = Server::start();
     let called = |name: &str, configured: bool| Instance {
-        named: Named { name: HostName::parse(name).unwrap(), configured },
+        candidate_name: CandidateName { name: HostName::parse(name).unwrap(), configured },
         ..server.instance("store1")
     };
     let refused = try_open(&server, "nameless", called("localhost", false)).await.map(drop).unwrap_err();

@@ -2,7 +2,6 @@
 //!
 //! Knows no record. It never asks twice by itself: whether a question may be repeated is for those to say who ask.
 
-use std::error::Error as _;
 use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,53 +11,19 @@ use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptio
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::error::OpenError;
+use super::call::{CallError, Kind};
+use crate::catalog::etcd::error::OpenError;
 use crate::catalog::{Cluster, Credentials};
 use crate::files;
 
 /// How long a member may take to answer before the next one is asked. An election takes about as long.
-pub(super) const ANSWER: Duration = Duration::from_secs(2);
+pub(crate) const ANSWER: Duration = Duration::from_secs(2);
 
 /// How often a connection is looked after, and how long it may be silent then.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3));
 
-/// Why a member gave no answer that counts.
-#[derive(Debug, Clone)]
-pub(super) struct CallError {
-    pub(super) kind: Kind,
-    /// The member and what became of the question.
-    pub(super) text: String,
-    /// When it was asked.
-    pub(super) asked: Instant,
-}
-
-/// What is known of a question that was not answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// The cluster refused: nothing was done, and another member says the same.
-    Refused,
-    /// It takes no change in until somebody looks after it: it has no room, or its members hold different things.
-    /// Nothing will be done, and nothing was, unless it ran out of room by this very question.
-    Full,
-    /// The user or the password is not known: nothing was done. They may just have been changed.
-    LockedOut,
-    /// A lease of ours is no more: nothing was done.
-    LeaseGone,
-    /// What was asked for lies before the cluster's last compaction.
-    Compacted,
-    /// What was asked for lies behind the end of the cluster's history.
-    Ahead,
-    /// Nobody listens there, or nobody looks at what is asked with a token that a later change of any user or role made
-    /// useless: nothing was done, and with another client it may be.
-    Unsent,
-    /// Certificates do not fit: nothing was asked.
-    Certificates,
-    /// Nothing is known: it may have been done, or be done yet.
-    Unanswered,
-}
-
 /// The members of a cluster.
-pub(super) struct Members {
+pub(crate) struct Members {
     urls: Vec<String>,
     credentials: Credentials,
     /// What the files of the credentials held when they were last good.
@@ -92,7 +57,7 @@ struct Contents {
 
 impl Members {
     /// Reads the credentials; asks nobody.
-    pub(super) fn new(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
+    pub(crate) fn new(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
         let read = Contents::read(credentials)?;
         let scheme = if credentials.ca.is_some() { "https" } else { "http" };
         let urls = cluster.members.iter().map(|member| format!("{scheme}://{member}")).collect();
@@ -107,13 +72,13 @@ impl Members {
     }
 
     /// How many there are.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.urls.len()
     }
 
     /// Asks the present member; where it does not answer within `limit`, the next question goes to another one, and
     /// where it does not let this instance in, the credentials are read again.
-    pub(super) async fn ask<T, F>(
+    pub(crate) async fn ask<T, F>(
         &self,
         limit: Duration,
         question: impl FnOnce(Arc<Client>) -> F,
@@ -123,13 +88,13 @@ impl Members {
     {
         let asked = Instant::now();
         let made = timeout(limit, self.client()).await;
-        let made = made.unwrap_or_else(|_| Err(silence(self.url(self.current().at), limit)));
+        let made = made.unwrap_or_else(|_| Err(CallError::timed_out(self.url(self.current().at), limit)));
         let trouble = match made {
             Ok((number, at, client)) => {
                 let trouble = match timeout(limit, question(client)).await {
                     Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(error)) => trouble(self.url(at), &error),
-                    Err(_) => silence(self.url(at), limit),
+                    Ok(Err(error)) => CallError::of(self.url(at), &error),
+                    Err(_) => CallError::timed_out(self.url(at), limit),
                 };
                 match trouble.kind {
                     Kind::Unsent | Kind::Unanswered | Kind::Certificates | Kind::LockedOut => {
@@ -160,7 +125,7 @@ impl Members {
         };
         // It ends without a word only with the runtime.
         let made = coming.wait_for(Option::is_some).await.ok().and_then(|made| made.clone());
-        made.unwrap_or_else(|| Err(silence("", ANSWER)))
+        made.unwrap_or_else(|| Err(CallError::timed_out("", ANSWER)))
     }
 
     /// Begins to make the present member's client, once for all who wait for it, and whether or not they do so until its
@@ -175,8 +140,8 @@ impl Members {
         tokio::spawn(async move {
             let made = match timeout(ANSWER, Client::connect([&url], Some(options))).await {
                 Ok(Ok(client)) => Ok((number, at, Arc::new(client))),
-                Ok(Err(error)) => Err(trouble(&url, &error)),
-                Err(_) => Err(silence(&url, ANSWER)),
+                Ok(Err(error)) => Err(CallError::of(&url, &error)),
+                Err(_) => Err(CallError::timed_out(&url, ANSWER)),
             };
             let mut current = lock(&shared);
             // Else the credentials are other ones by now.
@@ -194,7 +159,7 @@ impl Members {
     }
 
     /// Asks the next member from now on, because the present one does not do what it was asked for.
-    pub(super) fn suspect(&self) {
+    pub(crate) fn suspect(&self) {
         let number = self.current().number;
         self.give_up(number);
     }
@@ -217,7 +182,7 @@ impl Members {
 
     /// Reads the credentials' files again; where they hold something else, it is used from now on. What cannot be read
     /// is told, and what was read before stays in use.
-    pub(super) async fn follow(&self) -> Result<bool, OpenError> {
+    pub(crate) async fn follow(&self) -> Result<bool, OpenError> {
         let reading = Arc::clone(&self.reading).lock_owned().await;
         let credentials = self.credentials.clone();
         // On a thread that may wait for the storage.
@@ -247,88 +212,6 @@ impl Members {
 /// It is whole after every statement under this lock.
 fn lock(current: &Mutex<Current>) -> MutexGuard<'_, Current> {
     current.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What is known of a question that a member answered with an error.
-fn trouble(member: &str, error: &Error) -> CallError {
-    let (kind, what) = match error {
-        Error::GRpcStatus(status) => {
-            // The numbers are those of gRPC's status codes.
-            let kind = match (status.code() as i32, status.message()) {
-                (5, message) if message.contains("lease") => Kind::LeaseGone,
-                (11, message) if message.contains("future revision") => Kind::Ahead,
-                (11, _) => Kind::Compacted,
-                (8, message) if message.contains("too many requests") => Kind::Unanswered,
-                (8, _) => Kind::Full,
-                (15, message) if message.contains("corrupt cluster") => Kind::Full,
-                (16, _) => Kind::LockedOut,
-                (3, message) if message.contains("authentication failed") => Kind::LockedOut,
-                (3, message) if message.contains("revision of auth store is old") => Kind::Unsent,
-                (3 | 5 | 7 | 9 | 12, _) => Kind::Refused,
-                _ if is_about_certificates(error) => Kind::Certificates,
-                _ if is_unsent(error) => Kind::Unsent,
-                _ => Kind::Unanswered,
-            };
-            (kind, innermost(error).unwrap_or_else(|| status.message().to_owned()))
-        }
-        Error::LeaseKeepAliveError(what) if what.contains("not found") => (Kind::LeaseGone, what.clone()),
-        Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
-            (Kind::Refused, error.to_string())
-        }
-        _ if is_about_certificates(error) => {
-            (Kind::Certificates, innermost(error).unwrap_or_else(|| error.to_string()))
-        }
-        _ => (Kind::Unanswered, innermost(error).unwrap_or_else(|| error.to_string())),
-    };
-    CallError { kind, text: format!("{member}: {what}"), asked: Instant::now() }
-}
-
-/// A question that a member did not answer in time.
-fn silence(member: &str, limit: Duration) -> CallError {
-    let text = format!("{member}: no answer within {}", humantime::format_duration(limit));
-    CallError { kind: Kind::Unanswered, text, asked: Instant::now() }
-}
-
-/// The sources of an error of the client, which does not tell of them itself.
-fn sources(error: &Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    let first = match error {
-        Error::GRpcStatus(status) => status.source(),
-        Error::TransportError(transport) => transport.source(),
-        Error::IoError(io) => {
-            let io: &(dyn std::error::Error + 'static) = io;
-            Some(io)
-        }
-        _ => None,
-    };
-    std::iter::successors(first, |error| {
-        let error: &(dyn std::error::Error + 'static) = *error;
-        error.source()
-    })
-}
-
-/// What is at the bottom of an error.
-fn innermost(error: &Error) -> Option<String> {
-    sources(error).last().map(ToString::to_string)
-}
-
-/// Whether no connection came about.
-fn is_unsent(error: &Error) -> bool {
-    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
-    sources(error).any(|source| {
-        source.downcast_ref::<std::io::Error>().is_some_and(|error| {
-            matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
-        })
-    })
-}
-
-fn is_about_certificates(error: &Error) -> bool {
-    sources(error).any(|source| {
-        let inner = source.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = source
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
-        matches!(tls, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)))
-    })
 }
 
 impl Contents {

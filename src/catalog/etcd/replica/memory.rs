@@ -1,4 +1,4 @@
-//! What this instance knows of the catalog: the view, the revision of each row in it, and who moves which directory.
+//! The catalog in memory: the view, the revision of each row in it, and which instance moves which directory.
 //!
 //! Rows come from two sides: from the watch, in the order of their revisions, and from this instance's own transactions,
 //! which may be known before the watch has come so far. A row that is known newer is never overwritten by an older one.
@@ -13,24 +13,24 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::keys::{Key, Keys};
+use crate::catalog::etcd::keys::{Key, Keys};
 use crate::catalog::record::{InvalidRow, Loader};
-use crate::catalog::{Host, MountKey, News, RowKey, View, Volume, Write};
+use crate::catalog::{Host, MountKey, PeerEvents, RowKey, View, Volume, Write};
 use crate::model::volume::{VolumeId, VolumeName};
 
 /// The value of a `moving` key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Moves {
+pub(crate) struct Moves {
     /// The instance that moves the directory.
-    pub(super) by: Uuid,
+    pub(crate) by: Uuid,
     /// The volume that is not visible meanwhile: one that is being made or restored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) hides: Option<String>,
+    pub(crate) hides: Option<String>,
 }
 
 /// A step of what becomes of the memory by one transaction.
 #[derive(Debug, Clone)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// A row is stored or deleted.
     Row(Write),
     /// Somebody moves a volume's directory, or does no more.
@@ -38,21 +38,21 @@ pub(super) enum Step {
 }
 
 /// What is known.
-pub(super) struct Replica {
+pub(crate) struct Memory {
     keys: Keys,
     me: Uuid,
     view: ArcSwap<View>,
-    known: Mutex<ReplicaRows>,
+    known: Mutex<Rows>,
     /// The revision up to which the watch has told everything.
     reached: watch::Sender<i64>,
     /// Counts how often a directory's moving ended.
     settled: watch::Sender<u64>,
-    news: watch::Sender<News>,
+    peer_events: watch::Sender<PeerEvents>,
 }
 
 /// What is known beside the view, of which it is always the same moment.
 #[derive(Default)]
-pub(super) struct ReplicaRows {
+pub(crate) struct Rows {
     /// The revision of each row in the view, by its key.
     rows: HashMap<Box<str>, i64>,
     /// The revisions at which this instance deleted rows, until the watch has come there.
@@ -60,16 +60,16 @@ pub(super) struct ReplicaRows {
     moving: HashMap<VolumeId, (Moves, i64)>,
     /// This instance's own transactions that the watch has not come to yet.
     own: Vec<(i64, Vec<Step>)>,
-    pub(super) reached: i64,
+    pub(crate) reached: i64,
     /// The key that every transaction writes, as it was at that revision.
-    pub(super) head: Option<Head>,
+    pub(crate) head: Option<Head>,
     /// Reads rows; keeps the names that many of them have in common.
     reader: Loader,
 }
 
-impl ReplicaRows {
+impl Rows {
     /// The revision of a row, or 0 where there is none.
-    pub(super) fn revision(&self, key: &str) -> i64 {
+    pub(crate) fn revision(&self, key: &str) -> i64 {
         self.rows.get(key).copied().unwrap_or_default()
     }
 
@@ -81,25 +81,25 @@ impl ReplicaRows {
     }
 
     /// Who moves a volume's directory, and the revision of that.
-    pub(super) fn mover(&self, id: VolumeId) -> Option<&(Moves, i64)> {
+    pub(crate) fn mover(&self, id: VolumeId) -> Option<&(Moves, i64)> {
         self.moving.get(&id)
     }
 }
 
 /// A key's revision and value.
-pub(super) type Head = (i64, Vec<u8>);
+pub(crate) type Head = (i64, Vec<u8>);
 
 /// A catalog as it was read whole, at one revision.
-pub(super) struct Snapshot {
-    pub(super) view: View,
-    pub(super) rows: HashMap<Box<str>, i64>,
-    pub(super) moving: HashMap<VolumeId, (Moves, i64)>,
-    pub(super) head: Option<Head>,
-    pub(super) revision: i64,
+pub(crate) struct Snapshot {
+    pub(crate) view: View,
+    pub(crate) rows: HashMap<Box<str>, i64>,
+    pub(crate) moving: HashMap<VolumeId, (Moves, i64)>,
+    pub(crate) head: Option<Head>,
+    pub(crate) revision: i64,
 }
 
-impl Replica {
-    pub(super) fn new(keys: Keys, me: Uuid, snapshot: Snapshot) -> Self {
+impl Memory {
+    pub(crate) fn new(keys: Keys, me: Uuid, snapshot: Snapshot) -> Self {
         let memory = Self {
             keys,
             me,
@@ -107,36 +107,36 @@ impl Replica {
             known: Mutex::default(),
             reached: watch::Sender::new(0),
             settled: watch::Sender::new(0),
-            news: watch::Sender::new(News::default()),
+            peer_events: watch::Sender::new(PeerEvents::default()),
         };
         memory.replace(snapshot, true);
         memory
     }
 
-    pub(super) fn view(&self) -> Arc<View> {
+    pub(crate) fn view(&self) -> Arc<View> {
         self.view.load_full()
     }
 
-    pub(super) fn reached(&self) -> watch::Receiver<i64> {
+    pub(crate) fn reached(&self) -> watch::Receiver<i64> {
         self.reached.subscribe()
     }
 
-    pub(super) fn settled(&self) -> watch::Receiver<u64> {
+    pub(crate) fn settled(&self) -> watch::Receiver<u64> {
         self.settled.subscribe()
     }
 
-    pub(super) fn news(&self) -> watch::Receiver<News> {
-        self.news.subscribe()
+    pub(crate) fn peer_events(&self) -> watch::Receiver<PeerEvents> {
+        self.peer_events.subscribe()
     }
 
     /// Looks at the view and at what is known beside it, of one moment.
-    pub(super) fn look<T>(&self, look: impl FnOnce(&Arc<View>, &ReplicaRows) -> T) -> T {
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Arc<View>, &Rows) -> T) -> T {
         let known = self.known();
         look(&self.view.load(), &known)
     }
 
     /// Takes in a transaction of this instance.
-    pub(super) fn committed(&self, revision: i64, steps: Vec<Step>) {
+    pub(crate) fn committed(&self, revision: i64, steps: Vec<Step>) {
         let mut known = self.known();
         // The watch has told it already, and perhaps what others made of it since.
         if revision <= known.reached {
@@ -153,13 +153,13 @@ impl Replica {
     /// Takes in what the watch tells, which ends with a whole transaction. What is not understood ends it: what comes
     /// before it is taken in, and told again. Returns whether it tells of all transactions of this instance: where it
     /// does not, it is of another history.
-    pub(super) fn heard(&self, events: &[Event]) -> Result<bool, InvalidRow> {
+    pub(crate) fn heard(&self, events: &[Event]) -> Result<bool, InvalidRow> {
         let mut known = self.known();
         let mut draft = View::clone(&self.view.load());
-        let mut news = *self.news.borrow();
+        let mut peers = *self.peer_events.borrow();
         let (mut changed, head) = (false, known.head.clone());
         let heard = events.iter().try_for_each(|event| {
-            changed |= self.hear(&mut known, &mut draft, &mut news, event)?;
+            changed |= self.hear(&mut known, &mut draft, &mut peers, event)?;
             Ok(())
         });
         let reached = match &heard {
@@ -186,16 +186,16 @@ impl Replica {
         }
         drop(known);
         self.reached.send_if_modified(|before| std::mem::replace(before, reached) < reached);
-        self.news.send_if_modified(|before| std::mem::replace(before, news) != news);
+        self.peer_events.send_if_modified(|before| std::mem::replace(before, peers) != peers);
         heard.map(|()| whole)
     }
 
     /// Takes in one event. Returns whether the view is another one by it.
     fn hear(
         &self,
-        known: &mut ReplicaRows,
+        known: &mut Rows,
         draft: &mut View,
-        news: &mut News,
+        peers: &mut PeerEvents,
         event: &Event,
     ) -> Result<bool, InvalidRow> {
         let Some(pair) = event.kv() else { return Ok(false) };
@@ -211,7 +211,7 @@ impl Replica {
                     Some(known.reader.read(table, &parts, &String::from_utf8_lossy(pair.value()))?)
                 };
                 if let Some(Write::Host(name, host)) = &write {
-                    news.hosts += u64::from(other_certificates(draft.hosts.get(name), host));
+                    peers.certificate_changes += u64::from(other_certificates(draft.hosts.get(name), host));
                 }
                 match write {
                     Some(write) => self.take(known, draft, pair.mod_revision(), Step::Row(write)),
@@ -228,7 +228,7 @@ impl Replica {
             }
             Key::Instance(id) => {
                 // It may have left something half-done.
-                news.lost += u64::from(deleted && id != self.me);
+                peers.lost_instances += u64::from(deleted && id != self.me);
                 false
             }
             Key::Head => {
@@ -241,10 +241,10 @@ impl Replica {
 
     /// Takes in a catalog that was read whole, where the watch cannot tell what happened meanwhile; or where what is
     /// known is of another history, and nothing of it is to stay.
-    pub(super) fn replace(&self, snapshot: Snapshot, same_history: bool) {
+    pub(crate) fn replace(&self, snapshot: Snapshot, same_history: bool) {
         let Snapshot { view, rows, moving, head, revision } = snapshot;
         let mut known = self.known();
-        let mut news = *self.news.borrow();
+        let mut peers = *self.peer_events.borrow();
         let before = self.view.load();
         let others = before.hosts.iter().any(|(name, host)| other_certificates(view.hosts.get(name), host));
         let mut draft = view;
@@ -271,16 +271,16 @@ impl Replica {
         }
         self.view.store(Arc::new(draft));
         drop(known);
-        news.hosts += u64::from(others);
+        peers.certificate_changes += u64::from(others);
         // Whoever ended meanwhile was not seen to end.
-        news.lost += 1;
-        self.news.send_replace(news);
+        peers.lost_instances += 1;
+        self.peer_events.send_replace(peers);
         self.settled.send_modify(|count| *count += 1);
         self.reached.send_replace(revision);
     }
 
     /// Takes in a step, unless it is known, or something newer is. Returns whether it was taken in.
-    fn take(&self, known: &mut ReplicaRows, draft: &mut View, revision: i64, step: Step) -> bool {
+    fn take(&self, known: &mut Rows, draft: &mut View, revision: i64, step: Step) -> bool {
         match step {
             Step::Row(write) => {
                 let key = self.keys.of_row(&write.key()).into_boxed_str();
@@ -338,11 +338,11 @@ impl Replica {
 
     /// Has a row known at a revision that the cluster never gave it: what no watch would ever mend.
     #[cfg(test)]
-    pub(super) fn mistake(&self, row: &RowKey) {
+    pub(crate) fn mistake(&self, row: &RowKey) {
         self.known().rows.insert(self.keys.of_row(row).into_boxed_str(), i64::MAX);
     }
 
-    fn known(&self) -> MutexGuard<'_, ReplicaRows> {
+    fn known(&self) -> MutexGuard<'_, Rows> {
         // What is changed under it is changed by code that does not panic half-way, and is only ever added to.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -394,7 +394,7 @@ mod tests {
         let keys = Keys::of(&Cluster { members: vec!["a:1".into()], prefix: "p".into() });
         let (view, rows, moving) = Default::default();
         let memory =
-            Replica::new(keys, Uuid::nil(), Snapshot { view, rows, moving, head: None, revision: 10 });
+            Memory::new(keys, Uuid::nil(), Snapshot { view, rows, moving, head: None, revision: 10 });
         let made = Arc::new(volume("db"));
         let steps = |made: &Arc<Volume>| {
             let moves = Moves { by: Uuid::nil(), hides: Some(made.name.to_string()) };

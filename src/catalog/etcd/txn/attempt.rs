@@ -1,7 +1,7 @@
-//! Sending a transaction until it is known what became of it.
+//! Sending a transaction until its outcome is known.
 //!
-//! A member that is asked and does not answer may have passed the question on. So it is sent again, in the same slot,
-//! until a member answers; and where nothing is to come of it any more, the slot is written, which ends it for good.
+//! A member that does not answer may have passed the transaction on. So it is sent again, in the same slot, until a member
+//! answers. If it must not take effect any more, the slot is written, which ends it for good.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use etcd_client::{Compare, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 use tokio::time::timeout;
 
-use super::core::Core;
-use super::members::{CallError, Kind};
+use super::Transactions;
 use super::plan::{Transaction, same};
 use super::slots::Slot;
+use crate::catalog::etcd::client::{CallError, Client, Kind};
 
 /// How long after a member did not answer the next one is asked.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LATER: Duration = Duration::from_secs(1);
 
 /// What became of a transaction.
-pub(super) enum Sent<T> {
+pub(crate) enum Sent<T> {
     /// It took effect at this revision; with what its sender keeps of it.
     Committed(i64, T),
     /// Its conditions do not hold.
@@ -31,8 +31,8 @@ pub(super) enum Sent<T> {
 }
 
 /// The transactions by which one change is tried, one after the other, in one slot.
-pub(super) struct Attempt<'a, T> {
-    core: &'a Core,
+pub(crate) struct Attempt<'a, T> {
+    txn: &'a Transactions,
     slot: Slot,
     /// What was sent and not answered, by its number.
     unanswered: Vec<(String, T)>,
@@ -40,30 +40,30 @@ pub(super) struct Attempt<'a, T> {
 
 impl<'a, T: Clone> Attempt<'a, T> {
     /// Waits for a free slot. It is given back by [`settle`](Self::settle), or kept by [`leave`](Self::leave).
-    pub(super) async fn begin(core: &'a Core) -> Self {
-        let slot = core.slots.take().await;
-        Self { core, slot, unanswered: Vec::new() }
+    pub(crate) async fn begin(txn: &'a Transactions) -> Self {
+        let slot = txn.slots.take().await;
+        Self { txn, slot, unanswered: Vec::new() }
     }
 
     /// Sends a transaction until it is answered, the cluster counts as out of reach, or this one is not answered for as
     /// long as that takes. `keep` comes back with the transaction that took effect: this one, or an earlier one of this
     /// attempt.
-    pub(super) async fn send(&mut self, transaction: &Transaction, keep: T) -> Result<Sent<T>, CallError> {
-        let number = self.core.number();
-        let key = self.core.keys.slot(self.core.me, self.slot.number);
+    pub(crate) async fn send(&mut self, transaction: &Transaction, keep: T) -> Result<Sent<T>, CallError> {
+        let number = self.txn.number();
+        let key = self.txn.client.keys.slot(self.txn.client.me, self.slot.number);
         let mut compares = transaction.compares.clone();
         compares.push(same(key.clone(), self.slot.revision));
         let mut writes = transaction.writes.clone();
-        writes.push(TxnOp::put(self.core.keys.head(), number.as_str(), None));
+        writes.push(TxnOp::put(self.txn.client.keys.head(), number.as_str(), None));
         let (begun, mut sent) = (Instant::now(), false);
         loop {
-            if self.core.health.fault().is_some() {
+            if self.txn.client.health.fault().is_some() {
                 return Ok(Sent::Unknown);
             }
             let asked = tokio::select! {
                 biased;
-                answer = ask(self.core, &key, compares.clone(), writes.clone(), &number) => answer,
-                why = self.core.health.out_of_reach() => {
+                answer = ask(&self.txn.client, &key, compares.clone(), writes.clone(), &number) => answer,
+                why = self.txn.client.health.out_of_reach() => {
                     Err(CallError { kind: Kind::Unanswered, text: String::clone(&why), asked: Instant::now() })
                 }
             };
@@ -85,7 +85,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
                     if trouble.kind == Kind::Full {
                         // It answers so also where it was within its quota when it took the transaction in, and not
                         // any more when it carried it out: the slot tells.
-                        match look(self.core, &key).await {
+                        match look(&self.txn.client, &key).await {
                             Ok(pair) => {
                                 if let Some((at, by)) = self.found(pair)? {
                                     return match self.took_effect(at, &by, &number, keep) {
@@ -108,9 +108,9 @@ impl<'a, T: Clone> Attempt<'a, T> {
                         sent = true;
                         self.unanswered.push((number.clone(), keep.clone()));
                     }
-                    self.core.health.unanswered(&trouble);
-                    let long = self.core.health.not_taken_in(begun, &trouble.text);
-                    if self.core.health.fault().is_some() {
+                    self.txn.client.health.unanswered(&trouble);
+                    let long = self.txn.client.health.not_taken(begun, &trouble.text);
+                    if self.txn.client.health.fault().is_some() {
                         return Ok(Sent::Unknown);
                     }
                     if long {
@@ -131,31 +131,31 @@ impl<'a, T: Clone> Attempt<'a, T> {
     }
 
     /// Whether something was sent of which it is not known what became.
-    pub(super) fn is_uncertain(&self) -> bool {
+    pub(crate) fn is_uncertain(&self) -> bool {
         !self.unanswered.is_empty()
     }
 
     /// Makes sure that nothing that was sent takes effect from now on, and gives the slot back. What took effect
     /// already is told, with its revision. Waits for the cluster as long as it takes.
-    pub(super) async fn settle(mut self) -> Option<(i64, T)> {
+    pub(crate) async fn settle(mut self) -> Option<(i64, T)> {
         let settled = self.end_since(Some(Instant::now())).await;
-        self.core.slots.give_back(self.slot);
+        self.txn.slots.give_back(self.slot);
         settled
     }
 
     /// Leaves the slot as it is, with the numbers of what was sent: for who will [`resume`](Self::resume).
-    pub(super) fn leave(self) -> (Slot, Vec<String>) {
+    pub(crate) fn leave(self) -> (Slot, Vec<String>) {
         (self.slot, self.unanswered.into_iter().map(|(number, _)| number).collect())
     }
 
     /// Takes up what was left.
-    pub(super) fn resume(core: &'a Core, slot: Slot, numbers: Vec<String>, keep: &T) -> Self {
+    pub(crate) fn resume(txn: &'a Transactions, slot: Slot, numbers: Vec<String>, keep: &T) -> Self {
         let unanswered = numbers.into_iter().map(|number| (number, keep.clone())).collect();
-        Self { core, slot, unanswered }
+        Self { txn, slot, unanswered }
     }
 
     /// The same, with the slot kept, and with nobody behind it who would have to be told that it takes long.
-    pub(super) async fn end(&mut self) -> Option<(i64, T)> {
+    pub(crate) async fn end(&mut self) -> Option<(i64, T)> {
         self.end_since(None).await
     }
 
@@ -163,9 +163,17 @@ impl<'a, T: Clone> Attempt<'a, T> {
         if !self.is_uncertain() {
             return None;
         }
-        let (key, number) = (self.core.keys.slot(self.core.me, self.slot.number), self.core.number());
+        let (key, number) =
+            (self.txn.client.keys.slot(self.txn.client.me, self.slot.number), self.txn.number());
         loop {
-            match ask(self.core, &key, vec![same(key.clone(), self.slot.revision)], Vec::new(), &number).await
+            match ask(
+                &self.txn.client,
+                &key,
+                vec![same(key.clone(), self.slot.revision)],
+                Vec::new(),
+                &number,
+            )
+            .await
             {
                 Ok(response) if response.succeeded() => {
                     self.slot.revision = revision(&response);
@@ -179,19 +187,19 @@ impl<'a, T: Clone> Attempt<'a, T> {
                 Err(trouble) => {
                     // What takes no change in tells all the same whether it took one in before.
                     if trouble.kind == Kind::Full
-                        && let Ok(pair) = look(self.core, &key).await
+                        && let Ok(pair) = look(&self.txn.client, &key).await
                         && pair.as_ref().map_or(0, KeyValue::mod_revision) != self.slot.revision
                     {
                         return self.settled_by(pair);
                     }
-                    self.core.health.unanswered(&trouble);
+                    self.txn.client.health.unanswered(&trouble);
                     if let Some(begun) = begun {
-                        self.core.health.not_taken_in(begun, &trouble.text);
+                        self.txn.client.health.not_taken(begun, &trouble.text);
                     }
                     tokio::time::sleep(PAUSE).await;
                     // What counts as out of reach may take this in all the same: it is not understood, or takes in
                     // changes again, which is found out by such as this.
-                    let _ = timeout(LATER, self.core.health.back()).await;
+                    let _ = timeout(LATER, self.txn.client.health.back()).await;
                 }
             }
         }
@@ -220,19 +228,19 @@ impl<'a, T: Clone> Attempt<'a, T> {
 
 /// Finds out when changes are taken in again, where they are not although questions are answered: nobody else may begin
 /// one until then. Runs for as long as the catalog is served.
-pub(super) async fn probe(core: Arc<Core>) {
+pub(crate) async fn probe(txn: Arc<Transactions>) {
     loop {
-        core.health.hangs().await;
+        txn.client.health.writes_hang().await;
         tokio::time::sleep(LATER).await;
         // Where no slot is free, those find it out who have them.
-        let slot = core.slots.take().await;
+        let slot = txn.slots.take().await;
         // As if something had been sent: the slot is written.
-        Attempt::resume(&core, slot, vec![core.number()], &()).settle().await;
+        Attempt::resume(&txn, slot, vec![txn.number()], &()).settle().await;
     }
 }
 
 /// What is to be said where a key is gone that only this instance writes and that is never deleted while it serves.
-pub(super) fn ousted() -> CallError {
+pub(crate) fn ousted() -> CallError {
     let text = "another catalog was imported in its place while this instance was cut off, or its keys were deleted: \
                 restart volhost";
     CallError { kind: Kind::Refused, text: text.into(), asked: Instant::now() }
@@ -240,8 +248,8 @@ pub(super) fn ousted() -> CallError {
 
 /// Sends a transaction once, which also writes its number to the key that tells whether it took effect; where its
 /// conditions do not hold, that key is read.
-pub(super) async fn ask(
-    core: &Core,
+pub(crate) async fn ask(
+    client: &Client,
     key: &str,
     compares: Vec<Compare>,
     mut writes: Vec<TxnOp>,
@@ -249,31 +257,31 @@ pub(super) async fn ask(
 ) -> Result<TxnResponse, CallError> {
     writes.push(TxnOp::put(key, number, None));
     let question = Txn::new().when(compares).and_then(writes).or_else(vec![TxnOp::get(key, None)]);
-    let answer = core
+    let answer = client
         .members
-        .ask(core.health.answer(), async move |client| client.kv_client().txn(question).await)
+        .ask(client.health.answer(), async move |client| client.kv_client().txn(question).await)
         .await?;
-    core.health.taken_in();
+    client.health.taken();
     Ok(answer)
 }
 
 /// Reads a key from a quorum. A transaction would not be taken in where there is no room, not even one that only reads.
-async fn look(core: &Core, key: &str) -> Result<Option<KeyValue>, CallError> {
+async fn look(client: &Client, key: &str) -> Result<Option<KeyValue>, CallError> {
     let key = key.to_owned();
-    let got = core
+    let got = client
         .members
-        .ask(core.health.answer(), async move |client| client.kv_client().get(key, None).await)
+        .ask(client.health.answer(), async move |client| client.kv_client().get(key, None).await)
         .await?;
     Ok(got.kvs().first().cloned())
 }
 
 /// At which revision a transaction took effect.
-pub(super) fn revision(response: &TxnResponse) -> i64 {
+pub(crate) fn revision(response: &TxnResponse) -> i64 {
     response.header().map_or(0, etcd_client::ResponseHeader::revision)
 }
 
 /// The key that a transaction read whose conditions did not hold.
-pub(super) fn first_pair(response: &TxnResponse) -> Option<KeyValue> {
+pub(crate) fn first_pair(response: &TxnResponse) -> Option<KeyValue> {
     response.op_responses().into_iter().find_map(|answer| match answer {
         TxnOpResponse::Get(got) => got.kvs().first().cloned(),
         TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,

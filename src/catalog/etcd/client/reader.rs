@@ -1,98 +1,82 @@
-//! Reading a catalog whole, page by page, as it was at one revision.
+//! Calls that are repeated until they are answered, and what they find below a prefix: no key, a catalog, or an import.
 //!
-//! What is not understood is not passed over: a catalog is read whole or not at all. Writes nothing but, where there is
-//! no key at all, what says that this is a catalog.
+//! It writes only the keys of an empty catalog, and only if there is no key at all.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, Compare, CompareOp, Error, GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse};
 use serde::Deserialize;
 
-use super::error::OpenError;
-use super::keys::{Key, Keys};
-use super::members::{self, CallError, Kind, Members};
-use super::replica::Snapshot;
-use crate::catalog::record::Loader;
+use super::call::{CallError, Kind};
+use super::members::{self, Members};
+use crate::catalog::etcd::error::OpenError;
+use crate::catalog::etcd::keys::Keys;
 
-/// How many keys a page has. With records of the usual size it is a megabyte or two.
-const PAGE: i64 = 4000;
-
-/// How large an answer may be: a page of the largest records, or what a watch missed.
-pub(super) const LARGEST: usize = 256 * 1024 * 1024;
+/// The size limit of an answer, in bytes: a page of the largest records, or what a watch missed.
+pub(crate) const LARGEST: usize = 256 * 1024 * 1024;
 
 /// How long a page may take.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// How often it is said that the cluster does not answer.
+/// How often the log says that the cluster does not answer.
 const SAY: Duration = Duration::from_secs(10);
 
-/// What `format` holds of a catalog that was begun empty.
+/// The value of the key `format` in a catalog that was begun empty.
 const FORMAT: &str = r#"{"volhost":"catalog","v":1}"#;
 
-/// What `format` holds.
+/// The value of the key `format`.
 #[derive(Deserialize)]
-pub(super) struct Format {
+pub(crate) struct Format {
     volhost: String,
     v: u64,
 }
 
 impl Format {
-    /// What it holds of a catalog that this import made.
-    pub(super) fn made_by(import: &str) -> String {
+    /// Returns the value for a catalog that an import made.
+    pub(crate) fn made_by(import: &str) -> String {
         serde_json::json!({ "volhost": "catalog", "v": 1, "import": import }).to_string()
     }
 }
 
-/// What stands below a prefix.
+/// What lies below a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// Not a single key.
+pub(crate) enum State {
+    /// No key.
     Nothing,
-    /// A catalog that is understood; `format` was written at this revision.
+    /// A catalog of a known format; the key `format` was written at this revision.
     Catalog { revision: i64 },
-    /// What is being made a catalog, or was, until it was cut off; `import` was written at this revision.
+    /// An import that is under way or was interrupted; the key `import` was written at this revision.
     Import { revision: i64 },
 }
 
-/// How long a cluster that does not answer is asked.
+/// How long to ask a cluster that does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RetryLimit {
-    /// Until it does.
+pub(crate) enum RetryLimit {
+    /// Until it answers.
     Endless,
     /// As long as an election takes.
     Short,
 }
 
-/// A cluster that is asked until it answers, before anything else can be done.
-pub(super) struct Reader<'a> {
-    pub(super) members: &'a Members,
-    pub(super) keys: &'a Keys,
-    pub(super) location: &'a str,
-    pub(super) patience: RetryLimit,
+/// Asks a cluster until it answers.
+pub(crate) struct Reader<'a> {
+    pub(crate) members: &'a Members,
+    pub(crate) keys: &'a Keys,
+    pub(crate) location: &'a str,
+    pub(crate) retry: RetryLimit,
 }
 
 impl Reader<'_> {
-    /// Reads everything, as it is at one revision.
-    pub(super) async fn read(&self) -> Result<Snapshot, OpenError> {
-        loop {
-            if let Some(snapshot) = self.read_at_once().await? {
-                return Ok(snapshot);
-            }
-            log::debug!("the catalog {} was compacted while it was read: once more", self.location);
-        }
-    }
-
-    /// Asks until there is an answer; nothing, where it lies before the last compaction.
-    pub(super) async fn ask<T, F: Future<Output = Result<T, Error>>>(
+    /// Asks until there is an answer. Returns `None` if the revision asked for was compacted.
+    pub(crate) async fn ask<T, F: Future<Output = Result<T, Error>>>(
         &self,
         question: impl Fn(Arc<Client>) -> F,
     ) -> Result<Option<T>, OpenError> {
         self.ask_within(ANSWER, question).await
     }
 
-    /// The same, with another member as soon as one has not answered for that long.
+    /// As [`ask`](Self::ask); after `limit` without an answer, the next member is asked.
     async fn ask_within<T, F: Future<Output = Result<T, Error>>>(
         &self,
         limit: Duration,
@@ -114,7 +98,7 @@ impl Reader<'_> {
                         source: trouble.text.into(),
                     });
                 }
-                // One member may have a wrong certificate; where all have, ours is.
+                // One member may have a wrong certificate; if all of them have, ours is wrong.
                 Kind::Certificates => certificates += 1,
                 Kind::Full
                 | Kind::LeaseGone
@@ -128,7 +112,7 @@ impl Reader<'_> {
             if certificates >= self.members.len() {
                 return Err(OpenError::Unusable(trouble.text.into()));
             }
-            if self.patience == RetryLimit::Short && begun.elapsed() >= SAY {
+            if self.retry == RetryLimit::Short && begun.elapsed() >= SAY {
                 return Err(OpenError::Unreachable { location: location(), why: trouble.text });
             }
             if said.is_none_or(|said| said.elapsed() >= SAY) {
@@ -139,8 +123,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads keys until there is an answer.
-    pub(super) async fn get(
+    /// Reads keys; asks until there is an answer.
+    pub(crate) async fn get(
         &self,
         key: String,
         options: GetOptions,
@@ -152,8 +136,8 @@ impl Reader<'_> {
         .await
     }
 
-    /// Looks what stands there, at one revision.
-    pub(super) async fn state(&self) -> Result<State, OpenError> {
+    /// Finds out what lies below the prefix, at one revision.
+    pub(crate) async fn state(&self) -> Result<State, OpenError> {
         let location = || self.location.to_owned();
         let any = GetOptions::new().with_range(self.keys.end()).with_limit(1).with_keys_only();
         let look = Txn::new().and_then([
@@ -197,8 +181,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Makes sure that there is a catalog. Where there is nothing, and `make` is said, an empty one is made.
-    pub(super) async fn ready(&self, make: bool) -> Result<(), OpenError> {
+    /// Makes sure that there is a catalog. If there is no key and `make` is true, makes an empty one.
+    pub(crate) async fn ready(&self, make: bool) -> Result<(), OpenError> {
         let location = || self.location.to_owned();
         loop {
             match self.state().await? {
@@ -210,7 +194,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Makes an empty catalog where there is no key; somebody else may be quicker.
+    /// Makes an empty catalog if there is no key; another instance may be quicker.
     async fn make(&self) -> Result<(), OpenError> {
         self.is_outermost().await?;
         let nothing =
@@ -227,9 +211,9 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Makes sure that the keys of a catalog below this prefix would not lie among those of another one, below a shorter
-    /// prefix, which could then not be read any more. Who may not read there is told nothing.
-    pub(super) async fn is_outermost(&self) -> Result<(), OpenError> {
+    /// Refuses a prefix below another catalog's prefix: the keys would lie among that catalog's, which could no longer be
+    /// read. A shorter prefix that this user may not read is skipped.
+    pub(crate) async fn is_outermost(&self) -> Result<(), OpenError> {
         for outer in self.keys.outer() {
             let look = Txn::new().and_then([outer.format(), outer.import()].map(|key| TxnOp::get(key, None)));
             let ask = |client: Arc<Client>| {
@@ -251,70 +235,5 @@ impl Reader<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Reads everything at one revision; nothing, where a compaction came between.
-    async fn read_at_once(&self) -> Result<Option<Snapshot>, OpenError> {
-        let mut loader = Loader::default();
-        let (mut rows, mut moving, mut head) = (HashMap::new(), HashMap::new(), None);
-        let (mut next, mut revision) = (self.keys.root().to_owned().into_bytes(), 0);
-        loop {
-            let mut options = GetOptions::new().with_range(self.keys.end_of_common()).with_limit(PAGE);
-            if revision > 0 {
-                options = options.with_revision(revision);
-            }
-            let from = next.clone();
-            let page = self
-                .ask(|client| {
-                    let (from, options) = (from.clone(), options.clone());
-                    async move {
-                        client.kv_client().max_decoding_message_size(LARGEST).get(from, Some(options)).await
-                    }
-                })
-                .await?;
-            let Some(page) = page else { return Ok(None) };
-            if revision == 0 {
-                revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
-            }
-            for pair in page.kvs() {
-                match self.keys.parse(pair.key()) {
-                    Key::Row(table, parts) => {
-                        let parts: Vec<_> = parts.iter().map(String::as_str).collect();
-                        loader.take(table, &parts, &String::from_utf8_lossy(pair.value())).map_err(
-                            |source| OpenError::Row { location: self.location.to_owned(), source },
-                        )?;
-                        let key = String::from_utf8_lossy(pair.key()).into_owned().into_boxed_str();
-                        rows.insert(key, pair.mod_revision());
-                    }
-                    Key::Moving(id) => {
-                        if let Ok(moves) = serde_json::from_slice(pair.value()) {
-                            moving.insert(id, (moves, pair.mod_revision()));
-                        }
-                    }
-                    Key::Import => {
-                        return Err(OpenError::HalfImported { location: self.location.to_owned() });
-                    }
-                    Key::Head => head = Some((pair.mod_revision(), pair.value().to_vec())),
-                    Key::Instance(_) | Key::Own | Key::Format => {}
-                    Key::Unknown => {
-                        return Err(OpenError::Foreign {
-                            location: self.location.to_owned(),
-                            key: String::from_utf8_lossy(pair.key()).into_owned(),
-                        });
-                    }
-                }
-            }
-            match page.kvs().last() {
-                Some(last) if page.more() => {
-                    next = last.key().to_vec();
-                    next.push(0);
-                }
-                _ => break,
-            }
-        }
-        let view = loader
-            .finish()
-            .map_err(|source| OpenError::Row { location: self.location.to_owned(), source })?;
-        Ok(Some(Snapshot { view, rows, moving, head, revision }))
     }
 }

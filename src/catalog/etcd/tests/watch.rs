@@ -2,12 +2,13 @@
 
 use std::sync::Mutex;
 
-use etcd_client::{AlarmAction, AlarmType, Client, PutOptions};
+use etcd_client::{AlarmAction, AlarmType, Client, GetOptions, PutOptions, Txn, TxnOp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
 use crate::catalog::Write;
+use crate::catalog::etcd::keys::Keys;
 use crate::catalog::record::encode;
 
 /// A way to etcd that can be made slow, or closed.
@@ -172,7 +173,7 @@ async fn an_instance_that_stays_behind_says_so() {
     proxy.set(Way::Slow(200_000));
     eventually("it says so", async || catalog.fault().is_some_and(|why| why.contains("what was changed")))
         .await;
-    etcd.core.health.well();
+    etcd.core.client.health.well();
     assert!(catalog.fault().is_some(), "answers do not make up for it");
     let refused = catalog.submit(mount(&made, "web1", "x")).await;
     assert!(matches!(refused, Err(CatalogError::Unreachable { .. })), "{refused:?}");
@@ -198,25 +199,25 @@ async fn a_claim_that_cannot_be_given_back_is_given_back_later() {
     let (one, other) = (server.open("full", "store1").await, server.open("full", "store2").await);
     let made = create(&one, "db").await;
     for takes_it_over in [false, true] {
-        let claimed = one.claim(made.id).await.unwrap();
+        let claimed = one.try_lock(made.id).await.unwrap();
         assert!(claimed.is_some());
         no_room(&server, true).await;
         drop(claimed);
         tokio::time::sleep(Duration::from_millis(500)).await;
-        assert!(other.claim(made.id).await.unwrap().is_none());
+        assert!(other.try_lock(made.id).await.unwrap().is_none());
         // Who wants it meanwhile need not wait until it is known that nothing can be written.
-        assert!(one.claim(made.id).await.is_err());
+        assert!(one.try_lock(made.id).await.is_err());
         no_room(&server, false).await;
-        let again = if takes_it_over { one.claim(made.id).await.unwrap() } else { None };
+        let again = if takes_it_over { one.try_lock(made.id).await.unwrap() } else { None };
         assert_eq!(again.is_some(), takes_it_over);
         if takes_it_over {
             // What was to be given back is not any more.
             tokio::time::sleep(Duration::from_millis(2500)).await;
-            assert!(other.claim(made.id).await.unwrap().is_none());
+            assert!(other.try_lock(made.id).await.unwrap().is_none());
             drop(again);
         }
-        eventually("it is given back", async || other.claim(made.id).await.unwrap().is_some()).await;
-        eventually("it is given back again", async || one.claim(made.id).await.unwrap().is_some()).await;
+        eventually("it is given back", async || other.try_lock(made.id).await.unwrap().is_some()).await;
+        eventually("it is given back again", async || one.try_lock(made.id).await.unwrap().is_some()).await;
     }
 }
 
@@ -229,20 +230,20 @@ async fn a_claim_is_granted_by_nothing_but_its_key() {
     let other = server.open("own", "store2").await;
     let (made, half) = (create(&one, "db").await, volume("half"));
     done(&one, Change::Insert(half.clone())).await;
-    let claimed = one.claim(made.id).await.unwrap();
+    let claimed = one.try_lock(made.id).await.unwrap();
     assert!(claimed.is_some());
     // The watch goes by the first one, and hangs; what is asked goes by the second one.
     proxies[0].set(Way::Closed);
-    let lease = etcd.core.owner().lease;
+    let lease = etcd.core.txn.owner().lease;
     one.sync().await.unwrap();
     server.ctl(&["lease", "revoke", &format!("{lease:x}")]).unwrap();
     drop(claimed);
-    let granted = [one.claim(made.id).await.unwrap(), one.claim(half.id).await.unwrap()];
+    let granted = [one.try_lock(made.id).await.unwrap(), one.try_lock(half.id).await.unwrap()];
     for (granted, id) in granted.iter().zip([made.id, half.id]) {
-        let others = other.claim(id).await.unwrap();
+        let others = other.try_lock(id).await.unwrap();
         assert!(granted.is_none() || others.is_none(), "both move a directory");
     }
-    eventually("it hears of it", async || one.claim(made.id).await.is_ok_and(|claimed| claimed.is_some()))
+    eventually("it hears of it", async || one.try_lock(made.id).await.is_ok_and(|claimed| claimed.is_some()))
         .await;
 }
 
@@ -256,7 +257,7 @@ async fn a_claim_that_was_made_is_granted_or_ends() {
     let made = create(&one, "db").await;
     let key = format!("/twice/moving/{}", made.id);
     *proxy.ends_at.lock().unwrap() = Some((key.clone().into_bytes(), Way::Cut));
-    let claimed = one.claim(made.id);
+    let claimed = one.try_lock(made.id);
     eventually("it is claimed", async || *proxy.way.borrow() == Way::Cut).await;
     eventually("etcd has it", async || server.ctl(&["get", &key]).unwrap().contains("by")).await;
     no_room(&server, true).await;
@@ -264,7 +265,7 @@ async fn a_claim_that_was_made_is_granted_or_ends() {
     tokio::time::sleep(Duration::from_millis(1000)).await;
     no_room(&server, false).await;
     drop(claimed.await);
-    eventually("others have it then", async || other.claim(made.id).await.unwrap().is_some()).await;
+    eventually("others have it then", async || other.try_lock(made.id).await.unwrap().is_some()).await;
 }
 
 /// A cluster that was taken back, and where others go on, before this instance has read what stands there now.
@@ -308,7 +309,7 @@ async fn claims_that_a_snapshot_brings_back_end() {
     let mut server = Server::start();
     let catalog = server.open("snapshot", "store1").await;
     let made = create(&catalog, "db").await;
-    let claimed = catalog.claim(made.id).await.unwrap();
+    let claimed = catalog.try_lock(made.id).await.unwrap();
     assert!(claimed.is_some());
     let snapshot = server.dir.path().join("snapshot");
     server.ctl(&["snapshot", "save", snapshot.to_str().unwrap()]).unwrap();
@@ -326,7 +327,7 @@ async fn claims_that_a_snapshot_brings_back_end() {
     })
     .await;
     let other = server.open("snapshot", "store2").await;
-    assert!(other.claim(made.id).await.unwrap().is_some());
+    assert!(other.try_lock(made.id).await.unwrap().is_some());
 }
 
 /// Whoever imports looks for those who serve.
@@ -379,5 +380,5 @@ async fn a_start_ends_no_claims_but_its_own() {
     let proxies = [&proxy];
     let ((_, catalog), ()) = tokio::join!(through(&proxies, &server, "start", "store1"), others);
     assert!(server.ctl(&["get", &key]).unwrap().contains(&theirs));
-    assert!(catalog.claim(made.id).await.unwrap().is_none());
+    assert!(catalog.try_lock(made.id).await.unwrap().is_none());
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use uuid::Uuid;
 
-use super::keys::Keys;
-use super::replica::{Moves, Replica, ReplicaRows, Step};
+use crate::catalog::etcd::keys::Keys;
+use crate::catalog::etcd::replica::{Memory, Moves, Rows, Step};
 use crate::catalog::record::{Unwritable, encode};
 use crate::catalog::{
     Change, DirectoryUse, Footprint, Outcome, Premise, Refusal, RowKey, View, Volume, Write,
@@ -17,23 +17,23 @@ use crate::model::volume::{VolumeId, VolumeName};
 
 /// How many mounts one transaction releases: it may have 128 conditions, and 128 writes. What there is beyond that is
 /// planned once these are gone.
-pub(super) const RELEASED_AT_ONCE: usize = 50;
+pub(crate) const RELEASED_AT_ONCE: usize = 50;
 
 /// How many writes stand in one transaction within another.
 const NESTED: usize = 60;
 
 /// A transaction without its slot.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Transaction {
-    pub(super) compares: Vec<Compare>,
-    pub(super) writes: Vec<TxnOp>,
+pub(crate) struct Transaction {
+    pub(crate) compares: Vec<Compare>,
+    pub(crate) writes: Vec<TxnOp>,
     /// What becomes of the memory by it.
-    pub(super) steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
 }
 
 /// What the rules say of a change at present.
 #[derive(Debug)]
-pub(super) enum Planned {
+pub(crate) enum Planned {
     /// There is nothing to do.
     Nothing(Outcome),
     /// This is to be written.
@@ -46,14 +46,14 @@ pub(super) enum Planned {
 
 /// By whom, and under which lease, keys are written that end with the instance.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Owner {
-    pub(super) me: Uuid,
-    pub(super) lease: i64,
+pub(crate) struct Owner {
+    pub(crate) me: Uuid,
+    pub(crate) lease: i64,
 }
 
 /// Decides a change on the memory.
-pub(super) fn plan(
-    memory: &Replica,
+pub(crate) fn plan(
+    memory: &Memory,
     keys: &Keys,
     owner: Owner,
     change: &Change,
@@ -136,7 +136,7 @@ fn must_not_move<'a>(view: &'a View, footprint: &Footprint) -> Option<&'a Arc<Vo
 
 /// Claims the moving of a volume's directory, where nobody does; or claims it anew, where what is known of a claim of this
 /// instance, with its revision, still stands.
-pub(super) fn claim(keys: &Keys, owner: Owner, id: VolumeId, before: Option<&(Moves, i64)>) -> Transaction {
+pub(crate) fn claim(keys: &Keys, owner: Owner, id: VolumeId, before: Option<&(Moves, i64)>) -> Transaction {
     let mut transaction = Transaction::default();
     transaction.compares.push(same(keys.moving(id), before.map_or(0, |(_, revision)| *revision)));
     transaction.put_moving(keys, owner, id, before.and_then(|(moves, _)| moves.hides.clone()));
@@ -144,7 +144,7 @@ pub(super) fn claim(keys: &Keys, owner: Owner, id: VolumeId, before: Option<&(Mo
 }
 
 /// Gives a claim back, as it was made at a revision.
-pub(super) fn give_back(keys: &Keys, id: VolumeId, revision: i64) -> Transaction {
+pub(crate) fn give_back(keys: &Keys, id: VolumeId, revision: i64) -> Transaction {
     let mut transaction = Transaction::default();
     transaction.compares.push(same(keys.moving(id), revision));
     transaction.writes.push(TxnOp::delete(keys.moving(id), None));
@@ -153,7 +153,7 @@ pub(super) fn give_back(keys: &Keys, id: VolumeId, revision: i64) -> Transaction
 }
 
 impl Transaction {
-    fn compare(&mut self, keys: &Keys, known: &ReplicaRows, premise: &Premise) {
+    fn compare(&mut self, keys: &Keys, known: &Rows, premise: &Premise) {
         // Where there is no key, it has been created at revision 0.
         let empty = |(first, end): (String, String)| {
             Compare::create_revision(first, CompareOp::Equal, 0).with_range(end)
@@ -180,13 +180,13 @@ impl Transaction {
     }
 
     /// The volume is not visible until this instance shows it, or ends.
-    fn hide(&mut self, keys: &Keys, known: &ReplicaRows, owner: Owner, id: VolumeId, name: &VolumeName) {
+    fn hide(&mut self, keys: &Keys, known: &Rows, owner: Owner, id: VolumeId, name: &VolumeName) {
         self.unmoved(keys, known, id);
         self.put_moving(keys, owner, id, Some(name.to_string()));
     }
 
     /// The volume is visible from now on, or gone.
-    fn show(&mut self, keys: &Keys, known: &ReplicaRows, id: VolumeId) {
+    fn show(&mut self, keys: &Keys, known: &Rows, id: VolumeId) {
         self.unmoved(keys, known, id);
         if known.mover(id).is_some() {
             self.writes.push(TxnOp::delete(keys.moving(id), None));
@@ -195,7 +195,7 @@ impl Transaction {
     }
 
     /// Nobody moves the directory but, perhaps, this instance.
-    fn unmoved(&mut self, keys: &Keys, known: &ReplicaRows, id: VolumeId) {
+    fn unmoved(&mut self, keys: &Keys, known: &Rows, id: VolumeId) {
         let revision = known.mover(id).map_or(0, |(_, revision)| *revision);
         self.compares.push(same(keys.moving(id), revision));
     }
@@ -210,6 +210,6 @@ impl Transaction {
 }
 
 /// That a key was last written at a revision; at 0, that there is none.
-pub(super) fn same(key: String, revision: i64) -> Compare {
+pub(crate) fn same(key: String, revision: i64) -> Compare {
     Compare::mod_revision(key, CompareOp::Equal, revision)
 }

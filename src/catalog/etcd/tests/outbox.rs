@@ -3,17 +3,17 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
-use crate::catalog::Meant;
-use crate::catalog::etcd::outbox::{Answered, Entry};
-use crate::catalog::etcd::slots::Slot;
+use crate::catalog::UnmountTarget;
+use crate::catalog::etcd::outbox::{Answered, Entry, Outbox};
+use crate::catalog::etcd::txn::Slot;
 use crate::model::mounts::Activation;
 
 fn kept_unmount(volume: &Volume, by: &str, id: &str, activation: u64) -> Entry {
-    let meant = Meant { volume: Some(volume.id), activation: Activation(activation) };
-    let what = Answered::Unmount { volume: volume.name.clone(), id: mount_id(id), meant };
+    let target = UnmountTarget { volume: Some(volume.id), activation: Activation(activation) };
+    let what = Answered::Unmount { volume: volume.name.clone(), id: mount_id(id), target };
     Entry { host: host(by), what, sent: None }
 }
 
@@ -132,7 +132,7 @@ async fn with_a_late_watch(server: &Server, prefix: &str) -> (Way, Arc<Etcd>) {
     let etcd = opened(way.cluster(prefix), server.instance("store1")).await;
     etcd.sync().await.unwrap();
     // What is asked from now on is asked on another connection.
-    etcd.core.members.suspect();
+    etcd.core.client.members.suspect();
     (way, etcd)
 }
 
@@ -201,7 +201,7 @@ async fn what_took_effect_before_two_restarts_counts_once() {
 async fn what_took_effect_counts_once_where_the_answer_about_the_slots_is_lost() {
     let server = Server::start();
     let first = opened(server.cluster("asked"), server.instance("store1")).await;
-    let me = first.core.me;
+    let me = first.core.client.me;
     let catalog: Arc<dyn Catalog> = first;
     let made = create(&catalog, "db").await;
     for _ in 0..9 {
@@ -241,7 +241,7 @@ async fn a_full_spool_tells_what_became_of_an_unmount() {
     let expected = if answered.is_ok() { 4 } else { 5 };
     assert_eq!(count(&catalog.view(), "db"), expected, "{answered:?}");
     for _ in 0..SLOTS {
-        timeout(SOON, etcd.core.slots.take()).await.expect("every slot is given back");
+        timeout(SOON, etcd.core.txn.slots.take()).await.expect("every slot is given back");
     }
 }
 
@@ -292,7 +292,7 @@ async fn a_disk_that_hangs_holds_up_no_more_than_what_is_kept() {
     hanging.recv().unwrap();
     way.mute(true);
     let kept = tokio::spawn(catalog.submit(unmount(&made, "x")));
-    eventually("etcd counts as out of reach", async || etcd.core.health.fault().is_some()).await;
+    eventually("etcd counts as out of reach", async || etcd.core.client.health.fault().is_some()).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     way.mute(false);
     let of_catalog = Arc::clone(&catalog);
@@ -445,7 +445,7 @@ async fn what_contradicts_the_cluster_is_read_again_for_what_is_kept() {
     let made = create(&catalog, "db").await;
     done(&catalog, mount(&made, "web1", "x")).await;
     catalog.sync().await.unwrap();
-    etcd.core.replica.mistake(&RowKey::Volume(made.name.clone()));
+    etcd.core.replica.memory.mistake(&RowKey::Volume(made.name.clone()));
     etcd.core.outbox.keep(kept_unmount(&made, "web1", "x", 0)).unwrap();
     recorded(&etcd).await;
     assert_eq!(count(&catalog.view(), "db"), 0);
