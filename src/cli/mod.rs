@@ -240,7 +240,7 @@ fn main(arguments: impl IntoIterator<Item = OsString>, shell: &mut Shell<'_>) ->
         Err(told) if told.use_stderr() && arguments.iter().any(|argument| argument == "--json") => {
             shell.global.json = true;
             let text = told.render().to_string();
-            shell.to_stderr("error", &in_one_line(text.strip_prefix("error: ").unwrap_or(&text)));
+            shell.print_to_stderr("error", &in_one_line(text.strip_prefix("error: ").unwrap_or(&text)));
             return exit::USAGE;
         }
         Err(told) => {
@@ -342,7 +342,7 @@ impl Shell<'_> {
     }
 
     /// Prints a table that belongs to a question.
-    fn table_to_stderr(&mut self, listing: Listing) {
+    fn print_table_to_stderr(&mut self, listing: Listing) {
         let _ = self.out.flush();
         // An operator who cannot see the table will not answer yes.
         let _ = self.err.write_all(listing.render(self.width).as_bytes());
@@ -350,11 +350,11 @@ impl Shell<'_> {
 
     /// Prints a note to the standard error.
     fn note(&mut self, text: &str) {
-        self.to_stderr("note", text);
+        self.print_to_stderr("note", text);
     }
 
     /// Prints a line to the standard error; with `--json` an object with one field.
-    fn to_stderr(&mut self, field: &str, text: &str) {
+    fn print_to_stderr(&mut self, field: &str, text: &str) {
         // Earlier output must be seen first; if it cannot be written, the end of the command reports that. A
         // note that nobody can read changes nothing about the result.
         let _ = self.out.flush();
@@ -371,7 +371,8 @@ impl Shell<'_> {
 
     /// Prints why the command failed: one line for each error.
     fn print_error(&mut self, error: &Error) {
-        let mut tell = |text: &str| self.to_stderr("error", &format!("volhost: {}", table::printable(text)));
+        let mut tell =
+            |text: &str| self.print_to_stderr("error", &format!("volhost: {}", table::printable(text)));
         match error {
             Error::Several(errors) => errors.iter().for_each(|error| self.print_error(error)),
             // Each fault is printed as a separate error.

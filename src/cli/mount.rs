@@ -99,7 +99,11 @@ fn release(args: Release, shell: &mut Shell<'_>) -> Result<(), Error> {
 }
 
 /// Shows the mounts to the operator, and releases them if the operator agrees; with `yes` it does not ask.
-pub(super) fn confirm_and_release(request: MountRelease, yes: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
+pub(super) fn confirm_and_release(
+    request: MountRelease,
+    yes: bool,
+    shell: &mut Shell<'_>,
+) -> Result<(), Error> {
     let client = shell.client()?;
     let planned: Released =
         client.ask::<verb::MountRelease>(&MountRelease { dry_run: true, ..request.clone() })?;
@@ -131,7 +135,7 @@ fn confirm(request: &MountRelease, planned: &Released, shell: &mut Shell<'_>) ->
         Some(volume) => (format!(" of {volume}"), &**volume),
         None => (String::new(), "its volume"),
     };
-    shell.table_to_stderr(listing(&planned.released, false));
+    shell.print_table_to_stderr(listing(&planned.released, false));
     let count = counted(planned.released.len(), "mount");
     let alive = planned.released.iter().filter(|mount| !mount.stale).count();
     if request.all {
@@ -163,7 +167,7 @@ fn nothing_to_release(
         shell.note(&format!("{host} has no mount{of}: there is nothing to release"));
         return Ok(());
     }
-    shell.table_to_stderr(listing(&planned.kept, false));
+    shell.print_table_to_stderr(listing(&planned.kept, false));
     Err(Error::Refused(format!(
         "nothing was released: {}{of} by {host} may be alive: its engine was not started again since, or which of its machines was is not known; if {host} is gone for good, or no container there uses them, release them with `volhost {command} --all`",
         counted(planned.kept.len(), "mount")

@@ -197,7 +197,7 @@ fn end<V: Verb<Request = RolloverEnd, Reply = RolloverEnded>>(
     let client = shell.client()?;
     if force && !yes {
         let progress = client.ask::<verb::RolloverStatus>(&Nothing {})?;
-        shell.table_to_stderr(listing(&progress.hosts));
+        shell.print_table_to_stderr(listing(&progress.hosts));
         let who = if V::PATH == verb::RolloverFinish::PATH { "have not moved" } else { "use the new CA" };
         shell.prompt().confirm(&format!("Shut out the hosts that {who}, if there are any?"))?;
     }
