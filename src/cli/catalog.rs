@@ -12,28 +12,28 @@ use crate::catalog::reconcile::Finding;
 use crate::config::{self, Config, Paths};
 use crate::error::chain;
 
-/// Save the catalog as text, and make it again from text or from the backends
+/// Save the catalog as text, and restore it from text or from the backends
 ///
-/// With the service stopped: a running one holds its catalog. A catalog in etcd is exported also while it is served; it
-/// is imported and rebuilt with all its instances stopped.
+/// Stop the service first, because a running one holds its catalog. A catalog in etcd can be exported while it is served;
+/// stop all its instances to import or rebuild it.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   volhost catalog export -o catalog.jsonl    A backup, one record a line
-  volhost catalog import catalog.jsonl       The catalog again, where there is none or an empty one
-  volhost catalog rebuild                    A lost catalog, from the copies that backends keep
+  volhost catalog import catalog.jsonl       Restore it, if there is none or an empty one
+  volhost catalog rebuild                    Restore a lost one from the copies that backends keep
   volhost check --catalog                    Compare it with the directories")]
 pub(super) enum Catalog {
     /// Write the whole catalog as JSON lines
     Export(Export),
-    /// Make a catalog of an export, or of a backend's copy
+    /// Make a catalog from an export, or from a backend's copy
     Import(Import),
-    /// Make a lost catalog again, from the backends' copies and directories
+    /// Rebuild a lost catalog from the backends' copies and directories
     ///
-    /// Takes the newest copy that is whole, `.volhost/catalog.jsonl` on any backend of the map, and from older ones what
-    /// still stands. Directories that no copy knows are listed and can be adopted. Nothing is deleted, and nothing on
-    /// a backend changed. Refused while there is a catalog: move it away first, with its -wal, or delete its keys in
-    /// etcd.
+    /// Takes the newest complete copy, `.volhost/catalog.jsonl` on any backend of the map, and from older copies the
+    /// volumes whose directories are still there. Lists the directories that no copy knows; they can be adopted.
+    /// Deletes nothing, and changes nothing on a backend. Refused while there is a catalog: move it away first, with
+    /// its -wal, or delete its keys in etcd.
     Rebuild,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Export {
 
 #[derive(Debug, Args)]
 pub(super) struct Import {
-    /// What `catalog export` wrote, or a backend's .volhost/catalog.jsonl; `-` for the standard input
+    /// The output of `catalog export`, or a backend's .volhost/catalog.jsonl; `-` for the standard input
     file: PathBuf,
 }
 

@@ -11,9 +11,9 @@ use crate::model::backend::BackendName;
 
 /// Read the configuration and the backend map, and print every fault in them
 ///
-/// With `--catalog`, also compare the catalog with the directories of every backend. Nothing is changed and no service
-/// is asked; one may be running. Each fault is told with its file, line and field, and a hint where one
-/// is near. A backend whose path does not exist is no fault: it would be offline.
+/// With `--catalog`, also compare the catalog with the directories of every backend. The command changes nothing and asks
+/// no service; one may be running. Each fault is printed with its file, line and field, and with a hint if there is one.
+/// A backend whose path does not exist is no fault: it would be offline.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -11,7 +11,7 @@ use super::table::{Listing, counted, printable};
 use super::{Error, Shell};
 use crate::discovery::lint::{self, Fault, Finding, Plugin, Report, SearchDirs, Severity, probe};
 
-/// Read the directories as an engine does, and tell what is wrong with what lies there
+/// Read the directories as an engine does, and print the faults of the files in them
 ///
 /// For each plugin: which file an engine reads, what that file hides, and every fault in it and in the TLS files that
 /// it names. All plugins are read, not only this one. Run it where the engine runs, and as the engine's user; neither
@@ -30,7 +30,7 @@ pub(super) struct Lint {
     /// Sockets are looked for in one that is called `run/docker/plugins`, spec files in every other.
     #[arg(value_name = "DIR")]
     dirs: Vec<PathBuf>,
-    /// Call each plugin, and tell whether it is found, verified, and answers
+    /// Call each plugin, and print whether it is found, verified, and answers
     ///
     /// The call asks for the plugin's capabilities, and changes nothing. Proxies are not used.
     #[arg(long)]

@@ -29,8 +29,8 @@ Examples:
 pub(super) enum Pki {
     /// Make the CA by hand, for the first of several instances that share a catalog
     ///
-    /// Only there it is needed: an instance with a catalog of its own makes its CA by itself. The others are given ca.crt,
-    /// and ca.key where they shall sign, too. Refused where there is a CA.
+    /// Only the first instance needs it: an instance that does not share its catalog makes its CA by itself. Give the
+    /// other instances ca.crt, and also ca.key if they must sign. Refused if there is a CA already.
     Init,
     #[command(subcommand)]
     Rollover(Rollover),
@@ -43,8 +43,8 @@ pub(super) enum Pki {
 ///
 /// Engines read their certificates once. So a rollover has a beginning and an end: from `start` on both CAs are
 /// trusted, and hosts' new certificates are of the new one. Give each host a new bundle (`host renew`) and restart its
-/// engine when that suits; `status` tells who has moved. `finish` makes the server's certificate anew by the new CA and
-/// trusts the old one no more.
+/// engine when that suits; `status` shows which hosts have moved. `finish` signs the server's certificate again with the
+/// new CA and no longer trusts the old one.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -57,15 +57,15 @@ pub(super) enum Rollover {
     Start,
     /// Tell how far it has got, and which hosts have moved
     Status,
-    /// Trust the new CA alone; refused while that would shut out hosts
+    /// Trust only the new CA; refused while that would lock out hosts
     Finish(End),
-    /// Trust the old CA alone; refused while that would shut out hosts
+    /// Trust only the old CA; refused while that would lock out hosts
     Abort(End),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct End {
-    /// Also where hosts are shut out by it; asks first
+    /// Also if that locks out hosts; asks first
     #[arg(long)]
     force: bool,
     /// Do not ask
