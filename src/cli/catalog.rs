@@ -21,7 +21,7 @@ use crate::error::chain;
 Examples:
   volhost catalog export -o catalog.jsonl    A backup, one record a line
   volhost catalog import catalog.jsonl       Restore it, if there is none or an empty one
-  volhost catalog rebuild                    Restore a lost one from the copies that backends keep
+  volhost catalog rebuild                    Restore a lost one from the backends' copies
   volhost check --catalog                    Compare it with the directories")]
 pub(super) enum Catalog {
     /// Write the whole catalog as JSON lines
