@@ -12,7 +12,7 @@ use super::wire;
 use crate::catalog::{Catalog, CatalogError, Certificate, Change, Host};
 use crate::config::Advertise;
 use crate::config::address::Authority;
-use crate::discovery::{Address, Format, InvalidPluginName, PluginName, Rendering, Spec, TlsFiles};
+use crate::discovery::{Address, Format, InvalidPluginName, PluginName, RenderError, Spec, TlsFiles};
 use crate::model::host::{HostName, InvalidHostName};
 use crate::model::timestamp::rfc3339;
 use crate::pki::bundle::{self, Bundle, BundleError};
@@ -104,7 +104,7 @@ pub(super) enum EnrolmentError {
     #[error(transparent)]
     Pki(#[from] PkiError),
     #[error("the host's spec file cannot be made")]
-    Spec(#[from] Rendering),
+    Spec(#[from] RenderError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error(transparent)]

@@ -249,7 +249,7 @@ impl Start<'_> {
             limits: Arc::clone(&limits),
             tls: tls.state(),
             revocation: Arc::new(Recorded(Arc::clone(&catalog))),
-            on_seen: Arc::new(move |caller, certified| seen.note_seen(caller, certified)),
+            on_request: Arc::new(move |caller, certified| seen.note_seen(caller, certified)),
             drain: drain.clone(),
         });
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::admin::ServiceStatus;
-use crate::transport::{Server, SocketLook};
+use crate::transport::{Server, SocketStatus};
 
 /// How often sockets are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -23,7 +23,7 @@ pub(super) async fn keep(server: Arc<Server>, status: Arc<ServiceStatus>) {
 
 /// Makes missing sockets again. A failure is logged once, and stays in the status as long as it lasts.
 pub(super) async fn mend(server: &Server, status: &ServiceStatus) {
-    for SocketLook { address, fault } in server.mend_sockets().await {
+    for SocketStatus { address, fault } in server.repair_sockets().await {
         if status.trouble(&address, fault.as_deref())
             && let Some(fault) = fault
         {

@@ -142,7 +142,7 @@ fn put(config: &Config, paths: &Paths, listening: &[String], mend: bool) -> Spec
     };
     let path = store.path(&spec.name, format);
     let put = || {
-        if mend && store.is_taken_back(&path)? {
+        if mend && store.is_withdrawn(&path)? {
             return Ok(None);
         }
         store.write(&spec, format, false).map(Some)

@@ -18,7 +18,7 @@ use super::purge::{PurgeTurn, PurgeWork};
 use super::*;
 use crate::backend::{Expect, Map};
 use crate::catalog::{CatalogError, Removed, Submitted};
-use crate::host::{Certified, Via};
+use crate::host::{CertificateId, Via};
 use crate::model::backend_settings::BackendSettings;
 use crate::model::options::Options;
 use crate::model::volume::VolumeId;
@@ -1146,7 +1146,7 @@ async fn an_issuer_is_recorded_at_once_but_not_by_every_request() {
     let host = HostName::parse("web9").unwrap();
     let issuer = || world.service.view().hosts.get(&host).and_then(|host| host.last_issuer.clone());
     let call =
-        |issuer| world.service.note_seen(&called("web9", None), Some(Certified { issuer, serial: "1" }));
+        |issuer| world.service.note_seen(&called("web9", None), Some(CertificateId { issuer, serial: "1" }));
     call("CN=one");
     world.service.write_seen().await;
     let mut recorded = Vec::new();

@@ -1,15 +1,15 @@
 //! The value that each command prints with `--json`.
 
-/// The value that one command prints, or several commands.
+/// The value that one or several commands print.
 pub(super) struct Printed {
-    /// The commands, with the flags that make the difference.
+    /// The commands, with the flags that make a difference.
     pub(super) of: &'static [&'static str],
     pub(super) prints: &'static str,
-    /// The words that its fields may hold, where those do not speak for themselves.
+    /// The meaning of the words in its fields that are not self-explanatory.
     pub(super) meaning: &'static str,
 }
 
-/// In the order of docs/reference/commands.md, which has the same table.
+/// The values, in the order of the same table in docs/reference/commands.md.
 pub(super) const TABLE: &[Printed] = &[
     Printed {
         of: &["volume ls"],
