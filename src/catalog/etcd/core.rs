@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::client::{CallError, Client, Kind};
+use super::client::{CallError, Client, CallErrorKind};
 use super::key_locks::{KeyLocks, QueuedLocks, cells};
 use super::outbox::{Answered, Entry, Outbox};
-use super::replica::{Replica, STALE, Step};
+use super::replica::{Replica, STALE_LIMIT, Step};
 use super::txn::{Attempt, Planned, RELEASED_AT_ONCE, Sent, Transactions, plan};
 use crate::catalog::{CatalogError, Change, Freshness, Outcome, Refusal, UnmountTarget, View};
 use crate::model::host::HostName;
@@ -122,8 +122,8 @@ impl Core {
             }
         }
         let needed = change.footprint(&self.replica.memory.view()).freshness;
-        let mut fresh = needed == Freshness::Always;
-        if fresh {
+        let mut up_to_date = needed == Freshness::Always;
+        if up_to_date {
             self.replica.sync().await?;
         }
         let (mut waited, mut stale) = (false, 0);
@@ -132,25 +132,25 @@ impl Core {
             let planned = plan(&self.replica.memory, &self.client.keys, owner, change)
                 .map_err(|error| self.client.failed(crate::error::chain(&error)))?;
             let (outcome, transaction) = match planned {
-                Planned::Refused(_) | Planned::Elsewhere(_) if !fresh => {
+                Planned::Refused(_) | Planned::Moving(_) if !up_to_date => {
                     self.replica.sync().await?;
-                    fresh = true;
+                    up_to_date = true;
                     continue;
                 }
-                Planned::Nothing(_) if !fresh && needed == Freshness::ForNothingToDo => {
+                Planned::Nothing(_) if !up_to_date && needed == Freshness::ForNothingToDo => {
                     self.replica.sync().await?;
-                    fresh = true;
+                    up_to_date = true;
                     continue;
                 }
                 Planned::Refused(refusal) => return Err(refusal.into()),
                 Planned::Nothing(outcome) => return Ok(outcome),
-                Planned::Elsewhere(volume) => {
+                Planned::Moving(volume) => {
                     if waited {
                         return Err(Refusal::Moving(volume).into());
                     }
                     waited = true;
-                    let mut settled = self.replica.memory.settled();
-                    let elsewhere = self.replica.memory.look(|_, known| known.mover(volume.id).is_some());
+                    let mut settled = self.replica.memory.ended_claims();
+                    let elsewhere = self.replica.memory.look(|_, rows| rows.claim(volume.id).is_some());
                     if elsewhere {
                         let _ = timeout(ELSEWHERE, settled.changed()).await;
                     }
@@ -179,17 +179,17 @@ impl Core {
                 }
                 Ok(Sent::Stale) => {
                     stale += 1;
-                    if stale % STALE == 0 {
+                    if stale % STALE_LIMIT == 0 {
                         self.replica.doubt(change).await;
                     }
                     self.replica.sync().await?;
-                    fresh = true;
+                    up_to_date = true;
                 }
                 Ok(Sent::Unknown) => {
                     return Err(self.client.unreachable(self.client.health.fault().unwrap_or_default()));
                 }
-                Err(CallError { kind: Kind::LeaseGone, .. }) => self.client.renew_lease(owner.lease).await?,
-                Err(trouble) => return Err(self.client.failed(trouble.text)),
+                Err(CallError { kind: CallErrorKind::LeaseGone, .. }) => self.client.renew_lease(owner.lease).await?,
+                Err(error) => return Err(self.client.failed(error.text)),
             }
         }
     }
@@ -200,11 +200,11 @@ impl Core {
         if self.can_wait(change).is_some() {
             tokio::select! {
                 biased;
-                () = turn.come() => {}
+                () = turn.acquired() => {}
                 _ = self.client.health.out_of_reach() => {}
             }
         } else {
-            turn.come().await;
+            turn.acquired().await;
         }
     }
 
@@ -243,7 +243,7 @@ impl Core {
             .apply(change.clone())
             .map_or_else(|_| Outcome::default(), |(outcome, _)| outcome);
         let entry = Entry { host, what, sent: sent.clone() };
-        let Err(error) = self.outbox.with_disk(move |spool| spool.keep(entry)).await else {
+        let Err(error) = self.outbox.with_disk(move |outbox| outbox.keep(entry)).await else {
             return Ok(outcome);
         };
         // What was sent may still take effect: an error is answered only once it cannot any more.

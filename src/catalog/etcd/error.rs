@@ -153,7 +153,7 @@ pub enum OpenError {
     #[error(
         "the catalog {location} is served by {node}, of which this machine is a copy: give this one a \"node\" of its \
          own, and delete {} here, which was copied with it",
-        .spool.display()
+        .outbox.display()
     )]
     Copied {
         /// Where it lies.
@@ -161,7 +161,7 @@ pub enum OpenError {
         /// The other one's name.
         node: String,
         /// What says which instance this is.
-        spool: PathBuf,
+        outbox: PathBuf,
     },
     /// Nobody named this machine.
     #[error(
@@ -179,7 +179,7 @@ pub enum OpenError {
     Unwritable(#[from] Unwritable),
     /// The directory for what is answered while the cluster is out of reach cannot be used.
     #[error("{} cannot be {doing}: volhost keeps there what it answers while etcd is out of reach", .path.display())]
-    Spool {
+    Outbox {
         /// The file or directory.
         path: PathBuf,
         /// What was tried, after "cannot be".
@@ -196,7 +196,7 @@ pub enum OpenError {
     },
     /// The file in that directory is not understood.
     #[error("{} is not understood at line {line}: {fault}; if what it holds can be given up, move it away", .path.display())]
-    SpoolText {
+    OutboxText {
         /// The file.
         path: PathBuf,
         /// The line, counted from 1.

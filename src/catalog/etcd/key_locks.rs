@@ -27,7 +27,7 @@ pub(super) enum Cell {
     /// The backends.
     Backends,
     /// The moving of a directory.
-    Moving(VolumeId),
+    Directory(VolumeId),
 }
 
 /// Returns what a change locks, and how.
@@ -94,7 +94,7 @@ impl KeyLocks {
 
 impl QueuedLocks {
     /// Waits until everything in front of it is done.
-    pub(super) async fn come(&mut self) {
+    pub(super) async fn acquired(&mut self) {
         for waiting in self.waiting.drain(..) {
             self.held.push(waiting.await);
         }
@@ -136,23 +136,23 @@ mod tests {
         let mut second = order.queue(vec![(cell("b"), Access::Write)]);
         let mut third = order.queue(both());
         let mut other = order.queue(vec![(cell("c"), Access::Write), (cell("c"), Access::Write)]);
-        other.come().await;
-        first.come().await;
+        other.acquired().await;
+        first.acquired().await;
         let waits = |turn: &mut QueuedLocks| {
-            let mut come = Box::pin(turn.come());
-            come.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
+            let mut acquired = Box::pin(turn.acquired());
+            acquired.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
         };
         let (task, done) = (Arc::new(Mutex::new(Vec::new())), tokio::sync::mpsc::unbounded_channel::<()>());
         drop(done);
         let said = Arc::clone(&task);
         let later = tokio::spawn(async move {
-            third.come().await;
+            third.acquired().await;
             said.lock().unwrap().push("third");
         });
         assert!(waits(&mut order.queue(vec![(cell("a"), Access::Read)])));
         let said = Arc::clone(&task);
         let sooner = tokio::spawn(async move {
-            second.come().await;
+            second.acquired().await;
             said.lock().unwrap().push("second");
         });
         tokio::task::yield_now().await;
@@ -171,7 +171,7 @@ mod tests {
         let host = || Cell::Host(HostName::parse("web1").unwrap());
         let mut one = order.queue(vec![(host(), Access::Read)]);
         let mut other = order.queue(vec![(host(), Access::Read)]);
-        one.come().await;
-        other.come().await;
+        one.acquired().await;
+        other.acquired().await;
     }
 }

@@ -29,7 +29,7 @@ pub(super) enum Key {
     /// A record's: its table and its key's parts.
     Row(Table, Vec<String>),
     /// That an instance moves a volume's directory.
-    Moving(VolumeId),
+    Claim(VolumeId),
     /// That an instance serves.
     Instance(Uuid),
     /// What only those who write it read again.
@@ -83,12 +83,12 @@ impl Keys {
         format!("{}import", self.root)
     }
 
-    pub(super) fn moving(&self, id: VolumeId) -> String {
+    pub(super) fn claim(&self, id: VolumeId) -> String {
         format!("{}moving/{id}", self.root)
     }
 
     /// The range of all claims.
-    pub(super) fn all_moving(&self) -> (String, String) {
+    pub(super) fn all_claims(&self) -> (String, String) {
         self.all("moving")
     }
 
@@ -103,7 +103,7 @@ impl Keys {
     }
 
     /// The range of what tells how far all instances' spools were carried out.
-    pub(super) fn all_spools(&self) -> (String, String) {
+    pub(super) fn all_outbox_progress(&self) -> (String, String) {
         self.all("~spools")
     }
 
@@ -142,7 +142,7 @@ impl Keys {
     }
 
     /// How far an instance's spool was carried out.
-    pub(super) fn spool(&self, instance: Uuid) -> String {
+    pub(super) fn outbox_progress(&self, instance: Uuid) -> String {
         format!("{}~spools/{instance}", self.root)
     }
 
@@ -202,7 +202,7 @@ impl Keys {
         }
         let Some((kind, rest)) = rest.split_once('/') else { return Key::Unknown };
         match kind {
-            "moving" => rest.parse().map_or(Key::Unknown, Key::Moving),
+            "moving" => rest.parse().map_or(Key::Unknown, Key::Claim),
             "instances" => rest.parse().map_or(Key::Unknown, Key::Instance),
             "~slots" | "~spools" | "~nodes" => Key::Own,
             _ => {

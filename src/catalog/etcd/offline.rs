@@ -161,7 +161,7 @@ impl OfflineCluster {
             }
             let mut then =
                 vec![TxnOp::put(keys.import(), run, None), TxnOp::delete(keys.format(), None), self.head()];
-            then.extend([keys.all_slots(), keys.all_spools(), keys.all_moving()].map(delete));
+            then.extend([keys.all_slots(), keys.all_outbox_progress(), keys.all_claims()].map(delete));
             let begin = Txn::new().when(when).and_then(then).or_else([TxnOp::get(keys.import(), None)]);
             let answer = self.send(&begin).await?;
             let begun = if answer.succeeded() {

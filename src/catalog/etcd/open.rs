@@ -19,7 +19,7 @@ use super::keys::TTL;
 use super::outbox::Outbox;
 use super::presence::{self, Presence, Serving};
 use super::replay::{self, OutboxProgress};
-use super::replica::{self, Moves, Replica};
+use super::replica::{self, Claim, Replica};
 use super::txn::{self, SLOTS, Slots, Transactions, revision, same};
 use super::{Etcd, session};
 use crate::catalog::{Cluster, Instance};
@@ -113,7 +113,7 @@ async fn build(
 /// this answer is lost, and the next start if this process is killed.
 async fn settle_slots(
     reader: &Reader<'_>,
-    spool: &Outbox,
+    outbox: &Outbox,
     me: Uuid,
     run: Uuid,
 ) -> Result<(Vec<i64>, i64), OpenError> {
@@ -133,20 +133,20 @@ async fn settle_slots(
             }
             numbers.extend(number.map(|number| (number, String::from_utf8_lossy(pair.value()).into_owned())));
         }
-        let place = reader.get(keys.spool(me), GetOptions::new()).await?;
+        let place = reader.get(keys.outbox_progress(me), GetOptions::new()).await?;
         let place = place.as_ref().and_then(|got| got.kvs().first());
         let applied = place.and_then(|pair| pair.value_str().ok()?.parse().ok()).unwrap_or_default();
-        spool.pass_over(applied, &numbers)?;
+        outbox.pass_over(applied, &numbers)?;
 
         let slot = |number| keys.slot(me, number);
         let mut unchanged: Vec<_> =
             revisions.iter().enumerate().map(|(number, revision)| same(slot(number), *revision)).collect();
-        unchanged.push(same(keys.spool(me), place.map_or(0, etcd_client::KeyValue::mod_revision)));
+        unchanged.push(same(keys.outbox_progress(me), place.map_or(0, etcd_client::KeyValue::mod_revision)));
         // An import stops an instance by deleting its slots, which does nothing to an instance that has none yet.
         unchanged.push(same(keys.import(), 0));
         let mut written: Vec<_> =
             (0..SLOTS).map(|number| TxnOp::put(slot(number), format!("{}.0", run.simple()), None)).collect();
-        written.push(TxnOp::put(keys.spool(me), applied.to_string(), None));
+        written.push(TxnOp::put(keys.outbox_progress(me), applied.to_string(), None));
         let question = Txn::new().when(unchanged).and_then(written);
         let answer = reader
             .ask(|client| {
@@ -158,7 +158,7 @@ async fn settle_slots(
             reader.ready(true).await?;
             continue;
         };
-        spool.forget_slots();
+        outbox.forget_slots();
         return Ok((vec![revision(&answer); SLOTS], revision(&answer)));
     }
 }
@@ -166,11 +166,11 @@ async fn settle_slots(
 /// Ends the claims of the process before, without waiting for their lease to expire.
 async fn end_claims(reader: &Reader<'_>, me: Uuid) -> Result<(), OpenError> {
     loop {
-        let (first, end) = reader.keys.all_moving();
+        let (first, end) = reader.keys.all_claims();
         let found = reader.get(first, GetOptions::new().with_range(end)).await?;
         let found = found.map(|mut got| got.take_kvs()).unwrap_or_default();
         let is_ours = |pair: &&etcd_client::KeyValue| {
-            serde_json::from_slice::<Moves>(pair.value()).is_ok_and(|moves| moves.by == me)
+            serde_json::from_slice::<Claim>(pair.value()).is_ok_and(|claim| claim.by == me)
         };
         let ours: Vec<_> = found.iter().filter(is_ours).take(SLOTS).collect();
         if ours.is_empty() {

@@ -140,9 +140,9 @@ impl Outbox {
         let path = dir.join(format!("{}.jsonl", file_name(prefix)));
         let failed = |doing| {
             let path = path.clone();
-            move |source| OpenError::Spool { path, doing, source }
+            move |source| OpenError::Outbox { path, doing, source }
         };
-        files::make_dir(dir, 0o700).map_err(|source| OpenError::Spool {
+        files::make_dir(dir, 0o700).map_err(|source| OpenError::Outbox {
             path: dir.into(),
             doing: "made",
             source,
@@ -159,7 +159,7 @@ impl Outbox {
         let mut file = OutboxFile { file: open_to_write(&path).map_err(failed("opened"))?, head, length };
         // A line that was cut off was not answered.
         file.cut_off().map_err(failed("written"))?;
-        let spool = Self {
+        let outbox = Self {
             path,
             lock,
             waiting: watch::Sender::new(waiting.len()),
@@ -167,7 +167,7 @@ impl Outbox {
             entries: Mutex::new(Entries { next, waiting, aside }),
             turn: Arc::default(),
         };
-        Ok((spool, instance))
+        Ok((outbox, instance))
     }
 
     /// What this process has locked, told from every other file of any machine until that is started again. Unknown
@@ -184,9 +184,9 @@ impl Outbox {
         work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let turn = Arc::clone(&self.turn).lock_owned().await;
-        let spool = Arc::clone(self);
+        let outbox = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
-            let done = work(&spool);
+            let done = work(&outbox);
             drop(turn);
             done
         });
@@ -307,7 +307,7 @@ impl Outbox {
             entries.waiting.push_back((number, entry));
         }
         if changed {
-            file.rewrite(&self.path, &entries).map_err(|source| OpenError::Spool {
+            file.rewrite(&self.path, &entries).map_err(|source| OpenError::Outbox {
                 path: self.path.clone(),
                 doing: "written",
                 source,
@@ -425,11 +425,11 @@ fn file_name(prefix: &str) -> String {
 }
 
 /// Takes the only right to a spool, until the file is closed.
-fn lock(spool: &Path) -> Result<File, OpenError> {
-    let path = spool.with_extension("lock");
+fn lock(outbox: &Path) -> Result<File, OpenError> {
+    let path = outbox.with_extension("lock");
     let failed = |doing| {
         let path = path.clone();
-        move |source| OpenError::Spool { path, doing, source }
+        move |source| OpenError::Outbox { path, doing, source }
     };
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(0o600);
@@ -444,7 +444,7 @@ fn lock(spool: &Path) -> Result<File, OpenError> {
 /// Takes the spool over that an older volhost has kept under another name, which several prefixes had in common: it is
 /// that of the first one that is served again.
 fn take_over(before: &Path, path: &Path) -> Result<(), OpenError> {
-    let failed = |source| OpenError::Spool { path: before.into(), doing: "renamed", source };
+    let failed = |source| OpenError::Outbox { path: before.into(), doing: "renamed", source };
     if before == path || path.try_exists().map_err(failed)? || !before.try_exists().map_err(failed)? {
         return Ok(());
     }
@@ -495,7 +495,7 @@ struct Read {
 }
 
 fn read(path: &Path, text: &[u8]) -> Result<Read, OpenError> {
-    let fault = |line: usize, fault: String| OpenError::SpoolText { path: path.into(), line, fault };
+    let fault = |line: usize, fault: String| OpenError::OutboxText { path: path.into(), line, fault };
     let mut lines = text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
     let first = lines.next().unwrap_or_default();
     let head: Head = serde_json::from_slice(first).map_err(|error| fault(1, error.to_string()))?;
@@ -569,118 +569,118 @@ mod tests {
     #[test]
     fn what_was_kept_is_found_again_and_what_was_cut_off_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, me) = Outbox::open(dir.path(), "store/volhost").unwrap();
+        let (outbox, me) = Outbox::open(dir.path(), "store/volhost").unwrap();
         assert!(matches!(Outbox::open(dir.path(), "store/volhost"), Err(OpenError::Locked { .. })));
-        spool.keep(entry_of("x")).unwrap();
-        spool.keep(entry_of("y")).unwrap();
-        drop(spool);
+        outbox.keep(entry_of("x")).unwrap();
+        outbox.keep(entry_of("y")).unwrap();
+        drop(outbox);
         let path = dir.path().join("store%2Fvolhost.jsonl");
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, [&*whole, br#"{"n":3,"volu"#].concat()).unwrap();
 
-        let (spool, same) = Outbox::open(dir.path(), "store/volhost").unwrap();
-        assert_eq!((me, spool.len()), (same, 2));
+        let (outbox, same) = Outbox::open(dir.path(), "store/volhost").unwrap();
+        assert_eq!((me, outbox.len()), (same, 2));
         assert_eq!(std::fs::read(&path).unwrap(), whole);
-        assert_eq!(spool.first(), Some((1, entry_of("x"))));
-        spool.done(1);
-        assert_eq!(spool.first(), Some((2, entry_of("y"))));
-        spool.keep(Entry { what: Answered::Activate, ..entry_of("z") }).unwrap();
-        spool.done(2);
+        assert_eq!(outbox.first(), Some((1, entry_of("x"))));
+        outbox.done(1);
+        assert_eq!(outbox.first(), Some((2, entry_of("y"))));
+        outbox.keep(Entry { what: Answered::Activate, ..entry_of("z") }).unwrap();
+        outbox.done(2);
         assert!(
-            matches!(spool.first().unwrap().1.change(), Change::Activate(host) if host.as_str() == "web1")
+            matches!(outbox.first().unwrap().1.change(), Change::Activate(host) if host.as_str() == "web1")
         );
-        spool.done(3);
-        spool.empty().unwrap();
-        assert_eq!(spool.len(), 0);
+        outbox.done(3);
+        outbox.empty().unwrap();
+        assert_eq!(outbox.len(), 0);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1, "the entries are gone");
-        spool.keep(entry_of("z")).unwrap();
-        assert_eq!(spool.first().unwrap().0, 4, "a number is used once");
+        outbox.keep(entry_of("z")).unwrap();
+        assert_eq!(outbox.first().unwrap().0, 4, "a number is used once");
     }
 
     #[test]
     fn what_took_effect_is_passed_over() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
-        spool.keep(entry_of("x")).unwrap();
-        spool.keep(Entry { sent: None, ..entry_of("y") }).unwrap();
-        spool.pass_over(0, &HashMap::from([(7, "b.1".into()), (8, "a.1".into())])).unwrap();
-        assert_eq!(spool.len(), 2);
-        drop(spool);
-        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
-        spool.pass_over(0, &HashMap::from([(7, "a.1".into())])).unwrap();
-        assert_eq!(spool.first(), Some((2, Entry { sent: None, ..entry_of("y") })));
-        drop(spool);
+        let (outbox, _) = Outbox::open(dir.path(), "volhost").unwrap();
+        outbox.keep(entry_of("x")).unwrap();
+        outbox.keep(Entry { sent: None, ..entry_of("y") }).unwrap();
+        outbox.pass_over(0, &HashMap::from([(7, "b.1".into()), (8, "a.1".into())])).unwrap();
+        assert_eq!(outbox.len(), 2);
+        drop(outbox);
+        let (outbox, _) = Outbox::open(dir.path(), "volhost").unwrap();
+        outbox.pass_over(0, &HashMap::from([(7, "a.1".into())])).unwrap();
+        assert_eq!(outbox.first(), Some((2, Entry { sent: None, ..entry_of("y") })));
+        drop(outbox);
         // The slots hold something else by then.
-        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
-        spool.pass_over(0, &HashMap::from([(7, "c.0".into())])).unwrap();
-        assert_eq!((spool.len(), spool.first().unwrap().0), (1, 2));
-        spool.keep(entry_of("z")).unwrap();
-        spool.forget_slots();
-        assert_eq!(spool.first(), Some((2, Entry { sent: None, ..entry_of("y") })));
-        drop(spool);
-        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
-        spool.pass_over(2, &HashMap::new()).unwrap();
-        assert_eq!((spool.len(), spool.first()), (1, Some((3, entry_of("z")))));
+        let (outbox, _) = Outbox::open(dir.path(), "volhost").unwrap();
+        outbox.pass_over(0, &HashMap::from([(7, "c.0".into())])).unwrap();
+        assert_eq!((outbox.len(), outbox.first().unwrap().0), (1, 2));
+        outbox.keep(entry_of("z")).unwrap();
+        outbox.forget_slots();
+        assert_eq!(outbox.first(), Some((2, Entry { sent: None, ..entry_of("y") })));
+        drop(outbox);
+        let (outbox, _) = Outbox::open(dir.path(), "volhost").unwrap();
+        outbox.pass_over(2, &HashMap::new()).unwrap();
+        assert_eq!((outbox.len(), outbox.first()), (1, Some((3, entry_of("z")))));
     }
 
     #[test]
     fn what_was_set_aside_waits_again_after_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, me) = Outbox::open(dir.path(), "volhost").unwrap();
+        let (outbox, me) = Outbox::open(dir.path(), "volhost").unwrap();
         for id in ["x", "y", "z"] {
-            spool.keep(entry_of(id)).unwrap();
+            outbox.keep(entry_of(id)).unwrap();
         }
         let path = dir.path().join("volhost.jsonl");
         let lines = || std::fs::read_to_string(&path).unwrap().lines().count() - 1;
-        spool.set_aside(1).unwrap();
-        assert_eq!((spool.len(), spool.first().unwrap().0, lines()), (2, 2, 3));
-        spool.keep(entry_of("v")).unwrap();
-        spool.done(3);
-        spool.empty().unwrap();
-        assert_eq!((spool.first().unwrap().0, lines()), (4, 4));
-        spool.done(4);
-        spool.empty().unwrap();
-        assert_eq!((spool.first(), lines()), (None, 1));
-        drop(spool);
-        let (spool, same) = Outbox::open(dir.path(), "volhost").unwrap();
-        assert_eq!((same, spool.len()), (me, 0));
+        outbox.set_aside(1).unwrap();
+        assert_eq!((outbox.len(), outbox.first().unwrap().0, lines()), (2, 2, 3));
+        outbox.keep(entry_of("v")).unwrap();
+        outbox.done(3);
+        outbox.empty().unwrap();
+        assert_eq!((outbox.first().unwrap().0, lines()), (4, 4));
+        outbox.done(4);
+        outbox.empty().unwrap();
+        assert_eq!((outbox.first(), lines()), (None, 1));
+        drop(outbox);
+        let (outbox, same) = Outbox::open(dir.path(), "volhost").unwrap();
+        assert_eq!((same, outbox.len()), (me, 0));
         // It is none of those that the cluster has, and what was in its slot was found out before.
-        spool.pass_over(4, &HashMap::from([(7, "a.1".into())])).unwrap();
-        assert_eq!(spool.first(), Some((5, Entry { sent: None, ..entry_of("x") })));
-        spool.set_aside(5).unwrap();
-        assert_eq!((spool.first(), lines()), (None, 1));
+        outbox.pass_over(4, &HashMap::from([(7, "a.1".into())])).unwrap();
+        assert_eq!(outbox.first(), Some((5, Entry { sent: None, ..entry_of("x") })));
+        outbox.set_aside(5).unwrap();
+        assert_eq!((outbox.first(), lines()), (None, 1));
     }
 
     #[test]
     fn what_a_failed_write_left_is_gone_before_the_next_one() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
-        spool.keep(entry_of("x")).unwrap();
+        let (outbox, _) = Outbox::open(dir.path(), "volhost").unwrap();
+        outbox.keep(entry_of("x")).unwrap();
         // What the disk took of a line before it was full, and could not cut off again.
         let path = dir.path().join("volhost.jsonl");
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(br#"{"n":2,"host":"we"#).unwrap();
-        spool.keep(entry_of("y")).unwrap();
-        drop(spool);
-        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
-        assert_eq!(spool.first(), Some((1, entry_of("x"))));
-        spool.done(1);
-        assert_eq!(spool.first(), Some((2, entry_of("y"))));
+        outbox.keep(entry_of("y")).unwrap();
+        drop(outbox);
+        let (outbox, _) = Outbox::open(dir.path(), "volhost").unwrap();
+        assert_eq!(outbox.first(), Some((1, entry_of("x"))));
+        outbox.done(1);
+        assert_eq!(outbox.first(), Some((2, entry_of("y"))));
     }
 
     #[test]
     fn a_last_line_whose_beginning_never_reached_the_disk_was_not_answered() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
-        spool.keep(entry_of("x")).unwrap();
-        drop(spool);
+        let (outbox, _) = Outbox::open(dir.path(), "volhost").unwrap();
+        outbox.keep(entry_of("x")).unwrap();
+        drop(outbox);
         let path = dir.path().join("volhost.jsonl");
         let whole = std::fs::read(&path).unwrap();
         let torn = [&[0; 100][..], b"\"activation\":3}}\n"].concat();
         std::fs::write(&path, [&*whole, &torn].concat()).unwrap();
-        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
-        assert_eq!((spool.len(), std::fs::read(&path).unwrap()), (1, whole.clone()));
-        drop(spool);
+        let (outbox, _) = Outbox::open(dir.path(), "volhost").unwrap();
+        assert_eq!((outbox.len(), std::fs::read(&path).unwrap()), (1, whole.clone()));
+        drop(outbox);
         // In front of what was answered later nothing is torn: that is something else.
         let entry = whole.split_inclusive(|byte| *byte == b'\n').nth(1).unwrap();
         std::fs::write(&path, [&*whole, &torn, entry].concat()).unwrap();
@@ -700,9 +700,9 @@ mod tests {
     #[test]
     fn the_spool_of_a_volhost_of_before_is_found_under_its_name() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, me) = Outbox::open(dir.path(), "x").unwrap();
-        spool.keep(entry_of("x")).unwrap();
-        drop(spool);
+        let (outbox, me) = Outbox::open(dir.path(), "x").unwrap();
+        outbox.keep(entry_of("x")).unwrap();
+        drop(outbox);
         let old = dir.path().join("a_b.jsonl");
         std::fs::rename(dir.path().join("x.jsonl"), &old).unwrap();
         // That one still runs.
@@ -711,22 +711,22 @@ mod tests {
         let Err(error) = Outbox::open(dir.path(), "a/b") else { panic!("two have it") };
         assert!(matches!(&error, OpenError::Locked { path } if path.ends_with("a_b.lock")), "{error}");
         drop(running);
-        let (spool, same) = Outbox::open(dir.path(), "a/b").unwrap();
-        assert_eq!((spool.first(), same), (Some((1, entry_of("x"))), me));
+        let (outbox, same) = Outbox::open(dir.path(), "a/b").unwrap();
+        assert_eq!((outbox.first(), same), (Some((1, entry_of("x"))), me));
         assert!(!old.exists());
-        let (spool, other) = Outbox::open(dir.path(), "a_b").unwrap();
-        assert!(spool.len() == 0 && other != me);
+        let (outbox, other) = Outbox::open(dir.path(), "a_b").unwrap();
+        assert!(outbox.len() == 0 && other != me);
     }
 
     #[test]
     fn a_disk_that_hangs_keeps_nobody_from_looking() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = Outbox::open(dir.path(), "volhost").unwrap();
-        spool.keep(entry_of("x")).unwrap();
-        let held = spool.hang();
+        let (outbox, _) = Outbox::open(dir.path(), "volhost").unwrap();
+        outbox.keep(entry_of("x")).unwrap();
+        let held = outbox.hang();
         let (told, heard) = std::sync::mpsc::channel();
         std::thread::scope(|threads| {
-            threads.spawn(|| told.send((spool.len(), spool.first().map(|(number, _)| number))));
+            threads.spawn(|| told.send((outbox.len(), outbox.first().map(|(number, _)| number))));
             let seen = heard.recv_timeout(std::time::Duration::from_secs(20));
             drop(held);
             assert_eq!(seen, Ok((1, Some(1))));

@@ -79,7 +79,7 @@ impl Presence {
     }
 
     /// Waits until no other instance of this name can live any more. One that does is an error.
-    pub(super) async fn await_name(&self, reader: &Reader<'_>, spool: &Path) -> Result<(), OpenError> {
+    pub(super) async fn await_name(&self, reader: &Reader<'_>, outbox: &Path) -> Result<(), OpenError> {
         let mut left: HashMap<i64, i64> = HashMap::new();
         loop {
             let mut others = self.others(reader).await?;
@@ -101,7 +101,7 @@ impl Presence {
                 Some(before) if now > before => {
                     let (location, node) = (reader.location.to_owned(), node.clone());
                     return Err(if other.id == self.me {
-                        OpenError::Copied { location, node: other.serving.node.clone(), spool: spool.into() }
+                        OpenError::Copied { location, node: other.serving.node.clone(), outbox: outbox.into() }
                     } else {
                         OpenError::Namesake { location, node, id: other.id }
                     });

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use etcd_client::TxnOp;
 
-use super::client::Kind;
+use super::client::CallErrorKind;
 use super::core::Core;
 use super::outbox::{Entry, Outbox};
-use super::replica::STALE;
-use super::txn::{Attempt, Planned, Transaction, ask, first_pair, ousted, plan, revision, same};
+use super::replica::STALE_LIMIT;
+use super::txn::{Attempt, Planned, Transaction, ask, first_pair, own_key_deleted, plan, revision, same};
 use crate::catalog::{Change, Freshness};
 use crate::error::chain;
 
@@ -77,17 +77,17 @@ async fn record(
         let transaction = if took_effect { Ok(None) } else { decide(core, &change).await };
         let done = match transaction {
             Ok(transaction) => carry_out(core, place, number, transaction).await,
-            Err(trouble) => Err(trouble),
+            Err(error) => Err(error),
         };
         let why = match done {
             Ok(true) => {
                 passed(core, number).await;
                 return true;
             }
-            // Somebody else changed the same rows: the view is made fresh, and it is decided anew.
+            // Somebody else changed the same rows: the view is made up_to_date, and it is decided anew.
             Ok(false) => {
                 stale += 1;
-                if stale % STALE == 0 {
+                if stale % STALE_LIMIT == 0 {
                     core.replica.doubt(&change).await;
                 }
                 match core.replica.sync().await {
@@ -123,10 +123,10 @@ async fn passed(core: &Core, number: u64) {
 
 /// What an entry changes at present; nothing, where what it was of is gone by what is known for certain.
 async fn decide(core: &Core, change: &Change) -> Result<Option<Transaction>, RecordError> {
-    let mut fresh = false;
+    let mut up_to_date = false;
     if change.footprint(&core.replica.memory.view()).freshness == Freshness::Always {
         core.replica.sync().await.map_err(|error| RecordError::Passing(chain(&error)))?;
-        fresh = true;
+        up_to_date = true;
     }
     loop {
         let planned = plan(&core.replica.memory, &core.client.keys, core.txn.owner(), change)
@@ -134,11 +134,11 @@ async fn decide(core: &Core, change: &Change) -> Result<Option<Transaction>, Rec
         match planned {
             Planned::Write(_, transaction) => return Ok(Some(transaction)),
             // Neither is ever refused.
-            Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) if fresh => return Ok(None),
+            Planned::Nothing(_) | Planned::Refused(_) | Planned::Moving(_) if up_to_date => return Ok(None),
             // The cluster answers again before the watch has told what others did meanwhile.
-            Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) => {
+            Planned::Nothing(_) | Planned::Refused(_) | Planned::Moving(_) => {
                 core.replica.sync().await.map_err(|error| RecordError::Passing(chain(&error)))?;
-                fresh = true;
+                up_to_date = true;
             }
         }
     }
@@ -163,7 +163,7 @@ async fn set_aside(
         }
         return Ok(recorded.then_some(true));
     }
-    core.outbox.with_disk(move |spool| spool.set_aside(number)).await.map_err(|error| {
+    core.outbox.with_disk(move |outbox| outbox.set_aside(number)).await.map_err(|error| {
         RecordError::Passing(format!(
             "{refused}; and {} cannot be written: {error}",
             core.outbox.path().display()
@@ -207,16 +207,16 @@ async fn write(
     transaction: Transaction,
 ) -> Result<(bool, String), RecordError> {
     let Transaction { mut compares, mut writes, steps: _ } = transaction;
-    let (key, number) = (core.client.keys.spool(core.client.me), number.to_string());
+    let (key, number) = (core.client.keys.outbox_progress(core.client.me), number.to_string());
     compares.push(same(key.clone(), place.revision));
     writes.push(TxnOp::put(core.client.keys.head(), core.txn.number(), None));
     let response = match ask(&core.client, &key, compares, writes, &number).await {
         Ok(response) => response,
         // It was answered: that is no sign of a cluster out of reach.
-        Err(trouble) if trouble.kind == Kind::Refused => return Err(RecordError::Refused(trouble.text)),
-        Err(trouble) => {
-            core.client.health.unanswered(&trouble);
-            return Err(RecordError::Passing(trouble.text));
+        Err(error) if error.kind == CallErrorKind::Refused => return Err(RecordError::Refused(error.text)),
+        Err(error) => {
+            core.client.health.unanswered(&error);
+            return Err(RecordError::Passing(error.text));
         }
     };
     if response.succeeded() {
@@ -228,7 +228,7 @@ async fn write(
             place.revision = pair.mod_revision();
             Ok((false, String::from_utf8_lossy(pair.value()).into_owned()))
         }
-        None if place.revision > 0 => Err(RecordError::Passing(ousted().text)),
+        None if place.revision > 0 => Err(RecordError::Passing(own_key_deleted().text)),
         None => Ok((false, String::new())),
     }
 }

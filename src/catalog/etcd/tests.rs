@@ -218,7 +218,7 @@ async fn what_one_instance_answered_the_other_knows_at_once() {
         let text = format!("v{round}");
         let made = create(&one, &text).await;
         other.sync().await.unwrap();
-        assert_eq!(other.view().volume(&text), Some(&made), "a view that was made fresh lacks it");
+        assert_eq!(other.view().volume(&text), Some(&made), "a view that was made up_to_date lacks it");
         // Nothing is asked before these: what is not known yet is not refused.
         done(&other, mount(&made, "web1", "x")).await;
         let refused = one.submit(remove(&made, true)).await;
@@ -570,7 +570,7 @@ async fn what_contradicts_the_cluster_is_read_again() {
     let etcd = opened(server.cluster("doubt"), server.instance("store1")).await;
     let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
     let made = create(&catalog, "db").await;
-    etcd.core.replica.memory.mistake(&RowKey::Volume(made.name.clone()));
+    etcd.core.replica.memory.corrupt_revision(&RowKey::Volume(made.name.clone()));
     let mounted = timeout(SOON, catalog.submit(mount(&made, "web1", "x"))).await;
     mounted.expect("it is not tried for ever").unwrap();
     assert_eq!(catalog.view().volume("db").unwrap().mounts.len(), 1);

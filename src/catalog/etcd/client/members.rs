@@ -11,7 +11,7 @@ use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptio
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::call::{CallError, Kind};
+use super::call::{CallError, CallErrorKind};
 use crate::catalog::etcd::error::OpenError;
 use crate::catalog::{Cluster, Credentials};
 use crate::files;
@@ -89,28 +89,28 @@ impl Members {
         let asked = Instant::now();
         let made = timeout(limit, self.client()).await;
         let made = made.unwrap_or_else(|_| Err(CallError::timed_out(self.url(self.current().at), limit)));
-        let trouble = match made {
+        let error = match made {
             Ok((number, at, client)) => {
-                let trouble = match timeout(limit, question(client)).await {
+                let error = match timeout(limit, question(client)).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(error)) => CallError::of(self.url(at), &error),
                     Err(_) => CallError::timed_out(self.url(at), limit),
                 };
-                match trouble.kind {
-                    Kind::Unsent | Kind::Unanswered | Kind::Certificates | Kind::LockedOut => {
+                match error.kind {
+                    CallErrorKind::Unsent | CallErrorKind::Unanswered | CallErrorKind::Certificates | CallErrorKind::LockedOut => {
                         self.give_up(number);
                     }
-                    Kind::Refused | Kind::Full | Kind::LeaseGone | Kind::Compacted | Kind::Ahead => {}
+                    CallErrorKind::Refused | CallErrorKind::Full | CallErrorKind::LeaseGone | CallErrorKind::Compacted | CallErrorKind::Ahead => {}
                 }
-                trouble
+                error
             }
-            Err(trouble) => trouble,
+            Err(error) => error,
         };
-        if trouble.kind == Kind::LockedOut {
+        if error.kind == CallErrorKind::LockedOut {
             // What cannot be read, or not in time, is told by who follows the files.
             let _ = timeout(limit, self.follow()).await;
         }
-        Err(CallError { asked, ..trouble })
+        Err(CallError { asked, ..error })
     }
 
     /// The present member's client, and its number for [`give_up`](Self::give_up).

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-pub(crate) use self::call::{CallError, Kind};
+pub(crate) use self::call::{CallError, CallErrorKind};
 pub(crate) use self::health::Health;
 pub(crate) use self::lease::{Lease, NO_LEASE, grant, keep_alive, revoke};
 pub(crate) use self::members::{ANSWER, Members};
@@ -87,7 +87,7 @@ impl Client {
     pub(crate) async fn end_lease(&self) -> bool {
         let id = self.lease.id();
         match revoke(&self.members, id).await {
-            Ok(()) | Err(CallError { kind: Kind::LeaseGone, .. }) => {
+            Ok(()) | Err(CallError { kind: CallErrorKind::LeaseGone, .. }) => {
                 self.lease.lost(id);
                 true
             }

@@ -28,7 +28,7 @@ pub(crate) async fn read(reader: &Reader<'_>) -> Result<Snapshot, OpenError> {
 /// Reads everything at one revision. Returns `None` if that revision was compacted meanwhile.
 async fn read_at_once(reader: &Reader<'_>) -> Result<Option<Snapshot>, OpenError> {
     let mut loader = Loader::default();
-    let (mut rows, mut moving, mut head) = (HashMap::new(), HashMap::new(), None);
+    let (mut revisions, mut claims, mut head) = (HashMap::new(), HashMap::new(), None);
     let (mut next, mut revision) = (reader.keys.root().to_owned().into_bytes(), 0);
     loop {
         let mut options = GetOptions::new().with_range(reader.keys.end_of_common()).with_limit(PAGE);
@@ -57,11 +57,11 @@ async fn read_at_once(reader: &Reader<'_>) -> Result<Option<Snapshot>, OpenError
                         .take(table, &parts, &String::from_utf8_lossy(pair.value()))
                         .map_err(|source| OpenError::Row { location: reader.location.to_owned(), source })?;
                     let key = String::from_utf8_lossy(pair.key()).into_owned().into_boxed_str();
-                    rows.insert(key, pair.mod_revision());
+                    revisions.insert(key, pair.mod_revision());
                 }
-                Key::Moving(id) => {
-                    if let Ok(moves) = serde_json::from_slice(pair.value()) {
-                        moving.insert(id, (moves, pair.mod_revision()));
+                Key::Claim(id) => {
+                    if let Ok(claim) = serde_json::from_slice(pair.value()) {
+                        claims.insert(id, (claim, pair.mod_revision()));
                     }
                 }
                 Key::Import => {
@@ -87,5 +87,5 @@ async fn read_at_once(reader: &Reader<'_>) -> Result<Option<Snapshot>, OpenError
     }
     let view =
         loader.finish().map_err(|source| OpenError::Row { location: reader.location.to_owned(), source })?;
-    Ok(Some(Snapshot { view, rows, moving, head, revision }))
+    Ok(Some(Snapshot { view, revisions, claims, head, revision }))
 }

@@ -70,7 +70,7 @@ async fn sync(replica: &Replica, only_the_pulse: bool) -> Result<(), Arc<String>
 /// Returns the revision of the latest transaction, from a quorum; `None` if none answers yet and nobody waits.
 async fn latest(replica: &Replica, only_the_pulse: bool) -> Result<Option<i64>, Arc<String>> {
     loop {
-        let (reached, known) = replica.memory.look(|_, known| (known.reached, known.head.clone()));
+        let (reached, known) = replica.memory.look(|_, rows| (rows.reached, rows.head.clone()));
         match head(replica).await {
             Ok((head, revision)) => {
                 replica.client.health.well();
@@ -82,8 +82,8 @@ async fn latest(replica: &Replica, only_the_pulse: bool) -> Result<Option<i64>, 
                 }
                 return Ok(Some(at(&head)));
             }
-            Err(trouble) => {
-                replica.client.health.unanswered(&trouble);
+            Err(error) => {
+                replica.client.health.unanswered(&error);
                 if let Some(why) = replica.client.health.fault() {
                     return Err(why);
                 }
@@ -103,7 +103,7 @@ async fn told(replica: &Replica, latest: i64) {
         // The sender lives as long as `replica`.
         let _ = reached.wait_for(|reached| *reached >= latest).await;
         if replica.state.needs_reload().is_none() {
-            let (reached, known) = replica.memory.look(|_, known| (known.reached, known.head.clone()));
+            let (reached, known) = replica.memory.look(|_, rows| (rows.reached, rows.head.clone()));
             if reached >= latest && known.map_or(0, |(at, _)| at) >= latest {
                 return;
             }

@@ -13,7 +13,7 @@ use tonic::Code;
 use super::memory::Head;
 use super::state::{Fault, Reload};
 use super::{Replica, load, read_index};
-use crate::catalog::etcd::client::{ANSWER, CallError, Kind, LARGEST};
+use crate::catalog::etcd::client::{ANSWER, CallError, CallErrorKind, LARGEST};
 use crate::catalog::etcd::error::OpenError;
 use crate::error::chain;
 
@@ -117,20 +117,20 @@ async fn follow(replica: &Replica, silence: &mut Duration) -> End {
     if let Some(why) = state.needs_reload() {
         return End::Reload(why);
     }
-    let (reached, head) = memory.look(|_, known| (known.reached, known.head.clone()));
+    let (reached, head) = memory.look(|_, rows| (rows.reached, rows.head.clone()));
     match head_at(replica, reached).await {
         Ok(found) if found == head => {}
         // Another history that has come as far, or not so far.
-        Ok(_) | Err(CallError { kind: Kind::Ahead, .. }) => {
+        Ok(_) | Err(CallError { kind: CallErrorKind::Ahead, .. }) => {
             replica.history_changed(reached);
             return End::Reload(Reload::OtherHistory);
         }
-        Err(CallError { kind: Kind::Compacted, .. }) => return End::Compacted,
-        Err(trouble) => return End::Broken(trouble.text),
+        Err(CallError { kind: CallErrorKind::Compacted, .. }) => return End::Compacted,
+        Err(error) => return End::Broken(error.text),
     }
     let done_before = match read_index::head(replica).await {
         Ok((head, _)) => head.map_or(0, |(at, _)| at),
-        Err(trouble) => return End::Broken(trouble.text),
+        Err(error) => return End::Broken(error.text),
     };
     let from = reached + 1;
     let options = WatchOptions::new().with_range(client.keys.end_of_common()).with_start_revision(from);
@@ -140,12 +140,12 @@ async fn follow(replica: &Replica, silence: &mut Duration) -> End {
     });
     let mut stream = match begun.await {
         Ok(stream) => stream,
-        Err(trouble) => return End::Broken(trouble.text),
+        Err(error) => return End::Broken(error.text),
     };
     // The first message confirms the watch; a frozen member does not send even that.
     let (mut is_begun, mut heard_at) = (false, Instant::now());
     loop {
-        let is_behind = memory.look(|_, known| known.reached) < done_before;
+        let is_behind = memory.look(|_, rows| rows.reached) < done_before;
         if !is_behind {
             *silence = SILENCE;
         }
@@ -193,10 +193,10 @@ async fn follow(replica: &Replica, silence: &mut Duration) -> End {
                 End::Broken(message.cancel_reason().to_owned())
             };
         }
-        match memory.heard(message.events()) {
+        match memory.apply_events(message.events()) {
             Ok(true) => {}
             Ok(false) => {
-                replica.history_changed(memory.look(|_, known| known.reached));
+                replica.history_changed(memory.look(|_, rows| rows.reached));
                 return End::Reload(Reload::OtherHistory);
             }
             // A change of a newer volhost's record would drop what it added: no change is made from now on.

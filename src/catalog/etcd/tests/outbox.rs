@@ -175,9 +175,9 @@ fn as_left_behind(server: &Server, prefix: &str, made: &Volume) {
     let lines: Vec<_> = all.lines().collect();
     let at = lines.iter().position(|line| *line == head.trim()).expect("a slot holds the last number");
     let number: usize = lines[at - 1].rsplit('/').next().unwrap().parse().unwrap();
-    let (spool, _) = Outbox::open(&server.instance("store1").spool, prefix).unwrap();
+    let (outbox, _) = Outbox::open(&server.instance("store1").spool, prefix).unwrap();
     let sent = Some((Slot { number, revision: 1 }, vec![head.trim().to_owned()]));
-    spool.keep(Entry { sent, ..kept_unmount(made, "web1", "x", 0) }).unwrap();
+    outbox.keep(Entry { sent, ..kept_unmount(made, "web1", "x", 0) }).unwrap();
 }
 
 #[tokio::test]
@@ -445,7 +445,7 @@ async fn what_contradicts_the_cluster_is_read_again_for_what_is_kept() {
     let made = create(&catalog, "db").await;
     done(&catalog, mount(&made, "web1", "x")).await;
     catalog.sync().await.unwrap();
-    etcd.core.replica.memory.mistake(&RowKey::Volume(made.name.clone()));
+    etcd.core.replica.memory.corrupt_revision(&RowKey::Volume(made.name.clone()));
     etcd.core.outbox.keep(kept_unmount(&made, "web1", "x", 0)).unwrap();
     recorded(&etcd).await;
     assert_eq!(count(&catalog.view(), "db"), 0);

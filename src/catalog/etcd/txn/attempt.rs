@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::Transactions;
 use super::plan::{Transaction, same};
 use super::slots::Slot;
-use crate::catalog::etcd::client::{CallError, Client, Kind};
+use crate::catalog::etcd::client::{CallError, Client, CallErrorKind};
 
 /// How long after a member did not answer the next one is asked.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -64,7 +64,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
                 biased;
                 answer = ask(&self.txn.client, &key, compares.clone(), writes.clone(), &number) => answer,
                 why = self.txn.client.health.out_of_reach() => {
-                    Err(CallError { kind: Kind::Unanswered, text: String::clone(&why), asked: Instant::now() })
+                    Err(CallError { kind: CallErrorKind::Unanswered, text: String::clone(&why), asked: Instant::now() })
                 }
             };
             match asked {
@@ -81,8 +81,8 @@ impl<'a, T: Clone> Attempt<'a, T> {
                         None => Sent::Stale,
                     });
                 }
-                Err(mut trouble) => {
-                    if trouble.kind == Kind::Full {
+                Err(mut error) => {
+                    if error.kind == CallErrorKind::Full {
                         // It answers so also where it was within its quota when it took the transaction in, and not
                         // any more when it carried it out: the slot tells.
                         match look(&self.txn.client, &key).await {
@@ -90,31 +90,31 @@ impl<'a, T: Clone> Attempt<'a, T> {
                                 if let Some((at, by)) = self.found(pair)? {
                                     return match self.took_effect(at, &by, &number, keep) {
                                         Some(sent) => Ok(sent),
-                                        None => Err(trouble),
+                                        None => Err(error),
                                     };
                                 }
                             }
-                            Err(silence) => trouble = CallError { kind: Kind::Unanswered, ..silence },
+                            Err(silence) => error = CallError { kind: CallErrorKind::Unanswered, ..silence },
                         }
                     }
-                    let may_have_been_sent = match trouble.kind {
-                        Kind::Full | Kind::Refused | Kind::LeaseGone | Kind::Compacted | Kind::Ahead => {
-                            return Err(trouble);
+                    let may_have_been_sent = match error.kind {
+                        CallErrorKind::Full | CallErrorKind::Refused | CallErrorKind::LeaseGone | CallErrorKind::Compacted | CallErrorKind::Ahead => {
+                            return Err(error);
                         }
-                        Kind::Unsent | Kind::Certificates | Kind::LockedOut => false,
-                        Kind::Unanswered => true,
+                        CallErrorKind::Unsent | CallErrorKind::Certificates | CallErrorKind::LockedOut => false,
+                        CallErrorKind::Unanswered => true,
                     };
                     if may_have_been_sent && !sent {
                         sent = true;
                         self.unanswered.push((number.clone(), keep.clone()));
                     }
-                    self.txn.client.health.unanswered(&trouble);
-                    let long = self.txn.client.health.not_taken(begun, &trouble.text);
+                    self.txn.client.health.unanswered(&error);
+                    let long = self.txn.client.health.not_taken(begun, &error.text);
                     if self.txn.client.health.fault().is_some() {
                         return Ok(Sent::Unknown);
                     }
                     if long {
-                        return Err(trouble);
+                        return Err(error);
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -184,17 +184,17 @@ impl<'a, T: Clone> Attempt<'a, T> {
                     // Where the slot is gone, nothing that was sent takes effect any more.
                     return self.settled_by(first_pair(&response));
                 }
-                Err(trouble) => {
+                Err(error) => {
                     // What takes no change in tells all the same whether it took one in before.
-                    if trouble.kind == Kind::Full
+                    if error.kind == CallErrorKind::Full
                         && let Ok(pair) = look(&self.txn.client, &key).await
                         && pair.as_ref().map_or(0, KeyValue::mod_revision) != self.slot.revision
                     {
                         return self.settled_by(pair);
                     }
-                    self.txn.client.health.unanswered(&trouble);
+                    self.txn.client.health.unanswered(&error);
                     if let Some(begun) = begun {
-                        self.txn.client.health.not_taken(begun, &trouble.text);
+                        self.txn.client.health.not_taken(begun, &error.text);
                     }
                     tokio::time::sleep(PAUSE).await;
                     // What counts as out of reach may take this in all the same: it is not understood, or takes in
@@ -216,7 +216,7 @@ impl<'a, T: Clone> Attempt<'a, T> {
     /// What stands in the slot, where that was written since. An error where it is gone.
     fn found(&mut self, pair: Option<KeyValue>) -> Result<Option<(i64, String)>, CallError> {
         let Some(pair) = pair else {
-            return if self.slot.revision == 0 { Ok(None) } else { Err(ousted()) };
+            return if self.slot.revision == 0 { Ok(None) } else { Err(own_key_deleted()) };
         };
         if pair.mod_revision() == self.slot.revision {
             return Ok(None);
@@ -240,10 +240,10 @@ pub(crate) async fn probe(txn: Arc<Transactions>) {
 }
 
 /// What is to be said where a key is gone that only this instance writes and that is never deleted while it serves.
-pub(crate) fn ousted() -> CallError {
+pub(crate) fn own_key_deleted() -> CallError {
     let text = "another catalog was imported in its place while this instance was cut off, or its keys were deleted: \
                 restart volhost";
-    CallError { kind: Kind::Refused, text: text.into(), asked: Instant::now() }
+    CallError { kind: CallErrorKind::Refused, text: text.into(), asked: Instant::now() }
 }
 
 /// Sends a transaction once, which also writes its number to the key that tells whether it took effect; where its

@@ -8,7 +8,7 @@ use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use uuid::Uuid;
 
 use crate::catalog::etcd::keys::Keys;
-use crate::catalog::etcd::replica::{Memory, Moves, Rows, Step};
+use crate::catalog::etcd::replica::{Memory, Claim, Rows, Step};
 use crate::catalog::record::{Unwritable, encode};
 use crate::catalog::{
     Change, DirectoryUse, Footprint, Outcome, Premise, Refusal, RowKey, View, Volume, Write,
@@ -41,7 +41,7 @@ pub(crate) enum Planned {
     /// It is refused.
     Refused(Refusal),
     /// Another instance moves the volume's directory.
-    Elsewhere(Arc<Volume>),
+    Moving(Arc<Volume>),
 }
 
 /// By whom, and under which lease, keys are written that end with the instance.
@@ -58,12 +58,12 @@ pub(crate) fn plan(
     owner: Owner,
     change: &Change,
 ) -> Result<Planned, Unwritable> {
-    memory.look(|view, known| {
+    memory.look(|view, rows| {
         let footprint = change.footprint(view);
         if let Some(volume) = must_not_move(view, &footprint)
-            && known.mover(volume.id).is_some_and(|(moves, _)| moves.by != owner.me)
+            && rows.claim(volume.id).is_some_and(|(claim, _)| claim.by != owner.me)
         {
-            return Ok(Planned::Elsewhere(Arc::clone(volume)));
+            return Ok(Planned::Moving(Arc::clone(volume)));
         }
         let mut draft = View::clone(view);
         let (mut outcome, mut records) = match draft.apply(change.clone()) {
@@ -82,7 +82,7 @@ pub(crate) fn plan(
         }
         let mut transaction = Transaction::default();
         for premise in premises {
-            transaction.compare(keys, known, &premise);
+            transaction.compare(keys, rows, &premise);
         }
         for write in records {
             let row = encode(&write)?;
@@ -97,11 +97,11 @@ pub(crate) fn plan(
             DirectoryUse::None => {}
             DirectoryUse::BeginMove(id) => {
                 if let Some(volume) = &outcome.after {
-                    transaction.hide(keys, known, owner, id, &volume.name);
+                    transaction.hide(keys, rows, owner, id, &volume.name);
                 }
             }
-            DirectoryUse::EndMove(id) => transaction.show(keys, known, id),
-            DirectoryUse::Unmoved(id) => transaction.unmoved(keys, known, id),
+            DirectoryUse::EndMove(id) => transaction.show(keys, rows, id),
+            DirectoryUse::Unmoved(id) => transaction.unmoved(keys, rows, id),
         }
         if transaction.writes.is_empty() {
             return Ok(Planned::Nothing(outcome));
@@ -136,35 +136,35 @@ fn must_not_move<'a>(view: &'a View, footprint: &Footprint) -> Option<&'a Arc<Vo
 
 /// Claims the moving of a volume's directory, where nobody does; or claims it anew, where what is known of a claim of this
 /// instance, with its revision, still stands.
-pub(crate) fn claim(keys: &Keys, owner: Owner, id: VolumeId, before: Option<&(Moves, i64)>) -> Transaction {
+pub(crate) fn claim_directory(keys: &Keys, owner: Owner, id: VolumeId, before: Option<&(Claim, i64)>) -> Transaction {
     let mut transaction = Transaction::default();
-    transaction.compares.push(same(keys.moving(id), before.map_or(0, |(_, revision)| *revision)));
-    transaction.put_moving(keys, owner, id, before.and_then(|(moves, _)| moves.hides.clone()));
+    transaction.compares.push(same(keys.claim(id), before.map_or(0, |(_, revision)| *revision)));
+    transaction.put_claim(keys, owner, id, before.and_then(|(claim, _)| claim.hides.clone()));
     transaction
 }
 
 /// Gives a claim back, as it was made at a revision.
-pub(crate) fn give_back(keys: &Keys, id: VolumeId, revision: i64) -> Transaction {
+pub(crate) fn release_claim(keys: &Keys, id: VolumeId, revision: i64) -> Transaction {
     let mut transaction = Transaction::default();
-    transaction.compares.push(same(keys.moving(id), revision));
-    transaction.writes.push(TxnOp::delete(keys.moving(id), None));
-    transaction.steps.push(Step::Moving(id, None));
+    transaction.compares.push(same(keys.claim(id), revision));
+    transaction.writes.push(TxnOp::delete(keys.claim(id), None));
+    transaction.steps.push(Step::Claim(id, None));
     transaction
 }
 
 impl Transaction {
-    fn compare(&mut self, keys: &Keys, known: &Rows, premise: &Premise) {
+    fn compare(&mut self, keys: &Keys, rows: &Rows, premise: &Premise) {
         // Where there is no key, it has been created at revision 0.
         let empty = |(first, end): (String, String)| {
             Compare::create_revision(first, CompareOp::Equal, 0).with_range(end)
         };
         let unchanged = |(first, end): (String, String)| {
-            Compare::mod_revision(first, CompareOp::Less, known.reached + 1).with_range(end)
+            Compare::mod_revision(first, CompareOp::Less, rows.reached + 1).with_range(end)
         };
         match premise {
             Premise::Same(row) => {
                 let key = keys.of_row(row);
-                let revision = known.revision(&key);
+                let revision = rows.revision(&key);
                 self.compares.push(same(key, revision));
             }
             Premise::Unused(volume) => self.compares.push(empty(keys.mounts(volume))),
@@ -180,32 +180,32 @@ impl Transaction {
     }
 
     /// The volume is not visible until this instance shows it, or ends.
-    fn hide(&mut self, keys: &Keys, known: &Rows, owner: Owner, id: VolumeId, name: &VolumeName) {
-        self.unmoved(keys, known, id);
-        self.put_moving(keys, owner, id, Some(name.to_string()));
+    fn hide(&mut self, keys: &Keys, rows: &Rows, owner: Owner, id: VolumeId, name: &VolumeName) {
+        self.unmoved(keys, rows, id);
+        self.put_claim(keys, owner, id, Some(name.to_string()));
     }
 
     /// The volume is visible from now on, or gone.
-    fn show(&mut self, keys: &Keys, known: &Rows, id: VolumeId) {
-        self.unmoved(keys, known, id);
-        if known.mover(id).is_some() {
-            self.writes.push(TxnOp::delete(keys.moving(id), None));
-            self.steps.push(Step::Moving(id, None));
+    fn show(&mut self, keys: &Keys, rows: &Rows, id: VolumeId) {
+        self.unmoved(keys, rows, id);
+        if rows.claim(id).is_some() {
+            self.writes.push(TxnOp::delete(keys.claim(id), None));
+            self.steps.push(Step::Claim(id, None));
         }
     }
 
     /// Nobody moves the directory but, perhaps, this instance.
-    fn unmoved(&mut self, keys: &Keys, known: &Rows, id: VolumeId) {
-        let revision = known.mover(id).map_or(0, |(_, revision)| *revision);
-        self.compares.push(same(keys.moving(id), revision));
+    fn unmoved(&mut self, keys: &Keys, rows: &Rows, id: VolumeId) {
+        let revision = rows.claim(id).map_or(0, |(_, revision)| *revision);
+        self.compares.push(same(keys.claim(id), revision));
     }
 
-    fn put_moving(&mut self, keys: &Keys, owner: Owner, id: VolumeId, hides: Option<String>) {
-        let moves = Moves { by: owner.me, hides };
-        let value = serde_json::json!({ "by": moves.by, "hides": moves.hides }).to_string();
+    fn put_claim(&mut self, keys: &Keys, owner: Owner, id: VolumeId, hides: Option<String>) {
+        let claim = Claim { by: owner.me, hides };
+        let value = serde_json::json!({ "by": claim.by, "hides": claim.hides }).to_string();
         let options = PutOptions::new().with_lease(owner.lease);
-        self.writes.push(TxnOp::put(keys.moving(id), value, Some(options)));
-        self.steps.push(Step::Moving(id, Some(moves)));
+        self.writes.push(TxnOp::put(keys.claim(id), value, Some(options)));
+        self.steps.push(Step::Claim(id, Some(claim)));
     }
 }
 
