@@ -1,4 +1,4 @@
-//! Reading a catalog whole, page by page, as it was at one revision.
+//! Reads a catalog whole, page by page, as it was at one revision.
 //!
 //! It must never skip a key that it does not understand: a catalog is read whole or not at all.
 
@@ -12,16 +12,16 @@ use crate::catalog::etcd::error::OpenError;
 use crate::catalog::etcd::keys::Key;
 use crate::catalog::record::Loader;
 
-/// How many keys a page has. With records of the usual size it is a megabyte or two.
+/// The number of keys in a page. With records of the usual size a page is one or two megabytes.
 const PAGE: i64 = 4000;
 
-/// Reads everything at one revision.
+/// Reads everything at one revision; starts again if that revision was compacted meanwhile.
 pub(crate) async fn read(reader: &Reader<'_>) -> Result<Snapshot, OpenError> {
     loop {
         if let Some(snapshot) = read_at_once(reader).await? {
             return Ok(snapshot);
         }
-        log::debug!("the catalog {} was compacted while it was read: once more", reader.location);
+        log::debug!("the catalog {} was compacted while it was read: it is read again", reader.location);
     }
 }
 
