@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::client::{CallError, Client, CallErrorKind};
+use super::client::{CallError, CallErrorKind, Client};
 use super::key_locks::{Cell, KeyLocks, QueuedLocks};
 use super::replica::Replica;
 use super::txn::{self, Attempt, Owner, Sent, Transaction, Transactions};
@@ -62,8 +62,9 @@ impl DirLocks {
             if before.as_ref().is_some_and(|(claim, _)| claim.by != self.client.me) {
                 return Ok(None);
             }
-            let written =
-                self.write(|owner| txn::claim_directory(&self.client.keys, owner, id, before.as_ref())).await?;
+            let written = self
+                .write(|owner| txn::claim_directory(&self.client.keys, owner, id, before.as_ref()))
+                .await?;
             let Some(revision) = written else {
                 // Only the watch shows that a lease has ended.
                 tokio::time::sleep(PAUSE).await;

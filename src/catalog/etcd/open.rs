@@ -136,7 +136,7 @@ async fn settle_slots(
         let place = reader.get(keys.outbox_progress(me), GetOptions::new()).await?;
         let place = place.as_ref().and_then(|got| got.kvs().first());
         let applied = place.and_then(|pair| pair.value_str().ok()?.parse().ok()).unwrap_or_default();
-        outbox.pass_over(applied, &numbers)?;
+        outbox.remove_recorded(applied, &numbers)?;
 
         let slot = |number| keys.slot(me, number);
         let mut unchanged: Vec<_> =

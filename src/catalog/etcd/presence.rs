@@ -101,7 +101,11 @@ impl Presence {
                 Some(before) if now > before => {
                     let (location, node) = (reader.location.to_owned(), node.clone());
                     return Err(if other.id == self.me {
-                        OpenError::Copied { location, node: other.serving.node.clone(), outbox: outbox.into() }
+                        OpenError::Copied {
+                            location,
+                            node: other.serving.node.clone(),
+                            outbox: outbox.into(),
+                        }
                     } else {
                         OpenError::Namesake { location, node, id: other.id }
                     });

@@ -30,7 +30,7 @@ pub(super) struct OutboxProgress {
 pub(super) async fn keep_up(core: Arc<Core>, mut place: OutboxProgress) {
     loop {
         empty(&core, &mut place).await;
-        core.outbox.more().await;
+        core.outbox.wait_for_entry().await;
     }
 }
 
@@ -113,9 +113,9 @@ async fn record(
 
 /// Takes an entry out that the cluster has.
 async fn passed(core: &Core, number: u64) {
-    core.outbox.done(number);
+    core.outbox.mark_recorded(number);
     if core.outbox.len() == 0
-        && let Err(error) = core.outbox.with_disk(Outbox::empty).await
+        && let Err(error) = core.outbox.with_disk(Outbox::clear_file).await
     {
         log::warn!("{} cannot be emptied: {error}", core.outbox.path().display());
     }

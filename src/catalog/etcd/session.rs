@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::client::{self, CallError, Client, CallErrorKind, NO_LEASE};
+use super::client::{self, CallError, CallErrorKind, Client, NO_LEASE};
 use super::keys::TTL;
 use super::presence::Presence;
 use super::replica::{Fault, Replica};

@@ -49,7 +49,9 @@ impl CallError {
                 let what = innermost(error).unwrap_or_else(|| status.message().to_owned());
                 (kind(error, status.code(), status.message()), what)
             }
-            Error::LeaseKeepAliveError(what) if what.contains("not found") => (CallErrorKind::LeaseGone, what.clone()),
+            Error::LeaseKeepAliveError(what) if what.contains("not found") => {
+                (CallErrorKind::LeaseGone, what.clone())
+            }
             Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
                 (CallErrorKind::Refused, error.to_string())
             }

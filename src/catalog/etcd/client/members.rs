@@ -97,10 +97,17 @@ impl Members {
                     Err(_) => CallError::timed_out(self.url(at), limit),
                 };
                 match error.kind {
-                    CallErrorKind::Unsent | CallErrorKind::Unanswered | CallErrorKind::Certificates | CallErrorKind::LockedOut => {
+                    CallErrorKind::Unsent
+                    | CallErrorKind::Unanswered
+                    | CallErrorKind::Certificates
+                    | CallErrorKind::LockedOut => {
                         self.give_up(number);
                     }
-                    CallErrorKind::Refused | CallErrorKind::Full | CallErrorKind::LeaseGone | CallErrorKind::Compacted | CallErrorKind::Ahead => {}
+                    CallErrorKind::Refused
+                    | CallErrorKind::Full
+                    | CallErrorKind::LeaseGone
+                    | CallErrorKind::Compacted
+                    | CallErrorKind::Ahead => {}
                 }
                 error
             }

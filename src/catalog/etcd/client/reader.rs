@@ -86,7 +86,9 @@ impl Reader<'_> {
         loop {
             let error = match self.members.ask(limit, &question).await {
                 Ok(answer) => return Ok(Some(answer)),
-                Err(CallError { kind: CallErrorKind::Compacted | CallErrorKind::Ahead, .. }) => return Ok(None),
+                Err(CallError { kind: CallErrorKind::Compacted | CallErrorKind::Ahead, .. }) => {
+                    return Ok(None);
+                }
                 Err(error) => error,
             };
             let location = || self.location.to_owned();

@@ -78,8 +78,9 @@ impl Rows {
 
     /// Returns true if the memory has a row, or its deletion, as of this revision or a later one.
     fn has_row(&self, key: &[u8], revision: i64) -> bool {
-        let latest =
-            std::str::from_utf8(key).ok().and_then(|key| self.revisions.get(key).or_else(|| self.gone.get(key)));
+        let latest = std::str::from_utf8(key)
+            .ok()
+            .and_then(|key| self.revisions.get(key).or_else(|| self.gone.get(key)));
         latest.is_some_and(|latest| *latest >= revision)
     }
 

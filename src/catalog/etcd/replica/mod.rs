@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 pub(crate) use self::load::read;
-pub(crate) use self::memory::{Memory, Claim, Rows, Snapshot, Step};
+pub(crate) use self::memory::{Claim, Memory, Rows, Snapshot, Step};
 use self::read_index::Request;
 pub(crate) use self::state::Fault;
 use self::state::{Reload, ReplicaState};

@@ -76,7 +76,9 @@ async fn latest(replica: &Replica, is_health_check: bool) -> Result<Option<i64>,
                 replica.client.health.well();
                 // In one history, no event that was delivered before the question is later than the answer.
                 let at = |head: &Option<Head>| head.as_ref().map_or(0, |(at, _)| *at);
-                if revision < reached || at(&head) < at(&own_head) || (at(&head) == at(&own_head) && head != own_head)
+                if revision < reached
+                    || at(&head) < at(&own_head)
+                    || (at(&head) == at(&own_head) && head != own_head)
                 {
                     replica.history_changed(revision);
                 }

@@ -13,16 +13,16 @@ use crate::model::mounts::Activation;
 
 fn kept_unmount(volume: &Volume, by: &str, id: &str, activation: u64) -> Entry {
     let target = UnmountTarget { volume: Some(volume.id), activation: Activation(activation) };
-    let what = Answered::Unmount { volume: volume.name.clone(), id: mount_id(id), target };
-    Entry { host: host(by), what, sent: None }
+    let request = Answered::Unmount { volume: volume.name.clone(), id: mount_id(id), target };
+    Entry { host: host(by), request, sent: None }
 }
 
 fn kept_activate(by: &str) -> Entry {
-    Entry { host: host(by), what: Answered::Activate, sent: None }
+    Entry { host: host(by), request: Answered::Activate, sent: None }
 }
 
 async fn recorded(etcd: &Etcd) {
-    let emptied = timeout(SOON, etcd.core.outbox.emptied()).await;
+    let emptied = timeout(SOON, etcd.core.outbox.wait_until_empty()).await;
     emptied.expect("what is kept is recorded");
 }
 
@@ -229,7 +229,7 @@ async fn a_full_spool_tells_what_became_of_an_unmount() {
     for _ in 0..5 {
         done(&catalog, mount(&made, "web1", "x")).await;
     }
-    etcd.core.outbox.fill();
+    etcd.core.outbox.fill_disk();
     way.mute(true);
     let asked = catalog.submit(unmount(&made, "x"));
     eventually("etcd counts as out of reach", async || catalog.fault().is_some()).await;
@@ -283,7 +283,7 @@ async fn a_disk_that_hangs_holds_up_no_more_than_what_is_kept() {
     let (end, ended) = std::sync::mpsc::channel::<()>();
     let of_disk = Arc::clone(&etcd);
     let disk = std::thread::spawn(move || {
-        let held = of_disk.core.outbox.hang();
+        let held = of_disk.core.outbox.hang_disk();
         hang.send(()).unwrap();
         // However the test ends.
         let _ = ended.recv();

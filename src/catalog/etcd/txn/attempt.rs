@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::Transactions;
 use super::plan::{Transaction, same};
 use super::slots::Slot;
-use crate::catalog::etcd::client::{CallError, Client, CallErrorKind};
+use crate::catalog::etcd::client::{CallError, CallErrorKind, Client};
 
 /// The pause after an error before the transaction is sent again.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -77,7 +77,9 @@ impl<'a, T: Clone> Attempt<'a, T> {
                 Ok(response) => {
                     let found = self.found(first_pair(&response))?;
                     return Ok(match found {
-                        Some((at, by)) => self.matching_transaction(at, &by, &number, keep).unwrap_or(Sent::Stale),
+                        Some((at, by)) => {
+                            self.matching_transaction(at, &by, &number, keep).unwrap_or(Sent::Stale)
+                        }
                         None => Sent::Stale,
                     });
                 }
@@ -98,10 +100,16 @@ impl<'a, T: Clone> Attempt<'a, T> {
                         }
                     }
                     let may_take_effect = match error.kind {
-                        CallErrorKind::Full | CallErrorKind::Refused | CallErrorKind::LeaseGone | CallErrorKind::Compacted | CallErrorKind::Ahead => {
+                        CallErrorKind::Full
+                        | CallErrorKind::Refused
+                        | CallErrorKind::LeaseGone
+                        | CallErrorKind::Compacted
+                        | CallErrorKind::Ahead => {
                             return Err(error);
                         }
-                        CallErrorKind::Unsent | CallErrorKind::Certificates | CallErrorKind::LockedOut => false,
+                        CallErrorKind::Unsent | CallErrorKind::Certificates | CallErrorKind::LockedOut => {
+                            false
+                        }
                         CallErrorKind::Unanswered => true,
                     };
                     if may_take_effect && !sent {

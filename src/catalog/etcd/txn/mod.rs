@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
 
 pub(crate) use self::attempt::{Attempt, Sent, ask, first_pair, own_key_deleted, probe, revision};
-pub(crate) use self::plan::{Owner, Planned, RELEASED_AT_ONCE, Transaction, claim_directory, plan, release_claim, same};
+pub(crate) use self::plan::{
+    Owner, Planned, RELEASED_AT_ONCE, Transaction, claim_directory, plan, release_claim, same,
+};
 pub(crate) use self::slots::{SLOTS, Slot, Slots};
 use super::client::Client;
 

@@ -9,7 +9,7 @@ use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use uuid::Uuid;
 
 use crate::catalog::etcd::keys::Keys;
-use crate::catalog::etcd::replica::{Memory, Claim, Rows, Step};
+use crate::catalog::etcd::replica::{Claim, Memory, Rows, Step};
 use crate::catalog::record::{Unwritable, encode};
 use crate::catalog::{
     Change, DirectoryUse, Footprint, Outcome, Premise, Refusal, RowKey, View, Volume, Write,
@@ -137,7 +137,12 @@ fn must_not_move<'a>(view: &'a View, footprint: &Footprint) -> Option<&'a Arc<Vo
 
 /// Returns a transaction that claims the right to move a volume's directory. It requires that there is no claim or, if
 /// `before` is given, that this claim of the instance is unchanged since its revision.
-pub(crate) fn claim_directory(keys: &Keys, owner: Owner, id: VolumeId, before: Option<&(Claim, i64)>) -> Transaction {
+pub(crate) fn claim_directory(
+    keys: &Keys,
+    owner: Owner,
+    id: VolumeId,
+    before: Option<&(Claim, i64)>,
+) -> Transaction {
     let mut transaction = Transaction::default();
     transaction.compares.push(same(keys.claim(id), before.map_or(0, |(_, revision)| *revision)));
     transaction.put_claim(keys, owner, id, before.and_then(|(claim, _)| claim.hides.clone()));
