@@ -109,7 +109,7 @@ impl OfflineCluster {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(OpenError::System)?;
         let members = Members::new(cluster, credentials)?;
-        Ok(Self { runtime, members, keys: Keys::of(cluster), location: cluster.to_string() })
+        Ok(Self { runtime, members, keys: Keys::new(cluster), location: cluster.to_string() })
     }
 
     fn reader(&self) -> Reader<'_> {

@@ -45,7 +45,7 @@ pub fn open(cluster: &Cluster, instance: &Instance) -> Result<Etcd, OpenError> {
     let of_outbox = Arc::clone(&core);
     let progress = runtime.block_on(async move {
         let mut progress = progress;
-        replay::empty(&of_outbox, &mut progress).await;
+        replay::drain(&of_outbox, &mut progress).await;
         progress
     });
     runtime.spawn(replay::keep_up(Arc::clone(&core), progress));
@@ -133,15 +133,15 @@ async fn settle_slots(
             }
             numbers.extend(number.map(|number| (number, String::from_utf8_lossy(pair.value()).into_owned())));
         }
-        let place = reader.get(keys.outbox_progress(me), GetOptions::new()).await?;
-        let place = place.as_ref().and_then(|got| got.kvs().first());
-        let applied = place.and_then(|pair| pair.value_str().ok()?.parse().ok()).unwrap_or_default();
+        let stored = reader.get(keys.outbox_progress(me), GetOptions::new()).await?;
+        let stored = stored.as_ref().and_then(|got| got.kvs().first());
+        let applied = stored.and_then(|pair| pair.value_str().ok()?.parse().ok()).unwrap_or_default();
         outbox.remove_recorded(applied, &numbers)?;
 
         let slot = |number| keys.slot(me, number);
         let mut unchanged: Vec<_> =
             revisions.iter().enumerate().map(|(number, revision)| same(slot(number), *revision)).collect();
-        unchanged.push(same(keys.outbox_progress(me), place.map_or(0, etcd_client::KeyValue::mod_revision)));
+        unchanged.push(same(keys.outbox_progress(me), stored.map_or(0, etcd_client::KeyValue::mod_revision)));
         // An import stops an instance by deleting its slots, which does nothing to an instance that has none yet.
         unchanged.push(same(keys.import(), 0));
         let mut written: Vec<_> =

@@ -218,7 +218,7 @@ async fn what_one_instance_answered_the_other_knows_at_once() {
         let text = format!("v{round}");
         let made = create(&one, &text).await;
         other.sync().await.unwrap();
-        assert_eq!(other.view().volume(&text), Some(&made), "a view that was made up_to_date lacks it");
+        assert_eq!(other.view().volume(&text), Some(&made), "a view that is up to date lacks it");
         // Nothing is asked before these: what is not known yet is not refused.
         done(&other, mount(&made, "web1", "x")).await;
         let refused = one.submit(remove(&made, true)).await;

@@ -52,7 +52,7 @@ impl Client {
     ) -> Result<Self, OpenError> {
         let location = cluster.to_string();
         Ok(Self {
-            keys: Keys::of(cluster),
+            keys: Keys::new(cluster),
             me,
             members: Members::new(cluster, credentials)?,
             health: Health::new(location.clone(), request),

@@ -31,7 +31,7 @@ async fn read_at_once(reader: &Reader<'_>) -> Result<Option<Snapshot>, OpenError
     let (mut revisions, mut claims, mut head) = (HashMap::new(), HashMap::new(), None);
     let (mut next, mut revision) = (reader.keys.root().to_owned().into_bytes(), 0);
     loop {
-        let mut options = GetOptions::new().with_range(reader.keys.end_of_common()).with_limit(PAGE);
+        let mut options = GetOptions::new().with_range(reader.keys.end_of_shared()).with_limit(PAGE);
         if revision > 0 {
             options = options.with_revision(revision);
         }
@@ -68,7 +68,7 @@ async fn read_at_once(reader: &Reader<'_>) -> Result<Option<Snapshot>, OpenError
                     return Err(OpenError::HalfImported { location: reader.location.to_owned() });
                 }
                 Key::Head => head = Some((pair.mod_revision(), pair.value().to_vec())),
-                Key::Instance(_) | Key::Own | Key::Format => {}
+                Key::Instance(_) | Key::Private | Key::Format => {}
                 Key::Unknown => {
                     return Err(OpenError::Foreign {
                         location: reader.location.to_owned(),

@@ -240,7 +240,7 @@ impl Memory {
                 rows.head = Some((pair.mod_revision(), pair.value().to_vec()));
                 false
             }
-            Key::Own | Key::Format | Key::Import | Key::Unknown => false,
+            Key::Private | Key::Format | Key::Import | Key::Unknown => false,
         })
     }
 
@@ -396,7 +396,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_arrives_after_the_watch_restores_nothing() {
-        let keys = Keys::of(&Cluster { members: vec!["a:1".into()], prefix: "p".into() });
+        let keys = Keys::new(&Cluster { members: vec!["a:1".into()], prefix: "p".into() });
         let (view, revisions, claims) = Default::default();
         let memory =
             Memory::new(keys, Uuid::nil(), Snapshot { view, revisions, claims, head: None, revision: 10 });

@@ -133,7 +133,7 @@ async fn follow(replica: &Replica, silence: &mut Duration) -> End {
         Err(error) => return End::Broken(error.text),
     };
     let from = reached + 1;
-    let options = WatchOptions::new().with_range(client.keys.end_of_common()).with_start_revision(from);
+    let options = WatchOptions::new().with_range(client.keys.end_of_shared()).with_start_revision(from);
     let root = client.keys.root();
     let watch = client.members.ask(ANSWER, async move |client| {
         client.watch_client().max_decoding_message_size(LARGEST).watch(root, Some(options)).await

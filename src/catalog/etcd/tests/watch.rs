@@ -122,7 +122,7 @@ async fn through(
 /// Writes so many volumes as another instance would, each some kilobytes large.
 async fn write_much(server: &Server, prefix: &str, count: usize) {
     let mut client = Client::connect([server.address()], None).await.unwrap();
-    let keys = Keys::of(&server.cluster(prefix));
+    let keys = Keys::new(&server.cluster(prefix));
     let known_to: Vec<_> = (0..500).map(|at| host(&format!("web-{at:04}.example"))).collect();
     let all: Vec<_> = (0..count).collect();
     for part in all.chunks(50) {
