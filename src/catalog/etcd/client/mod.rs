@@ -116,7 +116,7 @@ pub(crate) async fn follow_credentials(client: Arc<Client>) {
     let mut said = false;
     loop {
         tokio::time::sleep(FOLLOW).await;
-        let Ok(followed) = timeout(SLOW, client.members.follow()).await else {
+        let Ok(followed) = timeout(SLOW, client.members.reload_credentials()).await else {
             if !said {
                 log::warn!(
                     "what \"etcd\" names could not be read within {} s: its storage does not answer; what it held before \
