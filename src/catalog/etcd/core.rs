@@ -196,7 +196,7 @@ impl Core {
                     return Err(self.client.unreachable(self.client.health.fault().unwrap_or_default()));
                 }
                 Err(CallError { kind: CallErrorKind::LeaseGone, .. }) => {
-                    self.client.renew_lease(owner.lease).await?
+                    self.client.renew_lease(owner.lease).await?;
                 }
                 Err(error) => return Err(self.client.failed(error.text)),
             }

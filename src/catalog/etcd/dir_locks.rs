@@ -1,8 +1,8 @@
 //! Claims: the right of this instance alone to move a volume's directory, as a key that ends with its lease.
 //!
-//! A known key proves nothing while the watch is behind: the lease may have ended, and another instance may have claimed
-//! the directory since. So a claim is granted only by a key that was just written. And no claim outlives its use because
-//! it could not be released: that is tried for as long as the catalog is served.
+//! A claim in memory proves nothing while the watch is behind: the lease may have ended, and another instance may have
+//! claimed the directory since. So a claim is granted only by a key that was just written. And no claim outlives its use
+//! because it could not be released: that is tried for as long as the catalog is served.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use super::txn::{self, Attempt, Owner, Sent, Transaction, Transactions};
 use crate::catalog::{Access, CatalogError, DistributedLock};
 use crate::model::volume::VolumeId;
 
-/// How often to look again who moves a directory, if what was known is outdated.
+/// How often to look again who moves a directory, if the memory is outdated.
 const TRIES: usize = 20;
 
 /// The pause between looks.
@@ -112,7 +112,7 @@ impl DirLocks {
     fn release(self: &Arc<Self>, id: VolumeId, revision: i64) {
         let locks = Arc::clone(self);
         self.queue().insert(id, revision);
-        // Its place is taken now, in front of every later claim.
+        // It is queued now, in front of every later claim.
         let mut turn = self.turn_to_move(id);
         tokio::spawn(async move {
             let mut said = false;

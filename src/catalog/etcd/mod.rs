@@ -12,7 +12,7 @@
 //!
 //! A watch delivers every instance's writes in the order of revisions. It is a little late, so nothing is refused, and no
 //! volume is said not to exist, before the view is up to date: every transaction writes the key `head`, whose latest
-//! revision a quorum tells and the watch must reach. An instance that does not receive or understand what others write
+//! revision a quorum reports and the watch must reach. An instance that does not receive or understand what others write
 //! decides nothing.
 //!
 //! # What ends with an instance

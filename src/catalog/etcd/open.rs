@@ -70,7 +70,8 @@ async fn build(
     }
     let serving = Serving { node: node.name.to_string(), lock: outbox.lock_identity() };
     let presence = Presence { me, run, serving };
-    // This machine may be a copy of another one, whose process lives: nothing of it may be touched before that is known.
+    // This machine may be a copy of another one, whose process is alive: its keys must not be touched before this is ruled
+    // out.
     presence.await_name(&reader, outbox.path()).await?;
     let (slots, progress) = settle_slots(&reader, &outbox, me, run).await?;
     let still_ours = same(keys.slot(me, 0), slots.first().copied().unwrap_or_default());

@@ -1,4 +1,4 @@
-//! Why a call to a member was not answered, and what that says of what was asked for.
+//! The errors of calls to a member, by what they say about the effect of the call.
 
 use std::error::Error as _;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ pub(crate) struct CallError {
     pub(crate) asked: Instant,
 }
 
-/// What a failed call tells of what was asked for.
+/// The cause of a failed call. It decides if the request may have taken effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallErrorKind {
     /// The cluster refused: nothing was done, and another member says the same.

@@ -35,7 +35,7 @@ pub(crate) struct Client {
     /// The catalog's location, as messages show it.
     pub(crate) location: String,
     pub(crate) keys: Keys,
-    /// The ID of this instance, which is its own for as long as its spool exists.
+    /// The ID of this instance, which is its own for as long as its outbox exists.
     pub(crate) me: Uuid,
     pub(crate) members: Members,
     pub(crate) health: Health,
@@ -82,7 +82,7 @@ impl Client {
 
     /// Ends the lease, and with it every claim of this instance. Returns true if it has ended.
     ///
-    /// After a restore, the cluster holds claims again that this instance has given back. Its lease, kept alive, would
+    /// After a restore, the cluster holds claims again that this instance has released. Its lease, kept alive, would
     /// keep them forever.
     pub(crate) async fn end_lease(&self) -> bool {
         let id = self.lease.id();

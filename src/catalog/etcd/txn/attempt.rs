@@ -277,8 +277,8 @@ pub(crate) async fn ask(
     Ok(answer)
 }
 
-/// Reads a slot's key from a quorum, without a transaction: etcd refuses transactions when it is out of space, even one that
-/// only reads.
+/// Reads a slot's key from a quorum, without a transaction: etcd that is out of space refuses every transaction, even one
+/// that only reads.
 async fn read_slot(client: &Client, key: &str) -> Result<Option<KeyValue>, CallError> {
     let key = key.to_owned();
     let got = client

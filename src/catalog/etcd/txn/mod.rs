@@ -22,7 +22,7 @@ use super::client::Client;
 pub(crate) struct Transactions {
     client: Arc<Client>,
     pub(super) slots: Slots,
-    /// The ID of this process, which tells its transactions from those of the process before.
+    /// The ID of this process, which distinguishes its transactions from those of the previous process.
     run: Uuid,
     numbers: AtomicU64,
 }
