@@ -257,7 +257,7 @@ pub(crate) fn new_volume(index: u64) -> Volume {
         known_to: vec![HostName::parse("bench").expect("it is valid")],
         mounts: Ledger::default(),
         visible: false,
-        unconfirmed: false,
+        unconfirmed: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use volhost::discovery::lint::address::Endpoint;
-use volhost::discovery::lint::{self, Places, Report, Severity, Target};
+use volhost::discovery::lint::{self, Report, SearchDirs, Severity, Target};
 use volhost::discovery::{Address, Format, PluginName, Spec, TlsFiles};
 
 const NAME: &str = "volhost";
@@ -31,9 +31,9 @@ fn read(dir: &Path, format: Format, content: &[u8]) -> Option<Target> {
         let _ = fs::remove_file(dir.join(name.file(format)));
     }
     fs::write(dir.join(name.file(format)), content).unwrap();
-    let places = Places::named(&[dir.to_owned()]);
-    let report = lint::lint(&places, OffsetDateTime::UNIX_EPOCH);
-    assert_eq!(report, lint::lint(&places, OffsetDateTime::UNIX_EPOCH));
+    let dirs = SearchDirs::named(&[dir.to_owned()]);
+    let report = lint::lint(&dirs, OffsetDateTime::UNIX_EPOCH);
+    assert_eq!(report, lint::lint(&dirs, OffsetDateTime::UNIX_EPOCH));
     let Report { mut plugins, findings } = report;
     assert_eq!(plugins.len(), 1);
     let plugin = plugins.pop().unwrap();

@@ -12,7 +12,7 @@ use super::wire;
 use crate::catalog::{Catalog, CatalogError, Certificate, Change, Host};
 use crate::config::Advertise;
 use crate::config::address::Authority;
-use crate::discovery::{Address, Format, InvalidPluginName, PluginName, Rendering, Spec, TlsFiles};
+use crate::discovery::{Address, Format, InvalidPluginName, PluginName, RenderError, Spec, TlsFiles};
 use crate::model::host::{HostName, InvalidHostName};
 use crate::model::timestamp::rfc3339;
 use crate::pki::bundle::{self, Bundle, BundleError};
@@ -104,7 +104,7 @@ pub(super) enum EnrolmentError {
     #[error(transparent)]
     Pki(#[from] PkiError),
     #[error("the host's spec file cannot be made")]
-    Spec(#[from] Rendering),
+    Spec(#[from] RenderError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error(transparent)]
@@ -311,7 +311,7 @@ mod tests {
         }
     }
 
-    /// A catalog that does not record a certificate before it is told to.
+    /// A catalog that records a certificate only when the test lets it.
     struct Slow {
         inner: Arc<dyn Catalog>,
         reached: Arc<Notify>,
@@ -349,8 +349,8 @@ mod tests {
         }
     }
 
-    /// A machine called store1, whose catalog is that slow.
-    fn desk(root: &std::path::Path) -> (Arc<Enrolment>, Arc<Notify>, Arc<Notify>) {
+    /// Returns the enrolment of a machine called store1, with such a slow catalog.
+    fn enrolment(root: &std::path::Path) -> (Arc<Enrolment>, Arc<Notify>, Arc<Notify>) {
         let inner = Arc::new(crate::catalog::sqlite::open(&root.join("catalog.db")).unwrap());
         let (reached, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let catalog = Arc::new(Slow { inner, reached: Arc::clone(&reached), go_on: Arc::clone(&go_on) });
@@ -363,14 +363,14 @@ mod tests {
             ours: true,
             node: node.clone(),
         };
-        let desk = Enrolment {
+        let enrolment = Enrolment {
             catalog,
             pki,
             issuing: Arc::new(issuing),
             changed: Arc::new(|| {}),
             signing: tokio::sync::Mutex::default(),
         };
-        (Arc::new(desk), reached, go_on)
+        (Arc::new(enrolment), reached, go_on)
     }
 
     fn of(name: &str) -> wire::HostAdd {
@@ -380,19 +380,19 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_ca_that_has_just_signed_is_not_given_up() {
         let root = tempfile::tempdir().unwrap();
-        let (desk, reached, go_on) = desk(root.path());
-        desk.start(&|_: &HostName| None).await.unwrap();
+        let (enrolment, reached, go_on) = enrolment(root.path());
+        enrolment.start(&|_: &HostName| None).await.unwrap();
         let adding = tokio::spawn({
-            let desk = Arc::clone(&desk);
-            async move { desk.add(of("slow")).await.map(drop) }
+            let enrolment = Arc::clone(&enrolment);
+            async move { enrolment.add(of("slow")).await.map(drop) }
         });
-        // Signed by the new CA, and not recorded yet.
+        // The certificate is signed by the new CA, and not recorded yet.
         reached.notified().await;
         let aborting = tokio::spawn({
-            let desk = Arc::clone(&desk);
-            async move { desk.abort(wire::RolloverEnd { force: false }).await.map(drop) }
+            let enrolment = Arc::clone(&enrolment);
+            async move { enrolment.abort(wire::RolloverEnd { force: false }).await.map(drop) }
         });
-        // However long it takes, nothing may come of it before.
+        // However long it takes, the rollover must not end before.
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         assert!(!aborting.is_finished(), "the CA was given up");
         go_on.notify_one();
@@ -407,8 +407,8 @@ mod tests {
     #[tokio::test]
     async fn neither_a_host_that_is_there_nor_a_machine_is_added() {
         let root = tempfile::tempdir().unwrap();
-        let (desk, ..) = desk(root.path());
-        let text = async |name: &str| match desk.add(of(name)).await {
+        let (enrolment, ..) = enrolment(root.path());
+        let text = async |name: &str| match enrolment.add(of(name)).await {
             Ok(added) => added.name,
             Err(error) => error.to_string(),
         };
@@ -419,14 +419,14 @@ mod tests {
         assert!(own.contains("store1 is the name of a machine that volhost runs on"), "{own}");
         let machine = uuid::Uuid::from_u128(2);
         for name in ["store2", "store3"] {
-            desk.catalog.submit(Change::Name(machine, HostName::parse(name).unwrap())).await.unwrap();
+            enrolment.catalog.submit(Change::Name(machine, HostName::parse(name).unwrap())).await.unwrap();
         }
         let other = text("store3").await;
         assert!(other.contains("`volhost host revoke store3`"), "{other}");
-        // Nobody has a certificate by the name that was given up.
+        // Nobody has a certificate with the name that was given up.
         assert_eq!(text("store2").await, "store2");
         for name in ["web1", "store3"] {
-            desk.revoke(&wire::HostName { name: name.into() }).await.unwrap();
+            enrolment.revoke(&wire::HostName { name: name.into() }).await.unwrap();
             assert_eq!(text(name).await, name, "it is free again");
         }
     }

@@ -71,14 +71,14 @@ fn run<'a, V: Handle>(admin: &'a Admin, body: &'a [u8]) -> Answered<'a> {
 
 impl Handle for verb::Status {
     async fn handle(admin: &Admin, _: wire::Nothing) -> Result<wire::Status, HttpError> {
-        Ok(views::status(&admin.service, &admin.board, (admin.counts)()))
+        Ok(views::status(&admin.service, &admin.status, (admin.counts)()))
     }
 }
 
 impl Handle for verb::Reload {
     async fn handle(admin: &Admin, request: wire::ReloadAsked) -> Result<Vec<wire::Reload>, HttpError> {
         if (admin.reload)(request.force).await {
-            return Ok(views::reloads(&admin.board));
+            return Ok(views::reloads(&admin.status));
         }
         Err(HttpError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -216,43 +216,43 @@ impl Handle for verb::HostLs {
 
 impl Handle for verb::HostAdd {
     async fn handle(admin: &Admin, request: wire::HostAdd) -> Result<wire::HostAdded, HttpError> {
-        Ok(admin.desk.add(request).await?)
+        Ok(admin.enrolment.add(request).await?)
     }
 }
 
 impl Handle for verb::HostRenew {
     async fn handle(admin: &Admin, request: wire::HostAdd) -> Result<wire::HostAdded, HttpError> {
-        Ok(admin.desk.renew(request).await?)
+        Ok(admin.enrolment.renew(request).await?)
     }
 }
 
 impl Handle for verb::HostRevoke {
     async fn handle(admin: &Admin, request: wire::HostName) -> Result<wire::HostRevoked, HttpError> {
-        Ok(admin.desk.revoke(&request).await?)
+        Ok(admin.enrolment.revoke(&request).await?)
     }
 }
 
 impl Handle for verb::RolloverStatus {
     async fn handle(admin: &Admin, _: wire::Nothing) -> Result<wire::Rollover, HttpError> {
-        Ok(admin.desk.rollover(&last_seen(admin)).await?)
+        Ok(admin.enrolment.rollover(&last_seen(admin)).await?)
     }
 }
 
 impl Handle for verb::RolloverStart {
     async fn handle(admin: &Admin, _: wire::Nothing) -> Result<wire::Rollover, HttpError> {
-        Ok(admin.desk.start(&last_seen(admin)).await?)
+        Ok(admin.enrolment.start(&last_seen(admin)).await?)
     }
 }
 
 impl Handle for verb::RolloverFinish {
     async fn handle(admin: &Admin, request: wire::RolloverEnd) -> Result<wire::RolloverEnded, HttpError> {
-        Ok(admin.desk.finish(request).await?)
+        Ok(admin.enrolment.finish(request).await?)
     }
 }
 
 impl Handle for verb::RolloverAbort {
     async fn handle(admin: &Admin, request: wire::RolloverEnd) -> Result<wire::RolloverEnded, HttpError> {
-        Ok(admin.desk.abort(request).await?)
+        Ok(admin.enrolment.abort(request).await?)
     }
 }
 

@@ -24,7 +24,7 @@ use warp::reply::{Reply as _, Response};
 use self::enrolment::EnrolmentError;
 pub(crate) use self::enrolment::{Enrolment, Issuing, certificate};
 use self::handlers::ROUTES;
-pub(crate) use self::status::Board;
+pub(crate) use self::status::ServiceStatus;
 use self::wire::Failure;
 use crate::catalog::CatalogError;
 use crate::error::{chain, nearest};
@@ -37,8 +37,8 @@ const BODY_BYTES: u64 = 1 << 20;
 /// Serves the admin socket.
 pub(crate) struct Admin {
     service: Arc<Service>,
-    board: Arc<Board>,
-    desk: Enrolment,
+    status: Arc<ServiceStatus>,
+    enrolment: Enrolment,
     operator: Caller,
     counts: Arc<dyn Fn() -> Counts + Send + Sync>,
     reload: Reload,
@@ -70,13 +70,13 @@ impl Admin {
     /// Returns an admin service that acts as `operator`, a caller of this machine.
     pub(crate) fn new(
         service: Arc<Service>,
-        board: Arc<Board>,
-        desk: Enrolment,
+        status: Arc<ServiceStatus>,
+        enrolment: Enrolment,
         operator: Caller,
         counts: impl Fn() -> Counts + Send + Sync + 'static,
         reload: Reload,
     ) -> Arc<Self> {
-        Arc::new(Self { service, board, desk, operator, counts: Arc::new(counts), reload })
+        Arc::new(Self { service, status, enrolment, operator, counts: Arc::new(counts), reload })
     }
 
     /// Returns the one filter that takes every request.

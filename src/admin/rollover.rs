@@ -146,7 +146,8 @@ impl Enrolment {
         request: wire::RolloverEnd,
     ) -> Result<wire::RolloverEnded, EnrolmentError> {
         let node = (self.issuing)().node;
-        // The old CA reissues this machine's own certificate, and its engine uses that unless it was restarted.
+        // This machine's own renewed certificate does not count: the old CA issues another one, and its engine still
+        // uses the old CA's unless it was restarted, which `uses` tells.
         let why = move |host: &HostName, standing: &Standing| {
             (standing.uses == Some(Which::New) || (standing.renewed && *host != node)).then(|| {
                 format!(
@@ -260,7 +261,8 @@ mod tests {
         Rollover { old: vec![info("old")], new: info("new"), finishing: false }
     }
 
-    /// A host whose certificates are told as `old`, `new-`: of which authority, and with `-` revoked, with `.` expired.
+    /// Returns the standing of a host. Its certificates are named by their authority, as `old` or `new`, with `-` if
+    /// revoked and `.` if expired.
     fn standing(
         certificates: &[&str],
         last: Option<&str>,
@@ -291,22 +293,22 @@ mod tests {
         for (certificates, last, revoked, expected) in [
             (&["old"][..], None, false, Some((false, None, false))),
             (&["old"], Some("old"), false, Some((false, old, false))),
-            // One of before issuers were recorded.
+            // A certificate from before issuers were recorded.
             (&[""], Some("old"), false, Some((false, old, false))),
             (&["old", "new"], Some("old"), false, Some((true, old, false))),
             (&["old", "new"], Some("new"), false, Some((true, new, true))),
-            // Given, and neither used yet.
+            // Both were issued, and neither was used yet.
             (&["old", "new"], None, false, Some((true, None, true))),
             (&["new"], None, false, Some((true, None, true))),
-            // Nobody recorded what it calls with.
+            // Nobody recorded the certificate that it calls with.
             (&[], Some("old"), false, Some((false, old, false))),
             (&[], Some("new"), false, Some((false, new, true))),
-            // Shut out already, or of no authority that is trusted.
+            // Shut out already, or certified by an authority that is not trusted.
             (&["old-"], Some("old"), true, None),
             (&["old."], None, false, None),
             (&["older"], Some("older"), false, None),
             (&[], None, false, None),
-            // Revoked, and let in again since: what it called with before is no good any more.
+            // Revoked, and let in again since: the certificate that it called with is no longer valid.
             (&["old-", "new"], Some("old"), true, Some((true, None, true))),
         ] {
             assert_eq!(standing(certificates, last, revoked), expected, "{certificates:?} {last:?}");

@@ -7,9 +7,9 @@ use time::OffsetDateTime;
 
 /// The facts of a running service that belong to no module.
 #[derive(Debug, Default)]
-pub(crate) struct Board(Mutex<Facts>);
+pub(crate) struct ServiceStatus(Mutex<Facts>);
 
-/// The content of the board.
+/// The content of the status.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
     /// The plugin's name.
@@ -45,7 +45,7 @@ pub(crate) struct Reloaded {
     pub faults: Vec<String>,
 }
 
-impl Board {
+impl ServiceStatus {
     /// Changes the facts.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Facts)) {
         change(&mut self.facts());
@@ -95,16 +95,16 @@ mod tests {
 
     #[test]
     fn a_rejected_reload_stays_in_sight_until_that_unit_is_good_again() {
-        let board = Board::default();
+        let status = ServiceStatus::default();
         let reload = |unit, faults: &[&str]| Reloaded {
             at: OffsetDateTime::UNIX_EPOCH,
             unit,
             faults: faults.iter().map(ToString::to_string).collect(),
         };
-        board.reloaded(reload("configuration", &["backends.json:1:1: …"]));
-        board.reloaded(reload("crl", &[]));
-        assert_eq!(board.read().last_reload().unwrap().unit, "configuration");
-        board.reloaded(reload("configuration", &[]));
-        assert!(board.read().last_reload().unwrap().faults.is_empty());
+        status.reloaded(reload("configuration", &["backends.json:1:1: …"]));
+        status.reloaded(reload("crl", &[]));
+        assert_eq!(status.read().last_reload().unwrap().unit, "configuration");
+        status.reloaded(reload("configuration", &[]));
+        assert!(status.read().last_reload().unwrap().faults.is_empty());
     }
 }

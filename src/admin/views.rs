@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use time::OffsetDateTime;
 
-use super::status::{Board, Reloaded};
+use super::status::{Reloaded, ServiceStatus};
 use super::{Counts, wire};
 use crate::backend::VolumeState;
 use crate::catalog;
@@ -15,8 +15,8 @@ use crate::model::timestamp::rfc3339;
 use crate::model::volume::VolumeName;
 use crate::volume::{BackendInfo, Service, TrashedInfo, VolumeInfo};
 
-pub(super) fn status(service: &Service, board: &Board, counts: Counts) -> wire::Status {
-    let (view, facts) = (service.view(), board.read());
+pub(super) fn status(service: &Service, status: &ServiceStatus, counts: Counts) -> wire::Status {
+    let (view, facts) = (service.view(), status.read());
     let Counts { connections, log_lines_dropped } = counts;
     let reload = facts.last_reload().map(reloaded);
     wire::Status {
@@ -47,8 +47,8 @@ pub(super) fn status(service: &Service, board: &Board, counts: Counts) -> wire::
 }
 
 /// Returns the outcome of the latest reload of each unit.
-pub(super) fn reloads(board: &Board) -> Vec<wire::Reload> {
-    board.read().reloads.iter().map(reloaded).collect()
+pub(super) fn reloads(status: &ServiceStatus) -> Vec<wire::Reload> {
+    status.read().reloads.iter().map(reloaded).collect()
 }
 
 fn reloaded(Reloaded { at, unit, faults }: &Reloaded) -> wire::Reload {

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::spec::server_names;
 use crate::config::Config;
 use crate::model::host::{HostName, InvalidHostName};
-pub(crate) use crate::pki::{Installed, MadeCa, Request, SignedElsewhere};
+pub(crate) use crate::pki::{Installed, MadeCa, OwnCertificate, SignedServerCertificate};
 use crate::pki::{InvalidServerName, IssuedHost, Pki, PkiError, ServerName};
 
 /// Why there is no request or no certificate.
@@ -34,7 +34,7 @@ pub(crate) enum CertificatesError {
 #[derive(Debug, Clone)]
 pub(crate) enum Signed {
     /// A server's certificate.
-    Server(SignedElsewhere),
+    Server(SignedServerCertificate),
     /// A host's certificate.
     Host(Box<IssuedHost>),
 }
@@ -49,7 +49,11 @@ pub(crate) fn init(config: &Config) -> Result<MadeCa, CertificatesError> {
 
 /// Returns a request (PEM) for one of this machine's certificates. The server's may ask for names in addition to those
 /// of the configuration.
-pub(crate) fn request(config: &Config, which: Request, more: &[String]) -> Result<String, CertificatesError> {
+pub(crate) fn request(
+    config: &Config,
+    which: OwnCertificate,
+    more: &[String],
+) -> Result<String, CertificatesError> {
     let mut names = server_names(config);
     for name in more {
         names.push(ServerName::parse(name)?);

@@ -35,7 +35,7 @@ use self::reload::{ReloadRequest, Reloader, Running, issuing};
 use self::spec::SpecWriter;
 use self::tls::Tls;
 use self::watchdog::{Watchdog, status_line};
-use crate::admin::{self, Admin, Board, Enrolment};
+use crate::admin::{self, Admin, Enrolment, ServiceStatus};
 use crate::backend;
 use crate::catalog::{self, Catalog, Location};
 use crate::config::watch::{Unit, Watcher};
@@ -199,7 +199,7 @@ struct Start<'a> {
 struct App {
     front: Front,
     service: Arc<Service>,
-    board: Arc<Board>,
+    status: Arc<ServiceStatus>,
     drain: Drain,
     reloader: Reloader,
     requests: mpsc::UnboundedReceiver<ReloadRequest>,
@@ -249,7 +249,7 @@ impl Start<'_> {
             limits: Arc::clone(&limits),
             tls: tls.state(),
             revocation: Arc::new(Recorded(Arc::clone(&catalog))),
-            on_seen: Arc::new(move |caller, certified| seen.note_seen(caller, certified)),
+            on_request: Arc::new(move |caller, certified| seen.note_seen(caller, certified)),
             drain: drain.clone(),
         });
 
@@ -260,19 +260,19 @@ impl Start<'_> {
             protocol::Settings { body_bytes: limits.body_bytes, request: limits.request, global }
         });
 
-        let board = Arc::new(Board::default());
+        let status = Arc::new(ServiceStatus::default());
         let issuing = issuing(config, spec::advertised(config, &listening), &tls);
         let running = Running {
             catalog: Arc::clone(&catalog),
             volumes: Arc::clone(&service),
             server: Arc::clone(&server),
-            board: Arc::clone(&board),
+            status: Arc::clone(&status),
             limits,
             issuing: Arc::new(ArcSwap::from_pointee(issuing)),
         };
         let (reloads, requests) = mpsc::unbounded_channel();
         let admin = admin(&running, config, &tls, &sender, reloads.clone());
-        board.update(|facts| {
+        status.update(|facts| {
             facts.name.clone_from(&config.boot.name);
             facts.node = config.boot.node.to_string();
             facts.listening.clone_from(&listening);
@@ -285,14 +285,14 @@ impl Start<'_> {
             let _ = sender.send(Event::Changed(unit));
         })
         .map_err(|source| ServeError::System { what: "files cannot be followed", source })?;
-        let spec = SpecWriter::new(paths.clone(), listening, Arc::clone(&board));
+        let spec = SpecWriter::new(paths.clone(), listening, Arc::clone(&status));
         let config = ConfigUnit::new(paths.clone(), file.map(Into::into), loaded);
         let reloader = Reloader::new(config, tls, spec, running, watcher);
-        let watchdog = Watchdog::new(inheritance.watchdog, catalog, Arc::clone(&board));
+        let watchdog = Watchdog::new(inheritance.watchdog, catalog, Arc::clone(&status));
         Ok(App {
             front: Front { server, bound, protocols, admin },
             service,
-            board,
+            status,
             drain,
             reloader,
             requests,
@@ -303,7 +303,7 @@ impl Start<'_> {
 
 impl App {
     async fn run(self) -> Result<(), ServeError> {
-        let Self { front, service, board, drain, reloader, requests, triggers } = self;
+        let Self { front, service, status, drain, reloader, requests, triggers } = self;
         let addresses: Vec<_> = addresses(&front.bound).collect();
         let server = Arc::clone(&front.server);
         front.serve();
@@ -312,10 +312,10 @@ impl App {
         tokio::spawn(Arc::clone(&service).keep_confirming());
         tokio::spawn(Arc::clone(&service).keep_trash());
         tokio::spawn(Arc::clone(&service).keep_copies());
-        tokio::spawn(sockets::keep(server, Arc::clone(&board)));
-        board.update(|facts| facts.since = Some(OffsetDateTime::now_utc()));
+        tokio::spawn(sockets::keep(server, Arc::clone(&status)));
+        status.update(|facts| facts.since = Some(OffsetDateTime::now_utc()));
         announce(&addresses);
-        systemd::ready(&status_line(&board.read()));
+        systemd::ready(&status_line(&status.read()));
 
         tokio::spawn(reloader.run(requests));
         triggers.run().await;
@@ -402,9 +402,9 @@ fn admin(
     events: &mpsc::UnboundedSender<Event>,
     reloads: mpsc::UnboundedSender<ReloadRequest>,
 ) -> Arc<Admin> {
-    let Running { catalog, volumes, server, board, limits: _, issuing } = running;
+    let Running { catalog, volumes, server, status, limits: _, issuing } = running;
     let (issuing, rechecked, events) = (Arc::clone(issuing), Arc::clone(server), events.clone());
-    let desk = Enrolment {
+    let enrolment = Enrolment {
         catalog: Arc::clone(catalog),
         pki: tls.pki().clone(),
         issuing: Arc::new(move || admin::Issuing::clone(&issuing.load())),
@@ -415,7 +415,7 @@ fn admin(
         signing: tokio::sync::Mutex::default(),
     };
     if let Some(events) = catalog.peer_events() {
-        tokio::spawn(revocations::follow(events, Arc::clone(&desk.changed)));
+        tokio::spawn(revocations::follow(events, Arc::clone(&enrolment.changed)));
     }
     let operator = Caller { host: config.boot.node.clone(), via: Via::Admin, address: None };
     let counted = Arc::clone(server);
@@ -423,25 +423,25 @@ fn admin(
         connections: counted.connections().values().sum(),
         log_lines_dropped: process_log::dropped(),
     };
-    let reload = reload_by(reloads, server, board);
-    Admin::new(Arc::clone(volumes), Arc::clone(board), desk, operator, counts, reload)
+    let reload = reload_by(reloads, server, status);
+    Admin::new(Arc::clone(volumes), Arc::clone(status), enrolment, operator, counts, reload)
 }
 
 /// Returns the function that reloads everything, for a caller that waits for it.
 fn reload_by(
     reloads: mpsc::UnboundedSender<ReloadRequest>,
     server: &Arc<Server>,
-    board: &Arc<Board>,
+    status: &Arc<ServiceStatus>,
 ) -> admin::Reload {
-    let (server, board) = (Arc::clone(server), Arc::clone(board));
+    let (server, status) = (Arc::clone(server), Arc::clone(status));
     Box::new(move |forced| {
         let (done, wait) = oneshot::channel();
         // If nobody reloads any more, `done` is dropped, which ends the wait.
         let _ = reloads.send(ReloadRequest { units: &Unit::ALL, forced, done: Some(done) });
-        let (server, board) = (Arc::clone(&server), Arc::clone(&board));
+        let (server, status) = (Arc::clone(&server), Arc::clone(&status));
         Box::pin(async move {
             // A directory that hangs is not waited for longer than files are.
-            let _ = tokio::time::timeout(READ_TIMEOUT, sockets::mend(&server, &board)).await;
+            let _ = tokio::time::timeout(READ_TIMEOUT, sockets::mend(&server, &status)).await;
             wait.await.is_ok()
         })
     })

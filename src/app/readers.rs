@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::watch::Unit;
-use crate::files::{self, READ_TIMEOUT, Unfinished, Waiting};
+use crate::files::{self, READ_TIMEOUT, ReaderThread, Unfinished};
 
 /// A part that is read separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,7 +70,7 @@ struct PartState {
 struct Running {
     since: Instant,
     how: ReadMode,
-    thread: Waiting,
+    thread: ReaderThread,
     given_up: bool,
 }
 
@@ -298,7 +298,7 @@ mod tests {
         scheduler.begin(CRL, forced, || panic!("as a test")).unwrap();
         assert_eq!(read.recv().await, Some((CRL, None)));
         assert_eq!(scheduler.ended(CRL), Some(forced));
-        // It leads to another read, for which the same waiter waits.
+        // This read leads to another one, and the same caller waits for both.
         scheduler.begin(TLS, how, || true).unwrap();
         scheduler.wait_on(CRL, TLS, Admission::Begin(how));
         scheduler.tell();

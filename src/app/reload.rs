@@ -2,7 +2,7 @@
 //!
 //! A reload reads and checks first and swaps last. A separate thread reads each unit, and may hang; the units that were
 //! read are put in force here, one after the other, from memory. A unit that is rejected changes nothing, is logged
-//! with every fault, and stays on the board until it is good again.
+//! with every fault, and stays in the status until it is good again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::spec::{SpecOutcome, SpecWriter};
 use super::tls::{self, CertificatesRead, CrlRead, Outcome, Tls, worded};
 use super::watchdog::status_line;
 use crate::admin::status::Reloaded;
-use crate::admin::{Board, Issuing};
+use crate::admin::{Issuing, ServiceStatus};
 use crate::catalog::Catalog;
 use crate::config::snapshot::FileSnapshot;
 use crate::config::watch::{Unit, Watcher};
@@ -57,7 +57,7 @@ pub(super) struct Running {
     pub(super) catalog: Arc<dyn Catalog>,
     pub(super) volumes: Arc<Service>,
     pub(super) server: Arc<Server>,
-    pub(super) board: Arc<Board>,
+    pub(super) status: Arc<ServiceStatus>,
     pub(super) limits: Arc<ArcSwap<Limits>>,
     pub(super) issuing: Arc<ArcSwap<Issuing>>,
 }
@@ -101,7 +101,7 @@ impl Running {
         let before = self.volumes.in_force();
         self.volumes.put_in_force(to_volumes(config, &before.map));
         self.volumes.look_at_clones();
-        self.board.update(|facts| {
+        self.status.update(|facts| {
             facts.needs_restart = needs_restart.iter().map(ToString::to_string).collect();
         });
     }
@@ -165,7 +165,7 @@ impl Reloader {
                 if busy {
                     systemd::reloading();
                 } else {
-                    systemd::ready(&status_line(&self.service.board.read()));
+                    systemd::ready(&status_line(&self.service.status.read()));
                 }
             }
             scheduler.tell();
@@ -240,7 +240,7 @@ impl Reloader {
     async fn ended(&mut self, scheduler: &mut ReadScheduler<Read>, part: Part, read: Option<Read>) {
         if let Some(how) = scheduler.ended(part) {
             if let Part::Unit(unit) = part {
-                self.service.board.trouble(unit.as_str(), None);
+                self.service.status.trouble(unit.as_str(), None);
             }
             // Parsing a large list takes time.
             tokio::task::block_in_place(|| match read {
@@ -268,7 +268,7 @@ impl Reloader {
     fn give_up(&mut self, scheduler: &mut ReadScheduler<Read>) {
         for (part, why) in scheduler.give_up() {
             let told = format!("{}: {}", part.as_str(), chain(&why));
-            self.service.board.trouble(part.as_str(), Some(&told));
+            self.service.status.trouble(part.as_str(), Some(&told));
             self.unread(part, &why);
         }
     }
@@ -283,7 +283,7 @@ impl Reloader {
             let held_up = self.watcher.held_up(unit).filter(|_| !scheduler.hangs(Part::Unit(unit)));
             let told = held_up.map(|why| format!("{}: changes go unnoticed: {}", unit.as_str(), chain(&why)));
             let key = format!("{} followed", unit.as_str());
-            if self.service.board.trouble(&key, told.as_deref())
+            if self.service.status.trouble(&key, told.as_deref())
                 && let Some(told) = told
             {
                 log::warn!("{told}");
@@ -299,7 +299,7 @@ impl Reloader {
         }
     }
 
-    /// Reports the outcome of a unit's reload, in the log and on the board.
+    /// Reports the outcome of a unit's reload, in the log and in the status.
     fn tell(&mut self, unit: Unit, faults: Vec<String>) {
         let word = unit.as_str();
         if faults.is_empty() {
@@ -310,7 +310,7 @@ impl Reloader {
             faults.iter().for_each(|fault| log::error!("{fault}"));
             self.rejected.insert(unit);
         }
-        self.service.board.reloaded(Reloaded { at: OffsetDateTime::now_utc(), unit: word, faults });
+        self.service.status.reloaded(Reloaded { at: OffsetDateTime::now_utc(), unit: word, faults });
     }
 
     fn put_config_in_force(&mut self, scheduler: &mut ReadScheduler<Read>, read: ConfigRead, how: ReadMode) {
@@ -399,7 +399,7 @@ impl Reloader {
         let config = self.config.config();
         self.service.server.recheck();
         self.service.issuing.store(Arc::new(issuing(config, self.spec.advertised(config), &self.tls)));
-        self.service.board.update(|facts| facts.server_certificate_expires = self.tls.expires());
+        self.service.status.update(|facts| facts.server_certificate_expires = self.tls.expires());
         let (certificates, list) = self.tls.followed();
         self.watcher.set_files(Unit::Tls, certificates);
         self.watcher.set_files(Unit::Crl, list);

@@ -34,7 +34,7 @@ mod tests {
         });
         let following = tokio::spawn(follow(told, count));
         for (certificate_changes, lost_instances, expected) in [(0, 1, 0), (1, 1, 1), (1, 2, 1), (3, 2, 2)] {
-            // The task has begun, and has seen the news before, once nothing else is to be done.
+            // By then the task has begun, and has seen the earlier events, because it has nothing else to do.
             for _ in 0..10 {
                 tokio::task::yield_now().await;
             }

@@ -5,26 +5,26 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::admin::Board;
-use crate::transport::{Server, SocketLook};
+use crate::admin::ServiceStatus;
+use crate::transport::{Server, SocketStatus};
 
 /// How often sockets are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Repairs sockets for as long as the service runs.
-pub(super) async fn keep(server: Arc<Server>, board: Arc<Board>) {
+pub(super) async fn keep(server: Arc<Server>, status: Arc<ServiceStatus>) {
     let mut checks = interval(CHECK_INTERVAL);
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         checks.tick().await;
-        mend(&server, &board).await;
+        mend(&server, &status).await;
     }
 }
 
-/// Makes missing sockets again. A failure is logged once, and stays on the board as long as it lasts.
-pub(super) async fn mend(server: &Server, board: &Board) {
-    for SocketLook { address, fault } in server.mend_sockets().await {
-        if board.trouble(&address, fault.as_deref())
+/// Makes missing sockets again. A failure is logged once, and stays in the status as long as it lasts.
+pub(super) async fn mend(server: &Server, status: &ServiceStatus) {
+    for SocketStatus { address, fault } in server.repair_sockets().await {
+        if status.trouble(&address, fault.as_deref())
             && let Some(fault) = fault
         {
             log::warn!("{fault}");

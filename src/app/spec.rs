@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::readers::Part;
-use crate::admin::Board;
+use crate::admin::ServiceStatus;
 use crate::config::address::Authority;
 use crate::config::{Advertise, Config, Listen, Paths, SpecFormat, SpecSettings};
 use crate::discovery::{
@@ -81,12 +81,12 @@ pub(super) struct SpecWriter {
     paths: Paths,
     /// The real addresses served.
     listening: Vec<String>,
-    board: Arc<Board>,
+    status: Arc<ServiceStatus>,
 }
 
 impl SpecWriter {
-    pub(super) fn new(paths: Paths, listening: Vec<String>, board: Arc<Board>) -> Self {
-        Self { paths, listening, board }
+    pub(super) fn new(paths: Paths, listening: Vec<String>, status: Arc<ServiceStatus>) -> Self {
+        Self { paths, listening, status }
     }
 
     /// Returns the job that writes the spec file which the configuration asks for, if its content would change. With
@@ -115,8 +115,8 @@ impl SpecWriter {
             Some(SpecFault::Trouble(fault)) => Some(fault.as_str()),
             Some(SpecFault::AsConfigured(_)) | None => None,
         };
-        let mut is_news = self.board.trouble(Part::Spec.as_str(), trouble);
-        self.board.update(|facts| {
+        let mut is_news = self.status.trouble(Part::Spec.as_str(), trouble);
+        self.status.update(|facts| {
             is_news |= facts.spec != fact;
             facts.spec.clone_from(&fact);
         });
@@ -142,7 +142,7 @@ fn put(config: &Config, paths: &Paths, listening: &[String], mend: bool) -> Spec
     };
     let path = store.path(&spec.name, format);
     let put = || {
-        if mend && store.is_taken_back(&path)? {
+        if mend && store.is_withdrawn(&path)? {
             return Ok(None);
         }
         store.write(&spec, format, false).map(Some)

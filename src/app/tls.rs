@@ -17,7 +17,7 @@ use crate::config::snapshot::FileSnapshot;
 use crate::config::{Config, Fault, KeyPair, Listen, Loaded, TlsFiles};
 use crate::error::chain;
 use crate::files;
-use crate::pki::{self, Issued, Lacking, Pki, PkiError};
+use crate::pki::{self, Issued, MissingFiles, Pki, PkiError};
 use crate::transport::TlsError;
 use crate::transport::tls::{Source, State};
 
@@ -215,7 +215,7 @@ impl Tls {
             };
             let loaded = files.state(&material.contents)?;
             if !forced {
-                files.named(loaded.follow(&state.load()))?;
+                files.named(loaded.check_may_replace(&state.load()))?;
             }
             Ok((material, loaded))
         })();
@@ -250,7 +250,7 @@ impl Tls {
         let new = Contents { crl: read.content?, ..self.material.contents.clone() };
         let loaded = files.state(&new)?;
         if !forced {
-            files.named(loaded.follow(&state.load()))?;
+            files.named(loaded.check_may_replace(&state.load()))?;
         }
         state.store(Arc::new(loaded));
         self.material.contents = new;
@@ -418,9 +418,9 @@ pub(super) fn fault_of_shared_ca(loaded: &Loaded) -> Option<Fault> {
     if matches!(config.boot.catalog, Location::Sqlite(_)) || !needs_own(config) {
         return None;
     }
-    let error = match Pki::new(&config.boot.pki).lacking()? {
-        Lacking::Ca => PkiError::NoCaGiven { pki: config.boot.pki.clone() },
-        Lacking::Signed(missing) => {
+    let error = match Pki::new(&config.boot.pki).missing_files()? {
+        MissingFiles::Ca => PkiError::NoCaGiven { pki: config.boot.pki.clone() },
+        MissingFiles::Signed(missing) => {
             PkiError::NotSigned { pki: config.boot.pki.clone(), node: config.boot.node.clone(), missing }
         }
     };
@@ -446,7 +446,7 @@ pub(super) async fn record(client: &Issued, catalog: &dyn Catalog) -> Result<(),
     Ok(())
 }
 
-/// Returns an error in one line, for the board.
+/// Returns an error in one line, for the status.
 pub(super) fn worded(error: &ServeError) -> String {
     chain(error)
 }
@@ -488,7 +488,7 @@ mod tests {
         let refused = reload(&mut tls, &config, true).unwrap_err();
         assert!(matches!(refused, ServeError::Pki(PkiError::NoCaGiven { .. })), "{refused}");
         assert!(!pki.ca().cert.exists());
-        // A catalog of its own is another matter.
+        // With a catalog that is not shared, volhost makes the authority itself.
         config.boot.catalog = Location::Sqlite(paths.catalog());
         Tls::prepare(&config).unwrap();
         assert!(pki.ca().cert.exists());

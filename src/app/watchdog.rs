@@ -12,7 +12,7 @@ use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::admin::Board;
+use crate::admin::ServiceStatus;
 use crate::admin::status::Facts;
 use crate::catalog::{Catalog, CatalogError, Change};
 use crate::error::chain;
@@ -24,7 +24,7 @@ const ROUNDS: u32 = 4;
 /// Probes the catalog again and again, and gives signs of life.
 pub(super) struct Watchdog {
     catalog: Arc<dyn Catalog>,
-    board: Arc<Board>,
+    status: Arc<ServiceStatus>,
     /// `None` if there is no watchdog.
     rounds: Option<Interval>,
     probe: Option<Probe>,
@@ -51,13 +51,17 @@ enum ProbeOutcome {
 
 impl Watchdog {
     /// Returns a watchdog that gives a sign of life within this time; with `None` it never does.
-    pub(super) fn new(watchdog: Option<Duration>, catalog: Arc<dyn Catalog>, board: Arc<Board>) -> Self {
+    pub(super) fn new(
+        watchdog: Option<Duration>,
+        catalog: Arc<dyn Catalog>,
+        status: Arc<ServiceStatus>,
+    ) -> Self {
         let rounds = watchdog.filter(|time| !time.is_zero()).map(|time| {
             let mut rounds = interval(time / ROUNDS);
             rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
             rounds
         });
-        Self { catalog, board, rounds, probe: None }
+        Self { catalog, status, rounds, probe: None }
     }
 
     /// Waits until it is time for [`beat`](Self::beat); for ever without a watchdog. Safe to drop while waiting.
@@ -75,7 +79,7 @@ impl Watchdog {
                 ProbeOutcome::Answer => {
                     if probe.told {
                         log::info!("the catalog answers again, after {:?}", probe.asked.elapsed());
-                        systemd::status(&status_line(&self.board.read()));
+                        systemd::status(&status_line(&self.status.read()));
                     }
                     systemd::alive();
                 }

@@ -90,7 +90,7 @@ mod tests {
         let error = root.occupied(&volume("DB")).to_string();
         assert!(error.contains("/db") && !error.contains("adopt"), "{error}");
         assert!(root.occupied(&volume("db")).to_string().contains("adopt=true"));
-        // Renamed by hand: the volume `db` finds it all the same.
+        // Renamed by hand: the volume `db` still finds it.
         std::fs::rename(shaky.backing().join("db"), shaky.backing().join("DB")).unwrap();
         let adoptable = root.adoptable(&volume("DB"), &[volume("db")]).unwrap();
         assert_eq!(adoptable, Adoptable::Directory { same: vec![volume("db")] });

@@ -124,7 +124,7 @@ pub enum BackendError {
         what: &'static str,
         /// The path that it concerned.
         path: PathBuf,
-        /// Whether the operation may have had its effect.
+        /// The effect that the operation may have had all the same.
         effect: Effect,
         /// The operating system's error.
         #[source]
@@ -138,7 +138,7 @@ pub enum BackendError {
     },
 }
 
-/// Whether a failed call may have done what it was to do.
+/// The possible effect of a failed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     /// It certainly had no lasting effect.

@@ -228,7 +228,7 @@ mod tests {
         let root = open(dir.path());
         assert_eq!(root.identity().unwrap(), None);
         let (id, name) = (BackendId::random(), backend_name("fast"));
-        // What a crash left behind.
+        // A crash left this behind.
         std::fs::create_dir(dir.path().join(META_DIR)).unwrap();
         std::fs::write(dir.path().join(META_DIR).join(UNFINISHED_IDENTITY), "{").unwrap();
         assert!(root.is_empty().unwrap());
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path().join(META_DIR)).unwrap().count(), 1);
     }
 
-    /// As on NFS, where no rename is told to spare what is there.
+    /// Checks storage like NFS, where a rename cannot be told to spare an existing file.
     #[test]
     fn another_ones_identity_stays_where_no_rename_spares_it() {
         let Some(storage) = ScratchFs::mount() else { return };
@@ -259,7 +259,7 @@ mod tests {
         std::thread::scope(|threads| {
             let late = threads.spawn(|| open(storage.at()).write_identity(ours, &name));
             assert!(storage.control().wait_for_hanging(1, std::time::Duration::from_secs(20)));
-            // Another machine that has the same storage.
+            // Another machine with the same storage writes its identity.
             std::fs::write(storage.backing().join(META_DIR).join(IDENTITY), compose(theirs, &name)).unwrap();
             storage.control().hang_on(Op::Rename, false);
             let refused = late.join().unwrap().unwrap_err();
@@ -271,7 +271,7 @@ mod tests {
         let meta = storage.backing().join(META_DIR);
         assert_eq!(identity_at(storage.backing()).unwrap().unwrap().id, theirs);
         assert_eq!(std::fs::read_dir(&meta).unwrap().count(), 1);
-        // Alone, it is the first.
+        // Without the other one, it is the first.
         std::fs::remove_file(meta.join(IDENTITY)).unwrap();
         let root = open(storage.at());
         root.write_identity(ours, &name).unwrap();

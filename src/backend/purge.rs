@@ -76,7 +76,7 @@ mod tests {
     use crate::backend::tests::{Mounted, is_root, made, open, volume};
     use crate::backend::volumes::Listing;
 
-    /// A removed volume whose deletion has begun, and its directory.
+    /// Makes a removed volume whose deletion has begun, and returns its directory.
     fn trashed(root: &Root) -> (VolumeId, PathBuf) {
         let id = made(root, "db");
         root.trash(&volume("db"), id).unwrap();
@@ -177,7 +177,7 @@ mod tests {
             std::fs::write(deep.join("f"), "").unwrap();
             deep.push("d");
         }
-        // Takes no entry, as a directory on a full disk; and gives none.
+        // The directory accepts no new entry, like one on a full disk, and lets none be removed.
         if !attribute("+i", &top) {
             return;
         }
@@ -240,7 +240,7 @@ mod tests {
         // The file that `made` wrote, twenty times three, and the directory itself.
         let mut left = 1 + 20 * 3 + 1_usize;
         loop {
-            // Another opening each time, as after a restart.
+            // A new handle each time, as after a restart.
             match open(dir.path()).purge(id, 10, &mut PurgePass::default()).unwrap() {
                 PurgeProgress::More { removed } => {
                     assert_eq!(removed, 10);

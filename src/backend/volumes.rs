@@ -317,7 +317,7 @@ mod tests {
             let made = std::fs::metadata(dir.path().join(name.as_str())).unwrap();
             assert_eq!(format!("{:04o}", made.mode() & 0o7777), text);
             assert_eq!((made.uid(), made.gid()), (uid, gid));
-            // What is inherited from the directory above is not asked for.
+            // A mode inherited from the directory above was not asked for.
             let above = dir.path().join(".volhost/new");
             std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o2700)).unwrap();
         }

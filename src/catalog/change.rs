@@ -175,7 +175,7 @@ pub(crate) struct Footprint {
     pub(crate) freshness: Freshness,
 }
 
-/// Whether a change reads or writes something.
+/// The kind of access of a change: it reads or writes something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Read,

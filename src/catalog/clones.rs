@@ -20,7 +20,7 @@ impl Cloned {
     /// Returns the addresses as text.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
-        self.addresses.iter().map(|address| told(Some(*address))).collect()
+        self.addresses.iter().map(|address| address_text(Some(*address))).collect()
     }
 }
 
@@ -139,7 +139,7 @@ impl Host {
 
 /// Returns an address as text. The unspecified one stands for those that are listed as one machine's.
 #[must_use]
-pub(crate) fn told(address: Option<IpAddr>) -> String {
+pub(crate) fn address_text(address: Option<IpAddr>) -> String {
     match address {
         Some(listed) if listed.is_unspecified() => "one of those listed".to_owned(),
         Some(address) => address.to_string(),
@@ -164,7 +164,7 @@ mod tests {
         Certificate { serial: serial.into(), issuer: None, issued_at, not_after: NOW, revoked: false }
     }
 
-    /// A host after these calls, each `SERIAL@ADDRESS`.
+    /// Returns a host after these calls, each `SERIAL@ADDRESS`.
     fn after(calls: &[&str]) -> Host {
         let certificates = vec![certificate("old", 1), certificate("new", 2), certificate("newer", 3)];
         go_on(Host { certificates, ..Host::default() }, calls)
@@ -196,13 +196,13 @@ mod tests {
                 &["old@10.0.0.1", "old@10.0.0.2", "old@10.0.0.3", "old@10.0.0.1"],
                 &["10.0.0.1", "10.0.0.2", "10.0.0.3"],
             ),
-            // IPv4 beside IPv6 is one machine.
+            // Calls over IPv4 and IPv6 may come from one machine.
             (&["old@10.0.0.1", "old@fd00::1", "old@10.0.0.1", "old@fd00::1"], &[]),
             (
                 &["old@10.0.0.1", "old@fd00::1", "old@10.0.0.1", "old@fd00::2", "old@fd00::1"],
                 &["fd00::1", "fd00::2"],
             ),
-            // Each machine has a certificate of its own.
+            // Each machine has its own certificate.
             (&["old@10.0.0.1", "new@10.0.0.2", "old@10.0.0.1", "new@10.0.0.2"], &[]),
         ] {
             assert_eq!(cloned(&after(calls)), expected, "{calls:?}");

@@ -97,7 +97,7 @@ pub type Submitted = CatalogFuture<Outcome>;
 pub struct DistributedLock(Option<Box<dyn FnOnce() + Send>>);
 
 impl DistributedLock {
-    /// A lock that `release` gives back.
+    /// Returns a lock that calls `release` when it is dropped.
     #[must_use]
     pub fn new(release: impl FnOnce() + Send + 'static) -> Self {
         Self(Some(Box::new(release)))

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::entities::{Host, Volume};
-use super::rules::{Write, ordered};
+use super::rules::{Write, in_order_of_reading};
 use super::view::View;
 use crate::model::host::HostName;
 use crate::model::mounts::Mount;
@@ -20,7 +20,7 @@ impl View {
             Write::Volume(name, Some(record)) => self.put_volume(name, &record),
             Write::Volume(name, None) => {
                 if let Some(volume) = self.volumes.remove(&name) {
-                    volume.mounts.iter().for_each(|mount| self.died(mount));
+                    volume.mounts.iter().for_each(|mount| self.uncount_live(mount));
                 }
             }
             Write::Mount(key, mount) => {
@@ -30,11 +30,11 @@ impl View {
                     known.host == key.host && known.id == key.id && known.activation == key.activation
                 };
                 let before = volume.mounts.release(same);
-                before.iter().for_each(|mount| self.died(mount));
+                before.iter().for_each(|mount| self.uncount_live(mount));
                 if let Some(mount) = mount {
-                    self.count_in(&mount);
+                    self.count_live(&mount);
                     volume.mounts.put(mount);
-                    volume.mounts = ordered(volume.mounts);
+                    volume.mounts = in_order_of_reading(volume.mounts);
                 }
                 self.volumes.insert(key.volume, Arc::new(volume));
             }
@@ -64,7 +64,7 @@ impl View {
         if let Some(before) = self.volumes.insert(name, Arc::new(volume))
             && before.id != record.id
         {
-            before.mounts.iter().for_each(|mount| self.died(mount));
+            before.mounts.iter().for_each(|mount| self.uncount_live(mount));
         }
     }
 
@@ -76,7 +76,7 @@ impl View {
         self.hosts.insert(name, host);
     }
 
-    fn count_in(&mut self, mount: &Mount) {
+    fn count_live(&mut self, mount: &Mount) {
         if mount.activation == self.activation(&mount.host) {
             *self.live.entry(mount.host.clone()).or_default() += 1;
         }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use time::{OffsetDateTime, UtcOffset};
 
-pub(super) use self::mounts::ordered;
+pub(super) use self::mounts::in_order_of_reading;
 pub use self::premises::Premise;
 pub use self::write::{MountKey, RowKey, Write};
 use super::entities::Volume;
@@ -28,7 +28,7 @@ type Decision = Result<(Outcome, Vec<Write>), Refusal>;
 
 /// Returns a time as a record keeps it: UTC, to the millisecond, within the years that RFC 3339 can express.
 #[must_use]
-pub(crate) fn moment(at: OffsetDateTime) -> OffsetDateTime {
+pub(crate) fn recorded_time(at: OffsetDateTime) -> OffsetDateTime {
     let first = OffsetDateTime::new_utc(
         time::Date::from_ordinal_date(0, 1).unwrap_or(time::Date::MIN),
         time::Time::MIDNIGHT,
@@ -104,6 +104,6 @@ impl View {
 }
 
 /// Returns the name as `map` already holds it, so that equal names share one allocation.
-fn known<K: Ord + Clone, V: Clone>(map: &OrdMap<K, V>, name: K) -> K {
+fn interned<K: Ord + Clone, V: Clone>(map: &OrdMap<K, V>, name: K) -> K {
     map.get_key_value(&name).map_or(name, |(known, _)| known.clone())
 }

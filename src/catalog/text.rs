@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 
 use super::View;
 use super::record::{InvalidRow, Loader, Row, Table, Unwritable, encode};
-use super::rules::moment;
+use super::rules::recorded_time;
 
 /// The value of `volhost` in the first line.
 const KIND: &str = "catalog";
@@ -118,7 +118,7 @@ pub fn lines(
     view: &View,
     at: Option<OffsetDateTime>,
 ) -> impl Iterator<Item = Result<String, Unwritable>> + '_ {
-    let at = at.map(|at| timestamp::rfc3339_exact(moment(at)));
+    let at = at.map(|at| timestamp::rfc3339_exact(recorded_time(at)));
     let mut first = Some(match at {
         None => format!("{{\"volhost\":\"{KIND}\",\"v\":1}}\n"),
         Some(at) => format!("{{\"volhost\":\"{KIND}\",\"v\":1,\"at\":\"{at}\"}}\n"),
@@ -258,7 +258,7 @@ fn first(line: &str) -> Result<Option<OffsetDateTime>, LineFault> {
         None => return Err(LineFault::Foreign),
     }
     let First { volhost: _, v: _, at } = serde_json::from_value(value).map_err(LineFault::Malformed)?;
-    at.map(|at| timestamp::parse(&at).map(moment).map_err(|_| LineFault::Foreign)).transpose()
+    at.map(|at| timestamp::parse(&at).map(recorded_time).map_err(|_| LineFault::Foreign)).transpose()
 }
 
 fn hexadecimal(sum: Context) -> String {

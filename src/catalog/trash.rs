@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(times(&trash, "fast"), expected);
         assert_eq!(times(&trash, "slow"), [(at(0), false)]);
         assert_eq!(trash.kept_since(&backend("fast"), at(2)).count(), 1);
-        // What changes has one place, and what is taken out none.
+        // A changed entry has one place in the order, and a removed one has none.
         trash.insert(Arc::new(Removed { expired: true, ..Removed::clone(&all[0]) }));
         assert_eq!(times(&trash, "fast").last(), Some(&(at(1), false)));
         assert_eq!(trash.len(), 5);

@@ -1,4 +1,4 @@
-//! `backend ls|init|adopt`: the backends and their identity.
+//! `backend ls|init|adopt`: lists the backends, and gives them their identity.
 
 use clap::{Args, Subcommand};
 
@@ -52,28 +52,28 @@ pub(super) fn run(command: Backend, shell: &mut Shell<'_>) -> Result<(), Error> 
         }
         Backend::Init(Init { name, force }) => {
             let done = shell.client()?.ask::<verb::BackendInit>(&BackendInit { name, force })?;
-            told(&done, shell)
+            print_done(&done, shell)
         }
         Backend::Adopt(Adopt { name }) => {
             let done = shell.client()?.ask::<verb::BackendAdopt>(&BackendName { name })?;
-            told(&done, shell)
+            print_done(&done, shell)
         }
     }
 }
 
-fn told(done: &Done, shell: &mut Shell<'_>) -> Result<(), Error> {
+fn print_done(done: &Done, shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json { shell.json(done) } else { shell.line(&done.done) }
 }
 
-/// The backends as a table, with what keeps each from being online below it. `status` shows them too.
+/// Prints the backends as a table, and below it why some are not online. `status` prints them too.
 pub(super) fn show(rows: &[Row], shell: &mut Shell<'_>) -> Result<(), Error> {
     shell.table(listing(rows))?;
-    // Reasons are sentences: in a column they would squeeze the others on a terminal.
-    reasons(rows).iter().chain(&namings(rows)).try_for_each(|reason| shell.line(reason))
+    // Reasons are sentences: in a column they would squeeze the other columns on a terminal.
+    reasons(rows).iter().chain(&name_rule_lines(rows)).try_for_each(|reason| shell.line(reason))
 }
 
-/// The backends whose storage takes different names for one.
-fn namings(rows: &[Row]) -> Vec<String> {
+/// Returns a line for each backend whose storage takes different names for one.
+fn name_rule_lines(rows: &[Row]) -> Vec<String> {
     let told = rows.iter().filter_map(|row| row.names.as_ref().map(|names| (row, names)));
     let told = told.filter(|(_, names)| *names != "exact");
     told.map(|(row, names)| printable(&format!("{} takes different names for one: {names}", row.name)))
@@ -136,6 +136,6 @@ mod tests {
              slow  offline                 3      -        -  /mnt/fast\n"
         );
         assert_eq!(reasons(&rows), ["slow is offline: no .volhost/backend.json"]);
-        assert_eq!(namings(&rows), ["fast takes different names for one: case-insensitive"]);
+        assert_eq!(name_rule_lines(&rows), ["fast takes different names for one: case-insensitive"]);
     }
 }

@@ -1,30 +1,30 @@
 //! The file that a host's bundle is written to.
 //!
-//! It holds a private key: it is never readable for others, not for a moment, never half-written under its name, and
-//! never takes an existing file's place unasked.
+//! The file holds a private key: others can never read it, not even for a moment; it is never half-written
+//! under its name, and never replaces an existing file unasked.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::output::Pending;
 
-/// Why there is no bundle.
+/// Reasons why no bundle was written.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::cli) enum BundleError {
-    /// The file is there.
+    /// The file exists already.
     #[error("{} exists: name another file, or give --force to replace it", .0.display())]
     Exists(PathBuf),
     /// The path names no file.
     #[error("{} names no file: the bundle is written to a file, such as web1.tar", .0.display())]
     NoFile(PathBuf),
-    /// The file cannot be made beside its place; nothing was issued.
+    /// The temporary file cannot be made; no certificate was issued.
     #[error("the bundle cannot be written to {}, so that no certificate was asked for", .path.display())]
     Prepare {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    /// The certificate was issued, and its bundle lost.
+    /// The certificate was issued, but its bundle could not be written.
     #[error("the certificate was issued, but its bundle cannot be written to {}; ask for another one", .path.display())]
     Write {
         path: PathBuf,
@@ -36,19 +36,20 @@ pub(in crate::cli) enum BundleError {
     NotBase64(#[source] base64::DecodeError),
 }
 
-/// Where a bundle goes: a file that has another name until it is complete. Dropped before, it is removed.
+/// The destination of a bundle: a file that has a temporary name until it is complete. A drop before that
+/// removes it.
 pub(in crate::cli) struct Destination {
     path: PathBuf,
     file: Pending,
 }
 
 impl Destination {
-    /// Makes the file, empty and for its owner alone, in the directory of `path`.
+    /// Makes the file, empty and readable only for its owner, in the directory of `path`.
     pub(in crate::cli) fn prepare(path: &Path, replace: bool) -> Result<Self, BundleError> {
         if path.file_name().is_none() || path.is_dir() {
             return Err(BundleError::NoFile(path.into()));
         }
-        // A dangling symlink is something too.
+        // A dangling symlink counts as an existing file.
         if !replace && path.symlink_metadata().is_ok() {
             return Err(BundleError::Exists(path.into()));
         }
@@ -108,7 +109,7 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"archive");
     }
 
-    /// As on NFS, where no rename is told to spare what is there.
+    /// Tests a file system such as NFS, which cannot rename without replacing.
     #[test]
     fn a_file_made_meanwhile_stays_where_no_rename_spares_it() {
         let Some(storage) = ScratchFs::mount() else { return };

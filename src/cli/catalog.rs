@@ -1,4 +1,4 @@
-//! `catalog export|import|rebuild`, and the comparison that `check --catalog` prints: without asking a service.
+//! `catalog export|import|rebuild`, and the comparison that `check --catalog` prints. They ask no service.
 
 use std::path::{Path, PathBuf};
 
@@ -12,28 +12,28 @@ use crate::catalog::reconcile::Finding;
 use crate::config::{self, Config, Paths};
 use crate::error::chain;
 
-/// Save the catalog as text, and make it again from text or from the backends
+/// Save the catalog as text, and restore it from text or from the backends
 ///
-/// With the service stopped: a running one holds its catalog. A catalog in etcd is exported also while it is served; it
-/// is imported and rebuilt with all its instances stopped.
+/// Stop the service first, because a running one holds its catalog. A catalog in etcd can be exported while it is served;
+/// stop all its instances to import or rebuild it.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   volhost catalog export -o catalog.jsonl    A backup, one record a line
-  volhost catalog import catalog.jsonl       The catalog again, where there is none or an empty one
-  volhost catalog rebuild                    A lost catalog, from the copies that backends keep
+  volhost catalog import catalog.jsonl       Restore it, if there is none or an empty one
+  volhost catalog rebuild                    Restore a lost one from the backends' copies
   volhost check --catalog                    Compare it with the directories")]
 pub(super) enum Catalog {
     /// Write the whole catalog as JSON lines
     Export(Export),
-    /// Make a catalog of an export, or of a backend's copy
+    /// Make a catalog from an export, or from a backend's copy
     Import(Import),
-    /// Make a lost catalog again, from the backends' copies and directories
+    /// Rebuild a lost catalog from the backends' copies and directories
     ///
-    /// Takes the newest copy that is whole, `.volhost/catalog.jsonl` on any backend of the map, and from older ones what
-    /// still stands. Directories that no copy knows are listed and can be adopted. Nothing is deleted, and nothing on
-    /// a backend changed. Refused while there is a catalog: move it away first, with its -wal, or delete its keys in
-    /// etcd.
+    /// Takes the newest complete copy, `.volhost/catalog.jsonl` on any backend of the map, and from older copies the
+    /// volumes whose directories are still there. Lists the directories that no copy knows; they can be adopted.
+    /// Deletes nothing, and changes nothing on a backend. Refused while there is a catalog: move it away first, with
+    /// its -wal, or delete its keys in etcd.
     Rebuild,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Export {
 
 #[derive(Debug, Args)]
 pub(super) struct Import {
-    /// What `catalog export` wrote, or a backend's .volhost/catalog.jsonl; `-` for the standard input
+    /// The output of `catalog export`, or a backend's .volhost/catalog.jsonl; `-` for the standard input
     file: PathBuf,
 }
 
@@ -71,7 +71,7 @@ pub(super) fn run(command: &Catalog, shell: &mut Shell<'_>) -> Result<(), Error>
         }
         Catalog::Export(Export { output: Some(path), force }) => export(config, path, *force, shell),
         Catalog::Import(Import { file }) => import(config, file, shell),
-        Catalog::Rebuild => rebuilt(config, &recovery::rebuild(config)?, shell),
+        Catalog::Rebuild => print_rebuilt(config, &recovery::rebuild(config)?, shell),
     }
 }
 
@@ -79,7 +79,7 @@ fn export(config: &Config, path: &Path, force: bool, shell: &mut Shell<'_>) -> R
     output::must_be_free(path, force)?;
     let text = recovery::export(config)?;
     output::write(path, text.as_bytes(), 0o600, force)?;
-    // The first line and the last one are no records.
+    // The first line and the last one are not records.
     let records = text.lines().count().saturating_sub(2);
     if shell.global.json {
         return shell.json(&json!({ "file": path.to_string_lossy(), "records": records }));
@@ -99,10 +99,10 @@ fn import(config: &Config, path: &Path, shell: &mut Shell<'_>) -> Result<(), Err
     if shell.global.json {
         return shell.json(&with_counts(json!({ "catalog": config.boot.catalog.to_string() }), counts));
     }
-    shell.line(&format!("{} holds {}", config.boot.catalog, told(counts)))
+    shell.line(&format!("{} holds {}", config.boot.catalog, counts_text(counts)))
 }
 
-fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<(), Error> {
+fn print_rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Rebuilt { counts, looked, findings } = rebuilt;
     if shell.global.json {
         let copies: Vec<_> = looked.iter().map(row_of_looked).collect();
@@ -127,7 +127,7 @@ fn rebuilt(config: &Config, rebuilt: &Rebuilt, shell: &mut Shell<'_>) -> Result<
     if !findings.is_empty() {
         shell.line("")?;
     }
-    shell.line(&format!("{} holds {}", config.boot.catalog, told(*counts)))?;
+    shell.line(&format!("{} holds {}", config.boot.catalog, counts_text(*counts)))?;
     shell.line("start the service, then look: volhost status, volhost volume ls, volhost mount ls")
 }
 
@@ -158,7 +158,7 @@ pub(super) fn compare(config: &Config, shell: &mut Shell<'_>) -> Result<(), Erro
     }
 }
 
-/// The differences as a table, with what each means below it.
+/// Prints the differences as a table, and below it what each means.
 fn show(findings: &[Finding], shell: &mut Shell<'_>) -> Result<(), Error> {
     if findings.is_empty() {
         return Ok(());
@@ -210,7 +210,7 @@ fn with_counts(mut rows: Value, counts: Counts) -> Value {
     rows
 }
 
-fn told(counts: Counts) -> String {
+fn counts_text(counts: Counts) -> String {
     let Counts { volumes, mounts, removed, hosts, backends } = counts;
     format!(
         "{}, {}, {}, {} and {}",

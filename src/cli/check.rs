@@ -11,9 +11,9 @@ use crate::model::backend::BackendName;
 
 /// Read the configuration and the backend map, and print every fault in them
 ///
-/// With `--catalog`, also compare the catalog with the directories of every backend. Nothing is changed and no service
-/// is asked; one may be running. Each fault is told with its file, line and field, and a hint where one
-/// is near. A backend whose path does not exist is no fault: it would be offline.
+/// With `--catalog`, also compare the catalog with the directories of every backend. The command changes nothing and asks
+/// no service; one may be running. Each fault is printed with its file, line and field, and with a hint if there is one.
+/// A backend whose path does not exist is no fault: it would be offline.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -34,15 +34,15 @@ pub(super) fn run(args: &Check, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Check { catalog } = args;
     let paths = Paths::of_this_process(shell.global.root.as_deref())?;
     match app::load(&paths, shell.global.config.as_deref()) {
-        Err(faults) => tell(&faults.into_vec(), shell),
+        Err(faults) => print_faults(&faults.into_vec(), shell),
         Ok(loaded) if *catalog => super::catalog::compare(&loaded.config, shell),
         Ok(_) if shell.global.json => shell.json(&json!([])),
-        Ok(loaded) => shell.line(&praise(&loaded.config)),
+        Ok(loaded) => shell.line(&success_line(&loaded.config)),
     }
 }
 
-/// Prints the faults: for programs as a result, for people as the errors that they are.
-fn tell(faults: &[Fault], shell: &mut Shell<'_>) -> Result<(), Error> {
+/// Prints the faults: for programs as a result, for people as errors.
+fn print_faults(faults: &[Fault], shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json {
         let list: Vec<_> = faults
             .iter()
@@ -60,7 +60,7 @@ fn tell(faults: &[Fault], shell: &mut Shell<'_>) -> Result<(), Error> {
     Err(Error::Configuration(format!("the configuration has {}", counted(faults.len(), "fault"))))
 }
 
-fn praise(config: &Config) -> String {
+fn success_line(config: &Config) -> String {
     let backends: Vec<&str> = config.live.backends.keys().map(BackendName::as_str).collect();
     let listen: Vec<String> = config.boot.listen.iter().map(ToString::to_string).collect();
     let backends = match &*backends {

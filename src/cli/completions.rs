@@ -1,4 +1,4 @@
-//! `completions`: the script by which a shell completes volhost's commands and flags.
+//! `completions`: prints the script with which a shell completes volhost's commands and flags.
 
 use std::io;
 
@@ -35,7 +35,7 @@ pub(super) fn run(args: &Completions, shell: &mut Shell<'_>) -> Result<(), Error
     shell.out.write_all(&script).map_err(Error::Output)
 }
 
-/// The script, complete before any of it is printed: the library panics where it cannot write.
+/// Returns the whole script before any of it is printed, because the library panics if it cannot write.
 fn script(dialect: Dialect) -> io::Result<Vec<u8>> {
     let mut command = Cli::command();
     command.set_bin_name("volhost");
@@ -79,12 +79,13 @@ mod tests {
         }
     }
 
-    /// What bash offers after these words, the last of which is being typed.
+    /// Returns what bash offers after these words, the last of which is being typed.
     fn offered(words: &[&str]) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("volhost.bash");
         std::fs::write(&file, script(Dialect::Bash).unwrap()).unwrap();
-        // What readline does for a word: it calls the function that `complete` has registered for the command.
+        // This does what readline does for a word: it calls the function that `complete` has registered for
+        // the command.
         let typed = "
             set -eu
             source \"$1\"; shift

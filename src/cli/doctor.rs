@@ -1,4 +1,4 @@
-//! `doctor`: chooses what is examined, and prints what was found.
+//! `doctor`: chooses what is examined, and prints the findings.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::lint::places;
+use super::lint::search_dirs;
 use super::table::{counted, printable};
 use super::{Error, Shell};
 use crate::config::Paths;
-use crate::doctor::{self, Docker, Finding, Scope, Verdict, look};
+use crate::doctor::{self, Docker, Finding, Scope, Verdict, directory};
 
 /// Find out what is wrong on this machine, and what mends it
 ///
@@ -39,16 +39,16 @@ pub(super) struct Doctor {
 }
 
 pub(super) fn run(args: &Doctor, shell: &mut Shell<'_>) -> Result<(), Error> {
-    // This process was started by another one of this command.
-    if let Some(directory) = look::asked() {
-        let text = serde_json::to_string(&look::look_here(&directory)).map_err(Error::Json)?;
+    // Another process of this command started this one to inspect a directory.
+    if let Some(directory) = directory::requested() {
+        let text = serde_json::to_string(&directory::inspect_here(&directory)).map_err(Error::Json)?;
         return shell.line(&text);
     }
     let Doctor { plugin, docker, spec_dirs } = args;
     let root = shell.global.root.as_deref();
     let scope = Scope {
         plugin: plugin.clone(),
-        places: places(spec_dirs, shell),
+        dirs: search_dirs(spec_dirs, shell),
         docker: engine(docker.as_deref(), root, std::env::var_os("DOCKER_HOST")),
         paths: Paths::of_this_process(root)?,
         config: shell.global.config.clone(),
@@ -70,7 +70,7 @@ pub(super) fn run(args: &Doctor, shell: &mut Shell<'_>) -> Result<(), Error> {
     }
 }
 
-/// Where the engine of this user listens.
+/// Returns the default socket of this user's engine.
 fn engine_socket(root: Option<&Path>) -> PathBuf {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(|run| PathBuf::from(run).join("docker.sock"));
     match own {
@@ -79,18 +79,18 @@ fn engine_socket(root: Option<&Path>) -> PathBuf {
     }
 }
 
-/// The engine that is meant: by `--docker`, else as Docker's own commands find it by DOCKER_HOST, but for a trial with a
-/// root of its own, else the usual one. Contexts of Docker's commands are not looked at: they are a user's, and mostly name
-/// engines elsewhere.
+/// Returns the engine that is meant: by `--docker`, else by DOCKER_HOST as Docker's own commands do it (but
+/// not with `--root`, which is for trials), else the default one. Contexts of Docker's commands are ignored:
+/// they belong to a user, and mostly name engines on other machines.
 fn engine(named: Option<&Path>, root: Option<&Path>, environment: Option<OsString>) -> Docker {
     let environment = environment.filter(|host| root.is_none() && !host.is_empty()).map(PathBuf::from);
     let Some(engine) = named.map(Path::to_owned).or(environment) else {
-        return Docker::Usual(engine_socket(root));
+        return Docker::Default(engine_socket(root));
     };
     match engine.to_str().and_then(|text| text.split_once("://")) {
-        None => Docker::Named(engine),
-        Some(("unix", path)) => Docker::Named(path.into()),
-        Some(_) => Docker::Elsewhere(engine.display().to_string()),
+        None => Docker::Explicit(engine),
+        Some(("unix", path)) => Docker::Explicit(path.into()),
+        Some(_) => Docker::Remote(engine.display().to_string()),
     }
 }
 
@@ -102,7 +102,7 @@ fn show(findings: &[Finding], shell: &mut Shell<'_>) -> Result<(), Error> {
         let Finding { check, subject, verdict, message, remedy } = finding;
         let word = format!("{:<words$}", verdict.word());
         let word = match verdict {
-            Verdict::Wrong => super::status::alarming(&word, shell.colour),
+            Verdict::Wrong => super::status::highlighted(&word, shell.colour),
             _ => word,
         };
         let head = format!("{word}  {check:<checks$}  {}", printable(subject));
@@ -139,19 +139,19 @@ mod tests {
         let of = |named: Option<&str>, root: Option<&str>, host: Option<&str>| {
             engine(named.map(Path::new), root.map(Path::new), host.map(OsString::from))
         };
-        let named = |path: &str| Docker::Named(path.into());
+        let named = |path: &str| Docker::Explicit(path.into());
         assert_eq!(of(None, None, Some("unix:///run/other.sock")), named("/run/other.sock"));
         assert_eq!(of(Some("unix:///a"), None, Some("unix:///b")), named("/a"));
         assert_eq!(of(Some("/a"), None, None), named("/a"));
         for elsewhere in ["tcp://10.0.0.1:2375", "ssh://root@store1", "npipe:////./pipe/docker_engine"] {
-            assert_eq!(of(None, None, Some(elsewhere)), Docker::Elsewhere(elsewhere.into()));
+            assert_eq!(of(None, None, Some(elsewhere)), Docker::Remote(elsewhere.into()));
         }
         for host in [None, Some(""), Some("unix:///run/other.sock")] {
-            assert_eq!(of(None, Some("/r"), host), Docker::Usual("/r/run/docker.sock".into()));
+            assert_eq!(of(None, Some("/r"), host), Docker::Default("/r/run/docker.sock".into()));
         }
     }
 
-    /// A machine with nothing but a spec file, whose service is not there.
+    /// Returns a machine with only a spec file, whose service does not run.
     fn fixture() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("etc/docker/plugins");

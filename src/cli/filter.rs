@@ -1,7 +1,7 @@
-//! `volume ls --filter K=V`: which volumes are listed.
+//! `volume ls --filter K=V`: decides which volumes are listed.
 //!
-//! As docker's: filters of one key are alternatives, filters of different keys must all hold. Unknown keys and values
-//! that no volume can have are refused instead of listing nothing.
+//! It works as docker's: filters of one key are alternatives, filters of different keys must all hold.
+//! Unknown keys and values that no volume can have are errors; a list of nothing would mislead.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use wildmatch::WildMatch;
 use crate::admin::wire::{Trashed, Volume};
 use crate::error::nearest;
 
-/// What the help says of them, in the order of [`KEYS`].
+/// The help on filters, in the order of [`KEYS`].
 pub(super) const HELP: &str = "\
 List only what matches
 
@@ -28,7 +28,7 @@ With --trash there are name and backend.";
 const KEYS: [&str; 6] = ["name", "backend", "state", "mounted", "dangling", "option.KEY"];
 const STATES: [&str; 4] = ["online", "offline", "unmapped", "pending"];
 
-/// One condition.
+/// A condition on a volume.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Filter {
     Name(String),
@@ -38,7 +38,7 @@ pub(super) enum Filter {
     Option { key: String, value: String },
 }
 
-/// Why a text is no filter.
+/// Reasons why a text is not a filter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum InvalidFilter {
     #[error("a filter is KEY=VALUE, with one of the keys {}", KEYS.join(", "))]
@@ -65,8 +65,8 @@ impl FromStr for Filter {
             "backend" => Ok(Self::Backend(WildMatch::new(value))),
             "state" if STATES.contains(&value) => Ok(Self::State(value.into())),
             "state" => Err(InvalidFilter::UnknownState { state: value.into() }),
-            "mounted" => truth(key, value).map(Self::Mounted),
-            "dangling" => truth(key, value).map(|dangling| Self::Mounted(!dangling)),
+            "mounted" => parse_bool(key, value).map(Self::Mounted),
+            "dangling" => parse_bool(key, value).map(|dangling| Self::Mounted(!dangling)),
             _ => match key.strip_prefix("option.") {
                 Some(option) if !option.is_empty() => {
                     Ok(Self::Option { key: option.into(), value: value.into() })
@@ -77,7 +77,7 @@ impl FromStr for Filter {
     }
 }
 
-fn truth(key: &str, value: &str) -> Result<bool, InvalidFilter> {
+fn parse_bool(key: &str, value: &str) -> Result<bool, InvalidFilter> {
     match value {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
@@ -86,7 +86,7 @@ fn truth(key: &str, value: &str) -> Result<bool, InvalidFilter> {
 }
 
 impl Filter {
-    /// Which filters are alternatives to each other.
+    /// Returns the filter's key. Filters of the same key are alternatives to each other.
     fn key(&self) -> String {
         match self {
             Self::Name(_) => "name".into(),
@@ -107,7 +107,7 @@ impl Filter {
         }
     }
 
-    /// The same for a removed volume; nothing for what is not known of one.
+    /// Returns true if a removed volume matches; `None` if a removed volume has no such property.
     fn matches_trashed(&self, volume: &Trashed) -> Option<bool> {
         match self {
             Self::Name(text) => Some(name_matches(text, &volume.name)),
@@ -121,18 +121,18 @@ fn name_matches(text: &str, name: &str) -> bool {
     if text.contains(['*', '?']) { WildMatch::new(text).matches(name) } else { name.contains(text) }
 }
 
-/// Whether the filters let a volume through.
+/// Returns true if a volume matches the filters.
 pub(super) fn admits(filters: &[Filter], volume: &Volume) -> bool {
     all_keys(filters, |filter| filter.matches(volume))
 }
 
-/// Whether the filters let a removed volume through. Filters that say nothing of one let none through:
-/// [`not_for_trash`] finds them beforehand.
+/// Returns true if a removed volume matches the filters. No removed volume matches a filter on a property
+/// that it lacks: [`not_for_trash`] finds such filters beforehand.
 pub(super) fn admits_trashed(filters: &[Filter], volume: &Trashed) -> bool {
     all_keys(filters, |filter| filter.matches_trashed(volume).unwrap_or(false))
 }
 
-/// The key of the first filter that says nothing of removed volumes.
+/// Returns the key of the first filter on a property that removed volumes lack.
 pub(super) fn not_for_trash(filters: &[Filter]) -> Option<String> {
     filters.iter().find(|filter| !matches!(filter, Filter::Name(_) | Filter::Backend(_))).map(Filter::key)
 }

@@ -1,4 +1,4 @@
-//! `host ls|add|renew|release|revoke`: which machines' engines may use this service.
+//! `host ls|add|renew|release|revoke`: manages the machines whose engines may use this service.
 
 use std::path::{Path, PathBuf};
 
@@ -74,7 +74,7 @@ pub(super) struct Renew {
     bundle: Bundle,
 }
 
-// What both commands say of the certificate and of the bundle.
+// The arguments on the certificate and the bundle, which both commands have.
 #[derive(Debug, Args)]
 struct Bundle {
     /// The host's name: what its mounts and rights are kept under
@@ -142,7 +142,7 @@ pub(super) fn run(command: Host, shell: &mut Shell<'_>) -> Result<(), Error> {
         Host::Renew(Renew { bundle }) => issue::<verb::HostRenew>(bundle, shell),
         Host::Release(Release { name, all, yes }) => {
             let request = MountRelease { volume: None, host: name, id: None, all, dry_run: true };
-            mount::release_asked(request, yes, shell)
+            mount::confirm_and_release(request, yes, shell)
         }
         Host::Revoke(Revoke { name }) => revoke(name, shell),
     }
@@ -183,7 +183,8 @@ fn issue<V: Verb<Request = HostAdd, Reply = HostAdded>>(
     let read = |path: Option<PathBuf>| path.as_deref().map(output::read_pem).transpose();
     let (csr, certificate) = (read(csr)?, read(certificate)?);
     let has_key = csr.is_none() && certificate.is_none();
-    // The file is made before the service is asked, so that no certificate is issued for want of a place to put it.
+    // The file is made before the service is asked, so that no certificate is issued and then lost because
+    // the file cannot be written.
     let destination = if to_stdout { None } else { Some(Destination::prepare(&output, force)?) };
     let request = HostAdd { name, advertise, plugin_name, csr, certificate };
     let added: HostAdded = shell.client()?.ask::<V>(&request)?;
@@ -210,7 +211,7 @@ fn issue<V: Verb<Request = HostAdd, Reply = HostAdded>>(
     Ok(())
 }
 
-/// What to do with a bundle, for the operator.
+/// Tells the operator what to do with a bundle.
 fn next_steps(added: &HostAdded, file: &str, has_key: bool) -> Vec<String> {
     let HostAdded { name, serial: _, expires, advertise, plugin_name, bundle: _ } = added;
     let mut lines = vec![printable(&format!(
@@ -238,7 +239,7 @@ fn next_steps(added: &HostAdded, file: &str, has_key: bool) -> Vec<String> {
     lines
 }
 
-/// Whether a URL means whichever machine reads it.
+/// Returns true if every machine that reads a URL takes it for itself.
 fn reaches_this_machine_only(url: &str) -> bool {
     let Ok(url) = url.parse::<http::Uri>() else { return false };
     let Some(host) = url.host() else { return false };
@@ -246,7 +247,8 @@ fn reaches_this_machine_only(url: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Asks nothing: who revokes is in a hurry, and another `host add` lets the host in again.
+/// Revokes without asking: an operator who revokes is in a hurry, and another `host add` gives the host
+/// access again.
 fn revoke(name: String, shell: &mut Shell<'_>) -> Result<(), Error> {
     let revoked = shell.client()?.ask::<verb::HostRevoke>(&HostName { name })?;
     if shell.global.json {

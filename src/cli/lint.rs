@@ -1,4 +1,4 @@
-//! `spec lint`: what engines make of the files in their directories.
+//! `spec lint`: prints the plugins that engines find in their directories, and the faults.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use time::OffsetDateTime;
 
 use super::table::{Listing, counted, printable};
 use super::{Error, Shell};
-use crate::discovery::lint::{self, Fault, Finding, Places, Plugin, Report, Severity, probe};
+use crate::discovery::lint::{self, Fault, Finding, Plugin, Report, SearchDirs, Severity, probe};
 
-/// Read the directories as an engine does, and tell what is wrong with what lies there
+/// Read the directories as an engine does, and print the faults of the files in them
 ///
 /// For each plugin: which file an engine reads, what that file hides, and every fault in it and in the TLS files that
 /// it names. All plugins are read, not only this one. Run it where the engine runs, and as the engine's user; neither
@@ -30,19 +30,19 @@ pub(super) struct Lint {
     /// Sockets are looked for in one that is called `run/docker/plugins`, spec files in every other.
     #[arg(value_name = "DIR")]
     dirs: Vec<PathBuf>,
-    /// Call each plugin, and tell whether it is found, verified, and answers
+    /// Call each plugin, and print whether it is found, verified, and answers
     ///
     /// The call asks for the plugin's capabilities, and changes nothing. Proxies are not used.
     #[arg(long)]
     probe: bool,
 }
 
-/// What the call to each plugin came to.
+/// The outcome of the call to each plugin, by its name.
 type Outcomes = BTreeMap<String, &'static str>;
 
 pub(super) fn run(args: &Lint, shell: &mut Shell<'_>) -> Result<(), Error> {
     let Lint { dirs, probe } = args;
-    let mut report = lint::lint(&places(dirs, shell), OffsetDateTime::now_utc());
+    let mut report = lint::lint(&search_dirs(dirs, shell), OffsetDateTime::now_utc());
     let outcomes = if *probe { call_all(&mut report)? } else { Outcomes::new() };
     if shell.global.json {
         shell.json(&value(&report, &outcomes))?;
@@ -55,18 +55,18 @@ pub(super) fn run(args: &Lint, shell: &mut Shell<'_>) -> Result<(), Error> {
     }
 }
 
-/// The directories that are named, else those of this user's engine.
-pub(super) fn places(dirs: &[PathBuf], shell: &Shell<'_>) -> Places {
+/// Returns the named directories, or else those of this user's engine.
+pub(super) fn search_dirs(dirs: &[PathBuf], shell: &Shell<'_>) -> SearchDirs {
     if !dirs.is_empty() {
-        return Places::named(dirs);
+        return SearchDirs::named(dirs);
     }
     let root = shell.global.root.as_deref().unwrap_or(Path::new("/"));
     let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-    Places::of_engine(root, rustix::process::geteuid().is_root(), home.as_deref())
+    SearchDirs::of_engine(root, rustix::process::geteuid().is_root(), home.as_deref())
 }
 
-/// Calls every plugin that an engine would get to call; what goes wrong becomes a finding. Each plugin's outcome, by
-/// its name.
+/// Calls every plugin that an engine would call, and adds the failures to the findings. Returns each plugin's
+/// outcome by its name.
 fn call_all(report: &mut Report) -> Result<Outcomes, Error> {
     let fails_before = |name: &String| {
         let of_it = |finding: &&Finding| finding.plugin.as_ref() == Some(name);
@@ -79,7 +79,7 @@ fn call_all(report: &mut Report) -> Result<Outcomes, Error> {
         .filter_map(|plugin| Some((plugin, plugin.target.as_ref()?)))
         .collect();
     let targets: Vec<_> = understood.iter().map(|(_, target)| *target).collect();
-    let told = probe::probe(&targets, probe::PATIENCE).map_err(Error::Probe)?;
+    let told = probe::probe(&targets, probe::PROBE_TIMEOUT).map_err(Error::Probe)?;
     let (mut outcomes, mut findings) = (Outcomes::new(), Vec::new());
     for ((plugin, _), fault) in understood.iter().zip(told) {
         let Plugin { name, file, .. } = plugin;
@@ -111,7 +111,7 @@ fn show(report: &Report, outcomes: &Outcomes, shell: &mut Shell<'_>) -> Result<(
     findings.iter().try_for_each(|Finding { plugin: _, file, fault }| {
         let severity = fault.severity();
         let word = match severity {
-            Severity::Error => super::status::alarming(severity.word(), shell.colour),
+            Severity::Error => super::status::highlighted(severity.word(), shell.colour),
             Severity::Warning => severity.word().into(),
         };
         shell.line(&format!("{word}: {}", printable(&format!("{}: {fault}", file.display()))))

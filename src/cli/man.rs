@@ -1,5 +1,5 @@
-//! `man`: the manual, made from the same words as the help and the tables of fields: one page for each command (section
-//! 1) and for each configuration file (section 5).
+//! `man`: the manual, generated from the help texts and the tables of fields: one page for each command
+//! (section 1) and for each configuration file (section 5).
 
 mod command;
 mod file;
@@ -37,7 +37,7 @@ pub(super) struct Man {
     section: String,
 }
 
-/// Why the pages were not all written.
+/// The error that a page could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("the manual cannot be written to {path:?}")]
 pub(super) struct ManError {
@@ -49,7 +49,7 @@ pub(super) struct ManError {
 struct Page {
     name: String,
     section: &'static str,
-    /// Its source, for man(1).
+    /// The page's source, for man(1).
     roff: Vec<u8>,
 }
 
@@ -58,7 +58,7 @@ impl Page {
         format!("{}.{}", self.name, self.section)
     }
 
-    /// Returns true if a user means this page, who may leave out the program's name.
+    /// Returns true if a user means this page; the user may leave out the program's name.
     fn is_called(&self, name: &str) -> bool {
         self.name == name || self.name.strip_prefix("volhost-") == Some(name) || self.file_name() == name
     }
@@ -215,7 +215,7 @@ mod tests {
         assert!(page("backends.json").contains("It must be given."));
     }
 
-    /// docs/reference/commands.md is for people who have no manual at hand: it has the same table.
+    /// docs/reference/commands.md, for readers without the manual, has the same table.
     #[test]
     fn what_commands_print_is_told_in_the_reference_as_here() {
         let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/commands.md");

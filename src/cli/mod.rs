@@ -1,9 +1,10 @@
 //! The command line: one file for each group of commands.
 //!
-//! A client of the admin socket that knows nothing of the inside: a command parses its arguments, asks the service
-//! and prints the answer. `serve`, `check`, `catalog`, `spec`, `doctor` and most of `pki`, which work without a running
-//! service, hand over to the rooms that do; `completions` and `man` speak of the command line itself. Results go to the
-//! standard output, everything else to the standard error; no error is a panic.
+//! It is a client of the admin socket and knows nothing of the service's inside: a command parses its
+//! arguments, asks the service and prints the answer. `serve`, `check`, `catalog`, `spec`, `doctor` and most
+//! of `pki` work without a running service and call the rooms that do the work; `completions` and `man`
+//! describe the command line itself. Results go to the standard output, everything else to the standard
+//! error; an error is never a panic.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -84,7 +85,7 @@ struct Global {
     json: bool,
 }
 
-// What a command is for stands with its arguments, in its group's file.
+// The description of a command is at its arguments, in its group's file.
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Serve),
@@ -110,13 +111,13 @@ enum Command {
     Man(man::Man),
 }
 
-/// Why a command did not do what it was asked.
+/// Reasons why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    /// The service did not do it, or cannot be reached.
+    /// The service refused, or cannot be reached.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// Nobody agreed to it.
+    /// The operator did not agree.
     #[error(transparent)]
     Prompt(#[from] PromptError),
     /// The result cannot be printed.
@@ -125,13 +126,13 @@ enum Error {
     /// The result cannot be written as JSON.
     #[error("the result cannot be written as JSON")]
     Json(#[source] serde_json::Error),
-    /// Arguments that each are right but do not go together.
+    /// Each argument is right, but they do not go together.
     #[error("{0}")]
     Usage(String),
     /// The configuration is wrong: one fault a line.
     #[error("{0}")]
     Configuration(String),
-    /// The default paths cannot be told.
+    /// The default paths cannot be determined.
     #[error(transparent)]
     Paths(#[from] PathsError),
     /// The spec file was not written or removed.
@@ -143,36 +144,36 @@ enum Error {
     /// The manual was not written.
     #[error(transparent)]
     Man(#[from] man::ManError),
-    /// There is nothing that the command could do as it was asked.
+    /// The command could not do what it was asked to.
     #[error("{0}")]
     Refused(String),
-    /// Several things were asked for, and these failed.
+    /// Several operations were requested, and these failed.
     #[error("{} of the things asked for failed", .0.len())]
     Several(Vec<Error>),
-    /// The service did not start, or ended badly.
+    /// The service did not start, or failed.
     #[error(transparent)]
     Serve(ServeError),
-    /// Plugins cannot be called.
+    /// The plugins cannot be called.
     #[error("plugins cannot be called")]
     Probe(#[source] io::Error),
     /// The catalog was not exported, imported, rebuilt or compared.
     #[error(transparent)]
     Recovery(RecoveryError),
-    /// A request was not made or signed, or a certificate not installed.
+    /// A request could not be made or signed, or a certificate not installed.
     #[error(transparent)]
     Certificates(#[from] CertificatesError),
-    /// A file that was named cannot be read or written.
+    /// A named file cannot be read or written.
     #[error("{} cannot be {doing}", .path.display())]
     File {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What was tried, after "cannot be".
+        /// The failed operation, as a participle after "cannot be".
         doing: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// There is no spec file to speak of.
+    /// There is no spec file to act on.
     #[error(transparent)]
     NoSpec(#[from] NoSpec),
 }
@@ -201,7 +202,7 @@ impl Error {
         }
     }
 
-    /// Whether the reader of the standard output has seen enough and gone away.
+    /// Returns true if the reader of the standard output has closed it.
     fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
@@ -211,10 +212,11 @@ impl Error {
 #[must_use]
 pub fn run() -> ExitCode {
     let terminal = io::stdout().is_terminal();
-    // The standard output is never locked for long: `serve` prints to it from other threads.
+    // The standard output is never locked for long, because `serve` prints to it from other threads.
     let mut out: Box<dyn Write> =
         if terminal { Box::new(io::stdout()) } else { Box::new(io::BufWriter::new(io::stdout())) };
-    // Without it such a write ends the process, and leaves half a file behind; no command needs it to go on.
+    // Without this, a write beyond the limit of a file's size ends the process and leaves half a file behind.
+    // If the call fails, commands still work.
     let _ = app::survive_file_size_limit();
     let (mut err, mut input) = (io::stderr(), io::stdin().lock());
     let mut shell = Shell {
@@ -238,11 +240,11 @@ fn main(arguments: impl IntoIterator<Item = OsString>, shell: &mut Shell<'_>) ->
         Err(told) if told.use_stderr() && arguments.iter().any(|argument| argument == "--json") => {
             shell.global.json = true;
             let text = told.render().to_string();
-            shell.aside("error", &in_one_line(text.strip_prefix("error: ").unwrap_or(&text)));
+            shell.print_to_stderr("error", &in_one_line(text.strip_prefix("error: ").unwrap_or(&text)));
             return exit::USAGE;
         }
         Err(told) => {
-            // Help and usage errors are clap's to print; that nobody reads them changes nothing.
+            // clap prints help and usage errors. A failure to print them changes nothing.
             let _ = told.print();
             return u8::try_from(told.exit_code()).unwrap_or(exit::USAGE);
         }
@@ -253,7 +255,7 @@ fn main(arguments: impl IntoIterator<Item = OsString>, shell: &mut Shell<'_>) ->
         Ok(()) => 0,
         Err(error) if error.is_broken_pipe() => 0,
         Err(error) => {
-            shell.complain(&error);
+            shell.print_error(&error);
             if matches!(error, Error::Client(ClientError::Missing { .. })) {
                 shell.hint_at_root();
             }
@@ -281,39 +283,40 @@ fn dispatch(command: Command, shell: &mut Shell<'_>) -> Result<(), Error> {
     }
 }
 
-/// What a command has around it: its global flags and the process's input and outputs.
+/// The environment of a command: its global flags, and the process's input and outputs.
 struct Shell<'a> {
     global: Global,
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
     input: &'a mut dyn BufRead,
-    /// Whether somebody sits at the standard input.
+    /// True if the standard input is a terminal.
     interactive: bool,
-    /// The width of the terminal on the standard output, if that is one.
+    /// The width of the terminal on the standard output; `None` if it is not a terminal.
     width: Option<u16>,
-    /// Whether the standard output shows colours.
+    /// True if the standard output shows colours.
     colour: bool,
-    /// Whether the standard output is no terminal, which binary data would garble.
+    /// True if binary data may go to the standard output, because it is not a terminal.
     binary_welcome: bool,
 }
 
 impl Shell<'_> {
-    /// A client of the service that this command line means.
+    /// Returns a client of the service that this command line means.
     fn client(&mut self) -> Result<Client, Error> {
         Ok(Client::new(self.admin_socket()?))
     }
 
-    /// Where the service is asked: `--socket`, else what the configuration says, else the default.
+    /// Returns the admin socket: `--socket`, else the configured one, else the default.
     fn admin_socket(&mut self) -> Result<PathBuf, Error> {
         let Global { root, config, socket, json: _ } = &self.global;
         if let Some(socket) = socket {
             return Ok(socket.clone());
         }
         let paths = Paths::of_this_process(root.as_deref())?;
-        // As a service reads it while it serves: files that only the service needs may be missing.
+        // This reads the configuration as a running service does: files that only the service needs may be
+        // missing.
         match config::served(&paths, config.as_deref()) {
             Ok(loaded) => Ok(loaded.config.boot.admin),
-            // Whoever names a configuration means the service that it configures, not the default one.
+            // A user who names a configuration means the service that it configures, not the default one.
             Err(faults) if config.is_some() => Err(Error::Configuration(faults.to_string())),
             Err(_) => {
                 self.note("volhost: the configuration has faults (`volhost check` tells them): the default admin socket is asked");
@@ -339,21 +342,21 @@ impl Shell<'_> {
     }
 
     /// Prints a table that belongs to a question.
-    fn table_aside(&mut self, listing: Listing) {
+    fn print_table_to_stderr(&mut self, listing: Listing) {
         let _ = self.out.flush();
-        // Whoever cannot see the question will not answer it with yes.
+        // An operator who cannot see the table will not answer yes.
         let _ = self.err.write_all(listing.render(self.width).as_bytes());
     }
 
-    /// Tells something beside the result.
+    /// Prints a note to the standard error.
     fn note(&mut self, text: &str) {
-        self.aside("note", text);
+        self.print_to_stderr("note", text);
     }
 
-    /// Prints a line to the standard error; for programs (`--json`) an object with one field.
-    fn aside(&mut self, field: &str, text: &str) {
-        // What was printed before is seen before; if it cannot be, the end of the command tells. A note that nobody
-        // can read changes nothing of what was done.
+    /// Prints a line to the standard error; with `--json` an object with one field.
+    fn print_to_stderr(&mut self, field: &str, text: &str) {
+        // Earlier output must be seen first; if it cannot be written, the end of the command reports that. A
+        // note that nobody can read changes nothing about the result.
         let _ = self.out.flush();
         let _ = if self.global.json {
             writeln!(
@@ -366,18 +369,20 @@ impl Shell<'_> {
         };
     }
 
-    /// Tells why the command failed: one line for each error.
-    fn complain(&mut self, error: &Error) {
-        let mut tell = |text: &str| self.aside("error", &format!("volhost: {}", table::printable(text)));
+    /// Prints why the command failed: one line for each error.
+    fn print_error(&mut self, error: &Error) {
+        let mut tell =
+            |text: &str| self.print_to_stderr("error", &format!("volhost: {}", table::printable(text)));
         match error {
-            Error::Several(errors) => errors.iter().for_each(|error| self.complain(error)),
-            // Each fault is an error of its own.
+            Error::Several(errors) => errors.iter().for_each(|error| self.print_error(error)),
+            // Each fault is printed as a separate error.
             Error::Configuration(faults) => faults.lines().for_each(tell),
             error => tell(&in_one_line(&chain(error))),
         }
     }
 
-    /// Tells a user who asks a service of their own, and has none, that this machine has one.
+    /// Hints at this machine's service if a user's command addresses a service of the user that does not
+    /// exist.
     fn hint_at_root(&mut self) {
         let Global { root, config, socket, json: _ } = &self.global;
         let asks_own = root.is_none() && config.is_none() && socket.is_none();
@@ -395,14 +400,14 @@ fn in_one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
-/// Does one thing after another, none of them left out because the service refused an earlier one.
+/// Acts on one item after another, and goes on if the service refuses one.
 fn each<T>(items: &[T], mut act: impl FnMut(&T) -> Result<(), Error>) -> Result<(), Error> {
     let mut errors = Vec::new();
     for item in items {
         match act(item) {
             Ok(()) => {}
             Err(refused @ Error::Client(ClientError::Failed(_))) => errors.push(refused),
-            // A service that cannot be asked about one cannot be asked about the next, and so with printing.
+            // If the service cannot be asked or the output fails, the next item would fail too.
             Err(error) => {
                 errors.push(error);
                 break;

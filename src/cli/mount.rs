@@ -1,4 +1,4 @@
-//! `mount ls|release`: who uses what, and the operator's word that a host does so no more.
+//! `mount ls|release`: lists the mounts, and removes mounts that the operator declares over.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +8,8 @@ use super::table::{Listing, counted, mark};
 use super::{Error, Shell};
 use crate::admin::wire::{Mount as Row, MountRelease, Nothing, Released, verb};
 
-/// How much of an engine's ID tables show, as docker shows its containers'.
-const SHORT: usize = 12;
+/// The number of characters of an engine's ID in a table, as in docker's list of containers.
+const SHORT_ID_LENGTH: usize = 12;
 
 /// See which hosts use which volumes, and release what a lost host holds
 #[derive(Debug, Subcommand)]
@@ -95,11 +95,15 @@ fn release(args: Release, shell: &mut Shell<'_>) -> Result<(), Error> {
         Some(id) => Some(full_id(&client.ask::<verb::MountLs>(&Nothing {})?, &volume, &host, id)?),
         None => None,
     };
-    release_asked(MountRelease { volume: Some(volume), host, id, all, dry_run: true }, yes, shell)
+    confirm_and_release(MountRelease { volume: Some(volume), host, id, all, dry_run: true }, yes, shell)
 }
 
-/// Releases mounts once the operator, to whom they are shown, agrees; with `yes` nobody is asked.
-pub(super) fn release_asked(request: MountRelease, yes: bool, shell: &mut Shell<'_>) -> Result<(), Error> {
+/// Shows the mounts to the operator, and releases them if the operator agrees; with `yes` it does not ask.
+pub(super) fn confirm_and_release(
+    request: MountRelease,
+    yes: bool,
+    shell: &mut Shell<'_>,
+) -> Result<(), Error> {
     let client = shell.client()?;
     let planned: Released =
         client.ask::<verb::MountRelease>(&MountRelease { dry_run: true, ..request.clone() })?;
@@ -107,7 +111,7 @@ pub(super) fn release_asked(request: MountRelease, yes: bool, shell: &mut Shell<
         return nothing_to_release(&request, &planned, shell);
     }
     if !yes {
-        agree(&request, &planned, shell)?;
+        confirm(&request, &planned, shell)?;
     }
     let done = client.ask::<verb::MountRelease>(&MountRelease { dry_run: false, ..request })?;
     if shell.global.json {
@@ -124,14 +128,14 @@ pub(super) fn release_asked(request: MountRelease, yes: bool, shell: &mut Shell<
     Ok(())
 }
 
-/// Shows what would be released and asks for it.
-fn agree(request: &MountRelease, planned: &Released, shell: &mut Shell<'_>) -> Result<(), Error> {
+/// Shows what would be released, and asks for agreement.
+fn confirm(request: &MountRelease, planned: &Released, shell: &mut Shell<'_>) -> Result<(), Error> {
     let MountRelease { volume, host, .. } = request;
     let (of, it) = match volume {
         Some(volume) => (format!(" of {volume}"), &**volume),
         None => (String::new(), "its volume"),
     };
-    shell.table_aside(listing(&planned.released, false));
+    shell.print_table_to_stderr(listing(&planned.released, false));
     let count = counted(planned.released.len(), "mount");
     let alive = planned.released.iter().filter(|mount| !mount.stale).count();
     if request.all {
@@ -163,14 +167,14 @@ fn nothing_to_release(
         shell.note(&format!("{host} has no mount{of}: there is nothing to release"));
         return Ok(());
     }
-    shell.table_aside(listing(&planned.kept, false));
+    shell.print_table_to_stderr(listing(&planned.kept, false));
     Err(Error::Refused(format!(
         "nothing was released: {}{of} by {host} may be alive: its engine was not started again since, or which of its machines was is not known; if {host} is gone for good, or no container there uses them, release them with `volhost {command} --all`",
         counted(planned.kept.len(), "mount")
     )))
 }
 
-/// The one ID of that host's mounts of that volume which is, or begins with, what was typed.
+/// Returns the only mount ID of that host and volume that is, or begins with, the typed text.
 fn full_id(mounts: &[Row], volume: &str, host: &str, typed: String) -> Result<String, Error> {
     let ids: BTreeSet<&str> = mounts
         .iter()
@@ -192,7 +196,7 @@ fn full_id(mounts: &[Row], volume: &str, host: &str, typed: String) -> Result<St
     }
 }
 
-/// Mounts as a table, which `volume inspect` shows too.
+/// Returns mounts as a table; `volume inspect` prints it too.
 pub(super) fn listing(rows: &[Row], whole_ids: bool) -> Listing {
     let mut listing = Listing::new(["VOLUME", "HOST", "ID", "COUNT", "SINCE", "STALE"]).right(3);
     for Row { volume, host, id, count, since, stale, address: _ } in rows {
@@ -202,10 +206,10 @@ pub(super) fn listing(rows: &[Row], whole_ids: bool) -> Listing {
     listing
 }
 
-/// The beginning of an ID of an engine's making; a short or a speaking one is shown as it is.
+/// Returns the beginning of an ID that an engine generated; a short or readable ID stays as it is.
 fn short(id: &str) -> String {
     if id.len() >= 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
-        id.chars().take(SHORT).collect()
+        id.chars().take(SHORT_ID_LENGTH).collect()
     } else {
         id.to_owned()
     }

@@ -1,6 +1,6 @@
-//! The small files that commands are given and leave behind.
+//! The small files that commands read and write.
 //!
-//! One that is left is whole or not there, and never takes an existing file's place unasked.
+//! A written file is complete or does not exist, and never replaces an existing file unasked.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use super::Error;
 use crate::files;
 
-/// The largest request or certificate that is read: they are about 1 kB each.
+/// The maximum size of a request or certificate: they have about 1 kB each.
 const LARGEST_PEM: u64 = 1 << 20;
 
 /// Reads a request or a certificate.
@@ -28,9 +28,9 @@ pub(super) fn read_pem(path: &Path) -> Result<String, Error> {
     read().map_err(|source| Error::File { path: path.into(), doing: "read", source })
 }
 
-/// Refuses a file that is there, before any work is done for it.
+/// Refuses an existing file before any work is done for it.
 pub(super) fn must_be_free(path: &Path, force: bool) -> Result<(), Error> {
-    // A dangling symlink is something too.
+    // A dangling symlink counts as an existing file.
     if !force && path.symlink_metadata().is_ok() {
         let path = path.display();
         return Err(Error::Refused(format!("{path} exists: name another file, or give --force")));
@@ -38,16 +38,17 @@ pub(super) fn must_be_free(path: &Path, force: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes a file, in the place of another only if that is wanted.
+/// Writes a file. Replaces an existing one only with `force`.
 pub(super) fn write(path: &Path, content: &[u8], mode: u32, force: bool) -> Result<(), Error> {
     let failed = |source| Error::File { path: path.into(), doing: "written", source };
     Pending::begin(path, mode, force).and_then(|file| file.finish(content)).map_err(failed)
 }
 
-/// A file that has another name until it is complete. Dropped before, it is removed.
+/// A file that has a temporary name until it is complete. A drop before that removes it.
 pub(super) struct Pending {
     path: PathBuf,
-    /// Nobody else has it: commands may write to one directory at the same time.
+    /// The temporary path. It is unique, because several commands may write to one directory at the same
+    /// time.
     waiting: PathBuf,
     file: File,
     mode: u32,
@@ -55,7 +56,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Makes the file, empty and for its owner alone, beside the place that it is to have.
+    /// Makes the file, empty and readable only for its owner, beside its final path.
     pub(super) fn begin(path: &Path, mode: u32, replace: bool) -> io::Result<Self> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let mut hidden = std::ffi::OsString::from(".");
@@ -66,10 +67,10 @@ impl Pending {
         Ok(Self { path: path.into(), waiting, file, mode, replace })
     }
 
-    /// Writes its content and gives it its name, durably. A name that is taken meanwhile is an error, unless it is to be
-    /// replaced.
+    /// Writes the content, and renames the file durably to its final name. If another file has taken that
+    /// name meanwhile, it is an error, unless it may be replaced.
     pub(super) fn finish(mut self, content: &[u8]) -> io::Result<()> {
-        // The umask has no say in it.
+        // The umask must not change the mode.
         self.file.set_permissions(Permissions::from_mode(self.mode))?;
         self.file.write_all(content)?;
         self.file.sync_all()?;
@@ -84,14 +85,14 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // Once renamed it is not there any more, which is as good.
+        // After the rename the temporary file does not exist, so this fails and that is fine.
         let _ = std::fs::remove_file(&self.waiting);
     }
 }
 
-/// A time as results tell it.
+/// Returns a time in the form of results.
 pub(super) fn written(at: OffsetDateTime) -> String {
-    // Whatever has a record or a certificate lies within the years that RFC 3339 can write.
+    // The year of every record and certificate is within the range of RFC 3339.
     timestamp::rfc3339(at)
 }
 

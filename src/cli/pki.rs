@@ -1,6 +1,8 @@
-//! `pki init`, `pki rollover start|status|finish|abort`, and `pki csr|sign|install`: the CA behind all certificates.
+//! `pki init`, `pki rollover start|status|finish|abort`, and `pki csr|sign|install`: manages the CA of all
+//! certificates.
 //!
-//! A rollover is the running service's to do, which knows its hosts. Requests and certificates are files, and need none.
+//! The running service does a rollover, because it knows its hosts. The commands on requests and certificates
+//! work on files and need no service.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +11,7 @@ use super::{Error, Shell, output};
 use crate::admin::wire::{
     Ca, Nothing, Rollover as Progress, RolloverEnd, RolloverEnded, RolloverHost, Verb, verb,
 };
-use crate::app::certificates::{self, Installed, MadeCa, Request, Signed, SignedElsewhere};
+use crate::app::certificates::{self, Installed, MadeCa, OwnCertificate, Signed, SignedServerCertificate};
 use crate::config::{self, Config, Paths};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -27,8 +29,8 @@ Examples:
 pub(super) enum Pki {
     /// Make the CA by hand, for the first of several instances that share a catalog
     ///
-    /// Only there it is needed: an instance with a catalog of its own makes its CA by itself. The others are given ca.crt,
-    /// and ca.key where they shall sign, too. Refused where there is a CA.
+    /// Only the first instance needs it: an instance that does not share its catalog makes its CA by itself. Give the
+    /// other instances ca.crt, and also ca.key if they must sign. Refused if there is a CA already.
     Init,
     #[command(subcommand)]
     Rollover(Rollover),
@@ -41,8 +43,8 @@ pub(super) enum Pki {
 ///
 /// Engines read their certificates once. So a rollover has a beginning and an end: from `start` on both CAs are
 /// trusted, and hosts' new certificates are of the new one. Give each host a new bundle (`host renew`) and restart its
-/// engine when that suits; `status` tells who has moved. `finish` makes the server's certificate anew by the new CA and
-/// trusts the old one no more.
+/// engine when that suits; `status` shows which hosts have moved. `finish` signs the server's certificate again with the
+/// new CA and no longer trusts the old one.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -55,15 +57,15 @@ pub(super) enum Rollover {
     Start,
     /// Tell how far it has got, and which hosts have moved
     Status,
-    /// Trust the new CA alone; refused while that would shut out hosts
+    /// Trust only the new CA; refused while that would lock out hosts
     Finish(End),
-    /// Trust the old CA alone; refused while that would shut out hosts
+    /// Trust only the old CA; refused while that would lock out hosts
     Abort(End),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct End {
-    /// Also where hosts are shut out by it; asks first
+    /// Also if that locks out hosts; asks first
     #[arg(long)]
     force: bool,
     /// Do not ask
@@ -137,11 +139,11 @@ pub(super) fn run(command: Pki, shell: &mut Shell<'_>) -> Result<(), Error> {
         Pki::Init => init(shell),
         Pki::Rollover(Rollover::Start) => {
             let progress = shell.client()?.ask::<verb::RolloverStart>(&Nothing {})?;
-            tell(&progress, shell)
+            print_progress(&progress, shell)
         }
         Pki::Rollover(Rollover::Status) => {
             let progress = shell.client()?.ask::<verb::RolloverStatus>(&Nothing {})?;
-            tell(&progress, shell)
+            print_progress(&progress, shell)
         }
         Pki::Rollover(Rollover::Finish(args)) => end::<verb::RolloverFinish>(&args, shell),
         Pki::Rollover(Rollover::Abort(args)) => end::<verb::RolloverAbort>(&args, shell),
@@ -151,16 +153,16 @@ pub(super) fn run(command: Pki, shell: &mut Shell<'_>) -> Result<(), Error> {
     }
 }
 
-fn tell(progress: &Progress, shell: &mut Shell<'_>) -> Result<(), Error> {
+fn print_progress(progress: &Progress, shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json {
         return shell.json(progress);
     }
     let Progress { state, ca, next, hosts } = progress;
     let Some(next) = next else {
-        return shell.line(&format!("no rollover is under way; the CA is {}", worded(ca)));
+        return shell.line(&format!("no rollover is under way; the CA is {}", ca_text(ca)));
     };
-    shell.line(&format!("old CA  {}", worded(ca)))?;
-    shell.line(&format!("new CA  {}", worded(next)))?;
+    shell.line(&format!("old CA  {}", ca_text(ca)))?;
+    shell.line(&format!("new CA  {}", ca_text(next)))?;
     shell.table(listing(hosts))?;
     let waiting = hosts.iter().filter(|host| !host.moved).count();
     shell.note(&match (&**state, waiting) {
@@ -175,7 +177,7 @@ fn tell(progress: &Progress, shell: &mut Shell<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn worded(Ca { name, expires }: &Ca) -> String {
+fn ca_text(Ca { name, expires }: &Ca) -> String {
     printable(&format!("{name}, until {expires}"))
 }
 
@@ -195,7 +197,7 @@ fn end<V: Verb<Request = RolloverEnd, Reply = RolloverEnded>>(
     let client = shell.client()?;
     if force && !yes {
         let progress = client.ask::<verb::RolloverStatus>(&Nothing {})?;
-        shell.table_aside(listing(&progress.hosts));
+        shell.print_table_to_stderr(listing(&progress.hosts));
         let who = if V::PATH == verb::RolloverFinish::PATH { "have not moved" } else { "use the new CA" };
         shell.prompt().confirm(&format!("Shut out the hosts that {who}, if there are any?"))?;
     }
@@ -204,7 +206,7 @@ fn end<V: Verb<Request = RolloverEnd, Reply = RolloverEnded>>(
         return shell.json(&ended);
     }
     let RolloverEnded { ca, kept_certificate, kept_key, shut_out } = ended;
-    shell.line(&format!("the CA is {}, and no other is trusted", worded(&ca)))?;
+    shell.line(&format!("the CA is {}, and no other is trusted", ca_text(&ca)))?;
     shell.line(&format!("the other one's certificate is kept as {kept_certificate}"))?;
     if let Some(key) = kept_key {
         shell.line(&format!(
@@ -228,8 +230,8 @@ fn init(shell: &mut Shell<'_>) -> Result<(), Error> {
 
 fn csr(Csr { which, names, output, force }: &Csr, shell: &mut Shell<'_>) -> Result<(), Error> {
     let which = match which {
-        Which::Server => Request::Server,
-        Which::Client if names.is_empty() => Request::Client,
+        Which::Server => OwnCertificate::Server,
+        Which::Client if names.is_empty() => OwnCertificate::Client,
         Which::Client => return Err(Error::Usage("--name is for the server's certificate".into())),
     };
     if let Some(path) = output {
@@ -237,7 +239,14 @@ fn csr(Csr { which, names, output, force }: &Csr, shell: &mut Shell<'_>) -> Resu
     }
     let pem = certificates::request(&configured(shell)?, which, names)?;
     let field = ("request", &*pem);
-    leave(field, output.as_deref(), *force, Map::new(), "have it signed by `volhost pki sign`", shell)
+    write_or_print(
+        field,
+        output.as_deref(),
+        *force,
+        Map::new(),
+        "have it signed by `volhost pki sign`",
+        shell,
+    )
 }
 
 fn sign(args: &Sign, shell: &mut Shell<'_>) -> Result<(), Error> {
@@ -251,7 +260,7 @@ fn sign(args: &Sign, shell: &mut Shell<'_>) -> Result<(), Error> {
         None => configured(shell)?.boot.pki,
     };
     let (pem, names, expires, then) = match certificates::sign(&dir, host.as_deref(), &csr)? {
-        Signed::Server(SignedElsewhere { pem, names, not_after }) => {
+        Signed::Server(SignedServerCertificate { pem, names, not_after }) => {
             let names: Vec<_> = names.iter().map(ToString::to_string).collect();
             (pem, names, not_after, "`volhost pki install`")
         }
@@ -264,11 +273,11 @@ fn sign(args: &Sign, shell: &mut Shell<'_>) -> Result<(), Error> {
     shell.note(&printable(&format!("signed for {}, until {expires}", names.join(", "))));
     let more = [("names".into(), names.into()), ("expires".into(), expires.into())];
     let then = format!("give it to {then}");
-    leave(("certificate", &pem), output.as_deref(), *force, Map::from_iter(more), &then, shell)
+    write_or_print(("certificate", &pem), output.as_deref(), *force, Map::from_iter(more), &then, shell)
 }
 
-/// Writes a PEM text to its file, or prints it, and says what is next.
-fn leave(
+/// Writes a PEM text to its file, or prints it, and tells the operator the next step.
+fn write_or_print(
     (what, pem): (&str, &str),
     output: Option<&Path>,
     force: bool,
@@ -296,8 +305,8 @@ fn install(path: &Path, shell: &mut Shell<'_>) -> Result<(), Error> {
     let pem = output::read_pem(path)?;
     let Installed { which, path, info } = certificates::install(&configured(shell)?, &pem)?;
     let which = match which {
-        Request::Server => "server",
-        Request::Client => "client",
+        OwnCertificate::Server => "server",
+        OwnCertificate::Client => "client",
     };
     let names: Vec<_> = info.names.iter().map(ToString::to_string).collect();
     let (file, expires) = (path.display().to_string(), output::written(info.not_after));
@@ -322,7 +331,7 @@ mod tests {
     use super::*;
     use crate::admin::client::testing::Service;
 
-    /// A service in the middle of a rollover: the example of docs/guide/certificates.md.
+    /// Returns a service in the middle of a rollover: the example of docs/guide/certificates.md.
     fn service(state: &'static str) -> Service {
         let ca = |name: &str, expires: &str| json!({ "name": format!("O=volhost, CN=volhost CA {name}"), "expires": expires });
         let host = |name: &str, moved: bool, uses: &str, seen: &str| json!({ "name": name, "moved": moved, "renewed": true, "uses": uses, "last_seen": seen });

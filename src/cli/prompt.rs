@@ -1,17 +1,18 @@
 //! Questions to the operator before something that cannot be undone.
 //!
-//! Questions go to the standard error, so that the standard output holds results alone. Only a clear yes is one: an
-//! empty line, an end of input and anything else decline. Nobody is asked who cannot answer.
+//! Questions go to the standard error, so that the standard output holds only results. Only a clear yes
+//! counts: an empty line, the end of input and anything else decline. If nobody can answer, no question is
+//! asked.
 
 use std::io::{self, BufRead, Write};
 
-/// Why nobody agreed.
+/// Reasons why the operator did not agree.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PromptError {
-    /// The standard input is no terminal.
+    /// The standard input is not a terminal.
     #[error("this needs a yes, and the standard input is no terminal to ask on: give --yes")]
     NoTerminal,
-    /// The question or the answer failed.
+    /// Reading or writing failed.
     #[error("the question cannot be asked")]
     Io(#[source] io::Error),
     /// The operator did not agree.
@@ -19,13 +20,13 @@ pub(super) enum PromptError {
     Declined(String),
 }
 
-/// Where questions are asked.
+/// The input and output for questions.
 pub(super) struct Prompt<'a> {
-    /// Where answers come from.
+    /// The source of answers.
     pub(super) input: &'a mut dyn BufRead,
-    /// Where questions go.
+    /// The destination of questions.
     pub(super) output: &'a mut dyn Write,
-    /// Whether somebody sits there.
+    /// True if the input is a terminal.
     pub(super) interactive: bool,
 }
 
@@ -36,7 +37,7 @@ impl Prompt<'_> {
         if matches!(&*answer, "y" | "yes") { Ok(()) } else { Err(PromptError::Declined("yes".into())) }
     }
 
-    /// Asks for a word to be typed, which a hand that always says yes does not do by habit.
+    /// Asks for a word to be typed; an operator who types yes out of habit does not type that.
     pub(super) fn confirm_by_typing(&mut self, question: &str, word: &str) -> Result<(), PromptError> {
         let answer = self.ask(&format!("{question} "))?;
         if answer == word { Ok(()) } else { Err(PromptError::Declined(format!("{word:?}"))) }

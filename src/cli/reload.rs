@@ -1,17 +1,17 @@
-//! `reload`: has the service read its files again, and waits for what becomes of it.
+//! `reload`: makes the service read its files again, and waits for the result.
 
 use clap::Args;
 
 use super::{Error, Shell};
-use crate::admin::wire::{Reload as Answer, ReloadAsked, verb};
+use crate::admin::wire::{Reload as ReloadReport, ReloadAsked, verb};
 
-/// Have the service read its configuration, certificates and revocation list again
+/// Make the service read its configuration, certificates and revocation list again
 ///
-/// Changed files are followed by the service itself; this waits until they are in force, or tells the faults for which
-/// they were rejected. What was in force then stays so, and the exit code is 78.
+/// The service follows changed files by itself; this command waits until they are in force, or prints the faults for
+/// which they were rejected. After a rejection the earlier ones stay in force, and the exit code is 78.
 ///
-/// Never believed unasked are: a file that was in force and is gone, a certificate of the server that has expired in the
-/// place of a good one, and a revocation list that is older than the one in force.
+/// Without --force the service rejects a missing file that was in force, an expired server certificate that would replace
+/// a valid one, and a revocation list that is older than the one in force.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -30,7 +30,7 @@ pub(super) fn run(args: &Reload, shell: &mut Shell<'_>) -> Result<(), Error> {
     if shell.global.json {
         shell.json(&reloads)?;
     } else {
-        for Answer { at, unit, result, faults: _ } in &reloads {
+        for ReloadReport { at, unit, result, faults: _ } in &reloads {
             shell.line(&format!("{unit} {result} at {at}"))?;
         }
     }

@@ -1,4 +1,4 @@
-//! `serve`: hands over to the app, which prints what it listens on.
+//! `serve`: runs the app, which prints the addresses that it listens on.
 
 use clap::Args;
 
@@ -10,7 +10,7 @@ use crate::error::chain;
 /// Serve volumes to engines until a signal ends it
 ///
 /// Without any configuration this is complete: certificates, the catalog, the backend `default` and the engine's spec
-/// file are made where they are missing. Prints one line `listening on ADDRESS` for each listener, then `ready`.
+/// file are made if they are missing. Prints one line `listening on ADDRESS` for each listener, then `ready`.
 ///
 /// SIGTERM and SIGINT end it when the requests in flight are done, a second one at once; SIGHUP reloads.
 #[derive(Debug, Args)]

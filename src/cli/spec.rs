@@ -1,4 +1,5 @@
-//! `spec show|write|remove|lint`: the file by which an engine finds this plugin, and those of all others.
+//! `spec show|write|remove|lint`: manages the file with which an engine finds this plugin, and checks those
+//! of all plugins.
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -7,7 +8,7 @@ use super::lint::{self, Lint};
 use super::{Error, Shell};
 use crate::app::spec::{self, NoSpec, Planned};
 use crate::config::{self, Config, Paths};
-use crate::discovery::{PluginName, Presence, Shown, Written};
+use crate::discovery::{PluginName, Presence, Preview, Written};
 
 /// See, write, remove and examine the files by which an engine finds its plugins
 #[derive(Debug, Subcommand)]
@@ -44,7 +45,7 @@ pub(super) struct Remove {
 
 pub(super) fn run(command: &Spec, shell: &mut Shell<'_>) -> Result<(), Error> {
     match command {
-        // Engines on machines without a volhost of their own have no configuration of it.
+        // A machine with only an engine has no configuration of volhost.
         Spec::Lint(args) => lint::run(args, shell),
         Spec::Show => {
             let (config, paths) = configured(shell)?;
@@ -82,7 +83,7 @@ pub(super) fn run(command: &Spec, shell: &mut Shell<'_>) -> Result<(), Error> {
     }
 }
 
-/// The configuration, and the directories that go with it.
+/// Returns the configuration, and the default paths.
 fn configured(shell: &Shell<'_>) -> Result<(Config, Paths), Error> {
     let paths = Paths::of_this_process(shell.global.root.as_deref())?;
     let loaded = config::load(&paths, shell.global.config.as_deref())
@@ -90,15 +91,15 @@ fn configured(shell: &Shell<'_>) -> Result<(Config, Paths), Error> {
     Ok((loaded.config, paths))
 }
 
-fn show(shown: &Shown, shell: &mut Shell<'_>) -> Result<(), Error> {
-    let Shown { path, content, presence } = shown;
+fn show(shown: &Preview, shell: &mut Shell<'_>) -> Result<(), Error> {
+    let Preview { path, content, presence } = shown;
     let (word, remark) = match presence {
         Presence::Missing => ("missing", "it is not there; `volhost spec write` writes it"),
         Presence::Current => ("current", "it is there, with this content"),
         Presence::Outdated => {
             ("outdated", "it is there, with an older content; `volhost spec write` writes this")
         }
-        Presence::Stranger => {
+        Presence::Foreign => {
             ("stranger", "a file that volhost did not write is there, and stays unless --force is given")
         }
     };

@@ -1,4 +1,4 @@
-//! `status`: how the service is, with what needs attention on top of the backends.
+//! `status`: prints the service's status, first what needs attention, then the backends.
 
 use crate::model::timestamp;
 use clap::Args;
@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::table::{counted, printable};
 use super::{Error, Shell, backend};
-use crate::admin::wire::{Nothing, Reload, Status as Answer, verb};
+use crate::admin::wire::{Nothing, Reload, Status as StatusReport, verb};
 
 /// Show how the service is
 ///
@@ -31,9 +31,10 @@ pub(super) fn run(args: &Status, shell: &mut Shell<'_>) -> Result<(), Error> {
     backend::show(&status.backends, shell)
 }
 
-/// The readable block; the exhaustive destructuring keeps a new field from being forgotten here.
-fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
-    let Answer {
+/// Returns the readable block. The exhaustive destructuring makes the compiler report a new field that is
+/// missing here.
+fn lines(status: &StatusReport, colour: bool, now: OffsetDateTime) -> Vec<String> {
+    let StatusReport {
         version,
         name,
         node,
@@ -42,7 +43,7 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
         catalog_fault,
         volumes,
         mounts,
-        backends: _, // The table below the block.
+        backends: _, // They are in the table below the block.
         connections,
         since,
         last_reload,
@@ -55,7 +56,7 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
     } = status;
     let mut block = vec![format!("volhost {version}, serving as {name:?} on {node} since {since}")];
     let row = |label: &str, value: &str| format!("  {label:<13} {}", printable(value));
-    let alarm = |label: &str, value: &str| format!("  {label:<13} {}", alarming(value, colour));
+    let alarm = |label: &str, value: &str| format!("  {label:<13} {}", highlighted(value, colour));
     match &**listening {
         [] => block.push(row("listening", "nowhere")),
         addresses => block.extend(addresses.iter().map(|address| row("listening", address))),
@@ -88,7 +89,7 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
         Some(Reload { at, unit, result, faults }) if result == "rejected" => {
             let told = format!("{unit} REJECTED at {at}, what was read before is still in force:");
             block.push(alarm("last reload", &told));
-            block.extend(faults.iter().map(|fault| format!("    {}", alarming(fault, colour))));
+            block.extend(faults.iter().map(|fault| format!("    {}", highlighted(fault, colour))));
         }
         Some(Reload { at, unit, result, faults: _ }) => {
             block.push(row("last reload", &format!("{unit} {result} at {at}")));
@@ -113,12 +114,12 @@ fn lines(status: &Answer, colour: bool, now: OffsetDateTime) -> Vec<String> {
     block
 }
 
-/// Whether a moment, RFC 3339, has passed.
+/// Returns true if a time, in RFC 3339, has passed.
 fn is_past(moment: &str, now: OffsetDateTime) -> bool {
     timestamp::parse(moment).is_ok_and(|moment| moment < now)
 }
 
-pub(super) fn alarming(text: &str, colour: bool) -> String {
+pub(super) fn highlighted(text: &str, colour: bool) -> String {
     use clap::builder::styling::{AnsiColor, Style};
     let text = printable(text);
     if !colour {
@@ -132,8 +133,8 @@ pub(super) fn alarming(text: &str, colour: bool) -> String {
 mod tests {
     use super::*;
 
-    fn status() -> Answer {
-        Answer {
+    fn status() -> StatusReport {
+        StatusReport {
             version: "0.1.0".into(),
             name: "volhost".into(),
             node: "store1".into(),

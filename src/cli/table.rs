@@ -1,18 +1,18 @@
 //! Tables as docker prints them: a header in capitals, aligned columns, no borders.
 //!
-//! On a terminal a table fits its width; into a pipe every row is one line, whatever its length, so that it can be
-//! cut and searched. No cell can move the cursor or break a line.
+//! On a terminal a table fits its width; in a pipe every row is one line of any length, so that it can be cut
+//! and searched. No cell can move the cursor or break a line.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use humansize::{BINARY, format_size};
 
 use crate::error::is_unsafe_to_show;
 
-/// A table that is being filled.
+/// A table under construction.
 pub(super) struct Listing(Table);
 
 impl Listing {
-    /// A table without rows.
+    /// Returns a table without rows.
     pub(super) fn new<const N: usize>(header: [&str; N]) -> Self {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(header);
@@ -22,7 +22,7 @@ impl Listing {
         Self(table)
     }
 
-    /// Aligns a column of numbers.
+    /// Aligns a column to the right, for numbers.
     pub(super) fn right(mut self, column: usize) -> Self {
         if let Some(column) = self.0.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -35,7 +35,7 @@ impl Listing {
         self.0.add_row(cells.map(|cell| printable(&cell)));
     }
 
-    /// The table's text, with a newline at its end; `width` is the terminal's.
+    /// Returns the table's text, with a newline at its end; `width` is the terminal's.
     pub(super) fn render(mut self, width: Option<u16>) -> String {
         match width {
             Some(width) => {
@@ -45,38 +45,38 @@ impl Listing {
                 self.0.set_content_arrangement(ContentArrangement::Disabled);
             }
         }
-        // Styles are chosen by the commands, never by what the library finds out about the terminal.
+        // The commands choose the styles; the library must not detect the terminal.
         self.0.force_no_tty();
         self.0.trim_fmt() + "\n"
     }
 }
 
-/// The width of the terminal on the standard output, if that is one.
+/// Returns the width of the terminal on the standard output; `None` if it is not a terminal.
 pub(super) fn terminal_width() -> Option<u16> {
     Table::new().width().filter(|width| *width > 0)
 }
 
-/// `text` without characters that would break a line or speak to the terminal.
+/// Returns `text` without characters that would break a line or control the terminal.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if is_unsafe_to_show(c) { ' ' } else { c }).collect()
 }
 
-/// A size for people, or a dash where it is not known.
+/// Returns a size for people, or a dash if it is not known.
 pub(super) fn size(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| "-".into(), |bytes| format_size(bytes, BINARY.decimal_places(1)))
 }
 
-/// `yes` or nothing: a column of mostly `no` hides the few that matter.
+/// Returns `yes` or an empty text: in a column of mostly `no` the few that matter would be hard to see.
 pub(super) fn mark(set: bool) -> String {
     if set { "yes".into() } else { String::new() }
 }
 
-/// A text, or a dash where there is none.
+/// Returns a text, or a dash if there is none.
 pub(super) fn or_dash(text: Option<&str>) -> String {
     text.unwrap_or("-").into()
 }
 
-/// `1 mount`, `2 mounts`.
+/// Returns a number with its noun: `1 mount`, `2 mounts`.
 pub(super) fn counted(count: usize, noun: &str) -> String {
     if count == 1 { format!("{count} {noun}") } else { format!("{count} {noun}s") }
 }

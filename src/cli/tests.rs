@@ -1,4 +1,5 @@
-//! Whole command lines against a service that answers from a script, and the golden files of every help text.
+//! Tests of whole command lines against a service that answers from a script, and the golden files of every
+//! help text.
 
 use clap::CommandFactory as _;
 use serde_json::{Value, json};
@@ -6,26 +7,26 @@ use serde_json::{Value, json};
 use super::*;
 use crate::admin::client::testing::Service;
 
-/// What a command line did.
-pub(super) struct Ran {
+/// The outcome of a command line.
+pub(super) struct Outcome {
     pub(super) code: u8,
     pub(super) out: String,
     pub(super) err: String,
 }
 
-/// Runs a command line against `service`, with `typed` at the standard input, if somebody sits there.
-pub(super) fn run(service: &Service, line: &[&str], typed: Option<&str>) -> Ran {
+/// Runs a command line against `service`, with `typed` at the standard input if it is a terminal.
+pub(super) fn run(service: &Service, line: &[&str], typed: Option<&str>) -> Outcome {
     let socket = service.socket();
     let line: Vec<&str> = line.iter().copied().chain(["--socket", socket.to_str().unwrap()]).collect();
     run_line(&line, typed)
 }
 
-/// Runs a command line that needs no service, or finds its own.
-pub(super) fn offline(line: &[&str]) -> Ran {
+/// Runs a command line that needs no service, or finds one by itself.
+pub(super) fn offline(line: &[&str]) -> Outcome {
     run_line(line, None)
 }
 
-fn run_line(line: &[&str], typed: Option<&str>) -> Ran {
+fn run_line(line: &[&str], typed: Option<&str>) -> Outcome {
     let (mut out, mut err, mut input) = (Vec::new(), Vec::new(), typed.unwrap_or_default().as_bytes());
     let mut shell = Shell {
         global: Global::default(),
@@ -38,10 +39,11 @@ fn run_line(line: &[&str], typed: Option<&str>) -> Ran {
         binary_welcome: true,
     };
     let code = main(["volhost"].iter().chain(line).map(OsString::from), &mut shell);
-    Ran { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
+    Outcome { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
 }
 
-/// A service with two volumes, one of which is mounted by a host that was started again since, and by another.
+/// Returns a service with two volumes. One is mounted by a host whose engine was restarted since, and by
+/// another host.
 fn service() -> Service {
     let mount = |host: &str, stale: bool| {
         json!({"volume": "db", "host": host, "id": format!("{host}-id"), "count": 1,
@@ -91,7 +93,7 @@ fn service() -> Service {
     })
 }
 
-/// What the service was asked to do, without what it was only asked about.
+/// Returns the changes that the service was asked to make, without the queries.
 fn releases(service: &Service) -> Vec<Value> {
     let asked = service.asked().into_iter();
     asked
@@ -265,7 +267,7 @@ fn an_error_is_one_line_that_commands_no_terminal() {
     assert_eq!(ran.err, "volhost: first; second [2J\n");
 }
 
-/// An output that fails in one way.
+/// An output whose writes fail with one error.
 struct Failing(io::ErrorKind);
 
 impl Write for Failing {
@@ -354,7 +356,7 @@ fn the_service_is_asked_where_the_configuration_says() {
     assert_eq!(named.code, exit::CONFIG, "another service than the named one is never asked");
 }
 
-/// The help of a command and of those below it, with the names of their files.
+/// Collects the help of a command and its subcommands, with the names of their golden files.
 fn helps(command: &mut clap::Command, name: &str, into: &mut Vec<(String, String)>) {
     let text = command.render_long_help().to_string();
     let trimmed: Vec<&str> = text.lines().map(str::trim_end).collect();

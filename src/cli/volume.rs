@@ -1,4 +1,4 @@
-//! `volume ls|create|inspect|rm|restore`: docker's words for volumes, and the trash.
+//! `volume ls|create|inspect|rm|restore`: docker's commands for volumes, and the trash.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::admin::wire::{
 };
 use crate::model::options::TABLE;
 
-/// How long deleting a volume's data at once may take: as long as a file system needs for a great many files.
-const DELETION: Duration = Duration::from_secs(6 * 3600);
+/// The time limit for deleting a volume's data at once: a file system needs long for a great many files.
+const DELETION_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
 /// List, create, inspect, remove and restore volumes
 #[derive(Debug, Subcommand)]
@@ -109,7 +109,7 @@ pub(super) struct Restore {
     name: String,
 }
 
-/// Help on `-o`, from the one table of options.
+/// Returns the help on `-o`, generated from the one table of options.
 fn options_help() -> String {
     let width = TABLE.iter().map(|row| row.name.len()).max().unwrap_or(0);
     let rows = TABLE.iter().map(|row| {
@@ -119,7 +119,8 @@ fn options_help() -> String {
     format!("Set an option of the volume\n{}", rows.collect::<String>())
 }
 
-/// `text` in lines of at most `width` characters, those after the first indented: clap would begin them at the left.
+/// Wraps `text` into lines of at most `width` characters and indents all but the first: clap would begin them
+/// at the left.
 fn wrapped(text: &str, width: usize, indent: &str) -> String {
     let (mut out, mut line) = (String::new(), 0);
     for word in text.split(' ') {
@@ -235,7 +236,7 @@ fn inspect(args: &Inspect, shell: &mut Shell<'_>) -> Result<(), Error> {
         found.push(detail);
         Ok(())
     });
-    // What was found is shown although another one was not, as docker does.
+    // The volumes that were found are shown even if another one was not, as docker does.
     if shell.global.json {
         shell.json(&found)?;
         return result;
@@ -258,7 +259,7 @@ fn show(detail: &VolumeDetail, shell: &mut Shell<'_>) -> Result<(), Error> {
         mounted_by,
         directory,
     } = detail;
-    let found = directory.as_ref().map_or_else(|| "its backend does not say".into(), told);
+    let found = directory.as_ref().map_or_else(|| "its backend does not say".into(), directory_text);
     let options: Vec<String> = options.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let rows = [
         ("name", name.clone()),
@@ -278,8 +279,8 @@ fn show(detail: &VolumeDetail, shell: &mut Shell<'_>) -> Result<(), Error> {
     if mounted_by.is_empty() { Ok(()) } else { shell.table(mount::listing(mounted_by, false)) }
 }
 
-/// A volume's directory in a line.
-fn told(directory: &Directory) -> String {
+/// Describes a volume's directory in one line.
+fn directory_text(directory: &Directory) -> String {
     let Directory { kind, uid, gid, mode, changed } = directory;
     let mut line = match (uid, gid, mode) {
         (Some(uid), Some(gid), Some(mode)) => format!("owner {uid}:{gid}, mode {mode}"),
@@ -298,7 +299,7 @@ fn rm(args: &Rm, shell: &mut Shell<'_>) -> Result<(), Error> {
         shell.prompt().confirm(&format!("Delete the data of {} for good?", names.join(", ")))?;
     }
     let client = shell.client()?;
-    let remover = if *now { client.clone().with_answer_timeout(DELETION) } else { client.clone() };
+    let remover = if *now { client.clone().with_answer_timeout(DELETION_TIMEOUT) } else { client.clone() };
     let mut removed = Vec::new();
     let json = shell.global.json;
     let result = each(names, |name| {
@@ -317,7 +318,7 @@ fn rm(args: &Rm, shell: &mut Shell<'_>) -> Result<(), Error> {
     result
 }
 
-/// Whether a removal had something to remove: a refusal does not tell that in a way a program can read.
+/// Returns true if a removal had something to remove: programs cannot read that from a refusal.
 fn exists(name: &str, in_trash_too: bool, client: &Client) -> Result<bool, Error> {
     let volumes = client.ask::<verb::VolumeLs>(&Nothing {})?;
     if volumes.iter().any(|volume| volume.name == *name) {

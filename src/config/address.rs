@@ -243,7 +243,7 @@ mod tests {
             assert_eq!(Advertise::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(Listen::parse("unix:///run/v.sock"), Ok(Listen::Unix("/run/v.sock".into())));
-        // Shown with both of its slashes, this would be the relative path behind `unix://`.
+        // Shown with both of its slashes, this would be the relative path after `unix://`.
         assert_eq!(Listen::parse("unix:////run/v.sock").unwrap().to_string(), "unix:/run/v.sock");
     }
 

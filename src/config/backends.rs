@@ -46,7 +46,7 @@ pub(super) fn read(source: &Source, owner: Owner) -> BTreeMap<BackendName, MapEn
     let takes = "an object of backends, such as {\"default\": \"/srv/volumes\"}";
     let mut backends = BTreeMap::new();
     let mut places = Vec::new();
-    for entry in Node::root(&source, &value).entries(takes).unwrap_or_default() {
+    for entry in Node::root(source, &value).entries(takes).unwrap_or_default() {
         if entry.key == fields::SCHEMA {
             let _ = entry.node.schema();
             continue;

@@ -337,7 +337,7 @@ impl<'a> Members<'a> {
     }
 }
 
-/// Whether files that the configuration names (keys, certificates, a password) must exist.
+/// The requirement on files that the configuration names (keys, certificates, a password).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NamedFiles {
     /// A missing one is a fault.

@@ -237,7 +237,7 @@ fn every_key_is_hinted_at_when_it_is_mistyped() {
         map_faults(&map),
         [
             "backends.json:8:5: fast.drainig: unknown field: the known ones are path, mountpoint, mountpoint_by_host, hosts, draining, \
-             require_mount, trash, uid, gid, mode (did you mean \"draining\"?)"
+             require_mount, durable_directories, trash, uid, gid, mode (did you mean \"draining\"?)"
         ]
     );
 }

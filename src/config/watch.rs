@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use super::directories::{Directories, Touched};
 use super::snapshot::FileSnapshot;
-use crate::files::{self, Unfinished, Waiting};
+use crate::files::{self, ReaderThread, Unfinished};
 
 /// How long no event must come before files are read: most changes consist of several steps.
-const QUIET: Duration = Duration::from_millis(100);
+const QUIET_TIME: Duration = Duration::from_millis(100);
 
 /// How long to wait for that in a directory where events come all the time.
 const QUIET_TIMEOUT: Duration = Duration::from_millis(300);
@@ -59,13 +59,13 @@ impl Unit {
 /// Follows files until it is dropped. Each unit has its own thread, so that a unit whose files are on a share that
 /// hangs does not keep changes of the others from being noticed.
 #[derive(Debug)]
-pub(crate) struct Watcher(BTreeMap<Unit, Followed>);
+pub(crate) struct Watcher(BTreeMap<Unit, UnitHandle>);
 
 /// The handle to the thread of one unit.
 #[derive(Debug)]
-struct Followed {
+struct UnitHandle {
     messages: Sender<Message>,
-    looking: Arc<Looking>,
+    progress: Arc<CheckProgress>,
 }
 
 #[derive(Debug)]
@@ -77,9 +77,9 @@ enum Message {
 
 /// The time since which a thread has been looking at its files, and the thread.
 #[derive(Debug, Default)]
-struct Looking {
+struct CheckProgress {
     since: Mutex<Option<Instant>>,
-    thread: OnceLock<Waiting>,
+    thread: OnceLock<ReaderThread>,
 }
 
 impl Watcher {
@@ -107,19 +107,19 @@ impl Watcher {
                 // Nobody listens any more only if the watcher is gone.
                 let _ = sender.send(Message::Touched(touched));
             });
-            let looking = Arc::<Looking>::default();
+            let progress = Arc::<CheckProgress>::default();
             let follower = Follower {
                 files,
                 notify: move || notify(unit),
                 directories,
                 receiver,
-                looking: Arc::clone(&looking),
+                progress: Arc::clone(&progress),
             };
             let name = format!("watch-{}", unit.as_str());
             let thread = files::start(&name, || follower.run()).map_err(io::Error::other)?;
             // It is set only once.
-            let _ = looking.thread.set(thread);
-            watcher.0.insert(unit, Followed { messages, looking });
+            let _ = progress.thread.set(thread);
+            watcher.0.insert(unit, UnitHandle { messages, progress });
         }
         Ok(watcher)
     }
@@ -135,10 +135,10 @@ impl Watcher {
     /// Returns why changes of a unit's files go unnoticed at present: the files have not answered for too long.
     #[must_use]
     pub(crate) fn held_up(&self, unit: Unit) -> Option<Unfinished> {
-        let looking = &self.0.get(&unit)?.looking;
-        let since = *looking.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = &self.0.get(&unit)?.progress;
+        let since = *progress.since.lock().unwrap_or_else(PoisonError::into_inner);
         since.filter(|since| since.elapsed() >= files::READ_TIMEOUT)?;
-        looking.thread.get().map(Waiting::unfinished)
+        progress.thread.get().map(ReaderThread::unfinished)
     }
 }
 
@@ -148,7 +148,7 @@ impl Drop for Watcher {
     }
 }
 
-impl Followed {
+impl UnitHandle {
     fn tell(&self, message: Message) {
         // The thread ends when it is told to, and not before.
         let _ = self.messages.send(message);
@@ -160,7 +160,7 @@ struct Follower<N> {
     notify: N,
     directories: Directories,
     receiver: Receiver<Message>,
-    looking: Arc<Looking>,
+    progress: Arc<CheckProgress>,
 }
 
 impl<N: Fn()> Follower<N> {
@@ -172,7 +172,7 @@ impl<N: Fn()> Follower<N> {
             match self.receiver.recv_timeout(poll.saturating_sub(looked.elapsed())) {
                 Ok(Message::Touched(touched)) if !self.directories.concerns(&touched) => continue,
                 Ok(Message::Touched(_)) => {
-                    if self.settle().is_break() {
+                    if self.wait_for_quiet().is_break() {
                         return;
                     }
                 }
@@ -186,11 +186,11 @@ impl<N: Fn()> Follower<N> {
     }
 
     /// Waits until no event has come for a while, or for long enough.
-    fn settle(&mut self) -> ControlFlow<()> {
+    fn wait_for_quiet(&mut self) -> ControlFlow<()> {
         let began = Instant::now();
         let mut last = began;
-        while last.elapsed() < QUIET && began.elapsed() < QUIET_TIMEOUT {
-            match self.receiver.recv_timeout(QUIET.saturating_sub(last.elapsed())) {
+        while last.elapsed() < QUIET_TIME && began.elapsed() < QUIET_TIMEOUT {
+            match self.receiver.recv_timeout(QUIET_TIME.saturating_sub(last.elapsed())) {
                 Ok(Message::Touched(touched)) => {
                     if self.directories.concerns(&touched) {
                         last = Instant::now();
@@ -207,11 +207,11 @@ impl<N: Fn()> Follower<N> {
     /// Watches the directories that the files lie in now, then looks at the files: in this order, so that no change
     /// between the two is missed.
     fn check(&mut self) {
-        self.looking.set(Some(Instant::now()));
+        self.progress.set(Some(Instant::now()));
         let paths: Vec<_> = self.files.iter().map(FileSnapshot::path).collect();
         self.directories.watch_the_way_to(&paths);
-        let now: Vec<_> = self.files.iter().map(|seen| seen.again()).collect();
-        self.looking.set(None);
+        let now: Vec<_> = self.files.iter().map(FileSnapshot::again).collect();
+        self.progress.set(None);
         if self.files != now {
             self.files = now;
             (self.notify)();
@@ -219,7 +219,7 @@ impl<N: Fn()> Follower<N> {
     }
 }
 
-impl Looking {
+impl CheckProgress {
     fn set(&self, since: Option<Instant>) {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
@@ -235,14 +235,14 @@ mod tests {
 
     use super::*;
 
-    /// A watcher of files below a directory of its own, and what it told.
+    /// A watcher of files in its own directory, and the units that it reported.
     struct Following {
         dir: TempDir,
         watcher: Watcher,
         told: Receiver<Unit>,
     }
 
-    /// Far more than the second that is promised: the machine may be busy.
+    /// Far more than the promised second: the machine may be busy.
     const LONG: Duration = Duration::from_secs(8);
 
     fn files(dir: &Path, named: &[(Unit, &str)]) -> BTreeMap<Unit, Vec<FileSnapshot>> {
@@ -263,7 +263,7 @@ mod tests {
             following
         }
 
-        /// Waits until the watcher has done everything that it was told.
+        /// Waits until the watcher has processed every message.
         fn settled(&self) {
             while self.told.recv_timeout(Duration::from_millis(700)).is_ok() {}
         }
@@ -272,8 +272,8 @@ mod tests {
             self.dir.path().join(name)
         }
 
-        /// The unit that is told after something was done: no other one is, though on a busy machine this one may be
-        /// told in the middle of it, too.
+        /// Returns the unit that is reported after `done`. No other unit may be reported; on a busy machine this one
+        /// may be reported before `done` has ended as well.
         fn after(&self, done: impl FnOnce()) -> Option<Unit> {
             done();
             let told = self.told.recv_timeout(LONG).ok();
@@ -434,7 +434,7 @@ mod tests {
         let notify = move || sender.send(()).unwrap_or_default();
         let (messages, receiver) = mpsc::channel();
         let directories = Directories::blind_ones();
-        let follower = Follower { files, notify, directories, receiver, looking: Arc::default() };
+        let follower = Follower { files, notify, directories, receiver, progress: Arc::default() };
         let thread = std::thread::spawn(move || follower.run());
         fs::write(dir.path().join("a"), "1").unwrap();
         assert_eq!(told.recv_timeout(LONG), Ok(()));

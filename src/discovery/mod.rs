@@ -1,21 +1,24 @@
-//! Spec files: by them an engine finds a plugin that has no socket of its own in the engine's directories.
+//! Spec files: with one an engine finds a plugin that has no socket in the engine's directories.
 //!
-//! [`spec`] knows their forms, [`store`] writes them, [`lint`] finds what is wrong with those that lie there. A file that volhost did not write is another's, and nothing here
-//! replaces or removes it unless an operator says so.
+//! [`spec`] renders them, [`store`] writes them, [`lint`] finds the faults of existing ones. This room never
+//! replaces or removes a file that volhost did not write, unless an operator demands it.
 
+mod error;
 pub mod lint;
+mod record;
 pub(crate) mod spec;
 pub(crate) mod store;
 
 use std::path::{Path, PathBuf};
 
-pub use self::spec::{Address, Format, InvalidPluginName, PluginName, Rendering, Spec, TlsFiles};
-pub use self::store::{Presence, Shown, SpecError, Store, Written};
+pub use self::error::SpecError;
+pub use self::spec::{Address, Format, InvalidPluginName, PluginName, RenderError, Spec, TlsFiles};
+pub use self::store::{Presence, Preview, Store, Written};
 
-/// Where an engine of this user looks for spec files.
+/// Returns the directory in which an engine of this user looks for spec files.
 ///
-/// Below any `root` other than `/`, and for root, that is `ROOT/etc/docker/plugins`. A rootless engine looks there
-/// too, but as its own mount namespace has it, and in `~/.local/lib/docker/plugins`; it does not read
+/// It is `ROOT/etc/docker/plugins` for root, and for everybody if `root` is not `/`. A rootless engine looks
+/// there too, but in its own mount namespace, and in `~/.local/lib/docker/plugins`; it does not read
 /// `$XDG_CONFIG_HOME`.
 #[must_use]
 pub fn default_dir(root: &Path, is_root: bool, home: Option<&Path>) -> PathBuf {

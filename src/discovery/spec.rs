@@ -1,6 +1,6 @@
-//! The forms of a spec file: what an engine reads, byte for byte.
+//! The content of a spec file, in each format that an engine reads.
 //!
-//! Pure: nothing here touches the file system.
+//! This module never touches the file system.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PluginName(String);
 
-/// A text that is no plugin's name.
+/// The error for a text that is not a plugin's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no plugin name: it takes 1 to 128 letters, digits, `_`, `.` and `-`, and begins with a letter or a digit"
@@ -34,13 +34,13 @@ impl PluginName {
         }
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name of the file in an engine's directory.
+    /// Returns the name of the file in an engine's directory.
     #[must_use]
     pub fn file(&self, format: Format) -> String {
         format!("{}.{}", self.0, format.extension())
@@ -53,20 +53,20 @@ impl fmt::Display for PluginName {
     }
 }
 
-/// The form of a spec file.
+/// The format of a spec file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// `NAME.json`: an address, and the TLS files that go with it.
+    /// `NAME.json`: an address, and its TLS files.
     Json,
     /// `NAME.spec`: an address alone.
     Spec,
 }
 
 impl Format {
-    /// Both of them.
+    /// Both formats.
     pub const ALL: [Self; 2] = [Self::Spec, Self::Json];
 
-    /// The ending of the file's name, without the dot.
+    /// Returns the extension of the file's name, without the dot.
     #[must_use]
     pub fn extension(self) -> &'static str {
         match self {
@@ -76,18 +76,19 @@ impl Format {
     }
 }
 
-/// The files by which an engine verifies the server and proves its host's name, on the engine's machine.
+/// The files with which an engine verifies the server and proves its host's name: paths on the engine's
+/// machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The authorities that may vouch for the server. An engine that is given none verifies nothing.
+    /// The authorities that may vouch for the server. An engine without them verifies nothing.
     pub ca: PathBuf,
     /// The host's certificate.
     pub cert: PathBuf,
-    /// Its key.
+    /// The key of the host's certificate.
     pub key: PathBuf,
 }
 
-/// Where a plugin is reached, and how an engine and it prove themselves there.
+/// The address of a plugin, and the files for mutual authentication there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// TLS with a client certificate.
@@ -96,7 +97,7 @@ pub enum Address {
         host: String,
         /// The port.
         port: u16,
-        /// There is no `https` without them.
+        /// The TLS files, which `https` always needs.
         tls: TlsFiles,
     },
     /// Plain TCP.
@@ -111,7 +112,7 @@ pub enum Address {
 }
 
 impl fmt::Display for Address {
-    /// As an engine reads it: only `https` turns TLS on, and plain TCP is `tcp`.
+    /// Writes it as an engine reads it: only `https` turns TLS on, and plain TCP is `tcp`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, host, port) = match self {
             Self::Unix(path) => return write!(f, "unix://{}", escaped(path)),
@@ -125,7 +126,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// A path as it stands in a URL: an engine would take a `%`, `?` or `#` in it for something else.
+/// Escapes a path for a URL: an engine would misread a `%`, `?` or `#` in it.
 fn escaped(path: &Path) -> String {
     let mut text = String::new();
     for &byte in path.as_os_str().as_bytes() {
@@ -139,30 +140,30 @@ fn escaped(path: &Path) -> String {
     text
 }
 
-/// What a spec file says.
+/// The content of a spec file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
     /// The plugin's name.
     pub name: PluginName,
-    /// Where it is reached.
+    /// The address of the plugin.
     pub address: Address,
 }
 
-/// Why there is no such spec file.
+/// Reasons why a spec file cannot be rendered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Rendering {
-    /// An engine would encrypt but verify nobody.
+pub enum RenderError {
+    /// An engine would encrypt the connection but verify nobody.
     #[error(
         "{0} cannot go into a .spec file: it has no room for TLS files, and an engine that is given no CA verifies nothing; use the format `json`"
     )]
     Unverified(String),
-    /// A relative path would mean another file to each engine.
+    /// Each engine would resolve a relative path differently.
     #[error("{} is no absolute path", .0.display())]
     Relative(PathBuf),
     /// JSON holds text only.
     #[error("{} is not UTF-8, which JSON cannot hold", .0.display())]
     NotUtf8(PathBuf),
-    /// It was not made into JSON.
+    /// The JSON library failed.
     #[error("it could not be made into JSON: {0}")]
     Json(String),
 }
@@ -187,8 +188,9 @@ struct JsonTls<'a> {
 }
 
 impl Spec {
-    /// The file's content. `https` can only be said in JSON, which can say all three.
-    pub fn render(&self, format: Format) -> Result<String, Rendering> {
+    /// Returns the file's content. Only JSON can express `https`; JSON can express all three kinds of
+    /// address.
+    pub fn render(&self, format: Format) -> Result<String, RenderError> {
         let Self { name, address } = self;
         let tls = match address {
             Address::Https { host: _, port: _, tls } => Some(tls),
@@ -196,20 +198,20 @@ impl Spec {
             Address::Unix(path) => absolute(path).map(|()| None)?,
         };
         match (format, tls) {
-            (Format::Spec, Some(_)) => Err(Rendering::Unverified(address.to_string())),
+            (Format::Spec, Some(_)) => Err(RenderError::Unverified(address.to_string())),
             (Format::Spec, None) => Ok(format!("{address}\n")),
             (Format::Json, tls) => {
                 let tls = tls.map(json_tls).transpose()?;
                 let spec = JsonSpec { name: name.as_str(), addr: address.to_string(), tls };
                 serde_json::to_string_pretty(&spec)
                     .map(|text| text + "\n")
-                    .map_err(|error| Rendering::Json(error.to_string()))
+                    .map_err(|error| RenderError::Json(error.to_string()))
             }
         }
     }
 }
 
-fn json_tls(tls: &TlsFiles) -> Result<JsonTls<'_>, Rendering> {
+fn json_tls(tls: &TlsFiles) -> Result<JsonTls<'_>, RenderError> {
     let TlsFiles { ca, cert, key } = tls;
     Ok(JsonTls {
         insecure_skip_verify: false,
@@ -219,13 +221,13 @@ fn json_tls(tls: &TlsFiles) -> Result<JsonTls<'_>, Rendering> {
     })
 }
 
-fn text(path: &Path) -> Result<&str, Rendering> {
+fn text(path: &Path) -> Result<&str, RenderError> {
     absolute(path)?;
-    path.to_str().ok_or_else(|| Rendering::NotUtf8(path.to_owned()))
+    path.to_str().ok_or_else(|| RenderError::NotUtf8(path.to_owned()))
 }
 
-fn absolute(path: &Path) -> Result<(), Rendering> {
-    if path.is_absolute() { Ok(()) } else { Err(Rendering::Relative(path.to_owned())) }
+fn absolute(path: &Path) -> Result<(), RenderError> {
+    if path.is_absolute() { Ok(()) } else { Err(RenderError::Relative(path.to_owned())) }
 }
 
 #[cfg(test)]
@@ -264,7 +266,7 @@ mod tests {
     #[test]
     fn https_is_no_spec_line_because_nothing_would_be_verified() {
         let error = spec(https("store1")).render(Format::Spec).unwrap_err();
-        assert_eq!(error, Rendering::Unverified("https://store1:7443".to_owned()));
+        assert_eq!(error, RenderError::Unverified("https://store1:7443".to_owned()));
         assert!(error.to_string().contains("use the format `json`"), "{error}");
     }
 
@@ -296,11 +298,11 @@ mod tests {
 
     #[test]
     fn relative_paths_are_refused() {
-        let relative = Rendering::Relative("p.sock".into());
+        let relative = RenderError::Relative("p.sock".into());
         assert_eq!(spec(Address::Unix("p.sock".into())).render(Format::Spec), Err(relative));
         let Address::Https { host, port, mut tls } = https("h") else { unreachable!() };
         tls.key = "client.key".into();
-        let relative = Rendering::Relative("client.key".into());
+        let relative = RenderError::Relative("client.key".into());
         assert_eq!(spec(Address::Https { host, port, tls }).render(Format::Json), Err(relative));
     }
 

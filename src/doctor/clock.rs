@@ -1,5 +1,5 @@
-//! Whether this machine's clock and the service's agree: certificates are judged by both, and what several hosts write
-//! to shared storage is dated by both.
+//! Compares this machine's clock with the service's: both judge certificates, and both date what several
+//! hosts write to shared storage.
 
 use std::time::SystemTime;
 
@@ -8,35 +8,35 @@ use time::format_description::FormatItem;
 use time::macros::format_description;
 
 use super::plugin::Plugin;
-use super::service::Seen;
+use super::service::ServiceReply;
 use super::{Finding, Verdict};
 
 const CHECK: &str = "clock";
 
-/// The form of HTTP's `Date` (RFC 9110, IMF-fixdate), which counts whole seconds.
+/// The format of HTTP's `Date` (RFC 9110, IMF-fixdate), which has whole seconds.
 const DATE: &[FormatItem<'_>] =
     format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
 
-/// A difference that shows: files seem to come from the future.
-const NOTICED: u64 = 5;
+/// The difference in seconds above which files seem to come from the future.
+const WARNING_SECONDS: u64 = 5;
 
-/// A difference by which a new certificate is not valid yet, and times in logs mislead.
-const GRAVE: u64 = 60;
+/// The difference in seconds above which a new certificate is not valid yet, and times in logs mislead.
+const WRONG_SECONDS: u64 = 60;
 
-pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<Finding>) {
+pub(super) fn examine(plugin: &Plugin, seen: Option<&ServiceReply>, findings: &mut Vec<Finding>) {
     let finding = match seen {
         None => {
             let message = "the service's time is not known without an answer of it";
             Finding::new(CHECK, &plugin.name, Verdict::Skipped, message)
         }
-        Some(Seen { date: Some((date, here)), .. }) => match ahead(date, *here) {
-            Some(seconds) => judged(&plugin.name, seconds),
+        Some(ServiceReply { date: Some((date, here)), .. }) => match ahead(date, *here) {
+            Some(seconds) => judge(&plugin.name, seconds),
             None => {
                 let message = format!("the service's answer has a date that is none: {date:?}");
                 Finding::new(CHECK, &plugin.name, Verdict::Note, message)
             }
         },
-        Some(Seen { date: None, .. }) => {
+        Some(ServiceReply { date: None, .. }) => {
             let message = "the service's answer has no date to compare with";
             Finding::new(CHECK, &plugin.name, Verdict::Note, message)
         }
@@ -44,18 +44,18 @@ pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<F
     findings.push(finding);
 }
 
-/// By how many seconds this machine's clock is ahead.
+/// Returns by how many seconds this machine's clock is ahead.
 fn ahead(date: &str, here: SystemTime) -> Option<i64> {
     let there = time::PrimitiveDateTime::parse(date, DATE).ok()?.assume_utc();
     Some((OffsetDateTime::from(here) - there).whole_seconds())
 }
 
-fn judged(subject: &str, seconds: i64) -> Finding {
+fn judge(subject: &str, seconds: i64) -> Finding {
     let (size, way) = (seconds.unsigned_abs(), if seconds < 0 { "behind" } else { "ahead of" });
-    if size <= NOTICED {
+    if size <= WARNING_SECONDS {
         return Finding::new(CHECK, subject, Verdict::Ok, "this machine's clock and the service's agree");
     }
-    let verdict = if size <= GRAVE { Verdict::Warning } else { Verdict::Wrong };
+    let verdict = if size <= WRONG_SECONDS { Verdict::Warning } else { Verdict::Wrong };
     let message = format!(
         "this machine's clock is {size} s {way} the service's: certificates count as expired or not yet valid, and \
          what hosts write to one volume is dated wrongly"
@@ -82,7 +82,7 @@ mod tests {
             (there - Duration::from_secs(3600), -3600, Verdict::Wrong, "3600 s behind"),
         ] {
             assert_eq!(ahead(date, here), Some(seconds));
-            let finding = judged("volhost", seconds);
+            let finding = judge("volhost", seconds);
             assert_eq!(finding.verdict, verdict, "{seconds}");
             assert!(finding.message.contains(words), "{}", finding.message);
         }

@@ -1,4 +1,5 @@
-//! What the engine of this machine says of itself: a managed plugin of our plugin's name, and the proxies that it uses.
+//! Checks that need the engine of this machine: a managed plugin of our plugin's name, and the proxies that
+//! the engine uses.
 //!
 //! Its API is only read: `GET /plugins` and `GET /info`.
 
@@ -11,33 +12,33 @@ use tokio::net::UnixStream;
 
 use super::plugin::Plugin;
 use super::proxy::{self, Environment};
-use super::{Docker, Finding, PATIENCE, Scope, Verdict, shown};
+use super::{Docker, Finding, LOCAL_TIMEOUT, Scope, Verdict, shown};
 use crate::discovery::lint::probe::{self, exchange};
 
 const ENGINE: &str = "engine";
 const MANAGED: &str = "managed-plugin";
 
-/// The largest answer that is read: what an engine tells of itself takes some kilobytes.
-const LARGEST: usize = 16 << 20;
+/// The maximum size of an answer: an engine's description of itself takes some kilobytes.
+const MAX_RESPONSE: usize = 16 << 20;
 
-/// Why an engine told nothing.
-enum Silence {
-    /// Nothing to connect to, or no right to.
+/// Reasons why an engine did not answer.
+enum EngineError {
+    /// The connection failed: no socket, or no permission.
     Connect(io::Error),
-    /// No usable answer.
-    Answer(String),
+    /// The answer is missing or unusable.
+    BadAnswer(String),
 }
 
-/// Asks the engine; its proxies are also looked for in the environment of running ones.
+/// Asks the engine. Proxies are also looked for in the environment of running engines.
 pub(super) fn examine(scope: &Scope, plugin: &Plugin, findings: &mut Vec<Finding>) {
-    let mut environments = proxy::running();
+    let mut environments = proxy::running_engines();
     let asked = match &scope.docker {
-        Docker::Usual(socket) | Docker::Named(socket) => {
+        Docker::Default(socket) | Docker::Explicit(socket) => {
             get(socket, "/plugins").map(|plugins| (socket, plugins)).map_err(|silence| {
-                silent(socket, matches!(scope.docker, Docker::Named(_)), silence)
+                unanswered(socket, matches!(scope.docker, Docker::Explicit(_)), silence)
             })
         }
-        Docker::Elsewhere(address) => Err(Finding::new(
+        Docker::Remote(address) => Err(Finding::new(
             ENGINE,
             address,
             Verdict::Note,
@@ -50,7 +51,7 @@ pub(super) fn examine(scope: &Scope, plugin: &Plugin, findings: &mut Vec<Finding
         Ok((socket, plugins)) => {
             findings.push(managed(&plugin.name, &plugins));
             if let Ok(info) = get(socket, "/info") {
-                environments.push(Environment::told(&shown(socket), &info));
+                environments.push(Environment::from_info(&shown(socket), &info));
             }
         }
         Err(finding) => {
@@ -62,30 +63,32 @@ pub(super) fn examine(scope: &Scope, plugin: &Plugin, findings: &mut Vec<Finding
     proxy::examine(plugin, &environments, findings);
 }
 
-fn silent(socket: &Path, named: bool, silence: Silence) -> Finding {
+fn unanswered(socket: &Path, named: bool, silence: EngineError) -> Finding {
     let engine = shown(socket);
     let finding = |verdict, message: String| Finding::new(ENGINE, &engine, verdict, message);
     match silence {
-        Silence::Connect(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+        EngineError::Connect(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             finding(Verdict::Note, format!("the engine cannot be asked: {error}"))
                 .remedy("run this as the engine's user (root)")
         }
-        Silence::Connect(error) if !named && error.kind() == io::ErrorKind::NotFound => finding(
+        EngineError::Connect(error) if !named && error.kind() == io::ErrorKind::NotFound => finding(
             Verdict::Note,
             "no engine is asked, for there is no such socket; `--docker` names another".into(),
         ),
-        Silence::Connect(error) => finding(Verdict::Wrong, format!("the engine cannot be asked: {error}"))
-            .remedy("start it (`systemctl start docker`), or name its socket by `--docker`"),
-        Silence::Answer(why) => {
+        EngineError::Connect(error) => {
+            finding(Verdict::Wrong, format!("the engine cannot be asked: {error}"))
+                .remedy("start it (`systemctl start docker`), or name its socket by `--docker`")
+        }
+        EngineError::BadAnswer(why) => {
             finding(Verdict::Wrong, format!("the engine does not answer as it should: {why}"))
                 .remedy("its log may tell why: `journalctl -u docker`")
         }
     }
 }
 
-/// An engine prefers a managed plugin to every spec file, and takes a disabled one for an error.
+/// Checks for a managed plugin: an engine prefers it to every spec file, and fails if it is disabled.
 fn managed(name: &str, plugins: &Value) -> Finding {
-    // The engine completes a name without a tag by the usual one.
+    // The engine adds the default tag to a name without one.
     let full = format!("{name}:latest");
     let is_it = |plugin: &&Value| plugin.get("Name").and_then(Value::as_str) == Some(&*full);
     let Some(found) = plugins.as_array().into_iter().flatten().find(is_it) else {
@@ -101,26 +104,29 @@ fn managed(name: &str, plugins: &Value) -> Finding {
         .remedy(format!("`docker plugin rm {full}` (once it is disabled), or another name for this plugin"))
 }
 
-/// One question of the engine's API, in a runtime of its own on this thread.
-fn get(socket: &Path, path: &str) -> Result<Value, Silence> {
-    let said = |error: &dyn std::fmt::Display| Silence::Answer(error.to_string());
+/// Makes one request to the engine's API, in a new runtime on this thread.
+fn get(socket: &Path, path: &str) -> Result<Value, EngineError> {
+    let said = |error: &dyn std::fmt::Display| EngineError::BadAnswer(error.to_string());
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| said(&error))?;
     let asking = async {
-        let stream = UnixStream::connect(socket).await.map_err(Silence::Connect)?;
+        let stream = UnixStream::connect(socket).await.map_err(EngineError::Connect)?;
         let request = Request::get(path)
             .header(http::header::HOST, "docker")
             .body(http_body_util::Full::default())
             .map_err(|error| said(&error))?;
-        exchange(stream, request, LARGEST).await.map_err(|error| Silence::Answer(probe::told(&*error)))
+        exchange(stream, request, MAX_RESPONSE)
+            .await
+            .map_err(|error| EngineError::BadAnswer(probe::causes(&*error)))
     };
-    let late = || Silence::Answer(format!("{path} was not answered within {} s", PATIENCE.as_secs()));
-    let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, asking).await });
+    let late =
+        || EngineError::BadAnswer(format!("{path} was not answered within {} s", LOCAL_TIMEOUT.as_secs()));
+    let answer = runtime.block_on(async { tokio::time::timeout(LOCAL_TIMEOUT, asking).await });
     let answer = answer.map_err(|_| late())??;
     if answer.status.is_success() {
         Ok(answer.json())
     } else {
-        Err(Silence::Answer(format!("{path} was answered {}", answer.status)))
+        Err(EngineError::BadAnswer(format!("{path} was answered {}", answer.status)))
     }
 }
 

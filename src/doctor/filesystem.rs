@@ -1,4 +1,4 @@
-//! What the file system under a directory allows and promises: programs that run with another user's rights, and a
+//! Checks of the file system under a directory: programs that run with another user's rights, and the
 //! journal.
 
 use std::os::unix::fs::MetadataExt as _;
@@ -12,22 +12,22 @@ use super::{Finding, Verdict, shown};
 const SETUID: &str = "setuid";
 const JOURNAL: &str = "journal";
 
-/// The type that ext2, ext3 and ext4 tell in `statfs(2)`.
+/// The type of ext2, ext3 and ext4 in `statfs(2)`.
 const EXT: u64 = 0xEF53;
 
-/// A directory's file system, as far as it can be told. Each part is `None` where it cannot.
+/// The facts about a directory's file system. A fact is `None` if it cannot be found out.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct FileSystem {
-    /// Whether it is mounted with `nosuid`.
+    /// True if it is mounted with `nosuid`.
     nosuid: Option<bool>,
-    /// The directory, or one above it, whose mode keeps the users of this machine from passing.
+    /// The directory, or one above it, whose mode keeps the users of this machine out.
     closed_by: Option<PathBuf>,
-    /// Whether an ext4 file system has a journal.
+    /// True if an ext4 file system has a journal.
     journal: Option<bool>,
 }
 
 impl FileSystem {
-    /// Looks at the file system of a directory. It may hang with it.
+    /// Examines the file system of a directory. Blocks if the file system hangs.
     #[must_use]
     pub(super) fn of(directory: &Path) -> Self {
         let flags = rustix::fs::statvfs(directory).map(|told| told.f_flag);
@@ -67,7 +67,7 @@ impl FileSystem {
         })
     }
 
-    /// Judges whether what is written there durably outlasts a power cut. `what` is what lies there.
+    /// Judges whether durable writes survive a power cut. `what` names the data in the directory.
     pub(super) fn judge_journal(&self, directory: &Path, what: &str) -> Option<Finding> {
         if self.journal? {
             return None;
@@ -79,8 +79,8 @@ impl FileSystem {
     }
 }
 
-/// The outermost directory on the way to a directory, itself included, that users who neither own it nor are of its
-/// group cannot pass.
+/// Returns the outermost directory on the path, the directory itself included, that users cannot pass if they
+/// neither own it nor are in its group.
 fn closed_by(directory: &Path) -> Option<PathBuf> {
     let real = directory.canonicalize().ok()?;
     let way: Vec<_> = real.ancestors().collect();
@@ -97,7 +97,7 @@ fn has_journal(directory: &Path) -> Option<bool> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
     let task = Path::new("/sys/fs/ext4").join(link.file_name()?).join("journal_task");
-    // The kernel's thread that writes the journal, or this where there is none.
+    // The file holds the kernel thread that writes the journal, or this text if there is none.
     Some(std::fs::read_to_string(task).ok()?.trim() != "<none>")
 }
 
@@ -137,7 +137,7 @@ mod tests {
         let set = |path: &Path, mode| {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         };
-        // Temporary directories are for their owner alone.
+        // Temporary directories are accessible only for their owner.
         set(dir.path(), 0o755);
         let above = closed_by(&deep);
         set(&deep, 0o710);

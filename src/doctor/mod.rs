@@ -1,15 +1,15 @@
-//! `doctor`: what is wrong on this machine with the way from its engine to its volumes, and what mends it.
+//! The doctor: finds what is wrong on this machine between its engine and its volumes, with the remedies.
 //!
-//! On a Docker host nothing is needed but the host's bundle; on the storage host the configuration and the service are
-//! looked at too. The checks are made one after the other, and each goes on where the one before failed; what cannot be
-//! checked then is said to be skipped. Nothing here changes anything, on this machine or on another: files are only
-//! read, and the service is asked for Capabilities, List and Get, never for an Activate, which would begin a new
-//! activation. No check waits for ever.
+//! On a Docker host it needs only the host's bundle; on the storage host it also checks the configuration and
+//! the service. The checks run one after the other, and each runs even if an earlier one failed; one that
+//! then cannot be made is reported as skipped. The doctor never changes anything, on this machine or on
+//! another: it only reads files, and asks the service for Capabilities, List and Get, never for an Activate,
+//! which would begin a new activation. No check waits for ever.
 
 pub(crate) mod clock;
+pub(crate) mod directory;
 pub(crate) mod engine;
 pub(crate) mod filesystem;
-pub(crate) mod look;
 pub(crate) mod mountpoints;
 pub(crate) mod plugin;
 pub(crate) mod proxy;
@@ -21,12 +21,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::Paths;
-use crate::discovery::lint::Places;
+use crate::discovery::lint::SearchDirs;
 
-/// How long anything on this machine has to answer: the engine, the service's admin socket, a file system.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// The time limit for everything on this machine: the engine, the service's admin socket, a file system.
+pub const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The words of all checks, in the order in which they are made.
+/// The names of all checks, in the order in which they are made.
 pub const CHECKS: [&str; 18] = [
     "configuration",
     "service",
@@ -48,10 +48,10 @@ pub const CHECKS: [&str; 18] = [
     "journal",
 ];
 
-/// What came of one check.
+/// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// As it should be.
+    /// Everything is as it should be.
     Ok,
     /// Nothing is wrong, but it is worth knowing.
     Note,
@@ -64,7 +64,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The word for it, for people and programs.
+    /// Returns the word for it, for people and programs.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -77,18 +77,18 @@ impl Verdict {
     }
 }
 
-/// What one check found.
+/// A finding of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The check's word, such as `address`.
+    /// The check's name, such as `address`.
     pub check: &'static str,
-    /// What was checked: a plugin, a file, an address, a path.
+    /// The subject of the check: a plugin, a file, an address, a path.
     pub subject: String,
-    /// What came of it.
+    /// The result.
     pub verdict: Verdict,
-    /// What was found.
+    /// The description of the finding.
     pub message: String,
-    /// What mends it.
+    /// The remedy, if one is known.
     pub remedy: Option<String>,
 }
 
@@ -107,35 +107,35 @@ impl Finding {
     }
 }
 
-/// Where the engine of this machine listens.
+/// The address of this machine's engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Docker {
-    /// At the usual socket, which need not be there.
-    Usual(PathBuf),
-    /// At a socket that somebody named, so that it must be there.
-    Named(PathBuf),
-    /// At an address that is no socket of this machine.
-    Elsewhere(String),
+    /// The default socket, which need not exist.
+    Default(PathBuf),
+    /// A socket that a user named, so it must exist.
+    Explicit(PathBuf),
+    /// An address that is not a socket of this machine.
+    Remote(String),
 }
 
-/// What is to be examined.
+/// The subject of an examination.
 #[derive(Debug, Clone)]
 pub struct Scope {
-    /// The plugin's name on this machine; without one it is found out.
+    /// The plugin's name on this machine; `None` if it must be found out.
     pub plugin: Option<String>,
-    /// Where the engine looks for plugins.
-    pub places: Places,
-    /// The engine.
+    /// The directories in which the engine looks for plugins.
+    pub dirs: SearchDirs,
+    /// The address of the engine.
     pub docker: Docker,
-    /// The default paths of a service of this machine.
+    /// The default paths of a service on this machine.
     pub paths: Paths,
-    /// `--config`.
+    /// The argument of `--config`.
     pub config: Option<PathBuf>,
-    /// `--socket`.
+    /// The argument of `--socket`.
     pub socket: Option<PathBuf>,
 }
 
-/// Makes all checks, in the order in which an engine's call needs what they are about.
+/// Makes all checks, in the order in which a call of the engine depends on their subjects.
 #[must_use]
 pub fn examine(scope: &Scope) -> Vec<Finding> {
     let mut findings = Vec::new();

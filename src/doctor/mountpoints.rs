@@ -1,20 +1,20 @@
-//! The mountpoints that this host is to see: whether each is there, is the backend that it should be, and can be used.
+//! Checks the mountpoints that this host should see: each must exist, be the right backend, and be usable.
 //!
-//! A container that is given a directory in which nothing is mounted writes to this machine's own disk, and nobody
-//! notices: only the identity file tells the two apart.
+//! A container that gets a directory in which nothing is mounted writes to this machine's own disk, and
+//! nobody notices: only the identity file shows the difference.
 
 use std::path::Path;
 
-use super::look::{self, Sight, Writable};
+use super::directory::{self, DirectoryState, Writable};
 use super::plugin::Plugin;
-use super::service::{Backend, Seen};
-use super::{Finding, PATIENCE, Verdict, shown, space};
+use super::service::{Backend, ServiceReply};
+use super::{Finding, LOCAL_TIMEOUT, Verdict, shown, space};
 
 const BACKEND: &str = "backend";
 const CHECK: &str = "mountpoint";
 
-/// Looks at each of them, all at the same time.
-pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<Finding>) {
+/// Inspects all of them at the same time.
+pub(super) fn examine(plugin: &Plugin, seen: Option<&ServiceReply>, findings: &mut Vec<Finding>) {
     let finding = |verdict, message: &str| Finding::new(CHECK, &plugin.name, verdict, message);
     let backends = match seen.map(|seen| &seen.backends) {
         None => {
@@ -32,9 +32,9 @@ pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<F
         Some(Ok(backends)) => backends,
     };
     let paths: Vec<_> = backends.iter().map(|backend| &*backend.mountpoint).collect();
-    let sights = look::look_at_all(&paths);
-    for (backend, sight) in backends.iter().zip(sights) {
-        // The storage host's own service has told of them before.
+    let states = directory::inspect_all(&paths);
+    for (backend, dir_state) in backends.iter().zip(states) {
+        // On the storage host, the check of the service has already reported these findings.
         let mut new = |finding: Finding| {
             let is_same = |told: &Finding| told.check == finding.check && told.subject == finding.subject;
             if !findings.iter().any(is_same) {
@@ -42,11 +42,11 @@ pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<F
             }
         };
         new(state(backend));
-        if let Some(Sight::Directory { identity: Ok(Some(_)), file_system, .. }) = &sight {
+        if let Some(DirectoryState::Directory { identity: Ok(Some(_)), file_system, .. }) = &dir_state {
             file_system.judge_setuid(&backend.mountpoint).map(&mut new);
             file_system.judge_journal(&backend.mountpoint, "volumes").map(&mut new);
         }
-        let (finding, space) = judge(backend, sight);
+        let (finding, space) = judge(backend, dir_state);
         new(finding);
         if let Some(space) = space {
             new(space::judge(&shown(&backend.mountpoint), space, "volumes"));
@@ -54,7 +54,7 @@ pub(super) fn examine(plugin: &Plugin, seen: Option<&Seen>, findings: &mut Vec<F
     }
 }
 
-/// How the service is with it.
+/// Judges the backend's state as the service reports it.
 fn state(backend: &Backend) -> Finding {
     let Backend { name, state, .. } = backend;
     let finding = |verdict, message: &str| Finding::new(BACKEND, name, verdict, message);
@@ -71,7 +71,7 @@ fn state(backend: &Backend) -> Finding {
     }
 }
 
-fn judge(backend: &Backend, sight: Option<Sight>) -> (Finding, Option<space::Space>) {
+fn judge(backend: &Backend, dir_state: Option<DirectoryState>) -> (Finding, Option<space::Space>) {
     let Backend { name, id, state: _, mountpoint } = backend;
     let finding = |verdict, message: String| Finding::new(CHECK, shown(mountpoint), verdict, message);
     let wrong = |message: String| finding(Verdict::Wrong, message);
@@ -82,29 +82,32 @@ fn judge(backend: &Backend, sight: Option<Sight>) -> (Finding, Option<space::Spa
             path.display()
         )
     };
-    let (identity, writable, space) = match sight {
+    let (identity, writable, space) = match dir_state {
         None => {
-            let message = format!("it does not answer within {} s: its storage hangs", PATIENCE.as_secs());
+            let message =
+                format!("it does not answer within {} s: its storage hangs", LOCAL_TIMEOUT.as_secs());
             return (
                 wrong(message)
                     .remedy("mend the storage or the way to it, or unmount it (`umount --force --lazy`)"),
                 None,
             );
         }
-        Some(Sight::Missing) => {
+        Some(DirectoryState::Missing) => {
             return (
                 wrong("there is no such directory on this machine".into()).remedy(mount(mountpoint)),
                 None,
             );
         }
-        Some(Sight::Failed(why)) => {
+        Some(DirectoryState::Failed(why)) => {
             return (wrong(format!("it cannot be looked at: {why}")).remedy(mount(mountpoint)), None);
         }
-        Some(Sight::Directory { identity, writable, space, file_system: _ }) => (identity, writable, space),
+        Some(DirectoryState::Directory { identity, writable, space, file_system: _ }) => {
+            (identity, writable, space)
+        }
     };
     let judged = match (identity, writable) {
         (Ok(None), _) => {
-            // What is free on the disk below says nothing of the backend.
+            // The free space on the disk below says nothing about the backend.
             let message = "it has no .volhost/backend.json: nothing is mounted there, and containers would write to \
                            this machine's own disk";
             return (wrong(message.into()).remedy(mount(mountpoint)), None);
@@ -146,20 +149,20 @@ mod tests {
         let directory = |identity: Result<Option<&str>, &str>, writable| {
             let identity = identity.map(|id| id.map(str::to_owned)).map_err(str::to_owned);
             let file_system = FileSystem::default();
-            Some(Sight::Directory { identity, writable, space: None, file_system })
+            Some(DirectoryState::Directory { identity, writable, space: None, file_system })
         };
-        for (sight, verdict, words) in [
+        for (dir_state, verdict, words) in [
             (directory(Ok(Some("one")), Writable::Yes), Verdict::Ok, "can be written to"),
             (directory(Ok(Some("one")), Writable::ReadOnly), Verdict::Wrong, "read-only"),
             (directory(Ok(Some("one")), Writable::Denied), Verdict::Warning, "may not write"),
             (directory(Ok(Some("two")), Writable::Yes), Verdict::Wrong, "id two, where \"fast\" has one"),
             (directory(Ok(None), Writable::Yes), Verdict::Wrong, "own disk"),
             (directory(Err("denied"), Writable::Yes), Verdict::Warning, "denied"),
-            (Some(Sight::Missing), Verdict::Wrong, "no such directory"),
-            (Some(Sight::Failed("stale".into())), Verdict::Wrong, "stale"),
+            (Some(DirectoryState::Missing), Verdict::Wrong, "no such directory"),
+            (Some(DirectoryState::Failed("stale".into())), Verdict::Wrong, "stale"),
             (None, Verdict::Wrong, "does not answer within 5 s"),
         ] {
-            let (finding, _) = judge(&backend, sight);
+            let (finding, _) = judge(&backend, dir_state);
             assert_eq!(finding.verdict, verdict, "{finding:?}");
             assert!(finding.message.contains(words), "{finding:?}");
             assert_eq!(finding.remedy.is_some(), verdict != Verdict::Ok, "{finding:?}");

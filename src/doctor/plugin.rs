@@ -1,5 +1,5 @@
-//! The spec file of the plugin on this machine, what hides it, and the TLS files that it names: as `spec lint` reads
-//! them.
+//! Checks the plugin's spec file on this machine, the files that hide it, and its TLS files, with the lint of
+//! `spec lint`.
 
 use std::path::Path;
 
@@ -15,23 +15,23 @@ use crate::pki::{bundle, describe};
 const SPEC: &str = "spec-file";
 const CERTIFICATES: &str = "certificates";
 
-/// The name that a plugin has when nobody gave it another.
-const USUAL: &str = "volhost";
+/// The plugin's name if nobody gave it another.
+const DEFAULT_NAME: &str = "volhost";
 
 /// The plugin that is examined.
 #[derive(Debug, Clone)]
 pub(crate) struct Plugin {
-    /// Its name on this machine.
+    /// The plugin's name on this machine.
     pub name: String,
-    /// Where an engine calls it; none where it would get to call nobody.
+    /// The address that an engine calls; `None` if an engine would fail before it calls anybody.
     pub target: Option<Target>,
 }
 
-/// Reads what an engine would read.
+/// Reads the files that an engine would read.
 pub(super) fn examine(scope: &Scope, storage: Option<&Storage>, findings: &mut Vec<Finding>) -> Plugin {
-    let report = lint::lint(&scope.places, OffsetDateTime::now_utc());
+    let report = lint::lint(&scope.dirs, OffsetDateTime::now_utc());
     for finding in report.findings.iter().filter(|finding| finding.plugin.is_none()) {
-        findings.push(told(SPEC, &finding.file, &finding.fault, None));
+        findings.push(finding_of(SPEC, &finding.file, &finding.fault, None));
     }
     let configured = storage.and_then(|storage| storage.name.clone());
     let name = match &scope.plugin {
@@ -43,7 +43,7 @@ pub(super) fn examine(scope: &Scope, storage: Option<&Storage>, findings: &mut V
         report.findings.iter().filter(|finding| finding.plugin.as_ref() == Some(&name)).collect();
     for finding in &faults {
         let check = if finding.fault.is_of_tls_files() { CERTIFICATES } else { SPEC };
-        findings.push(told(check, &finding.file, &finding.fault, found.map(|found| &*found.file)));
+        findings.push(finding_of(check, &finding.file, &finding.fault, found.map(|found| &*found.file)));
     }
     let Some(found) = found else {
         missing(&name, &report, scope, storage, findings);
@@ -68,15 +68,16 @@ pub(super) fn examine(scope: &Scope, storage: Option<&Storage>, findings: &mut V
     Plugin { name, target: target.filter(|_| !unusable) }
 }
 
-/// Which of the plugins is meant where nobody said so: ours by its usual name, else the one that a bundle brought.
+/// Returns the name of the plugin that is probably meant if nobody named one: ours by its default name, else
+/// the one that a bundle installed.
 fn guess(report: &Report) -> String {
     let brought = |plugin: &&lint::Plugin| {
         let ca = plugin.target.as_ref().and_then(|target| target.files.ca.as_deref());
         ca == Some(Path::new(bundle::CA_FILE))
     };
-    let named = report.plugins.iter().find(|plugin| plugin.name == USUAL);
+    let named = report.plugins.iter().find(|plugin| plugin.name == DEFAULT_NAME);
     let found = named.or_else(|| report.plugins.iter().find(brought));
-    found.map_or_else(|| USUAL.to_owned(), |plugin| plugin.name.clone())
+    found.map_or_else(|| DEFAULT_NAME.to_owned(), |plugin| plugin.name.clone())
 }
 
 fn missing(
@@ -91,7 +92,7 @@ fn missing(
         findings.push(Finding::new(SPEC, name, Verdict::Note, message));
         return;
     }
-    let dirs: Vec<_> = scope.places.specs.iter().map(|dir| shown(dir)).collect();
+    let dirs: Vec<_> = scope.dirs.specs.iter().map(|dir| shown(dir)).collect();
     let mut message = format!("an engine finds no plugin of that name in {}", dirs.join(" and "));
     if !report.plugins.is_empty() {
         let others: Vec<_> = report.plugins.iter().map(|plugin| &*plugin.name).collect();
@@ -107,20 +108,20 @@ fn missing(
     findings.push(Finding::new(SPEC, name, Verdict::Wrong, message).remedy(remedy));
 }
 
-fn told(check: &'static str, file: &Path, fault: &Fault, winner: Option<&Path>) -> Finding {
+fn finding_of(check: &'static str, file: &Path, fault: &Fault, winner: Option<&Path>) -> Finding {
     let (message, remedy) = fault.cause_and_remedy();
     let hides_another =
         matches!(fault, Fault::Shadowed { .. }) && winner.is_some_and(|winner| !same(winner, file));
     let verdict = match fault.severity() {
         Severity::Error => Verdict::Wrong,
-        // The plugin that is used is not the one that this file is about.
+        // This plugin uses another file than the one that this finding is about.
         Severity::Warning if hides_another => Verdict::Wrong,
         Severity::Warning => Verdict::Warning,
     };
     Finding { remedy, ..Finding::new(check, shown(file), verdict, message) }
 }
 
-/// Whether two spec files say the same.
+/// Returns true if two spec files have the same content.
 fn same(one: &Path, other: &Path) -> bool {
     let read = |path: &Path| files::read_at_most(path, files::SMALL).ok();
     read(one).is_some_and(|text| read(other) == Some(text))

@@ -1,8 +1,8 @@
-//! The proxy variables of engines: an engine calls a plugin on another machine through a proxy, if it was started with
-//! one, however near the plugin is.
+//! Checks the proxy variables of engines: an engine that was started with a proxy calls a plugin on another
+//! machine through it, however near the plugin is.
 //!
-//! They are read as Go's `net/http` does (`golang.org/x/net/http/httpproxy`): the name in capitals first, machines
-//! named in `NO_PROXY` and this machine itself excepted.
+//! The variables are read as Go's `net/http` reads them (`golang.org/x/net/http/httpproxy`): the name in
+//! capitals first, with exceptions for machines in `NO_PROXY` and for this machine itself.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,17 +16,18 @@ use crate::discovery::lint::address::Endpoint;
 
 const CHECK: &str = "proxy";
 
-/// What an engine's environment says of proxies.
+/// The proxy variables of an engine's environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Environment {
-    /// Whose it is, for people.
+    /// The name of the engine, for people.
     pub of: String,
     variables: BTreeMap<String, String>,
 }
 
 impl Environment {
-    /// What an engine tells of its own in `GET /info`, those of its configuration file among them.
-    pub(super) fn told(of: &str, info: &Value) -> Self {
+    /// Returns the variables that an engine reports in `GET /info`, including those of its configuration
+    /// file.
+    pub(super) fn from_info(of: &str, info: &Value) -> Self {
         let fields = [("HttpProxy", "HTTP_PROXY"), ("HttpsProxy", "HTTPS_PROXY"), ("NoProxy", "NO_PROXY")];
         let variables = fields.into_iter().filter_map(|(field, name)| {
             let value = info.get(field)?.as_str()?;
@@ -35,7 +36,7 @@ impl Environment {
         Self { of: format!("the engine at {of}"), variables: variables.collect() }
     }
 
-    /// The environment of a process, as the kernel shows it.
+    /// Returns the environment of a process, as the kernel shows it.
     fn of_process(pid: &str, text: &[u8]) -> Self {
         let pairs = text.split(|byte| *byte == 0).filter_map(|pair| {
             let pair = String::from_utf8_lossy(pair);
@@ -45,7 +46,7 @@ impl Environment {
         Self { of: format!("dockerd (process {pid})"), variables: pairs.collect() }
     }
 
-    /// The variable of that name, in capitals or in small letters: its name as it stands there, and its value.
+    /// Returns the variable of that name, in capitals or in small letters: its name as found, and its value.
     fn find(&self, name: &str) -> Option<(&str, &str)> {
         [name.to_owned(), name.to_lowercase()].into_iter().find_map(|name| {
             let (name, value) = self.variables.get_key_value(&name)?;
@@ -53,7 +54,7 @@ impl Environment {
         })
     }
 
-    /// The variable by which calls to that machine go through a proxy, and the proxy.
+    /// Returns the variable that sends calls to that machine through a proxy, and the proxy.
     fn proxy_for(&self, host: &str, port: u16, https: bool) -> Option<(&str, &str)> {
         // Engines up to 20.10 also know a proxy for everything.
         let found =
@@ -63,8 +64,8 @@ impl Environment {
     }
 }
 
-/// The environments of the engines that run on this machine, as far as they may be read.
-pub(super) fn running() -> Vec<Environment> {
+/// Returns the environments of the engines that run on this machine, if they may be read.
+pub(super) fn running_engines() -> Vec<Environment> {
     let network = |pid: &str| std::fs::read_link(Path::new("/proc").join(pid).join("ns/net")).ok();
     let here = network("self");
     let mut found = Vec::new();
@@ -72,7 +73,7 @@ pub(super) fn running() -> Vec<Environment> {
         let path = entry.path();
         let Some(pid) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let is_engine = std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "dockerd");
-        // An engine with a network of its own, in a container for one, is another host's.
+        // An engine with its own network namespace, in a container for example, belongs to another host.
         if is_engine
             && network(pid) == here
             && let Ok(text) = std::fs::read(path.join("environ"))
@@ -83,7 +84,7 @@ pub(super) fn running() -> Vec<Environment> {
     found
 }
 
-/// Looks whether engines call the plugin through a proxy.
+/// Checks that engines call the plugin without a proxy.
 pub(super) fn examine(plugin: &Plugin, environments: &[Environment], findings: &mut Vec<Finding>) {
     let finding = |verdict, message: &str| Finding::new(CHECK, &plugin.name, verdict, message);
     let Some(target) = &plugin.target else {
@@ -105,7 +106,7 @@ pub(super) fn examine(plugin: &Plugin, environments: &[Environment], findings: &
     let before = findings.len();
     for environment in environments {
         let Some((name, proxy)) = environment.proxy_for(host, *port, *https) else { continue };
-        // The same engine may be told of twice: by itself and by the kernel.
+        // The same engine may be found twice: from its own report and from the kernel.
         let known =
             |finding: &Finding| finding.check == CHECK && finding.message.contains(&format!("{name}="));
         if findings.iter().any(known) {
@@ -128,7 +129,7 @@ pub(super) fn examine(plugin: &Plugin, environments: &[Environment], findings: &
     }
 }
 
-/// A proxy's address, without the name and password that may stand in it.
+/// Returns a proxy's address without the user name and password in it.
 fn without_password(proxy: &str) -> String {
     match (proxy.split_once("://"), proxy.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
@@ -137,8 +138,8 @@ fn without_password(proxy: &str) -> String {
     }
 }
 
-/// Whether `NO_PROXY` names a machine: by `*`, an address, a network, a domain (`example.org` with what is below it,
-/// `.example.org` only that), each with or without a port.
+/// Returns true if `NO_PROXY` names a machine: by `*`, an address, a network, or a domain (`example.org` also
+/// names its subdomains, `.example.org` only them), each with or without a port.
 fn is_exempt(list: &str, host: &str, port: u16) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let address = host.parse::<IpAddr>().ok();
@@ -171,14 +172,14 @@ fn is_exempt(list: &str, host: &str, port: u16) -> bool {
     })
 }
 
-/// Whether an address lies in a network; one of the other family never does.
+/// Returns true if an address is in a network; an address of the other family never is.
 fn lies_in(ip: IpAddr, network: IpAddr, bits: u32) -> bool {
     let number = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => (u128::from(ip.to_bits()) << 96, 32),
         IpAddr::V6(ip) => (ip.to_bits(), 128),
     };
     let ((ip, width), (network, of)) = (number(ip), number(network));
-    // A shift by the whole width is none that exists: a network of no bits holds everything.
+    // A shift by the whole width returns `None`: a network of no bits contains everything.
     width == of && bits <= width && (ip ^ network).checked_shr(128 - bits).unwrap_or_default() == 0
 }
 
@@ -204,7 +205,7 @@ mod tests {
         assert_eq!(proxy("PATH=/bin", true), None);
         let info = serde_json::json!({ "HttpProxy": "", "HttpsProxy": "http://p", "NoProxy": "other" });
         assert_eq!(
-            Environment::told("s", &info).proxy_for("store1", 1, true),
+            Environment::from_info("s", &info).proxy_for("store1", 1, true),
             Some(("HTTPS_PROXY", "http://p"))
         );
     }

@@ -1,4 +1,5 @@
-//! The plugin's address: whether it resolves, connects, proves itself, takes this host's certificate, and answers.
+//! Checks the plugin's address: it must resolve, connect, prove itself, accept this host's certificate, and
+//! answer.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,38 +11,38 @@ use serde_json::{Value, json};
 
 use super::plugin::Plugin;
 use super::{Finding, Verdict};
-use crate::discovery::lint::probe::{self, Answer, Question};
+use crate::discovery::lint::probe::{self, RpcCall, RpcResponse};
 use crate::discovery::lint::{Fault, Protection, Target};
 
 const CHECK: &str = "address";
 
-/// The largest list that is read; a million volumes take some 150 MiB.
-const LARGEST_LIST: usize = 256 << 20;
+/// The maximum size of a list; a million volumes take some 150 MiB.
+const MAX_LIST: usize = 256 << 20;
 
-/// What a service that answers told.
+/// The facts that a service told in its answers.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
-    /// Its machine's clock as its answer has it, and this machine's between question and answer.
+pub(crate) struct ServiceReply {
+    /// The time by the service's clock, and by this machine's clock in the middle between request and answer.
     pub date: Option<(String, SystemTime)>,
-    /// The backends with volumes that this host may see, or why they are not known.
+    /// The backends with volumes that this host may see, or the reason why they are not known.
     pub backends: Result<Vec<Backend>, String>,
 }
 
-/// A backend as this host is to see it.
+/// A backend as this host should see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Backend {
-    /// Its name.
+    /// The backend's name.
     pub name: String,
-    /// Its identity; none of a service that does not tell it.
+    /// The backend's ID; `None` if the service does not report it.
     pub id: Option<String>,
     /// `online`, `offline` or `unmapped`.
     pub state: String,
-    /// Where this host is to see it.
+    /// The path at which this host should see it.
     pub mountpoint: PathBuf,
 }
 
-/// Calls the service; none where nobody answered.
-pub(super) fn examine(plugin: &Plugin, findings: &mut Vec<Finding>) -> Option<Seen> {
+/// Calls the service; `None` if nobody answered.
+pub(super) fn examine(plugin: &Plugin, findings: &mut Vec<Finding>) -> Option<ServiceReply> {
     let Some(target) = &plugin.target else {
         let message = "without a usable spec file there is no address to call";
         findings.push(Finding::new(CHECK, &plugin.name, Verdict::Skipped, message));
@@ -53,7 +54,7 @@ pub(super) fn examine(plugin: &Plugin, findings: &mut Vec<Finding>) -> Option<Se
         Finding { remedy, ..Finding::new(CHECK, address, Verdict::Wrong, message) }
     };
     let begun = SystemTime::now();
-    let answer = match probe::call(target, &probe::CAPABILITIES, probe::PATIENCE) {
+    let answer = match probe::call(target, &probe::CAPABILITIES, probe::PROBE_TIMEOUT) {
         Ok(answer) => answer,
         Err(fault) => {
             findings.push(wrong(&fault));
@@ -64,7 +65,10 @@ pub(super) fn examine(plugin: &Plugin, findings: &mut Vec<Finding>) -> Option<Se
     let date = answer.date.clone().map(|date| (date, begun + took / 2));
     if let Some(fault) = answer.fault(address) {
         findings.push(wrong(&fault));
-        return Some(Seen { date, backends: Err("the service does not answer as a volume plugin".into()) });
+        return Some(ServiceReply {
+            date,
+            backends: Err("the service does not answer as a volume plugin".into()),
+        });
     }
     let how = match target.protection {
         Protection::Verified if target.files.pair.is_some() => ", and each proved itself to the other",
@@ -73,17 +77,17 @@ pub(super) fn examine(plugin: &Plugin, findings: &mut Vec<Finding>) -> Option<Se
     };
     let message = format!("it answers within {} ms{how}", took.as_millis());
     findings.push(Finding::new(CHECK, address, Verdict::Ok, message));
-    Some(Seen { date, backends: backends(target) })
+    Some(ServiceReply { date, backends: backends(target) })
 }
 
-/// Each backend by one of its volumes.
+/// Finds each backend by one of its volumes.
 fn backends(target: &Target) -> Result<Vec<Backend>, String> {
-    let list = ask(target, "/VolumeDriver.List", &json!({}), LARGEST_LIST)?;
-    one_of_each(&list.body)
+    let list = ask(target, "/VolumeDriver.List", &json!({}), MAX_LIST)?;
+    one_volume_per_backend(&list.body)
         .map_err(|error| format!("the list of volumes cannot be read: {error}"))?
         .into_iter()
         .filter_map(|(mountpoint, volume)| {
-            match ask(target, "/VolumeDriver.Get", &json!({ "Name": volume }), probe::LARGEST) {
+            match ask(target, "/VolumeDriver.Get", &json!({ "Name": volume }), probe::MAX_RESPONSE) {
                 Ok(got) => backend(&got.json(), mountpoint).map(Ok),
                 Err(why) => Some(Err(why)),
             }
@@ -91,21 +95,21 @@ fn backends(target: &Target) -> Result<Vec<Backend>, String> {
         .collect()
 }
 
-/// Asks what has to be answered.
-fn ask(target: &Target, rpc: &str, body: &Value, largest: usize) -> Result<Answer, String> {
+/// Makes a call that must succeed.
+fn ask(target: &Target, rpc: &str, body: &Value, largest: usize) -> Result<RpcResponse, String> {
     let body = body.to_string();
-    let question = Question { rpc, body: body.as_bytes(), largest };
+    let rpc_call = RpcCall { rpc, body: body.as_bytes(), largest };
     let answer =
-        probe::call(target, &question, probe::PATIENCE).map_err(|fault| fault.cause_and_remedy().0)?;
+        probe::call(target, &rpc_call, probe::PROBE_TIMEOUT).map_err(|fault| fault.cause_and_remedy().0)?;
     if answer.status.is_success() {
         return Ok(answer);
     }
     let told = answer.json();
-    let why = probe::refusal(&told).unwrap_or("without a reason");
+    let why = probe::error_text(&told).unwrap_or("without a reason");
     Err(format!("{rpc} was answered with status {}: {why}", answer.status.as_u16()))
 }
 
-/// What List answers, without copying what can be large.
+/// The answer to List. It borrows its texts, because a list can be large.
 #[derive(Deserialize)]
 struct List<'a> {
     #[serde(rename = "Volumes", borrow, default)]
@@ -120,12 +124,12 @@ struct Listed<'a> {
     mountpoint: Cow<'a, str>,
 }
 
-/// One volume for each directory that volumes lie in: a backend's.
-fn one_of_each(list: &[u8]) -> serde_json::Result<BTreeMap<PathBuf, String>> {
+/// Returns one volume for each parent directory of volumes, which is a backend.
+fn one_volume_per_backend(list: &[u8]) -> serde_json::Result<BTreeMap<PathBuf, String>> {
     let List { volumes } = serde_json::from_slice(list)?;
     let mut found = BTreeMap::new();
     for Listed { name, mountpoint } in volumes.into_iter().flatten() {
-        // A plugin that does not tell where its volumes lie is none of ours.
+        // A plugin that does not report the mountpoints of its volumes is not ours.
         if let Some(parent) = Path::new(&*mountpoint).parent()
             && !found.contains_key(parent)
         {
@@ -135,7 +139,7 @@ fn one_of_each(list: &[u8]) -> serde_json::Result<BTreeMap<PathBuf, String>> {
     Ok(found)
 }
 
-/// What Get told of a backend; none of a plugin that is not volhost.
+/// Reads the backend from the answer to Get; `None` for a plugin that is not volhost.
 fn backend(got: &Value, mountpoint: PathBuf) -> Option<Backend> {
     let status = got.get("Volume")?.get("Status")?;
     let text = |field: &str| status.get(field).and_then(Value::as_str).map(str::to_owned);
@@ -154,7 +158,7 @@ mod tests {
     #[test]
     fn of_many_volumes_one_for_each_backend_is_asked_about() {
         let volume = |name: &str, path: &str| json!({ "Name": name, "Mountpoint": path });
-        let found = |list: Value| one_of_each(list.to_string().as_bytes());
+        let found = |list: Value| one_volume_per_backend(list.to_string().as_bytes());
         let some = [volume("a", "/x/a"), volume("b", "/y/b"), volume("c", "/x/c"), json!({ "Name": "d" })];
         let some: Vec<_> = found(json!({ "Volumes": some })).unwrap().into_iter().collect();
         assert_eq!(some, [("/x".into(), "a".to_owned()), ("/y".into(), "b".to_owned())]);

@@ -1,4 +1,4 @@
-//! Whether a file system has room left: bytes and files (inodes).
+//! Checks that a file system has space left: bytes and files (inodes).
 
 use humansize::{BINARY, format_size};
 use serde::{Deserialize, Serialize};
@@ -7,24 +7,24 @@ use super::{Finding, Verdict};
 
 const CHECK: &str = "space";
 
-/// Less than one part in this many is little: below it the trash is emptied early.
+/// Free space is scarce below one part in this many; there the trash is emptied early.
 const SCARCE: u64 = 10;
 
-/// The room of a file system.
+/// The space of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Space {
-    /// Its size in bytes.
+    /// The size, in bytes.
     pub total_bytes: u64,
-    /// What unprivileged users can still write, in bytes.
+    /// The bytes that unprivileged users can still write.
     pub free_bytes: u64,
-    /// How many files it can hold; 0 where it has no such limit, or does not tell.
+    /// The maximum number of files; 0 if there is no such limit or it is not reported.
     pub total_files: u64,
-    /// How many more.
+    /// The number of files that can still be made.
     pub free_files: u64,
 }
 
 impl Space {
-    /// Asks the file system of a path. It may hang with it.
+    /// Asks the file system of a path. Blocks if the file system hangs.
     pub(super) fn of(path: &std::path::Path) -> rustix::io::Result<Self> {
         let told = rustix::fs::statvfs(path)?;
         Ok(Self {
@@ -36,7 +36,7 @@ impl Space {
     }
 }
 
-/// Judges it by the scarcer of the two. `used_for` says what for, within "for …".
+/// Judges by the scarcer of bytes and files. `used_for` completes the phrase "free for …".
 pub(super) fn judge(path: &str, space: Space, used_for: &str) -> Finding {
     let Space { total_bytes, free_bytes, total_files, free_files } = space;
     let bytes = format!("{} of {}", format_size(free_bytes, BINARY), format_size(total_bytes, BINARY));
@@ -58,7 +58,7 @@ pub(super) fn judge(path: &str, space: Space, used_for: &str) -> Finding {
 
 fn state(total: u64, free: u64) -> Verdict {
     match (total, free) {
-        // No limit, or none that is told.
+        // There is no limit, or it is not reported.
         (0, _) => Verdict::Ok,
         (_, 0) => Verdict::Wrong,
         _ if free.saturating_mul(SCARCE) < total => Verdict::Warning,

@@ -1,14 +1,15 @@
-//! The storage host: its configuration, its service as it tells of itself, and what its catalog needs of it.
+//! Checks the storage host: its configuration, the status that its service reports, and the disk that its
+//! catalog needs.
 
 use std::path::Path;
 
 use crate::model::timestamp;
 use time::{Duration, OffsetDateTime};
 
+use super::directory::{self, DirectoryState};
 use super::filesystem::FileSystem;
-use super::look::{self, Sight};
 use super::space::{self, Space};
-use super::{Finding, PATIENCE, Scope, Verdict, shown};
+use super::{Finding, LOCAL_TIMEOUT, Scope, Verdict, shown};
 use crate::admin::client::{Client, ClientError};
 use crate::admin::wire::{self, Nothing, Reload, verb};
 use crate::config;
@@ -23,19 +24,20 @@ const CERTIFICATE: &str = "server-certificate";
 const BACKEND: &str = "backend";
 const CLONED: &str = "cloned-host";
 
-/// How long before its end the server's certificate is worth a warning. volhost renews its own long before.
-const SOON: Duration = Duration::days(30);
+/// The remaining lifetime below which the server's certificate gets a warning. volhost renews its own long
+/// before.
+const EXPIRY_WARNING: Duration = Duration::days(30);
 
-/// What the later checks need to know of the storage host.
+/// The facts about the storage host that later checks need.
 #[derive(Debug, Clone)]
 pub(crate) struct Storage {
-    /// The plugin's configured name; none where the configuration is wrong.
+    /// The plugin's configured name; `None` if the configuration is wrong.
     pub name: Option<String>,
-    /// Whether no spec file is to be written.
+    /// True if the configuration asks for no spec file.
     pub no_spec: bool,
 }
 
-/// Looks at the service of this machine; none where this is no storage host.
+/// Checks the service of this machine; `None` if this is not a storage host.
 pub(super) fn examine(scope: &Scope, findings: &mut Vec<Finding>) -> Option<Storage> {
     let Scope { paths, config, socket, .. } = scope;
     let is_one = config.is_some()
@@ -52,12 +54,13 @@ pub(super) fn examine(scope: &Scope, findings: &mut Vec<Finding>) -> Option<Stor
     let file = config.clone().unwrap_or_else(|| paths.config());
     let loaded = crate::app::load(paths, config.as_deref());
     findings.push(configuration(&file, loaded.as_ref().err()));
-    // As a running service has it: files that only it needs may be missing.
+    // This is the configuration as a running service has it: files that only the service needs may be
+    // missing.
     let followed = config::served(paths, config.as_deref()).ok().map(|loaded| loaded.config);
     let admin = socket.clone().or_else(|| followed.as_ref().map(|config| config.boot.admin.clone()));
     let admin = admin.unwrap_or_else(|| paths.admin());
     service(&admin, findings);
-    // What the catalog needs on a local disk; with one in etcd that is little, and not always.
+    // The catalog needs a local disk; one in etcd needs little of it, and not always.
     let shared = followed.as_ref().is_some_and(|config| matches!(config.boot.catalog, Location::Etcd(_)));
     let used_for = if shared { "Unmounts while etcd is out of reach" } else { "the catalog" };
     match Space::of(&paths.state) {
@@ -92,7 +95,7 @@ fn configuration(file: &Path, faults: Option<&config::Faults>) -> Finding {
 
 fn service(admin: &Path, findings: &mut Vec<Finding>) {
     let finding = |verdict, message: String| Finding::new(SERVICE, shown(admin), verdict, message);
-    let client = Client::new(admin).with_answer_timeout(PATIENCE);
+    let client = Client::new(admin).with_answer_timeout(LOCAL_TIMEOUT);
     let status = match client.ask::<verb::Status>(&Nothing {}) {
         Ok(status) => status,
         Err(error @ ClientError::Denied { .. }) => {
@@ -130,22 +133,22 @@ fn service(admin: &Path, findings: &mut Vec<Finding>) {
     status.backends.iter().for_each(|backend| findings.extend(self::backend(backend)));
     let online = status.backends.iter().filter(|backend| backend.state == "online");
     let paths: Vec<_> = online.map(|backend| Path::new(&backend.path)).collect();
-    for (path, sight) in paths.iter().zip(look::look_at_all(&paths)) {
-        // One that hangs is told of by the service.
-        let Some(Sight::Directory { file_system, .. }) = sight else { continue };
+    for (path, dir_state) in paths.iter().zip(directory::inspect_all(&paths)) {
+        // The service reports a backend that hangs.
+        let Some(DirectoryState::Directory { file_system, .. }) = dir_state else { continue };
         findings.extend(file_system.judge_setuid(path));
         findings.extend(file_system.judge_journal(path, "volumes"));
     }
 }
 
-/// Why the service cannot change its catalog, if it cannot.
+/// Reports why the service cannot change its catalog; `None` if it can.
 fn catalog(status: &wire::Status) -> Option<Finding> {
     let fault = status.catalog_fault.as_ref()?;
     let remedy = "mend what it names: it is tried again by itself, and what was answered is not lost";
     Some(Finding::new(CATALOG, &status.catalog, Verdict::Wrong, fault.clone()).remedy(remedy))
 }
 
-/// The hosts of which several machines use one certificate.
+/// Reports the hosts whose certificate several machines use.
 fn cloned(status: &wire::Status) -> Vec<Finding> {
     let finding = |host: &String| {
         let message = "several machines use its certificate: none of its mounts is called stale, and its exclusive volumes \
@@ -196,14 +199,15 @@ fn certificate(status: &wire::Status, now: OffsetDateTime, findings: &mut Vec<Fi
                   does not, its log tells why)";
     findings.push(if expires <= now {
         finding(Verdict::Wrong, format!("it expired at {text}")).remedy(remedy)
-    } else if expires <= now + SOON {
+    } else if expires <= now + EXPIRY_WARNING {
         finding(Verdict::Warning, format!("it expires in {days} days, at {text}")).remedy(remedy)
     } else {
         finding(Verdict::Ok, format!("it is good for {days} days"))
     });
 }
 
-/// A backend that is online is told of where its room is, and by the mountpoints.
+/// Judges a backend as the service reports it. A backend that is online is also judged by its space and by
+/// the mountpoints.
 fn backend(backend: &wire::Backend) -> Vec<Finding> {
     let wire::Backend {
         name,

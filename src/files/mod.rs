@@ -18,7 +18,7 @@ use rustix::fs::{CWD, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 pub(crate) use self::no_replace::{rename_dir_no_replace, rename_file_no_replace};
-pub(crate) use self::time_limit::{READ_TIMEOUT, Unfinished, Waiting, start, within};
+pub(crate) use self::time_limit::{READ_TIMEOUT, ReaderThread, Unfinished, start, within};
 
 /// The exclusive right to write the files that a lock file protects, until it is dropped.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ pub(crate) const SMALL: usize = 1 << 20;
 /// Follows symbolic links. Anything but a regular file is an error: a pipe would wait for its writer, and a device may
 /// never end. A larger file is an error as well, of which no more than `most` bytes are read.
 pub(crate) fn read_at_most(path: &Path, most: usize) -> io::Result<Vec<u8>> {
-    let _told = time_limit::Told::new(path);
+    let _mark = time_limit::ReadingMark::new(path);
     let mut file = open_regular(path)?;
     let larger = || {
         let what = format!("it is larger than {} MiB, more than any file of its kind", most >> 20);
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a temporary file was left");
     }
 
-    /// As on NFS: by a hard link.
+    /// Checks storage like NFS, where a hard link stands in for the rename.
     #[test]
     fn a_name_that_is_taken_stays_where_no_rename_spares_it() {
         let Some(storage) = ScratchFs::mount() else { return };
@@ -254,11 +254,11 @@ mod tests {
         create(&path, b"first", 0o600).unwrap();
         assert_eq!(create(&path, b"second", 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(read(&path).unwrap().as_deref(), Some(&b"first"[..]));
-        // What a crash between the two steps leaves.
+        // A crash between the two steps leaves this.
         std::fs::hard_link(&path, &other).unwrap();
         rename(&path, &other).unwrap();
         assert_eq!((read(&path).unwrap(), read(&other).unwrap().as_deref()), (None, Some(&b"first"[..])));
-        // exFAT knows neither.
+        // exFAT supports neither.
         storage.control().fail_once(Op::Link, libc::EPERM);
         rename(&other, &path).unwrap();
         create(&other, b"other", 0o600).unwrap();
@@ -272,7 +272,7 @@ mod tests {
     fn a_directory_has_the_mode_that_was_said_and_keeps_the_one_that_it_had() {
         let dir = tempfile::tempdir().unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
-        // More than any umask in use leaves.
+        // More bits than any common umask leaves.
         for said in [0o777, 0o711, 0o700] {
             let deep = dir.path().join(format!("{said:o}/deep"));
             make_dir(&deep, said).unwrap();

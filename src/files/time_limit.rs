@@ -17,16 +17,16 @@ pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 static READING: Mutex<Vec<(ThreadId, PathBuf)>> = Mutex::new(Vec::new());
 
 /// Records the file that this thread reads, until it is dropped.
-pub(super) struct Told;
+pub(super) struct ReadingMark;
 
-impl Told {
+impl ReadingMark {
     pub(super) fn new(path: &Path) -> Self {
         reading(|all| all.push((thread::current().id(), path.to_owned())));
         Self
     }
 }
 
-impl Drop for Told {
+impl Drop for ReadingMark {
     fn drop(&mut self) {
         let own = thread::current().id();
         reading(|all| {
@@ -42,11 +42,11 @@ fn reading<T>(work: impl FnOnce(&mut Vec<(ThreadId, PathBuf)>) -> T) -> T {
     work(&mut READING.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Work that a separate thread does.
+/// A thread that reads files for a caller.
 #[derive(Debug)]
-pub(crate) struct Waiting(ThreadId);
+pub(crate) struct ReaderThread(ThreadId);
 
-impl Waiting {
+impl ReaderThread {
     /// Returns the file that the thread is reading at this moment, if any.
     #[must_use]
     pub(crate) fn path(&self) -> Option<PathBuf> {
@@ -82,9 +82,11 @@ pub enum Unfinished {
 }
 
 /// Begins work in a new thread.
-pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<Waiting, Unfinished> {
+pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<ReaderThread, Unfinished> {
     let thread = thread::Builder::new().name(name.into()).spawn(work);
-    thread.map(|thread| Waiting(thread.thread().id())).map_err(|error| Unfinished::NoThread(error.into()))
+    thread
+        .map(|thread| ReaderThread(thread.thread().id()))
+        .map_err(|error| Unfinished::NoThread(error.into()))
 }
 
 /// Does work that reads files in a new thread, and waits for it no longer than [`READ_TIMEOUT`].
@@ -109,8 +111,8 @@ mod tests {
         let (ready, is_ready) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel::<()>();
         let waiting = start("test", move || {
-            let _outer = Told::new(Path::new("/outer"));
-            let inner = Told::new(Path::new("/inner"));
+            let _outer = ReadingMark::new(Path::new("/outer"));
+            let inner = ReadingMark::new(Path::new("/inner"));
             ready.send(()).unwrap();
             may_go_on.recv().unwrap();
             drop(inner);

@@ -1,7 +1,8 @@
-//! The name of a host, read from the certificate it proved itself with.
+//! Reads the name of a host from its certificate.
 //!
-//! This module only reads: whether a certificate is genuine, in its time and not revoked was decided by the TLS
-//! handshake before. It must never guess a name: a certificate without a plain one names nobody.
+//! This module only reads: the TLS handshake has already decided that the certificate is genuine, within its
+//! dates and not revoked. It must never guess a name: a certificate without a valid host name identifies
+//! nobody.
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -9,16 +10,17 @@ use x509_parser::prelude::FromDer;
 
 use crate::model::host::{HostName, InvalidHostName};
 
-/// Why a certificate names no host.
+/// Reasons why a certificate names no host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    /// The bytes are no X.509 certificate.
+    /// The bytes are not an X.509 certificate.
     #[error("the certificate cannot be read: {0}")]
     Unreadable(String),
-    /// Neither a DNS name nor a common name.
+    /// The certificate has neither a DNS name nor a common name.
     #[error("the certificate names no host: it has neither a DNS name (subjectAltName) nor a common name")]
     Nameless,
-    /// A common name where DNS names are limited: nothing in a verified chain says that it was meant to be let in.
+    /// The certificate has only a common name, and an authority limits DNS names: nothing in the verified
+    /// chain says that this host was meant to have access.
     #[error(
         "the certificate has no DNS name (subjectAltName), and {authority} limits the DNS names that it vouches for, \
          which binds no common name: have a certificate issued with the host's name as a DNS name"
@@ -27,33 +29,34 @@ pub enum IdentityError {
         /// The subject of the authority.
         authority: String,
     },
-    /// The name that decides is no plain host name.
+    /// The decisive name is not a valid host name.
     #[error("the certificate's {place} names no host")]
     Invalid {
-        /// Where the name stands: `first DNS name` or `common name`.
+        /// The place of the name: `first DNS name` or `common name`.
         place: &'static str,
-        /// What is wrong with it.
+        /// The fault of the name.
         #[source]
         source: InvalidHostName,
     },
 }
 
-/// What a host's certificate says of it.
+/// The facts in a host's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The host's name.
     pub host: HostName,
     /// The certificate's serial number, as [`serial`] reads it.
     pub serial: String,
-    /// Who issued the certificate: the subject of the authority, as text.
+    /// The issuer of the certificate: the subject of the authority, as text.
     pub issuer: String,
-    /// When the certificate ends, in seconds since 1970.
+    /// The end of its validity, in seconds since 1970.
     pub not_after: i64,
-    /// True if the host's name is the common name, for want of a DNS name.
+    /// True if the host's name is the common name, because there is no DNS name.
     pub by_common_name: bool,
 }
 
-/// Reads all of it from a certificate (DER) at once: parsing it is a good part of what a new connection costs.
+/// Reads all facts from a certificate (DER) at once: parsing it is a good part of the cost of a new
+/// connection.
 pub fn identity(der: &[u8]) -> Result<Identity, IdentityError> {
     let certificate = parse(der)?;
     let (host, by_common_name) = host_of(&certificate)?;
@@ -66,22 +69,23 @@ pub fn identity(der: &[u8]) -> Result<Identity, IdentityError> {
     })
 }
 
-/// Reads the host's name from a certificate (DER): its first DNS name, and only where it has none its common name.
+/// Reads the host's name from a certificate (DER): its first DNS name, or its common name if it has no DNS
+/// name.
 ///
-/// A first DNS name that is no plain host name (a wildcard, `anonymous`) is an error: a later name is not tried,
-/// because the order would then decide who somebody is.
+/// A first DNS name that is not a valid host name (a wildcard, `anonymous`) is an error. A later name is not
+/// tried, because then the order of the names would decide who the host is.
 pub fn host_name(der: &[u8]) -> Result<HostName, IdentityError> {
     host_of(&parse(der)?).map(|(host, _)| host)
 }
 
-/// The host's name, and true if it is the common name.
+/// Returns the host's name, and true if it is the common name.
 fn host_of(certificate: &X509Certificate<'_>) -> Result<(HostName, bool), IdentityError> {
     let alternative =
         certificate.subject_alternative_name().map_err(|e| IdentityError::Unreadable(e.to_string()))?;
     let dns = alternative.and_then(|extension| {
         extension.value.general_names.iter().find_map(|name| match name {
             GeneralName::DNSName(name) => Some(Ok(*name)),
-            // A DNS name that is no text must not make the common name decide.
+            // A DNS name that is not text must not make the common name decide.
             GeneralName::Invalid(tag, _) if tag.0 == 2 => {
                 Some(Err(IdentityError::Unreadable("its DNS name (subjectAltName) is no ASCII text".into())))
             }
@@ -101,11 +105,12 @@ fn host_of(certificate: &X509Certificate<'_>) -> Result<(HostName, bool), Identi
         .map_err(|source| IdentityError::Invalid { place: "common name", source })
 }
 
-/// Returns the subject of an authority that limits DNS names (name constraints) and may have vouched for the first of
-/// `chain` (DER): one of the rest of it, or one of `roots`.
+/// Returns the subject of an authority that limits DNS names (name constraints) and may have signed the first
+/// certificate of `chain` (DER): an authority in the rest of `chain`, or one of `roots`.
 ///
-/// Limits of DNS names hold for DNS names only, and the verifier of the handshake looks at no common name. Authorities are
-/// found by their names, so one of two of the same name counts although the other may have signed.
+/// Limits on DNS names apply only to DNS names, and the verifier of the handshake checks no common name.
+/// Authorities are found by their names, so one of two with the same name counts although the other may have
+/// signed.
 pub fn limiting_authority(
     chain: &[impl AsRef<[u8]>],
     roots: &[impl AsRef<[u8]>],
@@ -141,18 +146,19 @@ fn limits_dns_names(authority: &X509Certificate<'_>) -> bool {
             let mut subtrees = lists.into_iter().flatten().flatten();
             subtrees.any(|subtree| matches!(subtree.base, GeneralName::DNSName(_) | GeneralName::Invalid(..)))
         }
-        // What cannot be read may limit anything.
+        // Constraints that cannot be read may limit anything.
         Err(_) => true,
     }
 }
 
-/// The serial number of a certificate (DER) in lower-case hexadecimal without leading zeros, as the catalog keeps it.
+/// Returns the serial number of a certificate (DER) in lower-case hexadecimal without leading zeros, as the
+/// catalog has it.
 pub fn serial(der: &[u8]) -> Result<String, IdentityError> {
     let certificate = parse(der)?;
     Ok(serial_text(certificate.tbs_certificate.raw_serial()))
 }
 
-/// When a certificate (DER) ends, in seconds since 1970.
+/// Returns the end of a certificate's (DER) validity, in seconds since 1970.
 pub fn not_after(der: &[u8]) -> Result<i64, IdentityError> {
     Ok(parse(der)?.validity().not_after.timestamp())
 }

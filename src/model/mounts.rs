@@ -245,7 +245,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a map of counts: whatever the history, the ledger holds exactly the mounts that were not undone.
+        /// Compares with a map of counts: after any history, the ledger holds exactly the mounts that were not undone.
         #[test]
         fn counts_are_exact(steps in proptest::collection::vec((any::<bool>(), 0u8..3, 0u8..3, 0u64..3), 0..200)) {
             let mut ledger = Ledger::default();

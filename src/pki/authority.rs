@@ -1,6 +1,6 @@
-//! The certificate authority: making one, and signing with it.
+//! The certificate authority: makes one, and signs with it.
 //!
-//! It never writes a file and never sees a request: its callers decide who gets a certificate.
+//! This module never writes a file and never decides who gets a certificate: its callers do both.
 
 use std::fmt;
 
@@ -15,32 +15,34 @@ use time::{Duration, OffsetDateTime};
 use super::certificate::{self, CertInfo, CertificateError, ServerName};
 use crate::model::host::HostName;
 
-/// How long certificates live: authorities.
+/// The lifetime of an authority's certificate.
 pub(crate) const CA_LIFE: Duration = Duration::days(20 * 365 + 5);
-/// How long certificates live: hosts, whose engines read theirs once.
+/// The lifetime of a host's certificate. It is long because an engine reads its certificate only once, at its
+/// start.
 pub(crate) const HOST_LIFE: Duration = Duration::days(10 * 365 + 2);
-/// How long certificates live: servers, whose are made anew by themselves.
+/// The lifetime of a server's certificate. It is short because volhost renews it by itself.
 pub(crate) const SERVER_LIFE: Duration = Duration::days(365);
-/// How far a clock may be behind ours and still take a certificate that was just issued.
+/// How far a host's clock may be behind ours so that the host still accepts a certificate that was just
+/// issued.
 pub(crate) const BACKDATED: Duration = Duration::hours(1);
 
-/// What the subject of every authority made here begins with.
+/// The prefix of the common name of every authority that volhost makes.
 const CA_NAME: &str = "volhost CA ";
 const ORGANIZATION: &str = "volhost";
 
-/// Why nothing was signed.
+/// An error while a certificate was signed.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningError {
-    /// The authority's own certificate is over, so that what it signs is worth nothing.
+    /// The authority's own certificate has expired, so verifiers would refuse anything it signs.
     #[error("the CA's certificate expired on {0}: begin a new CA in an empty directory")]
     Expired(OffsetDateTime),
-    /// No randomness was to be had.
+    /// The system provided no random numbers.
     #[error("the system gave no random numbers")]
     Random,
-    /// The library could not.
+    /// The library could not make the certificate.
     #[error("the certificate could not be made")]
     Make(#[source] rcgen::Error),
-    /// A certificate is broken.
+    /// The authority's certificate is broken.
     #[error("the CA's certificate is unusable")]
     Certificate(#[source] CertificateError),
 }
@@ -52,11 +54,10 @@ pub(crate) struct Signed {
     pub pem: String,
     /// Its serial number, in lower-case hexadecimal without leading zeros.
     pub serial: String,
-    /// Who signed it: the authority's subject, as [`CertInfo::subject`].
+    /// The authority's subject, in the form of [`CertInfo::subject`].
     pub issuer: String,
-    /// When it was signed, to the second.
+    /// The time of signing, in whole seconds.
     pub issued_at: OffsetDateTime,
-    /// Until when it is valid.
     pub not_after: OffsetDateTime,
 }
 
@@ -73,14 +74,14 @@ impl fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// The authority of this certificate and key, which the caller knows to match.
+    /// Returns the authority of this certificate and key. The caller must know that they match.
     pub(crate) fn new(certificate: &CertificateDer<'_>, key: KeyPair) -> Result<Self, SigningError> {
         let info = certificate::describe_der(certificate).map_err(SigningError::Certificate)?;
         let issuer = Issuer::from_ca_cert_der(certificate, key).map_err(SigningError::Make)?;
         Ok(Self { issuer, info })
     }
 
-    /// When the authority's own certificate expires.
+    /// Returns the time when the authority's own certificate expires.
     #[must_use]
     pub(crate) fn not_after(&self) -> OffsetDateTime {
         self.info.not_after
@@ -98,7 +99,7 @@ impl Authority {
         self.sign(key, &subject, alternative, ExtendedKeyUsagePurpose::ServerAuth, SERVER_LIFE, now)
     }
 
-    /// Signs the certificate by which a host's engine proves its name.
+    /// Signs the certificate with which a host's engine proves its name.
     pub(crate) fn sign_host(
         &self,
         key: &impl PublicKeyData,
@@ -126,7 +127,8 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.serial_number = Some(serial.0.to_vec().into());
         params.not_before = (issued_at - BACKDATED).max(self.info.not_before);
-        // Nothing outlives the authority that vouches for it: verifiers would refuse it for reasons hard to see.
+        // A certificate never outlives its authority: verifiers would refuse it for reasons that are hard to
+        // see.
         params.not_after = (issued_at + life).min(self.info.not_after);
         params.distinguished_name = subject_name(subject);
         params.subject_alt_names = alternative;
@@ -141,12 +143,12 @@ impl Authority {
     }
 }
 
-/// A new private key: ECDSA on P-256, which every engine and every TLS library takes.
+/// Makes a new private key: ECDSA on P-256, which every engine and every TLS library accepts.
 pub(crate) fn new_key() -> Result<KeyPair, SigningError> {
     KeyPair::generate().map_err(SigningError::Make)
 }
 
-/// A request (PEM) that proves who has a key, for these names.
+/// Makes a certificate request (PEM) for these names, signed with the key to prove its possession.
 pub(crate) fn request(key: &KeyPair, names: &[ServerName]) -> Result<String, SigningError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = subject_name(&names.first().map(ToString::to_string).unwrap_or_default());
@@ -154,7 +156,7 @@ pub(crate) fn request(key: &KeyPair, names: &[ServerName]) -> Result<String, Sig
     params.serialize_request(key).and_then(|request| request.pem()).map_err(SigningError::Make)
 }
 
-/// A self-signed authority's certificate for this key.
+/// Makes the self-signed certificate of an authority with this key.
 pub(crate) fn self_sign(key: &KeyPair, now: OffsetDateTime) -> Result<Signed, SigningError> {
     let issued_at = whole_seconds(now);
     let serial = Serial::random()?;
@@ -162,7 +164,7 @@ pub(crate) fn self_sign(key: &KeyPair, now: OffsetDateTime) -> Result<Signed, Si
     params.serial_number = Some(serial.0.to_vec().into());
     params.not_before = issued_at - BACKDATED;
     params.not_after = issued_at + CA_LIFE;
-    // Two authorities of one name would be taken for each other by verifiers that look issuers up by name.
+    // Verifiers that look up issuers by name would confuse two authorities of the same name.
     let id: String = serial.to_string().chars().take(8).collect();
     params.distinguished_name = subject_name(&format!("{CA_NAME}{id}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -173,7 +175,7 @@ pub(crate) fn self_sign(key: &KeyPair, now: OffsetDateTime) -> Result<Signed, Si
     Ok(Signed { pem, serial: serial.to_string(), issuer, issued_at, not_after })
 }
 
-/// Whether a certificate is an authority that was made here, not one that an operator brought.
+/// Returns true if volhost made this authority; false if an operator brought it.
 pub(crate) fn is_made_here(info: &CertInfo) -> bool {
     info.is_ca && info.common_name.as_ref().is_some_and(|name| name.starts_with(CA_NAME))
 }
@@ -184,23 +186,23 @@ pub(crate) fn parse_key(pem: &[u8]) -> Result<KeyPair, KeyError> {
     KeyPair::try_from(&der).map_err(KeyError::Key)
 }
 
-/// Why a text is no private key.
+/// Reasons why a text is not a private key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// No PEM of a key.
+    /// The text has no readable PEM block of a private key.
     #[error("it holds no readable `-----BEGIN PRIVATE KEY-----`")]
     Pem(#[source] rustls::pki_types::pem::Error),
-    /// A kind of key that is not known, or a broken one.
+    /// The key is broken, or of an unknown kind.
     #[error("it holds a key that is broken or of an unknown kind")]
     Key(#[source] rcgen::Error),
 }
 
-/// A public key to be certified, read from its subject public key info.
+/// Reads the public key that is to be certified, from its subject public key info.
 pub(crate) fn public_key(der: &[u8]) -> Result<SubjectPublicKeyInfo, rcgen::Error> {
     SubjectPublicKeyInfo::from_der(der)
 }
 
-/// A serial number of 126 random bits: positive, and of one length for all.
+/// A serial number with 126 random bits: always positive, and always of the same length.
 struct Serial([u8; 16]);
 
 impl Serial {
@@ -211,7 +213,8 @@ impl Serial {
             .fill(&mut bytes)
             .map_err(|_| SigningError::Random)?;
         let [first, ..] = &mut bytes;
-        // The highest bit would make it negative; the next one keeps the first digit from being a zero.
+        // A set highest bit would make the number negative; the next bit is set so that the first hexadecimal
+        // digit is never 0.
         *first = (*first & 0x3f) | 0x40;
         Ok(Self(bytes))
     }
@@ -226,7 +229,7 @@ impl fmt::Display for Serial {
 fn subject_name(common_name: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::OrganizationName, ORGANIZATION);
-    // X.509 ends a common name at 64 characters; whoever has a longer name is known by the alternative name alone.
+    // X.509 limits a common name to 64 characters; a longer name is only in the subject alternative name.
     if !common_name.is_empty() && common_name.len() <= 64 {
         name.push(DnType::CommonName, common_name);
     }
@@ -244,7 +247,7 @@ fn dns(name: &str) -> Result<SanType, SigningError> {
     Ok(SanType::DnsName(name.try_into().map_err(SigningError::Make)?))
 }
 
-/// Certificates know whole seconds only.
+/// Drops the fraction of a second, which a certificate cannot hold.
 fn whole_seconds(at: OffsetDateTime) -> OffsetDateTime {
     at.replace_nanosecond(0).unwrap_or(at)
 }

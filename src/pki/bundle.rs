@@ -1,24 +1,25 @@
-//! Bundles: what one host's engine needs to find and reach a server, as an archive for `tar -C / -xf`.
+//! Bundles: the files with which a host's engine finds and reaches a server, as an archive for `tar -C /
+//! -xf`.
 //!
-//! The spec file comes last: an engine that looks while the archive is being unpacked finds either no plugin or one
-//! whose certificates are all there.
+//! The spec file comes last: an engine that looks while the archive is being unpacked finds either no plugin,
+//! or a plugin whose certificates are all there.
 
 use std::io;
 
 use time::OffsetDateTime;
 
-/// Where a bundle puts the authority's certificate on its host.
+/// The path of the authority's certificate on a host that unpacked a bundle.
 pub const CA_FILE: &str = "/etc/docker/volhost/ca.crt";
-/// Where a bundle puts the host's certificate.
+/// The path of the host's certificate.
 pub const CERT_FILE: &str = "/etc/docker/volhost/host.crt";
-/// Where a bundle puts the host's key, and where a host that made its own is to put it.
+/// The path of the host's key. A host that made its own key must put it there.
 pub const KEY_FILE: &str = "/etc/docker/volhost/host.key";
-/// Where a bundle puts the spec file; its name is the plugin's.
+/// The directory of the spec file, which is named after the plugin.
 pub const SPEC_DIR: &str = "/etc/docker/plugins";
-/// Where a bundle puts the certificates and the key.
+/// The directory of the certificates and the key.
 const CERT_DIR: &str = "/etc/docker/volhost";
 
-/// What goes into a bundle.
+/// The content of a bundle.
 #[derive(Clone, Copy)]
 pub struct Bundle<'a> {
     /// The plugin's name on that host, which names the spec file: a plain file name.
@@ -29,24 +30,24 @@ pub struct Bundle<'a> {
     pub ca_pem: &'a str,
     /// The host's certificate.
     pub cert_pem: &'a str,
-    /// Its key; none for a host that made its own.
+    /// The host's key; `None` if the host made its own.
     pub key_pem: Option<&'a str>,
 }
 
-/// Why no bundle was made.
+/// Reasons why no bundle was made.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    /// The plugin's name would put the spec file elsewhere.
+    /// The plugin's name would put the spec file into another directory.
     #[error("{0:?} is no plain file name, so that no spec file can be named by it")]
     Name(String),
-    /// The archive could not be put together.
+    /// The archive could not be written.
     #[error("the bundle could not be put together")]
     Archive(#[source] io::Error),
 }
 
-/// Puts a bundle together: the two directories of its files, and these, owned by root, with their modes, dated now.
+/// Makes a bundle: the two directories and their files, owned by root, with their modes, dated now.
 ///
-/// `/etc/docker` itself is no entry of it: unpacking would change the mode of one that is there, which is the host's.
+/// `/etc/docker` has no entry: unpacking one would change the mode of the host's own directory.
 pub fn bundle(content: &Bundle<'_>) -> Result<Vec<u8>, BundleError> {
     let Bundle { plugin, spec_json, ca_pem, cert_pem, key_pem } = *content;
     if plugin.is_empty() || plugin.contains(['/', '\0']) || plugin.starts_with('.') {
@@ -67,7 +68,7 @@ pub fn bundle(content: &Bundle<'_>) -> Result<Vec<u8>, BundleError> {
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(now);
-        // Relative, as archives are: `tar -C /` says where.
+        // The paths in an archive are relative: `tar -C /` says to what.
         archive.append_data(&mut header, path.trim_start_matches('/'), content)
     };
     for directory in [CERT_DIR, SPEC_DIR] {
@@ -113,7 +114,7 @@ mod tests {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             String::from_utf8(output.stdout).unwrap()
         };
-        // A directory that the host has already, and the umask of a careful administrator.
+        // The host has this directory already, and its administrator has a strict umask.
         std::fs::create_dir_all(root.join("etc/docker")).unwrap();
         std::fs::set_permissions(root.join("etc/docker"), std::fs::Permissions::from_mode(0o750)).unwrap();
         let unpacked = Command::new("sh")

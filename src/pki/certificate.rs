@@ -1,6 +1,6 @@
-//! Reading certificates: what one says, whether it was signed by another, and the names a server is called by.
+//! Reads certificates: their content, their signer, and the names of a server.
 //!
-//! Nothing here signs, and nothing here judges a client: a connection's certificate is verified by rustls alone.
+//! Nothing here signs or decides about a client: rustls alone verifies the certificate of a connection.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,16 +12,16 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
-/// A name under which engines call a server: what stands as the host in an `https` URL.
+/// A name with which engines call a server: the host part of an `https` URL.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ServerName {
     /// A DNS name, in lower case, without a trailing dot.
     Dns(String),
-    /// An address.
+    /// An IP address.
     Ip(IpAddr),
 }
 
-/// Why a text is no name of a server.
+/// The reason why a text is not a name of a server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name:?} is no name an engine can call a server by: {why}")]
 pub struct InvalidServerName {
@@ -30,10 +30,10 @@ pub struct InvalidServerName {
 }
 
 impl ServerName {
-    /// Reads the host part of a URL: a DNS name or an address, an IPv6 one with or without brackets.
+    /// Reads the host part of a URL: a DNS name or an address; an IPv6 address may have brackets.
     ///
-    /// Refused are wildcards, zones (`fe80::1%eth0`) and the unspecified addresses `0.0.0.0` and `::`, which stand
-    /// for every address of a machine and so for none that could be verified.
+    /// Refuses wildcards, zones (`fe80::1%eth0`), and the unspecified addresses `0.0.0.0` and `::`: they
+    /// stand for every address of a machine, so none of them could be verified.
     pub fn parse(host: &str) -> Result<Self, InvalidServerName> {
         let fault = |why| InvalidServerName { name: host.chars().take(64).collect(), why };
         let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
@@ -48,7 +48,7 @@ impl ServerName {
         }
     }
 
-    /// The name of a server that listens on an address; none for the unspecified addresses.
+    /// Returns the name of a server that listens on an address; `None` for the unspecified addresses.
     #[must_use]
     pub fn of_address(address: IpAddr) -> Option<Self> {
         let address = address.to_canonical();
@@ -71,7 +71,8 @@ fn dns_fault(name: &str) -> Option<&'static str> {
             None
         }
     });
-    // A resolver takes such a name for an address, and a verifier then compares it with the wrong kind of name.
+    // A resolver takes such a name for an address, and a verifier then compares it with the wrong kind of
+    // name.
     let numeric = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
     fault.or(numeric.then_some("its last part is a number, so that it reads as a broken address"))
 }
@@ -85,7 +86,7 @@ impl fmt::Display for ServerName {
     }
 }
 
-/// What a certificate says of itself. Nothing in it was verified.
+/// The fields of a certificate. Nothing in them was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertInfo {
     /// The subject, as `CN=web1, O=volhost`.
@@ -94,59 +95,59 @@ pub struct CertInfo {
     pub common_name: Option<String>,
     /// The issuer, in the same form.
     pub issuer: String,
-    /// The names in the subject alternative name, in their order there; other kinds than DNS and addresses are left
-    /// out, and so is what is no plain name (a wildcard).
+    /// The names in the subject alternative name, in their order there: DNS names and addresses. Other kinds
+    /// and wildcards are left out.
     pub names: Vec<ServerName>,
     /// The DNS names of the subject alternative name exactly as they stand there, wildcards included.
     pub dns_names: Vec<String>,
     /// The serial number, in lower-case hexadecimal without leading zeros or separators.
     pub serial: String,
-    /// From when it is valid.
+    /// The start of its validity.
     pub not_before: OffsetDateTime,
-    /// Until when it is valid.
+    /// The end of its validity.
     pub not_after: OffsetDateTime,
-    /// Whether it may sign certificates.
+    /// True if it may sign certificates.
     pub is_ca: bool,
 }
 
 impl CertInfo {
-    /// Whether a third of the certificate's life or less is left, so that it is time for another one.
+    /// Returns true if at most a third of the certificate's lifetime is left: it is time to renew it.
     #[must_use]
     pub fn renewal_due(&self, now: OffsetDateTime) -> bool {
         self.not_after - now <= (self.not_after - self.not_before) / 3
     }
 
-    /// Whether the certificate is valid at this moment, as far as its dates go.
+    /// Returns true if this moment is between the certificate's dates.
     #[must_use]
     pub fn is_valid_at(&self, now: OffsetDateTime) -> bool {
         (self.not_before..=self.not_after).contains(&now)
     }
 }
 
-/// Why a text is no certificate.
+/// Reasons why a text is not a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
-    /// Not PEM, or broken PEM.
+    /// The text is not PEM, or it is broken PEM.
     #[error("it is no readable PEM")]
     Pem(#[source] rustls::pki_types::pem::Error),
-    /// PEM, but of something else.
+    /// The text is PEM of something else.
     #[error("it holds no `-----BEGIN CERTIFICATE-----`")]
     None,
-    /// PEM of a certificate whose inside is broken.
+    /// The PEM block is a certificate that cannot be decoded.
     #[error("it holds a certificate that cannot be decoded")]
     Der(#[source] x509_parser::error::X509Error),
-    /// A date beyond what can be told.
+    /// A date is out of the range that volhost can represent.
     #[error("it holds a certificate with an impossible date")]
     Date,
 }
 
-/// What the first certificate of a PEM text says.
+/// Describes the first certificate of a PEM text.
 pub fn describe(pem: impl AsRef<[u8]>) -> Result<CertInfo, CertificateError> {
     let all = decode(pem.as_ref())?;
     describe_der(all.first().ok_or(CertificateError::None)?)
 }
 
-/// What a certificate in DER says.
+/// Describes a certificate in DER.
 pub fn describe_der(der: &[u8]) -> Result<CertInfo, CertificateError> {
     let certificate = parse(der)?;
     let mut names = Vec::new();
@@ -177,33 +178,35 @@ pub fn describe_der(der: &[u8]) -> Result<CertInfo, CertificateError> {
     })
 }
 
-/// All certificates of a PEM text, in DER and in their order there; other PEM blocks are passed over. Never empty.
+/// Returns all certificates of a PEM text, in DER and in order. Skips other PEM blocks. The result is never
+/// empty.
 pub(crate) fn decode(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let all =
         CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(CertificateError::Pem)?;
     if all.is_empty() { Err(CertificateError::None) } else { Ok(all) }
 }
 
-/// Certificates as PEM text.
+/// Writes certificates as PEM text.
 pub(super) fn encode<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'a>>) -> String {
     let blocks: Vec<_> =
         certificates.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der.as_ref())).collect();
     pem::encode_many_config(&blocks, pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF))
 }
 
-/// A certificate's subject public key info, in DER.
+/// Returns a certificate's subject public key info, in DER.
 pub(super) fn public_key(der: &[u8]) -> Result<Vec<u8>, CertificateError> {
     Ok(parse(der)?.public_key().raw.to_vec())
 }
 
-/// Whether one certificate was signed by the key of another, as that one's subject. Dates are not looked at.
+/// Returns true if the issuer of a certificate is the subject of another one, and that one's key signed it.
+/// Ignores the dates.
 pub(super) fn is_signed_by(certificate: &[u8], authority: &[u8]) -> bool {
     let (Ok(certificate), Ok(authority)) = (parse(certificate), parse(authority)) else { return false };
     certificate.issuer().as_raw() == authority.subject().as_raw()
         && certificate.verify_signature(Some(authority.public_key())).is_ok()
 }
 
-/// The first common name of a subject.
+/// Returns the first common name of a subject.
 pub(super) fn common_name(subject: &x509_parser::x509::X509Name<'_>) -> Option<String> {
     subject.iter_common_name().find_map(|name| name.as_str().ok()).map(str::to_owned)
 }

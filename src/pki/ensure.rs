@@ -1,7 +1,7 @@
-//! The certificates of this machine and the authority that signs them: made if they are missing, and renewed in time.
+//! Makes and renews the certificates of this machine and the authority that signs them.
 //!
-//! Everything here is written under the directory's lock: a key first and its certificate after it, so that a process
-//! that ends in between leaves a key whose certificate the next one makes.
+//! Every write happens under the directory's lock, and a key is written before its certificate: a process
+//! that ends in between leaves a key, and the next process makes the certificate for it.
 
 use std::path::{Path, PathBuf};
 
@@ -12,90 +12,90 @@ use super::authority::{self, Authority};
 use super::certificate::{CertInfo, ServerName, describe};
 use super::host_certificate::{Issued, issued, sign_host};
 use super::pair::{Leaf, Pair, Purpose, Trust, leaf, read, read_key};
-use super::{Pki, PkiError, Request};
+use super::{OwnCertificate, Pki, PkiError};
 use crate::files::{self, Lock};
 use crate::model::host::HostName;
 
 /// The outcome of [`Pki::ensure`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ensured {
-    /// True if the authority was made now.
+    /// True if this call made the authority.
     pub ca_made: bool,
-    /// True if `server.crt` was written now, for the first time or again.
+    /// True if this call wrote `server.crt`.
     pub server_renewed: bool,
-    /// The certificates issued to hosts now: this machine's own, or none.
+    /// The certificates that this call issued to hosts: this machine's own, or none.
     pub issued: Vec<Issued>,
-    /// The certificate that is in `client.crt` now, whenever it was issued. A process that ended between issuing and
-    /// recording left one the catalog does not know, and only a known certificate can be revoked by its host's name.
+    /// The certificate in `client.crt`, whenever it was issued. The catalog may lack it because a process
+    /// ended after it issued the certificate and before it recorded it, and only a recorded certificate can
+    /// be revoked by its host's name.
     pub client: Option<Issued>,
 }
 
-/// What is missing in a directory in which no authority may be made.
+/// Missing files in a directory in which no authority may be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Lacking {
+pub enum MissingFiles {
     /// The authority's certificate, and maybe more.
     Ca,
-    /// These certificates, and the authority's key to sign them with.
-    Signed(Vec<Request>),
+    /// These certificates, and the authority's key that would sign them.
+    Signed(Vec<OwnCertificate>),
 }
 
-/// An authority that the operator had made.
+/// An authority that was made on the operator's command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MadeCa {
-    /// The file of its certificate.
+    /// The path of its certificate.
     pub path: PathBuf,
-    /// The description of that certificate.
+    /// The content of the certificate.
     pub info: CertInfo,
 }
 
-/// What to do in a directory that has no authority.
+/// The behaviour in a directory that has no authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WithoutCa {
-    /// Make one.
+pub(super) enum IfNoCa {
     Make,
-    /// Fail.
     Refuse,
 }
 
 impl Pki {
-    /// Makes what does not exist yet: the authority (20 years), the server's certificate (1 year, for the names given
-    /// and `localhost`, `127.0.0.1` and `::1`) and this machine's client certificate (10 years, for `node`).
+    /// Makes what does not exist yet: the authority (20 years), the server's certificate (1 year, for the
+    /// given names and `localhost`, `127.0.0.1` and `::1`) and this machine's client certificate (10 years,
+    /// for `node`).
     ///
-    /// The server's certificate is renewed, with the same key, when a third of its life is left or a name is missing;
-    /// the names it had stay. The client's is renewed when a third is left or `node` has changed. If the authority's
-    /// key is kept elsewhere, that is an error only for a server's certificate that cannot serve as it is, and a
-    /// warning in the log otherwise.
+    /// Renews the server's certificate, with the same key, when a third of its life is left or a name is
+    /// missing; it keeps the names it had. Renews the client's when a third is left or `node` has changed. If
+    /// the authority's key is kept elsewhere, that is an error only if the server's certificate cannot serve
+    /// as it is; otherwise it is a warning in the log.
     ///
     /// Blocks: it waits for other processes that write here, and for the disk.
     pub fn ensure(&self, node: &HostName, server_names: &[ServerName]) -> Result<Ensured, PkiError> {
         self.ensure_at(node, server_names, OffsetDateTime::now_utc())
     }
 
-    /// As [`Pki::ensure`], but fails if there is no authority. For instances that let in each other's hosts, which one
-    /// authority signs.
+    /// Does the same as [`Pki::ensure`], but fails if there is no authority. It is for instances of a shared
+    /// catalog: each accepts the hosts of the others, so one authority must sign for all.
     pub fn ensure_of_given_ca(
         &self,
         node: &HostName,
         server_names: &[ServerName],
     ) -> Result<Ensured, PkiError> {
-        self.ensure_with(WithoutCa::Refuse, node, server_names, OffsetDateTime::now_utc())
+        self.ensure_with(IfNoCa::Refuse, node, server_names, OffsetDateTime::now_utc())
     }
 
-    /// Returns what is missing for [`ensure_of_given_ca`](Self::ensure_of_given_ca), without reading a key or writing
-    /// anything.
+    /// Returns what [`ensure_of_given_ca`](Self::ensure_of_given_ca) would find missing. Reads no key and
+    /// writes nothing.
     #[must_use]
-    pub fn lacking(&self) -> Option<Lacking> {
+    pub fn missing_files(&self) -> Option<MissingFiles> {
         let Pair { cert, key } = self.ca();
         if !cert.exists() {
-            return Some(Lacking::Ca);
+            return Some(MissingFiles::Ca);
         }
         if key.exists() {
             return None;
         }
-        let pairs = [(Request::Server, self.server()), (Request::Client, self.client())];
+        let pairs = [(OwnCertificate::Server, self.server()), (OwnCertificate::Client, self.client())];
         let missing: Vec<_> =
             pairs.into_iter().filter(|(_, pair)| !pair.cert.exists()).map(|(which, _)| which).collect();
-        (!missing.is_empty()).then_some(Lacking::Signed(missing))
+        (!missing.is_empty()).then_some(MissingFiles::Signed(missing))
     }
 
     /// Makes an authority (20 years) in a directory that has none.
@@ -111,7 +111,8 @@ impl Pki {
         Ok(MadeCa { path, info })
     }
 
-    /// Makes sure that the server's certificate holds a name. Returns true if it was renewed for that.
+    /// Adds a name to the server's certificate. Returns true if the certificate was renewed because it lacked
+    /// the name.
     pub fn add_server_name(&self, name: &ServerName) -> Result<bool, PkiError> {
         let lock = self.lock()?;
         let trust = self.trust()?;
@@ -122,31 +123,31 @@ impl Pki {
         self.renew_server(&lock, &trust, &leaf, std::slice::from_ref(name), OffsetDateTime::now_utc())
     }
 
-    /// Returns true if the server's certificate is due for renewal, which [`Pki::ensure`] does.
+    /// Returns true if the server's certificate is due for renewal; [`Pki::ensure`] renews it.
     pub fn renewal_due(&self) -> Result<bool, PkiError> {
         Ok(self.server_info()?.renewal_due(OffsetDateTime::now_utc()))
     }
 
-    /// [`Pki::ensure`], at a moment that tests can choose.
+    /// Does the same as [`Pki::ensure`], at a time that a test chooses.
     pub(super) fn ensure_at(
         &self,
         node: &HostName,
         server_names: &[ServerName],
         now: OffsetDateTime,
     ) -> Result<Ensured, PkiError> {
-        self.ensure_with(WithoutCa::Make, node, server_names, now)
+        self.ensure_with(IfNoCa::Make, node, server_names, now)
     }
 
-    /// Makes what is missing, and anew what is old.
+    /// Makes what is missing, and renews what is due.
     pub(super) fn ensure_with(
         &self,
-        without_ca: WithoutCa,
+        if_no_ca: IfNoCa,
         node: &HostName,
         server_names: &[ServerName],
         now: OffsetDateTime,
     ) -> Result<Ensured, PkiError> {
         let lock = self.lock()?;
-        let (trust, ca_made) = self.make_trust(&lock, without_ca, now)?;
+        let (trust, ca_made) = self.make_trust(&lock, if_no_ca, now)?;
 
         let names = with_loopback(server_names);
         let pair = self.server();
@@ -165,7 +166,7 @@ impl Pki {
         let (earlier, issued) = match leaf(&pair, &trust)? {
             Some(leaf) => {
                 let issued = renew_client(&lock, &trust, &pair, &leaf, node, now)?;
-                (host_of(&leaf.info).map(|host| present(host, &leaf.info)), issued)
+                (host_of(&leaf.info).map(|host| earlier_issued(host, &leaf.info)), issued)
             }
             None => {
                 let authority = trust.authority(Purpose::Host, || format!("the certificate of {node}"))?;
@@ -181,7 +182,7 @@ impl Pki {
         })
     }
 
-    /// Makes the server's certificate anew if it lacks a name or nears its end.
+    /// Renews the server's certificate if it lacks a name or is due. Returns true if it did.
     pub(super) fn renew_server(
         &self,
         lock: &Lock,
@@ -211,25 +212,26 @@ impl Pki {
         Ok(true)
     }
 
-    /// The authorities, made where there are none. A key without a certificate is what a crash in here leaves.
+    /// Returns the authorities, and true if they were made now. A key without a certificate is left by a
+    /// crash in this module.
     fn make_trust(
         &self,
         lock: &Lock,
-        without_ca: WithoutCa,
+        if_no_ca: IfNoCa,
         now: OffsetDateTime,
     ) -> Result<(Trust, bool), PkiError> {
         if read(&self.ca().cert)?.is_some() {
-            self.settle(lock)?;
+            self.complete_interrupted_step(lock)?;
             return Ok((self.trust()?, false));
         }
-        if without_ca == WithoutCa::Refuse {
+        if if_no_ca == IfNoCa::Refuse {
             return Err(PkiError::NoCaGiven { pki: self.dir().to_owned() });
         }
         self.make_ca(lock, now)?;
         Ok((self.trust()?, true))
     }
 
-    /// Makes the authority, unless there are certificates of one that was lost.
+    /// Makes the authority. Refuses if there are certificates of an authority that was lost.
     pub(super) fn make_ca(&self, lock: &Lock, now: OffsetDateTime) -> Result<(), PkiError> {
         let ca = self.ca();
         for leaf in [self.server().cert, self.client().cert] {
@@ -243,8 +245,9 @@ impl Pki {
     }
 }
 
-/// Makes this machine's client certificate anew if its name has changed, it nears its end, or another authority takes
-/// over. What cannot be signed is left as it is: the server serves other hosts all the same.
+/// Renews this machine's client certificate if the machine's name has changed, the certificate is due, or
+/// another authority takes over. Keeps a certificate that cannot be signed now, because the server can serve
+/// other hosts all the same.
 fn renew_client(
     lock: &Lock,
     trust: &Trust,
@@ -268,7 +271,7 @@ fn renew_client(
         log::warn!(
             "{} does not name this machine, {node}, and there is no CA key to make another one with: {}",
             pair.cert.display(),
-            elsewhere("client")
+            signing_remedy("client")
         );
         return Ok(None);
     };
@@ -279,7 +282,8 @@ fn renew_client(
     sign_client(lock, authority, pair, &leaf.key, node, now).map(Some)
 }
 
-/// The authority that makes a certificate anew, where it is time and a later one can be made.
+/// Returns the authority that can renew a certificate, if the certificate is due and the authority outlives
+/// it.
 fn renewable<'a>(
     trust: &'a Trust,
     purpose: Purpose<'_>,
@@ -300,7 +304,7 @@ fn renewable<'a>(
             log::warn!(
                 "{path} expires on {}, and there is no CA key to make another one with: {}",
                 info.not_after,
-                elsewhere(which)
+                signing_remedy(which)
             );
             None
         }
@@ -315,8 +319,8 @@ fn renewable<'a>(
     }
 }
 
-/// How a certificate is had from where the CA's key is.
-fn elsewhere(which: &str) -> String {
+/// Words how to get a certificate from the place where the authority's key is kept.
+fn signing_remedy(which: &str) -> String {
     format!(
         "put it there, or have the request of `volhost pki csr {which}` signed where it is (`volhost pki sign`) and give the certificate to `volhost pki install`"
     )
@@ -348,8 +352,8 @@ pub(super) fn sign_client(
     Ok(issued(node, &signed))
 }
 
-/// A host's certificate that was issued earlier, or elsewhere.
-pub(super) fn present(host: HostName, info: &CertInfo) -> Issued {
+/// Returns the catalog's record of a host certificate that was issued earlier, or elsewhere.
+pub(super) fn earlier_issued(host: HostName, info: &CertInfo) -> Issued {
     Issued {
         host,
         serial: info.serial.clone(),
@@ -359,7 +363,7 @@ pub(super) fn present(host: HostName, info: &CertInfo) -> Issued {
     }
 }
 
-/// The names that are wanted, and those by which this machine calls itself.
+/// Returns the wanted names and the loopback names of this machine.
 pub(super) fn with_loopback(wanted: &[ServerName]) -> Vec<ServerName> {
     let loopback = [
         ServerName::Dns("localhost".to_owned()),
@@ -382,7 +386,7 @@ pub(super) fn union(mut names: Vec<ServerName>, more: &[ServerName]) -> Vec<Serv
     names
 }
 
-/// The key of a pair whose certificate is to be made: the one that a crash left, or a new one.
+/// Returns the key of a pair whose certificate is to be made: the one that a crash left, or a new one.
 pub(super) fn key_for(_held: &Lock, pair: &Pair) -> Result<KeyPair, PkiError> {
     if let Some(key) = read_key(&pair.key)? {
         return Ok(key);

@@ -1,4 +1,4 @@
-//! What can go wrong with the directory of certificates, and what to do then.
+//! Errors of the directory of certificates, each with its remedy.
 
 use std::fmt;
 use std::io;
@@ -7,42 +7,42 @@ use std::path::{Path, PathBuf};
 use super::authority::{KeyError, SigningError};
 use super::certificate::CertificateError;
 use super::request::RequestError;
-use super::{Pair, Request};
+use super::{OwnCertificate, Pair};
 use crate::model::host::HostName;
 
-/// Why a certificate was not made or not read.
+/// An error while a certificate was made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
-    /// The file system refused.
+    /// The file system reported an error.
     #[error("could not {did} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The verb of the failed operation.
         did: &'static str,
-        /// On which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What it said.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A file that should hold a certificate.
+    /// A file that should hold a certificate does not.
     #[error("{} is no usable certificate", path.display())]
     Certificate {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: CertificateError,
     },
-    /// A file that should hold a private key.
+    /// A file that should hold a private key does not.
     #[error("{} is no usable private key", path.display())]
     Key {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: KeyError,
     },
-    /// Half a pair, and not the half that a crash leaves.
+    /// The certificate is there and the key is not. A crash never leaves that half of a pair.
     #[error(
         "{cert} stands there without {key}: put the key back, or remove the certificate so that both are made anew",
         cert = pair.cert.display(), key = pair.key.display()
@@ -51,7 +51,7 @@ pub enum PkiError {
         /// The pair.
         pair: Pair,
     },
-    /// A pair of two that do not belong together.
+    /// The certificate and the key of a pair do not match.
     #[error(
         "{key} is not the key of {cert}: put the right one back, or move both away so that they are made anew",
         cert = pair.cert.display(), key = pair.key.display()
@@ -60,31 +60,31 @@ pub enum PkiError {
         /// The pair.
         pair: Pair,
     },
-    /// An authority that may not sign.
+    /// `ca.crt` holds a certificate that may not sign.
     #[error("{} holds a certificate that is none of a CA: remove it from there", path.display())]
     NotACa {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// More than one authority that takes over.
+    /// `ca-next.crt` holds more than one authority.
     #[error("{} holds several certificates, but only one CA can take over: leave that one in it", path.display())]
     NotOne {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// Nothing to finish and nothing to abort.
+    /// There is no rollover to finish or abort.
     #[error("no rollover of the CA is under way: `volhost pki rollover start` begins one")]
     NoRollover,
-    /// A certificate that was signed elsewhere and cannot be used.
+    /// A certificate that was signed elsewhere cannot be used.
     #[error("the certificate is not taken: {0}")]
-    Unfit(String),
-    /// What came from elsewhere is no certificate.
+    Unacceptable(String),
+    /// A text that should be a certificate signed elsewhere is not one.
     #[error("the certificate is not taken")]
     Unreadable(#[source] CertificateError),
-    /// A request for a server's certificate that is not signed.
+    /// A request for a server's certificate is refused.
     #[error("the certificate request is refused")]
     ServerRequest(#[source] RequestError),
-    /// Certificates are there, but not what signed them.
+    /// The authority's certificate is missing, but certificates that it signed are there.
     #[error(
         "{ca} is missing, but {leaf} was signed by it: put it back (every host's bundle holds a copy, as /etc/docker/volhost/ca.crt), or move the certificates away to begin with a new CA",
         ca = ca.display(), leaf = leaf.display()
@@ -92,95 +92,96 @@ pub enum PkiError {
     CaLost {
         /// The authority's certificate.
         ca: PathBuf,
-        /// A certificate of it.
+        /// A certificate that the missing authority signed.
         leaf: PathBuf,
     },
-    /// An authority is there already.
+    /// The directory has an authority already.
     #[error("{} is there already: `volhost pki rollover start` begins to replace it", path.display())]
     CaExists {
-        /// Its certificate.
+        /// The authority's certificate.
         path: PathBuf,
     },
-    /// There is no authority, and none may be made unasked.
+    /// There is no authority, and a shared catalog forbids making one unasked.
     #[error(
         "there is no CA in {pki}, and for a catalog that is shared none is made unasked, because its instances must all have the same one: on the first instance `volhost pki init` makes it; on every other one, put the first one's ca.crt there, with its ca.key (mode 0600) where this instance shall sign, too; or name certificates of your own in `tls`: \"cert\", \"key\" and \"client_ca\"",
         pki = pki.display()
     )]
     NoCaGiven {
-        /// The directory.
+        /// The directory of certificates.
         pki: PathBuf,
     },
-    /// The authority's certificate is there, but neither its key nor all that it is to sign.
+    /// The authority's certificate is there, but its key and some certificates that it should sign are
+    /// missing.
     #[error("{}", needed(missing, node, pki))]
     NotSigned {
-        /// The directory.
+        /// The directory of certificates.
         pki: PathBuf,
         /// This machine's name.
         node: HostName,
         /// The certificates that are missing.
-        missing: Vec<Request>,
+        missing: Vec<OwnCertificate>,
     },
-    /// No authority was made yet.
+    /// No authority has been made yet.
     #[error("there is no CA in {}: `volhost serve` makes one when it is first started", path.display())]
     NoCa {
-        /// Where its certificate would be.
+        /// The path where its certificate would be.
         path: PathBuf,
     },
-    /// No server's certificate was made yet.
+    /// No server certificate has been made yet.
     #[error("{} does not exist: `volhost serve` makes it when it is first started", path.display())]
     NoServer {
-        /// Where it would be.
+        /// The path where it would be.
         path: PathBuf,
     },
-    /// Something must be signed, and the key for it is kept elsewhere.
+    /// Something must be signed, and the authority's key is kept elsewhere.
     #[error("{need} is needed, but {} to sign it with is missing: put it there and try again, or have a request signed where it is (`volhost pki csr`, `volhost pki sign`)", key.display())]
     CaKeyMissing {
-        /// Where the authority's key would be.
+        /// The path where the authority's key would be.
         key: PathBuf,
-        /// What is to be signed.
+        /// The name of what is to be signed.
         need: String,
     },
-    /// A certificate that our authority did not sign.
+    /// Our authority did not sign the certificate.
     #[error(
         "{path} was not signed by {ca}: to serve with a certificate of another CA, name it as `tls.cert` and `tls.key`; else move it and its key away so that both are made anew",
         path = path.display(), ca = ca.display()
     )]
-    Stranger {
-        /// The certificate.
+    ForeignIssuer {
+        /// The path of the file.
         path: PathBuf,
-        /// The authority's.
+        /// The authority's certificate.
         ca: PathBuf,
     },
-    /// The reserved name is nobody's.
+    /// The name `anonymous` is reserved, so it gets no certificate.
     #[error("no certificate is issued to `anonymous`: the name is kept for callers without one")]
     Anonymous,
-    /// A certificate request that is not signed.
+    /// A host's certificate request is refused.
     #[error("the certificate request for {host} is refused")]
     Request {
-        /// For whom.
+        /// The host of the certificate.
         host: HostName,
-        /// Why.
+        /// The cause.
         #[source]
         source: RequestError,
     },
-    /// Signing failed.
+    /// The signing failed.
     #[error("no certificate was made for {subject}")]
     Signing {
-        /// For whom.
+        /// The host or server that the certificate was for.
         subject: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: SigningError,
     },
 }
 
-/// What to do where certificates and the key to sign them with are missing.
-fn needed(missing: &[Request], node: &HostName, pki: &Path) -> String {
+/// Words the remedy if certificates are missing and the authority's key is missing too.
+fn needed(missing: &[OwnCertificate], node: &HostName, pki: &Path) -> String {
     let words: Vec<_> = missing
         .iter()
         .map(|which| match which {
-            Request::Server => ("server", String::new()),
-            Request::Client => ("client", format!(" --host {node}")),
+            OwnCertificate::Server => ("server", String::new()),
+            OwnCertificate::Client => ("client", format!(" --host {node}")),
         })
         .collect();
     let each =

@@ -1,7 +1,8 @@
-//! Requests and certificates that travel between this directory and the place where the authority's key is kept.
+//! Requests and certificates that travel between this directory and the place where the authority's key is
+//! kept.
 //!
-//! A certificate that comes back is put in force only if whoever relies on it would take it: verified by the TLS library
-//! itself, against the authority that is to sign for that purpose, under every name that is wanted.
+//! A certificate that comes back is put in force only if its users would accept it: the TLS library itself
+//! verifies it against the authority that signs for that purpose, under every wanted name.
 
 use std::sync::Arc;
 
@@ -15,60 +16,60 @@ use rustls::server::WebPkiClientVerifier;
 use time::OffsetDateTime;
 
 use super::certificate::{self, CertInfo, ServerName, describe_der};
-use super::ensure::{host_of, key_for, present, union, with_loopback, write_certificate};
+use super::ensure::{earlier_issued, host_of, key_for, union, with_loopback, write_certificate};
 use super::pair::{Pair, Purpose, Trust, leaf, read_key};
 use super::{IssuedHost, Pki, PkiError, authority, request};
 use crate::model::host::HostName;
 
-/// Which of this machine's certificates a request or a certificate is for.
+/// One of this machine's two certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Request {
-    /// The server's.
+pub enum OwnCertificate {
+    /// The server's certificate.
     Server,
-    /// The one of this machine's own engine.
+    /// The client certificate of this machine's own engine.
     Client,
 }
 
 /// A server's certificate that was signed for another machine.
 #[derive(Debug, Clone)]
-pub struct SignedElsewhere {
+pub struct SignedServerCertificate {
     /// The certificate.
     pub pem: String,
-    /// The names that it is good for.
+    /// The names that it is valid for.
     pub names: Vec<ServerName>,
-    /// Until when it is valid.
+    /// The end of its validity.
     pub not_after: OffsetDateTime,
 }
 
-/// A certificate that came from elsewhere and is in force.
+/// A certificate that was signed elsewhere and is now in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
-    /// Which it is.
-    pub which: Request,
-    /// Its file.
+    /// The kind of the certificate.
+    pub which: OwnCertificate,
+    /// The path of the file.
     pub path: std::path::PathBuf,
-    /// What it says.
+    /// The content of the certificate.
     pub info: CertInfo,
 }
 
 impl Pki {
-    /// A request (PEM) for one of this machine's certificates, whose key is made where there is none: the server's for
-    /// the names it has and those that are wanted, or the client's for `node`.
+    /// Makes a request (PEM) for one of this machine's certificates: the server's, with its present names and
+    /// the wanted ones, or the client's, for `node`. Makes the key if it does not exist.
     pub fn request(
         &self,
-        which: Request,
+        which: OwnCertificate,
         node: &HostName,
         server_names: &[ServerName],
     ) -> Result<String, PkiError> {
         let lock = self.lock()?;
         let trust = self.trust()?;
         let (pair, names) = match which {
-            Request::Server => {
+            OwnCertificate::Server => {
                 let pair = self.server();
                 let known = leaf(&pair, &trust)?.map(|leaf| leaf.info.names).unwrap_or_default();
                 (pair, union(known, &with_loopback(server_names)))
             }
-            Request::Client => (self.client(), vec![ServerName::Dns(node.to_string())]),
+            OwnCertificate::Client => (self.client(), vec![ServerName::Dns(node.to_string())]),
         };
         let key = key_for(&lock, &pair)?;
         authority::request(&key, &names).map_err(|source| PkiError::signing("the request", source))
@@ -76,18 +77,19 @@ impl Pki {
 
     /// Signs another machine's server certificate (1 year), for the names in its request.
     ///
-    /// While one authority replaces another, by the old one: see [`rollover`](super::rollover).
-    pub fn sign_server_csr(&self, csr_pem: &str) -> Result<SignedElsewhere, PkiError> {
+    /// The old authority signs it while one replaces the other: see [`rollover`](super::rollover).
+    pub fn sign_server_csr(&self, csr_pem: &str) -> Result<SignedServerCertificate, PkiError> {
         let (key, names) = request::verify_server(csr_pem).map_err(PkiError::ServerRequest)?;
         let trust = self.trust()?;
         let authority = trust.authority(Purpose::Server(None), || "the server's certificate".to_owned())?;
         let signed = authority
             .sign_server(&key, &names, OffsetDateTime::now_utc())
             .map_err(|source| PkiError::signing("the server", source))?;
-        Ok(SignedElsewhere { pem: signed.pem, names, not_after: signed.not_after })
+        Ok(SignedServerCertificate { pem: signed.pem, names, not_after: signed.not_after })
     }
 
-    /// Puts a certificate in force that was signed elsewhere on a [`request`](Self::request).
+    /// Puts a certificate in force that was signed elsewhere for a [`request`](Self::request) of this
+    /// machine.
     pub fn install(
         &self,
         cert_pem: &str,
@@ -99,7 +101,7 @@ impl Pki {
         let (der, info) = first(cert_pem)?;
         let (which, pair) = self.owner(&der)?;
         match which {
-            Request::Server => {
+            OwnCertificate::Server => {
                 let present = leaf(&pair, &trust)?;
                 let known = present.as_ref().map(|leaf| leaf.info.names.clone()).unwrap_or_default();
                 let signers = trust.signers(Purpose::Server(present.as_ref()));
@@ -107,13 +109,14 @@ impl Pki {
                     verify_server(&der, &signers, &name)?;
                 }
             }
-            Request::Client => verify_host(&der, &info, &trust, node)?,
+            OwnCertificate::Client => verify_host(&der, &info, &trust, node)?,
         }
         write_certificate(&lock, &pair.cert, &certificate::encode([&der]))?;
         Ok(Installed { which, path: pair.cert, info })
     }
 
-    /// Takes a host's certificate that was signed elsewhere, for the catalog and the host's bundle.
+    /// Checks a host's certificate that was signed elsewhere, and returns it for the catalog and the host's
+    /// bundle.
     pub fn accept_host(&self, host: &HostName, cert_pem: &str) -> Result<IssuedHost, PkiError> {
         let trust = self.trust()?;
         let (der, info) = first(cert_pem)?;
@@ -122,19 +125,21 @@ impl Pki {
             cert_pem: certificate::encode([&der]),
             key_pem: None,
             ca_pem: trust.pem,
-            issued: present(host.clone(), &info),
+            issued: earlier_issued(host.clone(), &info),
         })
     }
 
-    /// Whose key a certificate is of.
-    fn owner(&self, der: &CertificateDer<'_>) -> Result<(Request, Pair), PkiError> {
+    /// Returns the certificate of this machine, and its files, whose key is in a certificate.
+    fn owner(&self, der: &CertificateDer<'_>) -> Result<(OwnCertificate, Pair), PkiError> {
         let public = certificate::public_key(der).map_err(PkiError::Unreadable)?;
-        for (which, pair) in [(Request::Server, self.server()), (Request::Client, self.client())] {
+        for (which, pair) in
+            [(OwnCertificate::Server, self.server()), (OwnCertificate::Client, self.client())]
+        {
             if read_key(&pair.key)?.is_some_and(|key| key.subject_public_key_info() == public) {
                 return Ok((which, pair));
             }
         }
-        Err(PkiError::Unfit(format!(
+        Err(PkiError::Unacceptable(format!(
             "it is of neither key here, {} and {}: have a request signed that `volhost pki csr` made here",
             self.server().key.display(),
             self.client().key.display()
@@ -158,18 +163,18 @@ fn verify_server(
         ServerName::Dns(name) => name
             .clone()
             .try_into()
-            .map_err(|error| PkiError::Unfit(format!("{name} cannot be verified: {error}")))?,
+            .map_err(|error| PkiError::Unacceptable(format!("{name} cannot be verified: {error}")))?,
         ServerName::Ip(address) => rustls::pki_types::ServerName::IpAddress((*address).into()),
     };
     WebPkiServerVerifier::builder_with_provider(roots(signers)?, default_provider().into())
         .build()
-        .map_err(|error| PkiError::Unfit(error.to_string()))?
+        .map_err(|error| PkiError::Unacceptable(error.to_string()))?
         .verify_server_cert(der, &[], &called, &[], UnixTime::now())
         .map(|_| ())
         .map_err(|error| unfit(&error, &format!("a server called {name}"), signers))
 }
 
-/// Refuses a host's certificate that we would refuse, or that does not name it.
+/// Refuses a host's certificate that this server would refuse, or that does not name the host.
 fn verify_host(
     der: &CertificateDer<'_>,
     info: &CertInfo,
@@ -182,12 +187,12 @@ fn verify_host(
     let found = host_of(info);
     if found.as_ref() != Some(host) {
         let found = found.map_or_else(|| "no host".to_owned(), |found| found.to_string());
-        return Err(PkiError::Unfit(format!("it names {found}, but is to be for {host}")));
+        return Err(PkiError::Unacceptable(format!("it names {found}, but is to be for {host}")));
     }
     let signers = trust.signers(Purpose::Host);
     WebPkiClientVerifier::builder_with_provider(roots(&signers)?, default_provider().into())
         .build()
-        .map_err(|error| PkiError::Unfit(error.to_string()))?
+        .map_err(|error| PkiError::Unacceptable(error.to_string()))?
         .verify_client_cert(der, &[], UnixTime::now())
         .map(|_| ())
         .map_err(|error| unfit(&error, &format!("host {host}"), &signers))
@@ -196,25 +201,25 @@ fn verify_host(
 fn roots(signers: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, PkiError> {
     let mut roots = RootCertStore::empty();
     for one in signers {
-        roots.add(one.clone()).map_err(|error| PkiError::Unfit(error.to_string()))?;
+        roots.add(one.clone()).map_err(|error| PkiError::Unacceptable(error.to_string()))?;
     }
     Ok(Arc::new(roots))
 }
 
-/// Why a certificate is not taken, with the authority that should have signed it.
+/// Returns the error that says why a certificate is refused and which authority should have signed it.
 fn unfit(error: &rustls::Error, whom: &str, signers: &[CertificateDer<'static>]) -> PkiError {
     let names: Vec<_> =
         signers.iter().filter_map(|one| describe_der(one).ok()).map(|info| info.subject).collect();
-    PkiError::Unfit(format!("it is not good for {whom}, signed by {}: {error}", names.join(" or ")))
+    PkiError::Unacceptable(format!("it is not good for {whom}, signed by {}: {error}", names.join(" or ")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::chain;
-    use crate::pki::tests::{content, empty, host, is_let_in, made, name, serves};
+    use crate::pki::tests::{client_is_accepted, content, empty, host, made, name, serves};
 
-    /// A storage host without the authority's key, and the machine that has it.
+    /// Returns a storage host without the authority's key, and the machine that has the key.
     fn two() -> ([tempfile::TempDir; 2], Pki, Pki) {
         let (dir, pki, _) = made();
         let (safe_dir, safe) = empty();
@@ -229,14 +234,14 @@ mod tests {
         let (_dirs, pki, safe) = two();
         let wanted = [name("vol.example.org"), name("fd00::7")];
         let node = host("store1");
-        let request = pki.request(Request::Server, &node, &wanted).unwrap();
+        let request = pki.request(OwnCertificate::Server, &node, &wanted).unwrap();
         let signed = safe.sign_server_csr(&request).unwrap();
         for wanted in wanted.iter().chain(&[name("store1.example.org"), name("localhost")]) {
             assert!(signed.names.contains(wanted), "{wanted} in {:?}", signed.names);
         }
         let (before, key) = (content(&pki.server().cert), content(&pki.server().key));
         let installed = pki.install(&signed.pem, &node, &wanted).unwrap();
-        assert_eq!((installed.which, installed.path), (Request::Server, pki.server().cert));
+        assert_eq!((installed.which, installed.path), (OwnCertificate::Server, pki.server().cert));
         assert_ne!(content(&pki.server().cert), before);
         assert_eq!(content(&pki.server().key), key);
         for called in ["vol.example.org", "fd00::7", "store1.example.org", "127.0.0.1"] {
@@ -254,12 +259,12 @@ mod tests {
         let (node, wanted) = (host("store2"), [name("10.0.0.8")]);
         let text = chain(&pki.ensure(&node, &wanted).unwrap_err());
         assert!(text.contains("the server's certificate is needed"), "{text}");
-        let request = pki.request(Request::Server, &node, &wanted).unwrap();
+        let request = pki.request(OwnCertificate::Server, &node, &wanted).unwrap();
         pki.install(&safe.sign_server_csr(&request).unwrap().pem, &node, &wanted).unwrap();
-        let request = pki.request(Request::Client, &node, &wanted).unwrap();
+        let request = pki.request(OwnCertificate::Client, &node, &wanted).unwrap();
         let installed =
             pki.install(&safe.sign_csr(&node, &request).unwrap().cert_pem, &node, &wanted).unwrap();
-        assert_eq!(installed.which, Request::Client);
+        assert_eq!(installed.which, OwnCertificate::Client);
         let ensured = pki.ensure(&node, &wanted).unwrap();
         assert_eq!(ensured.client.unwrap().serial, installed.info.serial);
         assert!(ensured.issued.is_empty() && !ensured.server_renewed);
@@ -270,14 +275,14 @@ mod tests {
         let (_dirs, pki, safe) = two();
         let (_other_dir, other, _) = made();
         let (node, none) = (host("store1"), []);
-        let server = pki.request(Request::Server, &node, &none).unwrap();
-        let client = pki.request(Request::Client, &node, &none).unwrap();
+        let server = pki.request(OwnCertificate::Server, &node, &none).unwrap();
+        let client = pki.request(OwnCertificate::Client, &node, &none).unwrap();
         let good = safe.sign_server_csr(&server).unwrap().pem;
         let before = [content(&pki.server().cert), content(&pki.client().cert)];
         for (pem, wanted, expected) in [
             (other.sign_server_csr(&server).unwrap().pem, &none[..], "UnknownIssuer"),
             (good.clone(), &[name("new.example.org")], "a server called new.example.org"),
-            // A host's certificate for the server's key, and the other way round.
+            // A host's certificate for the server's key, and a server's for the client's key.
             (
                 safe.sign_csr(&host("localhost"), &bare(&pki.server())).unwrap().cert_pem,
                 &none,
@@ -314,7 +319,7 @@ mod tests {
         let accepted = pki.accept_host(&host("web1"), &signed.cert_pem).unwrap();
         assert_eq!(accepted.issued, signed.issued);
         assert_eq!((accepted.key_pem, accepted.ca_pem.as_str()), (None, &*content(&pki.ca().cert)));
-        is_let_in(&accepted.ca_pem, &accepted.cert_pem, OffsetDateTime::now_utc()).unwrap();
+        client_is_accepted(&accepted.ca_pem, &accepted.cert_pem, OffsetDateTime::now_utc()).unwrap();
         let (_other_dir, other, _) = made();
         for (name, pem, expected) in [
             ("web2", signed.cert_pem.clone(), "it names web1, but is to be for web2"),
@@ -339,9 +344,9 @@ mod tests {
         std::fs::rename(pki.next().key, safe.next().key).unwrap();
         let signed = safe.issue_host(&host("web1")).unwrap();
         pki.accept_host(&host("web1"), &signed.cert_pem).unwrap();
-        let request = pki.request(Request::Server, &node, &[]).unwrap();
+        let request = pki.request(OwnCertificate::Server, &node, &[]).unwrap();
         pki.install(&safe.sign_server_csr(&request).unwrap().pem, &node, &[]).unwrap();
-        // Of the new one it would be strange to engines that know the old one alone.
+        // Engines that know only the old authority could not verify a certificate of the new one.
         std::fs::copy(safe.next().key, safe.ca().key).unwrap();
         let text = chain(&pki.install(&safe.sign_server_csr(&request).unwrap().pem, &node, &[]).unwrap_err());
         assert!(text.contains("it is not good for a server called"), "{text}");

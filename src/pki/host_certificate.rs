@@ -9,12 +9,12 @@ use super::pair::{Purpose, Trust};
 use super::{Pki, PkiError, request};
 use crate::model::host::HostName;
 
-/// A certificate that was issued to a host, for the catalog.
+/// The catalog's record of a certificate that was issued to a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issued {
-    /// The host that it names.
+    /// The host that the certificate names.
     pub host: HostName,
-    /// Its serial number, in lower-case hexadecimal without leading zeros.
+    /// The serial number, in lower-case hexadecimal without leading zeros.
     pub serial: String,
     /// The subject of the authority that signed it.
     pub issuer: String,

@@ -1,13 +1,15 @@
-//! Certificates: an authority, this machine's server and client certificates, those of other hosts, and bundles.
+//! Certificates: the authority (CA), this machine's server and client certificates, certificates of other
+//! hosts, and bundles.
 //!
-//! Everything lies in one directory (`ca`, `server` and `client`, each a `.crt` and a `.key`). A key is made in
-//! memory, written once, 0600, and never replaced or removed here. A certificate can be made again from its key, so a
-//! renewal renames one file, and nobody ever reads a certificate beside another one's key. To change a key, remove both
-//! files of its pair, then restart or `volhost reload --force`. A rollover changes the key of the authority; while it
-//! lasts, `ca-next` lies there too.
+//! All files are in one directory: `ca`, `server` and `client`, each a `.crt` and a `.key`. This module makes
+//! a key in memory, writes it once with mode 0600, and never replaces or removes it. A certificate can be
+//! made again from its key, so a renewal renames one file, and nobody ever reads a certificate beside another
+//! one's key. To change a key, remove both files of its pair, then restart or run `volhost reload --force`. A
+//! rollover changes the key of the authority; while it lasts, the pair `ca-next` is in the directory too.
 //!
-//! The authority's key is needed only to sign and may be kept elsewhere at other times: requests go there and
-//! certificates come back. The caller decides who may have a certificate, the transport who is let in with one.
+//! The authority's key is needed only for signing and may be kept elsewhere at other times: requests go there
+//! and certificates come back. This module does not decide who may have a certificate (the caller does) or
+//! who may connect with one (the transport does).
 
 pub(crate) mod authority;
 pub mod bundle;
@@ -25,9 +27,9 @@ use std::path::{Path, PathBuf};
 pub use self::certificate::{
     CertInfo, CertificateError, InvalidServerName, ServerName, describe, describe_der,
 };
-pub use self::ensure::{Ensured, Lacking, MadeCa};
+pub use self::ensure::{Ensured, MadeCa, MissingFiles};
 pub use self::error::PkiError;
-pub use self::external_ca::{Installed, Request, SignedElsewhere};
+pub use self::external_ca::{Installed, OwnCertificate, SignedServerCertificate};
 pub use self::host_certificate::{Issued, IssuedHost};
 pub use self::pair::Pair;
 use self::pair::{Trust, authorities, read};
@@ -42,46 +44,46 @@ pub struct Pki {
 }
 
 impl Pki {
-    /// Returns the certificates of a directory, which need not exist.
+    /// Returns the certificates of a directory. The directory need not exist.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into() }
     }
 
-    /// The directory of all files.
+    /// Returns the directory that holds all files.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The authority's files. The key may be missing.
+    /// Returns the paths of the authority's files. The key may be missing.
     #[must_use]
     pub fn ca(&self) -> Pair {
         self.pair("ca")
     }
 
-    /// The files of the authority that takes over, while one does.
+    /// Returns the paths of the new authority's files, which exist while a rollover is under way.
     #[must_use]
     pub fn next(&self) -> Pair {
         self.pair("ca-next")
     }
 
-    /// The files that an `https` listener serves with.
+    /// Returns the paths of the files that an `https` listener serves with.
     #[must_use]
     pub fn server(&self) -> Pair {
         self.pair("server")
     }
 
-    /// The files by which this machine's own engine proves its name.
+    /// Returns the paths of the files with which this machine's own engine proves its name.
     #[must_use]
     pub fn client(&self) -> Pair {
         self.pair("client")
     }
 
-    /// Returns true if all these authorities, in PEM, were made by volhost and are kept here.
+    /// Returns true if volhost made all these authorities (PEM) and they are all in `ca.crt`.
     ///
-    /// An authority that an operator brought vouches for more than hosts, even if it lies in `ca.crt`, so it is not
-    /// ours; neither is a text that cannot be read.
+    /// Returns false for an authority that an operator brought, even if it is in `ca.crt`, because it vouches
+    /// for more than hosts; also for text that cannot be read.
     #[must_use]
     pub fn is_ours(&self, client_ca_pem: &[u8]) -> bool {
         // Does not read the key, so that a user who may not read it can check a configuration.
@@ -94,7 +96,7 @@ impl Pki {
         })
     }
 
-    /// Describes the server's certificate.
+    /// Describes the server's certificate, which must exist.
     pub fn server_info(&self) -> Result<CertInfo, PkiError> {
         let path = self.server().cert;
         let pem = read(&path)?.ok_or_else(|| PkiError::NoServer { path: path.clone() })?;
@@ -112,11 +114,12 @@ impl Pki {
 
     fn lock(&self) -> Result<Lock, PkiError> {
         let failed = |did| move |source| PkiError::Io { did, path: self.dir.clone(), source };
-        // Others may read the configuration beside it, but not the keys.
+        // The parent directory holds the configuration, which others may read; the keys they may not.
         let above = self.dir.parent().map_or(Ok(()), |above| files::make_dir(above, 0o755));
         above.and_then(|()| files::make_dir(&self.dir, 0o700)).map_err(failed("make"))?;
         let lock = Lock::acquire(&self.dir.join(".lock")).map_err(failed("lock"))?;
-        // A process that was killed during a write may be the last for years that writes that file.
+        // A process that was killed during a write may have left temporary files, and it may be years until
+        // the next write of the same file.
         for Pair { cert, key } in [self.ca(), self.next(), self.server(), self.client()] {
             files::sweep(&cert);
             files::sweep(&key);

@@ -1,4 +1,4 @@
-//! Certificates and keys as they stand in the directory: read, and found to fit together.
+//! Reads certificates and keys from the directory and checks that they fit together.
 //!
 //! Nothing here writes.
 
@@ -13,23 +13,23 @@ use super::authority::{self, Authority};
 use super::certificate::{self, CertInfo, CertificateError, describe_der};
 use crate::files;
 
-/// The two files of a pair.
+/// The paths of a certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
-    /// The certificate, 0644.
+    /// The certificate, mode 0644.
     pub cert: PathBuf,
-    /// The private key, 0600.
+    /// The private key, mode 0600.
     pub key: PathBuf,
 }
 
-/// The authorities in `ca.crt`, and those that can sign, if their keys are here.
+/// The authorities in `ca.crt`, and the ones among them that can sign because their keys are here.
 pub(super) struct Trust {
     pub ca: Pair,
     pub pem: String,
     pub certificates: Vec<CertificateDer<'static>>,
-    /// The one of `ca.key`.
+    /// The authority whose key is `ca.key`; `None` while the key is kept elsewhere.
     pub authority: Option<Authority>,
-    /// The one that takes over, while a rollover is under way.
+    /// The authority that takes over while a rollover is under way.
     pub successor: Option<Successor>,
 }
 
@@ -38,33 +38,36 @@ pub(super) struct Successor {
     pub pair: Pair,
     pub pem: String,
     pub certificate: CertificateDer<'static>,
-    /// None while its key is kept elsewhere.
+    /// `None` while its key is kept elsewhere.
     pub authority: Option<Authority>,
 }
 
-/// A pair that is complete and fits.
+/// A server or client certificate with its key; they are known to match.
 pub(super) struct Leaf {
     pub key: KeyPair,
     pub info: CertInfo,
     pub der: CertificateDer<'static>,
 }
 
-/// What a certificate is for, which decides whose signature it bears while one authority replaces another.
+/// The use of a certificate. It decides which authority signs while one replaces the other.
 #[derive(Clone, Copy)]
 pub(super) enum Purpose<'a> {
-    /// A host's: its engine is to hold a certificate that stays good.
+    /// A host's certificate: the new authority signs it, so that the engine holds a certificate that stays
+    /// valid.
     Host,
-    /// The server's, in place of this one: engines that know only the old authority must verify it until the end.
+    /// The server's certificate, which replaces this one: the old authority signs it, because engines that
+    /// know only the old one must be able to verify it until the rollover ends.
     Server(Option<&'a Leaf>),
 }
 
 impl Trust {
     pub(super) fn read(ca: Pair, next: Pair) -> Result<Self, PkiError> {
         let (pem, certificates) = authorities(&ca.cert)?;
-        // Several certificates lie here while one authority replaces another: the key says which one signs.
+        // `ca.crt` holds several certificates while one authority replaces the other: the key says which one
+        // signs.
         let authority = authority_of(&ca, &certificates)?;
         let successor = match successor(&next)? {
-            // Not in force before it is trusted.
+            // The new authority is not in force before it is trusted.
             Some((pem, certificate)) if certificates.contains(&certificate) => {
                 let authority = authority_of(&next, std::slice::from_ref(&certificate))?;
                 Some(Successor { pair: next, pem, certificate, authority })
@@ -74,7 +77,8 @@ impl Trust {
         Ok(Self { ca, pem, certificates, authority, successor })
     }
 
-    /// The authority that signs what is needed.
+    /// Returns the authority that signs for a purpose. `need` words what is to be signed, for the error if
+    /// the key is missing.
     pub(super) fn authority(
         &self,
         purpose: Purpose<'_>,
@@ -84,7 +88,7 @@ impl Trust {
         authority.ok_or_else(|| PkiError::CaKeyMissing { key: pair.key.clone(), need: need() })
     }
 
-    /// The authority that signs for a purpose, if its key is here, and where its files are.
+    /// Returns the authority that signs for a purpose if its key is here, and the paths of its files.
     pub(super) fn signer(&self, purpose: Purpose<'_>) -> (Option<&Authority>, &Pair) {
         match &self.successor {
             Some(new) if purpose.is_of(new) => (new.authority.as_ref(), &new.pair),
@@ -92,7 +96,7 @@ impl Trust {
         }
     }
 
-    /// The certificates of the authorities that may have signed what is asked for.
+    /// Returns the certificates of the authorities that may have signed a certificate of this purpose.
     pub(super) fn signers(&self, purpose: Purpose<'_>) -> Vec<CertificateDer<'static>> {
         match &self.successor {
             Some(new) if purpose.is_of(new) => vec![new.certificate.clone()],
@@ -103,7 +107,7 @@ impl Trust {
 }
 
 impl Purpose<'_> {
-    /// Whether the authority that takes over signs for it.
+    /// Returns true if the new authority signs for this purpose.
     fn is_of(self, successor: &Successor) -> bool {
         match self {
             Self::Host => true,
@@ -113,13 +117,14 @@ impl Purpose<'_> {
 }
 
 impl Successor {
-    /// Whether a certificate bears its signature.
+    /// Returns true if the new authority signed a certificate.
     pub(super) fn signed(&self, leaf: &Leaf) -> bool {
         certificate::is_signed_by(&leaf.der, &self.certificate)
     }
 }
 
-/// The authority of a pair's key, whose certificate is one of these; none while the key is kept elsewhere.
+/// Returns the authority of a pair's key; `None` while the key is kept elsewhere. Fails if the key belongs to
+/// none of these certificates.
 fn authority_of(
     pair: &Pair,
     certificates: &[CertificateDer<'static>],
@@ -131,7 +136,8 @@ fn authority_of(
     Authority::new(own, key).map(Some).map_err(|source| PkiError::signing("the CA", source))
 }
 
-/// The certificate of the authority that takes over, as text and in DER, if one does.
+/// Returns the certificate of the authority that takes over, in PEM and in DER; `None` if no rollover is
+/// under way.
 pub(super) fn successor(next: &Pair) -> Result<Option<(String, CertificateDer<'static>)>, PkiError> {
     let (pem, mut certificates) = match authorities(&next.cert) {
         Err(PkiError::NoCa { .. }) => return Ok(None),
@@ -143,7 +149,7 @@ pub(super) fn successor(next: &Pair) -> Result<Option<(String, CertificateDer<'s
     Ok(certificates.pop().map(|certificate| (pem, certificate)))
 }
 
-/// The certificates in `ca.crt`, as text and each in DER.
+/// Returns the certificates in `ca.crt`, as one PEM text and each in DER.
 pub(super) fn authorities(path: &Path) -> Result<(String, Vec<CertificateDer<'static>>), PkiError> {
     let Some(pem) = read(path)? else { return Err(PkiError::NoCa { path: path.to_owned() }) };
     let unusable = |source| PkiError::Certificate { path: path.to_owned(), source };
@@ -153,11 +159,11 @@ pub(super) fn authorities(path: &Path) -> Result<(String, Vec<CertificateDer<'st
             return Err(PkiError::NotACa { path: path.to_owned() });
         }
     }
-    // What is not UTF-8 can only stand beside the certificates, where it is comment.
+    // PEM allows text that is not UTF-8 only outside of the certificates, where it is a comment.
     Ok((String::from_utf8_lossy(&pem).into_owned(), certificates))
 }
 
-/// A pair as it stands; none while its certificate is still to be made.
+/// Reads a pair and checks it; `None` if the certificate does not exist yet.
 pub(super) fn leaf(pair: &Pair, trust: &Trust) -> Result<Option<Leaf>, PkiError> {
     let Some(pem) = read(&pair.cert)? else { return Ok(None) };
     let Some(key) = read_key(&pair.key)? else {
@@ -170,7 +176,7 @@ pub(super) fn leaf(pair: &Pair, trust: &Trust) -> Result<Option<Leaf>, PkiError>
         return Err(PkiError::Mismatch { pair: pair.clone() });
     }
     if !trust.certificates.iter().any(|authority| certificate::is_signed_by(first, authority)) {
-        return Err(PkiError::Stranger { path: pair.cert.clone(), ca: trust.ca.cert.clone() });
+        return Err(PkiError::ForeignIssuer { path: pair.cert.clone(), ca: trust.ca.cert.clone() });
     }
     let info = describe_der(first).map_err(unusable)?;
     Ok(Some(Leaf { key, info, der: first.clone() }))
@@ -188,7 +194,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, PkiError> {
     files::read_small(path).map_err(|source| PkiError::Io { did: "read", path: path.to_owned(), source })
 }
 
-/// Whether users other than the owner can read a file.
+/// Returns true if users other than the owner can read a file.
 fn is_exposed(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
 }

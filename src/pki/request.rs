@@ -1,7 +1,7 @@
-//! Certificate requests (PKCS #10) of those who keep their key to themselves.
+//! Certificate requests (PKCS #10) from machines whose private keys stay with them.
 //!
-//! Only the key is taken from a host's request: what it asks for beside that is granted to nobody. A server's request
-//! says its names, too, which whoever signs it has before their eyes.
+//! Only the key of a host's request is used: everything else that it asks for is ignored. The names of a
+//! server's request are used too; whoever signs it sees them.
 
 use rcgen::SubjectPublicKeyInfo;
 use rustls::pki_types::CertificateSigningRequestDer;
@@ -16,53 +16,53 @@ use super::certificate::ServerName;
 use super::{authority, certificate};
 use crate::model::host::HostName;
 
-/// The shortest RSA key that is certified, in bits.
-const RSA_BITS: usize = 2048;
+/// The minimum length of an RSA key that is certified, in bits.
+const MIN_RSA_BITS: usize = 2048;
 
-/// Why a certificate request is not signed.
+/// Reasons why a certificate request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// Not PEM, or of something else.
+    /// The text is not PEM, or PEM of something else.
     #[error("it holds no readable `-----BEGIN CERTIFICATE REQUEST-----`")]
     Pem(#[source] rustls::pki_types::pem::Error),
-    /// PEM of a request whose inside is broken.
+    /// The PEM block is a request that cannot be decoded.
     #[error("it cannot be decoded: make it with `openssl req -new`")]
     Decode,
-    /// It does not prove that its sender has the key.
+    /// The signature does not prove that the sender has the key.
     #[error("its signature does not fit its key: it was altered, or made with another key")]
     Signature,
-    /// A kind of key or signature that we or the engines do not know.
+    /// volhost or the engines do not support this kind of key or signature.
     #[error(
         "its key or its signature is of a kind that is not taken: use ECDSA on P-256 or P-384, Ed25519, or RSA of at least 2048 bits, with SHA-256 or SHA-384"
     )]
     Unsupported,
-    /// An RSA key that is too short.
+    /// The RSA key is too short.
     #[error("its RSA key has {0} bits: use at least 2048, or ECDSA on P-256")]
     Weak(usize),
-    /// It was made for another host.
+    /// The request names another host.
     #[error(
         "it names {found:?}, but the certificate is to be for {host}: make the request for that name, or without any (`-subj /`)"
     )]
     OtherName {
         /// The name in the request.
         found: String,
-        /// The name that was to be certified.
+        /// The host that the certificate was to be for.
         host: HostName,
     },
-    /// A server's request without a name.
+    /// A server's request has no name.
     #[error(
         "it holds no name that engines could call the server by (subjectAltName): make it with `volhost pki csr server`; for a host's, say --host NAME"
     )]
     Nameless,
-    /// A server's request with a name that is none of a server.
+    /// A server's request has a name that no server can have.
     #[error("{0} is no name that engines can call a server by")]
     ServerName(String),
 }
 
-/// The key of a request that may be certified for a host.
+/// Returns the key of a host's request.
 ///
-/// A common name or DNS name in it that is not the host's is refused, as a sign of a mix-up; everything else it asks
-/// for is passed over.
+/// Refuses a common name or DNS name that is not the host's, because it is a sign of a mix-up. Ignores
+/// everything else that the request asks for.
 pub(super) fn verify(pem: &str, host: &HostName) -> Result<SubjectPublicKeyInfo, RequestError> {
     verified(pem, |request| {
         let common_name = certificate::common_name(&request.certification_request_info.subject);
@@ -79,8 +79,8 @@ pub(super) fn verify(pem: &str, host: &HostName) -> Result<SubjectPublicKeyInfo,
     .map(|(key, ())| key)
 }
 
-/// The key of a server's request, and the names that it is to be certified for: all of its subject alternative name,
-/// which whoever signs is to be shown.
+/// Returns the key of a server's request, and all names of its subject alternative name. Whoever signs must
+/// be shown them.
 pub(super) fn verify_server(pem: &str) -> Result<(SubjectPublicKeyInfo, Vec<ServerName>), RequestError> {
     verified(pem, |request| {
         let names = alternative_names(request)
@@ -98,20 +98,20 @@ pub(super) fn verify_server(pem: &str) -> Result<(SubjectPublicKeyInfo, Vec<Serv
     })
 }
 
-/// The key of a request whose signature verifies and that `judge` finds nothing wrong with.
+/// Verifies a request's signature, and returns its key and the result of `check`.
 fn verified<T>(
     pem: &str,
-    judge: impl FnOnce(&X509CertificationRequest<'_>) -> Result<T, RequestError>,
+    check: impl FnOnce(&X509CertificationRequest<'_>) -> Result<T, RequestError>,
 ) -> Result<(SubjectPublicKeyInfo, T), RequestError> {
-    // The label of older tools.
+    // Older tools write this label.
     let pem = pem.replace("NEW CERTIFICATE REQUEST", "CERTIFICATE REQUEST");
     let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(RequestError::Pem)?;
     let (_, request) = X509CertificationRequest::from_der(&der).map_err(|_| RequestError::Decode)?;
     let info = &request.certification_request_info;
 
-    // Before the signature, because an RSA key that is too short has no signature that could be verified.
+    // Checked before the signature, because the signature of an RSA key that is too short cannot be verified.
     if let Ok(PublicKey::RSA(key)) = info.subject_pki.parsed()
-        && key.key_size() < RSA_BITS
+        && key.key_size() < MIN_RSA_BITS
     {
         return Err(RequestError::Weak(key.key_size()));
     }
@@ -119,7 +119,7 @@ fn verified<T>(
         X509Error::SignatureUnsupportedAlgorithm => RequestError::Unsupported,
         _ => RequestError::Signature,
     })?;
-    let judged = judge(&request)?;
+    let checked = check(&request)?;
 
     let key = authority::public_key(info.subject_pki.raw).map_err(|_| RequestError::Unsupported)?;
     let known = [
@@ -130,7 +130,7 @@ fn verified<T>(
     ];
     let algorithm = rcgen::PublicKeyData::algorithm(&key);
     if known.into_iter().any(|known| known == algorithm) {
-        Ok((key, judged))
+        Ok((key, checked))
     } else {
         Err(RequestError::Unsupported)
     }
@@ -197,7 +197,7 @@ Rt8=\n\
         let nameless = request(&key, None, &[]);
         verify(&nameless, &web1()).unwrap();
         verify(&nameless.replace("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"), &web1()).unwrap();
-        // Addresses are not granted, and are no sign of a mix-up.
+        // Addresses are not granted, but they are no sign of a mix-up.
         verify(&request(&key, None, &["10.0.0.1"]), &web1()).unwrap();
     }
 

@@ -1,13 +1,15 @@
-//! One authority takes over from another, while both are trusted.
+//! The rollover: one authority replaces another, and meanwhile both are trusted.
 //!
-//! Engines read their files once, so both must be good for as long as the operator needs to restart engines. Meanwhile
-//! `ca.crt` holds both authorities, hosts' certificates are signed by the new one, and the server's stays signed by the
-//! old one, which is the only one that an engine knows that was not restarted.
+//! Engines read their files once, so both authorities must be trusted for as long as the operator needs to
+//! restart the engines. During this time `ca.crt` holds both authorities, the new one signs hosts'
+//! certificates, and the server's certificate stays signed by the old one, because an engine that was not
+//! restarted knows no other.
 //!
-//! How far a rollover has got is told by the files alone. It is under way while `ca-next.crt` is there: one that is not
-//! in `ca.crt` yet is put there, and one that stands there alone becomes `ca`, by whoever comes next. Every step is the
-//! rename of one file, and between any two of them everything that was let in still is. What is given up is kept beside,
-//! under the name of its authority: `ca-41ab12cd.crt` and `.key`.
+//! The files alone tell how far a rollover has got. It is under way while `ca-next.crt` exists. If `ca.crt`
+//! does not hold that authority yet, the next process adds it; if `ca.crt` holds only that authority, the
+//! next process renames its key to `ca.key`. Every step is the rename of one file, and between any two steps
+//! every client that could connect before still can. The files of an authority that is given up are kept beside the
+//! others under its ID: `ca-41ab12cd.crt` and `.key`.
 
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -19,7 +21,8 @@ use super::{Issued, Pki, PkiError, authority, certificate};
 use crate::failpoint::stop_if_asked;
 use crate::files::{self, Lock};
 
-/// Every durable step, in the order in which a rollover reaches it; those of an abort last.
+/// The names of all durable steps, in the order in which a rollover reaches them; those of an abort come
+/// last.
 pub const STEPS: &[&str] = &[
     START_KEY,
     START_CERTIFICATE,
@@ -55,36 +58,37 @@ const ABORT_CERTIFICATE: &str = "rollover:abort:certificate";
 /// A rollover that is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rollover {
-    /// The authorities that are given up: one, unless somebody put more into `ca.crt`.
+    /// The authorities that are given up: one, unless somebody added more to `ca.crt`.
     pub old: Vec<CertInfo>,
     /// The authority that takes over.
     pub new: CertInfo,
-    /// Whether the server's certificate is of the new one already: a finish was cut off.
+    /// True if the new authority has signed the server's certificate already, because a finish was
+    /// interrupted.
     pub finishing: bool,
 }
 
-/// What [`Pki::start_rollover`] did.
+/// The outcome of [`Pki::start_rollover`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
-    /// Whether a rollover was begun now, not before.
+    /// True if this call began the rollover; false if one was under way before.
     pub begun: bool,
-    /// The certificate that this machine's own engine got, if it got another one.
+    /// The new certificate of this machine's own engine, if it got one.
     pub issued: Option<Issued>,
 }
 
-/// What [`Pki::finish_rollover`] and [`Pki::abort_rollover`] did.
+/// The outcome of [`Pki::finish_rollover`] and [`Pki::abort_rollover`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
     /// The rollover that has ended.
     pub rollover: Rollover,
-    /// The certificate that this machine's own engine got, if it got another one.
+    /// The new certificate of this machine's own engine, if it got one.
     pub issued: Option<Issued>,
-    /// Where what was given up lies. The key may have been kept elsewhere.
+    /// The files of the authority that was given up. Its key may have been kept elsewhere.
     pub kept: Pair,
 }
 
 impl Pki {
-    /// The rollover that is under way, if one is.
+    /// Returns the rollover that is under way, if there is one.
     pub fn rollover(&self) -> Result<Option<Rollover>, PkiError> {
         let trust = match self.trust() {
             Err(PkiError::NoCa { .. }) => return Ok(None),
@@ -94,11 +98,11 @@ impl Pki {
         rollover(&trust, server.as_ref())
     }
 
-    /// Makes an authority, has it trusted beside the one there is, and makes this machine's client certificate anew by
-    /// it. While a rollover is under way no other is begun.
+    /// Makes a new authority, adds it to the trusted ones, and renews this machine's client certificate with
+    /// it. If a rollover is under way already, it is continued and no other is begun.
     pub fn start_rollover(&self) -> Result<Started, PkiError> {
         let lock = self.lock()?;
-        self.settle(&lock)?;
+        self.complete_interrupted_step(&lock)?;
         let under_way = self.trust()?.successor.is_some();
         if !under_way {
             self.make_successor(&lock)?;
@@ -125,13 +129,13 @@ impl Pki {
             .map_err(|source| PkiError::signing("the CA", source))?;
         write_certificate(lock, &next.cert, &signed.pem)?;
         stop_if_asked(START_CERTIFICATE);
-        self.settle(lock)
+        self.complete_interrupted_step(lock)
     }
 
-    /// Has the new authority take the place of the old: the server's certificate and this machine's client certificate
-    /// are made anew, then the old authority is not trusted any more.
+    /// Ends a rollover in favour of the new authority: renews the server's certificate and this machine's
+    /// client certificate with it, then removes the old authority from the trusted ones.
     ///
-    /// Which engines that shuts out is for the caller to know.
+    /// The caller must check which engines that locks out.
     pub fn finish_rollover(&self) -> Result<Finished, PkiError> {
         let (lock, trust, rollover) = self.under_way()?;
         let Some(new) = &trust.successor else { return Err(PkiError::NoRollover) };
@@ -150,17 +154,17 @@ impl Pki {
         stop_if_asked(FINISH_KEY_ASIDE);
         write_certificate(&lock, &trust.ca.cert, &new.pem)?;
         stop_if_asked(FINISH_TRUSTED);
-        self.settle(&lock)?;
+        self.complete_interrupted_step(&lock)?;
         Ok(Finished { rollover, issued, kept })
     }
 
-    /// Takes back what [`Pki::start_rollover`] began: the new authority is not trusted any more.
+    /// Undoes [`Pki::start_rollover`]: removes the new authority from the trusted ones.
     ///
-    /// Which engines that shuts out is for the caller to know.
+    /// The caller must check which engines that locks out.
     pub fn abort_rollover(&self) -> Result<Finished, PkiError> {
         let (lock, mut trust, rollover) = self.under_way()?;
         if trust.authority.is_none() {
-            // A finish that was cut off may have put it aside.
+            // A finish that was interrupted may have moved the old key aside.
             rename_if_there(&self.kept(rollover.old.first()), &trust.ca)?;
             trust = self.trust()?;
         }
@@ -186,9 +190,9 @@ impl Pki {
         Ok(Finished { rollover, issued, kept })
     }
 
-    /// Ends what a process began that was killed: an authority that was made is trusted, and one that alone is trusted
-    /// has the place of the one before.
-    pub(super) fn settle(&self, lock: &Lock) -> Result<(), PkiError> {
+    /// Completes the step of a process that was killed: adds a new authority to the trusted ones, or, if only
+    /// the new authority is trusted, renames its key to `ca.key`.
+    pub(super) fn complete_interrupted_step(&self, lock: &Lock) -> Result<(), PkiError> {
         let (ca, next) = (self.ca(), self.next());
         let Some((pem, certificate)) = successor(&next)? else { return Ok(()) };
         let (trusted, certificates) = authorities(&ca.cert)?;
@@ -210,7 +214,7 @@ impl Pki {
 
     fn under_way(&self) -> Result<(Lock, Trust, Rollover), PkiError> {
         let lock = self.lock()?;
-        self.settle(&lock)?;
+        self.complete_interrupted_step(&lock)?;
         let trust = self.trust()?;
         let server = leaf(&self.server(), &trust)?;
         match rollover(&trust, server.as_ref())? {
@@ -219,24 +223,25 @@ impl Pki {
         }
     }
 
-    /// Makes the server's certificate and this machine's client certificate anew, as far as they have to be.
+    /// Signs the server's certificate and this machine's client certificate again if `needs_signing` returns
+    /// true for them.
     fn sign_both<'a>(
         &self,
         lock: &Lock,
         trust: &Trust,
-        has_to_be: impl Fn(&Leaf) -> bool,
+        needs_signing: impl Fn(&Leaf) -> bool,
         authority: impl Fn() -> Result<&'a authority::Authority, PkiError>,
         [server_signed, client_signed]: [&'static str; 2],
     ) -> Result<Option<Issued>, PkiError> {
         let now = OffsetDateTime::now_utc();
         let (server, client) = (self.server(), self.client());
         let present = (leaf(&server, trust)?, leaf(&client, trust)?);
-        if let Some(leaf) = present.0.filter(&has_to_be) {
+        if let Some(leaf) = present.0.filter(&needs_signing) {
             sign_server(lock, authority()?, &server, &leaf.key, &leaf.info.names, now)?;
         }
         stop_if_asked(server_signed);
         let mut issued = None;
-        if let Some(leaf) = present.1.filter(&has_to_be)
+        if let Some(leaf) = present.1.filter(&needs_signing)
             && let Some(node) = host_of(&leaf.info)
         {
             issued = Some(sign_client(lock, authority()?, &client, &leaf.key, &node, now)?);
@@ -245,7 +250,7 @@ impl Pki {
         Ok(issued)
     }
 
-    /// Where an authority lies that is given up.
+    /// Returns the paths where the files of an authority that is given up are kept.
     fn kept(&self, authority: Option<&CertInfo>) -> Pair {
         let id: String = authority.map(|info| info.serial.chars().take(8).collect()).unwrap_or_default();
         self.pair(&format!("ca-{id}"))
@@ -262,7 +267,7 @@ fn rollover(trust: &Trust, server: Option<&Leaf>) -> Result<Option<Rollover>, Pk
     Ok(Some(Rollover { old: old.collect::<Result<_, _>>()?, new: describe(&new.certificate)?, finishing }))
 }
 
-/// Gives a pair's key the other pair's name, unless it is kept elsewhere.
+/// Renames a pair's key to the other pair's. Does nothing if the key is kept elsewhere.
 fn rename_if_there(from: &Pair, to: &Pair) -> Result<(), PkiError> {
     match files::rename(&from.key, &to.key) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
@@ -280,7 +285,7 @@ mod tests {
     use super::*;
     use crate::error::chain;
     use crate::pki::describe;
-    use crate::pki::tests::{content, empty, host, is_let_in, made, name, serves};
+    use crate::pki::tests::{client_is_accepted, content, empty, host, made, name, serves};
 
     fn now() -> OffsetDateTime {
         OffsetDateTime::now_utc()
@@ -317,7 +322,7 @@ mod tests {
         let rollover = pki.rollover().unwrap().unwrap();
         assert_eq!((rollover.old.len(), rollover.finishing), (1, false));
         assert_eq!(rollover.new, describe(&new).unwrap());
-        // A second one is not begun, and nothing is made twice.
+        // A second rollover is not begun, and nothing is made twice.
         let again = pki.start_rollover().unwrap();
         assert_eq!(again, Started { begun: false, issued: None });
         assert_eq!(pki.ca_pem().unwrap(), both);
@@ -326,10 +331,11 @@ mod tests {
         let renewed = pki.issue_host(&host("web1")).unwrap();
         assert_eq!(renewed.issued.issuer, rollover.new.subject);
         assert_eq!(renewed.ca_pem, both);
-        is_let_in(&new, &renewed.cert_pem, now()).unwrap();
-        is_let_in(&both, &before.cert_pem, now()).unwrap();
-        is_let_in(&new, &content(&pki.client().cert), now()).unwrap();
-        // The server stays the old one's, also with a new name: an engine that was not restarted knows no other.
+        client_is_accepted(&new, &renewed.cert_pem, now()).unwrap();
+        client_is_accepted(&both, &before.cert_pem, now()).unwrap();
+        client_is_accepted(&new, &content(&pki.client().cert), now()).unwrap();
+        // The old authority signs the server's certificate even with a new name: an engine that was not
+        // restarted knows no other.
         assert!(pki.add_server_name(&name("vol.example.org")).unwrap());
         serves(&old, &content(&pki.server().cert), "vol.example.org").unwrap();
 
@@ -338,15 +344,15 @@ mod tests {
         assert_eq!(pki.ca_pem().unwrap(), new);
         assert_eq!(pki.rollover().unwrap(), None);
         serves(&new, &content(&pki.server().cert), "vol.example.org").unwrap();
-        assert!(is_let_in(&pki.ca_pem().unwrap(), &before.cert_pem, now()).is_err());
+        assert!(client_is_accepted(&pki.ca_pem().unwrap(), &before.cert_pem, now()).is_err());
         assert_eq!(describe(content(&finished.kept.cert)).unwrap(), rollover.old[0]);
         assert_eq!([content(&finished.kept.key), content(&pki.server().key)], keys);
         assert_eq!(std::fs::metadata(&finished.kept.key).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(names(&pki).len(), files.len() + 2, "{:?}", names(&pki));
         let next = pki.issue_host(&host("web2")).unwrap();
-        is_let_in(&new, &next.cert_pem, now()).unwrap();
+        client_is_accepted(&new, &next.cert_pem, now()).unwrap();
         assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
-        // And once more, beside what was kept.
+        // A second rollover works beside the files that the first one kept.
         pki.start_rollover().unwrap();
         let second = pki.finish_rollover().unwrap();
         assert_ne!(second.kept, finished.kept);
@@ -374,12 +380,12 @@ mod tests {
         let web1 = one.issue_host(&host("web1")).unwrap();
         for pki in [&one, &other] {
             pki.finish_rollover().unwrap();
-            is_let_in(&pki.ca_pem().unwrap(), &web1.cert_pem, now()).unwrap();
+            client_is_accepted(&pki.ca_pem().unwrap(), &web1.cert_pem, now()).unwrap();
         }
         assert_eq!(other.ca_pem().unwrap(), one.ca_pem().unwrap());
         serves(&one.ca_pem().unwrap(), &content(&other.server().cert), "10.0.0.8").unwrap();
         let web2 = other.issue_host(&host("web2")).unwrap();
-        is_let_in(&one.ca_pem().unwrap(), &web2.cert_pem, now()).unwrap();
+        client_is_accepted(&one.ca_pem().unwrap(), &web2.cert_pem, now()).unwrap();
     }
 
     #[test]
@@ -398,9 +404,9 @@ mod tests {
         assert_eq!(content(&pki.ca().key), key);
         assert!(!pki.next().cert.exists() && !pki.next().key.exists());
         assert!(aborted.kept.key.exists(), "a key was thrown away");
-        is_let_in(&old, &content(&pki.client().cert), now()).unwrap();
+        client_is_accepted(&old, &content(&pki.client().cert), now()).unwrap();
         serves(&old, &content(&pki.server().cert), "localhost").unwrap();
-        assert!(is_let_in(&pki.ca_pem().unwrap(), &renewed.cert_pem, now()).is_err());
+        assert!(client_is_accepted(&pki.ca_pem().unwrap(), &renewed.cert_pem, now()).is_err());
         assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
     }
 
@@ -414,21 +420,21 @@ mod tests {
         pki.abort_rollover().unwrap();
         assert_eq!(content(&pki.ca().key), key);
         serves(&old, &content(&pki.server().cert), "localhost").unwrap();
-        is_let_in(&old, &pki.issue_host(&host("web1")).unwrap().cert_pem, now()).unwrap();
+        client_is_accepted(&old, &pki.issue_host(&host("web1")).unwrap().cert_pem, now()).unwrap();
     }
 
     #[test]
     fn keys_may_be_elsewhere_until_they_must_sign() {
         let (dir, pki, _) = made();
         let away = dir.path().join("away.key");
-        // The old one is not needed for a beginning nor for an end.
+        // The old key is needed neither to start nor to finish.
         std::fs::rename(pki.ca().key, &away).unwrap();
         pki.start_rollover().unwrap();
         pki.issue_host(&host("web1")).unwrap();
         let error = pki.add_server_name(&name("vol.example.org")).unwrap_err();
         assert!(chain(&error).contains("ca.key to sign it with is missing"), "{}", chain(&error));
         let error = pki.abort_rollover().map(drop);
-        // This machine's engine would be left without a certificate.
+        // An abort would leave this machine's engine without a certificate.
         assert!(matches!(error, Err(PkiError::CaKeyMissing { .. })), "{error:?}");
         assert!(pki.rollover().unwrap().is_some());
 

@@ -1,4 +1,5 @@
-//! A directory of certificates over its life, with real verifiers. And the fixtures of the other tests of this room.
+//! Tests of a directory of certificates over its life, with real verifiers, and fixtures for the other tests
+//! of this room.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
@@ -64,7 +65,11 @@ pub(super) fn serves(ca_pem: &str, cert_pem: &str, called: &str) -> Result<(), r
         .map(|_| ())
 }
 
-pub(super) fn is_let_in(ca_pem: &str, cert_pem: &str, at: OffsetDateTime) -> Result<(), rustls::Error> {
+pub(super) fn client_is_accepted(
+    ca_pem: &str,
+    cert_pem: &str,
+    at: OffsetDateTime,
+) -> Result<(), rustls::Error> {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca_pem), default_provider().into())
         .build()
         .unwrap();
@@ -113,7 +118,7 @@ fn a_first_start_makes_all_and_a_second_nothing() {
 fn where_the_authority_is_given_none_is_made_unasked() {
     let (_dir, pki) = empty();
     let (node, wanted) = (host("store1"), [name("10.0.0.7")]);
-    assert_eq!(pki.lacking(), Some(Lacking::Ca));
+    assert_eq!(pki.missing_files(), Some(MissingFiles::Ca));
     let refused = pki.ensure_of_given_ca(&node, &wanted);
     assert!(matches!(refused, Err(PkiError::NoCaGiven { .. })), "{refused:?}");
     assert!(!pki.ca().key.exists() && !pki.ca().cert.exists());
@@ -123,19 +128,19 @@ fn where_the_authority_is_given_none_is_made_unasked() {
     assert!(made.info.is_ca && pki.is_ours(content(&pki.ca().cert).as_bytes()));
     let again = pki.init();
     assert!(matches!(again, Err(PkiError::CaExists { .. })), "{again:?}");
-    assert_eq!(pki.lacking(), None);
+    assert_eq!(pki.missing_files(), None);
     let ensured = pki.ensure_of_given_ca(&node, &wanted).unwrap();
     assert!(!ensured.ca_made && ensured.server_renewed);
     assert_eq!(ensured.client.unwrap().host, node);
 
     // The key is taken elsewhere, then certificates are lost, then the authority.
     std::fs::remove_file(pki.ca().key).unwrap();
-    assert_eq!(pki.lacking(), None);
+    assert_eq!(pki.missing_files(), None);
     assert!(!pki.ensure_of_given_ca(&node, &wanted).unwrap().server_renewed);
     std::fs::remove_file(pki.client().cert).unwrap();
-    assert_eq!(pki.lacking(), Some(Lacking::Signed(vec![Request::Client])));
+    assert_eq!(pki.missing_files(), Some(MissingFiles::Signed(vec![OwnCertificate::Client])));
     std::fs::remove_file(pki.ca().cert).unwrap();
-    assert_eq!(pki.lacking(), Some(Lacking::Ca));
+    assert_eq!(pki.missing_files(), Some(MissingFiles::Ca));
     let lost = pki.init();
     assert!(matches!(lost, Err(PkiError::CaLost { .. })), "{lost:?}");
 }
@@ -154,7 +159,7 @@ fn a_directory_with_the_same_authority_lets_in_the_same_hosts() {
     for pki in [&one, &other] {
         let ca = pki.ca_pem().unwrap();
         for host in &hosts {
-            is_let_in(&ca, &host.cert_pem, OffsetDateTime::now_utc()).unwrap();
+            client_is_accepted(&ca, &host.cert_pem, OffsetDateTime::now_utc()).unwrap();
         }
         serves(&ca, &content(&other.server().cert), "10.0.0.8").unwrap();
     }
@@ -180,15 +185,15 @@ fn a_tls_library_takes_both_certificates_for_what_they_are_and_nothing_else() {
     for called in ["store1.example.org", "10.0.0.7", "localhost", "127.0.0.1", "::1"] {
         serves(&ca, &server, called).unwrap();
     }
-    is_let_in(&ca, &client, now).unwrap();
+    client_is_accepted(&ca, &client, now).unwrap();
 
     assert!(serves(&ca, &server, "store2.example.org").is_err());
     assert!(serves(&ca, &client, "store1").is_err(), "a client's certificate served");
-    assert!(is_let_in(&ca, &server, now).is_err(), "a server's certificate was let in");
+    assert!(client_is_accepted(&ca, &server, now).is_err(), "a server's certificate was let in");
     let (_other_dir, other, _) = made();
     let other = other.ca_pem().unwrap();
     assert!(serves(&other, &server, "localhost").is_err());
-    assert!(is_let_in(&other, &client, now).is_err());
+    assert!(client_is_accepted(&other, &client, now).is_err());
 }
 
 #[test]
@@ -204,7 +209,7 @@ fn openssl_takes_them_by_the_letter_of_the_standard() {
         (&ca, &["-purpose", "any"]),
     ] {
         let arguments = [&strict[..], more, &[certificate]].concat();
-        // Without openssl the test above has said as much.
+        // The test above has already said that openssl is missing.
         let Some((accepted, said)) = openssl(&arguments) else { return };
         assert!(accepted, "{arguments:?}: {said}");
     }
@@ -242,7 +247,7 @@ fn what_a_crash_left_half_written_is_swept_away() {
     found.sort();
     let all = [".lock", "ca.crt", "ca.key", "client.crt", "client.key", "server.crt", "server.key"];
     assert_eq!(found, all);
-    // Also where nothing is to be written.
+    // Temporary files are removed even if nothing is to be written.
     for leftover in [".client.crt.new", ".client.key.new", ".ca-next.key.new"] {
         std::fs::write(pki.dir().join(leftover), "half").unwrap();
     }
@@ -277,7 +282,7 @@ fn pairs_that_no_crash_of_ours_leaves_are_errors_with_a_remedy() {
         std::fs::copy(other.server().key, pki.server().key).unwrap();
         std::fs::copy(other.server().cert, pki.server().cert).unwrap();
     });
-    assert!(matches!(error, PkiError::Stranger { .. }), "{text}");
+    assert!(matches!(error, PkiError::ForeignIssuer { .. }), "{text}");
     assert!(text.contains("`tls.cert`"), "{text}");
 
     let (text, error) = refused(&|pki| remove(pki.ca().cert));
@@ -301,7 +306,7 @@ fn the_ca_key_may_be_elsewhere_until_something_must_be_signed() {
     assert!(!ensured.server_renewed && ensured.issued.is_empty());
     // Due, but good for another third of its life.
     assert!(!pki.ensure_at(&node, &[], now + Duration::days(300)).unwrap().server_renewed);
-    // The machine's new name is no reason to stop serving.
+    // A new name of the machine is no reason to stop serving.
     assert_eq!(pki.ensure(&host("store2"), &[]).unwrap().client.unwrap().host, node);
 
     for error in [
@@ -330,7 +335,7 @@ fn a_servers_certificate_is_made_anew_when_a_third_is_left() {
     assert_ne!(after.serial, before.serial);
     assert!(after.not_after > before.not_after);
     assert!(content(&pki.server().key) == key, "the key was replaced");
-    // Long over: made anew all the same.
+    // A certificate that expired long ago is renewed all the same.
     assert!(pki.ensure_at(&node, &[], now + Duration::days(3000)).unwrap().server_renewed);
 }
 
@@ -384,7 +389,7 @@ fn many_that_start_at_once_end_with_one_set() {
     assert_eq!(all.iter().filter(|ensured| ensured.ca_made).count(), 1);
     assert_eq!(all.iter().map(|ensured| ensured.issued.len()).sum::<usize>(), 1);
     assert!(all.iter().all(|ensured| ensured.client == all[0].client));
-    // Reading the pairs again finds that they fit.
+    // A second call reads the pairs and finds that they match.
     assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
 }
 
@@ -406,9 +411,9 @@ fn an_issued_host_is_let_in_for_ten_years() {
             certificate::public_key(&der).unwrap()
         );
         let now = OffsetDateTime::now_utc();
-        is_let_in(&issued.ca_pem, &issued.cert_pem, now).unwrap();
-        is_let_in(&issued.ca_pem, &issued.cert_pem, now + Duration::days(3650)).unwrap();
-        assert!(is_let_in(&issued.ca_pem, &issued.cert_pem, now + Duration::days(3660)).is_err());
+        client_is_accepted(&issued.ca_pem, &issued.cert_pem, now).unwrap();
+        client_is_accepted(&issued.ca_pem, &issued.cert_pem, now + Duration::days(3650)).unwrap();
+        assert!(client_is_accepted(&issued.ca_pem, &issued.cert_pem, now + Duration::days(3660)).is_err());
         assert!(!format!("{issued:?}").contains("PRIVATE"), "a key in a log: {issued:?}");
     }
     assert!(matches!(pki.issue_host(&HostName::anonymous()), Err(PkiError::Anonymous)));
@@ -429,7 +434,7 @@ fn a_request_is_certified_for_its_key_alone() {
     assert_eq!(info.dns_names, ["web1"]);
     let der = certificate::decode(issued.cert_pem.as_bytes()).unwrap().remove(0);
     assert_eq!(certificate::public_key(&der).unwrap(), rcgen::PublicKeyData::subject_public_key_info(&key));
-    is_let_in(&issued.ca_pem, &issued.cert_pem, OffsetDateTime::now_utc()).unwrap();
+    client_is_accepted(&issued.ca_pem, &issued.cert_pem, OffsetDateTime::now_utc()).unwrap();
 
     let error = pki.sign_csr(&host("web2"), &request).unwrap_err();
     assert!(chain(&error).contains("it names \"web1\", but the certificate is to be for web2"), "{error}");
@@ -450,7 +455,7 @@ fn only_what_volhost_made_and_keeps_is_ours() {
     }
     assert!(!Pki::new("/nonexistent").is_ours(own.as_bytes()));
 
-    // An operator's CA, put in our place.
+    // An operator's CA in the place of ours.
     let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let company = params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem();
@@ -465,10 +470,10 @@ fn an_old_ca_stays_beside_the_new_one() {
     let both = content(&pki.ca().cert) + &content(&new.ca().cert);
     std::fs::write(pki.ca().cert, &both).unwrap();
     std::fs::copy(new.ca().key, pki.ca().key).unwrap();
-    // What the old one signed is good, and what is signed now comes from the new one.
+    // A certificate that the old authority signed stays valid, and the new one signs from now on.
     assert!(!pki.ensure(&host("store1"), &[]).unwrap().server_renewed);
     assert!(pki.is_ours(both.as_bytes()));
     let issued = pki.issue_host(&host("web1")).unwrap();
-    is_let_in(&content(&new.ca().cert), &issued.cert_pem, OffsetDateTime::now_utc()).unwrap();
+    client_is_accepted(&content(&new.ca().cert), &issued.cert_pem, OffsetDateTime::now_utc()).unwrap();
     assert_eq!(issued.ca_pem, both);
 }

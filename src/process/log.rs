@@ -246,14 +246,14 @@ mod tests {
 
     use super::*;
 
-    /// The environment of the service, as its unit reads it.
+    /// The environment file of the service, as its unit reads it.
     const SAMPLE: &str = include_str!("../../etc/default/volhost");
 
     #[test]
     fn the_sample_environment_names_what_is_read_with_values_that_are_understood() {
         let mut named = Vec::new();
         for line in SAMPLE.lines() {
-            // A setting may stand there commented out; a sentence has spaces.
+            // A setting may be commented out; a sentence has spaces.
             let setting = line.strip_prefix('#').unwrap_or(line);
             let Some((name, value)) = setting.split_once('=').filter(|_| !setting.contains(' ')) else {
                 assert!(
@@ -286,12 +286,12 @@ mod tests {
         assert!(long.len() <= LINE_BYTES + '…'.len_utf8() && long.ends_with("ü…"), "{}", long.len());
     }
 
-    /// An output whose every write is answered by the test.
+    /// An output for which the test answers every write.
     struct Scripted(Receiver<io::Result<usize>>, Sender<Vec<u8>>);
 
     impl Write for Scripted {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Once the test has ended, its thread hangs here.
+            // After the test has ended, the thread hangs here.
             let answer = self.0.recv().map_err(io::Error::other).and_then(|answer| answer);
             let count = answer?.min(bytes.len());
             self.1.send(bytes[..count].to_vec()).map_err(io::Error::other)?;
@@ -312,7 +312,7 @@ mod tests {
         }
         assert_eq!(queue.waiting().dropped, 5);
         queue.flush(Duration::from_millis(1));
-        // The output takes all that waited; only then the missing lines are told, once.
+        // The output takes every line that waited; only then the missing lines are reported, once.
         let mut told = Vec::new();
         while !queue.waiting().lines.is_empty() {
             queue.next();

@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// Set for a copy of this test program that is to be ended by signals.
+    /// Set for a copy of this test program that signals are to end.
     const CHILD: &str = "VOLHOST_TEST_SIGNAL_CHILD";
 
     #[test]

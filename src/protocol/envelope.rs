@@ -1,7 +1,7 @@
-//! What all protocols share: how a request is taken in, how its JSON is read, and what answers and errors look like.
+//! The shared part of all protocols: reading a request and its JSON, and the form of answers and errors.
 //!
-//! Nothing is asked of headers: engines send no Content-Type, an empty Host or none. Bodies are bounded in size and
-//! time.
+//! It requires no headers: engines send no Content-Type, and an empty Host header or none. Bodies are bounded
+//! in size and time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ use warp::{Filter, Rejection};
 use super::paths;
 use crate::error::{chain, nearest};
 use crate::host::Caller;
-use crate::transport::{CloseWithoutAnswer, LetIn};
+use crate::transport::{AccessWatch, CloseWithoutAnswer};
 use crate::volume::{Blame, CountedMount, Error};
 
 /// The media type of every answer.
@@ -27,31 +27,31 @@ pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
 /// A request, before its body is read.
 pub struct Request {
-    /// The method.
+    /// The HTTP method.
     pub method: Method,
     /// The path, without a query.
     pub path: String,
-    /// Who calls; every transport says so.
+    /// The caller; every transport provides it.
     pub caller: Option<Caller>,
-    /// Whether the caller still is let in.
-    pub let_in: Option<LetIn>,
+    /// Tells whether the caller still has access.
+    pub access: Option<AccessWatch>,
     /// The body.
     pub body: BodyStream,
 }
 
-/// A body that is still to arrive.
+/// A body that has not arrived yet.
 pub type BodyStream = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send>>;
 
-/// Takes any request apart.
+/// Returns a filter that splits any request into its parts.
 pub fn parts() -> impl Filter<Extract = (Request,), Error = Rejection> + Clone + Send + Sync + 'static {
     let body = warp::body::stream().map(boxed);
-    let of_connection = warp::ext::optional::<Caller>().and(warp::ext::optional::<LetIn>());
+    let of_connection = warp::ext::optional::<Caller>().and(warp::ext::optional::<AccessWatch>());
     warp::method().and(warp::path::full()).and(of_connection).and(body).map(
-        |method, path: warp::path::FullPath, caller, let_in, body| Request {
+        |method, path: warp::path::FullPath, caller, access, body| Request {
             method,
             path: path.as_str().to_owned(),
             caller,
-            let_in,
+            access,
             body,
         },
     )
@@ -64,46 +64,46 @@ fn boxed(body: impl Stream<Item = Result<impl Buf, warp::Error>> + Send + 'stati
     }))
 }
 
-/// Why a body could not be taken in.
+/// Reasons why a body was not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Body {
-    /// It has more bytes than allowed.
+pub enum BodyError {
+    /// The body has more bytes than allowed.
     TooLarge,
-    /// It did not arrive in time.
+    /// The body did not arrive in time.
     Stalled,
-    /// Too many other large ones were there for all of its time.
+    /// Other large bodies took all the memory for the whole time limit.
     Crowded,
-    /// The connection broke, or its caller was shut out.
+    /// The connection broke, or its caller lost access.
     Broken,
 }
 
-/// The size up to which a body waits for no other. Engines send some hundred bytes.
-const SMALL: usize = 16 * 1024;
+/// The size up to which a body does not wait for others. Engines send some hundred bytes.
+const SMALL_BODY: usize = 16 * 1024;
 
-/// How many bytes all larger bodies may have together, in KiB.
-const ROOM: u32 = 64 * 1024;
+/// The memory for all larger bodies together, in KiB.
+const BUDGET_KIB: u32 = 64 * 1024;
 
-/// The room for bodies that are not small, of all connections together. There is always room for one.
+/// The memory for the large bodies of all connections together. It always suffices for one body.
 #[derive(Debug, Clone)]
-pub struct Room(Arc<Semaphore>);
+pub struct BodyBudget(Arc<Semaphore>);
 
-impl Default for Room {
+impl Default for BodyBudget {
     fn default() -> Self {
-        // A constant that is far below the most permits of a semaphore.
-        Self(Arc::new(Semaphore::new(ROOM as usize)))
+        // This constant is far below the maximum number of permits of a semaphore.
+        Self(Arc::new(Semaphore::new(BUDGET_KIB as usize)))
     }
 }
 
-impl Room {
-    /// Waits for room for a body that may become as large as `most`.
+impl BodyBudget {
+    /// Waits for memory for a body that may become as large as `most`.
     async fn reserve(&self, most: u64) -> Option<OwnedSemaphorePermit> {
-        let needed = u32::try_from(most.div_ceil(1024)).unwrap_or(ROOM).min(ROOM);
-        // It fails only for a semaphore that was closed, which nobody does.
+        let needed = u32::try_from(most.div_ceil(1024)).unwrap_or(BUDGET_KIB).min(BUDGET_KIB);
+        // This fails only if the semaphore is closed, and nothing closes it.
         Arc::clone(&self.0).acquire_many_owned(needed).await.ok()
     }
 }
 
-/// A body, and the room that it takes until it is dropped.
+/// A body, with the memory that is reserved for it until it is dropped.
 #[derive(Debug)]
 pub struct Collected {
     /// The body.
@@ -111,40 +111,45 @@ pub struct Collected {
     _room: Option<OwnedSemaphorePermit>,
 }
 
-/// How long the rest of a body that is not taken in is taken from the wire.
+/// The time for which the rest of a refused body is still read from the wire.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Takes a body in, as long as its sender is let in.
+/// Reads a body while its sender has access.
 pub async fn collect(
     body: BodyStream,
     most: u64,
-    patience: Duration,
-    let_in: Option<LetIn>,
-    room: &Room,
-) -> Result<Collected, Body> {
+    limit: Duration,
+    access: Option<AccessWatch>,
+    room: &BodyBudget,
+) -> Result<Collected, BodyError> {
     let lost = async {
-        match &let_in {
-            Some(let_in) => let_in.lost().await,
+        match &access {
+            Some(access) => access.lost().await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         biased;
-        taken = take(body, most, patience, room) => taken,
-        () = lost => Err(Body::Broken),
+        taken = read(body, most, limit, room) => taken,
+        () = lost => Err(BodyError::Broken),
     }
 }
 
-async fn take(mut body: BodyStream, most: u64, patience: Duration, room: &Room) -> Result<Collected, Body> {
+async fn read(
+    mut body: BodyStream,
+    most: u64,
+    limit: Duration,
+    room: &BodyBudget,
+) -> Result<Collected, BodyError> {
     let waiting = AtomicBool::new(false);
     let whole = async {
         let (mut bytes, mut reserved) = (BytesMut::new(), None);
         while let Some(part) = body.next().await {
-            let part = part.map_err(|_| Body::Broken)?;
+            let part = part.map_err(|_| BodyError::Broken)?;
             if (bytes.len() + part.len()) as u64 > most {
-                return Err(Body::TooLarge);
+                return Err(BodyError::TooLarge);
             }
-            if reserved.is_none() && bytes.len() + part.len() > SMALL {
+            if reserved.is_none() && bytes.len() + part.len() > SMALL_BODY {
                 waiting.store(true, Ordering::Relaxed);
                 reserved = room.reserve(most).await;
                 waiting.store(false, Ordering::Relaxed);
@@ -153,61 +158,63 @@ async fn take(mut body: BodyStream, most: u64, patience: Duration, room: &Room) 
         }
         Ok(Collected { bytes: bytes.freeze(), _room: reserved })
     };
-    let late = || if waiting.load(Ordering::Relaxed) { Body::Crowded } else { Body::Stalled };
-    let taken = tokio::time::timeout(patience, whole).await.unwrap_or_else(|_| Err(late()));
-    if matches!(taken, Err(Body::TooLarge | Body::Crowded)) {
-        // While bytes still come, an answer is lost: a socket closed over them is reset.
+    let late = || if waiting.load(Ordering::Relaxed) { BodyError::Crowded } else { BodyError::Stalled };
+    let taken = tokio::time::timeout(limit, whole).await.unwrap_or_else(|_| Err(late()));
+    if matches!(taken, Err(BodyError::TooLarge | BodyError::Crowded)) {
+        // The rest is read because a socket that is closed while bytes still come is reset, and the answer is
+        // lost.
         let rest = async { while let Some(Ok(_)) = body.next().await {} };
-        let _ = tokio::time::timeout(LINGER.min(patience), rest).await;
+        let _ = tokio::time::timeout(LINGER.min(limit), rest).await;
     }
     taken
 }
 
-/// Reads a body's JSON object. An array of the right values would do for serde, and is a mistake all the same.
-pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+/// Reads a body's JSON object. serde would also accept an array of the right values, but that is a caller's
+/// mistake.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ErrorReply> {
     if !body.trim_ascii_start().starts_with(b"{") {
-        return Err(Refusal::new(
+        return Err(ErrorReply::new(
             StatusCode::BAD_REQUEST,
             "the request's body is not understood: it takes a JSON object, which begins with {",
         ));
     }
     serde_json::from_slice(body).map_err(|error| {
-        Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body is not understood: {error}"))
+        ErrorReply::new(StatusCode::BAD_REQUEST, format!("the request's body is not understood: {error}"))
     })
 }
 
-/// What a request is answered with.
+/// The answer to a request.
 pub enum Answer {
     /// This JSON, with status 200.
     Json(Bytes),
-    /// This JSON, part by part as the caller takes it, with status 200.
+    /// This JSON, part by part as the caller reads it, with status 200.
     Parts(Parts),
-    /// This JSON of a Mount, which is taken back unless it goes out.
+    /// This JSON of a Mount. The mount is undone unless the answer is sent.
     Mounted(Bytes, Box<CountedMount>),
     /// An error.
-    Refused(Refusal),
-    /// Nothing: the connection is closed.
+    Error(ErrorReply),
+    /// No answer: the connection is closed.
     None,
-    /// Nothing, because the truth is not known; and why.
+    /// No answer, because the truth is not known, for this reason.
     Unknown(String),
 }
 
-/// A JSON text in parts. One that cannot be made breaks the answer off.
+/// A JSON text in parts. If a part cannot be made, the answer breaks off.
 pub type Parts = std::pin::Pin<Box<dyn Stream<Item = serde_json::Result<Bytes>> + Send + Sync>>;
 
-/// An error's status and text.
+/// The status and text of an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ErrorReply {
     status: StatusCode,
     text: String,
 }
 
-impl Refusal {
+impl ErrorReply {
     fn new(status: StatusCode, text: impl Into<String>) -> Self {
         Self { status, text: text.into() }
     }
 
-    pub(super) fn ours(text: &str) -> Self {
+    pub(super) fn internal(text: &str) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
     }
 
@@ -242,7 +249,7 @@ impl Refusal {
             format!(
                 "too many requests with bodies of more than {} KiB came at once, and none of them ended within the \
                  time for a request (limits.request): try again",
-                SMALL / 1024
+                SMALL_BODY / 1024
             ),
         )
     }
@@ -263,7 +270,7 @@ impl Refusal {
 }
 
 impl Answer {
-    /// The answer of a value.
+    /// Returns the answer with this value.
     pub fn json(value: &impl Serialize) -> Self {
         match serde_json::to_vec(value) {
             Ok(bytes) => Self::Json(bytes.into()),
@@ -271,12 +278,14 @@ impl Answer {
         }
     }
 
-    /// The answer in the place of one that JSON cannot hold: a path that is no UTF-8 is the one thing in our answers.
+    /// Returns the error in place of an answer that JSON cannot hold. Of our answers only a path that is not
+    /// UTF-8 is such a case.
     pub(super) fn unwritten(error: &serde_json::Error) -> Self {
-        Refusal::ours(&format!("the answer cannot be written as JSON: {error}")).into()
+        ErrorReply::internal(&format!("the answer cannot be written as JSON: {error}")).into()
     }
 
-    /// The answer of a result: the service's errors are worded by the service, with the status of who can mend them.
+    /// Returns the answer for a result. The service words its own errors, and the status says who can fix
+    /// them.
     pub fn of<T: Serialize>(result: Result<T, Error>) -> Self {
         match result {
             Ok(value) => Self::json(&value),
@@ -284,12 +293,12 @@ impl Answer {
         }
     }
 
-    /// What the log is to tell of an answer: what volhost could not do, which its caller cannot mend.
+    /// Returns what the log must say of an answer: a failure of volhost that the caller cannot fix.
     pub(super) fn failure(&self) -> Option<String> {
         match self {
-            Self::Refused(Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, text }) => Some(text.clone()),
+            Self::Error(ErrorReply { status: StatusCode::INTERNAL_SERVER_ERROR, text }) => Some(text.clone()),
             Self::Unknown(why) => Some(format!("a request is left without an answer: {why}")),
-            Self::Refused(_) | Self::Json(_) | Self::Parts(_) | Self::Mounted(..) | Self::None => None,
+            Self::Error(_) | Self::Json(_) | Self::Parts(_) | Self::Mounted(..) | Self::None => None,
         }
     }
 
@@ -307,7 +316,7 @@ impl Answer {
                 counted.hand_over();
                 response(StatusCode::OK, bytes)
             }
-            Self::Refused(Refusal { status, text }) => {
+            Self::Error(ErrorReply { status, text }) => {
                 response(status, serde_json::json!({ "Err": text }).to_string().into())
             }
             Self::None | Self::Unknown(_) => {
@@ -319,9 +328,9 @@ impl Answer {
     }
 }
 
-impl From<Refusal> for Answer {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+impl From<ErrorReply> for Answer {
+    fn from(refusal: ErrorReply) -> Self {
+        Self::Error(refusal)
     }
 }
 
@@ -334,13 +343,13 @@ impl From<Error> for Answer {
             Blame::Service => StatusCode::INTERNAL_SERVER_ERROR,
             Blame::Unknown => return Self::Unknown(text),
         };
-        Refusal::new(status, text).into()
+        ErrorReply::new(status, text).into()
     }
 }
 
 fn response(status: StatusCode, body: Bytes) -> Response {
     let reply = http::Response::builder().status(status).header("Content-Type", CONTENT_TYPE).body(body);
-    // The builder was given constants that are valid.
+    // This cannot fail: the builder gets valid constants.
     reply
         .map_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response(), warp::reply::Reply::into_response)
 }
@@ -353,35 +362,41 @@ mod tests {
 
     const MOST: u64 = 1 << 20;
 
-    /// A body of that size that ends, or goes on for ever.
+    /// Returns a body of that size that ends, or goes on for ever.
     fn body(size: usize, ends: bool) -> BodyStream {
         let parts =
             stream::iter([Ok(Bytes::from(vec![b' '; size / 2])), Ok(Bytes::from(vec![b' '; size / 2]))]);
         if ends { Box::pin(parts) } else { Box::pin(parts.chain(stream::pending())) }
     }
 
-    async fn collected(body: BodyStream, most: u64, room: &Room) -> Result<Collected, Body> {
+    async fn collected(body: BodyStream, most: u64, room: &BodyBudget) -> Result<Collected, BodyError> {
         collect(body, most, Duration::from_secs(20), None, room).await
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_large_body_waits_for_room_and_a_small_one_does_not() {
-        let room = Room::default();
+        let room = BodyBudget::default();
         let mut large = Vec::new();
         for _ in 0..64 {
-            large.push(collected(body(SMALL + 2, true), MOST, &room).await.unwrap());
+            large.push(collected(body(SMALL_BODY + 2, true), MOST, &room).await.unwrap());
         }
-        assert_eq!(collected(body(SMALL + 2, true), MOST, &room).await.unwrap_err(), Body::Crowded);
-        assert_eq!(collected(body(SMALL, true), MOST, &room).await.unwrap().bytes.len(), SMALL);
-        assert_eq!(collected(body(SMALL, false), MOST, &room).await.unwrap_err(), Body::Stalled);
-        // Each holds its room until it is dropped, also one that does not end.
+        assert_eq!(collected(body(SMALL_BODY + 2, true), MOST, &room).await.unwrap_err(), BodyError::Crowded);
+        assert_eq!(collected(body(SMALL_BODY, true), MOST, &room).await.unwrap().bytes.len(), SMALL_BODY);
+        assert_eq!(collected(body(SMALL_BODY, false), MOST, &room).await.unwrap_err(), BodyError::Stalled);
+        // Each body holds its memory until it is dropped, also one that does not end.
         large.pop();
-        assert_eq!(collected(body(SMALL + 2, false), MOST, &room).await.unwrap_err(), Body::Stalled);
-        assert!(collected(body(SMALL + 2, true), MOST, &room).await.is_ok());
-        // Where one may be larger than all the room, it has all of it.
-        assert_eq!(collected(body(SMALL + 2, true), 1 << 40, &room).await.unwrap_err(), Body::Crowded);
+        assert_eq!(
+            collected(body(SMALL_BODY + 2, false), MOST, &room).await.unwrap_err(),
+            BodyError::Stalled
+        );
+        assert!(collected(body(SMALL_BODY + 2, true), MOST, &room).await.is_ok());
+        // A body that may be larger than all the memory takes all of it.
+        assert_eq!(
+            collected(body(SMALL_BODY + 2, true), 1 << 40, &room).await.unwrap_err(),
+            BodyError::Crowded
+        );
         drop(large);
-        let _all = collected(body(SMALL + 2, true), 1 << 40, &room).await.unwrap();
-        assert_eq!(collected(body(SMALL + 2, true), MOST, &room).await.unwrap_err(), Body::Crowded);
+        let _all = collected(body(SMALL_BODY + 2, true), 1 << 40, &room).await.unwrap();
+        assert_eq!(collected(body(SMALL_BODY + 2, true), MOST, &room).await.unwrap_err(), BodyError::Crowded);
     }
 }

@@ -1,11 +1,11 @@
 //! Docker's plugin protocol: JSON over `POST /PROTOCOL.VERB`.
 //!
-//! [`PROTOCOLS`] lists every protocol served; the routes and the answer to `/Plugin.Activate` are derived from it.
-//! This room alone words the JSON that engines get. It decides nothing about volumes.
+//! [`PROTOCOLS`] lists every protocol served; the routes and the answer to `/Plugin.Activate` are derived
+//! from it. This room alone words the JSON that engines get. It makes no decisions about volumes.
 //!
-//! An answer is never an `Err` with status 200 (podman takes that for success), and where the truth cannot be known
-//! the connection is closed without an answer: dockerd takes any answered error to a Get for "no such volume" and
-//! erases its own labels and options of it.
+//! An answer is never an `Err` with status 200, because podman takes that for success. If the truth cannot be
+//! known, the connection is closed without an answer: dockerd takes any answered error to a Get for "no such
+//! volume" and erases its own labels and options of it.
 
 pub mod envelope;
 pub(crate) mod volume;
@@ -17,12 +17,12 @@ use bytes::Bytes;
 use warp::Filter;
 use warp::reply::Response;
 
-use self::envelope::{Answer, Refusal};
+use self::envelope::{Answer, ErrorReply};
 use crate::host::Caller;
-use crate::transport::LetIn;
+use crate::transport::AccessWatch;
 use crate::volume::Service;
 
-/// A protocol: the name that engines know it by, and what answers its verbs.
+/// A protocol: the name that engines know it by, and its verbs.
 pub struct Protocol {
     /// The name in `Implements` and before the dot of a path.
     pub name: &'static str,
@@ -33,28 +33,30 @@ pub struct Protocol {
 /// One verb of a protocol.
 #[derive(Debug, Clone, Copy)]
 pub struct Verb {
-    /// What stands behind the dot of a path.
+    /// The part after the dot of a path.
     pub name: &'static str,
-    /// What it does.
+    /// The operation.
     pub call: Call,
-    /// What an empty body stands for: engines repeat a call with an empty body when the first attempt used it up.
-    pub empty: Empty,
-    /// Whether it changes something, and so is carried through although its client has gone.
-    pub lasting: bool,
+    /// The meaning of an empty body: engines repeat a call with an empty body if the first attempt used the
+    /// body up.
+    pub empty: EmptyBody,
+    /// True if the verb changes something. Such a call is carried out even if its client disconnects.
+    pub survives_disconnect: bool,
 }
 
-/// How an empty body is taken.
+/// The meaning of an empty body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Empty {
-    /// As `{}`: the verb has no arguments.
+pub enum EmptyBody {
+    /// It means `{}`: the verb has no arguments.
     Arguments,
-    /// As a mistake of the caller.
+    /// It is a mistake of the caller.
     Mistake,
-    /// As a repetition whose arguments were lost: any answer could be taken for the truth, so there is none.
+    /// It is a repetition whose arguments were lost. Any answer could be taken for the truth, so none is
+    /// given.
     Lost,
 }
 
-/// What a verb does, protocol by protocol.
+/// The operation of a verb, by protocol.
 #[derive(Debug, Clone, Copy)]
 pub enum Call {
     /// A verb of the volume protocol.
@@ -66,34 +68,40 @@ pub const PROTOCOLS: &[Protocol] = &[volume::PROTOCOL];
 
 const ACTIVATE: &str = "/Plugin.Activate";
 
-/// What answers requests.
+/// The handler of all requests.
 pub struct Protocols {
     service: Arc<Service>,
     settings: Arc<dyn Fn() -> Settings + Send + Sync>,
     activation: Bytes,
-    room: envelope::Room,
+    room: envelope::BodyBudget,
 }
 
-/// What the configuration says of requests.
+/// The settings that requests need.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// The most bytes that a body may have.
+    /// The maximum size of a body, in bytes.
     pub body_bytes: u64,
-    /// How long a body may take to arrive.
+    /// The time in which a body must arrive.
     pub request: std::time::Duration,
-    /// What `/VolumeDriver.Capabilities` answers: whether a volume's name means the same on every host.
+    /// The scope in the answer to `/VolumeDriver.Capabilities`: true if a volume's name means the same on
+    /// every host.
     pub global: bool,
 }
 
 impl Protocols {
-    /// Answers from a service, under settings that may change between requests.
+    /// Returns a handler that answers from a service. The settings may change between requests.
     pub fn new(service: Arc<Service>, settings: impl Fn() -> Settings + Send + Sync + 'static) -> Arc<Self> {
         let names: Vec<_> = PROTOCOLS.iter().map(|protocol| protocol.name).collect();
         let activation = serde_json::json!({ "Implements": names }).to_string().into();
-        Arc::new(Self { service, settings: Arc::new(settings), activation, room: envelope::Room::default() })
+        Arc::new(Self {
+            service,
+            settings: Arc::new(settings),
+            activation,
+            room: envelope::BodyBudget::default(),
+        })
     }
 
-    /// The one filter that takes every request and answers it.
+    /// Returns the one filter that takes and answers every request.
     pub fn filter(
         self: Arc<Self>,
     ) -> impl Filter<Extract = (Response,), Error = warp::Rejection> + Clone + Send + Sync + 'static {
@@ -104,32 +112,32 @@ impl Protocols {
     }
 
     async fn answer(&self, request: envelope::Request) -> Answer {
-        let envelope::Request { method, path, caller, let_in, body } = request;
+        let envelope::Request { method, path, caller, access, body } = request;
         let Some(caller) = caller else {
-            return Refusal::ours("this connection has no caller").into();
+            return ErrorReply::internal("this connection has no caller").into();
         };
         let verb = match route(&path) {
             Some(Route::Activate) if method == http::Method::POST => return self.activate(&caller),
             Some(Route::Verb(verb)) if method == http::Method::POST => verb,
-            Some(_) => return Refusal::method(&method).into(),
-            None => return Refusal::path(&path).into(),
+            Some(_) => return ErrorReply::method(&method).into(),
+            None => return ErrorReply::path(&path).into(),
         };
         let request = PendingRequest {
             verb,
             caller,
-            let_in,
+            access,
             body,
             settings: (self.settings)(),
             room: self.room.clone(),
         };
-        if verb.lasting {
-            request.carried_through(Arc::clone(&self.service)).await
+        if verb.survives_disconnect {
+            request.answer_detached(Arc::clone(&self.service)).await
         } else {
             request.answer(&self.service).await
         }
     }
 
-    /// Answered from a constant: the activation is recorded behind the answer, which waits for nothing.
+    /// Answers from a constant, without waiting: the activation is recorded after the answer.
     fn activate(&self, caller: &Caller) -> Answer {
         if caller.begins_activations() {
             self.service.activate(&caller.host);
@@ -138,34 +146,35 @@ impl Protocols {
     }
 }
 
-/// A request whose verb is known and whose body is still to arrive.
+/// A request whose verb is known and whose body has not arrived yet.
 struct PendingRequest {
     verb: Verb,
     caller: Caller,
-    let_in: Option<LetIn>,
+    access: Option<AccessWatch>,
     body: envelope::BodyStream,
     settings: Settings,
-    room: envelope::Room,
+    room: envelope::BodyBudget,
 }
 
 impl PendingRequest {
     async fn answer(self, service: &Arc<Service>) -> Answer {
-        let Self { verb, caller, let_in, body, settings, room } = self;
-        let lost = |refusal: Refusal| if verb.empty == Empty::Lost { Answer::None } else { refusal.into() };
+        let Self { verb, caller, access, body, settings, room } = self;
+        let lost =
+            |refusal: ErrorReply| if verb.empty == EmptyBody::Lost { Answer::None } else { refusal.into() };
         let Settings { body_bytes, request, global } = settings;
-        // It keeps its room until the request is answered.
-        let body = match envelope::collect(body, body_bytes, request, let_in, &room).await {
+        // The body holds its memory until the request is answered.
+        let body = match envelope::collect(body, body_bytes, request, access, &room).await {
             Ok(body) => body,
-            Err(envelope::Body::TooLarge) => return Refusal::too_large(body_bytes).into(),
-            Err(envelope::Body::Stalled) => return lost(Refusal::stalled()),
-            Err(envelope::Body::Crowded) => return lost(Refusal::crowded()),
-            Err(envelope::Body::Broken) => return Answer::None,
+            Err(envelope::BodyError::TooLarge) => return ErrorReply::too_large(body_bytes).into(),
+            Err(envelope::BodyError::Stalled) => return lost(ErrorReply::stalled()),
+            Err(envelope::BodyError::Crowded) => return lost(ErrorReply::crowded()),
+            Err(envelope::BodyError::Broken) => return Answer::None,
         };
         let body = match (verb.empty, body.bytes.trim_ascii().is_empty()) {
             (_, false) => &body.bytes[..],
-            (Empty::Arguments, true) => b"{}",
-            (Empty::Mistake, true) => return Refusal::empty(verb.name).into(),
-            (Empty::Lost, true) => return Answer::None,
+            (EmptyBody::Arguments, true) => b"{}",
+            (EmptyBody::Mistake, true) => return ErrorReply::empty(verb.name).into(),
+            (EmptyBody::Lost, true) => return Answer::None,
         };
         let answer = match verb.call {
             Call::Volume(call) => call.answer(service, &caller, body, global).await,
@@ -176,14 +185,14 @@ impl PendingRequest {
         answer
     }
 
-    /// Answers in a task of its own. A request's future is dropped as soon as the client is seen to have gone, which
-    /// may be before anybody looked at the body that had come in whole: the operation begins all the same, and learns
-    /// only then that nobody waits.
-    async fn carried_through(self, service: Arc<Service>) -> Answer {
+    /// Answers in a separate task. hyper drops a request's future as soon as it sees that the client has
+    /// disconnected, which may happen before a body that has arrived in full is read. In its own task the
+    /// operation begins all the same, and only then learns that nobody waits for it.
+    async fn answer_detached(self, service: Arc<Service>) -> Answer {
         let (waiting, gone) = tokio::sync::oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             tokio::select! {
-                // What has come in begins before anything else is looked at.
+                // A request that has arrived begins before the disconnect is checked.
                 biased;
                 answer = self.answer(&service) => answer,
                 _ = gone => Answer::None,
@@ -193,7 +202,7 @@ impl PendingRequest {
         drop(waiting);
         match answered.map_err(tokio::task::JoinError::try_into_panic) {
             Ok(answer) => answer,
-            // The transport logs it and answers.
+            // The transport logs the panic and answers.
             Err(Ok(panic)) => resume_unwind(panic),
             Err(Err(_stopping)) => Answer::None,
         }
@@ -214,7 +223,7 @@ fn route(path: &str) -> Option<Route> {
     protocol.verbs.iter().find(|known| known.name == verb).copied().map(Route::Verb)
 }
 
-/// Every path that is answered, for hints.
+/// Returns every path that is answered, for hints.
 fn paths() -> impl Iterator<Item = String> {
     let verbs = PROTOCOLS
         .iter()

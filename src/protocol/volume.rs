@@ -1,197 +1,76 @@
-//! The volume protocol: its wire types, and which operation answers which verb.
+//! The volume protocol: its verbs, and the operation of the service that each calls.
 //!
-//! Field names and shapes are those of Docker's volume plugin protocol. `CreatedAt` is filled or absent, never empty,
-//! and no list holds a null: both break dockerd's decoding.
+//! [`wire`] has the JSON of requests and answers, [`list`] the answer to List. This module decides nothing about volumes.
+//! `CreatedAt` is valid or absent, never empty, and no list holds a null: both break dockerd's decoding.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::fmt;
+mod list;
+mod wire;
+
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::{FutureExt as _, StreamExt as _, stream};
-use serde::de::{Error as _, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Value, json};
+use futures_util::FutureExt as _;
+use serde_json::json;
 
+use self::list::list;
+use self::wire::{
+    CreateRequest, EmptyReply, GetReply, MountRequest, MountpointReply, NameRequest, RawOptions, Status, wire,
+};
 use super::envelope::{Answer, decode};
-use super::{Empty, Protocol, Verb};
+use super::{EmptyBody, Protocol, Verb};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::model::options::Options;
-use crate::model::timestamp::rfc3339;
 use crate::model::volume::{MountId, VolumeName};
-use crate::volume::{Error, List, Service, VolumeInfo};
+use crate::volume::{Error, Service, VolumeInfo};
 
-/// The protocol's entry in the list.
+/// The protocol's entry in [`PROTOCOLS`](super::PROTOCOLS).
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "VolumeDriver",
     verbs: &[
-        asking("Capabilities", Call::Capabilities, Empty::Arguments),
-        changing("Create", Call::Create, Empty::Mistake),
-        asking("Get", Call::Get, Empty::Lost),
-        asking("List", Call::List, Empty::Arguments),
-        asking("Path", Call::Path, Empty::Mistake),
-        changing("Mount", Call::Mount, Empty::Mistake),
-        changing("Unmount", Call::Unmount, Empty::Mistake),
-        changing("Remove", Call::Remove, Empty::Mistake),
+        query("Capabilities", Call::Capabilities, EmptyBody::Arguments),
+        mutation("Create", Call::Create, EmptyBody::Mistake),
+        query("Get", Call::Get, EmptyBody::Lost),
+        query("List", Call::List, EmptyBody::Arguments),
+        query("Path", Call::Path, EmptyBody::Mistake),
+        mutation("Mount", Call::Mount, EmptyBody::Mistake),
+        mutation("Unmount", Call::Unmount, EmptyBody::Mistake),
+        mutation("Remove", Call::Remove, EmptyBody::Mistake),
     ],
 };
 
-const fn asking(name: &'static str, call: Call, empty: Empty) -> Verb {
-    Verb { name, call: super::Call::Volume(call), empty, lasting: false }
+const fn query(name: &'static str, call: Call, empty: EmptyBody) -> Verb {
+    Verb { name, call: super::Call::Volume(call), empty, survives_disconnect: false }
 }
 
-const fn changing(name: &'static str, call: Call, empty: Empty) -> Verb {
-    Verb { name, call: super::Call::Volume(call), empty, lasting: true }
+const fn mutation(name: &'static str, call: Call, empty: EmptyBody) -> Verb {
+    Verb { name, call: super::Call::Volume(call), empty, survives_disconnect: true }
 }
 
-/// The verbs.
+/// The verbs of the volume protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// What the driver can do: answered from a constant.
+    /// Returns the driver's scope, from a constant.
     Capabilities,
-    /// A new volume.
+    /// Creates a volume.
     Create,
-    /// One volume.
+    /// Returns one volume.
     Get,
-    /// All volumes that the host may see.
+    /// Returns all volumes that the host may see.
     List,
-    /// Where a volume lies.
+    /// Returns the path of a volume.
     Path,
-    /// A use of a volume begins.
+    /// Begins a use of a volume.
     Mount,
-    /// A use of a volume ends.
+    /// Ends a use of a volume.
     Unmount,
-    /// A volume goes.
+    /// Removes a volume.
     Remove,
 }
 
-#[derive(Deserialize)]
-struct Create {
-    #[serde(rename = "Name", default, deserialize_with = "name")]
-    name: String,
-    #[serde(rename = "Opts", default)]
-    options: Option<Pairs>,
-}
-
-/// Options as they came, each at most once: JSON would let a later one silently win over an earlier one.
-struct Pairs(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for Pairs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Each;
-
-        impl<'de> Visitor<'de> for Each {
-            type Value = Pairs;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object in Opts, of options whose values are texts")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
-                let mut pairs = BTreeMap::new();
-                while let Some((name, value)) = map.next_entry::<String, Value>()? {
-                    let value = text(value, || format!("the option {:?}", cut(&name)))?;
-                    match pairs.entry(name) {
-                        Entry::Vacant(place) => {
-                            place.insert(value);
-                        }
-                        Entry::Occupied(place) => {
-                            let name = cut(place.key());
-                            return Err(A::Error::custom(format_args!("the option {name:?} is given twice")));
-                        }
-                    }
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-
-        deserializer.deserialize_map(Each)
-    }
-}
-
-/// A value that must be a text. serde would say what was found, and not where. The reader adds line and column.
-fn text<E: serde::de::Error>(value: Value, what: impl FnOnce() -> String) -> Result<String, E> {
-    let found = match value {
-        Value::String(text) => return Ok(text),
-        Value::Number(number) => format!("(\"{number}\"), and this is the number {number}"),
-        Value::Bool(flag) => format!("(\"{flag}\"), and this is {flag}"),
-        Value::Null => "and this is null".into(),
-        Value::Array(_) => "and this is a list".into(),
-        Value::Object(_) => "and this is an object".into(),
-    };
-    Err(E::custom(format_args!("{} takes a text {found}", what())))
-}
-
-fn cut(name: &str) -> String {
-    name.chars().take(100).collect()
-}
-
-fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    text(Value::deserialize(deserializer)?, || "Name".into())
-}
-
-fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    text(Value::deserialize(deserializer)?, || "ID".into())
-}
-
-#[derive(Deserialize)]
-struct Named {
-    #[serde(rename = "Name", default, deserialize_with = "name")]
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Mounting {
-    #[serde(rename = "Name", default, deserialize_with = "name")]
-    name: String,
-    #[serde(rename = "ID", default, deserialize_with = "id")]
-    id: String,
-}
-
-#[derive(Serialize)]
-struct Done {}
-
-#[derive(Serialize)]
-struct Mountpoint<'a> {
-    #[serde(rename = "Mountpoint")]
-    mountpoint: &'a Path,
-}
-
-#[derive(Serialize)]
-struct Volume<'a> {
-    #[serde(rename = "Name")]
-    name: &'a str,
-    #[serde(rename = "Mountpoint")]
-    mountpoint: &'a Path,
-    #[serde(rename = "CreatedAt")]
-    created_at: String,
-    #[serde(rename = "Status", skip_serializing_if = "Option::is_none")]
-    status: Option<Status<'a>>,
-}
-
-/// What `docker volume inspect` shows of a volume beside its place.
-#[derive(Serialize)]
-struct Status<'a> {
-    backend: &'a str,
-    /// By it a host can tell whether what it sees at the mountpoint is that backend.
-    backend_id: Option<String>,
-    backend_state: &'a str,
-    mounts: usize,
-    /// The hosts that have it mounted; to a host that may neither mount nor remove it, only that host itself.
-    mounted_by: Vec<&'a str>,
-}
-
-#[derive(Serialize)]
-struct Got<'a> {
-    #[serde(rename = "Volume")]
-    volume: Volume<'a>,
-}
-
 impl Call {
-    /// Answers the verb. `body` is a JSON text that is not empty; `global` is the scope that Capabilities tells.
+    /// Answers the verb. `body` is a JSON text that is not empty; `global` is the scope that Capabilities
+    /// returns.
     pub(super) async fn answer(
         self,
         service: &Arc<Service>,
@@ -219,20 +98,20 @@ fn capabilities(global: bool) -> Answer {
 }
 
 async fn create(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
-    let Create { name, options } = decode(body)?;
+    let CreateRequest { name, options } = decode(body)?;
     let name = VolumeName::parse(&name).map_err(Error::from)?;
-    let pairs = options.iter().flat_map(|Pairs(pairs)| pairs).map(|(name, value)| (&**name, &**value));
+    let pairs = options.iter().flat_map(|RawOptions(pairs)| pairs).map(|(name, value)| (&**name, &**value));
     let options = Options::parse(pairs).map_err(Error::from)?;
     service.create(caller, name, options).await?;
-    Ok(Answer::json(&Done {}))
+    Ok(Answer::json(&EmptyReply {}))
 }
 
-/// Whatever goes wrong in here must not be answered: it would cost an engine its labels.
+/// Answers a Get. A failure in here must not be answered: dockerd would erase its labels of the volume.
 async fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
     let answered = AssertUnwindSafe(async {
-        let Named { name } = decode(body)?;
+        let NameRequest { name } = decode(body)?;
         let seen = inspect(service, caller, &name).await?;
-        Ok::<_, Answer>(Answer::json(&Got { volume: wire(&seen, Some(status(service, caller, &seen))) }))
+        Ok::<_, Answer>(Answer::json(&GetReply { volume: wire(&seen, Some(status(service, caller, &seen))) }))
     });
     match answered.catch_unwind().await {
         Ok(answer) => answer.unwrap_or_else(std::convert::identity),
@@ -243,8 +122,8 @@ async fn get(service: &Service, caller: &Caller, body: &[u8]) -> Answer {
     }
 }
 
-/// The volume. That there is none is an answer; that a catalog cannot be asked is none: an engine would take any for
-/// the volume's end.
+/// Returns the volume. That the volume does not exist may be answered; that the catalog cannot be reached may
+/// not, because an engine would take any error for the end of the volume.
 async fn inspect(service: &Service, caller: &Caller, name: &str) -> Result<VolumeInfo, Error> {
     service.inspect(caller, name).await.map_err(|error| match error {
         Error::Catalog(_) | Error::TooLong { .. } => {
@@ -257,100 +136,40 @@ async fn inspect(service: &Service, caller: &Caller, name: &str) -> Result<Volum
     })
 }
 
-/// How much of a list is made at once, in bytes: what one request keeps a thread and memory for. A shorter list is
-/// answered whole.
-const PART: usize = 64 * 1024;
-
-async fn list(service: &Service, caller: &Caller) -> Answer {
-    let mut told = Told { list: service.list(caller).await, any: false };
-    let mut text = br#"{"Volumes":["#.to_vec();
-    match told.part(&mut text) {
-        Ok(false) => Answer::Json(text.into()),
-        Ok(true) => {
-            let rest = stream::unfold(Some(told), |told| async move {
-                let mut told = told?;
-                let mut text = Vec::new();
-                Some(match told.part(&mut text) {
-                    Ok(more) => (Ok(text.into()), more.then_some(told)),
-                    // The answer has begun: it breaks off, which nobody takes for a whole one.
-                    Err(error) => (Err(error), None),
-                })
-            });
-            Answer::Parts(Box::pin(stream::once(async { Ok(text.into()) }).chain(rest)))
-        }
-        Err(error) => Answer::unwritten(&error),
-    }
-}
-
-/// A list, and whether any of it was told.
-struct Told {
-    list: List,
-    any: bool,
-}
-
-impl Told {
-    /// Writes volumes until there are enough of them for once, and the end behind the last; whether any may be left.
-    fn part(&mut self, text: &mut Vec<u8>) -> serde_json::Result<bool> {
-        let mut written = Ok(());
-        let any = &mut self.any;
-        let more = self.list.more(|seen| {
-            if std::mem::replace(any, true) {
-                text.push(b',');
-            }
-            written = serde_json::to_writer(&mut *text, &wire(&seen, None));
-            written.is_ok() && text.len() < PART
-        });
-        written?;
-        if !more {
-            text.extend_from_slice(b"]}");
-        }
-        Ok(more)
-    }
-}
-
 async fn path(service: &Service, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
-    let Named { name } = decode(body)?;
+    let NameRequest { name } = decode(body)?;
     let seen = inspect(service, caller, &name).await?;
-    Ok(Answer::json(&Mountpoint { mountpoint: &seen.mountpoint }))
+    Ok(Answer::json(&MountpointReply { mountpoint: &seen.mountpoint }))
 }
 
 async fn mount(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
-    let (name, id) = mounting(body)?;
+    let (name, id) = decode_mount(body)?;
     let counted = service.mount(caller, name, id).await?;
-    Ok(match Answer::json(&Mountpoint { mountpoint: &counted.info().mountpoint }) {
+    Ok(match Answer::json(&MountpointReply { mountpoint: &counted.info().mountpoint }) {
         Answer::Json(bytes) => Answer::Mounted(bytes, Box::new(counted)),
-        // A path that cannot be told is no mount, either.
+        // If the path cannot be written as JSON, the mount is undone.
         other => other,
     })
 }
 
 async fn unmount(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
-    let (name, id) = mounting(body)?;
+    let (name, id) = decode_mount(body)?;
     service.unmount(caller, &name, &id).await?;
-    Ok(Answer::json(&Done {}))
+    Ok(Answer::json(&EmptyReply {}))
 }
 
 async fn remove(service: &Arc<Service>, caller: &Caller, body: &[u8]) -> Result<Answer, Answer> {
-    let Named { name } = decode(body)?;
+    let NameRequest { name } = decode(body)?;
     let name = VolumeName::parse(&name).map_err(Error::from)?;
     service.remove(caller, name).await?;
-    Ok(Answer::json(&Done {}))
+    Ok(Answer::json(&EmptyReply {}))
 }
 
-fn mounting(body: &[u8]) -> Result<(VolumeName, MountId), Answer> {
-    let Mounting { name, id } = decode(body)?;
+fn decode_mount(body: &[u8]) -> Result<(VolumeName, MountId), Answer> {
+    let MountRequest { name, id } = decode(body)?;
     let name = VolumeName::parse(&name).map_err(Error::from)?;
     let id = MountId::parse(&id).map_err(Error::from)?;
     Ok((name, id))
-}
-
-fn wire<'a>(seen: &'a VolumeInfo, status: Option<Status<'a>>) -> Volume<'a> {
-    Volume {
-        name: seen.volume.name.as_str(),
-        mountpoint: &seen.mountpoint,
-        created_at: rfc3339(seen.volume.created_at),
-        status,
-    }
 }
 
 fn status<'a>(service: &Service, caller: &Caller, seen: &'a VolumeInfo) -> Status<'a> {
@@ -377,21 +196,18 @@ mod tests {
 
     use super::*;
     use crate::backend;
-    use crate::catalog::{self, Catalog, CatalogError, Change, sqlite};
+    use crate::catalog::{self, Catalog, CatalogError, Change};
     use crate::host::Via;
     use crate::host::access::Access;
-    use crate::model::backend::BackendName;
     use crate::model::host::HostName;
-    use crate::model::mounts::Ledger;
-    use crate::model::volume::VolumeId;
     use crate::volume::InForce;
 
-    /// No backend, open to every host.
-    fn no_backends() -> InForce {
+    /// Returns a configuration without backends that is open to every host.
+    pub(super) fn no_backends() -> InForce {
         InForce { map: backend::Map::default(), access: Access::default(), request: Duration::from_secs(20) }
     }
 
-    /// A shared catalog that knows nothing, and cannot be asked; or is broken.
+    /// A shared catalog that knows nothing, and is out of reach or broken.
     struct Away {
         broken: bool,
     }
@@ -445,68 +261,5 @@ mod tests {
             panic!("a list is never refused");
         };
         assert_eq!(&list[..], br#"{"Volumes":[]}"#);
-    }
-
-    /// Makes `counts` of volumes, one after the other, and lists them each time: how many parts, and which names.
-    async fn listed(counts: impl IntoIterator<Item = usize>) -> Vec<(usize, Vec<String>)> {
-        let dir = tempfile::tempdir().unwrap();
-        let catalog: Arc<dyn Catalog> = Arc::new(sqlite::open(&dir.path().join("catalog.db")).unwrap());
-        let service = Service::new(Arc::clone(&catalog), no_backends());
-        let caller = Caller { host: HostName::parse("node1").unwrap(), via: Via::Admin, address: None };
-        let mut made = 0;
-        let mut all = Vec::new();
-        for count in counts {
-            while made < count {
-                let name = VolumeName::parse(&format!("volume-{made:06}")).unwrap();
-                let id = VolumeId::random();
-                let volume = catalog::Volume {
-                    id,
-                    name: name.clone(),
-                    backend: BackendName::parse("default").unwrap(),
-                    options: Options::default(),
-                    created_at: time::OffsetDateTime::UNIX_EPOCH,
-                    adopted: false,
-                    known_to: vec![caller.host.clone()],
-                    mounts: Ledger::default(),
-                    visible: false,
-                    unconfirmed: None,
-                };
-                drop(catalog.submit(Change::Insert(volume)));
-                let published = catalog.submit(Change::Publish(name, id));
-                made += 1;
-                if made == count {
-                    published.await.unwrap();
-                }
-            }
-            let parts: Vec<_> = match list(&service, &caller).await {
-                Answer::Json(text) => vec![text],
-                Answer::Parts(parts) => parts.map(Result::unwrap).collect().await,
-                _ => panic!("a list is never refused"),
-            };
-            let text = parts.concat();
-            let answer: Value = serde_json::from_slice(&text).unwrap();
-            let names = answer["Volumes"].as_array().unwrap().iter();
-            let names = names.map(|volume| volume["Name"].as_str().unwrap().to_owned()).collect();
-            all.push((parts.len(), names));
-        }
-        all
-    }
-
-    #[tokio::test]
-    async fn a_list_is_whole_in_however_many_parts_it_is_told() {
-        // Each count around those where a part is full: the end then comes in a part of its own.
-        let counts: Vec<_> = [0, 1].into_iter().chain(730..760).chain([5000]).collect();
-        let lists = listed(counts.iter().copied()).await;
-        for ((parts, names), count) in lists.iter().zip(&counts) {
-            let expected: Vec<_> = (0..*count).map(|number| format!("volume-{number:06}")).collect();
-            assert_eq!(*names, expected, "{count} volumes in {parts} parts");
-        }
-        assert_eq!(lists[0].0, 1, "a short list is answered whole");
-        assert!(
-            lists.iter().any(|(parts, _)| *parts == 2),
-            "{:?}",
-            lists.iter().map(|(p, _)| p).collect::<Vec<_>>()
-        );
-        assert!(lists.last().unwrap().0 > 4);
     }
 }

@@ -1,8 +1,9 @@
-//! What a connection is doing, noted from its bytes, so that a watchdog can tell a patient peer from a stalled one.
+//! Records what a connection is doing, from the bytes it carries, so that a watchdog can tell an idle peer
+//! from a stalled one.
 //!
-//! Engines keep idle connections for a long time and lose a request when the server closes one just as they use it. So
-//! idle is allowed for very long, while a request that has begun, and an answer that has, must go on. This module only
-//! notes; whoever asks [`Activity::overdue`] acts.
+//! Engines keep idle connections for a long time, and lose a request when the server closes a connection just
+//! as they use it. So a connection may be idle for very long, but a request or an answer that has begun must
+//! make progress. This module only records; the caller of [`Activity::overdue`] acts.
 
 use std::io;
 use std::pin::Pin;
@@ -13,92 +14,96 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-/// How long a connection may stay as it is.
+/// Limits on how long a connection may stay in each phase.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
-    /// From the first byte of a request's head to its last.
+pub(super) struct Timeouts {
+    /// The time from the first byte of a request's head to its last.
     pub(super) head: Duration,
-    /// While an answer cannot be written because the peer does not read.
+    /// The time for which an answer cannot be written because the peer does not read.
     pub(super) write: Duration,
-    /// Between requests, and before the first: an engine may open a connection that it needs only later.
+    /// The time between requests, and before the first one: an engine may open a connection that it needs
+    /// only later.
     pub(super) idle: Duration,
 }
 
-/// What a connection is doing.
+/// The present activity of a connection.
 #[derive(Debug)]
 pub(super) struct Activity {
     opened: Instant,
-    noted: Mutex<Noted>,
-    /// Told of each request: who waits for the first is woken by any.
+    progress: Mutex<Progress>,
+    /// Notified at each request. A task that waits for the first request may be woken by any of them.
     begun: Notify,
 }
 
 #[derive(Debug)]
-struct Noted {
+struct Progress {
     phase: Phase,
     since: Instant,
-    /// Since when nothing of an answer could be written.
+    /// The time since which no byte of an answer could be written.
     blocked: Option<Instant>,
-    /// Since when the connection is to end after the request it has.
+    /// The time since which the connection is expected to end after its present request.
     ending: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// No request, as far as we know. Bytes of a next request that came while one was served lie in the HTTP parser
-    /// unseen: then this is a connection that could be evicted, and no more.
+    /// No request is known. The first bytes of a next request that came during the present one stay in the
+    /// HTTP parser, where this module does not see them. Such a connection counts as idle; the only
+    /// consequence is that it may be evicted.
     Idle,
-    /// A request has begun and its head is not complete.
+    /// A request has begun, and its head is not complete.
     Head,
-    /// A request is being served: its own limits count.
+    /// A request is being served. The service's own limits apply.
     Busy,
 }
 
 impl Activity {
     pub(super) fn new() -> Self {
         let opened = Instant::now();
-        let noted = Noted { phase: Phase::Idle, since: opened, blocked: None, ending: None };
-        Self { opened, noted: Mutex::new(noted), begun: Notify::new() }
+        let progress = Progress { phase: Phase::Idle, since: opened, blocked: None, ending: None };
+        Self { opened, progress: Mutex::new(progress), begun: Notify::new() }
     }
 
-    /// Waits until a request has begun to be served, or the connection is as old as this.
+    /// Waits until the first request is being served, or until the connection has reached this age.
     pub(super) async fn first_request(&self, age: Duration) {
         let _ = tokio::time::timeout_at((self.opened + age).into(), self.begun.notified()).await;
     }
 
-    /// Since when it has been idle, if it is.
+    /// Returns the time since which the connection has been idle; `None` if it is not idle.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        let noted = self.noted();
-        (noted.phase == Phase::Idle && noted.blocked.is_none()).then_some(noted.since)
+        let progress = self.progress();
+        (progress.phase == Phase::Idle && progress.blocked.is_none()).then_some(progress.since)
     }
 
-    /// Notes that a request is served, until [`rest`](Self::rest).
-    pub(super) fn begin(&self) {
-        self.noted().enter(Phase::Busy);
+    /// Records that a request is being served, until [`end_request`](Self::end_request).
+    pub(super) fn begin_request(&self) {
+        self.progress().enter(Phase::Busy);
         self.begun.notify_one();
     }
 
-    /// Notes that the request has been answered.
-    pub(super) fn rest(&self) {
-        self.noted().enter(Phase::Idle);
+    /// Records that the request has been answered.
+    pub(super) fn end_request(&self) {
+        self.progress().enter(Phase::Idle);
     }
 
-    /// Notes that the connection is to end soon.
-    pub(super) fn end(&self) {
-        self.noted().ending.get_or_insert_with(Instant::now);
+    /// Records that the connection is expected to end soon.
+    pub(super) fn expect_end(&self) {
+        self.progress().ending.get_or_insert_with(Instant::now);
     }
 
-    /// Why the connection has been as it is for too long, if it has.
-    pub(super) fn overdue(&self, bounds: &Bounds) -> Option<&'static str> {
-        let noted = self.noted();
+    /// Returns why the connection has been in its phase for too long; `None` if it has not.
+    pub(super) fn overdue(&self, bounds: &Timeouts) -> Option<&'static str> {
+        let progress = self.progress();
         let over = |since: Instant, bound: Duration| since.elapsed() > bound;
-        if noted.blocked.is_some_and(|since| over(since, bounds.write)) {
+        if progress.blocked.is_some_and(|since| over(since, bounds.write)) {
             return Some("it does not read its answer");
         }
-        match noted.phase {
-            Phase::Head if over(noted.since, bounds.head) => Some("it began a request and did not go on"),
-            Phase::Idle if over(noted.since, bounds.idle) => Some("it was idle for very long"),
-            Phase::Idle if noted.ending.is_some_and(|since| over(since.max(noted.since), bounds.head)) => {
+        match progress.phase {
+            Phase::Head if over(progress.since, bounds.head) => Some("it began a request and did not go on"),
+            Phase::Idle if over(progress.since, bounds.idle) => Some("it was idle for very long"),
+            Phase::Idle
+                if progress.ending.is_some_and(|since| over(since.max(progress.since), bounds.head)) =>
+            {
                 Some("it did not end when it was to")
             }
             _ => None,
@@ -106,42 +111,43 @@ impl Activity {
     }
 
     fn received(&self) {
-        let mut noted = self.noted();
-        if noted.phase == Phase::Idle {
-            noted.enter(Phase::Head);
+        let mut progress = self.progress();
+        if progress.phase == Phase::Idle {
+            progress.enter(Phase::Head);
         }
     }
 
     fn blocked(&self) {
-        self.noted().blocked.get_or_insert_with(Instant::now);
+        self.progress().blocked.get_or_insert_with(Instant::now);
     }
 
     fn written(&self) {
-        self.noted().blocked = None;
+        self.progress().blocked = None;
     }
 
-    fn noted(&self) -> MutexGuard<'_, Noted> {
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Noted {
+impl Progress {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = Instant::now();
     }
 }
 
-/// A stream that notes what passes through it. It stands above TLS, where a byte is a byte of HTTP.
+/// A stream that records what passes through it. It wraps the TLS stream, so that each byte is a byte of
+/// HTTP.
 #[derive(Debug)]
-pub(super) struct Watched<S> {
+pub(super) struct ActivityStream<S> {
     stream: S,
     activity: Arc<Activity>,
-    /// Whether the last write had to wait; spares the lock for all that did not.
+    /// True if the last write had to wait. It saves taking the lock for writes that did not wait.
     blocked: bool,
 }
 
-impl<S> Watched<S> {
+impl<S> ActivityStream<S> {
     pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
         Self { stream, activity, blocked: false }
     }
@@ -162,7 +168,7 @@ impl<S> Watched<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ActivityStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -177,7 +183,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ActivityStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.note(result)
@@ -213,9 +219,9 @@ mod tests {
 
     use super::*;
 
-    fn bounds(head: u64, write: u64, idle: u64) -> Bounds {
+    fn bounds(head: u64, write: u64, idle: u64) -> Timeouts {
         let after = Duration::from_millis;
-        Bounds { head: after(head), write: after(write), idle: after(idle) }
+        Timeouts { head: after(head), write: after(write), idle: after(idle) }
     }
 
     const NEVER: u64 = 3_600_000;
@@ -224,7 +230,7 @@ mod tests {
     async fn a_head_that_has_begun_is_told_from_idle() {
         let (mut peer, ours) = tokio::io::duplex(64);
         let activity = Arc::new(Activity::new());
-        let mut watched = Watched::new(ours, Arc::clone(&activity));
+        let mut watched = ActivityStream::new(ours, Arc::clone(&activity));
         tokio::time::sleep(Duration::from_millis(5)).await;
         assert_eq!(activity.overdue(&bounds(0, 0, NEVER)), None);
         assert_eq!(activity.overdue(&bounds(0, 0, 1)), Some("it was idle for very long"));
@@ -234,9 +240,9 @@ mod tests {
         assert!(activity.idle_since().is_none());
         assert_eq!(activity.overdue(&bounds(NEVER, 0, 0)), None);
         assert_eq!(activity.overdue(&bounds(1, 0, 0)), Some("it began a request and did not go on"));
-        activity.begin();
+        activity.begin_request();
         assert_eq!(activity.overdue(&bounds(0, 0, 0)), None, "a request that is served has its own limits");
-        activity.rest();
+        activity.end_request();
         assert!(activity.idle_since().is_some());
     }
 
@@ -244,7 +250,7 @@ mod tests {
     async fn a_peer_that_does_not_read_is_noticed() {
         let (mut peer, ours) = tokio::io::duplex(8);
         let activity = Arc::new(Activity::new());
-        let mut watched = Watched::new(ours, Arc::clone(&activity));
+        let mut watched = ActivityStream::new(ours, Arc::clone(&activity));
         let writing = tokio::spawn(async move { watched.write_all(&[0; 16]).await });
         while activity.idle_since().is_some() {
             tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! From addresses to bound sockets, all or none.
+//! Binds sockets to addresses: all of them or none.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -10,48 +10,49 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::listen::Listen;
 use super::tcp::{self, TcpError};
-use super::unix::{self, Access, SocketFile, Stands, UnixError};
+use super::unix::{self, Access, PathContent, SocketFile, UnixError};
 
-/// Why an address could not be bound. Whatever was bound before it was given back.
+/// Reasons why an address could not be bound. Sockets that were bound before it are closed again.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// A TCP address.
+    /// A TCP address could not be bound.
     #[error("cannot listen on {address}")]
     Tcp {
-        /// As configured.
+        /// The address, as configured.
         address: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: TcpError,
     },
-    /// A Unix socket.
+    /// A Unix socket could not be bound.
     #[error("cannot listen on {address}")]
     Unix {
-        /// As configured.
+        /// The address, as configured.
         address: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: UnixError,
     },
-    /// A socket was handed over that nothing is to be served on: connections to it would hang without an answer.
+    /// A socket was inherited that no listener is configured for: connections to it would hang without an
+    /// answer.
     #[error(
         "a socket on {inherited} was handed over (by a .socket unit of systemd?), but \"listen\" and \"admin\" have no such address, only {configured}: make them name the same addresses"
     )]
     Inherited {
-        /// The socket's address.
+        /// The address of the inherited socket.
         inherited: String,
-        /// The addresses that are to be served.
+        /// The configured addresses.
         configured: String,
     },
-    /// A socket was handed over that no connection can be accepted on.
+    /// A file was inherited that is not a listening socket.
     #[error(
         "a socket was handed over that cannot be listened on: volhost takes ListenStream= sockets, with Accept=no"
     )]
     NotListening(#[source] io::Error),
 }
 
-/// A bound socket that nobody accepts on yet; the kernel queues connections meanwhile. Dropping it closes it and
-/// removes a Unix socket's file.
+/// A bound socket on which nobody accepts yet; the kernel queues connections meanwhile. Its drop closes the
+/// socket and removes the file of a Unix socket.
 #[derive(Debug)]
 pub struct Bound {
     listen: Listen,
@@ -61,8 +62,8 @@ pub struct Bound {
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    /// The file of an inherited socket is not ours to remove. Ours goes before the listener
-    /// is closed, so that nobody takes it for a stale one meanwhile and puts a new one in its place.
+    /// We must not remove the file of an inherited socket. We remove our own file before the listener is
+    /// closed; otherwise another process could take it for a stale socket and put a new one in its place.
     Unix {
         file: UnixFile,
         listener: UnixListener,
@@ -73,37 +74,38 @@ enum Socket {
 #[derive(Debug)]
 enum UnixFile {
     Own(SocketFile),
-    /// Of a socket that was handed over: its device and inode, if it was there.
+    /// The file of an inherited socket, with its device and inode if it was there.
     Inherited(PathBuf, Option<(u64, u64)>),
 }
 
-/// What a look at a socket's file found.
+/// The state of a listening socket's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SocketLook {
+pub struct SocketStatus {
     /// The socket's address, as configured.
     pub address: String,
-    /// Why nobody can connect to it by its path.
+    /// The reason why nobody can connect by the path; `None` if everything is right.
     pub fault: Option<String>,
 }
 
-/// A connection as it was accepted.
+/// An accepted connection.
 #[derive(Debug)]
 pub(super) enum Accepted {
     Tcp(TcpStream, SocketAddr),
     Unix(UnixStream),
 }
 
-/// Binds every address, or none: when one fails, those bound before it are closed again. Where a socket of
-/// `inherited` has the address already, that one is taken; one that has none of the addresses is an error.
+/// Binds every address, or none: if one fails, the ones that were bound before are closed again. Uses a
+/// socket of `inherited` if it has the address already.
 ///
 /// # Errors
-/// When an address cannot be bound, or a socket was inherited that cannot be served.
+/// An address cannot be bound, or an inherited socket has none of the addresses or cannot accept connections.
 pub async fn bind(listen: &[Listen], inherited: Vec<OwnedFd>) -> Result<Vec<Bound>, BindError> {
     let mut inherited = inherited.into_iter().map(Inherited::examine).collect::<Result<Vec<_>, _>>()?;
-    if let Some(stranger) = inherited.iter().find(|socket| !listen.iter().any(|listen| socket.is_at(listen)))
+    if let Some(unconfigured) =
+        inherited.iter().find(|socket| !listen.iter().any(|listen| socket.is_at(listen)))
     {
         let configured = listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        return Err(BindError::Inherited { inherited: stranger.address(), configured });
+        return Err(BindError::Inherited { inherited: unconfigured.address(), configured });
     }
     let mut all = Vec::with_capacity(listen.len());
     for listen in listen {
@@ -132,19 +134,19 @@ pub async fn bind(listen: &[Listen], inherited: Vec<OwnedFd>) -> Result<Vec<Boun
     Ok(all)
 }
 
-/// Who may connect to a Unix socket.
+/// Returns who may connect to a Unix socket.
 fn access(listen: &Listen) -> Access {
     if matches!(listen, Listen::Admin(_)) { Access::Owner } else { Access::Group }
 }
 
-/// A socket that was handed over, with its address.
+/// An inherited socket with its address.
 enum Inherited {
     Tcp(std::net::TcpListener, SocketAddr),
     Unix(std::os::unix::net::UnixListener, PathBuf),
 }
 
 impl Inherited {
-    /// Finds out what a file is that is said to be a listening socket.
+    /// Checks that an inherited file is a listening socket, and reads its address.
     fn examine(socket: OwnedFd) -> Result<Self, BindError> {
         let refused = |why: &str| BindError::NotListening(io::Error::new(io::ErrorKind::InvalidInput, why));
         let failed = |errno: rustix::io::Errno| BindError::NotListening(errno.into());
@@ -165,8 +167,8 @@ impl Inherited {
         Ok(Self::Unix(socket, path))
     }
 
-    /// Whether it has this very address. The port alone would not do: whoever configured a loopback address does not
-    /// want it served to all.
+    /// Returns true if the socket has exactly this address. Comparing the port alone is not enough: an
+    /// operator who configured a loopback address does not want it served to everybody.
     fn is_at(&self, listen: &Listen) -> bool {
         match (self, listen) {
             (Self::Tcp(_, own), Listen::Https(address) | Listen::Http(address)) => {
@@ -186,10 +188,10 @@ impl Inherited {
 }
 
 impl Bound {
-    /// Takes a listening TCP socket that somebody else bound, to be served as `listen` says.
+    /// Takes a listening TCP socket that another process bound, to serve it as `listen` says.
     ///
     /// # Errors
-    /// When `listen` is no TCP address, or the runtime cannot take the socket.
+    /// `listen` is not a TCP address, or the runtime cannot take the socket.
     pub fn inherited_tcp(listen: Listen, socket: std::net::TcpListener) -> io::Result<Self> {
         if !matches!(listen, Listen::Https(_) | Listen::Http(_)) {
             return Err(wrong_kind(&listen, "TCP"));
@@ -198,10 +200,11 @@ impl Bound {
         Ok(Self { listen, socket: Socket::Tcp(TcpListener::from_std(socket)?) })
     }
 
-    /// Takes a listening Unix socket that somebody else bound, to be served as `listen` says. Its file stays.
+    /// Takes a listening Unix socket that another process bound, to serve it as `listen` says. Its file is
+    /// never removed.
     ///
     /// # Errors
-    /// When `listen` is no Unix address, or the runtime cannot take the socket.
+    /// `listen` is not a Unix address, or the runtime cannot take the socket.
     pub fn inherited_unix(listen: Listen, socket: std::os::unix::net::UnixListener) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let (Listen::Unix(path) | Listen::Admin(path)) = &listen else {
@@ -211,13 +214,13 @@ impl Bound {
         Ok(Self { listen, socket: Socket::Unix { file, listener: UnixListener::from_std(socket)? } })
     }
 
-    /// What was asked for.
+    /// Returns the address as configured.
     #[must_use]
     pub fn listen(&self) -> &Listen {
         &self.listen
     }
 
-    /// The address with the port that was really bound, as in `https://127.0.0.1:34567`.
+    /// Returns the address with the port that was really bound, such as `https://127.0.0.1:34567`.
     #[must_use]
     pub fn address(&self) -> String {
         let mut listen = self.listen.clone();
@@ -230,41 +233,41 @@ impl Bound {
         listen.to_string()
     }
 
-    /// Returns true if it is reached by the path of a file, which may go.
+    /// Returns true if clients reach it by the path of a file, which somebody may remove.
     pub(super) fn has_file(&self) -> bool {
         matches!(self.socket, Socket::Unix { .. })
     }
 
-    /// Looks whether the file of a Unix socket is still there, and binds the socket again where nothing is. What
-    /// somebody else put there is left.
+    /// Checks that the file of a Unix socket is still there, and binds the socket again if the path is free.
+    /// Leaves a file that somebody else put there.
     ///
-    /// Returns also the socket that was bound before, if another took its place: connections may still wait on it.
-    pub(super) async fn mend(&mut self) -> (SocketLook, Option<UnixListener>) {
+    /// Returns also the old socket if it was replaced, because connections may still wait on it.
+    pub(super) async fn repair(&mut self) -> (SocketStatus, Option<UnixListener>) {
         let address = self.listen.to_string();
         let Socket::Unix { file, listener } = &mut self.socket else {
-            return (SocketLook { address, fault: None }, None);
+            return (SocketStatus { address, fault: None }, None);
         };
         let (stands, path) = match &file {
-            UnixFile::Own(own) => (own.look(), own.path().to_owned()),
-            UnixFile::Inherited(path, Some(bound)) => (unix::look(path, *bound), path.clone()),
-            UnixFile::Inherited(path, None) => (Stands::Nothing, path.clone()),
+            UnixFile::Own(own) => (own.path_content(), own.path().to_owned()),
+            UnixFile::Inherited(path, Some(bound)) => (unix::path_content(path, *bound), path.clone()),
+            UnixFile::Inherited(path, None) => (PathContent::Nothing, path.clone()),
         };
         let (told, is_own) = (path.display(), matches!(file, UnixFile::Own(_)));
         let (fault, before) = match (stands, is_own) {
-            (Stands::Ours, _) => (None, None),
+            (PathContent::Ours, _) => (None, None),
             (_, false) => {
                 let fault = format!(
                     "the socket {told}, which was handed over, is gone: restart the .socket unit of systemd that it is of"
                 );
                 (Some(fault), None)
             }
-            (Stands::Other, true) => {
+            (PathContent::Other, true) => {
                 let fault = format!(
                     "the socket {told} was replaced by another file: remove that, and it is made again"
                 );
                 (Some(fault), None)
             }
-            (Stands::Nothing, true) => match unix::bind(&path, access(&self.listen)).await {
+            (PathContent::Nothing, true) => match unix::bind(&path, access(&self.listen)).await {
                 Ok((new, new_file)) => {
                     log::warn!("the socket {told} was gone: it was made again");
                     *file = UnixFile::Own(new_file);
@@ -276,10 +279,10 @@ impl Bound {
                 }
             },
         };
-        (SocketLook { address, fault }, before)
+        (SocketStatus { address, fault }, before)
     }
 
-    /// The next connection. Safe to drop while waiting.
+    /// Waits for the next connection. It is safe to drop the future while it waits.
     pub(super) async fn accept(&self) -> io::Result<Accepted> {
         match &self.socket {
             Socket::Tcp(listener) => {
@@ -299,7 +302,8 @@ fn wrong_kind(listen: &Listen, kind: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, why)
 }
 
-/// An address as it is compared: an IPv4 one stays the same when it comes through an IPv6 socket.
+/// Returns the IP address in the form in which addresses are compared: an IPv4 address is the same when it
+/// comes through an IPv6 socket.
 pub(super) fn canonical(peer: SocketAddr) -> IpAddr {
     peer.ip().to_canonical()
 }
@@ -354,9 +358,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/x.sock");
         let mut bound = bind(&[Listen::Unix(path.clone())], Vec::new()).await.unwrap().remove(0);
-        assert_eq!(bound.mend().await.0.fault, None);
+        assert_eq!(bound.repair().await.0.fault, None);
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
-        let (look, before) = bound.mend().await;
+        let (look, before) = bound.repair().await;
         assert!(look.fault.is_none() && before.is_some() && path.exists());
         let connected = UnixStream::connect(&path).await.unwrap();
         assert!(matches!(bound.accept().await, Ok(Accepted::Unix(_))));
@@ -369,18 +373,18 @@ mod tests {
             } else {
                 std::fs::write(&path, "mine").unwrap();
             }
-            let (look, before) = bound.mend().await;
+            let (look, before) = bound.repair().await;
             assert!(look.fault.is_some_and(|fault| fault.contains("x.sock")) && before.is_none());
             std::fs::remove_file(&path).unwrap();
         }
-        assert!(bound.mend().await.1.is_some());
+        assert!(bound.repair().await.1.is_some());
 
         let socket = std::os::unix::net::UnixListener::bind(dir.path().join("y.sock")).unwrap();
         let given = Listen::Unix(dir.path().join("y.sock"));
         let mut bound = Bound::inherited_unix(given, socket).unwrap();
-        assert_eq!(bound.mend().await.0.fault, None);
+        assert_eq!(bound.repair().await.0.fault, None);
         std::fs::remove_file(dir.path().join("y.sock")).unwrap();
-        let (look, before) = bound.mend().await;
+        let (look, before) = bound.repair().await;
         assert!(look.fault.is_some_and(|fault| fault.contains(".socket unit")) && before.is_none());
     }
 
@@ -401,11 +405,11 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_cannot_be_served_is_refused() {
         let tcp = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let stranger = tcp();
-        let address = stranger.local_addr().unwrap();
-        // The port alone is not enough: it would be served where nobody wanted it.
+        let unconfigured = tcp();
+        let address = unconfigured.local_addr().unwrap();
+        // The port alone is not enough: the socket would be served on addresses where nobody wanted it.
         let everywhere = Listen::Https(SocketAddr::new([0, 0, 0, 0].into(), address.port()));
-        let error = bind(std::slice::from_ref(&everywhere), vec![stranger.into()]).await.unwrap_err();
+        let error = bind(std::slice::from_ref(&everywhere), vec![unconfigured.into()]).await.unwrap_err();
         let text = error.to_string();
         assert!(text.contains(&address.to_string()) && text.contains(&everywhere.to_string()), "{text}");
 

@@ -1,7 +1,7 @@
-//! One connection, from its first request to its last.
+//! Serves one connection, from its first request to its last.
 //!
-//! A connection never serves a request of a caller who is no longer let in, never answers what must not be answered,
-//! and never ends silently because a handler panicked.
+//! A connection never serves a request of a caller whose access was taken away, never answers where an answer
+//! is forbidden, and never ends without a log message because a handler panicked.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -24,21 +24,22 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tower_service::Service;
 
-use super::activity::{Activity, Watched};
+use super::activity::{Activity, ActivityStream};
 use super::credential::{Chain, Credential};
 use super::registry::Key;
 use super::tls::{Revocation, State};
-use super::{CloseWithoutAnswer, NEWCOMER, Server};
+use super::{CloseWithoutAnswer, FIRST_REQUEST_GRACE, Server};
 use crate::error::chain;
 use crate::host::identity::IdentityError;
 use crate::host::{Caller, Via};
 
-/// The largest head of a request, in bytes; engines send a few hundred. Of header lines hyper takes 100 at most.
+/// The maximum size of a request's head, in bytes; engines send a few hundred. hyper accepts at most 100
+/// header lines.
 const HEAD_BYTES: usize = 64 * 1024;
-/// What every answer of the plugin protocol is, errors included.
+/// The media type of every answer of the plugin protocol, errors included.
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/vnd.docker.plugins.v1.2+json");
 
-/// What is known of one connection by everyone who must know.
+/// The facts about one connection, shared by its own task, the registry and the watchdog.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) caller: Caller,
@@ -46,12 +47,12 @@ pub(super) struct Connection {
     pub(super) activity: Arc<Activity>,
     /// The peer's address or credentials, for the log.
     peer: String,
-    /// What let the caller in, over TLS.
+    /// The caller's certificates, over TLS.
     credential: Option<Credential>,
     order: watch::Sender<Order>,
 }
 
-/// What a connection is told to do. It only ever goes forward.
+/// The order that a connection was given. An order is only replaced by a later one in this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Order {
     Serve,
@@ -60,26 +61,26 @@ enum Order {
     Abort,
 }
 
-/// The word that a request's caller is still let in, found in the request's extensions. A body may take long to
-/// arrive: whoever reads it stops when the caller is shut out meanwhile.
+/// Tells whether a request's caller still has access; it is in the request's extensions. A body may take long
+/// to arrive, and its reader must stop when the caller loses access meanwhile.
 #[derive(Debug, Clone)]
-pub struct LetIn(Arc<Connection>);
+pub struct AccessWatch(Arc<Connection>);
 
-impl LetIn {
-    /// Waits until the caller is no longer let in, which may be for ever.
+impl AccessWatch {
+    /// Waits until the caller loses access, which may be for ever.
     pub async fn lost(&self) {
         let mut orders = self.0.order.subscribe();
-        // The sender lives in the connection, and that in `self`: this cannot fail.
+        // This cannot fail: `self` holds the connection, which holds the sender.
         let _ = orders.wait_for(|order| *order == Order::Refuse).await;
     }
 }
 
-/// Chains and what a new state thinks of them, so that each is verified once and not for each connection.
-pub(super) type Verdicts = HashMap<Chain, Result<(), Refused>>;
+/// The results of verifying chains under one state. A chain that many connections use is verified only once.
+pub(super) type Verdicts = HashMap<Chain, Result<(), AccessLost>>;
 
-/// Why a caller who was let in no longer is.
+/// Reasons why a caller loses its access.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum Refused {
+pub(super) enum AccessLost {
     #[error("its certificate is not accepted any more")]
     Certificate(#[source] rustls::Error),
     #[error("its name is not accepted any more")]
@@ -100,25 +101,26 @@ impl Connection {
         })
     }
 
-    /// Has the connection end: at once when it is idle, else after the request it has. Whether that was news to it.
+    /// Ends the connection: at once if it is idle, else after its present request. Returns true if it had no
+    /// such order yet.
     pub(super) fn finish(&self) -> bool {
-        self.activity.end();
-        self.tell(Order::Finish)
+        self.activity.expect_end();
+        self.give(Order::Finish)
     }
 
-    /// As [`finish`](Self::finish), because its caller is no longer let in: a request that has not arrived in full is
-    /// not waited for.
+    /// Does the same as [`finish`](Self::finish), but does not wait for a request that has not arrived in
+    /// full, because the caller has lost its access.
     pub(super) fn refuse(&self) -> bool {
-        self.activity.end();
-        self.tell(Order::Refuse)
+        self.activity.expect_end();
+        self.give(Order::Refuse)
     }
 
-    /// Has the connection end at once. Whether that was news to it.
+    /// Ends the connection at once. Returns true if it had no such order yet.
     pub(super) fn abort(&self) -> bool {
-        self.tell(Order::Abort)
+        self.give(Order::Abort)
     }
 
-    fn tell(&self, order: Order) -> bool {
+    fn give(&self, order: Order) -> bool {
         self.order.send_if_modified(|current| {
             let forward = *current < order;
             if forward {
@@ -128,13 +130,13 @@ impl Connection {
         })
     }
 
-    /// Whether its caller is still let in.
+    /// Checks that the caller still has access.
     pub(super) fn check(
         &self,
         state: Option<&State>,
         revocation: &dyn Revocation,
         verdicts: &mut Verdicts,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), AccessLost> {
         match (&self.credential, state) {
             (Some(credential), Some(state)) => credential.check(state, revocation, verdicts),
             _ => Ok(()),
@@ -148,7 +150,7 @@ impl fmt::Display for Connection {
     }
 }
 
-/// Serves a connection until it ends, is told to end, or the drain's deadline passes.
+/// Serves a connection until it ends, is ordered to end, or the drain's deadline passes.
 pub(super) async fn serve<IO, S, B>(server: Arc<Server>, connection: Arc<Connection>, stream: IO, service: S)
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -159,7 +161,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     log::debug!("{connection}: open");
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&connection.activity)));
+    let io = TokioIo::new(ActivityStream::new(stream, Arc::clone(&connection.activity)));
     let handler = {
         let (server, connection) = (Arc::clone(&server), Arc::clone(&connection));
         service_fn(move |request| {
@@ -171,17 +173,17 @@ where
         // The watchdog does this better: hyper's own limit would also close idle connections.
         .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES)
-        // The buffer alone bounds only heads that are not complete yet when it is full.
+        // `max_buf_size` bounds only a head that is incomplete when the buffer is full.
         .max_header_size(HEAD_BYTES)
         .serve_connection(io, handler);
     let mut http = pin!(http);
     let mut orders = connection.order.subscribe();
-    // What was ordered since the connection got its place counts, too.
+    // Orders that were given since the registry admitted the connection count, too.
     orders.mark_changed();
     let mut drained = pin!(async {
         server.drain.started().await;
-        // Who has just come would lose the request that it came for.
-        connection.activity.first_request(NEWCOMER).await;
+        // A client that has just connected would lose the request that it connected for.
+        connection.activity.first_request(FIRST_REQUEST_GRACE).await;
         connection.finish();
         server.drain.expired().await;
     });
@@ -192,7 +194,7 @@ where
                 Err(error) => chain(&error),
             },
             () = drained.as_mut() => break "dropped: the deadline of the drain has passed".to_owned(),
-            // The sender lives in `connection`: this cannot fail before the loop ends.
+            // This cannot fail before the loop ends: `connection` holds the sender.
             Ok(()) = orders.changed() => match *orders.borrow_and_update() {
                 Order::Serve => {}
                 Order::Finish | Order::Refuse => http.as_mut().graceful_shutdown(),
@@ -203,8 +205,9 @@ where
     log::debug!("{connection}: {end}");
 }
 
-/// A handler's future that is polled at least once. hyper drops an answer unpolled if it sees first that the client has
-/// disconnected; the handler still gets the request, and can begin what must not be lost.
+/// A handler's future that is polled at least once. hyper drops an answer's future unpolled if it sees first
+/// that the client has disconnected. With this wrapper the handler gets the request all the same, and can
+/// begin an operation that must not be lost.
 struct PolledAtLeastOnce<F: Future> {
     answer: Pin<Box<F>>,
     begun: bool,
@@ -221,14 +224,14 @@ impl<F: Future> Future for PolledAtLeastOnce<F> {
 
 impl<F: Future> Drop for PolledAtLeastOnce<F> {
     fn drop(&mut self) {
-        // When the runtime itself is going away, nothing can begin any more.
+        // If the runtime itself is shutting down, no operation can begin any more.
         if !self.begun && tokio::runtime::Handle::try_current().is_ok() {
             let _ = self.answer.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         }
     }
 }
 
-/// Nothing is answered, and the connection closed: hyper ends a connection whose service fails without a word.
+/// Closes the connection without an answer: hyper sends nothing if the service fails.
 #[derive(Debug, thiserror::Error)]
 #[error("closed without an answer")]
 struct Closed;
@@ -238,7 +241,7 @@ async fn answer<S, B>(
     connection: Arc<Connection>,
     mut service: S,
     mut request: Request<Incoming>,
-) -> Result<Response<Answer<B>>, Closed>
+) -> Result<Response<TrackedBody<B>>, Closed>
 where
     S: Service<Request<Incoming>, Response = Response<B>>,
     S::Error: std::error::Error + 'static,
@@ -256,27 +259,28 @@ where
             format!("{connection}: a request was refused: a browser sent it, by its header {header}")
         });
         let response = from_browser(header).map(Either::Right);
-        return Ok(response.map(|body| Answer { body: Box::pin(body), busy }));
+        return Ok(response.map(|body| TrackedBody { body: Box::pin(body), busy }));
     }
     let mut caller = connection.caller.clone();
     if caller.via != Via::Admin {
-        let certified = connection.credential.as_ref().map(Credential::certified);
-        if let Some(now) = (server.on_seen)(&caller, certified) {
+        let certified = connection.credential.as_ref().map(Credential::certificate_id);
+        if let Some(now) = (server.on_request)(&caller, certified) {
             caller.host = now;
         }
     }
     request.extensions_mut().insert(caller);
-    request.extensions_mut().insert(LetIn(Arc::clone(&connection)));
+    request.extensions_mut().insert(AccessWatch(Arc::clone(&connection)));
     let (method, uri) = (request.method().clone(), request.uri().clone());
     if request.uri().path_and_query().is_none() {
-        // CONNECT names a host and no path, which is more than warp can bear.
+        // The URI of a CONNECT has a host and no path, and warp cannot handle that.
         *request.uri_mut() = Uri::from_static("/");
     }
     let call = async move {
         poll_fn(|context| service.poll_ready(context)).await?;
         service.call(request).await
     };
-    // A handler's state that a panic left half-changed is the handler's own to guard; nothing here outlives it.
+    // A handler must itself guard state that a panic leaves half-changed; nothing in this function outlives
+    // the panic.
     let response = match AssertUnwindSafe(call).catch_unwind().await {
         Ok(Ok(response)) if response.extensions().get::<CloseWithoutAnswer>().is_some() => {
             log::debug!("{connection}: {method} {uri}: closed without an answer, as its handler asked");
@@ -292,7 +296,7 @@ where
             internal_error().map(Either::Right)
         }
     };
-    Ok(response.map(|body| Answer { body: Box::pin(body), busy }))
+    Ok(response.map(|body| TrackedBody { body: Box::pin(body), busy }))
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {
@@ -300,9 +304,10 @@ fn message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(without a message)")
 }
 
-/// The header by which a browser says that a page has it send this request. Browsers send one of them with each POST,
-/// whatever the page wants; engines, and whoever else calls a plugin, send none. Without this look a page could use a plain
-/// address of its reader's machine, or a TLS one with a certificate that the browser has.
+/// Returns the header that shows that a web page in a browser sent this request. Browsers add one of these
+/// headers to each POST, and a page cannot prevent it; engines and other callers of plugins send none.
+/// Without this check a page could use a plain address on its reader's machine, or a TLS address with a
+/// certificate that the browser has.
 fn browser_header(headers: &HeaderMap) -> Option<&HeaderName> {
     headers.keys().find(|name| **name == header::ORIGIN || name.as_str().starts_with("sec-fetch-"))
 }
@@ -326,30 +331,30 @@ fn error(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     response
 }
 
-/// Says that a request is served, until it is dropped.
+/// Marks the connection as busy with a request until it is dropped.
 struct Busy(Arc<Activity>);
 
 impl Busy {
     fn begin(connection: &Connection) -> Self {
-        connection.activity.begin();
+        connection.activity.begin_request();
         Self(Arc::clone(&connection.activity))
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.rest();
+        self.0.end_request();
     }
 }
 
-/// An answer's body: the request is served until hyper has taken all of it and drops it.
-struct Answer<B> {
+/// An answer's body. The request counts as being served until hyper has taken the whole body and drops it.
+struct TrackedBody<B> {
     body: Pin<Box<Either<B, Full<Bytes>>>>,
     #[expect(dead_code, reason = "it is held for its drop")]
     busy: Busy,
 }
 
-impl<B> Body for Answer<B>
+impl<B> Body for TrackedBody<B>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

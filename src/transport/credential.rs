@@ -1,8 +1,9 @@
-//! What let a caller in over TLS: its certificates, and for how long what was found of them holds.
+//! The certificates that gave a caller access over TLS, and the time for which the result of their
+//! verification holds.
 //!
-//! Reading a certificate is a good part of what a new connection costs, and engines open many with the same one: what a
-//! chain says is read once for each [`State`](super::tls::State). Nothing is decided from memory but what the very same
-//! bytes say again: whether they are good is verified in each handshake.
+//! Reading a certificate is a good part of the cost of a new connection, and engines open many connections
+//! with the same one. So the content of a chain is cached for each [`State`](super::tls::State). The cache
+//! holds only what the same bytes always say: each handshake verifies the certificates again.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -11,106 +12,111 @@ use std::time::SystemTime;
 
 use rustls::pki_types::CertificateDer;
 
-use super::connection::{Refused, Verdicts};
+use super::connection::{AccessLost, Verdicts};
 use super::tls::{Revocation, State};
-use crate::host::Certified;
+use crate::host::CertificateId;
 use crate::host::identity::{self, Identity, IdentityError};
 use crate::model::host::HostName;
 
-/// Of how many chains it is remembered what they say.
-const CHAINS: usize = 1024;
-/// The longest chain that is remembered, in bytes: a peer may send certificates that its chain does not need.
-const CHAIN_BYTES: usize = 4096;
+/// The maximum number of cached chains.
+const MAX_CHAINS: usize = 1024;
+/// The maximum size of a cached chain, in bytes: a peer may send certificates that its chain does not need.
+const MAX_CHAIN_BYTES: usize = 4096;
 
-/// Certificates, the caller's own first.
+/// A chain of certificates, the caller's own first.
 pub(super) type Chain = Arc<[CertificateDer<'static>]>;
 
-/// A certificate that was good when it was looked at.
+/// A certificate chain that was valid when it was last checked.
 #[derive(Debug)]
 pub(super) struct Credential {
-    read: Arc<Read>,
-    /// Until when the verdict holds.
+    read: Arc<ParsedChain>,
+    /// The time until which that result holds, in seconds since 1970.
     good_until: AtomicI64,
-    /// The state under which the chain was last found good.
+    /// The generation of the state under which the chain was last found valid.
     generation: AtomicU64,
 }
 
-/// What a chain says.
+/// The content of a chain.
 #[derive(Debug)]
-struct Read {
+struct ParsedChain {
     chain: Chain,
     host: HostName,
     by_common_name: bool,
     serial: String,
-    /// The subject of the authority that issued the caller's own.
+    /// The subject of the authority that issued the caller's own certificate.
     issuer: String,
-    /// When each of the chain ends, in seconds since 1970: the chain is looked at again then. That it ends is not
-    /// decided here, because a peer may send certificates that its chain does not need.
+    /// The expiry of each certificate in the chain, in seconds since 1970: the chain is verified again at
+    /// each of these times. An expired certificate alone decides nothing, because a peer may send
+    /// certificates that its chain does not need.
     ends: Vec<i64>,
 }
 
-/// What chains were found to say.
+/// A cache of the content of chains.
 #[derive(Debug, Default)]
-pub(super) struct Known(Mutex<HashMap<Chain, Arc<Read>>>);
+pub(super) struct ChainCache(Mutex<HashMap<Chain, Arc<ParsedChain>>>);
 
 impl Credential {
-    /// Keeps the chain that a handshake under `state` accepted, and reads the host's name from it.
+    /// Keeps a chain that a handshake under `state` accepted, and reads the host's name from it.
     pub(super) fn of(chain: &[CertificateDer<'static>], state: &State) -> Result<Self, IdentityError> {
-        let read = state.known.read(chain)?;
+        let read = state.chains.read(chain)?;
         if read.by_common_name {
-            state.bound(chain)?;
+            state.check_name_constraints(chain)?;
         }
         let good_until = AtomicI64::new(next_end(&read.ends, now()));
         Ok(Self { read, good_until, generation: AtomicU64::new(state.generation) })
     }
 
-    /// The host that the certificate names.
+    /// Returns the host that the certificate names.
     pub(super) fn host(&self) -> &HostName {
         &self.read.host
     }
 
-    /// What the certificate says beside the name.
-    pub(super) fn certified(&self) -> Certified<'_> {
-        Certified { issuer: &self.read.issuer, serial: &self.read.serial }
+    /// Returns the other facts in the certificate that the catalog records.
+    pub(super) fn certificate_id(&self) -> CertificateId<'_> {
+        CertificateId { issuer: &self.read.issuer, serial: &self.read.serial }
     }
 
-    /// Whether its holder is still let in: the chain is verified again under a new state and when one of its
-    /// certificates has ended; what was revoked by name counts at once.
+    /// Checks that the caller still has access. Verifies the chain again under a new state and when one of
+    /// its certificates has expired; checks revocation by name every time.
     pub(super) fn check(
         &self,
         state: &State,
         revocation: &dyn Revocation,
         verdicts: &mut Verdicts,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), AccessLost> {
         let Self { read, good_until, generation } = self;
-        let Read { chain, host, by_common_name, serial, issuer: _, ends } = &**read;
+        let ParsedChain { chain, host, by_common_name, serial, issuer: _, ends } = &**read;
         let now = now();
         if generation.load(Ordering::Acquire) != state.generation || now > good_until.load(Ordering::Acquire)
         {
             let verify = || {
-                state.verify(chain).map_err(Refused::Certificate)?;
-                if *by_common_name { state.bound(chain).map_err(Refused::Name) } else { Ok(()) }
+                state.verify(chain).map_err(AccessLost::Certificate)?;
+                if *by_common_name {
+                    state.check_name_constraints(chain).map_err(AccessLost::Name)
+                } else {
+                    Ok(())
+                }
             };
             verdicts.entry(Arc::clone(chain)).or_insert_with(verify).clone()?;
             good_until.store(next_end(ends, now), Ordering::Release);
             generation.store(state.generation, Ordering::Release);
         }
         if revocation.refused(host, serial) {
-            return Err(Refused::Revoked(serial.clone()));
+            return Err(AccessLost::Revoked(serial.clone()));
         }
         Ok(())
     }
 }
 
-impl Known {
-    fn read(&self, chain: &[CertificateDer<'static>]) -> Result<Arc<Read>, IdentityError> {
+impl ChainCache {
+    fn read(&self, chain: &[CertificateDer<'static>]) -> Result<Arc<ParsedChain>, IdentityError> {
         if let Some(known) = self.table().get(chain) {
             return Ok(Arc::clone(known));
         }
-        let read = Arc::new(read(chain)?);
-        if chain.iter().map(|der| der.len()).sum::<usize>() <= CHAIN_BYTES {
+        let read = Arc::new(parse_chain(chain)?);
+        if chain.iter().map(|der| der.len()).sum::<usize>() <= MAX_CHAIN_BYTES {
             let mut table = self.table();
-            if table.len() >= CHAINS {
+            if table.len() >= MAX_CHAINS {
                 table.clear();
             }
             table.insert(Arc::clone(&read.chain), Arc::clone(&read));
@@ -118,17 +124,17 @@ impl Known {
         Ok(read)
     }
 
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<Chain, Arc<Read>>> {
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<Chain, Arc<ParsedChain>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn read(chain: &[CertificateDer<'static>]) -> Result<Read, IdentityError> {
+fn parse_chain(chain: &[CertificateDer<'static>]) -> Result<ParsedChain, IdentityError> {
     let own = chain.first().ok_or(IdentityError::Nameless)?;
     let Identity { host, serial, issuer, not_after, by_common_name } = identity::identity(own)?;
     let others = chain.iter().skip(1).map(|der| identity::not_after(der));
     let ends = std::iter::once(Ok(not_after)).chain(others).collect::<Result<_, _>>()?;
-    Ok(Read { chain: chain.into(), host, by_common_name, serial, issuer, ends })
+    Ok(ParsedChain { chain: chain.into(), host, by_common_name, serial, issuer, ends })
 }
 
 fn now() -> i64 {
@@ -137,7 +143,7 @@ fn now() -> i64 {
     i64::try_from(now).unwrap_or(i64::MAX)
 }
 
-/// The first end that is still to come.
+/// Returns the first expiry that is still to come.
 fn next_end(ends: &[i64], now: i64) -> i64 {
     ends.iter().copied().filter(|end| *end >= now).min().unwrap_or(i64::MAX)
 }
@@ -157,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_chain_is_read_once_and_another_is_another() {
-        let (ca, known) = (Authority::new("one CA"), Known::default());
+        let (ca, known) = (Authority::new("one CA"), ChainCache::default());
         let (web1, web2) = (chain_of(&ca, "web1", 0), chain_of(&ca, "web2", 0));
         let first = known.read(&web1).unwrap();
         assert_eq!((first.host.as_str(), &*first.serial, first.ends.len()), ("web1", "7", 1));
@@ -169,7 +175,8 @@ mod tests {
         assert!(known.read(&broken).is_err() && known.read(&broken).is_err() && known.read(&[]).is_err());
     }
 
-    /// An authority's limits of DNS names bind no common name, so where there are any a common name is not taken.
+    /// An authority's limits on DNS names do not apply to a common name. So a common name is refused if there
+    /// are such limits.
     #[test]
     fn a_common_name_does_not_get_around_its_authoritys_limits() {
         use rcgen::{CertificateParams, DnType, GeneralSubtree, NameConstraints};
@@ -213,13 +220,13 @@ mod tests {
             ("limits that would not", Some(limits("example.org")), false),
             ("excluded names", Some(excluded), false),
         ] {
-            // The root itself limits.
+            // The root itself has the limits.
             let ca = free.limited("one CA", name_constraints.clone());
             let state = state_of(&ca, &ca.pem());
             let (common, dns) =
                 (ca.issue("web1", nameless("web1")).certificate, ca.issue("web1", |_| {}).certificate);
             assert_eq!(of(&common, &state).is_ok(), taken, "{what}");
-            // An authority below it does.
+            // An authority below the root has the limits.
             let below = ca.below("another CA", name_constraints);
             let common_below = below.issue("web1", nameless("web1")).certificate + &below.pem();
             assert_eq!(of(&common_below, &state).is_ok(), taken, "{what}, below");
@@ -230,7 +237,7 @@ mod tests {
                 assert_eq!(of(&dns, &state).unwrap().0, "web1", "a DNS name is verified");
             }
         }
-        // Who was let in before the limits came is let in no more.
+        // A caller that connected before the limits came loses its access.
         let ca = free.limited("one CA", None);
         let pem = ca.issue("web1", nameless("web1")).certificate;
         let (_, credential) = of(&pem, &state_of(&ca, &ca.pem())).unwrap();
@@ -252,14 +259,14 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let (ca, known) = (Authority::new("one CA"), Known::default());
+        let (ca, known) = (Authority::new("one CA"), ChainCache::default());
         let long = chain_of(&ca, "web1", 50);
         assert_eq!(known.read(&long).unwrap().ends.len(), 51);
         assert!(known.table().is_empty(), "it is too long to be kept");
         let chain = chain_of(&ca, "web1", 0);
         let read = known.read(&chain).unwrap();
         let other = |number: usize| Chain::from([CertificateDer::from(number.to_be_bytes().to_vec())]);
-        known.table().extend((1..CHAINS).map(|number| (other(number), Arc::clone(&read))));
+        known.table().extend((1..MAX_CHAINS).map(|number| (other(number), Arc::clone(&read))));
         known.read(&chain_of(&ca, "web2", 0)).unwrap();
         assert_eq!(known.table().len(), 1);
     }

@@ -1,7 +1,7 @@
-//! Revocation lists, checked when they are loaded rather than at the first client they would wrongly refuse.
+//! Revocation lists. They are checked when they are loaded, before they could wrongly refuse a client.
 //!
-//! The verifier looks a list up by its issuer's name and only then finds out that the signature is wrong, and refuses
-//! every client of that CA. So a list that no client CA signed must never get past this module.
+//! The verifier looks a list up by its issuer's name; if the list's signature is wrong, it then refuses every
+//! client of that CA. So this module must never accept a list that no client CA signed.
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateRevocationListDer;
@@ -10,54 +10,55 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 
-/// Why a revocation list is not used.
+/// Reasons why a revocation list is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CrlError {
-    /// Nothing of the kind in the file.
+    /// The file holds no revocation list.
     #[error("its file holds no revocation list (PEM, `BEGIN X509 CRL`)")]
     Empty,
-    /// Bytes that are no list.
+    /// The bytes are not a revocation list.
     #[error("its file is damaged: {0}")]
     Damaged(String),
-    /// An issuer that is no client CA.
+    /// The issuer is not a client CA.
     #[error("the list of {0} comes from no CA in tls.client_ca: add that CA there, or leave its list out")]
     UnknownIssuer(String),
-    /// The issuer's name with another one's signature.
+    /// The list has the name of a client CA, and the signature of another key.
     #[error("the list of {0} is not signed by that CA's key")]
     Signature(String),
-    /// A CA that may not sign lists.
+    /// The CA may not sign lists.
     #[error("{0} may not sign revocation lists (its key usage lacks cRLSign)")]
     NotASigner(String),
-    /// A list without the date of the next.
+    /// The list has no date of the next update.
     #[error("the list of {0} has no date of its next update, which is needed")]
     NoNextUpdate(String),
-    /// A list that another one took the place of before.
+    /// The list is older than the one in force.
     #[error(
         "the list of {issuer} is older than the one in force ({new}; in force: {in_force}): it would let in again what was revoked since; if that is meant, `volhost reload --force`"
     )]
     Older {
-        /// Whose it is.
+        /// The CA of the list.
         issuer: String,
-        /// Which one is in the file.
+        /// The edition of the list in the file.
         new: String,
-        /// Which one is in force.
+        /// The edition of the list in force.
         in_force: String,
     },
-    /// A CA that is still let in, and whose list is no longer there.
+    /// The file has no list of a CA that is still trusted and had one.
     #[error(
         "its file holds no list of {0} any more, whose list is in force: it would let in again what that CA revoked; if that is meant, `volhost reload --force`"
     )]
     Gone(String),
 }
 
-/// What tells the lists of one CA apart.
+/// The edition of a list, which orders the lists of one CA.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Edition {
-    /// The number, big-endian without leading zeros, with its length before it so that numbers are in their order.
+    /// The CRL number: its length, then its big-endian bytes without leading zeros, so that numbers compare
+    /// in their order.
     number: Option<(usize, Vec<u8>)>,
-    /// When it was made, in seconds since 1970.
+    /// The time of issue, in seconds since 1970.
     made: i64,
-    told: String,
+    text: String,
 }
 
 impl Edition {
@@ -68,15 +69,15 @@ impl Edition {
             (bytes.len(), bytes)
         });
         let made = list.last_update();
-        let told = match list.crl_number() {
+        let text = match list.crl_number() {
             Some(number) => format!("number {number}, made on {made}"),
             None => format!("made on {made}"),
         };
-        Self { number, made: made.timestamp(), told }
+        Self { number, made: made.timestamp(), text }
     }
 
-    /// Returns true if it is older than another one of the same CA. The number decides where both have one, because a
-    /// CA never repeats it, whatever its clock says.
+    /// Returns true if this edition is older than another one of the same CA. If both have a number, the
+    /// number decides, because a CA never repeats one, even if its clock is wrong.
     fn is_older_than(&self, other: &Self) -> bool {
         match (&self.number, &other.number) {
             (Some(own), Some(other)) if own != other => own < other,
@@ -87,24 +88,29 @@ impl Edition {
 
 /// The newest list of one CA.
 #[derive(Debug, Clone)]
-pub(super) struct Newest {
+pub(super) struct NewestList {
     issuer: String,
-    /// The key that signed it: a CA that takes the place of another of the same name begins anew.
+    /// The public key that signed the list. If a CA replaces another one of the same name, its editions are
+    /// not compared with the other's.
     signer: Vec<u8>,
     edition: Edition,
 }
 
-/// Looks whether lists would take back a revocation that is in force. `signers` are the keys of the CAs that are let
-/// in: what a CA that is gone revoked does not matter.
-pub(super) fn follow(new: &[Newest], in_force: &[Newest], signers: &[Vec<u8>]) -> Result<(), CrlError> {
+/// Refuses new lists that would undo a revocation in force. `signers` are the keys of the trusted CAs: lists
+/// of a CA that is no longer trusted do not matter.
+pub(super) fn check_successor(
+    new: &[NewestList],
+    in_force: &[NewestList],
+    signers: &[Vec<u8>],
+) -> Result<(), CrlError> {
     for before in in_force.iter().filter(|before| signers.contains(&before.signer)) {
         match new.iter().find(|list| list.signer == before.signer) {
             None => return Err(CrlError::Gone(before.issuer.clone())),
             Some(list) if list.edition.is_older_than(&before.edition) => {
                 return Err(CrlError::Older {
                     issuer: before.issuer.clone(),
-                    new: list.edition.told.clone(),
-                    in_force: before.edition.told.clone(),
+                    new: list.edition.text.clone(),
+                    in_force: before.edition.text.clone(),
                 });
             }
             Some(_) => {}
@@ -113,14 +119,14 @@ pub(super) fn follow(new: &[Newest], in_force: &[Newest], signers: &[Vec<u8>]) -
     Ok(())
 }
 
-/// Reads every list in a file, PEM or DER, checks that a client CA signed each, and puts the newest first, because the
-/// verifier asks only the first list of an issuer. Returns also which one that is for each CA.
+/// Reads every list in a file, PEM or DER, and checks that a client CA signed each. Puts the newest first,
+/// because the verifier uses only the first list of an issuer. Returns also the newest list of each CA.
 pub(super) fn load(
     bytes: &[u8],
     authorities: &[X509Certificate<'_>],
     provider: &CryptoProvider,
     warnings: &mut Vec<String>,
-) -> Result<(Vec<CertificateRevocationListDer<'static>>, Vec<Newest>), CrlError> {
+) -> Result<(Vec<CertificateRevocationListDer<'static>>, Vec<NewestList>), CrlError> {
     let lists: Vec<CertificateRevocationListDer<'static>> = if bytes.first() == Some(&0x30) {
         vec![bytes.to_vec().into()]
     } else {
@@ -136,7 +142,7 @@ pub(super) fn load(
         checked.push((check(&der, authorities, provider, warnings)?, der));
     }
     checked.sort_by(|(one, _), (other, _)| other.edition.cmp(&one.edition));
-    let mut newest: Vec<Newest> = Vec::new();
+    let mut newest: Vec<NewestList> = Vec::new();
     for (list, _) in &checked {
         if !newest.iter().any(|newer| newer.signer == list.signer) {
             newest.push(list.clone());
@@ -145,13 +151,13 @@ pub(super) fn load(
     Ok((checked.into_iter().map(|(_, der)| der).collect(), newest))
 }
 
-/// Checks one list and tells which one it is.
+/// Checks one list, and returns its CA and edition.
 fn check(
     der: &[u8],
     authorities: &[X509Certificate<'_>],
     provider: &CryptoProvider,
     warnings: &mut Vec<String>,
-) -> Result<Newest, CrlError> {
+) -> Result<NewestList, CrlError> {
     let (_, list) =
         CertificateRevocationList::from_der(der).map_err(|error| CrlError::Damaged(error.to_string()))?;
     let issuer = list.issuer().to_string();
@@ -182,7 +188,7 @@ fn check(
         )),
         Some(_) => {}
     }
-    Ok(Newest { issuer, signer: signer.public_key().raw.to_vec(), edition: Edition::of(&list) })
+    Ok(NewestList { issuer, signer: signer.public_key().raw.to_vec(), edition: Edition::of(&list) })
 }
 
 fn signed_by(
@@ -191,7 +197,8 @@ fn signed_by(
     provider: &CryptoProvider,
 ) -> bool {
     let key = &authority.public_key().subject_public_key.data;
-    // A key is good for few of these algorithms, and a signature for one: trying all of them decides nothing wrongly.
+    // A key works with few of these algorithms and a signature with one, so trying all of them gives no wrong
+    // result.
     provider.signature_verification_algorithms.all.iter().any(|algorithm| {
         algorithm.verify_signature(key, list.tbs_cert_list.as_ref(), &list.signature_value.data).is_ok()
     })

@@ -1,7 +1,9 @@
-//! The TLS handshake: in the connection's own task, bounded in time and number, and explained when it fails.
+//! The TLS handshake: it runs in the connection's own task, is bounded in time and number, and a failure is
+//! explained in the log.
 //!
-//! Who is in a handshake has proved nothing yet, so nobody here can take a place from those who have: handshakes are
-//! counted apart, and of too many the oldest goes. Nothing is ever answered to a peer that is not let in.
+//! A peer in a handshake has proved nothing yet, so it must not take a place from those that have: handshakes
+//! are counted apart, and the oldest is given up if there are too many. A peer without access never gets an
+//! answer.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,12 +21,12 @@ use super::bind::canonical;
 use super::connection::{Connection, Verdicts};
 use super::credential::Credential;
 use super::registry::Key;
-use super::{NEWCOMER, Server, tls};
+use super::{FIRST_REQUEST_GRACE, Server, tls};
 use crate::error::chain;
 use crate::host::{Caller, Via};
 
 impl Server {
-    /// Does the TLS handshake and finds out who it is; a peer that is not let in is logged and given up.
+    /// Does the TLS handshake and identifies the caller. Logs a peer without access and returns `None`.
     pub(super) async fn handshake(
         &self,
         stream: TcpStream,
@@ -43,13 +45,13 @@ impl Server {
         };
         let place = self.handshakes.enter(address, (limits.connections / 4).max(16));
         let stream = tokio::select! {
-            result = tokio::time::timeout(limits.handshake, shake(&state, stream)) => match result {
+            result = tokio::time::timeout(limits.handshake, accept_tls(&state, stream)) => match result {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(Failed::Gone)) => {
+                Ok(Err(HandshakeError::Gone)) => {
                     log::debug!("{peer} went away during the handshake");
                     return None;
                 }
-                Ok(Err(Failed::Refused(why))) => {
+                Ok(Err(HandshakeError::Refused(why))) => {
                     refuse(&why);
                     return None;
                 }
@@ -64,7 +66,7 @@ impl Server {
             }
             () = async {
                 self.drain.started().await;
-                tokio::time::sleep(NEWCOMER).await;
+                tokio::time::sleep(FIRST_REQUEST_GRACE).await;
             } => return None,
         };
         drop(place);
@@ -88,7 +90,8 @@ impl Server {
     }
 }
 
-/// From where a machine calls. This machine itself calls from any of its addresses: that is one place.
+/// Returns the address that a machine calls from. This machine may call from any of its own addresses, so all
+/// of them count as one.
 fn caller_address(stream: &TcpStream, peer: IpAddr) -> IpAddr {
     match (stream.local_addr().map(canonical), peer) {
         (Ok(own), IpAddr::V4(_)) if own == peer => Ipv4Addr::LOCALHOST.into(),
@@ -97,39 +100,43 @@ fn caller_address(stream: &TcpStream, peer: IpAddr) -> IpAddr {
     }
 }
 
-/// Why a handshake came to nothing.
-enum Failed {
+/// Reasons why a handshake failed.
+enum HandshakeError {
     /// The peer closed the connection, as health checks do.
     Gone,
-    /// In words for the log.
+    /// The server refused the peer, for this reason in words for the log.
     Refused(String),
 }
 
-async fn shake(state: &tls::State, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failed> {
+async fn accept_tls(state: &tls::State, stream: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeError> {
     let mut first = [0];
     match stream.peek(&mut first).await {
-        Ok(0) | Err(_) => return Err(Failed::Gone),
-        // The one kind of record that a TLS connection begins with.
+        Ok(0) | Err(_) => return Err(HandshakeError::Gone),
+        // A TLS connection always begins with a record of this type.
         Ok(_) if first == [22] => {}
         Ok(_) if first.iter().all(u8::is_ascii_uppercase) => {
-            // No answer, though one would be readable: a Get that is answered with an error makes dockerd forget what it
-            // knows of the volume.
-            return Err(Failed::Refused(
+            // The peer could read a plain answer, but gets none: dockerd forgets its labels and options of a
+            // volume if a Get is answered with an error.
+            return Err(HandshakeError::Refused(
                 "it speaks plain HTTP to a TLS address: its spec file needs an https:// address and TLSConfig".into(),
             ));
         }
-        Ok(_) => return Err(Failed::Refused("it does not speak TLS".into())),
+        Ok(_) => return Err(HandshakeError::Refused("it does not speak TLS".into())),
     }
     let acceptor = TlsAcceptor::from(Arc::clone(&state.config));
-    acceptor.accept(stream).await.map_err(|error| meaning(&error).map_or(Failed::Gone, Failed::Refused))
+    acceptor
+        .accept(stream)
+        .await
+        .map_err(|error| explain(&error).map_or(HandshakeError::Gone, HandshakeError::Refused))
 }
 
-/// Whose it is cannot be told before it is verified: `host ls` tells it by the date.
+/// The message does not name the host, because an expired certificate is not verified: `host ls` shows the
+/// host by the date.
 const EXPIRED: &str = "its certificate has expired: `volhost host ls` shows whose that is, `volhost host renew` makes a new one";
 
-/// What a failed handshake means, in words for whoever reads the log; `None` when the peer merely went away, as health
-/// checks and port scans do.
-fn meaning(error: &io::Error) -> Option<String> {
+/// Explains a failed handshake, in words for the log; `None` if the peer merely closed the connection, as
+/// health checks and port scans do.
+fn explain(error: &io::Error) -> Option<String> {
     let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
         return match error.kind() {
             io::ErrorKind::UnexpectedEof
@@ -178,7 +185,8 @@ fn meaning(error: &io::Error) -> Option<String> {
     })
 }
 
-/// The handshakes under way. A handshake takes milliseconds, so that of too many the oldest are those that stall.
+/// The handshakes under way. A handshake takes milliseconds, so if there are too many, the oldest are the
+/// ones that stall.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes(Mutex<BTreeMap<u64, (IpAddr, Arc<Notify>)>>);
 
@@ -191,7 +199,8 @@ pub(super) struct Handshake<'a> {
 }
 
 impl Handshakes {
-    /// Enters a handshake. Of more than `limit`, the oldest is given up; of more than half of it by one peer, its oldest.
+    /// Adds a handshake. If there are more than `limit`, gives up the oldest; if one peer has more than half
+    /// of `limit`, gives up the oldest of that peer.
     pub(super) fn enter(&self, peer: IpAddr, limit: usize) -> Handshake<'_> {
         let mut table = self.table();
         let by_peer = table.values().filter(|(other, _)| *other == peer).count();
@@ -227,7 +236,7 @@ impl Handshake<'_> {
 impl Drop for Handshake<'_> {
     fn drop(&mut self) {
         let mut table = self.all.table();
-        // A number may have been given again after this handshake was given up.
+        // The ID may have been used again after this handshake was given up.
         if table.get(&self.id).is_some_and(|(_, given_up)| Arc::ptr_eq(given_up, &self.given_up)) {
             table.remove(&self.id);
         }
@@ -243,7 +252,7 @@ mod tests {
     use super::*;
     use crate::transport::testing::{Authority, Client, LONG, days};
 
-    /// What the log would say of a client.
+    /// Returns what the log would say of a client.
     async fn said_of(
         state: &tls::State,
         client: impl AsyncFnOnce(u16) -> Option<Client> + Send + 'static,
@@ -252,10 +261,10 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let accepting = async {
             let (stream, _) = listener.accept().await.unwrap();
-            match shake(state, stream).await {
+            match accept_tls(state, stream).await {
                 Ok(_) => panic!("the handshake went well"),
-                Err(Failed::Gone) => None,
-                Err(Failed::Refused(why)) => Some(why),
+                Err(HandshakeError::Gone) => None,
+                Err(HandshakeError::Refused(why)) => Some(why),
             }
         };
         let both = async { tokio::join!(accepting, client(port)).0 };

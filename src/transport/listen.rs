@@ -1,6 +1,6 @@
-//! What a server listens on.
+//! The addresses that a server listens on.
 //!
-//! Only names: the configuration reads addresses and knows which of them are allowed.
+//! This module only names them: the configuration parses addresses and decides which of them are allowed.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 pub enum Listen {
     /// TLS with client certificates required.
     Https(SocketAddr),
-    /// Plain TCP: whoever connects is `anonymous`.
+    /// Plain TCP: every caller is `anonymous`.
     Http(SocketAddr),
     /// A Unix socket for this machine's own engine.
     Unix(PathBuf),

@@ -1,8 +1,9 @@
-//! From sockets to requests: one accept loop for every kind of address, the TLS handshake, limits, and the caller's name
-//! in each request's extensions.
+//! Turns sockets into requests: one accept loop for every kind of address, the TLS handshake, limits, and the
+//! caller in each request's extensions.
 //!
-//! The accept loop only accepts; whatever a peer can delay happens in its connection's own task and is bounded. This
-//! room never reads a request's body and words two answers only: the one after a panic, and the one to a browser.
+//! The accept loop only accepts; everything that a peer can delay happens in its connection's own task and is
+//! bounded. This room never reads a request's body, and it words only two answers: the one after a panic, and
+//! the one to a browser.
 //!
 //! # How long things may take
 //!
@@ -15,16 +16,16 @@
 //! | when the service ends: a handshake, and then the first request of a connection | 2 s each |
 //! | a connection between requests, or before the first | 15 minutes, less only when there is no room |
 //!
-//! Idle connections are kept because an engine loses the request that it sends just as we close; for the same reason a
-//! connection that was opened and not used yet is treated like any idle one: Go's HTTP client opens connections ahead
-//! of need. Peers that vanished are noticed by TCP keep-alive.
+//! Idle connections are kept, because an engine loses the request that it sends just as we close. For the
+//! same reason a connection that was opened and not used yet is treated like any idle one: Go's HTTP client
+//! opens connections before it needs them. TCP keep-alive detects peers that have vanished.
 //!
-//! # Who is let in, and for how long
+//! # Who has access, and for how long
 //!
-//! A certificate is verified in the handshake, and its revocation by name, its end and (after a reload) the whole
-//! chain again before each request. A watchdog looks at all connections every half second, and at once after
-//! [`Server::recheck`]: those whose caller is no longer let in end after the request they have, if that has arrived in
-//! full, and else at once.
+//! The handshake verifies a certificate. Before each request, its revocation by name and its expiry are
+//! checked again, and after a reload the whole chain. A watchdog checks all connections every half second,
+//! and at once after [`Server::recheck`]. If a caller has lost its access, its connection ends after the
+//! present request if that has arrived in full, else at once.
 
 mod activity;
 pub(crate) mod bind;
@@ -59,11 +60,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tower_service::Service;
 
-use self::activity::Bounds;
+use self::activity::Timeouts;
 use self::bind::{Accepted, canonical};
-pub use self::bind::{BindError, Bound, SocketLook, bind};
-pub use self::connection::LetIn;
-use self::connection::{Connection, Refused, Verdicts};
+pub use self::bind::{BindError, Bound, SocketStatus, bind};
+pub use self::connection::AccessWatch;
+use self::connection::{AccessLost, Connection, Verdicts};
 pub use self::crl::CrlError;
 use self::handshake::Handshakes;
 pub use self::listen::Listen;
@@ -71,60 +72,60 @@ use self::registry::{Key, Registry};
 pub use self::tls::{NobodyRevoked, Revocation, TlsError};
 use crate::error::chain;
 use crate::error::log_limit::LogLimit;
-use crate::host::{Caller, Certified, Via};
+use crate::host::{Caller, CertificateId, Via};
 use crate::model::host::HostName;
 use crate::model::limits::Limits;
 use crate::process::Drain;
 use crate::process::drain::Guard;
 
-/// How often connections are looked at.
-const TICK: Duration = Duration::from_millis(500);
-/// How long, when the service ends, a connection that was just accepted has for its handshake and its first request.
-const NEWCOMER: Duration = Duration::from_secs(2);
-/// How long a connection may be idle.
-const IDLE: Duration = Duration::from_secs(15 * 60);
+/// The interval at which the watchdog checks all connections.
+const WATCHDOG_INTERVAL: Duration = Duration::from_millis(500);
+/// The time that a new connection has for its handshake and its first request when the service ends.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(2);
+/// The time for which a connection may be idle.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
-/// Put into a response's extensions, it has the connection closed and nothing of the response sent.
+/// A response extension that makes the transport close the connection and send nothing of the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CloseWithoutAnswer;
 
-/// What is told of each request: its caller, and what the caller's certificate says. Returns the name that the caller has
-/// by now, if it is another one.
-pub type OnSeen = Arc<dyn Fn(&Caller, Option<Certified<'_>>) -> Option<HostName> + Send + Sync>;
+/// A function that is called at each request with its caller and the data of the caller's certificate.
+/// Returns the caller's present name if it differs from the certificate's.
+pub type OnRequest = Arc<dyn Fn(&Caller, Option<CertificateId<'_>>) -> Option<HostName> + Send + Sync>;
 
-/// What a [`Server`] is made of.
+/// The parts of a [`Server`].
 pub struct Setup {
-    /// This machine's own name: the host of every Unix socket's caller.
+    /// This machine's own name: the host of every caller on a Unix socket.
     pub node: HostName,
     /// The limits in force.
     pub limits: Arc<ArcSwap<Limits>>,
-    /// What TLS is served with; needed where an `https` address is served.
+    /// The certificates and CAs for TLS; needed if an `https` address is served.
     pub tls: Option<Arc<ArcSwap<tls::State>>>,
-    /// Whose certificates are refused by name.
+    /// The certificates and hosts that are refused by name.
     pub revocation: Arc<dyn Revocation>,
-    /// Told the caller of each request but the operator's, and what the certificate says that it came with, if it did. It
-    /// must be quick.
-    pub on_seen: OnSeen,
-    /// The service's end.
+    /// Called with each request's caller, except the operator, and with the data of its certificate if it has
+    /// one. It must return quickly.
+    pub on_request: OnRequest,
+    /// The shutdown of the service.
     pub drain: Drain,
 }
 
-/// Serves bound sockets; one for all of them, so that limits count across them.
+/// A server of bound sockets. One server has all of them, so that limits count across them.
 pub struct Server {
     node: HostName,
     limits: Arc<ArcSwap<Limits>>,
     tls: Option<Arc<ArcSwap<tls::State>>>,
     revocation: Arc<dyn Revocation>,
-    on_seen: OnSeen,
+    on_request: OnRequest,
     drain: Drain,
     registry: Arc<Registry>,
     handshakes: Handshakes,
     log_limit: LogLimit,
     recheck: Notify,
-    watched: AtomicBool,
+    watchdog_started: AtomicBool,
     idle: Duration,
-    /// Where those who serve a socket that has a file are asked to look after it.
-    sockets: Mutex<Vec<mpsc::UnboundedSender<oneshot::Sender<SocketLook>>>>,
+    /// Channels to the accept loops of sockets that have a file, which ask for a check of that file.
+    sockets: Mutex<Vec<mpsc::UnboundedSender<oneshot::Sender<SocketStatus>>>>,
 }
 
 impl fmt::Debug for Server {
@@ -134,35 +135,35 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// A server that serves nothing yet.
+    /// Returns a server that serves nothing yet.
     #[must_use]
     pub fn new(setup: Setup) -> Arc<Self> {
-        Arc::new(Self::with_idle(setup, IDLE))
+        Arc::new(Self::with_idle(setup, IDLE_TIMEOUT))
     }
 
     fn with_idle(setup: Setup, idle: Duration) -> Self {
-        let Setup { node, limits, tls, revocation, on_seen, drain } = setup;
+        let Setup { node, limits, tls, revocation, on_request, drain } = setup;
         Self {
             node,
             limits,
             tls,
             revocation,
-            on_seen,
+            on_request,
             drain,
             registry: Arc::default(),
             handshakes: Handshakes::default(),
             log_limit: LogLimit::default(),
             recheck: Notify::new(),
-            watched: AtomicBool::new(false),
+            watchdog_started: AtomicBool::new(false),
             idle,
             sockets: Mutex::default(),
         }
     }
 
-    /// Accepts connections until the drain starts, and serves each in a task of its own with a clone of `service`.
+    /// Accepts connections until the drain starts, and serves each in its own task with a clone of `service`.
     ///
-    /// Every request has a [`Caller`] in its extensions. Returns when the socket is closed; connections that are left
-    /// finish on their own, and [`Drain::drained`] waits for them.
+    /// Every request has a [`Caller`] in its extensions. Returns when the socket is closed; the connections
+    /// that are left finish on their own, and [`Drain::drained`] waits for them.
     pub async fn run<S, B>(self: Arc<Self>, mut bound: Bound, service: S)
     where
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
@@ -172,8 +173,8 @@ impl Server {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let _guard = self.drain.guard();
-        if !self.watched.swap(true, Ordering::Relaxed) {
-            tokio::spawn(Arc::clone(&self).watch());
+        if !self.watchdog_started.swap(true, Ordering::Relaxed) {
+            tokio::spawn(Arc::clone(&self).watchdog());
         }
         let listen = Arc::new(bound.listen().clone());
         let (asked, mut looks) = mpsc::unbounded_channel();
@@ -185,10 +186,10 @@ impl Server {
             let accepted = tokio::select! {
                 biased;
                 () = ending.as_mut() => break,
-                // Its sender lives as long as this does.
+                // This cannot fail: the sender lives as long as the loop.
                 Some(told) = looks.recv() => {
-                    let (look, before) = bound.mend().await;
-                    // Nobody connects to the one before any more, but some may have.
+                    let (look, before) = bound.repair().await;
+                    // Nobody can connect to the old socket any more, but some connections may wait on it.
                     while let Some(Some(Ok((stream, _)))) =
                         before.as_ref().map(|before| before.accept().now_or_never())
                     {
@@ -197,7 +198,7 @@ impl Server {
                         let accepted = Accepted::Unix(stream);
                         tokio::spawn(async move { server.handle(&listen, accepted, service, guard).await });
                     }
-                    // Who asked may have gone.
+                    // The asking task may have gone.
                     let _ = told.send(look);
                     continue;
                 }
@@ -222,19 +223,19 @@ impl Server {
         log::debug!("{listen}: closed");
     }
 
-    /// Looks at all connections now instead of at the next tick; to be called when certificates were swapped or
-    /// revoked.
+    /// Makes the watchdog check all connections now instead of at the next tick. Call it when certificates
+    /// were replaced or revoked.
     pub fn recheck(&self) {
         self.recheck.notify_one();
     }
 
-    /// Looks after the files of the Unix sockets that are served: one that is gone is made again.
-    pub async fn mend_sockets(&self) -> Vec<SocketLook> {
+    /// Checks the files of all served Unix sockets, and makes a missing one again.
+    pub async fn repair_sockets(&self) -> Vec<SocketStatus> {
         let asked = self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut looks = Vec::new();
         for asked in asked {
             let (told, look) = oneshot::channel();
-            // A socket that is no longer served is not looked after.
+            // A socket that is no longer served needs no check.
             if asked.send(told).is_ok()
                 && let Ok(look) = look.await
             {
@@ -244,7 +245,7 @@ impl Server {
         looks
     }
 
-    /// How many connections each host has, those of the admin socket left out.
+    /// Returns the number of connections of each host, without those of the admin socket.
     #[must_use]
     pub fn connections(&self) -> BTreeMap<HostName, usize> {
         self.registry.by_host()
@@ -275,24 +276,24 @@ impl Server {
             }
             (Listen::Unix(_), Accepted::Unix(stream)) => {
                 let caller = Caller { host: self.node.clone(), via: Via::Unix, address: None };
-                let connection = Connection::new(caller, Key::Unix, process(&stream), None);
+                let connection = Connection::new(caller, Key::Unix, peer_process(&stream), None);
                 self.serve(connection, stream, service).await;
             }
             (Listen::Admin(_), Accepted::Unix(stream)) => {
                 let caller = Caller { host: self.node.clone(), via: Via::Admin, address: None };
-                let connection = Connection::new(caller, Key::Admin, process(&stream), None);
+                let connection = Connection::new(caller, Key::Admin, peer_process(&stream), None);
                 self.serve(connection, stream, service).await;
             }
             (Listen::Https(_) | Listen::Http(_), Accepted::Unix(_))
             | (Listen::Unix(_) | Listen::Admin(_), Accepted::Tcp(..)) => {
-                // `Bound` is never made of such a pair.
+                // `Bound` never combines these kinds.
                 log::error!("{listen} is served on a socket of another kind: a connection was closed");
             }
         }
         drop(guard);
     }
 
-    /// Gives a connection its place and serves it.
+    /// Admits a connection to the registry and serves it.
     async fn serve<IO, S, B>(self: Arc<Self>, connection: Arc<Connection>, stream: IO, service: S)
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -314,23 +315,23 @@ impl Server {
         }
     }
 
-    /// Whether the connection's caller is still let in.
-    fn check(&self, connection: &Connection, verdicts: &mut Verdicts) -> Result<(), Refused> {
+    /// Checks that the connection's caller still has access.
+    fn check(&self, connection: &Connection, verdicts: &mut Verdicts) -> Result<(), AccessLost> {
         let state = self.tls.as_ref().map(|tls| tls.load());
         connection.check(state.as_deref().map(|state| &**state), &*self.revocation, verdicts)
     }
 
-    /// Ends connections that stall or whose caller is no longer let in, until the service has ended.
-    async fn watch(self: Arc<Self>) {
+    /// Ends connections that stall or whose caller has lost its access, until the service has ended.
+    async fn watchdog(self: Arc<Self>) {
         let mut ended = std::pin::pin!(self.drain.drained());
         loop {
             tokio::select! {
                 _ = ended.as_mut() => return,
-                () = tokio::time::sleep(TICK) => {}
+                () = tokio::time::sleep(WATCHDOG_INTERVAL) => {}
                 () = self.recheck.notified() => {}
             }
             let limits = self.limits.load_full();
-            let bounds = Bounds { head: limits.handshake, write: limits.request, idle: self.idle };
+            let bounds = Timeouts { head: limits.handshake, write: limits.request, idle: self.idle };
             let mut verdicts = Verdicts::new();
             for (number, connection) in self.registry.all().into_iter().enumerate() {
                 if let Some(why) = connection.activity.overdue(&bounds) {
@@ -342,7 +343,7 @@ impl Server {
                 {
                     log::warn!("{connection}: closed: {}", chain(&refused));
                 }
-                // After a reload each certificate costs a verification: others get their turn meanwhile.
+                // After a reload each certificate costs a verification, so other tasks get a turn in between.
                 if number % 32 == 31 {
                     tokio::task::yield_now().await;
                 }
@@ -351,7 +352,7 @@ impl Server {
     }
 }
 
-/// Whether accepting failed for one connection only, so that the next can be accepted at once.
+/// Returns true if accepting failed for one connection only, so that the next can be accepted at once.
 fn concerns_one(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -359,8 +360,8 @@ fn concerns_one(error: &io::Error) -> bool {
     )
 }
 
-/// The process at the other end of a Unix socket, for the log.
-fn process(stream: &UnixStream) -> String {
+/// Describes the process at the other end of a Unix socket, for the log.
+fn peer_process(stream: &UnixStream) -> String {
     match stream.peer_cred() {
         Ok(peer) => {
             let pid = peer.pid().map(|pid| format!(", pid {pid}")).unwrap_or_default();

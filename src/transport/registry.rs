@@ -1,7 +1,9 @@
-//! The connections there are: counted, bounded, and the longest idle given up when there is no room for a new one.
+//! The registry of connections: it counts and bounds them, and closes the longest idle one if there is no
+//! room for a new one.
 //!
-//! Unix sockets are counted apart from the network: however many connections come from there, this machine's engine
-//! and its operator still get in. Handshakes are not counted here: whoever is in one has proved nothing yet.
+//! Unix sockets are counted apart from the network, so that this machine's engine and its operator can always
+//! connect, however many connections the network has. Handshakes are not counted here: a peer in a handshake
+//! has proved nothing yet.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -12,14 +14,14 @@ use super::connection::Connection;
 use crate::host::Via;
 use crate::model::host::HostName;
 
-/// Whose connections are counted together.
+/// The key under which connections are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// A host that proved its name.
     Host(HostName),
-    /// Somebody without a name, by address.
+    /// A peer without a name, by address.
     Peer(IpAddr),
-    /// A Unix socket.
+    /// A Unix socket for engines.
     Unix,
     /// The admin socket.
     Admin,
@@ -31,7 +33,7 @@ impl Key {
     }
 }
 
-/// Why there was no room for a connection.
+/// Reasons why there is no room for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Full {
     #[error("all {0} connections of this host are busy (limits.connections_per_host)")]
@@ -40,7 +42,7 @@ pub(super) enum Full {
     Total(usize),
 }
 
-/// All connections past their handshake.
+/// All connections whose handshake is done.
 #[derive(Debug, Default)]
 pub(super) struct Registry(Mutex<Table>);
 
@@ -55,7 +57,7 @@ struct Table {
 #[derive(Debug)]
 struct Entry {
     connection: Arc<Connection>,
-    /// No longer once it was told to make room: it is still watched until it is gone.
+    /// False once the connection was ordered to make room; the watchdog still checks it until it is gone.
     counted: bool,
 }
 
@@ -67,7 +69,8 @@ pub(super) struct Admitted {
 }
 
 impl Registry {
-    /// Enters a connection; where there is no room, the longest idle one concerned is closed for it.
+    /// Adds a connection. If there is no room, closes the longest idle connection that competes for the same
+    /// limit.
     pub(super) fn admit(
         self: &Arc<Self>,
         connection: &Arc<Connection>,
@@ -95,17 +98,17 @@ impl Registry {
         Ok(Admitted { registry: Arc::clone(self), id })
     }
 
-    /// Closes the longest idle connection from the network, for when the system itself has no room.
+    /// Closes the longest idle connection from the network, because the system itself has no room.
     pub(super) fn make_room(&self) {
         self.table().evict(Key::is_network);
     }
 
-    /// Every connection, also those that are about to end.
+    /// Returns every connection, also those that are about to end.
     pub(super) fn all(&self) -> Vec<Arc<Connection>> {
         self.table().entries.values().map(|entry| Arc::clone(&entry.connection)).collect()
     }
 
-    /// How many connections each host has; those of the operator are not among them.
+    /// Returns the number of connections of each host, without those of the operator.
     pub(super) fn by_host(&self) -> BTreeMap<HostName, usize> {
         let mut hosts = BTreeMap::new();
         for entry in self.table().entries.values() {
@@ -122,7 +125,8 @@ impl Registry {
 }
 
 impl Table {
-    /// Tells the longest idle of the connections concerned to end, and stops counting it. Whether there was one.
+    /// Orders the longest idle of the matching connections to end, and stops counting it. Returns false if
+    /// none is idle.
     fn evict(&mut self, concerned: impl Fn(&Key) -> bool) -> bool {
         let longest = self
             .entries

@@ -1,4 +1,4 @@
-//! TCP sockets and the options every connection gets.
+//! TCP sockets, and the options of every TCP connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
-/// Why a TCP address could not be bound.
+/// Reasons why a TCP address could not be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum TcpError {
-    /// Another socket has it.
+    /// Another socket has the address.
     #[error("the port is in use by another process: is volhost running already?")]
     InUse,
     /// The address belongs to another machine, or to none.
@@ -18,7 +18,7 @@ pub enum TcpError {
     /// Ports below 1024 need a privilege.
     #[error("this port needs root or CAP_NET_BIND_SERVICE: choose one from 1024 on")]
     Privileged,
-    /// Anything else.
+    /// Any other error of the system.
     #[error("the system refused it")]
     Other(#[source] io::Error),
 }
@@ -32,8 +32,8 @@ pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, TcpError> {
     })
 }
 
-/// Sets what every connection needs: answers leave at once, and a peer that vanished without a word is noticed within
-/// about two minutes, however long an idle connection may stay open.
+/// Sets the options of a connection: answers leave at once, and a peer that vanished is detected within about
+/// two minutes, although an idle connection may stay open for much longer.
 pub(super) fn prepare(stream: &TcpStream) {
     let set = || -> io::Result<()> {
         stream.set_nodelay(true)?;
@@ -44,7 +44,7 @@ pub(super) fn prepare(stream: &TcpStream) {
         Ok(())
     };
     if let Err(error) = set() {
-        // The peer may be gone already; a connection without these options still serves.
+        // The peer may be gone already, and a connection without these options still works.
         log::debug!("socket options were not set: {error}");
     }
 }

@@ -1,4 +1,5 @@
-//! What the tests of this room share: certificates made on the spot, a small service, and a client that sees bytes.
+//! Fixtures for the tests of this room: certificates made at run time, a small service, and a client that
+//! sees bytes.
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// A bound that only a hang reaches.
+/// A timeout that only a hang reaches.
 pub(super) const LONG: Duration = Duration::from_secs(20);
 
 pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -54,19 +55,19 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, key).unwrap())
     }
 
-    /// A CA of the same key that limits names.
+    /// Returns a CA of the same key that limits names.
     pub(super) fn limited(&self, name: &str, limits: Option<NameConstraints>) -> Self {
         let key = KeyPair::from_pem(&self.0.key().serialize_pem()).unwrap();
         Self(CertifiedIssuer::self_signed(authority(name, limits), key).unwrap())
     }
 
-    /// A CA that this one vouches for.
+    /// Returns a CA whose certificate this one signed.
     pub(super) fn below(&self, name: &str, limits: Option<NameConstraints>) -> Self {
         let key = KeyPair::generate().unwrap();
         Self(CertifiedIssuer::signed_by(authority(name, limits), key, &self.0).unwrap())
     }
 
-    /// The same CA, but by its certificate not allowed to sign revocation lists.
+    /// Returns the same CA with a certificate that does not allow it to sign revocation lists.
     pub(super) fn without_lists(&self, name: &str) -> Self {
         let key = KeyPair::from_pem(&self.0.key().serialize_pem()).unwrap();
         Self::with(name, &[KeyUsagePurpose::KeyCertSign], key)
@@ -80,14 +81,14 @@ impl Authority {
         self.0.der()
     }
 
-    /// The certificate of the server.
+    /// Returns a server certificate.
     pub(super) fn server(&self) -> Identity {
         self.issue("localhost", |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         })
     }
 
-    /// A client's certificate with its name and serial number.
+    /// Returns a client's certificate with its name and serial number.
     pub(super) fn client(&self, name: &str, serial: u8) -> Identity {
         self.issue(name, |params| params.serial_number = Some(SerialNumber::from_slice(&[serial])))
     }
@@ -133,7 +134,7 @@ impl Authority {
         params.signed_by(&self.0).unwrap().pem().unwrap()
     }
 
-    /// A client's TLS configuration that trusts this authority.
+    /// Returns a client's TLS configuration that trusts this authority.
     pub(super) fn client_config(&self, identity: Option<&Identity>) -> ClientConfig {
         self.client_config_of(identity, &[&rustls::version::TLS13])
     }
@@ -165,11 +166,11 @@ impl Authority {
 pub(super) trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
 
-/// A connection as its client sees it.
+/// The client's end of a connection.
 pub(super) struct Client(pub(super) Box<dyn Bytes>);
 
 impl Client {
-    /// A connection over TLS. In TLS 1.3 a refusal shows only at the first read.
+    /// Opens a connection over TLS. In TLS 1.3 a refusal shows only at the first read.
     pub(super) async fn tls(port: u16, config: &Arc<ClientConfig>) -> io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await?;
         let name = ServerName::try_from("localhost").unwrap();
@@ -186,13 +187,13 @@ impl Client {
         self.0.flush().await
     }
 
-    /// A whole request and its whole answer.
+    /// Sends a whole request and returns its whole answer.
     pub(super) async fn call(&mut self, path: &str) -> io::Result<String> {
         self.send(&format!("POST {path} HTTP/1.1\r\nContent-Length: 0\r\n\r\n")).await?;
         self.answer().await
     }
 
-    /// One answer, head and body.
+    /// Reads one answer, head and body.
     pub(super) async fn answer(&mut self) -> io::Result<String> {
         let mut answer = String::new();
         while !answer.ends_with("\r\n\r\n") {
@@ -205,11 +206,12 @@ impl Client {
         Ok(answer)
     }
 
-    /// Everything that still comes before the server closes the connection; an abrupt end is an end.
+    /// Reads everything that comes before the server closes the connection; an abrupt end counts as an end.
     pub(super) async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let reading = tokio::time::timeout(LONG, self.0.read_to_end(&mut rest)).await;
-        // That the connection ended is what counts; TLS calls an end without a farewell an error.
+        // Only the end of the connection matters here; TLS reports an end without a closing message as an
+        // error.
         let _ = reading.expect("the server did not close the connection");
         rest
     }

@@ -1,4 +1,4 @@
-//! The whole way from a socket to an answer, with real TLS on loopback.
+//! Tests of the whole way from a socket to an answer, with real TLS on loopback.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,7 +15,7 @@ use warp::Filter;
 use super::testing::{Authority, Client, Identity, LONG, days};
 use super::*;
 
-/// A server with one address and everything a test turns at.
+/// A server with one address, and everything that a test changes.
 struct Fixture {
     server: Arc<Server>,
     port: u16,
@@ -41,7 +41,7 @@ impl Slow {
         Arc::new(Self { began: watch::Sender::new(0), gate: Semaphore::new(0) })
     }
 
-    /// Waits until this many have begun.
+    /// Waits until this many requests have begun.
     async fn began(&self, count: usize) {
         let mut began = self.began.subscribe();
         tokio::time::timeout(LONG, began.wait_for(|began| *began == count)).await.unwrap().unwrap();
@@ -61,7 +61,7 @@ impl Revocation for Serials {
     }
 }
 
-/// Any port that is free.
+/// A loopback address with any free port.
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 fn limits() -> Limits {
@@ -89,7 +89,7 @@ impl Fixture {
             limits: Arc::clone(&limits),
             tls: Some(Arc::clone(&tls)),
             revocation,
-            on_seen: {
+            on_request: {
                 let seen = Arc::clone(&seen);
                 Arc::new(move |caller, _| {
                     seen.lock().unwrap().push(caller.host.to_string());
@@ -114,7 +114,7 @@ impl Fixture {
         Client::tls(self.port, &self.config(name, serial)).await.unwrap()
     }
 
-    /// Whether a client with this configuration gets an answer.
+    /// Returns true if a client with this configuration gets an answer.
     async fn answers(&self, config: ClientConfig) -> bool {
         match Client::tls(self.port, &Arc::new(config)).await {
             Ok(mut client) => client.call("/who").await.is_ok(),
@@ -247,7 +247,7 @@ async fn a_revoked_certificate_ends_its_open_connections_and_gets_no_new_one() {
     assert!(idle.rest().await.is_empty());
     assert!(unused.rest().await.is_empty());
     assert!(other.call("/who").await.unwrap().ends_with("web2 Tls"));
-    // The same configuration keeps sessions: none may be resumed.
+    // The same configuration keeps sessions: the server must resume none.
     let again = Client::tls(fixture.port, &config).await;
     if let Ok(mut again) = again {
         assert!(again.call("/who").await.is_err());
@@ -361,7 +361,7 @@ async fn an_idle_connection_ends_only_after_very_long() {
         limits: Arc::new(ArcSwap::from_pointee(limits())),
         tls: None,
         revocation: Arc::new(NobodyRevoked),
-        on_seen: Arc::new(|_, _| None),
+        on_request: Arc::new(|_, _| None),
         drain,
     };
     let server = Arc::new(Server::with_idle(setup, Duration::from_secs(1)));
@@ -419,7 +419,7 @@ async fn at_a_hosts_limit_its_longest_idle_connection_makes_room() {
     first.call("/who").await.unwrap();
     let mut other = fixture.client("web2", 1).await;
     other.call("/who").await.unwrap();
-    // Now both are busy: nobody makes room.
+    // Now both are busy, so no connection can make room.
     for client in [&mut first, &mut third] {
         client.send("POST /slow HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     }

@@ -1,124 +1,47 @@
-//! TLS with client certificates: what is served, who is let in, and whether somebody who was let in still is.
+//! TLS with client certificates: the server's certificate, the clients that have access, and the later check
+//! that they still have it.
 //!
-//! A [`State`] is made whole from the files' contents and swapped whole; nothing of it, no session and no ticket, is
-//! shared with the one before. Sessions are never resumed: each connection proves its certificate anew, so that a
-//! certificate that was revoked cannot come back through an old session. This module must never let a connection
-//! through that the client CAs do not vouch for.
+//! A [`State`] is built from the files' content and replaced as a whole; it shares nothing with the one
+//! before, no session and no ticket. Sessions are never resumed: each connection proves its certificate
+//! again, so that a revoked certificate cannot come back through an old session. This module must never
+//! accept a connection that the client CAs do not vouch for.
 //!
 //! # Revocation lists
 //!
-//! A list speaks for the CA that signed it, and for the certificates of that CA anywhere in a client's chain; clients
-//! of CAs without a list are not concerned. A list past its date still counts, with a warning at each load: it names
-//! the same revoked certificates, and to refuse everyone would take every host down for a late renewal.
+//! A list applies to the certificates of the CA that signed it, anywhere in a client's chain; it does not
+//! affect clients of CAs without a list. A list past its date still applies, with a warning at each load: it
+//! still names the same revoked certificates, and refusing everyone would take every host down because of a
+//! late renewal.
+
+mod files;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use x509_parser::prelude::{FromDer, Validity, X509Certificate};
+use x509_parser::prelude::Validity;
 
-use super::credential::Known;
-use super::crl::{self, CrlError};
+pub(crate) use self::files::Source;
+pub use self::files::TlsError;
+use self::files::{CERTIFICATE, CLIENT_CA, certificates, parsed, private_key, warn_of_time};
+use super::credential::ChainCache;
+use super::crl;
 use crate::host::identity::{IdentityError, limiting_authority};
 use crate::model::host::HostName;
 
-/// Which of the TLS files a fault is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// `tls.cert`
-    Certificate,
-    /// `tls.key`
-    Key,
-    /// `tls.client_ca`
-    ClientCa,
-    /// `tls.crl`
-    Crl,
-}
-
-/// Why no [`State`] could be made.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file without what it is for.
-    #[error("the server certificate's file holds no certificate (PEM, `BEGIN CERTIFICATE`)")]
-    NoCertificate,
-    /// A file without what it is for.
-    #[error("the key's file holds no private key (PEM, `BEGIN PRIVATE KEY`)")]
-    NoKey,
-    /// A key that nobody could use unattended.
-    #[error("the private key is encrypted: a service needs it without a passphrase")]
-    EncryptedKey,
-    /// A file without what it is for.
-    #[error("the client CA's file holds no certificate (PEM, `BEGIN CERTIFICATE`)")]
-    NoClientCa,
-    /// A damaged file.
-    #[error("the {file} is damaged: {why}")]
-    Damaged {
-        /// Which file.
-        file: &'static str,
-        /// What is wrong in it.
-        why: String,
-    },
-    /// The two belong to different pairs.
-    #[error(
-        "the private key does not belong to the server certificate: the first certificate in the file must be the server's own"
-    )]
-    KeyMismatch,
-    /// A key or certificate that cannot be used.
-    #[error("the server certificate and key cannot be used")]
-    Unusable(#[source] rustls::Error),
-    /// A certificate that may not sign others.
-    #[error(
-        "{0} in the client CA's file is no CA certificate (basicConstraints CA:TRUE): whoever has its key could pass for any host"
-    )]
-    NotACa(String),
-    /// A certificate of another time in the place of one that is good now.
-    #[error(
-        "the server certificate {0}, and the one in force is good: every engine would refuse it; if it is meant, `volhost reload --force`"
-    )]
-    NotNow(String),
-    /// The revocation list.
-    #[error("the revocation list is not used")]
-    Crl(#[from] CrlError),
-    /// The verifier would not take the CAs or the lists.
-    #[error("client certificates cannot be verified")]
-    Verifier(#[source] rustls::server::VerifierBuilderError),
-}
-
-impl TlsError {
-    /// Which file the fault is in.
-    #[must_use]
-    pub fn source_file(&self) -> Source {
-        match self {
-            Self::NoCertificate | Self::NotNow(_) => Source::Certificate,
-            Self::NoKey | Self::EncryptedKey | Self::KeyMismatch | Self::Unusable(_) => Source::Key,
-            Self::NoClientCa | Self::NotACa(_) => Source::ClientCa,
-            Self::Crl(_) | Self::Verifier(_) => Source::Crl,
-            Self::Damaged { file, .. } => match *file {
-                CERTIFICATE => Source::Certificate,
-                KEY => Source::Key,
-                _ => Source::ClientCa,
-            },
-        }
-    }
-}
-
-const CERTIFICATE: &str = "server certificate's file";
-const KEY: &str = "private key's file";
-const CLIENT_CA: &str = "client CA's file";
-
-/// Hosts and certificates that are refused although their certificate is genuine: what `host revoke` recorded.
+/// Hosts and certificates that are refused although their certificate is genuine: `host revoke` recorded
+/// them.
 pub trait Revocation: Send + Sync + 'static {
-    /// Whether this host's certificate with this serial number (lower-case hexadecimal, no leading zeros) is refused.
-    /// Called for each request: it must answer from memory.
+    /// Returns true if this host's certificate with this serial number (lower-case hexadecimal, no leading
+    /// zeros) is refused. It is called for each request, so it must answer from memory.
     fn refused(&self, host: &HostName, serial: &str) -> bool;
 }
 
-/// Refuses nobody.
+/// A [`Revocation`] that refuses nobody.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NobodyRevoked;
 
@@ -128,32 +51,32 @@ impl Revocation for NobodyRevoked {
     }
 }
 
-/// Everything TLS is served with at one time.
+/// The certificates, CAs and revocation lists that TLS uses at one time.
 #[derive(Debug)]
 pub struct State {
     pub(super) config: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
     /// The clients' CAs.
     authorities: Vec<CertificateDer<'static>>,
-    /// Tells one state from every other in this process.
+    /// Distinguishes this state from every other one in this process.
     pub(super) generation: u64,
-    /// What clients' chains were found to say.
-    pub(super) known: Known,
+    /// The content of clients' chains.
+    pub(super) chains: ChainCache,
     warnings: Vec<String>,
     validity: Validity,
-    /// The newest revocation list of each CA; `None` where no list was given.
-    lists: Option<Vec<crl::Newest>>,
+    /// The newest revocation list of each CA; `None` if no list is configured.
+    lists: Option<Vec<crl::NewestList>>,
     /// The keys of the client CAs.
     signers: Vec<Vec<u8>>,
 }
 
 impl State {
-    /// Makes a state of the contents of the four files (PEM; a revocation list may also be DER).
+    /// Builds a state from the content of the four files (PEM; a revocation list may also be DER).
     ///
-    /// What is doubtful but usable, an expired certificate or list, is no error: see [`warnings`](Self::warnings).
+    /// An expired certificate or list is no error: see [`warnings`](Self::warnings).
     ///
     /// # Errors
-    /// When a file holds nothing of its kind, is damaged, or the parts do not belong together.
+    /// A file holds nothing of its kind or is damaged, or the parts do not belong together.
     pub fn load(
         cert_pem: &[u8],
         key_pem: &[u8],
@@ -195,7 +118,7 @@ impl State {
             verifier,
             authorities,
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
-            known: Known::default(),
+            chains: ChainCache::default(),
             warnings,
             validity,
             lists,
@@ -203,12 +126,12 @@ impl State {
         })
     }
 
-    /// Looks whether this state may take the place of one that is in force without anybody having said so.
+    /// Checks that this state may replace the one in force without an operator's consent.
     ///
     /// # Errors
-    /// A server certificate that is not valid now would replace one that is; or a revocation list that is older than
-    /// the one in force, or no longer there, would let revoked hosts in.
-    pub fn follow(&self, in_force: &Self) -> Result<(), TlsError> {
+    /// A server certificate that is not valid now would replace one that is; or a revocation list that is older than the
+    /// one in force, or is missing, would give revoked hosts access again.
+    pub fn check_may_replace(&self, in_force: &Self) -> Result<(), TlsError> {
         if in_force.validity.is_valid() && !self.validity.is_valid() {
             let Validity { not_before, not_after } = &self.validity;
             return Err(TlsError::NotNow(match *not_after < x509_parser::time::ASN1Time::now() {
@@ -217,38 +140,42 @@ impl State {
             }));
         }
         match (&self.lists, &in_force.lists) {
-            (Some(new), Some(before)) => Ok(crl::follow(new, before, &self.signers)?),
-            // The configuration says whether there is a list.
+            (Some(new), Some(before)) => Ok(crl::check_successor(new, before, &self.signers)?),
+            // Only the configuration decides whether there is a list.
             _ => Ok(()),
         }
     }
 
-    /// What whoever runs volhost should know: what has expired, or will not work as it was meant.
+    /// Returns warnings for the operator: certificates and lists that have expired, or will not work as
+    /// intended.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Refuses a chain whose host is named by its common name although an authority limits DNS names: the verifier applies
-    /// such limits to DNS names alone.
-    pub(super) fn bound(&self, chain: &[CertificateDer<'static>]) -> Result<(), IdentityError> {
+    /// Refuses a chain that names its host by the common name if an authority limits DNS names: the verifier
+    /// applies such limits to DNS names only.
+    pub(super) fn check_name_constraints(
+        &self,
+        chain: &[CertificateDer<'static>],
+    ) -> Result<(), IdentityError> {
         match limiting_authority(chain, &self.authorities)? {
             Some(authority) => Err(IdentityError::Unbound { authority }),
             None => Ok(()),
         }
     }
 
-    /// Whether a client's chain, its own certificate first, is good now.
+    /// Verifies that a client's chain, its own certificate first, is valid now.
     pub(super) fn verify(&self, chain: &[CertificateDer<'static>]) -> Result<(), rustls::Error> {
         let (own, rest) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
         self.verifier.verify_client_cert(own, rest, UnixTime::now()).map(|_| ())
     }
 }
 
-/// What lets clients in.
+/// The parts of a state that decide which clients have access.
 struct Clients {
     verifier: Arc<dyn ClientCertVerifier>,
-    lists: Option<Vec<crl::Newest>>,
+    lists: Option<Vec<crl::NewestList>>,
     signers: Vec<Vec<u8>>,
 }
 
@@ -291,48 +218,10 @@ fn client_verifier(
     Ok(Clients { verifier, lists, signers })
 }
 
-fn certificates(pem: &[u8], file: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| TlsError::Damaged { file, why: error.to_string() })
-}
-
-fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
-        rustls::pki_types::pem::Error::NoItemsFound => {
-            let encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----";
-            if pem.windows(encrypted.len()).any(|window| window == encrypted) {
-                TlsError::EncryptedKey
-            } else {
-                TlsError::NoKey
-            }
-        }
-        error => TlsError::Damaged { file: KEY, why: error.to_string() },
-    })
-}
-
-fn parsed<'a>(der: &'a CertificateDer<'static>, file: &'static str) -> Result<X509Certificate<'a>, TlsError> {
-    match X509Certificate::from_der(der) {
-        Ok((_, certificate)) => Ok(certificate),
-        Err(error) => Err(TlsError::Damaged { file, why: error.to_string() }),
-    }
-}
-
-fn warn_of_time(what: &str, certificate: &X509Certificate<'_>, warnings: &mut Vec<String>) {
-    let (validity, now) = (certificate.validity(), x509_parser::time::ASN1Time::now());
-    if validity.not_after < now {
-        warnings.push(format!("{what} expired on {}: make a new one", validity.not_after));
-    } else if validity.not_before > now {
-        warnings.push(format!(
-            "{what} is not valid before {}: is this machine's clock right?",
-            validity.not_before
-        ));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rustls::pki_types::CertificateRevocationListDer;
+    use rustls::pki_types::pem::PemObject as _;
 
     use super::*;
     use crate::error::chain;
@@ -342,7 +231,7 @@ mod tests {
         State::load(own.certificate.as_bytes(), own.key.as_bytes(), ca.as_bytes(), crl.map(str::as_bytes))
     }
 
-    /// The client's chain as a handshake would hand it over.
+    /// Returns the client's chain in the form in which a handshake provides it.
     fn chain_of(identity: &Identity) -> Vec<CertificateDer<'static>> {
         certificates(identity.certificate.as_bytes(), CERTIFICATE).unwrap()
     }
@@ -444,7 +333,7 @@ mod tests {
         let with = |ca_pem: &str, crl: &str| load(&own, ca_pem, Some(crl)).unwrap();
         let list = |number: u8, day: i64| ca.crl_numbered(&[7], number, days(day), days(30));
         let in_force = with(&ca.pem(), &list(2, -2));
-        let refused = |new: &State| new.follow(&in_force).map_err(|error| chain(&error));
+        let refused = |new: &State| new.check_may_replace(&in_force).map_err(|error| chain(&error));
         for (number, day) in [(2, -2), (2, -1), (3, -5), (255, -2)] {
             assert_eq!(refused(&with(&ca.pem(), &list(number, day))), Ok(()), "{number} {day}");
         }
@@ -455,15 +344,16 @@ mod tests {
                 "{told}"
             );
         }
-        // A file in which a newer list lies beside an older one is as new as the newer one.
+        // A file with a newer list beside an older one counts as the newer one.
         assert_eq!(refused(&with(&ca.pem(), &(list(1, -9) + &list(2, -2)))), Ok(()));
-        // A CA that stays has a list to lose, one that goes has none; and the configuration may want no list at all.
+        // A CA that stays must keep its list, a CA that goes need not; and the configuration may ask for no
+        // list at all.
         let both = ca.pem() + &other.pem();
         let told = refused(&with(&both, &other.crl(&[]))).unwrap_err();
         assert!(told.contains("no list of CN=one CA"), "{told}");
         assert_eq!(refused(&with(&other.pem(), &other.crl(&[]))), Ok(()));
         assert_eq!(refused(&load(&own, &ca.pem(), None).unwrap()), Ok(()));
-        // Another CA of the same name counts its lists from one.
+        // Another CA of the same name numbers its lists from one.
         let again = Authority::new("one CA");
         let first = again.crl_numbered(&[], 1, days(-9), days(30));
         assert_eq!(refused(&with(&again.pem(), &first)), Ok(()));
@@ -473,10 +363,10 @@ mod tests {
         let good = load(&own, &ca.pem(), None).unwrap();
         for (other, word) in [(&expired, "expired on"), (&early, "is not valid before")] {
             let other = load(other, &ca.pem(), None).unwrap();
-            let error = other.follow(&good).unwrap_err();
+            let error = other.check_may_replace(&good).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
             assert_eq!(error.source_file(), Source::Certificate);
-            assert!(good.follow(&other).is_ok() && other.follow(&other).is_ok());
+            assert!(good.check_may_replace(&other).is_ok() && other.check_may_replace(&other).is_ok());
         }
     }
 

@@ -1,7 +1,7 @@
-//! Unix sockets: bound so that nobody can connect before the permissions stand, replaced only when nobody serves them,
-//! and removed at the end only while they are still ours.
+//! Unix sockets. Nobody can connect before a socket's permissions are set; an existing socket is replaced
+//! only if nobody serves it; a socket's file is removed at the end only if it is still ours.
 //!
-//! This module must never remove a file that is not a socket, nor one that another process answers on.
+//! This module must never remove a file that is not a socket, nor a socket that another process serves.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -15,22 +15,22 @@ use crate::files;
 /// The group that may use a Docker engine's sockets, and therefore ours.
 const GROUP: &str = "docker";
 
-/// Who may connect to a socket.
+/// The users who may connect to a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     /// The owner alone: 0600.
     Owner,
-    /// The owner and the group `docker`, where there is one: 0660.
+    /// The owner and the group `docker`, if there is one: 0660.
     Group,
 }
 
-/// Why a Unix socket could not be bound.
+/// Reasons why a Unix socket could not be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum UnixError {
-    /// Somebody answers on it.
+    /// Another process serves the socket.
     #[error("another process serves it already: is volhost running?")]
     Live,
-    /// The path is in use by something else.
+    /// The path belongs to a file that is not a socket.
     #[error("the path exists and is no socket: remove it or choose another path")]
     NotASocket,
     /// The directory is missing and could not be made.
@@ -38,16 +38,16 @@ pub enum UnixError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
     /// Any other step failed.
     #[error("could not {step}")]
     Step {
-        /// What was to be done.
+        /// The step that failed.
         step: &'static str,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -57,11 +57,11 @@ fn step(step: &'static str) -> impl FnOnce(io::Error) -> UnixError {
     move |source| UnixError::Step { step, source }
 }
 
-/// The file of a bound socket: removed when this is dropped, unless another one took its place meanwhile.
+/// The file of a bound socket. Its drop removes the file, unless another file has taken its place.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
-    /// Device and inode, by which we know our own again.
+    /// The device and inode, which identify our own file.
     identity: (u64, u64),
 }
 
@@ -70,30 +70,30 @@ impl SocketFile {
         &self.path
     }
 
-    /// What stands at the path.
-    pub(super) fn look(&self) -> Stands {
-        look(&self.path, self.identity)
+    /// Returns what is at the path now.
+    pub(super) fn path_content(&self) -> PathContent {
+        path_content(&self.path, self.identity)
     }
 }
 
-/// What stands where a socket was bound.
+/// What is at the path of a bound socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stands {
-    /// That socket.
+pub(super) enum PathContent {
+    /// The socket that was bound.
     Ours,
     /// Nothing.
     Nothing,
-    /// Something else, or something that cannot be looked at.
+    /// Another file, or the path cannot be read.
     Other,
 }
 
-/// What stands at a path where a socket with this device and inode was bound. As long as that is open, no other file
-/// gets its inode.
-pub(super) fn look(path: &Path, bound: (u64, u64)) -> Stands {
+/// Returns what is at a path where a socket with this device and inode was bound. No other file gets that
+/// inode while the socket is open.
+pub(super) fn path_content(path: &Path, bound: (u64, u64)) -> PathContent {
     match identity(path) {
-        Ok(found) if found == bound => Stands::Ours,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Stands::Nothing,
-        Ok(_) | Err(_) => Stands::Other,
+        Ok(found) if found == bound => PathContent::Ours,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => PathContent::Nothing,
+        Ok(_) | Err(_) => PathContent::Other,
     }
 }
 
@@ -109,11 +109,11 @@ impl Drop for SocketFile {
 
 /// Binds a socket at `path`.
 ///
-/// It is bound, given its mode and group, and only then listened on: until then the kernel refuses every connection,
-/// whatever the umask left open.
+/// Sets the socket's mode and group after the bind and before the listen: until the listen the kernel refuses
+/// every connection, whatever the umask allows.
 pub(super) async fn bind(path: &Path, access: Access) -> Result<(UnixListener, SocketFile), UnixError> {
     if let Some(parent) = path.parent() {
-        // Who may connect is said by the socket's own mode.
+        // The socket's own mode decides who may connect.
         files::make_dir(parent, 0o755)
             .map_err(|source| UnixError::Directory { path: parent.into(), source })?;
     }
@@ -129,7 +129,7 @@ pub(super) async fn bind(path: &Path, access: Access) -> Result<(UnixListener, S
             if let Some(gid) = gid_of(&groups, GROUP)
                 && let Err(error) = std::os::unix::fs::lchown(path, None, Some(gid))
             {
-                // Without root only a member of the group may do this; its owner can connect all the same.
+                // Without root only a member of the group may do this. The owner can connect all the same.
                 log::info!("the socket {} is not given to the group {GROUP}: {error}", path.display());
             }
             0o660
@@ -140,7 +140,7 @@ pub(super) async fn bind(path: &Path, access: Access) -> Result<(UnixListener, S
     Ok((listener, file))
 }
 
-/// Removes a socket that nobody serves any more; refuses whatever else stands at `path`.
+/// Removes a socket that nobody serves any more; refuses any other file at `path`.
 async fn clear(path: &Path) -> Result<(), UnixError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -151,7 +151,7 @@ async fn clear(path: &Path) -> Result<(), UnixError> {
         return Err(UnixError::NotASocket);
     }
     match UnixStream::connect(path).await {
-        // A full backlog is somebody's backlog.
+        // A full backlog shows that a process serves the socket.
         Ok(_) => Err(UnixError::Live),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(UnixError::Live),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -168,12 +168,12 @@ async fn clear(path: &Path) -> Result<(), UnixError> {
     }
 }
 
-/// The device and inode of what stands at a path.
+/// Returns the device and inode of the file at a path.
 pub(super) fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// The number of a group in the text of `/etc/group`.
+/// Returns the number of a group, from the text of `/etc/group`.
 fn gid_of(groups: &str, name: &str) -> Option<u32> {
     groups.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -226,7 +226,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.sock");
         let (_listener, file) = bind(&path, Access::Owner).await.unwrap();
-        // The other one is made before ours is gone, so that it cannot get the same inode.
+        // The other socket is made before ours is gone, so that it cannot get the same inode.
         let other = std::os::unix::net::UnixListener::bind(dir.path().join("y.sock")).unwrap();
         fs::rename(dir.path().join("y.sock"), &path).unwrap();
         drop(file);

@@ -61,7 +61,7 @@ impl Service {
         }
     }
 
-    /// Runs an operation in a task of its own for as long as a request may take: see [`operation::run`].
+    /// Runs an operation in its own task for as long as a request may take: see [`operation::run`].
     pub(super) async fn operate<T, F>(&self, work: impl FnOnce(Arc<CommitPoint>) -> F) -> Result<T, Error>
     where
         T: Send + 'static,

@@ -103,7 +103,7 @@ mod tests {
         copy_of(text.as_bytes(), view).is_some()
     }
 
-    /// The first of a table's records, to be changed.
+    /// Returns the first record of a table, to be changed.
     fn first<K: Ord + Clone, V: Clone>(table: &mut OrdMap<K, Arc<V>>) -> &mut V {
         let name = table.keys().next().unwrap().clone();
         Arc::make_mut(table.get_mut(&name).unwrap())

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::holders::Holders;
 use crate::backend::{Adoptable, BackendError, NameFolding};
 use crate::catalog::CatalogError;
-use crate::host::access::Closed;
+use crate::host::access::Denied;
 use crate::model::backend::BackendName;
 use crate::model::host::HostName;
 use crate::model::options::{Difference, InvalidOptions};
@@ -98,7 +98,7 @@ pub enum Error {
         /// The backend.
         backend: BackendName,
         /// Why the host lacks it.
-        why: Closed,
+        why: Denied,
     },
     /// The directory to adopt is not there.
     #[error("backend {backend} has no directory {name} to adopt{}", instead_of_it(.found))]

@@ -109,14 +109,14 @@ mod tests {
         let day = hours(24);
         assert_eq!(time_left(&removed, day, later(20), hours(20)), Some(hours(4)));
         assert_eq!(time_left(&removed, day, later(24), hours(24)), Some(Duration::ZERO));
-        // Set forward by years, or just started: an hour more.
+        // The clock was set forward by years, or the service has just started: an hour more.
         assert_eq!(time_left(&removed, day, later(99_999), Duration::ZERO), Some(hours(1)));
         assert_eq!(time_left(&removed, day, later(99_999), hours(1)), Some(Duration::ZERO));
-        // A trash of seconds does not become one of an hour, and none stays none.
+        // A retention time of seconds does not become an hour, and one of zero stays zero.
         let second = Duration::from_secs(1);
         assert_eq!(time_left(&removed, second, later(1), Duration::ZERO), Some(second));
         assert_eq!(time_left(&removed, Duration::ZERO, later(0), Duration::ZERO), Some(Duration::ZERO));
-        // Set back: longer, but not for what the operator wants gone.
+        // The clock was set back: kept longer, except for a volume that the operator wants deleted.
         assert_eq!(time_left(&removed, day, later(-100), hours(9)), Some(hours(124)));
         removed.expired = true;
         assert_eq!(time_left(&removed, day, later(-100), Duration::ZERO), Some(Duration::ZERO));

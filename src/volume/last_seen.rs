@@ -13,7 +13,7 @@ use super::Service;
 use crate::catalog::{Change, Host};
 use crate::error::chain;
 use crate::host::access::Access;
-use crate::host::{Caller, Certified};
+use crate::host::{Caller, CertificateId};
 use crate::model::host::HostName;
 
 /// How many issuers of a host's certificate are recorded between two recordings of the times.
@@ -81,7 +81,7 @@ impl Service {
     /// A host that the catalog does not know yet is recorded at once, so that it can be listed and revoked; the times
     /// of the others are recorded now and then. A new issuer of its certificate is recorded at once, because it tells
     /// who is shut out when a CA goes; so is a new address, because clones are recognised by it.
-    pub fn note_seen(&self, caller: &Caller, certified: Option<Certified<'_>>) -> Option<HostName> {
+    pub fn note_seen(&self, caller: &Caller, certified: Option<CertificateId<'_>>) -> Option<HostName> {
         let host = &caller.host;
         let view = self.catalog.view();
         let recorded = view.hosts.get(host);
@@ -89,7 +89,7 @@ impl Service {
             .map(|certified| certified.issuer)
             .filter(|issuer| recorded.is_some_and(|host| host.last_issuer.as_deref() != Some(*issuer)));
         let renamed = recorded.and_then(|host| host.renamed.as_ref());
-        let call = certified.zip(caller.address).and_then(|(Certified { serial, .. }, from)| {
+        let call = certified.zip(caller.address).and_then(|(CertificateId { serial, .. }, from)| {
             let name = renamed.unwrap_or(host);
             let from = self.in_force.load().access.address_of(name, from);
             let known = view.hosts.get(name).is_some_and(|host| host.knows_call(serial, from));

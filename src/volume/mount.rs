@@ -85,7 +85,7 @@ impl Drop for CountedMount {
 /// Returns the error for an exclusive volume that a cloned host may not mount.
 fn cloned_error(volume: &Volume, view: &View, host: &HostName) -> Error {
     let clones = view.hosts.get(host).and_then(|host| host.cloned.as_ref());
-    let mut held: Vec<_> = volume.mounts.iter().map(|mount| clones::told(mount.address)).collect();
+    let mut held: Vec<_> = volume.mounts.iter().map(|mount| clones::address_text(mount.address)).collect();
     held.dedup();
     Error::Cloned {
         name: volume.name.clone(),

@@ -53,7 +53,7 @@ impl Service {
         let backend = match self.backend_of(&volume) {
             Ok(backend) => backend,
             // Without its backend nobody can know whether the volume becomes whole.
-            Err(unmapped) if !volume.visible || volume.unconfirmed.is_some() => return Err(unmapped),
+            Err(unmapped) if !volume.visible => return Err(unmapped),
             // A volume that was whole counts as whole, whatever has happened to its directory.
             Err(_) => return Ok(Some(volume)),
         };

@@ -335,6 +335,9 @@ impl Service {
                 return Ok(None);
             }
             let state = root.volume_state(&name)?;
+            if state != VolumeState::Directory && root.deleting()?.volumes.contains(&id) {
+                return Ok(Some(Found::Remains));
+            }
             if state != VolumeState::Directory {
                 return Ok(Some(Found::Other(state)));
             }
@@ -353,6 +356,8 @@ impl Service {
                 self.finish_create(volume).await?;
                 log::debug!("volume {name} is whole");
             }
+            // An older catalog came back; what is left of the volume is reported.
+            Found::Remains => {}
             Found::Other(_) if !volume.visible => {
                 self.catalog.submit(Change::Withdraw(name.clone(), id)).await?;
                 log::warn!("volume {name} was being made and has no directory: its record is taken back");
@@ -413,6 +418,8 @@ enum Found {
     Own,
     /// Another directory.
     Foreign,
+    /// Nothing, because the deletion of the volume had begun.
+    Remains,
     /// Something else than a directory, or nothing.
     Other(VolumeState),
 }

@@ -3,7 +3,7 @@
 use super::{Error, InForce};
 use crate::catalog::{View, Volume};
 use crate::host::Caller;
-use crate::host::access::{Access, Ask};
+use crate::host::access::{Access, AccessRequest};
 use crate::model::backend::BackendName;
 use crate::model::options::Options;
 use crate::model::right::Right;
@@ -27,8 +27,8 @@ pub(super) fn permit(
     if caller.is_operator() {
         return Ok(());
     }
-    let ask = Ask { host: &caller.host, backend, right, exclusive: options.is_exclusive() };
-    in_force.access.judge(ask).map_err(|why| Error::Forbidden {
+    let ask = AccessRequest { host: &caller.host, backend, right, exclusive: options.is_exclusive() };
+    in_force.access.check(ask).map_err(|why| Error::Forbidden {
         host: caller.host.clone(),
         right,
         backend: backend.clone(),

@@ -18,7 +18,7 @@ use super::purge::{PurgeTurn, PurgeWork};
 use super::*;
 use crate::backend::{Expect, Map};
 use crate::catalog::{CatalogError, Removed, Submitted, Unconfirmed};
-use crate::host::{Certified, Via};
+use crate::host::{CertificateId, Via};
 use crate::model::backend_settings::BackendSettings;
 use crate::model::directory::DirectoryId;
 use crate::model::options::Options;
@@ -36,6 +36,8 @@ struct Unwilling {
     refusals: AtomicUsize,
     late: Mutex<fn(&Change) -> bool>,
     lateness: Mutex<Duration>,
+    /// The removed volumes that were forgotten, in their order.
+    forgotten: Mutex<Vec<VolumeId>>,
 }
 
 impl Unwilling {
@@ -69,6 +71,9 @@ impl Catalog for Unwilling {
             let source = Arc::new(std::io::Error::from_raw_os_error(libc::ENOSPC));
             Box::pin(async { Err(CatalogError::Write { location: "the test's catalog".into(), source }) })
         } else {
+            if let Change::Forget(id) = change {
+                self.forgotten.lock().unwrap().push(id);
+            }
             self.inner.submit(change)
         };
         Box::pin(async move {
@@ -247,6 +252,7 @@ async fn begin_with(
         refusals: AtomicUsize::new(0),
         late: Mutex::new(|_| false),
         lateness: Mutex::default(),
+        forgotten: Mutex::default(),
     });
     let settings = BackendSettings {
         path: root.into(),
@@ -784,9 +790,8 @@ async fn a_full_trash_costs_a_remove_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn removed_volumes_take_turns() {
     let world = World::new().await;
-    for text in ["written", "large", "small"] {
-        world.filled(text).await;
-    }
+    world.filled("written").await;
+    let (large, small) = (world.filled("large").await, world.filled("small").await);
     for number in 0..20_000 {
         std::fs::write(world.root.join(format!("large/{number}")), "").unwrap();
     }
@@ -813,10 +818,8 @@ async fn removed_volumes_take_turns() {
         world.service.expire(text).await.unwrap();
     }
     let keeper = tokio::spawn(Arc::clone(&world.service).keep_trash());
-    let is_there = |text: &str| world.service.view().removed(text).is_some();
-    eventually("the small one is held up", || !is_there("small")).await;
-    assert!(is_there("large") && is_there("written"), "it came last");
-    eventually("the large one is held up", || !is_there("large")).await;
+    eventually("both are deleted", || world.catalog.forgotten.lock().unwrap().len() == 2).await;
+    assert_eq!(*world.catalog.forgotten.lock().unwrap(), [small, large], "the small one was held up");
     over.store(true, Ordering::Relaxed);
     writer.join().unwrap();
     keeper.abort();
@@ -1004,8 +1007,8 @@ const FAULTS: &[(Op, bool, i32)] = &[
     (Op::Fsyncdir, false, libc::EIO),
 ];
 
-/// Runs an operation once for each request that it sends to the storage, which fails; `check` is told whether the
-/// operation was answered well, and looks at what became of it, before and after a restart.
+/// Runs an operation once for each request that it sends to the storage, and lets that request fail. `check` learns
+/// whether the operation succeeded, and examines the result, before and after a restart.
 async fn with_each_fault(
     before: impl AsyncFn(&World),
     operation: impl AsyncFn(&World) -> Result<(), Error>,
@@ -1178,7 +1181,7 @@ async fn an_issuer_is_recorded_at_once_but_not_by_every_request() {
     let host = HostName::parse("web9").unwrap();
     let issuer = || world.service.view().hosts.get(&host).and_then(|host| host.last_issuer.clone());
     let call =
-        |issuer| world.service.note_seen(&called("web9", None), Some(Certified { issuer, serial: "1" }));
+        |issuer| world.service.note_seen(&called("web9", None), Some(CertificateId { issuer, serial: "1" }));
     call("CN=one");
     world.service.write_seen().await;
     let mut recorded = Vec::new();
@@ -1214,4 +1217,50 @@ async fn a_copy_that_fails_leaves_a_whole_one() {
     }
     assert!(world.service.copy(&backend).await.unwrap());
     assert!(whole("catalog.jsonl"));
+}
+
+fn is_confirmed(world: &World, text: &str) -> bool {
+    world.service.view().volume(text).unwrap().unconfirmed.is_none()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_volumes_are_confirmed_behind_their_answers() {
+    let world = World::new().await;
+    let confirming = tokio::spawn(Arc::clone(&world.service).keep_confirming());
+    let texts: Vec<_> = (0..100).map(|number| format!("volume-{number}")).collect();
+    for made in futures_util::future::join_all(texts.iter().map(|text| world.create(text))).await {
+        assert!(made.unwrap().unconfirmed.is_some(), "its answer waited for the directory");
+    }
+    eventually("all are confirmed", || texts.iter().all(|text| is_confirmed(&world, text))).await;
+    confirming.abort();
+    // The end of the service does not wait for the next flush.
+    world.create("last").await.unwrap();
+    world.service.confirm_last(LIMIT).await;
+    assert!(is_confirmed(&world, "last"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_that_fails_confirms_nothing_and_is_tried_again() {
+    let Some(world) = World::shaky().await else { return };
+    world.fs().fail_once(Op::Fsyncdir, libc::EIO);
+    let confirming = tokio::spawn(Arc::clone(&world.service).keep_confirming());
+    world.create("db").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!is_confirmed(&world, "db"), "its directory may not outlast a power cut");
+    eventually("it is confirmed", || is_confirmed(&world, "db")).await;
+    confirming.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_waits_for_its_directory_where_the_backend_asks_for_that() {
+    let Some(world) = World::shaky().await else { return };
+    let settings = BackendSettings { durable_directories: true, ..world.backend().settings().clone() };
+    let map = Map::build(&world.service.in_force().map, BTreeMap::from([(backend_name(), settings)]));
+    world.service.put_in_force(InForce { map, access: Access::default(), request: LIMIT });
+    world.create("first").await.unwrap();
+    assert!(is_confirmed(&world, "first"));
+    world.fs().fail_once(Op::Fsyncdir, libc::EIO);
+    world.create("db").await.unwrap_err();
+    world.settle().await;
+    world.agrees("after a create that failed");
 }

@@ -1,28 +1,32 @@
-//! The parts of the engine together, and how a change is carried out with them.
+//! Joins the parts of the engine, and carries out a change with them.
 //!
-//! Plan, send, bring into the memory: again until the plan's conditions held when it was sent. A change is refused only on
-//! a view that is up to date. While the cluster is out of reach, nothing is begun but Unmounts, which the outbox keeps.
+//! A change is planned, sent, and applied to the memory. If the plan's conditions did not hold when the transaction was
+//! carried out, the change is planned again. A change is refused only on a view that is up to date. While the cluster is out
+//! of reach, no change begins; Unmounts and Activates are kept in the outbox.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::client::{CallError, Client, Kind};
+use super::client::{CallError, CallErrorKind, Client};
 use super::key_locks::{KeyLocks, QueuedLocks, cells};
 use super::outbox::{Answered, Entry, Outbox};
-use super::replica::{Replica, STALE, Step};
+use super::replica::{Replica, STALE_LIMIT, Step};
 use super::txn::{Attempt, Planned, RELEASED_AT_ONCE, Sent, Transactions, plan};
 use crate::catalog::{CatalogError, Change, Freshness, Outcome, Refusal, UnmountTarget, View};
 use crate::model::host::HostName;
 
+/// How long a Mount waits until the outbox is carried out.
+const OUTBOX_WAIT: Duration = Duration::from_secs(1);
+
 /// How long to wait for another instance that moves a directory.
-const ELSEWHERE: Duration = Duration::from_secs(1);
+const MOVE_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a Mount waits until the start of its engine is recorded.
-const STARTED: Duration = Duration::from_secs(7);
+const ACTIVATION_WAIT: Duration = Duration::from_secs(7);
 
-/// How many hosts one transaction marks as seen: etcd takes 128 conditions.
+/// The largest number of hosts that one transaction marks as seen: etcd allows 128 conditions.
 pub(super) const SEEN_AT_ONCE: usize = 100;
 
 /// The parts of the engine.
@@ -34,39 +38,39 @@ pub(super) struct Core {
     pub(super) key_locks: KeyLocks,
 }
 
-/// The result of a change, kept while its transaction is under way.
+/// The outcome of a change and the steps for the memory, kept while its transaction is under way.
 type Effect = (Outcome, Vec<Step>);
 
 impl Core {
-    /// Carries a change out, once everything in front of it is done.
+    /// Carries out a change. The caller has waited for the changes queued before it.
     pub(super) async fn carry_out(&self, change: Change) -> Result<Outcome, CatalogError> {
         match &change {
-            // Nothing but a sign of life, which needs nobody else.
+            // Only a check that this instance is alive, which needs no cluster.
             Change::Seen(hosts) if hosts.is_empty() => return Ok(Outcome::default()),
             Change::Seen(hosts) if hosts.len() > SEEN_AT_ONCE => {
                 for part in hosts.chunks(SEEN_AT_ONCE) {
-                    Box::pin(self.decide(&Change::Seen(part.to_vec()))).await?;
+                    Box::pin(self.execute(&Change::Seen(part.to_vec()))).await?;
                 }
                 return Ok(Outcome::default());
             }
             Change::Release { .. } => return self.release(&change).await,
             _ => {}
         }
-        self.decide(&change).await
+        self.execute(&change).await
     }
 
-    /// Releases mounts, in as many transactions as that takes.
+    /// Releases mounts, in as many transactions as needed.
     async fn release(&self, change: &Change) -> Result<Outcome, CatalogError> {
-        let mut all = Box::pin(self.decide(change)).await?;
+        let mut all = Box::pin(self.execute(change)).await?;
         let mut last = all.released.len();
         while last == RELEASED_AT_ONCE {
-            match Box::pin(self.decide(change)).await {
+            match Box::pin(self.execute(change)).await {
                 Ok(Outcome { after, released, .. }) => {
                     last = released.len();
                     all.after = after;
                     all.released.extend(released);
                 }
-                // Removed by others meanwhile: nobody mounts it any more.
+                // Another instance removed the volume meanwhile, so it has no mounts.
                 Err(CatalogError::Refused(Refusal::NoSuchVolume)) => break,
                 Err(error) => return Err(error),
             }
@@ -74,16 +78,17 @@ impl Core {
         Ok(all)
     }
 
-    async fn decide(&self, change: &Change) -> Result<Outcome, CatalogError> {
+    /// Carries out a change in one transaction, or keeps it in the outbox.
+    async fn execute(&self, change: &Change) -> Result<Outcome, CatalogError> {
         let mut attempt = None;
-        let done = self.try_until_it_holds(change, &mut attempt).await;
-        // Refused by the cluster, such as where its storage is full, nothing of it was done, either.
-        if let (Err(CatalogError::Unreachable { .. } | CatalogError::Write { .. }), Some((host, what))) =
-            (&done, self.can_wait(change))
+        let done = self.try_until_committed(change, &mut attempt).await;
+        // A cluster that refuses the change, for example because its storage is full, did nothing of it, either.
+        if let (Err(CatalogError::Unreachable { .. } | CatalogError::Write { .. }), Some((host, request))) =
+            (&done, self.deferrable(change))
         {
-            return self.keep_for_later(change, host, what, attempt).await;
+            return self.keep_for_later(change, host, request, attempt).await;
         }
-        // What was sent may still take effect. An error is answered only once it cannot any more.
+        // A transaction that was sent may still take effect. An error is answered only when it no longer can.
         let settled = match attempt {
             Some(attempt) => attempt.settle().await,
             None => None,
@@ -97,24 +102,26 @@ impl Core {
         }
     }
 
-    async fn try_until_it_holds<'a>(
+    /// Plans and sends a change until it is committed, refused, or fails. `attempt` is set when the first transaction is
+    /// sent; the caller settles it.
+    async fn try_until_committed<'a>(
         &'a self,
         change: &Change,
         attempt: &mut Option<Attempt<'a, Effect>>,
     ) -> Result<Outcome, CatalogError> {
-        // What an engine was answered before comes before what it asks for now.
+        // The requests that were answered before are carried out before this one.
         if matches!(change, Change::Mount { .. }) && self.outbox.len() > 0 {
             tokio::select! {
-                // Where the cluster has no room for it, it has none for the Mount, either, and says so.
-                _ = timeout(ELSEWHERE, self.outbox.emptied()) => {}
+                // If the cluster has no room for the outbox, it has none for the Mount, either, and says so.
+                _ = timeout(OUTBOX_WAIT, self.outbox.wait_until_empty()) => {}
                 why = self.client.health.out_of_reach() => return Err(self.client.unreachable(why)),
             }
         }
-        // Mounted before it is recorded that its engine was started, it would count as one of before.
+        // A Mount before the activation of its engine is recorded would count as one of the activation before.
         if let Change::Mount { host, .. } = change {
             tokio::select! {
                 biased;
-                started = timeout(STARTED, self.outbox.started(host)) => if started.is_err() {
+                started = timeout(ACTIVATION_WAIT, self.outbox.wait_for_activation(host)) => if started.is_err() {
                     let why = format!("it is not recorded yet that the engine of {host} was started");
                     return Err(self.client.unreachable(Arc::new(why)));
                 },
@@ -122,40 +129,40 @@ impl Core {
             }
         }
         let needed = change.footprint(&self.replica.memory.view()).freshness;
-        let mut fresh = needed == Freshness::Always;
-        if fresh {
+        let mut up_to_date = needed == Freshness::Always;
+        if up_to_date {
             self.replica.sync().await?;
         }
-        let (mut waited, mut stale) = (false, 0);
+        let (mut waited_for_move, mut stale_attempts) = (false, 0);
         loop {
             let owner = self.txn.owner();
             let planned = plan(&self.replica.memory, &self.client.keys, owner, change)
                 .map_err(|error| self.client.failed(crate::error::chain(&error)))?;
             let (outcome, transaction) = match planned {
-                Planned::Refused(_) | Planned::Elsewhere(_) if !fresh => {
+                Planned::Refused(_) | Planned::Moving(_) if !up_to_date => {
                     self.replica.sync().await?;
-                    fresh = true;
+                    up_to_date = true;
                     continue;
                 }
-                Planned::Nothing(_) if !fresh && needed == Freshness::ForNothingToDo => {
+                Planned::Nothing(_) if !up_to_date && needed == Freshness::ForNothingToDo => {
                     self.replica.sync().await?;
-                    fresh = true;
+                    up_to_date = true;
                     continue;
                 }
                 Planned::Refused(refusal) => return Err(refusal.into()),
                 Planned::Nothing(outcome) => return Ok(outcome),
-                Planned::Elsewhere(volume) => {
-                    if waited {
+                Planned::Moving(volume) => {
+                    if waited_for_move {
                         return Err(Refusal::Moving(volume).into());
                     }
-                    waited = true;
-                    let mut settled = self.replica.memory.settled();
-                    let elsewhere = self.replica.memory.look(|_, known| known.mover(volume.id).is_some());
-                    if elsewhere {
-                        let _ = timeout(ELSEWHERE, settled.changed()).await;
+                    waited_for_move = true;
+                    let mut ended_claims = self.replica.memory.ended_claims();
+                    let still_claimed = self.replica.memory.look(|_, rows| rows.claim(volume.id).is_some());
+                    if still_claimed {
+                        let _ = timeout(MOVE_WAIT, ended_claims.changed()).await;
                     }
                     if matches!(change, Change::Mount { .. }) {
-                        // Where the directory is now, the catalog does not know.
+                        // The catalog does not know where the directory is now.
                         return Err(Refusal::Moving(volume).into());
                     }
                     continue;
@@ -163,7 +170,7 @@ impl Core {
                 Planned::Write(outcome, transaction) => (outcome, transaction),
             };
             if attempt.is_none() {
-                // Slots of what was sent and not answered are not free before the cluster is back.
+                // The slots of unanswered transactions stay taken until the cluster is back.
                 *attempt = Some(tokio::select! {
                     biased;
                     why = self.client.health.out_of_reach() => return Err(self.client.unreachable(why)),
@@ -178,38 +185,41 @@ impl Core {
                     return Ok(outcome);
                 }
                 Ok(Sent::Stale) => {
-                    stale += 1;
-                    if stale % STALE == 0 {
+                    stale_attempts += 1;
+                    if stale_attempts % STALE_LIMIT == 0 {
                         self.replica.doubt(change).await;
                     }
                     self.replica.sync().await?;
-                    fresh = true;
+                    up_to_date = true;
                 }
                 Ok(Sent::Unknown) => {
                     return Err(self.client.unreachable(self.client.health.fault().unwrap_or_default()));
                 }
-                Err(CallError { kind: Kind::LeaseGone, .. }) => self.client.renew_lease(owner.lease).await?,
-                Err(trouble) => return Err(self.client.failed(trouble.text)),
+                Err(CallError { kind: CallErrorKind::LeaseGone, .. }) => {
+                    self.client.renew_lease(owner.lease).await?;
+                }
+                Err(error) => return Err(self.client.failed(error.text)),
             }
         }
     }
 
-    /// Waits until everything in front of a change is done. What can be kept does not wait for what cannot be known
-    /// before the cluster is back.
+    /// Waits until the changes queued before this one are done. If the cluster is out of reach, a change that the outbox can
+    /// keep does not wait: the outcome of the others is not known before the cluster is back.
     pub(super) async fn wait_for_turn(&self, turn: &mut QueuedLocks, change: &Change) {
-        if self.can_wait(change).is_some() {
+        if self.deferrable(change).is_some() {
             tokio::select! {
                 biased;
-                () = turn.come() => {}
+                () = turn.acquired() => {}
                 _ = self.client.health.out_of_reach() => {}
             }
         } else {
-            turn.come().await;
+            turn.acquired().await;
         }
     }
 
-    /// What of a change can be kept until the cluster is back, because the answer to it is always the same.
-    fn can_wait(&self, change: &Change) -> Option<(HostName, Answered)> {
+    /// Returns what the outbox keeps of a change that can wait until the cluster is back, because its answer is always the
+    /// same; `None` for any other change.
+    fn deferrable(&self, change: &Change) -> Option<(HostName, Answered)> {
         match change {
             Change::Unmount { name, host, id, target: None } => {
                 let view = self.replica.memory.view();
@@ -224,11 +234,12 @@ impl Core {
         }
     }
 
+    /// Keeps a change in the outbox and answers it.
     async fn keep_for_later(
         &self,
         change: &Change,
         host: HostName,
-        what: Answered,
+        request: Answered,
         attempt: Option<Attempt<'_, Effect>>,
     ) -> Result<Outcome, CatalogError> {
         let sent = match attempt {
@@ -242,17 +253,17 @@ impl Core {
         let outcome = View::clone(&self.replica.memory.view())
             .apply(change.clone())
             .map_or_else(|_| Outcome::default(), |(outcome, _)| outcome);
-        let entry = Entry { host, what, sent: sent.clone() };
-        let Err(error) = self.outbox.with_disk(move |spool| spool.keep(entry)).await else {
+        let entry = Entry { host, request, sent: sent.clone() };
+        let Err(error) = self.outbox.with_disk(move |outbox| outbox.keep(entry)).await else {
             return Ok(outcome);
         };
-        // What was sent may still take effect: an error is answered only once it cannot any more.
+        // A transaction that was sent may still take effect: an error is answered only when it no longer can.
         let took_effect = match sent {
             Some((slot, numbers)) => Attempt::resume(&self.txn, slot, numbers, &()).settle().await.is_some(),
             None => false,
         };
-        // The slot tells no longer what became of it, should the next start find something of it in the file.
-        if let Err(error) = self.outbox.with_disk(Outbox::cut_off).await {
+        // The slot no longer shows the outcome, so that the next start must not find a part of the entry in the file.
+        if let Err(error) = self.outbox.with_disk(Outbox::truncate).await {
             log::error!(
                 "{} may end with a request that was not kept, and that the next start would count: {error}",
                 self.outbox.path().display()
@@ -268,7 +279,7 @@ impl Core {
     }
 }
 
-/// The place of a change in the order of this instance's.
-pub(super) fn place(core: &Core, change: &Change) -> QueuedLocks {
+/// Queues a change behind all earlier ones of this instance that access the same keys.
+pub(super) fn queue(core: &Core, change: &Change) -> QueuedLocks {
     core.key_locks.queue(cells(change.footprint(&core.replica.memory.view())))
 }

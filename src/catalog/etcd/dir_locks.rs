@@ -1,8 +1,8 @@
 //! Claims: the right of this instance alone to move a volume's directory, as a key that ends with its lease.
 //!
-//! A known key proves nothing while the watch is behind: the lease may have ended, and another instance may have claimed
-//! the directory since. So a claim is granted only by a key that was just written. And no claim outlives its use because
-//! it could not be released: that is tried for as long as the catalog is served.
+//! A claim in memory proves nothing while the watch is behind: the lease may have ended, and another instance may have
+//! claimed the directory since. So a claim is granted only by a key that was just written. And no claim outlives its use
+//! because it could not be released: that is tried for as long as the catalog is served.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::client::{CallError, Client, Kind};
+use super::client::{CallError, CallErrorKind, Client};
 use super::key_locks::{Cell, KeyLocks, QueuedLocks};
 use super::replica::Replica;
 use super::txn::{self, Attempt, Owner, Sent, Transaction, Transactions};
 use crate::catalog::{Access, CatalogError, DistributedLock};
 use crate::model::volume::VolumeId;
 
-/// How often to look again who moves a directory, if what was known is outdated.
+/// How often to look again who moves a directory, if the memory is outdated.
 const TRIES: usize = 20;
 
 /// The pause between looks.
@@ -55,15 +55,16 @@ impl DirLocks {
         id: VolumeId,
     ) -> Result<Option<DistributedLock>, CatalogError> {
         let mut turn = self.turn_to_move(id);
-        turn.come().await;
+        turn.acquired().await;
         for _ in 0..TRIES {
             self.replica.sync().await?;
-            let before = self.replica.memory.look(|_, known| known.mover(id).cloned());
-            if before.as_ref().is_some_and(|(moves, _)| moves.by != self.client.me) {
+            let before = self.replica.memory.look(|_, rows| rows.claim(id).cloned());
+            if before.as_ref().is_some_and(|(claim, _)| claim.by != self.client.me) {
                 return Ok(None);
             }
-            let written =
-                self.write(|owner| txn::claim(&self.client.keys, owner, id, before.as_ref())).await?;
+            let written = self
+                .write(|owner| txn::claim_directory(&self.client.keys, owner, id, before.as_ref()))
+                .await?;
             let Some(revision) = written else {
                 // Only the watch shows that a lease has ended.
                 tokio::time::sleep(PAUSE).await;
@@ -71,7 +72,7 @@ impl DirLocks {
             };
             // A claim that waited for its release was replaced by this one.
             self.queue().remove(&id);
-            let hides = before.is_some_and(|(moves, _)| moves.hides.is_some());
+            let hides = before.is_some_and(|(claim, _)| claim.hides.is_some());
             return self.granted(id, revision, hides).await.map(Some);
         }
         Ok(None)
@@ -85,10 +86,10 @@ impl DirLocks {
         hides: bool,
     ) -> Result<DistributedLock, CatalogError> {
         let mut reached = self.replica.memory.reached();
-        let come = reached.wait_for(|reached| *reached >= revision);
+        let caught_up = reached.wait_for(|reached| *reached >= revision);
         let out_of_reach = tokio::select! {
             biased;
-            _ = come => None,
+            _ = caught_up => None,
             why = self.client.health.out_of_reach() => Some(why),
         };
         // A volume that is being made or restored stays hidden until it is shown, which ends the claim.
@@ -111,16 +112,16 @@ impl DirLocks {
     fn release(self: &Arc<Self>, id: VolumeId, revision: i64) {
         let locks = Arc::clone(self);
         self.queue().insert(id, revision);
-        // Its place is taken now, in front of every later claim.
+        // It is queued now, in front of every later claim.
         let mut turn = self.turn_to_move(id);
         tokio::spawn(async move {
             let mut said = false;
             loop {
-                turn.come().await;
+                turn.acquired().await;
                 if *locks.closing.borrow() || locks.queue().get(&id) != Some(&revision) {
                     return;
                 }
-                match locks.write(|_| txn::give_back(&locks.client.keys, id, revision)).await {
+                match locks.write(|_| txn::release_claim(&locks.client.keys, id, revision)).await {
                     Ok(_) => {
                         locks.queue().remove(&id);
                         return;
@@ -150,7 +151,7 @@ impl DirLocks {
     }
 
     fn turn_to_move(&self, id: VolumeId) -> QueuedLocks {
-        self.key_locks.queue(vec![(Cell::Moving(id), Access::Write)])
+        self.key_locks.queue(vec![(Cell::Directory(id), Access::Write)])
     }
 
     /// Writes what no rule decides. Returns the revision, or `None` if the conditions do not hold.
@@ -172,11 +173,11 @@ impl DirLocks {
                 (Ok(Sent::Unknown), None) => {
                     return Err(self.client.unreachable(self.client.health.fault().unwrap_or_default()));
                 }
-                (Err(CallError { kind: Kind::LeaseGone, .. }), None) => {
+                (Err(CallError { kind: CallErrorKind::LeaseGone, .. }), None) => {
                     self.client.renew_lease(owner.lease).await?;
                     continue;
                 }
-                (Err(trouble), None) => return Err(self.client.failed(trouble.text)),
+                (Err(error), None) => return Err(self.client.failed(error.text)),
             };
             self.replica.memory.committed(revision, transaction.steps);
             return Ok(Some(revision));

@@ -1,4 +1,4 @@
-//! Why a shared catalog was not opened, and what to do about it.
+//! The errors of opening or making a shared catalog, each with its remedy.
 
 use std::error::Error;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::catalog::record::{InvalidRow, Unwritable};
 
-/// Why a shared catalog was not opened, or not made. Nothing of it was changed, unless an import was under way.
+/// Why a shared catalog was not opened, or not made. Nothing in it was changed, unless an import was under way.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A file of the credentials cannot be read.
@@ -16,52 +16,52 @@ pub enum OpenError {
         path: PathBuf,
         /// The field of `etcd`.
         field: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// The credentials are not understood.
     #[error("the certificates or the user that \"etcd\" names cannot be used")]
     Unusable(#[source] Box<dyn Error + Send + Sync>),
-    /// The cluster does not let this instance in, or not to these keys.
+    /// The cluster refuses this instance, or its access to these keys.
     #[error(
         "the catalog {location} does not let this instance in: look at \"user\", \"password_file\" and \"cert\" of \
          \"etcd\", and at the rights of that user to keys that begin with {root}"
     )]
     Refused {
-        /// Where the catalog lies.
+        /// The catalog's location.
         location: String,
-        /// What its keys begin with.
+        /// The prefix of its keys.
         root: String,
-        /// What the cluster said.
+        /// The cluster's answer.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
     /// No member answers.
     #[error("the catalog {location} is out of reach: {why}")]
     Unreachable {
-        /// Where the catalog lies.
+        /// The catalog's location.
         location: String,
-        /// What was tried, and what became of it.
+        /// The last attempt, and its result.
         why: String,
     },
-    /// Something else has its keys.
+    /// Another program has keys below its prefix.
     #[error(
         "the catalog {location}: {key} is none of volhost's keys; choose another prefix, or delete what is there"
     )]
     Foreign {
-        /// Where the catalog lies.
+        /// The catalog's location.
         location: String,
         /// The key.
         key: String,
     },
-    /// A later volhost made it.
+    /// A newer volhost made it.
     #[error(
         "the catalog {location} has the format {found}, and this volhost knows 1: it was made by a newer volhost; \
          run that one"
     )]
     Newer {
-        /// Where the catalog lies.
+        /// The catalog's location.
         location: String,
         /// Its format.
         found: u64,
@@ -69,60 +69,60 @@ pub enum OpenError {
     /// A record is not understood.
     #[error("the catalog {location} is not opened")]
     Row {
-        /// Where the catalog lies.
+        /// The catalog's location.
         location: String,
-        /// Which record, and why.
+        /// The record, and the reason.
         #[source]
         source: InvalidRow,
     },
-    /// An import did not come to its end.
+    /// An import has not finished.
     #[error(
-        "the catalog {location} is being imported, or that was cut off and it is not whole: where nobody is at it any \
-         more, run that `volhost catalog import` or `volhost catalog rebuild` again"
+        "the catalog {location} is being imported, or an import was interrupted and it is not whole: if no import is \
+         running any more, run that `volhost catalog import` or `volhost catalog rebuild` again"
     )]
     HalfImported {
-        /// Where the catalog lies.
+        /// The catalog's location.
         location: String,
     },
-    /// Another import began while this one was under way. What this one wrote is cleared away by that one.
+    /// Another import began while this one was under way. It deletes what this one wrote.
     #[error(
-        "the catalog {location} is being imported by somebody else, who began later: this import was given up"
+        "the catalog {location} is being imported by another process, which began later: this import was given up"
     )]
     Overtaken {
-        /// Where the catalog lies.
+        /// The catalog's location.
         location: String,
     },
-    /// It is not there, and is not to be made.
+    /// There is no catalog, and none is to be made.
     #[error(
         "there is no catalog {location}: `volhost serve` makes one, `volhost catalog rebuild` makes a lost one again"
     )]
     Missing {
-        /// Where it would lie.
+        /// The catalog's location.
         location: String,
     },
-    /// Its keys would lie among those of another catalog.
+    /// Its keys would be among those of another catalog.
     #[error(
         "the catalog {location} would lie among the keys of another one, which begin with {outer}; name a prefix that is \
          not below that one"
     )]
     Nested {
-        /// Where it would lie.
+        /// The catalog's location.
         location: String,
-        /// What the other catalog's keys begin with.
+        /// The prefix of the other catalog's keys.
         outer: String,
     },
-    /// It is there, and nothing is to take its place.
+    /// There is a catalog already, which is not to be replaced.
     #[error(
         "there is a catalog {location} already{}; to have another in its place, name another prefix, or delete every \
          key that begins with {root}",
         if *.filled { " and it is not empty" } else { "" }
     )]
     Taken {
-        /// Where it lies.
+        /// The catalog's location.
         location: String,
-        /// What its keys begin with.
+        /// The prefix of its keys.
         root: String,
-        /// Whether it was looked into.
+        /// True if it is known to have records.
         filled: bool,
     },
     /// Instances serve it.
@@ -131,86 +131,86 @@ pub enum OpenError {
         super::keys::TTL
     )]
     Served {
-        /// Where it lies.
+        /// The catalog's location.
         location: String,
         /// The instances' names.
         nodes: String,
     },
-    /// Another machine of this one's name serves it.
+    /// Another machine with this one's name serves it.
     #[error(
         "the catalog {location} is served by another machine called {node} (instance {id}): two machines of one name \
          would share their mounts; set \"node\" to a name of its own on one of them, or stop that one"
     )]
     Namesake {
-        /// Where it lies.
+        /// The catalog's location.
         location: String,
         /// The name.
         node: String,
-        /// Which instance it is.
+        /// The other machine's instance.
         id: uuid::Uuid,
     },
-    /// A machine of which this one is a copy serves it.
+    /// The machine that this one is a copy of serves it.
     #[error(
         "the catalog {location} is served by {node}, of which this machine is a copy: give this one a \"node\" of its \
          own, and delete {} here, which was copied with it",
-        .spool.display()
+        .outbox.display()
     )]
     Copied {
-        /// Where it lies.
+        /// The catalog's location.
         location: String,
-        /// The other one's name.
+        /// The other machine's name.
         node: String,
-        /// What says which instance this is.
-        spool: PathBuf,
+        /// The file that says which instance this is.
+        outbox: PathBuf,
     },
-    /// Nobody named this machine.
+    /// This machine has only a default hostname.
     #[error(
-        "this machine's hostname is {node}, as that of every machine that nobody named, and the catalog {location} is \
-         for several machines: set \"node\" to a name of its own"
+        "this machine's hostname is {node}, as on every machine without a name, and the catalog {location} is for \
+         several machines: set \"node\" to a name of its own"
     )]
     Nameless {
-        /// Where it lies.
+        /// The catalog's location.
         location: String,
         /// The hostname.
         node: String,
     },
-    /// A record cannot be written down.
+    /// A record cannot be encoded.
     #[error(transparent)]
     Unwritable(#[from] Unwritable),
-    /// The directory for what is answered while the cluster is out of reach cannot be used.
+    /// The outbox, or its directory, cannot be used.
     #[error("{} cannot be {doing}: volhost keeps there what it answers while etcd is out of reach", .path.display())]
-    Spool {
+    Outbox {
         /// The file or directory.
         path: PathBuf,
-        /// What was tried, after "cannot be".
+        /// The attempted operation, as a participle.
         doing: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Another process has that directory.
+    /// Another process has the outbox.
     #[error("{} is in use by another volhost; each instance needs its own", .path.display())]
     Locked {
         /// The lock's file.
         path: PathBuf,
     },
-    /// The file in that directory is not understood.
+    /// The outbox's file is not understood.
     #[error("{} is not understood at line {line}: {fault}; if what it holds can be given up, move it away", .path.display())]
-    SpoolText {
+    OutboxText {
         /// The file.
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The fault in that line.
         fault: String,
     },
-    /// The system refuses a thread.
+    /// The runtime cannot be started, or a thread failed.
     #[error("the catalog cannot be served")]
     System(#[source] io::Error),
 }
 
 impl OpenError {
-    /// Whether the configuration is to blame.
+    /// Returns true if the cause is the configuration.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         matches!(

@@ -1,7 +1,7 @@
-//! The order of this instance's changes: two that access the same thing are decided one after the other, as they were
-//! submitted; others at the same time.
+//! The order of this instance's changes: two changes that access the same thing are decided one after the other, in the
+//! order of their submission; all others run at the same time.
 //!
-//! Between instances there is no such order: there the revisions decide.
+//! It orders nothing among instances, whose transactions are ordered by the revisions of the rows.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -15,7 +15,7 @@ use crate::catalog::{Access, Footprint};
 use crate::model::host::HostName;
 use crate::model::volume::{VolumeId, VolumeName};
 
-/// A thing that a change locks.
+/// The unit that a change locks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Cell {
     /// A volume and its ledger.
@@ -26,11 +26,11 @@ pub(super) enum Cell {
     Trash(VolumeId),
     /// The backends.
     Backends,
-    /// The moving of a directory.
-    Moving(VolumeId),
+    /// The right to move a volume's directory.
+    Directory(VolumeId),
 }
 
-/// Returns what a change locks, and how.
+/// Returns the cells that a change locks, each for reading or for writing.
 pub(super) fn cells(footprint: Footprint) -> Vec<(Cell, Access)> {
     let Footprint { volumes, removed, hosts, host_access, backend, directory: _, freshness: _ } = footprint;
     let volumes = volumes.into_iter().map(|name| (Cell::Volume(name), Access::Write));
@@ -42,7 +42,7 @@ pub(super) fn cells(footprint: Footprint) -> Vec<(Cell, Access)> {
 
 type Locks = HashMap<Cell, Arc<RwLock<()>>>;
 
-/// Who is in front of whom.
+/// The locks of all cells that are in use, each with its queue.
 #[derive(Debug, Default)]
 pub(super) struct KeyLocks(Arc<Mutex<Locks>>);
 
@@ -53,7 +53,7 @@ enum Guard {
 
 type Waiting = Pin<Box<dyn Future<Output = Guard> + Send>>;
 
-/// A place in the order; given up when dropped.
+/// A position in the queues of several cells. Dropping it releases the locks, or leaves the queues.
 pub(super) struct QueuedLocks {
     locks: Arc<Mutex<Locks>>,
     cells: Vec<Cell>,
@@ -62,7 +62,7 @@ pub(super) struct QueuedLocks {
 }
 
 impl KeyLocks {
-    /// Takes the next place for all of these at once.
+    /// Enters the queues of all these cells at once.
     pub(super) fn queue(&self, cells: Vec<(Cell, Access)>) -> QueuedLocks {
         let mut turn = QueuedLocks {
             locks: Arc::clone(&self.0),
@@ -72,7 +72,7 @@ impl KeyLocks {
         };
         let mut locks = lock(&self.0);
         for (cell, access) in cells {
-            // One that is there twice would wait for itself.
+            // A cell that is listed twice would wait for itself.
             if turn.cells.contains(&cell) {
                 continue;
             }
@@ -82,7 +82,7 @@ impl KeyLocks {
                 Access::Read => Box::pin(async move { Guard::Reads(of_cell.read_owned().await) }),
                 Access::Write => Box::pin(async move { Guard::Writes(of_cell.write_owned().await) }),
             };
-            // Asked once, it has its place among those who wait: they are served in that order.
+            // The first poll enters the lock's queue, which is served in order.
             match waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(guard) => turn.held.push(guard),
                 Poll::Pending => turn.waiting.push(waiting),
@@ -93,8 +93,8 @@ impl KeyLocks {
 }
 
 impl QueuedLocks {
-    /// Waits until everything in front of it is done.
-    pub(super) async fn come(&mut self) {
+    /// Waits until all locks are held.
+    pub(super) async fn acquired(&mut self) {
         for waiting in self.waiting.drain(..) {
             self.held.push(waiting.await);
         }
@@ -107,7 +107,7 @@ impl Drop for QueuedLocks {
         self.waiting.clear();
         self.held.clear();
         for cell in &self.cells {
-            // Others hold a clone while they wait; new ones are made under this lock only.
+            // Each one that waits or holds has a clone; clones are made only under this lock.
             if locks.get(cell).is_some_and(|of_cell| Arc::strong_count(of_cell) == 1) {
                 locks.remove(cell);
             }
@@ -129,30 +129,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn places_are_taken_when_they_are_asked_for() {
+    async fn locks_are_granted_in_the_order_of_queueing() {
         let order = KeyLocks::default();
         let both = || vec![(cell("a"), Access::Write), (cell("b"), Access::Write)];
         let mut first = order.queue(both());
         let mut second = order.queue(vec![(cell("b"), Access::Write)]);
         let mut third = order.queue(both());
         let mut other = order.queue(vec![(cell("c"), Access::Write), (cell("c"), Access::Write)]);
-        other.come().await;
-        first.come().await;
+        other.acquired().await;
+        first.acquired().await;
         let waits = |turn: &mut QueuedLocks| {
-            let mut come = Box::pin(turn.come());
-            come.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
+            let mut acquired = Box::pin(turn.acquired());
+            acquired.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
         };
         let (task, done) = (Arc::new(Mutex::new(Vec::new())), tokio::sync::mpsc::unbounded_channel::<()>());
         drop(done);
         let said = Arc::clone(&task);
         let later = tokio::spawn(async move {
-            third.come().await;
+            third.acquired().await;
             said.lock().unwrap().push("third");
         });
         assert!(waits(&mut order.queue(vec![(cell("a"), Access::Read)])));
         let said = Arc::clone(&task);
         let sooner = tokio::spawn(async move {
-            second.come().await;
+            second.acquired().await;
             said.lock().unwrap().push("second");
         });
         tokio::task::yield_now().await;
@@ -171,7 +171,7 @@ mod tests {
         let host = || Cell::Host(HostName::parse("web1").unwrap());
         let mut one = order.queue(vec![(host(), Access::Read)]);
         let mut other = order.queue(vec![(host(), Access::Read)]);
-        one.come().await;
-        other.come().await;
+        one.acquired().await;
+        other.acquired().await;
     }
 }

@@ -1,8 +1,7 @@
-//! Where everything lies in the cluster: `/PREFIX/volumes/NAME`, `/PREFIX/mounts/VOLUME/HOST/ID/ACTIVATION` and so on,
-//! one key for each record, beside those by which instances know of each other.
+//! The keys of a catalog in the cluster: one for each record (`/PREFIX/volumes/NAME`,
+//! `/PREFIX/mounts/VOLUME/HOST/ID/ACTIVATION` and so on), and those through which instances know of each other.
 //!
-//! Only converts. A part of a key that holds a slash or a percent sign is written with percent signs, so that each key
-//! can be taken apart again.
+//! It only converts. A slash or a percent sign in a part of a key is percent-encoded, so that each key can be parsed.
 
 use std::borrow::Cow;
 
@@ -23,48 +22,48 @@ pub(super) struct Keys {
     root: String,
 }
 
-/// A key, taken apart.
+/// A parsed key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Key {
-    /// A record's: its table and its key's parts.
+    /// A record: its table, and the parts of its key.
     Row(Table, Vec<String>),
-    /// That an instance moves a volume's directory.
-    Moving(VolumeId),
-    /// That an instance serves.
+    /// An instance's right to move a volume's directory.
+    Claim(VolumeId),
+    /// An instance that serves the catalog.
     Instance(Uuid),
-    /// What only those who write it read again.
-    Own,
-    /// Changed by every transaction.
+    /// A key that only its writer reads: a slot, a node's name or an outbox's progress.
+    Private,
+    /// The key that every transaction writes.
     Head,
-    /// What the keys hold.
+    /// The format of the records.
     Format,
-    /// That a catalog is being made of a text.
+    /// An import that is under way.
     Import,
-    /// Nothing that this volhost would have written.
+    /// A key that this volhost does not write.
     Unknown,
 }
 
 impl Keys {
-    pub(super) fn of(cluster: &Cluster) -> Self {
+    pub(super) fn new(cluster: &Cluster) -> Self {
         Self { root: format!("/{}/", cluster.prefix) }
     }
 
-    /// What all keys begin with.
+    /// Returns the prefix of all keys.
     pub(super) fn root(&self) -> &str {
         &self.root
     }
 
-    /// Behind the last key that can be.
+    /// Returns the end of the range of all keys.
     pub(super) fn end(&self) -> String {
-        behind(&self.root)
+        range_end(&self.root)
     }
 
-    /// Behind the last key that concerns all instances: what only its writer reads again comes after it.
-    pub(super) fn end_of_common(&self) -> String {
+    /// Returns the end of the range of the keys that all instances read. The private keys come after it.
+    pub(super) fn end_of_shared(&self) -> String {
         format!("{}~", self.root)
     }
 
-    /// The keys of the catalogs that this one would lie in: those below each shorter prefix.
+    /// Returns the keys of each catalog that could contain this one: those with each shorter prefix.
     pub(super) fn outer(&self) -> impl Iterator<Item = Self> + '_ {
         let ends = self.root.match_indices('/').skip(1).map(|(end, _)| end + 1);
         ends.filter_map(|end| self.root.get(..end).filter(|outer| outer.len() < self.root.len()))
@@ -83,39 +82,39 @@ impl Keys {
         format!("{}import", self.root)
     }
 
-    pub(super) fn moving(&self, id: VolumeId) -> String {
+    pub(super) fn claim(&self, id: VolumeId) -> String {
         format!("{}moving/{id}", self.root)
     }
 
-    /// The range of all claims.
-    pub(super) fn all_moving(&self) -> (String, String) {
+    /// Returns the range of all claims.
+    pub(super) fn all_claims(&self) -> (String, String) {
         self.all("moving")
     }
 
-    /// The range of all instances that serve.
+    /// Returns the range of all instances that serve.
     pub(super) fn all_instances(&self) -> (String, String) {
         self.all("instances")
     }
 
-    /// The range of all instances' slots.
+    /// Returns the range of all instances' slots.
     pub(super) fn all_slots(&self) -> (String, String) {
         self.all("~slots")
     }
 
-    /// The range of what tells how far all instances' spools were carried out.
-    pub(super) fn all_spools(&self) -> (String, String) {
+    /// Returns the range of the progress of all instances' outboxes.
+    pub(super) fn all_outbox_progress(&self) -> (String, String) {
         self.all("~spools")
     }
 
-    /// The ranges of all records, table by table.
+    /// Returns the ranges of all records, table by table.
     pub(super) fn tables(&self) -> [(String, String); Table::ALL.len()] {
         Table::ALL.map(|table| self.all(table.name()))
     }
 
-    /// The range of all keys of a kind.
+    /// Returns the range of all keys of a kind.
     fn all(&self, kind: &str) -> (String, String) {
         let first = format!("{}{kind}/", self.root);
-        let end = behind(&first);
+        let end = range_end(&first);
         (first, end)
     }
 
@@ -127,7 +126,7 @@ impl Keys {
         format!("{}{id}", self.instances())
     }
 
-    /// What all slots of an instance begin with.
+    /// Returns the prefix of all slots of an instance.
     pub(super) fn slots(&self, instance: Uuid) -> String {
         format!("{}~slots/{instance}/", self.root)
     }
@@ -136,13 +135,13 @@ impl Keys {
         format!("{}{number:02}", self.slots(instance))
     }
 
-    /// Which instance has a name.
+    /// Returns the key that says which instance has a name.
     pub(super) fn node(&self, name: &str) -> String {
         format!("{}~nodes/{name}", self.root)
     }
 
-    /// How far an instance's spool was carried out.
-    pub(super) fn spool(&self, instance: Uuid) -> String {
+    /// Returns the key that says up to which entry an instance's outbox was carried out.
+    pub(super) fn outbox_progress(&self, instance: Uuid) -> String {
         format!("{}~spools/{instance}", self.root)
     }
 
@@ -164,32 +163,32 @@ impl Keys {
         self.all(Table::Backends.name())
     }
 
-    /// The range of all hosts.
+    /// Returns the range of all hosts.
     pub(super) fn all_hosts(&self) -> (String, String) {
         self.all(Table::Hosts.name())
     }
 
-    /// The range of all mounts.
+    /// Returns the range of all mounts.
     pub(super) fn all_mounts(&self) -> (String, String) {
         self.all(Table::Mounts.name())
     }
 
-    /// The range of all mounts of a volume.
+    /// Returns the range of all mounts of a volume.
     pub(super) fn mounts(&self, volume: &VolumeName) -> (String, String) {
         let first = self.row(Table::Mounts, &[volume.as_str().into()]) + "/";
-        let end = behind(&first);
+        let end = range_end(&first);
         (first, end)
     }
 
-    /// The ranges of all mounts of a volume by other hosts.
+    /// Returns the ranges of all mounts of a volume by hosts other than this one.
     pub(super) fn mounts_of_others(&self, volume: &VolumeName, host: &HostName) -> [(String, String); 2] {
         let (first, end) = self.mounts(volume);
         let own = self.row(Table::Mounts, &[volume.as_str().into(), host.as_str().into()]) + "/";
-        let behind_own = behind(&own);
-        [(first, own), (behind_own, end)]
+        let after_own = range_end(&own);
+        [(first, own), (after_own, end)]
     }
 
-    /// Takes a key apart.
+    /// Parses a key.
     pub(super) fn parse(&self, key: &[u8]) -> Key {
         let Some(rest) = std::str::from_utf8(key).ok().and_then(|key| key.strip_prefix(&self.root)) else {
             return Key::Unknown;
@@ -202,9 +201,9 @@ impl Keys {
         }
         let Some((kind, rest)) = rest.split_once('/') else { return Key::Unknown };
         match kind {
-            "moving" => rest.parse().map_or(Key::Unknown, Key::Moving),
+            "moving" => rest.parse().map_or(Key::Unknown, Key::Claim),
             "instances" => rest.parse().map_or(Key::Unknown, Key::Instance),
-            "~slots" | "~spools" | "~nodes" => Key::Own,
+            "~slots" | "~spools" | "~nodes" => Key::Private,
             _ => {
                 let Some(table) = Table::ALL.into_iter().find(|table| table.name() == kind) else {
                     return Key::Unknown;
@@ -219,10 +218,10 @@ impl Keys {
     }
 }
 
-/// The end of the range of all keys that begin with `first`, which ends with a slash.
-fn behind(first: &str) -> String {
+/// Returns the end of the range of all keys that begin with `first`, which ends with a slash.
+fn range_end(first: &str) -> String {
     let stem = first.strip_suffix('/').unwrap_or(first);
-    // The character that follows the slash.
+    // `0` is the character after the slash.
     format!("{stem}0")
 }
 
@@ -262,12 +261,12 @@ mod tests {
     use super::*;
 
     fn keys() -> Keys {
-        Keys::of(&Cluster { members: vec!["a:1".into()], prefix: "store/volhost".into() })
+        Keys::new(&Cluster { members: vec!["a:1".into()], prefix: "store/volhost".into() })
     }
 
     proptest! {
         #[test]
-        fn every_part_comes_back(volume in "[a-z]{1,4}", id in "[^\\p{Cc}]{1,12}") {
+        fn every_part_is_parsed_back(volume in "[a-z]{1,4}", id in "[^\\p{Cc}]{1,12}") {
             let parts = [volume.clone().into(), "web1".into(), id.clone().into(), "3".into()];
             let key = keys().row(Table::Mounts, &parts);
             let expected = vec![volume, "web1".into(), id, "3".into()];
@@ -276,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_hold_what_they_should_and_nothing_else() {
+    fn each_range_has_exactly_its_keys() {
         let keys = keys();
         let (volume, host) = (VolumeName::parse("db").unwrap(), HostName::parse("web1").unwrap());
         let of = |volume: &str, host: &str| {
@@ -299,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_not_taken_for_a_record() {
+    fn a_key_of_another_program_is_no_record() {
         let keys = keys();
         for key in [
             "volumes",
@@ -317,6 +316,6 @@ mod tests {
         assert_eq!(keys.parse(b"/store/volhosts/volumes/db"), Key::Unknown);
         assert_eq!(keys.parse(b"\xff"), Key::Unknown);
         assert_eq!(keys.parse(keys.head().as_bytes()), Key::Head);
-        assert_eq!(keys.parse(keys.slot(Uuid::nil(), 3).as_bytes()), Key::Own);
+        assert_eq!(keys.parse(keys.slot(Uuid::nil(), 3).as_bytes()), Key::Private);
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! A watch delivers every instance's writes in the order of revisions. It is a little late, so nothing is refused, and no
 //! volume is said not to exist, before the view is up to date: every transaction writes the key `head`, whose latest
-//! revision a quorum tells and the watch must reach. An instance that does not receive or understand what others write
+//! revision a quorum reports and the watch must reach. An instance that does not receive or understand what others write
 //! decides nothing.
 //!
 //! # What ends with an instance
@@ -32,12 +32,12 @@
 //! Each uses only those above it.
 //! - [`client`]: the cluster's members, their health, the lease; [`keys`]: where everything lies.
 //! - [`replica`]: the memory, the watch, whether the memory can be trusted.
-//! - [`txn`]: plans and slots; a transaction is sent until its outcome is known.
-//! - [`session`] and [`presence`]: the lease is kept alive; no two instances have one name.
-//! - [`outbox`]: what was answered and is not in the cluster yet.
+//! - [`txn`]: plans and slots; sends a transaction until its outcome is known.
+//! - [`session`] and [`presence`]: keep the lease alive; no two instances have one name.
+//! - [`outbox`]: the requests that were answered and are not in the cluster yet.
 //! - [`core`]: a change, from its plan to its outcome, with [`key_locks`] for the order; [`dir_locks`]: the right to move a
-//!   directory; [`replay`]: the outbox is carried out.
-//! - [`open`]: how all of them start; [`offline`]: a catalog that nobody serves.
+//!   directory; [`replay`]: carries out the outbox.
+//! - [`open`]: starts all of them; [`offline`]: a catalog that no instance serves.
 //!
 //! It must never answer a change that is durable neither in the cluster nor in the outbox, and never take a lost answer for
 //! a transaction that was not made.
@@ -71,7 +71,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::client::ANSWER;
-use self::core::{Core, place};
+use self::core::{Core, queue};
 use self::dir_locks::DirLocks;
 pub use self::error::OpenError;
 pub use self::offline::{NewCatalog, read};
@@ -107,7 +107,7 @@ impl Etcd {
         self.under_way.send_modify(|count| *count += 1);
         let ended = UnderWay(Arc::clone(&self.under_way));
         runtime.spawn(async move {
-            // Nobody may be waiting any more; what was done stands all the same.
+            // The caller may have stopped waiting; the change stands all the same.
             let _ = answer.send(question.await);
             drop(ended);
         });
@@ -131,8 +131,8 @@ impl Catalog for Etcd {
 
     fn submit(&self, change: Change) -> Submitted {
         let core = Arc::clone(&self.core);
-        // Its place is taken now, in the order of calls.
-        let mut turn = place(&core, &change);
+        // It is queued now, in the order of calls.
+        let mut turn = queue(&core, &change);
         self.run(async move {
             core.wait_for_turn(&mut turn, &change).await;
             core.carry_out(change).await
@@ -193,7 +193,7 @@ impl Catalog for Etcd {
             session::leave(&core.client).await;
         });
         Box::pin(async move {
-            // It ends, and what it says it says to the log.
+            // The task ends; it reports errors to the log.
             let _ = closed.await;
         })
     }
@@ -204,9 +204,9 @@ impl Drop for Etcd {
         let closed = self.closing.send_replace(true);
         let Some(runtime) = self.runtime.take() else { return };
         let mut under_way = self.under_way.subscribe();
-        // A thread of its own may wait, which the one that drops this may not be allowed to.
+        // A separate thread waits, because the thread that drops this may be one that must not block.
         let end = std::thread::Builder::new().name("etcd-end".into()).spawn(move || {
-            // Closed before, it was waited for already.
+            // `close` has waited for the changes already.
             if !closed {
                 let waited =
                     async { timeout(CLOSING, under_way.wait_for(|count| *count == 0)).await.is_ok() };
@@ -214,9 +214,9 @@ impl Drop for Etcd {
             }
             runtime.shutdown_timeout(ANSWER);
         });
-        // Where there is no thread, the runtime went with what was to be done there: nothing is waited for.
+        // If the thread cannot be started, the runtime was dropped with its closure, and there is nothing to wait for.
         let Ok(end) = end else { return };
-        // It does not panic, and nothing could be done about it.
+        // The thread does not panic, and nothing could be done if it did.
         let _ = end.join();
     }
 }

@@ -1,12 +1,12 @@
-//! A catalog in a cluster without a service: read whole, or made of a whole view.
+//! A catalog in a cluster without a service: reads one whole, or makes one from a view.
 //!
-//! Reading needs no lock, because a cluster tells what was there at one revision. Making takes many transactions. The
-//! first one puts the key `import`, and takes away what lets an instance of before write: its slots. Every other one
-//! holds only while that key is as it was put, and the last one puts in its place what says that this is a catalog. So
-//! what was cut off is never taken for a catalog; whoever imports again clears it away; and of two who import at once,
-//! the one that began first writes nothing any more.
+//! Reading needs no lock, because a cluster can be read at one revision. Making takes many transactions. The first writes
+//! the key `import`, and deletes the slots of earlier instances, which stops their writes. Every other transaction requires
+//! that this key is unchanged, and the last one replaces it by the key `format`, which makes the keys a catalog. So an
+//! interrupted import is never taken for a catalog, the next import deletes what it left, and of two imports at the same
+//! time, the one that began first can write nothing more.
 //!
-//! Nothing here changes a catalog that holds something, or that an instance serves.
+//! It must never change a catalog that has records, or that an instance serves.
 
 use std::sync::Arc;
 
@@ -24,79 +24,79 @@ use super::txn::{first_pair, revision, same};
 use crate::catalog::record::encode;
 use crate::catalog::{Cluster, Credentials, View, Write};
 
-/// How many records one transaction writes: etcd takes 128 operations by default.
-const RECORDS: usize = 100;
+/// The largest number of records that one transaction writes: etcd allows 128 operations by default.
+const MAX_RECORDS: usize = 100;
 
-/// How many bytes one transaction writes, one record more or less: etcd takes 1.5 MiB by default.
-const BYTES: usize = 512 * 1024;
+/// The size of one transaction in bytes, which its last record may exceed: etcd allows 1.5 MiB by default.
+const TARGET_BYTES: usize = 512 * 1024;
 
-/// How many transactions are under way at a time: etcd brings several to the disk at once.
-const AT_ONCE: usize = 8;
+/// The number of transactions under way at the same time: etcd flushes several together.
+const CONCURRENCY: usize = 8;
 
-/// How often it is tried to begin, while others change what stands there.
-const TRIES: usize = 10;
+/// How often an import tries to begin while other processes change the keys.
+const ATTEMPTS: usize = 10;
 
-/// Reads the catalog, also while instances serve it: what was durable at one moment. Refused as
-/// [`OpenError::Missing`] where there is none, and as [`OpenError::Unreachable`] after some seconds without an answer.
+/// Reads the catalog as it was durable at one moment, also while instances serve it. Fails with [`OpenError::Missing`] if
+/// there is none, and with [`OpenError::Unreachable`] after some seconds without an answer.
 pub fn read(cluster: &Cluster, credentials: &Credentials) -> Result<View, OpenError> {
-    let place = OfflineCluster::of(cluster, credentials)?;
-    place.runtime.block_on(async {
-        let reader = place.reader();
+    let target = OfflineCluster::new(cluster, credentials)?;
+    target.runtime.block_on(async {
+        let reader = target.reader();
         reader.ready(false).await?;
         Ok(replica::read(&reader).await?.view)
     })
 }
 
-/// The right to make a catalog where there is none, or an empty one: looked at when it is claimed, and again when it is
-/// filled.
+/// The permission to make a catalog if there is none, or only an empty one. This is checked when it is claimed, and again
+/// when the catalog is filled.
 pub struct NewCatalog {
-    place: OfflineCluster,
+    target: OfflineCluster,
     accepts: Accepts,
 }
 
-/// In the place of what a catalog may be made.
+/// The content that a new catalog may replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Accepts {
-    /// Of nothing, and of what an import left that was cut off.
+    /// No key, or what an interrupted import left.
     Missing,
-    /// Of a catalog without a record, too.
+    /// Also a catalog without a record.
     Empty,
 }
 
 impl NewCatalog {
-    /// Claims keys of which there are none.
+    /// Claims the catalog if it has no keys.
     pub fn if_missing(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
-        Self::take(cluster, credentials, Accepts::Missing)
+        Self::claim(cluster, credentials, Accepts::Missing)
     }
 
-    /// Claims keys of which there are none, or those of a catalog without a record.
+    /// Claims the catalog if it has no keys, or no record.
     pub fn if_empty(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
-        Self::take(cluster, credentials, Accepts::Empty)
+        Self::claim(cluster, credentials, Accepts::Empty)
     }
 
-    fn take(cluster: &Cluster, credentials: &Credentials, accepts: Accepts) -> Result<Self, OpenError> {
-        let place = OfflineCluster::of(cluster, credentials)?;
-        place.runtime.block_on(place.examine(accepts))?;
-        Ok(Self { place, accepts })
+    fn claim(cluster: &Cluster, credentials: &Credentials, accepts: Accepts) -> Result<Self, OpenError> {
+        let target = OfflineCluster::new(cluster, credentials)?;
+        target.runtime.block_on(target.examine(accepts))?;
+        Ok(Self { target, accepts })
     }
 
-    /// Makes the catalog. Where that is cut off, it is no catalog before it is made once more.
+    /// Makes the catalog from a view. If that is interrupted, there is no catalog until it is made again.
     pub fn fill(self, view: &View) -> Result<(), OpenError> {
-        let Self { place, accepts } = self;
-        // What cannot be written down is found before anything is written.
+        let Self { target, accepts } = self;
+        // A record that cannot be encoded is found before anything is written.
         for write in view.records() {
             encode(&write)?;
         }
-        place.runtime.block_on(async {
+        target.runtime.block_on(async {
             let run = Uuid::new_v4().to_string();
-            let import = place.begin(accepts, &run).await?;
-            place.write(import, view).await?;
-            place.finish(import, &run).await
+            let import = target.begin(accepts, &run).await?;
+            target.write(import, view).await?;
+            target.finish(import, &run).await
         })
     }
 }
 
-/// A cluster that is asked by nobody else in this process.
+/// A cluster that no other part of this process calls, with a runtime for the calls.
 struct OfflineCluster {
     runtime: Runtime,
     members: Members,
@@ -105,11 +105,11 @@ struct OfflineCluster {
 }
 
 impl OfflineCluster {
-    fn of(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
+    fn new(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(OpenError::System)?;
         let members = Members::new(cluster, credentials)?;
-        Ok(Self { runtime, members, keys: Keys::of(cluster), location: cluster.to_string() })
+        Ok(Self { runtime, members, keys: Keys::new(cluster), location: cluster.to_string() })
     }
 
     fn reader(&self) -> Reader<'_> {
@@ -117,7 +117,7 @@ impl OfflineCluster {
         Reader { members, keys, location, retry: RetryLimit::Short }
     }
 
-    /// What stands there, if a catalog may be made in its place.
+    /// Returns what lies below the prefix. Fails if a catalog must not replace it.
     async fn examine(&self, accepts: Accepts) -> Result<State, OpenError> {
         let location = || self.location.clone();
         let state = self.reader().state().await?;
@@ -141,11 +141,11 @@ impl OfflineCluster {
         Ok(state)
     }
 
-    /// Keeps everybody else from writing, where nothing has changed since it was looked at. Returns the revision of the
-    /// key that does.
+    /// Writes the key `import`, which stops every other writer, if nothing has changed since it was examined. Returns the
+    /// revision of that key.
     async fn begin(&self, accepts: Accepts, run: &str) -> Result<i64, OpenError> {
         let keys = &self.keys;
-        for _ in 0..TRIES {
+        for _ in 0..ATTEMPTS {
             let state = self.examine(accepts).await?;
             let mut when = vec![none(keys.all_instances())];
             match state {
@@ -161,32 +161,32 @@ impl OfflineCluster {
             }
             let mut then =
                 vec![TxnOp::put(keys.import(), run, None), TxnOp::delete(keys.format(), None), self.head()];
-            then.extend([keys.all_slots(), keys.all_spools(), keys.all_moving()].map(delete));
+            then.extend([keys.all_slots(), keys.all_outbox_progress(), keys.all_claims()].map(delete));
             let begin = Txn::new().when(when).and_then(then).or_else([TxnOp::get(keys.import(), None)]);
             let answer = self.send(&begin).await?;
             let begun = if answer.succeeded() {
                 Some(revision(&answer))
             } else {
-                // It was sent before, and not answered.
+                // It may have taken effect when it was sent before and not answered.
                 let ours = first_pair(&answer).filter(|pair| pair.value() == run.as_bytes());
                 ours.map(|pair| pair.mod_revision())
             };
             let Some(import) = begun else { continue };
             if let State::Import { .. } = state {
-                return self.clear_away(import, run).await;
+                return self.clear_interrupted(import, run).await;
             }
             return Ok(import);
         }
         Err(self.overtaken())
     }
 
-    /// Clears away what an import left that was cut off. Returns the revision under which this one goes on: another one,
-    /// so that a deletion that was sent twice and comes late takes nothing of what is written from now on.
-    async fn clear_away(&self, import: i64, run: &str) -> Result<i64, OpenError> {
+    /// Deletes the records that an interrupted import left, and writes the key `import` again. Returns its new revision, so
+    /// that a deletion that was sent twice and arrives late deletes nothing that is written from now on.
+    async fn clear_interrupted(&self, import: i64, run: &str) -> Result<i64, OpenError> {
         log::info!("the catalog {}: what an import left that was cut off is cleared away", self.location);
         let keys = &self.keys;
         for table in keys.tables() {
-            self.go_on(import, vec![delete(table)]).await?;
+            self.write_part(import, vec![delete(table)]).await?;
         }
         let cleared = Txn::new()
             .when([same(keys.import(), import)])
@@ -196,7 +196,7 @@ impl OfflineCluster {
         if answer.succeeded() {
             return Ok(revision(&answer));
         }
-        // It was sent before, and not answered.
+        // It may have taken effect when it was sent before and not answered.
         let ours = first_pair(&answer).filter(|pair| pair.value() == run.as_bytes());
         ours.map(|pair| pair.mod_revision()).ok_or_else(|| self.overtaken())
     }
@@ -205,14 +205,14 @@ impl OfflineCluster {
     async fn write(&self, import: i64, view: &View) -> Result<(), OpenError> {
         let mut records = view.records();
         let parts = std::iter::from_fn(|| self.part(&mut records).transpose());
-        let write = |part| self.go_on(import, part);
-        stream::iter(parts).try_for_each_concurrent(AT_ONCE, write).await
+        let write = |part| self.write_part(import, part);
+        stream::iter(parts).try_for_each_concurrent(CONCURRENCY, write).await
     }
 
-    /// As many of the records as one transaction writes; nothing at their end.
+    /// Returns the writes of the next transaction; `None` if there are no more records.
     fn part(&self, records: &mut impl Iterator<Item = Write>) -> Result<Option<Vec<TxnOp>>, OpenError> {
         let (mut part, mut bytes) = (Vec::new(), 0);
-        while part.len() < RECORDS && bytes < BYTES {
+        while part.len() < MAX_RECORDS && bytes < TARGET_BYTES {
             let Some(write) = records.next() else { break };
             let row = encode(&write)?;
             let (key, record) = (self.keys.row(row.table, &row.key), row.record.unwrap_or_default());
@@ -222,7 +222,7 @@ impl OfflineCluster {
         Ok(Some(part).filter(|part| !part.is_empty()))
     }
 
-    /// Makes a catalog of what was written.
+    /// Makes the records a catalog: replaces the key `import` by the key `format`.
     async fn finish(&self, import: i64, run: &str) -> Result<(), OpenError> {
         let keys = &self.keys;
         let end = Txn::new()
@@ -234,7 +234,7 @@ impl OfflineCluster {
             ])
             .or_else([TxnOp::get(keys.format(), None)]);
         let answer = self.send(&end).await?;
-        // It was sent before, and not answered.
+        // It may have taken effect when it was sent before and not answered.
         let ours = |pair: KeyValue| pair.value() == Format::made_by(run).as_bytes();
         if answer.succeeded() || first_pair(&answer).is_some_and(ours) {
             return Ok(());
@@ -242,8 +242,8 @@ impl OfflineCluster {
         Err(self.overtaken())
     }
 
-    /// Does a part, which is the same when it is done twice.
-    async fn go_on(&self, import: i64, part: Vec<TxnOp>) -> Result<(), OpenError> {
+    /// Writes a part of the import. Doing so twice changes nothing more.
+    async fn write_part(&self, import: i64, part: Vec<TxnOp>) -> Result<(), OpenError> {
         let part = Txn::new().when([same(self.keys.import(), import)]).and_then(part);
         if self.send(&part).await?.succeeded() { Ok(()) } else { Err(self.overtaken()) }
     }
@@ -254,14 +254,14 @@ impl OfflineCluster {
                 let question = question.clone();
                 async move { client.kv_client().txn(question).await }
             };
-            // No transaction lies before a compaction.
+            // `None` is the answer to a read of a compacted revision, which no transaction is.
             if let Some(answer) = self.reader().ask(ask).await? {
                 return Ok(answer);
             }
         }
     }
 
-    /// The keys of a range, or the first ones.
+    /// Returns the first `limit` keys of a range; all if it is 0.
     async fn range(&self, (first, end): (String, String), limit: i64) -> Result<Vec<KeyValue>, OpenError> {
         let got = self.reader().get(first, GetOptions::new().with_range(end).with_limit(limit)).await?;
         Ok(got.map(|mut got| got.take_kvs()).unwrap_or_default())
@@ -276,13 +276,13 @@ impl OfflineCluster {
     }
 }
 
-/// What an instance is called.
+/// Returns the name of an instance's machine.
 fn node(instance: &KeyValue) -> String {
     serde_json::from_slice(instance.value())
         .map_or_else(|_| "an instance of unknown name".into(), |Serving { node, lock: _ }| node)
 }
 
-/// That there is no key in a range.
+/// Returns the condition that there is no key in a range.
 fn none((first, end): (String, String)) -> Compare {
     Compare::create_revision(first, CompareOp::Equal, 0).with_range(end)
 }

@@ -19,7 +19,7 @@ use super::keys::TTL;
 use super::outbox::Outbox;
 use super::presence::{self, Presence, Serving};
 use super::replay::{self, OutboxProgress};
-use super::replica::{self, Moves, Replica};
+use super::replica::{self, Claim, Replica};
 use super::txn::{self, SLOTS, Slots, Transactions, revision, same};
 use super::{Etcd, session};
 use crate::catalog::{Cluster, Instance};
@@ -45,7 +45,7 @@ pub fn open(cluster: &Cluster, instance: &Instance) -> Result<Etcd, OpenError> {
     let of_outbox = Arc::clone(&core);
     let progress = runtime.block_on(async move {
         let mut progress = progress;
-        replay::empty(&of_outbox, &mut progress).await;
+        replay::drain(&of_outbox, &mut progress).await;
         progress
     });
     runtime.spawn(replay::keep_up(Arc::clone(&core), progress));
@@ -70,7 +70,8 @@ async fn build(
     }
     let serving = Serving { node: node.name.to_string(), lock: outbox.lock_identity() };
     let presence = Presence { me, run, serving };
-    // This machine may be a copy of another one, whose process lives: nothing of it may be touched before that is known.
+    // This machine may be a copy of another one, whose process is alive: its keys must not be touched before this is ruled
+    // out.
     presence.await_name(&reader, outbox.path()).await?;
     let (slots, progress) = settle_slots(&reader, &outbox, me, run).await?;
     let still_ours = same(keys.slot(me, 0), slots.first().copied().unwrap_or_default());
@@ -113,7 +114,7 @@ async fn build(
 /// this answer is lost, and the next start if this process is killed.
 async fn settle_slots(
     reader: &Reader<'_>,
-    spool: &Outbox,
+    outbox: &Outbox,
     me: Uuid,
     run: Uuid,
 ) -> Result<(Vec<i64>, i64), OpenError> {
@@ -133,20 +134,20 @@ async fn settle_slots(
             }
             numbers.extend(number.map(|number| (number, String::from_utf8_lossy(pair.value()).into_owned())));
         }
-        let place = reader.get(keys.spool(me), GetOptions::new()).await?;
-        let place = place.as_ref().and_then(|got| got.kvs().first());
-        let applied = place.and_then(|pair| pair.value_str().ok()?.parse().ok()).unwrap_or_default();
-        spool.pass_over(applied, &numbers)?;
+        let stored = reader.get(keys.outbox_progress(me), GetOptions::new()).await?;
+        let stored = stored.as_ref().and_then(|got| got.kvs().first());
+        let applied = stored.and_then(|pair| pair.value_str().ok()?.parse().ok()).unwrap_or_default();
+        outbox.remove_recorded(applied, &numbers)?;
 
         let slot = |number| keys.slot(me, number);
         let mut unchanged: Vec<_> =
             revisions.iter().enumerate().map(|(number, revision)| same(slot(number), *revision)).collect();
-        unchanged.push(same(keys.spool(me), place.map_or(0, etcd_client::KeyValue::mod_revision)));
+        unchanged.push(same(keys.outbox_progress(me), stored.map_or(0, etcd_client::KeyValue::mod_revision)));
         // An import stops an instance by deleting its slots, which does nothing to an instance that has none yet.
         unchanged.push(same(keys.import(), 0));
         let mut written: Vec<_> =
             (0..SLOTS).map(|number| TxnOp::put(slot(number), format!("{}.0", run.simple()), None)).collect();
-        written.push(TxnOp::put(keys.spool(me), applied.to_string(), None));
+        written.push(TxnOp::put(keys.outbox_progress(me), applied.to_string(), None));
         let question = Txn::new().when(unchanged).and_then(written);
         let answer = reader
             .ask(|client| {
@@ -158,7 +159,7 @@ async fn settle_slots(
             reader.ready(true).await?;
             continue;
         };
-        spool.forget_slots();
+        outbox.forget_slots();
         return Ok((vec![revision(&answer); SLOTS], revision(&answer)));
     }
 }
@@ -166,11 +167,11 @@ async fn settle_slots(
 /// Ends the claims of the process before, without waiting for their lease to expire.
 async fn end_claims(reader: &Reader<'_>, me: Uuid) -> Result<(), OpenError> {
     loop {
-        let (first, end) = reader.keys.all_moving();
+        let (first, end) = reader.keys.all_claims();
         let found = reader.get(first, GetOptions::new().with_range(end)).await?;
         let found = found.map(|mut got| got.take_kvs()).unwrap_or_default();
         let is_ours = |pair: &&etcd_client::KeyValue| {
-            serde_json::from_slice::<Moves>(pair.value()).is_ok_and(|moves| moves.by == me)
+            serde_json::from_slice::<Claim>(pair.value()).is_ok_and(|claim| claim.by == me)
         };
         let ours: Vec<_> = found.iter().filter(is_ours).take(SLOTS).collect();
         if ours.is_empty() {

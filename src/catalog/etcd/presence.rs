@@ -1,8 +1,9 @@
-//! This machine's name among the instances: no two that live have the same one, for they would share their mounts.
+//! This machine's name among the instances. No two live instances may have the same name, because they would share their
+//! mounts.
 //!
-//! A name is a key that ends with the lease of the instance that has it. At its start an instance looks for others of its
-//! name, and waits until it is known whether they live: who lives renews its lease, so that the time it has left goes up
-//! again. The process before this one on the same machine is not waited for: this one has its lock.
+//! A name is a key under the lease of the instance that has it. At its start, an instance looks for others of its name and
+//! waits until it knows if they are alive: a live instance renews its lease, so that the lease's remaining time increases.
+//! It does not wait for the previous process on the same machine, because it has taken that process's lock.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,20 +20,20 @@ use crate::catalog::Write;
 use crate::catalog::record::{Loader, Table};
 use crate::model::host::HostName;
 
-/// How often it is looked whether another instance lives.
-const LOOK: Duration = Duration::from_millis(500);
+/// The interval at which the remaining time of another instance's lease is read.
+const POLL: Duration = Duration::from_millis(500);
 
-/// What an instance says of itself.
+/// The value of an instance's key: what it tells the others about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Serving {
-    /// What it is called.
+    /// The name of its machine.
     pub(super) node: String,
-    /// What it has locked while it lives. Unknown of earlier versions.
+    /// The identity of the file that it locks while it is alive. Older versions do not write it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lock: Option<String>,
 }
 
-/// Who this instance is to the others.
+/// This instance, as the others see it.
 #[derive(Debug, Clone)]
 pub(super) struct Presence {
     pub(super) me: Uuid,
@@ -48,8 +49,8 @@ struct Other {
 }
 
 impl Presence {
-    /// Is there for the others to see, unless another instance has the name or this condition does not hold. Returns
-    /// whether it is.
+    /// Writes the keys by which the others see this instance and its name, under a lease. Returns false if another instance
+    /// has the name, or if `condition` does not hold.
     pub(super) async fn appear(
         &self,
         members: &Members,
@@ -78,9 +79,9 @@ impl Presence {
         Ok(answer.succeeded() || nested)
     }
 
-    /// Waits until no other instance of this name can live any more. One that does is an error.
-    pub(super) async fn await_name(&self, reader: &Reader<'_>, spool: &Path) -> Result<(), OpenError> {
-        let mut left: HashMap<i64, i64> = HashMap::new();
+    /// Waits until no other instance of this name can be alive. Fails if one is alive.
+    pub(super) async fn await_name(&self, reader: &Reader<'_>, outbox: &Path) -> Result<(), OpenError> {
+        let mut remaining: HashMap<i64, i64> = HashMap::new();
         loop {
             let mut others = self.others(reader).await?;
             others.retain(|other| other.id == self.me || other.serving.node == self.serving.node);
@@ -88,20 +89,24 @@ impl Presence {
             let lease = other.lease;
             if other.id == self.me && other.serving.lock.is_some() && other.serving.lock == self.serving.lock
             {
-                // It had the lock that this process has now.
+                // It is the previous process, which had the lock that this process has now.
                 let _ = reader.ask(|client| async move { client.lease_client().revoke(lease).await }).await;
                 continue;
             }
-            let told = reader
+            let lease_state = reader
                 .ask(|client| async move { client.lease_client().time_to_live(lease, None).await })
                 .await?;
-            let now = told.map_or(0, |told| told.ttl());
+            let now = lease_state.map_or(0, |state| state.ttl());
             let node = &self.serving.node;
-            match left.insert(lease, now) {
+            match remaining.insert(lease, now) {
                 Some(before) if now > before => {
                     let (location, node) = (reader.location.to_owned(), node.clone());
                     return Err(if other.id == self.me {
-                        OpenError::Copied { location, node: other.serving.node.clone(), spool: spool.into() }
+                        OpenError::Copied {
+                            location,
+                            node: other.serving.node.clone(),
+                            outbox: outbox.into(),
+                        }
                     } else {
                         OpenError::Namesake { location, node, id: other.id }
                     });
@@ -114,30 +119,30 @@ impl Presence {
                 ),
                 _ => {}
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
         }
     }
 
-    /// The instances that serve, and what processes left that were killed.
+    /// Returns the instances that serve, and those of killed processes whose leases have not expired.
     async fn others(&self, reader: &Reader<'_>) -> Result<Vec<Other>, OpenError> {
         let (first, end) = reader.keys.all_instances();
-        let found = reader.get(first, GetOptions::new().with_range(end)).await?;
-        let found = found.map(|mut got| got.take_kvs()).unwrap_or_default();
+        let pairs = reader.get(first, GetOptions::new().with_range(end)).await?;
+        let pairs = pairs.map(|mut got| got.take_kvs()).unwrap_or_default();
         let other = |pair: &etcd_client::KeyValue| {
             let Key::Instance(id) = reader.keys.parse(pair.key()) else { return None };
             let serving = serde_json::from_slice(pair.value()).ok()?;
             (pair.lease() != 0).then(|| Other { id, serving, lease: pair.lease() })
         };
-        Ok(found.iter().filter_map(other).collect())
+        Ok(pairs.iter().filter_map(other).collect())
     }
 }
 
-/// The name that the catalog keeps for this machine.
+/// Returns the name that the catalog has recorded for this machine.
 pub(super) async fn kept_name(reader: &Reader<'_>, me: Uuid) -> Result<Option<HostName>, OpenError> {
     let (first, end) = reader.keys.all_hosts();
-    let found = reader.get(first, GetOptions::new().with_range(end)).await?;
+    let pairs = reader.get(first, GetOptions::new().with_range(end)).await?;
     let mut loader = Loader::default();
-    for pair in found.map(|mut got| got.take_kvs()).unwrap_or_default() {
+    for pair in pairs.map(|mut got| got.take_kvs()).unwrap_or_default() {
         let Key::Row(table @ Table::Hosts, parts) = reader.keys.parse(pair.key()) else { continue };
         let parts: Vec<_> = parts.iter().map(String::as_str).collect();
         let read = loader.read(table, &parts, &String::from_utf8_lossy(pair.value()));

@@ -1,60 +1,60 @@
-//! Carrying out what the spool kept, exactly once: each entry in a transaction that also stores its number, in one key
-//! that only this instance writes.
+//! Carries out the entries of the outbox, each exactly once: its transaction also stores its number, in one key that only
+//! this instance writes.
 //!
-//! An entry that the cluster refuses, however well it answers, must hold up neither the others nor a start: it is set
-//! aside.
+//! An entry that a healthy cluster refuses must block neither the other entries nor a start: it is set aside.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::TxnOp;
 
-use super::client::Kind;
+use super::client::CallErrorKind;
 use super::core::Core;
 use super::outbox::{Entry, Outbox};
-use super::replica::STALE;
-use super::txn::{Attempt, Planned, Transaction, ask, first_pair, ousted, plan, revision, same};
+use super::replica::STALE_LIMIT;
+use super::txn::{Attempt, Planned, Transaction, ask, first_pair, own_key_deleted, plan, revision, same};
 use crate::catalog::{Change, Freshness};
 use crate::error::chain;
 
-/// How long after a failure it is tried again.
+/// The pause after a failure, before the entry is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The key that tells how far the spool was carried out.
+/// The key that says up to which entry the outbox was carried out.
 pub(super) struct OutboxProgress {
-    /// At which revision it was written last; 0 if never.
+    /// The revision of its last write; 0 if there was none.
     pub(super) revision: i64,
 }
 
-/// Carries out what there is, and what comes, for as long as the catalog is served.
-pub(super) async fn keep_up(core: Arc<Core>, mut place: OutboxProgress) {
+/// Carries out every entry, for as long as the catalog is served.
+pub(super) async fn keep_up(core: Arc<Core>, mut progress: OutboxProgress) {
     loop {
-        empty(&core, &mut place).await;
-        core.outbox.more().await;
+        drain(&core, &mut progress).await;
+        core.outbox.wait_for_entry().await;
     }
 }
 
 /// Why an entry is not recorded yet.
 enum RecordError {
-    /// Nothing tells that it will not be in a while.
-    Passing(String),
-    /// As it is, it will never be.
+    /// Another attempt may succeed.
+    Transient(String),
+    /// The cluster will never take the entry as it is.
     Refused(String),
 }
 
-/// Carries out what there is. Waits for the cluster as long as it takes.
-pub(super) async fn empty(core: &Core, place: &mut OutboxProgress) {
+/// Carries out entries until none waits. Waits for the cluster as long as it takes.
+pub(super) async fn drain(core: &Core, progress: &mut OutboxProgress) {
     let mut count = 0_usize;
     while let Some((number, entry)) = core.outbox.first() {
         core.client.health.back().await;
-        let left = entry.sent.clone().map(|(slot, numbers)| Attempt::resume(&core.txn, slot, numbers, &()));
-        let (mut left, mut took_effect) = (left, false);
-        if let Some(attempt) = &mut left {
-            took_effect = attempt.end().await.is_some();
+        let attempt =
+            entry.sent.clone().map(|(slot, numbers)| Attempt::resume(&core.txn, slot, numbers, &()));
+        let (mut attempt, mut took_effect) = (attempt, false);
+        if let Some(sent) = &mut attempt {
+            took_effect = sent.end().await.is_some();
         }
-        count += usize::from(record(core, place, number, &entry, took_effect).await);
-        // Only now: the slot's number told, until here, that the entry was carried out.
-        if let Some(attempt) = left {
+        count += usize::from(record(core, progress, number, &entry, took_effect).await);
+        // Not earlier: until here, only the number in the slot showed that the entry had taken effect.
+        if let Some(attempt) = attempt {
             attempt.settle().await;
         }
     }
@@ -63,31 +63,31 @@ pub(super) async fn empty(core: &Core, place: &mut OutboxProgress) {
     }
 }
 
-/// Carries an entry out, or sets it aside: false then.
+/// Carries out an entry, or sets it aside. Returns true if the cluster has it.
 async fn record(
     core: &Core,
-    place: &mut OutboxProgress,
+    progress: &mut OutboxProgress,
     number: u64,
     entry: &Entry,
     took_effect: bool,
 ) -> bool {
     let change = entry.change();
-    let (mut tries, mut stale) = (0, 0);
+    let (mut failures, mut stale_attempts) = (0, 0);
     loop {
         let transaction = if took_effect { Ok(None) } else { decide(core, &change).await };
         let done = match transaction {
-            Ok(transaction) => carry_out(core, place, number, transaction).await,
-            Err(trouble) => Err(trouble),
+            Ok(transaction) => carry_out(core, progress, number, transaction).await,
+            Err(error) => Err(error),
         };
         let why = match done {
             Ok(true) => {
-                passed(core, number).await;
+                recorded(core, number).await;
                 return true;
             }
-            // Somebody else changed the same rows: the view is made fresh, and it is decided anew.
+            // Another instance changed the same rows: the view is brought up to date, and the entry is decided again.
             Ok(false) => {
-                stale += 1;
-                if stale % STALE == 0 {
+                stale_attempts += 1;
+                if stale_attempts % STALE_LIMIT == 0 {
                     core.replica.doubt(&change).await;
                 }
                 match core.replica.sync().await {
@@ -95,76 +95,76 @@ async fn record(
                     Err(error) => error.to_string(),
                 }
             }
-            Err(RecordError::Refused(why)) => match set_aside(core, place, number, entry, &why).await {
+            Err(RecordError::Refused(why)) => match set_aside(core, progress, number, entry, &why).await {
                 Ok(Some(recorded)) => return recorded,
                 Ok(None) => continue,
-                Err(RecordError::Passing(why) | RecordError::Refused(why)) => why,
+                Err(RecordError::Transient(why) | RecordError::Refused(why)) => why,
             },
-            Err(RecordError::Passing(why)) => why,
+            Err(RecordError::Transient(why)) => why,
         };
-        if tries == 0 {
+        if failures == 0 {
             log::warn!("what host {} was answered is not recorded yet: {why}", entry.host);
         }
-        tries += 1;
+        failures += 1;
         tokio::time::sleep(PAUSE).await;
         core.client.health.back().await;
     }
 }
 
-/// Takes an entry out that the cluster has.
-async fn passed(core: &Core, number: u64) {
-    core.outbox.done(number);
+/// Removes an entry that the cluster has.
+async fn recorded(core: &Core, number: u64) {
+    core.outbox.mark_recorded(number);
     if core.outbox.len() == 0
-        && let Err(error) = core.outbox.with_disk(Outbox::empty).await
+        && let Err(error) = core.outbox.with_disk(Outbox::clear_file).await
     {
         log::warn!("{} cannot be emptied: {error}", core.outbox.path().display());
     }
 }
 
-/// What an entry changes at present; nothing, where what it was of is gone by what is known for certain.
+/// Returns the transaction for an entry; `None` if a view that is up to date shows that there is nothing to write.
 async fn decide(core: &Core, change: &Change) -> Result<Option<Transaction>, RecordError> {
-    let mut fresh = false;
+    let mut up_to_date = false;
     if change.footprint(&core.replica.memory.view()).freshness == Freshness::Always {
-        core.replica.sync().await.map_err(|error| RecordError::Passing(chain(&error)))?;
-        fresh = true;
+        core.replica.sync().await.map_err(|error| RecordError::Transient(chain(&error)))?;
+        up_to_date = true;
     }
     loop {
         let planned = plan(&core.replica.memory, &core.client.keys, core.txn.owner(), change)
             .map_err(|error| RecordError::Refused(chain(&error)))?;
         match planned {
             Planned::Write(_, transaction) => return Ok(Some(transaction)),
-            // Neither is ever refused.
-            Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) if fresh => return Ok(None),
-            // The cluster answers again before the watch has told what others did meanwhile.
-            Planned::Nothing(_) | Planned::Refused(_) | Planned::Elsewhere(_) => {
-                core.replica.sync().await.map_err(|error| RecordError::Passing(chain(&error)))?;
-                fresh = true;
+            // The rules never refuse an Unmount or an Activate, and neither needs the directory.
+            Planned::Nothing(_) | Planned::Refused(_) | Planned::Moving(_) if up_to_date => return Ok(None),
+            // The cluster may answer again before the watch has delivered what other instances did meanwhile.
+            Planned::Nothing(_) | Planned::Refused(_) | Planned::Moving(_) => {
+                core.replica.sync().await.map_err(|error| RecordError::Transient(chain(&error)))?;
+                up_to_date = true;
             }
         }
     }
 }
 
-/// Sets an entry aside that the cluster refused, where it refuses nothing else, for the others to go on. Returns whether
-/// it turned out to be recorded; nothing, where that is not known, and it is to be tried again.
+/// Sets aside an entry that the cluster refused, if the cluster takes another transaction. Returns false if the entry was
+/// set aside, true if it turned out to be recorded, and `None` if the entry is to be tried again.
 async fn set_aside(
     core: &Core,
-    place: &mut OutboxProgress,
+    progress: &mut OutboxProgress,
     number: u64,
     entry: &Entry,
     refused: &str,
 ) -> Result<Option<bool>, RecordError> {
-    // It may have been sent before, and not answered. By this nothing of it takes effect from now on.
+    // The entry may have been sent before and not answered. After this write no transaction of it can take effect.
     let before = number.saturating_sub(1);
-    let (ended, value) = write(core, place, before, Transaction::default()).await?;
-    if !ended {
-        let recorded = value == number.to_string();
-        if recorded {
-            passed(core, number).await;
+    let (written, value) = write(core, progress, before, Transaction::default()).await?;
+    if !written {
+        let is_recorded = value == number.to_string();
+        if is_recorded {
+            recorded(core, number).await;
         }
-        return Ok(recorded.then_some(true));
+        return Ok(is_recorded.then_some(true));
     }
-    core.outbox.with_disk(move |spool| spool.set_aside(number)).await.map_err(|error| {
-        RecordError::Passing(format!(
+    core.outbox.with_disk(move |outbox| outbox.set_aside(number)).await.map_err(|error| {
+        RecordError::Transient(format!(
             "{refused}; and {} cannot be written: {error}",
             core.outbox.path().display()
         ))
@@ -180,55 +180,55 @@ async fn set_aside(
     Ok(Some(false))
 }
 
-/// Whether it is done: false, where its conditions do not hold.
+/// Sends the transaction of an entry. Returns true if it took effect, false if its conditions do not hold.
 async fn carry_out(
     core: &Core,
-    place: &mut OutboxProgress,
+    progress: &mut OutboxProgress,
     number: u64,
     transaction: Option<Transaction>,
 ) -> Result<bool, RecordError> {
     let transaction = transaction.unwrap_or_default();
-    let (steps, before) = (transaction.steps.clone(), place.revision);
-    let (succeeded, value) = write(core, place, number, transaction).await?;
-    // It may have been sent before, and not answered.
-    let done = succeeded || (place.revision != before && value == number.to_string());
+    let (steps, before) = (transaction.steps.clone(), progress.revision);
+    let (succeeded, value) = write(core, progress, number, transaction).await?;
+    // It may have taken effect when it was sent before and not answered.
+    let done = succeeded || (progress.revision != before && value == number.to_string());
     if done {
-        core.replica.memory.committed(place.revision, steps);
+        core.replica.memory.committed(progress.revision, steps);
     }
     Ok(done)
 }
 
-/// Sends a transaction that also writes how far the spool was carried out. Returns whether it took effect, and what is
-/// written there now.
+/// Sends a transaction that also writes this number as the outbox's progress. Returns true if it took effect, and the
+/// number that the progress has now.
 async fn write(
     core: &Core,
-    place: &mut OutboxProgress,
+    progress: &mut OutboxProgress,
     number: u64,
     transaction: Transaction,
 ) -> Result<(bool, String), RecordError> {
     let Transaction { mut compares, mut writes, steps: _ } = transaction;
-    let (key, number) = (core.client.keys.spool(core.client.me), number.to_string());
-    compares.push(same(key.clone(), place.revision));
+    let (key, number) = (core.client.keys.outbox_progress(core.client.me), number.to_string());
+    compares.push(same(key.clone(), progress.revision));
     writes.push(TxnOp::put(core.client.keys.head(), core.txn.number(), None));
     let response = match ask(&core.client, &key, compares, writes, &number).await {
         Ok(response) => response,
-        // It was answered: that is no sign of a cluster out of reach.
-        Err(trouble) if trouble.kind == Kind::Refused => return Err(RecordError::Refused(trouble.text)),
-        Err(trouble) => {
-            core.client.health.unanswered(&trouble);
-            return Err(RecordError::Passing(trouble.text));
+        // The cluster answered, so it does not count as out of reach.
+        Err(error) if error.kind == CallErrorKind::Refused => return Err(RecordError::Refused(error.text)),
+        Err(error) => {
+            core.client.health.unanswered(&error);
+            return Err(RecordError::Transient(error.text));
         }
     };
     if response.succeeded() {
-        place.revision = revision(&response);
+        progress.revision = revision(&response);
         return Ok((true, number));
     }
     match first_pair(&response) {
         Some(pair) => {
-            place.revision = pair.mod_revision();
+            progress.revision = pair.mod_revision();
             Ok((false, String::from_utf8_lossy(pair.value()).into_owned()))
         }
-        None if place.revision > 0 => Err(RecordError::Passing(ousted().text)),
+        None if progress.revision > 0 => Err(RecordError::Transient(own_key_deleted().text)),
         None => Ok((false, String::new())),
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::client::{self, CallError, Client, Kind, NO_LEASE};
+use super::client::{self, CallError, CallErrorKind, Client, NO_LEASE};
 use super::keys::TTL;
 use super::presence::Presence;
 use super::replica::{Fault, Replica};
@@ -19,7 +19,7 @@ pub(super) async fn keep(client: Arc<Client>, replica: Arc<Replica>, presence: P
     loop {
         let alive = match client::keep_alive(&client.members, client.lease.id()).await {
             Ok(()) => true,
-            Err(CallError { kind: Kind::LeaseGone, .. }) => false,
+            Err(CallError { kind: CallErrorKind::LeaseGone, .. }) => false,
             // It may still exist: leases do not expire while the cluster has no quorum.
             Err(error) => {
                 log::debug!("the lease of this instance: {}", error.text);
@@ -45,7 +45,7 @@ async fn replace(client: &Client, replica: &Replica, presence: &Presence) -> Res
         replica.fail(Fault::Namesake, &why);
         // It holds nothing; unrevoked it would count for its 15 s.
         let _ = client::revoke(&client.members, lease).await;
-        return Err(CallError { kind: Kind::Refused, text: why, asked: Instant::now() });
+        return Err(CallError { kind: CallErrorKind::Refused, text: why, asked: Instant::now() });
     }
     replica.recover(Fault::Namesake);
     if client.lease.replace(lease) != NO_LEASE {

@@ -1,4 +1,4 @@
-//! The engine with a real etcd: what every engine promises, and what only one that is shared must.
+//! Tests of the engine with a real etcd: the promises of every engine, and those of a shared one.
 
 mod faults;
 mod names;
@@ -22,21 +22,21 @@ use crate::catalog::{CandidateName, Cluster, Credentials, Instance, Outcome, Ref
 use crate::model::host::HostName;
 use crate::model::options::Options;
 
-/// One etcd at an address of its own: there its ports are free when it comes back, although others choose ports by
-/// themselves meanwhile.
+/// An etcd with its own loopback address, so that its ports are still free when it is started again: other programs choose
+/// their ports on another address.
 pub(super) struct Server {
     dir: tempfile::TempDir,
     child: Child,
     place: Place,
-    /// What else it is started with.
-    words: Vec<String>,
+    /// Additional arguments.
+    args: Vec<String>,
 }
 
-/// One of the loopback network's many addresses, with the first of two free ports, the clients' and its peers'.
+/// An address of the loopback network, with the first of two free ports: one for clients, the next for peers.
 struct Place {
     address: Ipv4Addr,
     port: u16,
-    /// Whoever has this name has the address.
+    /// The socket whose name reserves the address.
     _ours: UnixListener,
 }
 
@@ -51,7 +51,7 @@ impl Place {
             let address = Ipv4Addr::new(127, 78, third, fourth);
             let name = UnixAddr::from_abstract_name(format!("volhost-test-etcd-{address}")).unwrap();
             let Ok(ours) = UnixListener::bind_addr(&name) else { continue };
-            // Somebody may listen on a port at every address.
+            // Another program may listen on a port at every address.
             for port in [2379, 12379, 22379] {
                 if [port, port + 1].iter().all(|port| TcpListener::bind((address, *port)).is_ok()) {
                     return Self { address, port, _ours: ours };
@@ -75,31 +75,31 @@ impl Server {
         Self::start_with(&[])
     }
 
-    /// One that is started with more words.
-    fn start_with(words: &[&str]) -> Self {
+    /// Starts it with additional arguments.
+    fn start_with(args: &[&str]) -> Self {
         let (dir, place) = (tempfile::tempdir().unwrap(), Place::find());
-        let words: Vec<_> = words.iter().map(ToString::to_string).collect();
-        let mut server = Self { child: run(dir.path(), &place, &words), dir, place, words };
+        let args: Vec<_> = args.iter().map(ToString::to_string).collect();
+        let mut server = Self { child: run(dir.path(), &place, &args), dir, place, args };
         assert!(server.answers(), "etcd does not start");
         server
     }
 
-    /// The same, with the data that it has.
+    /// Starts it again, with the same data.
     fn start_again(&mut self) {
-        self.child = run(self.dir.path(), &self.place, &self.words);
+        self.child = run(self.dir.path(), &self.place, &self.args);
         assert!(self.answers(), "etcd does not start again");
     }
 
-    /// The same, with the data of a snapshot.
+    /// Starts it again, with the data of a snapshot.
     fn restore(&mut self, snapshot: &Path) {
         let data = self.dir.path().join("data");
         std::fs::remove_dir_all(&data).unwrap();
         let (data, peers) = (data.to_str().unwrap(), self.place.peers());
         let cluster = format!("one={peers}");
-        let words = ["snapshot", "restore", snapshot.to_str().unwrap(), "--data-dir", data, "--name", "one"];
+        let args = ["snapshot", "restore", snapshot.to_str().unwrap(), "--data-dir", data, "--name", "one"];
         let done = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
-            .args(words)
+            .args(args)
             .args(["--initial-cluster", &cluster, "--initial-advertise-peer-urls", &peers])
             .output()
             .unwrap();
@@ -107,12 +107,12 @@ impl Server {
         self.start_again();
     }
 
-    /// Where clients call it.
+    /// Returns the address for clients.
     fn address(&self) -> String {
         self.place.clients()
     }
 
-    /// The latest revision.
+    /// Returns the latest revision.
     fn revision(&self) -> i64 {
         let said = self.ctl(&["get", "x", "-w", "fields"]).unwrap();
         let line = said.lines().find(|line| line.starts_with("\"Revision\"")).unwrap();
@@ -130,11 +130,11 @@ impl Server {
         false
     }
 
-    pub(super) fn ctl(&self, words: &[&str]) -> Option<String> {
+    pub(super) fn ctl(&self, args: &[&str]) -> Option<String> {
         let said = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.address(), "--command-timeout", "2s"])
-            .args(words)
+            .args(args)
             .stderr(Stdio::null())
             .output()
             .unwrap();
@@ -166,15 +166,15 @@ impl Server {
         }
     }
 
-    /// An instance of the catalog with this prefix.
+    /// Opens an instance of the catalog with this prefix.
     pub(super) async fn open(&self, prefix: &str, node: &str) -> Arc<dyn Catalog> {
         opened(self.cluster(prefix), self.instance(node)).await
     }
 }
 
-/// An instance, with what is behind it.
+/// Opens an instance whose parts the test can reach.
 async fn opened(cluster: Cluster, instance: Instance) -> Arc<Etcd> {
-    // It blocks until everything is read.
+    // Opening blocks until everything is read.
     let opened = tokio::task::spawn_blocking(move || open(&cluster, &instance)).await.unwrap();
     Arc::new(opened.unwrap())
 }
@@ -185,7 +185,7 @@ impl Drop for Server {
     }
 }
 
-fn run(dir: &Path, place: &Place, words: &[String]) -> Child {
+fn run(dir: &Path, place: &Place, args: &[String]) -> Child {
     let (clients, peers) = (format!("http://{}", place.clients()), place.peers());
     Command::new("etcd")
         .arg("--data-dir")
@@ -193,7 +193,7 @@ fn run(dir: &Path, place: &Place, words: &[String]) -> Child {
         .args(["--name", "one", "--listen-client-urls", &clients, "--advertise-client-urls", &clients])
         .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
         .args(["--initial-cluster", &format!("one={peers}")])
-        .args(words)
+        .args(args)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -218,8 +218,8 @@ async fn what_one_instance_answered_the_other_knows_at_once() {
         let text = format!("v{round}");
         let made = create(&one, &text).await;
         other.sync().await.unwrap();
-        assert_eq!(other.view().volume(&text), Some(&made), "a view that was made fresh lacks it");
-        // Nothing is asked before these: what is not known yet is not refused.
+        assert_eq!(other.view().volume(&text), Some(&made), "a view that is up to date lacks it");
+        // No sync precedes these: a change is not refused only because the view does not have its volume yet.
         done(&other, mount(&made, "web1", "x")).await;
         let refused = one.submit(remove(&made, true)).await;
         assert!(matches!(refused, Err(CatalogError::Refused(Refusal::Mounted(_)))), "{refused:?}");
@@ -270,20 +270,20 @@ async fn a_directory_is_moved_by_one_instance_at_a_time() {
     let refused = other.submit(mount(&made, "web1", "x")).await;
     assert!(matches!(refused, Err(CatalogError::Refused(Refusal::Moving(_)))), "{refused:?}");
     drop(claimed);
-    // It is given back in the background; and to the same instance in the order of calls.
+    // It is released in the background. The same instance is granted it in the order of calls.
     assert!(one.try_lock(made.id).await.unwrap().is_some());
     eventually("the claim is given back", async || other.try_lock(made.id).await.unwrap().is_some()).await;
     eventually("the volume can be mounted", async || other.submit(mount(&made, "web1", "x")).await.is_ok())
         .await;
 
-    // A volume that is being made belongs to who makes it, and is not visible to anybody.
+    // A volume that is being made belongs to the instance that makes it, and is visible to none.
     let half = volume("half");
     done(&one, Change::Insert(half.clone())).await;
     assert!(other.try_lock(half.id).await.unwrap().is_none());
     assert!(!other.view().volume("half").unwrap().visible);
     let lost = other.peer_events().unwrap().borrow().lost_instances;
     drop(one);
-    // Nobody gave it back: it ends with the instance's lease.
+    // It was not released: it ends with the instance's lease.
     eventually("the instance is missed", async || {
         other.peer_events().unwrap().borrow().lost_instances > lost
     })
@@ -298,7 +298,7 @@ async fn a_compacted_history_is_no_loss() {
     let server = Server::start();
     let catalog = server.open("compact", "store1").await;
     let made = create(&catalog, "db").await;
-    // While etcd is compacted, its client hears nothing: it is stopped, and started again with less history.
+    // The watch must miss the events that are compacted: etcd is stopped, started again, and compacted.
     let other = server.open("compact", "store2").await;
     let mut server = server;
     server.stop();
@@ -312,9 +312,9 @@ async fn a_compacted_history_is_no_loss() {
     assert_eq!(catalog.view().volume("db").unwrap().mounts.len(), 20);
 }
 
-/// Whatever a cluster does between a question and its answer, each Mount and each Unmount counts once.
+/// Each Mount and each Unmount counts once, whatever the cluster does between a question and its answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sent_into_the_void_counts_once() {
+async fn a_repeated_request_counts_once() {
     let server = Server::start();
     let catalogs = [server.open("void", "store1").await, server.open("void", "store2").await];
     let made = create(&catalogs[0], "db").await;
@@ -332,7 +332,7 @@ async fn what_is_sent_into_the_void_counts_once() {
                     server.stop();
                     server.start_again();
                 }
-                // Longer than a member is waited for, so that questions are asked again.
+                // Longer than a member may take to answer, so that calls are repeated.
                 _ => {
                     server.signal("STOP");
                     std::thread::sleep(Duration::from_millis(2300));
@@ -386,7 +386,7 @@ async fn what_is_sent_into_the_void_counts_once() {
     drop(server);
 }
 
-/// Unmounts that were answered while etcd was gone are recorded once, also by the process after the one that answered.
+/// Unmounts that were answered while etcd was out of reach are recorded once, also by the next process.
 #[tokio::test]
 async fn what_was_answered_without_a_cluster_is_recorded_once() {
     let mut server = Server::start();
@@ -396,7 +396,7 @@ async fn what_was_answered_without_a_cluster_is_recorded_once() {
         done(&catalog, mount(&made, "web1", "x")).await;
     }
     server.stop();
-    // As long as it may be an election, one waits; then it is kept.
+    // The Unmount waits as long as an election may last; then it is kept.
     let outcome = done(&catalog, unmount(&made, "x")).await;
     assert_eq!(outcome.released.len(), 1);
     let why = catalog.fault().expect("it is out of reach");
@@ -454,10 +454,10 @@ fn unmount(volume: &Volume, id: &str) -> Change {
     Change::Unmount { name: volume.name.clone(), host: host("web1"), id: mount_id(id), target: None }
 }
 
-/// How long anything may take on a machine that is busy: the time that a lease outlives its instance, and some more.
+/// How long anything may take on a busy machine: longer than a lease outlives its instance.
 const SOON: Duration = Duration::from_secs(40);
 
-/// Waits for what happens by itself.
+/// Waits until a condition holds.
 async fn eventually(what: &str, mut is: impl AsyncFnMut() -> bool) {
     let until = Instant::now() + SOON;
     while !is().await {
@@ -466,7 +466,7 @@ async fn eventually(what: &str, mut is: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// What a newer volhost wrote beside this one must not be lost by what this one would write over it.
+/// This volhost must not write over a record of a newer one, because that would lose its new fields.
 #[tokio::test]
 async fn what_is_not_understood_stops_every_change_until_it_is_gone() {
     let server = Server::start();
@@ -483,12 +483,12 @@ async fn what_is_not_understood_stops_every_change_until_it_is_gone() {
     assert!(matches!(refused, Err(CatalogError::Unreachable { .. })), "{refused:?}");
     assert_eq!(catalog.view().volume("db"), Some(&made));
     server.ctl(&["del", "/newer/volumes/other"]).unwrap();
-    // The history still has it, which nobody need compact.
+    // The history still has that record; it need not be compacted.
     eventually("changes are taken in", async || catalog.submit(mount(&made, "web1", "x")).await.is_ok())
         .await;
 }
 
-/// A cluster that was taken back to a snapshot may be as far as it was before, by what others did since.
+/// A cluster that was restored from a snapshot may have reached the same revision again, by other transactions.
 #[tokio::test]
 async fn another_history_is_noticed_also_where_it_came_as_far() {
     let mut server = Server::start();
@@ -496,7 +496,7 @@ async fn another_history_is_noticed_also_where_it_came_as_far() {
     create(&catalog, "kept").await;
     let snapshot = server.dir.path().join("snapshot");
     server.ctl(&["snapshot", "save", snapshot.to_str().unwrap()]).unwrap();
-    // One that the watch has told, and one that it perhaps has not.
+    // One that the watch has delivered, and one that it may not have delivered.
     create(&catalog, "told").await;
     catalog.sync().await.unwrap();
     create(&catalog, "lost").await;
@@ -516,15 +516,15 @@ async fn another_history_is_noticed_also_where_it_came_as_far() {
         .await;
 }
 
-/// What was sent and not answered holds its volume and its slot until etcd is back; an Unmount waits for neither.
+/// An unanswered transaction holds its volume and its slot until etcd is back; an Unmount waits for neither.
 #[tokio::test]
-async fn an_unmount_waits_for_nothing_that_cannot_be_known() {
+async fn an_unmount_waits_for_no_unknown_outcome() {
     let server = Server::start();
     let catalog = server.open("behind", "store1").await;
     let made = create(&catalog, "db").await;
     done(&catalog, mount(&made, "web1", "x")).await;
     server.signal("STOP");
-    // More than there are slots, all of one volume or another's.
+    // More changes than there are slots, of this volume and of others.
     let mut pending = vec![catalog.submit(mount(&made, "web2", "y"))];
     for at in 0..2 * SLOTS {
         pending.push(catalog.submit(Change::Insert(volume(&format!("v{at}")))));
@@ -533,7 +533,7 @@ async fn an_unmount_waits_for_nothing_that_cannot_be_known() {
     let outcome = done(&catalog, unmount(&made, "x")).await;
     assert!(outcome.released.len() == 1 && asked.elapsed() < SOON, "{:?}", asked.elapsed());
     server.signal("CONT");
-    // What became of them is told once it is known: each was done, or never will be.
+    // Each is answered when its outcome is known: it was done, or it never will be.
     let results = join_all(pending).await;
     eventually("the Unmount is recorded", async || catalog.fault().is_none()).await;
     catalog.sync().await.unwrap();
@@ -545,9 +545,9 @@ async fn an_unmount_waits_for_nothing_that_cannot_be_known() {
     assert_eq!(mounted, if results[0].is_ok() { vec!["web2"] } else { vec![] });
 }
 
-/// No volhost deletes the record of a host; somebody's hand may.
+/// No volhost deletes the record of a host; an operator may.
 #[tokio::test]
-async fn a_host_whose_record_was_deleted_is_recorded_anew() {
+async fn a_host_whose_record_was_deleted_is_recorded_again() {
     let server = Server::start();
     let catalog = server.open("hand", "store1").await;
     let made = create(&catalog, "db").await;
@@ -563,14 +563,14 @@ async fn a_host_whose_record_was_deleted_is_recorded_anew() {
     assert_eq!(catalog.view().hosts.get(&host("web1")).unwrap().activation, before.activation);
 }
 
-/// The second line of defence, should what is known ever be wrong in a way that no event mends.
+/// The second line of defence, if the memory is ever wrong in a way that no event corrects.
 #[tokio::test]
 async fn what_contradicts_the_cluster_is_read_again() {
     let server = Server::start();
     let etcd = opened(server.cluster("doubt"), server.instance("store1")).await;
     let catalog: Arc<dyn Catalog> = Arc::<Etcd>::clone(&etcd);
     let made = create(&catalog, "db").await;
-    etcd.core.replica.memory.mistake(&RowKey::Volume(made.name.clone()));
+    etcd.core.replica.memory.corrupt_revision(&RowKey::Volume(made.name.clone()));
     let mounted = timeout(SOON, catalog.submit(mount(&made, "web1", "x"))).await;
     mounted.expect("it is not tried for ever").unwrap();
     assert_eq!(catalog.view().volume("db").unwrap().mounts.len(), 1);

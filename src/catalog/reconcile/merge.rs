@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::{AllFacts, Facts, Finding, Findings, Kind, compare};
 use crate::catalog::entities::{BackendRecord, BackendState, Host, Removed, Volume};
-use crate::catalog::rules::moment;
+use crate::catalog::rules::recorded_time;
 use crate::catalog::view::View;
 use crate::model::mounts::Ledger;
 use crate::model::volume::VolumeId;
@@ -48,7 +48,7 @@ pub(crate) fn merge(
     }
     discard_removed(&mut view, &facts, now, &mut findings);
     expire_deleting(&mut view, &facts, &mut findings);
-    view.count_live();
+    view.recount_live();
     findings.0.extend(compare(&view, &facts));
     (view, findings.sorted())
 }
@@ -176,7 +176,7 @@ fn discard_removed(view: &mut View, facts: &AllFacts, now: OffsetDateTime, findi
         let volume =
             Volume { mounts: Ledger::default(), visible: false, unconfirmed: None, ..Volume::clone(&volume) };
         let volume = Arc::new(volume);
-        view.trash.insert(Arc::new(Removed { volume, at: moment(now), expired }));
+        view.trash.insert(Arc::new(Removed { volume, at: recorded_time(now), expired }));
     }
 }
 

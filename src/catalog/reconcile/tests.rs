@@ -62,6 +62,7 @@ fn create(view: &mut View, text: &str) -> VolumeId {
     let id = volume.id;
     view.apply(Change::Insert(volume)).unwrap();
     view.apply(Change::Publish(name(text), id)).unwrap();
+    view.apply(Change::Confirm(vec![(name(text), id)])).unwrap();
     id
 }
 

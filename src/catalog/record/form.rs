@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::catalog::entities::{
     BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Volume,
 };
-use crate::catalog::rules::moment;
+use crate::catalog::rules::recorded_time;
 use crate::model::mountpoints::Mountpoints;
 use crate::model::mounts::Mount;
 
@@ -293,7 +293,7 @@ fn is_zero(number: &u64) -> bool {
 
 /// Returns a time as RFC 3339 in UTC with milliseconds.
 fn written(at: OffsetDateTime) -> Cow<'static, str> {
-    let at = moment(at);
+    let at = recorded_time(at);
     let (date, time) = (at.date(), at.time());
     let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
     let (hour, minute, second, milli) = time.as_hms_milli();

@@ -136,7 +136,7 @@ fn json(record: &impl Serialize) -> Result<String, serde_json::Error> {
 mod tests {
     use super::*;
 
-    /// The keys and records of version 1, as they were first written: they must be understood for good.
+    /// The keys and records of version 1, as they were first written: every later version must understand them.
     const VERSION_1: &[(Table, &[&str], &str)] = &[
         (
             Table::Volumes,

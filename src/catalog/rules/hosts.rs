@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::{Decision, Write, moment};
+use super::{Decision, Write, recorded_time};
 use crate::catalog::entities::{BackendRecord, Certificate, Host};
 use crate::catalog::view::View;
 use crate::catalog::{Outcome, Refusal};
@@ -31,8 +31,8 @@ impl View {
         }
         host.certificates.reserve_exact(1);
         host.certificates.push(Certificate {
-            issued_at: moment(certificate.issued_at),
-            not_after: moment(certificate.not_after),
+            issued_at: recorded_time(certificate.issued_at),
+            not_after: recorded_time(certificate.not_after),
             ..certificate
         });
         // A certificate makes this name a host again, separate from the renamed machine.
@@ -45,7 +45,7 @@ impl View {
         for certificate in &mut host.certificates {
             certificate.revoked = true;
         }
-        host.revoked_at = Some(moment(at));
+        host.revoked_at = Some(recorded_time(at));
         host.machine = None;
         (Outcome::default(), vec![self.store_host(name, host)])
     }
@@ -54,7 +54,7 @@ impl View {
         let mut writes = Vec::new();
         for (name, at) in hosts {
             let mut host = self.host(&name);
-            let at = Some(moment(at));
+            let at = Some(recorded_time(at));
             // Reports may overtake each other: a host's time never goes back.
             if at > host.last_seen {
                 host.last_seen = at;
@@ -80,7 +80,7 @@ impl View {
         from: IpAddr,
         at: OffsetDateTime,
     ) -> (Outcome, Vec<Write>) {
-        match self.host(&name).after_call(serial, from, moment(at)) {
+        match self.host(&name).after_call(serial, from, recorded_time(at)) {
             Some(host) => {
                 let now = host.cloned.is_some();
                 let cloned = (now != self.is_cloned(&name)).then_some(now);

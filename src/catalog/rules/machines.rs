@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::{MountKey, Write, ordered};
+use super::{MountKey, Write, in_order_of_reading};
 use crate::catalog::Outcome;
 use crate::catalog::entities::Volume;
 use crate::catalog::view::View;
@@ -43,7 +43,7 @@ impl View {
                 }
             }
         }
-        self.count_live();
+        self.recount_live();
         (Outcome::default(), writes)
     }
 
@@ -86,7 +86,7 @@ impl View {
                 writes.push(Write::Mount(MountKey::of(&volume.name, mount), Some(mount.clone())));
             }
             let ledger: Vec<_> = volume.mounts.iter().cloned().chain(after.into_values()).collect();
-            volume.mounts = ordered(Ledger::from_records(ledger));
+            volume.mounts = in_order_of_reading(Ledger::from_records(ledger));
             self.store(volume);
         }
     }

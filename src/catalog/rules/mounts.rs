@@ -6,7 +6,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use time::OffsetDateTime;
 
-use super::{Decision, MountKey, Write, known, moment};
+use super::{Decision, MountKey, Write, interned, recorded_time};
 use crate::catalog::entities::Volume;
 use crate::catalog::view::View;
 use crate::catalog::{Outcome, Refusal, UnmountTarget};
@@ -42,7 +42,7 @@ impl View {
                 return Err(Refusal::Cloned(before));
             }
         }
-        let host = known(&self.hosts, host);
+        let host = interned(&self.hosts, host);
         let activation = self.activation(&host);
         let mut volume = Volume::clone(&before);
         let newly_known = match volume.known_to.binary_search(&host) {
@@ -53,11 +53,11 @@ impl View {
                 true
             }
         };
-        let mount = volume.mounts.mount(&host, id, activation, moment(at));
+        let mount = volume.mounts.mount(&host, id, activation, recorded_time(at));
         mount.address = mount.address.or(address);
         let mount = mount.clone();
         if mount.count == 1 {
-            volume.mounts = ordered(volume.mounts);
+            volume.mounts = in_order_of_reading(volume.mounts);
             *self.live.entry(host).or_default() += 1;
         }
         let key = MountKey::of(name, &mount);
@@ -109,7 +109,7 @@ impl View {
         };
         let left = volume.mounts.iter().find(is_left).cloned();
         if left.is_none() {
-            self.died(&taken);
+            self.uncount_live(&taken);
         }
         let (after, _only_its_ledger_changed) = self.store(volume);
         let outcome =
@@ -126,9 +126,9 @@ impl View {
     ) -> Decision {
         let before = self.volumes.get(name).map(Arc::clone).ok_or(Refusal::NoSuchVolume)?;
         let mut volume = Volume::clone(&before);
-        let released = volume.mounts.release(|mount| self.releases(mount, host, id, alive_too));
+        let released = volume.mounts.release(|mount| self.is_released_by(mount, host, id, alive_too));
         for mount in &released {
-            self.died(mount);
+            self.uncount_live(mount);
         }
         let writes = released.iter().map(|mount| Write::Mount(MountKey::of(name, mount), None)).collect();
         let (after, _only_its_ledger_changed) = self.store(volume);
@@ -137,7 +137,7 @@ impl View {
     }
 
     /// Returns true if a release deletes this entry of the ledger.
-    pub(super) fn releases(
+    pub(super) fn is_released_by(
         &self,
         mount: &Mount,
         host: &HostName,
@@ -148,7 +148,7 @@ impl View {
     }
 
     /// Subtracts a ledger's entry from `live` if it belongs to its host's present activation.
-    pub(in crate::catalog) fn died(&mut self, mount: &Mount) {
+    pub(in crate::catalog) fn uncount_live(&mut self, mount: &Mount) {
         if mount.activation != self.activation(&mount.host) {
             return;
         }
@@ -161,7 +161,7 @@ impl View {
     }
 
     /// Recounts `live` from the ledgers and the hosts.
-    pub(in crate::catalog) fn count_live(&mut self) {
+    pub(in crate::catalog) fn recount_live(&mut self) {
         let mut live: OrdMap<HostName, u32> = OrdMap::new();
         for mount in self.volumes.values().flat_map(|volume| volume.mounts.iter()) {
             if mount.activation == self.activation(&mount.host) {
@@ -174,7 +174,7 @@ impl View {
 
 /// Returns the ledger in the order in which a restart reads it: by the time of the first Mount, then by name if the
 /// times are equal or a clock went back.
-pub(in crate::catalog) fn ordered(ledger: Ledger) -> Ledger {
+pub(in crate::catalog) fn in_order_of_reading(ledger: Ledger) -> Ledger {
     fn place(mount: &Mount) -> impl Ord + '_ {
         (mount.since, &mount.host, &mount.id, mount.activation)
     }

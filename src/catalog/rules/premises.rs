@@ -80,7 +80,7 @@ impl View {
             }
             Change::Release { name, host: by, id, alive_too } => {
                 let ledger = self.volumes.get(name).into_iter().flat_map(|volume| volume.mounts.iter());
-                let released = ledger.filter(|entry| self.releases(entry, by, id.as_ref(), *alive_too));
+                let released = ledger.filter(|entry| self.is_released_by(entry, by, id.as_ref(), *alive_too));
                 premises.extend(released.map(|entry| same(RowKey::Mount(MountKey::of(name, entry)))));
             }
             Change::Activate(called) => {

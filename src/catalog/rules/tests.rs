@@ -218,8 +218,9 @@ fn what_need_not_be_durable_asks_for_no_write() {
         (unknown.clone(), 0),
         (Change::Activate(host("web1")), 0),
         (Change::Insert(made.clone()), 1),
-        (Change::Publish(made.name.clone(), made.id), 1),
         (Change::Publish(made.name.clone(), made.id), 0),
+        (Change::Confirm(vec![(made.name.clone(), made.id)]), 1),
+        (Change::Confirm(vec![(made.name.clone(), made.id)]), 0),
         (unknown.clone(), 0),
         // The host that made the volume is known already; the other one is not.
         (crate::catalog::contract::mount(&made, "web1", "x"), 1),
@@ -242,9 +243,9 @@ fn what_need_not_be_durable_asks_for_no_write() {
 #[test]
 fn times_outside_the_record_are_brought_within() {
     let before_christ = time::Date::MIN.midnight().assume_utc();
-    assert_eq!(moment(before_christ).year(), 0);
+    assert_eq!(recorded_time(before_christ).year(), 0);
     let last = time::Date::MAX.with_hms_nano(23, 59, 59, 999_999_999).unwrap().assume_utc();
-    assert_eq!(moment(last).year(), 9999);
+    assert_eq!(recorded_time(last).year(), 9999);
     let east = at(0).to_offset(UtcOffset::from_hms(2, 0, 0).unwrap());
-    assert_eq!((moment(east), moment(east).offset()), (kept(0), UtcOffset::UTC));
+    assert_eq!((recorded_time(east), recorded_time(east).offset()), (kept(0), UtcOffset::UTC));
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::{Decision, Write, known, moment};
+use super::{Decision, Write, interned, recorded_time};
 use crate::catalog::entities::{Removed, Volume};
 use crate::catalog::view::View;
 use crate::catalog::{Outcome, Refusal};
@@ -30,17 +30,17 @@ impl View {
         } = volume;
         // Thousands of volumes name the same few backends and hosts: they share the strings that the view already
         // holds.
-        options.backend = options.backend.map(|backend| known(&self.backends, backend));
-        let mut known_to: Vec<_> = known_to.into_iter().map(|host| known(&self.hosts, host)).collect();
+        options.backend = options.backend.map(|backend| interned(&self.backends, backend));
+        let mut known_to: Vec<_> = known_to.into_iter().map(|host| interned(&self.hosts, host)).collect();
         known_to.sort_unstable();
         known_to.dedup();
         known_to.shrink_to_fit();
         let volume = Volume {
             id,
             name,
-            backend: known(&self.backends, backend),
+            backend: interned(&self.backends, backend),
             options,
-            created_at: moment(created_at),
+            created_at: recorded_time(created_at),
             adopted,
             known_to,
             mounts: Ledger::default(),
@@ -153,7 +153,7 @@ impl View {
     /// Puts a volume, which has no mounts, into the trash.
     fn discard(&mut self, volume: &Volume, at: OffsetDateTime, writes: &mut Vec<Write>) -> Arc<Removed> {
         let volume = Arc::new(Volume { visible: false, unconfirmed: None, ..volume.clone() });
-        let removed = Arc::new(Removed { at: moment(at), expired: false, volume });
+        let removed = Arc::new(Removed { at: recorded_time(at), expired: false, volume });
         self.trash.insert(Arc::clone(&removed));
         writes.push(Write::Removed(removed.volume.id, Some(Arc::clone(&removed))));
         removed

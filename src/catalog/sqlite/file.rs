@@ -37,7 +37,7 @@ pub(super) struct Opened {
 
 /// Opens the file, or creates it; returns it with the lock that keeps other processes away.
 pub(super) fn open(path: &Path) -> Result<(Opened, Lock), OpenError> {
-    let path = real(path)?;
+    let path = real_path(path)?;
     let lock = Lock::take(&path)?;
     Ok((open_locked(&path, &lock)?, lock))
 }
@@ -50,13 +50,13 @@ pub(super) fn open_locked(path: &Path, _: &Lock) -> Result<Opened, OpenError> {
     };
     match fs::symlink_metadata(path) {
         Ok(found) => examine(path, &found)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path, &View::default())?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create(path, &View::default())?,
         Err(error) => return Err(tell("looked at")(error)),
     }
     refuse_shared(path)?;
     let (log, index) = (beside(path, "-wal"), beside(path, "-shm"));
     let (had_log, had_index) = (log.exists(), index.exists());
-    let opened = understand(path);
+    let opened = read_whole(path);
     // Opening creates these two files even if it fails; a file that is refused must not get a log that was not there
     // before. A log with content, as after a migration, is part of the file.
     if opened.is_err() && !had_log && fs::metadata(&log).is_ok_and(|found| found.len() == 0) {
@@ -69,7 +69,7 @@ pub(super) fn open_locked(path: &Path, _: &Lock) -> Result<Opened, OpenError> {
 }
 
 /// Lets SQLite open the file, and prepares the connections once everything in it was understood.
-pub(super) fn understand(path: &Path) -> Result<Opened, OpenError> {
+pub(super) fn read_whole(path: &Path) -> Result<Opened, OpenError> {
     let mut writer = connect(path)?;
     let view = read(path, &mut writer)?;
     let prepared = prepare(&writer).and_then(|()| {
@@ -89,7 +89,7 @@ const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLI
 
 /// Returns the file's path without symbolic links, so that it has one lock and one log under all its names. Creates its
 /// directory.
-pub(super) fn real(path: &Path) -> Result<PathBuf, OpenError> {
+pub(super) fn real_path(path: &Path) -> Result<PathBuf, OpenError> {
     let tell = |source| OpenError::Io { path: path.into(), doing: "found", source };
     let no_file = || tell(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
     if path.is_symlink() {
@@ -132,7 +132,7 @@ fn examine(path: &Path, found: &fs::Metadata) -> Result<(), OpenError> {
 }
 
 /// Creates a catalog with the records of a view.
-pub(super) fn make(path: &Path, view: &View) -> Result<(), OpenError> {
+pub(super) fn create(path: &Path, view: &View) -> Result<(), OpenError> {
     refuse_log(path)?;
     prepare_new(path, view)?;
     put_in_place(path)

@@ -60,7 +60,7 @@ pub struct NewCatalog {
 impl NewCatalog {
     /// Reserves a file that does not exist; refused if it exists.
     pub fn if_missing(path: &Path) -> Result<Self, OpenError> {
-        let path = file::real(path)?;
+        let path = file::real_path(path)?;
         let lock = Lock::take(&path)?;
         if fs::symlink_metadata(&path).is_ok() {
             return Err(OpenError::Taken { path, filled: false });
@@ -70,7 +70,7 @@ impl NewCatalog {
 
     /// Reserves a file that does not exist or holds a catalog without records; refused if it has records.
     pub fn if_empty(path: &Path) -> Result<Self, OpenError> {
-        let path = file::real(path)?;
+        let path = file::real_path(path)?;
         let lock = Lock::take(&path)?;
         match exists(&path) {
             Ok(()) => {
@@ -87,7 +87,7 @@ impl NewCatalog {
     /// Creates the file, whole or not at all.
     pub fn fill(self, view: &View) -> Result<(), OpenError> {
         let Self { path, lock } = self;
-        file::make(&path, view)?;
+        file::create(&path, view)?;
         drop(lock);
         Ok(())
     }

@@ -20,7 +20,7 @@ pub(super) struct Pending {
     /// zero the writer changes nothing, and whoever holds the lock may decide changes that need no disk.
     pub(super) jobs: usize,
     /// The volumes whose records were shown and answered before being stored: the next transaction stores them.
-    pub(super) following: BTreeSet<VolumeName>,
+    pub(super) deferred: BTreeSet<VolumeName>,
 }
 
 impl Pending {
@@ -31,12 +31,12 @@ impl Pending {
         change: &Change,
         view: &ArcSwap<View>,
     ) -> Option<Result<Outcome, CatalogError>> {
-        if self.jobs > 0 || !change.may_follow() || self.following.len() >= MAX_BATCH {
+        if self.jobs > 0 || !change.may_follow() || self.deferred.len() >= MAX_BATCH {
             return None;
         }
         let mut draft = View::clone(&view.load());
         Some(draft.apply(change.clone()).map_err(CatalogError::from).map(|(outcome, records)| {
-            self.following.extend(volumes_of(&records));
+            self.deferred.extend(volumes_of(&records));
             view.store(Arc::new(draft));
             outcome
         }))

@@ -52,7 +52,7 @@ impl Presence {
         })
     }
 
-    /// The catalog's real path.
+    /// Returns the catalog's real path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

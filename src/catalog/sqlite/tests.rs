@@ -302,11 +302,12 @@ async fn a_confirmation_that_finds_no_room_is_not_forgotten() {
     catalog.submit(Change::Insert(made.clone())).await.unwrap();
     fill(&catalog).await;
     // In one transaction with a record that cannot be stored: that change fails, and this one does not.
-    let published = catalog.submit(Change::Publish(made.name.clone(), made.id));
+    let after = catalog.submit(Change::Publish(made.name.clone(), made.id)).await.unwrap().after.unwrap();
+    let confirmed = catalog.submit(Change::Confirm(vec![(made.name.clone(), made.id)]));
     let refused = catalog.submit(Change::Insert(large("never")));
-    let after = published.await.unwrap().after.unwrap();
+    confirmed.await.unwrap();
     assert!(refused.await.is_err());
-    assert_eq!(catalog.view().volume("db"), Some(&after));
+    assert!(catalog.view().volume("db").unwrap().unconfirmed.is_none());
     catalog.submit(mount(&after, "web1", "x")).await.unwrap();
     let (_directory, copy) = crashed(&path);
     let found = open(&copy).unwrap().view();

@@ -27,10 +27,10 @@ use crate::model::volume::VolumeName;
 
 /// How long the queue must be empty before leftover work is done: repairing what a failure left, and storing records
 /// that nobody waits for.
-const PAUSE: Duration = Duration::from_secs(1);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often the files are checked while nothing is written.
-const LOOK: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A queued change, and the sender of its answer.
 #[derive(Debug)]
@@ -76,8 +76,8 @@ pub(super) struct Writer {
     /// Shown by [`Catalog::fault`](crate::catalog::Catalog::fault).
     fault: Arc<ArcSwapOption<String>>,
     location: String,
-    /// True if the log's end may hold a commit that was answered with an error: see [`Writer::settle`].
-    unsettled: bool,
+    /// True if the log's end may hold a commit that was answered with an error: see [`Writer::overwrite_failed_commit`].
+    failed_commit_in_log: bool,
     /// True once the files were seen to be gone. They are not trusted again, even if they come back, because a commit
     /// to them may have been answered with an error since.
     gone: bool,
@@ -93,7 +93,7 @@ impl Writer {
         fault: Arc<ArcSwapOption<String>>,
         location: String,
     ) -> Self {
-        Self { files, lock, view, pending, fault, location, unsettled: false, gone: false }
+        Self { files, lock, view, pending, fault, location, failed_commit_in_log: false, gone: false }
     }
 
     /// Locks the pending changes; never held while waiting for the disk.
@@ -121,10 +121,12 @@ impl Writer {
         // short pause.
         let mut changed = false;
         loop {
-            let well = !self.unsettled && !self.gone && !changed && self.fault.load().is_none();
-            match queue.recv_timeout(if well { LOOK } else { PAUSE }) {
+            let is_idle = !self.failed_commit_in_log && !self.gone && !changed && self.fault.load().is_none();
+            match queue.recv_timeout(if is_idle { CHECK_INTERVAL } else { IDLE_TIMEOUT }) {
                 Ok(first) => {
-                    self.turn(std::iter::once(first).chain(queue.try_iter()).take(MAX_BATCH).collect());
+                    self.process_batch(
+                        std::iter::once(first).chain(queue.try_iter()).take(MAX_BATCH).collect(),
+                    );
                     changed = true;
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -132,7 +134,7 @@ impl Writer {
                     self.catch_up();
                     let mut pending = self.pending();
                     pending.jobs -= 1;
-                    changed = !pending.following.is_empty();
+                    changed = !pending.deferred.is_empty();
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -140,16 +142,16 @@ impl Writer {
     }
 
     /// Decides changes in their order, makes them durable together, shows them together, and answers.
-    fn turn(&mut self, batch: Vec<Job>) {
+    fn process_batch(&mut self, batch: Vec<Job>) {
         let base = self.view.load_full();
         let mut draft = View::clone(&base);
-        let (mut writes, mut following) = (Vec::new(), self.pending().following.clone());
+        let (mut writes, mut deferred) = (Vec::new(), self.pending().deferred.clone());
         let mut results = Vec::with_capacity(batch.len());
         for job in &batch {
             results.push(draft.apply(job.change.clone()).map_err(CatalogError::from).map(
                 |(outcome, records)| {
                     if job.change.may_follow() {
-                        following.extend(volumes_of(&records));
+                        deferred.extend(volumes_of(&records));
                     } else {
                         writes.extend(records);
                     }
@@ -157,10 +159,10 @@ impl Writer {
                 },
             ));
         }
-        if writes.is_empty() && following.len() < MAX_BATCH {
-            self.pending().following = following;
-        } else if let Err(failure) = self.keep(&draft, writes, following) {
-            (draft, results) = self.without_disk(&base, &batch, &failure.into());
+        if writes.is_empty() && deferred.len() < MAX_BATCH {
+            self.pending().deferred = deferred;
+        } else if let Err(failure) = self.persist(&draft, writes, deferred) {
+            (draft, results) = self.decide_without_disk(&base, &batch, &failure.into());
         }
         self.view.store(Arc::new(draft));
         // Before anybody is answered, so that their next change may be decided at once.
@@ -173,7 +175,7 @@ impl Writer {
 
     /// Decides the changes of a failed transaction again. Those that need the disk are answered with the failure and
     /// leave nothing; the others are decided as if those had never been submitted.
-    fn without_disk(
+    fn decide_without_disk(
         &mut self,
         base: &View,
         batch: &[Job],
@@ -184,7 +186,7 @@ impl Writer {
             let mut trial = draft.clone();
             let (outcome, writes) = trial.apply(job.change.clone())?;
             if writes.is_empty() || job.change.may_follow() {
-                self.pending().following.extend(volumes_of(&writes));
+                self.pending().deferred.extend(volumes_of(&writes));
                 draft = trial;
                 return Ok(outcome);
             }
@@ -196,28 +198,28 @@ impl Writer {
 
     /// Makes records durable, all or none, together with the records that may follow their answers. `draft` is the view
     /// with all of them.
-    fn keep(
+    fn persist(
         &mut self,
         draft: &View,
         writes: Vec<Write>,
-        following: BTreeSet<VolumeName>,
+        deferred: BTreeSet<VolumeName>,
     ) -> Result<(), Failure> {
-        self.look();
-        let mut done = if self.gone { Ok(()) } else { self.commit(draft, writes, following) };
+        self.check_files();
+        let mut result = if self.gone { Ok(()) } else { self.commit(draft, writes, deferred) };
         // A write to files that are gone by now is lost.
-        self.look();
+        self.check_files();
         if self.gone {
-            done = self.rebuild(draft).map_err(Failure::from);
+            result = self.rebuild(draft).map_err(Failure::from);
         }
-        match &done {
+        match &result {
             Ok(()) => self.fault.store(None),
-            Err(failure) => self.tell(chain(&**failure)),
+            Err(failure) => self.note_fault(chain(&**failure)),
         }
-        done
+        result
     }
 
     /// Notes why nothing can be written; logs it if the reason is new.
-    fn tell(&self, why: String) {
+    fn note_fault(&self, why: String) {
         if self.fault.load().as_deref() != Some(&why) {
             log::error!("the catalog {} cannot be written: {why}", self.location);
             self.fault.store(Some(Arc::new(why)));
@@ -229,20 +231,20 @@ impl Writer {
         &mut self,
         draft: &View,
         mut writes: Vec<Write>,
-        following: BTreeSet<VolumeName>,
+        deferred: BTreeSet<VolumeName>,
     ) -> Result<(), Failure> {
         let waited_for = writes.len();
-        let there = following.iter().filter_map(|name| draft.volumes.get_key_value(name));
+        let there = deferred.iter().filter_map(|name| draft.volumes.get_key_value(name));
         writes.extend(there.map(|(name, volume)| Write::Volume(name.clone(), Some(Arc::clone(volume)))));
         match self.transact(&writes) {
             Ok(()) => {
-                self.pending().following.clear();
+                self.pending().deferred.clear();
                 Ok(())
             }
             Err(_) if 0 < waited_for && waited_for < writes.len() => {
                 writes.truncate(waited_for);
                 self.transact(&writes)?;
-                self.pending().following = following;
+                self.pending().deferred = deferred;
                 Ok(())
             }
             Err(failure) => Err(failure),
@@ -252,22 +254,22 @@ impl Writer {
     /// Writes records in one transaction.
     fn transact(&mut self, writes: &[Write]) -> Result<(), Failure> {
         let transaction = self.files.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let done = store(&transaction, writes).and_then(|()| Ok(transaction.commit()?));
-        match done {
+        let result = store(&transaction, writes).and_then(|()| Ok(transaction.commit()?));
+        match result {
             Ok(()) => {
-                self.unsettled = false;
+                self.failed_commit_in_log = false;
                 self.files.checkpoints.wrote(writes.len());
             }
             Err(_) => {
-                self.unsettled = true;
-                self.settle();
+                self.failed_commit_in_log = true;
+                self.overwrite_failed_commit();
             }
         }
-        done
+        result
     }
 
     /// Checks that the files are still there.
-    fn look(&mut self) {
+    fn check_files(&mut self) {
         let there = self.files.presence.is_whole() && self.lock.is_in_place();
         if !self.gone && !there {
             self.gone = true;
@@ -293,10 +295,10 @@ impl Writer {
         // too.
         let _ = empty_log(connection);
         presence.replace(&beside(&path, ".new"), file::put_in_place)?;
-        let (_, files) = Files::serve(file::understand(&path)?, &self.location)?;
+        let (_, files) = Files::serve(file::read_whole(&path)?, &self.location)?;
         std::mem::replace(&mut self.files, files).abandon();
-        (self.gone, self.unsettled) = (false, false);
-        self.pending().following.clear();
+        (self.gone, self.failed_commit_in_log) = (false, false);
+        self.pending().deferred.clear();
         log::warn!("the catalog {} was rebuilt from memory, with everything that it held", self.location);
         Ok(())
     }
@@ -304,15 +306,15 @@ impl Writer {
     /// Does leftover work while nobody waits for a change: stores records that were answered already, and repairs the
     /// files.
     fn catch_up(&mut self) {
-        self.look();
-        let following = self.pending().following.clone();
-        if self.gone || !following.is_empty() {
+        self.check_files();
+        let deferred = self.pending().deferred.clone();
+        if self.gone || !deferred.is_empty() {
             let view = self.view.load_full();
             // A failure was logged, and this is tried again. A start without these records finds out the same from the
             // directories.
-            let _ = self.keep(&view, Vec::new(), following);
-        } else if self.unsettled || self.fault.load().is_some() {
-            self.settle();
+            let _ = self.persist(&view, Vec::new(), deferred);
+        } else if self.failed_commit_in_log || self.fault.load().is_some() {
+            self.overwrite_failed_commit();
         }
     }
 
@@ -322,7 +324,7 @@ impl Writer {
     /// instance if the disk failed to confirm that it has them. A process that starts after a crash would find them
     /// there and take the change for a durable one, although it was answered with an error. Any successful commit
     /// overwrites them, so this makes a commit that changes nothing; until one succeeds, it is tried again.
-    fn settle(&mut self) {
+    fn overwrite_failed_commit(&mut self) {
         let settled =
             self.files.connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(
                 |transaction| {
@@ -332,7 +334,7 @@ impl Writer {
             );
         match settled {
             Ok(()) => {
-                self.unsettled = false;
+                self.failed_commit_in_log = false;
                 self.fault.store(None);
             }
             Err(error) => {

@@ -1,4 +1,4 @@
-//! The page of a command: its help, laid out for man(1), and what it prints as JSON.
+//! The page of a command: its help, laid out for man(1), and the JSON that it prints.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use super::{Page, results, text};
 
 /// Returns the page of each command, the main one first.
 pub(super) fn pages() -> io::Result<Vec<Page>> {
-    // The manual is the same, however the program was built.
+    // The manual is the same however the program was built.
     let mut command = Cli::command().disable_help_subcommand(true).long_version(Resettable::Reset);
     command.build();
     let mut pages = Vec::new();
@@ -58,7 +58,7 @@ fn page(command: &clap::Command, name: &str) -> io::Result<Vec<u8>> {
     Ok(roff)
 }
 
-/// Writes what the command prints with `--json`, if it prints something.
+/// Writes the section on the JSON that the command prints with `--json`, if it prints any.
 fn json(name: &str, page: &mut Vec<u8>) -> io::Result<()> {
     let command = name.replace('-', " ");
     let mut roff = Roff::default();
@@ -82,7 +82,7 @@ fn json(name: &str, page: &mut Vec<u8>) -> io::Result<()> {
     roff.to_writer(page)
 }
 
-/// Writes a section whose lines stay as they are: examples are tables, which filled text would run together.
+/// Writes a section whose lines are kept: examples are tables, and filled text would join their lines.
 fn verbatim(heading: &str, text: &str, page: &mut Vec<u8>) -> io::Result<()> {
     let mut roff = Roff::default();
     roff.control("SH", [heading]).control("nf", []);

@@ -1,4 +1,4 @@
-//! The page of a configuration file, from the table of its fields.
+//! The page of a configuration file, generated from the table of its fields.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use super::{Page, text};
 use crate::config::fields::{self, Applied, Field, REQUIRED, Takes, Text};
 
-/// The texts of a page beside its table.
+/// The texts of a page besides its table.
 struct File {
     name: &'static str,
     about: &'static str,
@@ -79,12 +79,12 @@ fn page(file: &File) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// Writes the fields of an object, each followed by those below it.
+/// Writes the fields of an object, each followed by its own fields.
 fn describe(fields: &'static [Field], prefix: &str, roff: &mut Roff) {
     for field in fields {
         let name = format!("{prefix}{}", field.name);
         roff.control("TP", []).text([bold(name.as_str())]);
-        roff.text(text::inline(&said(field)));
+        roff.text(text::inline(&field_text(field)));
         match field.takes {
             Takes::Object(below) => describe(below, &format!("{name}."), roff),
             Takes::Hosts(below) => describe(below, &format!("{name}.NAME."), roff),
@@ -93,11 +93,11 @@ fn describe(fields: &'static [Field], prefix: &str, roff: &mut Roff) {
     }
 }
 
-/// Returns what a field means, takes and defaults to, and how a change comes into force.
-fn said(field: &Field) -> String {
+/// Returns a field's meaning, its values, its default, and how a change comes into force.
+fn field_text(field: &Field) -> String {
     let Field { name: _, takes, null, default, doc, applied } = field;
     let mut said = vec![text::sentence(doc)];
-    let taken = taken(takes);
+    let taken = values_text(takes);
     if !taken.is_empty() {
         said.push(format!("Takes {taken}{}.", if *null { ", or null" } else { "" }));
     }
@@ -112,8 +112,8 @@ fn said(field: &Field) -> String {
     said.join(" ")
 }
 
-/// Returns what a field takes, in words; nothing if its meaning or its own fields say it.
-fn taken(takes: &Takes) -> String {
+/// Returns the values that a field takes, in words; an empty text if its meaning or its own fields say it.
+fn values_text(takes: &Takes) -> String {
     match takes {
         Takes::Flag => "true or false".into(),
         Takes::Number(range) => format!("a whole number from {} to {}", range.start(), range.end()),

@@ -1,15 +1,15 @@
 //! The value that each command prints with `--json`.
 
-/// The value that one command prints, or several commands.
+/// The value that one or several commands print.
 pub(super) struct Printed {
-    /// The commands, with the flags that make the difference.
+    /// The commands, with the flags that make a difference.
     pub(super) of: &'static [&'static str],
     pub(super) prints: &'static str,
-    /// The words that its fields may hold, where those do not speak for themselves.
+    /// The meaning of the words in its fields that are not self-explanatory.
     pub(super) meaning: &'static str,
 }
 
-/// In the order of docs/reference/commands.md, which has the same table.
+/// The values, in the order of the same table in docs/reference/commands.md.
 pub(super) const TABLE: &[Printed] = &[
     Printed {
         of: &["volume ls"],
@@ -24,17 +24,17 @@ pub(super) const TABLE: &[Printed] = &[
     Printed {
         of: &["volume inspect"],
         prints: "a list of objects as `volume ls` lists them, with `id`, `adopted`, `known_to`, `mounted_by` (as \
-                 `mount ls`), `directory` {`kind`, `uid`, `gid`, `mode`, `changed`}",
-        meaning: "`directory` is what stands in the volume's place now, `null` if its backend does not say; its \
-                 `kind` is `directory`, `nothing`, or what else it is, such as `a symbolic link`; `changed` \
-                 tells what the options said otherwise (`uid=70 then, uid=999 now`)",
+                 `mount ls`), and `directory` {`kind`, `uid`, `gid`, `mode`, `changed`}",
+        meaning: "`directory` describes what is in the volume's place now; `null` if it cannot be read. \
+                  Its `kind` is `directory`, `nothing`, or another kind of file, such as `a symbolic link`. Its \
+                  `changed` shows where owner or mode differ from the options (`uid=70 then, uid=999 now`)",
     },
     Printed {
         of: &["volume ls --trash"],
         prints: "a list of {`name`, `id`, `backend`, `removed_at`, `expires_at`, `blocked`}",
         meaning: "",
     },
-    Printed { of: &["volume ls -q"], prints: "a list of names; with `--trash` of identities", meaning: "" },
+    Printed { of: &["volume ls -q"], prints: "a list of names, or of IDs with `--trash`", meaning: "" },
     Printed { of: &["volume rm"], prints: "a list of {`name`, `done`}", meaning: "" },
     Printed {
         of: &["mount ls"],
@@ -50,8 +50,8 @@ pub(super) const TABLE: &[Printed] = &[
         of: &["backend ls"],
         prints: "a list of {`name`, `path`, `state`, `draining`, `reason`, `volumes`, `total_bytes`, \
                  `free_bytes`, `names`}",
-        meaning: "`names` is how the storage tells names apart: `exact`, `case-insensitive`, `final dots \
-                 dropped`, or both of these with a comma",
+        meaning: "`names` is how the storage distinguishes names: `exact`, `case-insensitive`, `final dots \
+                  dropped`, or the last two with a comma",
     },
     Printed { of: &["backend init", "backend adopt"], prints: "{`done`}", meaning: "" },
     Printed {
@@ -70,19 +70,19 @@ pub(super) const TABLE: &[Printed] = &[
     Printed {
         of: &["pki rollover start", "pki rollover status"],
         prints: "{`state`, `ca`, `next`, `hosts`}",
-        meaning: "`state` is `none`, `overlap`, or `finishing` where a finish was cut off; a CA is {`name`, \
-                 `expires`}, one of `hosts` {`name`, `moved`, `renewed`, `uses`, `last_seen`}, where `uses` is \
-                 `old`, `new` or `null`",
+        meaning: "`state` is `none`, `overlap`, or `finishing` if a finish was cut off. A CA is {`name`, \
+                  `expires`}. One of `hosts` is {`name`, `moved`, `renewed`, `uses`, `last_seen`}; `uses` is \
+                  `old`, `new` or `null`",
     },
     Printed {
         of: &["pki rollover finish", "pki rollover abort"],
         prints: "{`ca`, `kept_certificate`, `kept_key`, `shut_out`}",
         meaning: "",
     },
-    Printed { of: &["pki csr"], prints: "{`file`}, or {`request`} without `-o`", meaning: "" },
+    Printed { of: &["pki csr"], prints: "{`request`}, or {`file`} with `-o`", meaning: "" },
     Printed {
         of: &["pki sign"],
-        prints: "{`names`, `expires`, `certificate`}, or `file` in the place of the last with `-o`",
+        prints: "{`names`, `expires`, `certificate`}; with `-o`, `file` instead of `certificate`",
         meaning: "",
     },
     Printed { of: &["pki install"], prints: "{`which`, `file`, `serial`, `names`, `expires`}", meaning: "" },
@@ -91,9 +91,9 @@ pub(super) const TABLE: &[Printed] = &[
         prints: "{`version`, `name`, `node`, `listening`, `catalog`, `catalog_fault`, `volumes`, `mounts`, \
                  `backends`, `connections`, `since`, `last_reload`, `needs_restart`, `spec`, \
                  `server_certificate_expires`, `log_lines_dropped`, `troubles`, `cloned_hosts`}",
-        meaning: "`last_reload` is `null` or {`at`, `unit`, `result`, `faults`} as of `reload`; a unit that \
-                 stands rejected comes before one that was applied since. `troubles` are sentences: a socket or \
-                 the spec file that is not as it was published, and files that do not answer",
+        meaning: "`last_reload` is `null` or an object as of `reload`: that of a unit that is still rejected, \
+                  even if another unit was applied later. `troubles` holds sentences about a socket or a spec \
+                  file that is not as volhost published it, and about files that do not answer",
     },
     Printed {
         of: &["reload"],
@@ -108,8 +108,8 @@ pub(super) const TABLE: &[Printed] = &[
     Printed {
         of: &["check --catalog"],
         prints: "{`looked_at`, `not_looked_at`, `findings`, `volumes`, `mounts`, `removed`, `hosts`, `backends`}",
-        meaning: "a finding is {`backend`, `kind`, `name`, `what`}; one of the kind `owner` is no fault, and the \
-                 exit code does not count it",
+        meaning: "a finding is {`backend`, `kind`, `name`, `what`}. One of the kind `owner` is no fault, and the \
+                  exit code ignores it",
     },
     Printed { of: &["catalog export -o"], prints: "{`file`, `records`}", meaning: "" },
     Printed {
@@ -119,8 +119,8 @@ pub(super) const TABLE: &[Printed] = &[
     },
     Printed {
         of: &["catalog rebuild"],
-        prints: "what `catalog import` prints, with `copies`, a list of {`backend`, `path`, `at`, `reason`}, and \
-                 `findings` as `check --catalog`",
+        prints: "an object as `catalog import` prints it, with `copies`, a list of {`backend`, `path`, `at`, \
+                 `reason`}, and `findings` as `check --catalog`",
         meaning: "",
     },
     Printed {
@@ -144,7 +144,7 @@ pub(super) const TABLE: &[Printed] = &[
         of: &["spec lint"],
         prints: "{`plugins`, `findings`}: lists of {`name`, `file`, `address`, `tls`, `shadows`, `probe`} and of \
                  {`plugin`, `file`, `severity`, `fault`, `text`}",
-        meaning: "`tls` is `verified`, `unverified`, `off` or `local`; `probe` is `answers`, the fault's word, or \
-                 `null` for what was not called; `severity` is `error` or `warning`",
+        meaning: "`tls` is `verified`, `unverified`, `off` or `local`. `probe` is `answers`, the fault's word, or \
+                  `null` if the plugin was not called. `severity` is `error` or `warning`",
     },
 ];

@@ -1,10 +1,10 @@
-//! Text for manual pages, from the notation of the documents: what stands between backquotes is bold.
+//! Text for manual pages, in the notation of the documents: text between backquotes is bold.
 
 use std::io;
 
 use clap_mangen::roff::{Inline, Roff, bold, roman};
 
-/// The date of a page that has none: an empty word would vanish from the title line.
+/// The date of a page without one: an empty word would vanish from the title line.
 pub(super) const NO_DATE: &str = " ";
 
 /// Returns a line of text.

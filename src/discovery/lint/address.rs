@@ -1,11 +1,11 @@
-//! An `Addr` as an engine takes it apart: by the rules of Go's `net/url`, then by those of its transport.
+//! Parses an `Addr` as an engine does: by the rules of Go's `net/url`, then by those of its transport.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::fault::Fault;
 
-/// Where an engine connects to.
+/// The endpoint that an engine connects to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// A Unix socket.
@@ -16,13 +16,13 @@ pub enum Endpoint {
         host: String,
         /// The port.
         port: u16,
-        /// Whether the scheme is `https`.
+        /// True if the scheme is `https`.
         https: bool,
     },
 }
 
 impl Endpoint {
-    /// Whether calls to it stay on this machine.
+    /// Returns true if calls to it stay on this machine.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
@@ -35,12 +35,12 @@ impl Endpoint {
     }
 }
 
-/// The longest path that fits into a Unix socket's address on Linux.
+/// The maximum length of a path in a Unix socket's address on Linux.
 const SOCKET_PATH_BYTES: usize = 107;
 
-/// Reads an address; what is wrong with it is added to `faults`.
+/// Reads an address, and adds its faults to `faults`.
 pub(super) fn read(address: &str, faults: &mut Vec<Fault>) -> Option<Endpoint> {
-    match take_apart(address) {
+    match parse_url(address) {
         Ok(url) => endpoint(address, &url, faults),
         Err(why) => {
             faults.push(bad(address, why));
@@ -57,11 +57,11 @@ struct Url {
     scheme: String,
     authority: String,
     path: String,
-    /// User information, a query or a fragment.
+    /// True if there is user information, a query or a fragment.
     more: bool,
 }
 
-fn take_apart(address: &str) -> Result<Url, &'static str> {
+fn parse_url(address: &str) -> Result<Url, &'static str> {
     if address.is_empty() {
         return Err("it is empty");
     }
@@ -97,7 +97,7 @@ fn take_apart(address: &str) -> Result<Url, &'static str> {
 fn endpoint(address: &str, url: &Url, faults: &mut Vec<Fault>) -> Option<Endpoint> {
     let Url { scheme, authority, path, more } = url;
     if scheme == "unix" {
-        // An engine takes the host for the path where there is one, and drops the rest.
+        // If there is a host, an engine takes it for the path, and drops the rest.
         let why = match (authority.is_empty(), path) {
             (false, _) => "after unix:// it is no absolute path (three slashes are needed)",
             (true, path) if path.is_empty() => "it names no socket",

@@ -1,6 +1,6 @@
-//! The TLS files that a spec file names: whether an engine can use them, and until when.
+//! Checks that an engine can use the TLS files that a spec file names, and for how long.
 //!
-//! Whether the server then takes the host's certificate is the server's to say: a probe asks it.
+//! Whether the server accepts the host's certificate only the server can say: a probe asks it.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -18,16 +18,17 @@ use crate::files;
 use crate::pki::certificate::decode;
 use crate::pki::{CertInfo, describe_der};
 
-/// How long before its end a certificate is worth a warning: engines read it once, so that a restart must be planned.
-const SOON: Duration = Duration::days(30);
+/// The remaining lifetime below which a certificate gets a warning: engines read it once, so a restart must
+/// be planned.
+const EXPIRY_WARNING: Duration = Duration::days(30);
 
-/// Looks at the files as they stand now.
+/// Checks the files as they are now.
 pub(super) fn check(files: &Files, now: OffsetDateTime, faults: &mut Vec<Fault>) {
     let Files { ca, pair } = files;
     if let Some(ca) = ca
         && let Some(all) = certificates("CAFile", ca, faults)
     {
-        // Of several authorities, the one that lives longest is as good as all.
+        // If there are several authorities, the one that is valid longest suffices.
         let infos = all.into_iter().map(|(_, info)| info);
         if let Some(last) = infos.max_by_key(|info| (info.is_valid_at(now), info.not_after)) {
             dates("CAFile", ca, &last, now, faults);
@@ -44,7 +45,7 @@ pub(super) fn check(files: &Files, now: OffsetDateTime, faults: &mut Vec<Fault>)
         Err(error) => faults.push(Fault::NoKey { path: key.clone(), why: error.to_string() }),
         Ok(signer) => {
             let chain = chain.into_iter().map(|(der, _)| der).collect();
-            // What cannot be compared is left to the handshake.
+            // The handshake decides about keys that cannot be compared here.
             if let Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) =
                 CertifiedKey::new(chain, signer).keys_match()
             {
@@ -54,7 +55,7 @@ pub(super) fn check(files: &Files, now: OffsetDateTime, faults: &mut Vec<Fault>)
     }
 }
 
-/// The certificates of a file, never none.
+/// Returns the certificates of a file, at least one; `None` after adding a fault.
 fn certificates(
     field: &'static str,
     path: &Path,
@@ -100,7 +101,7 @@ fn dates(field: &'static str, path: &Path, info: &CertInfo, now: OffsetDateTime,
         faults.push(Fault::Expired { field, path, at: told(info.not_after) });
     } else if now < info.not_before {
         faults.push(Fault::NotYet { field, path, at: told(info.not_before) });
-    } else if now + SOON > info.not_after {
+    } else if now + EXPIRY_WARNING > info.not_after {
         faults.push(Fault::ExpiresSoon { field, path, at: told(info.not_after) });
     }
 }
@@ -119,7 +120,7 @@ mod tests {
         files: Files,
     }
 
-    /// The files of one host, all of them good.
+    /// Returns the files of one host, all of them good.
     fn fixture() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::new(dir.path().join("pki"));
@@ -160,7 +161,7 @@ mod tests {
     #[test]
     fn dates_are_compared_with_the_clock() {
         let f = fixture();
-        // An authority's certificate lives for 20 years, a host's for 10.
+        // An authority's certificate is valid for 20 years, a host's for 10.
         assert_eq!(f.faults_after(3640), ["expires-soon"]);
         assert_eq!(f.faults_after(3700), ["expired"]);
         assert_eq!(f.faults_after(8000), ["expired", "expired"]);
@@ -181,7 +182,7 @@ mod tests {
         let (cert, key) = f.files.pair.clone().unwrap();
         f.files.ca = Some(key.clone());
         *f.pair() = (key, cert);
-        // The certificate in the key's place can be read by all, as certificates are.
+        // The certificate in the key's place is readable for everybody, as certificates are.
         assert_eq!(f.faults(), ["no-certificate", "no-certificate", "exposed", "no-key"]);
         let broken = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
         let mut f = fixture();

@@ -1,19 +1,19 @@
-//! What kind of fault a fault is: how much it matters, its word for programs, what of its words is the remedy, and when
-//! an engine meets it.
+//! The classification of faults: their severity, their code for programs, the remedy in their text, and the
+//! moment at which an engine meets them.
 
 use super::fault::Fault;
 
-/// How much a fault matters.
+/// The severity of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
     /// The plugin works, but not as the file suggests.
     Warning,
-    /// The plugin does not work, or what protects it does not.
+    /// The plugin does not work, or its protection does not.
     Error,
 }
 
 impl Severity {
-    /// The word for it, for people and programs.
+    /// Returns the word for it, for people and programs.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -24,19 +24,19 @@ impl Severity {
 }
 
 impl Fault {
-    /// How much it matters.
+    /// Returns the severity of the fault.
     #[must_use]
     pub fn severity(&self) -> Severity {
         self.classified().0
     }
 
-    /// The fault's own word, for programs.
+    /// Returns the fault's code, for programs.
     #[must_use]
     pub fn word(&self) -> &'static str {
         self.classified().1
     }
 
-    /// What is wrong, and what mends it: each fault's words end with the latter, behind their last semicolon.
+    /// Returns the cause and the remedy: the remedy is the part of a fault's text after its last semicolon.
     #[must_use]
     pub fn cause_and_remedy(&self) -> (String, Option<String>) {
         let text = self.to_string();
@@ -46,7 +46,8 @@ impl Fault {
         }
     }
 
-    /// Whether it is about the TLS files that a spec file names, not about the spec file itself.
+    /// Returns true if the fault is about the TLS files that a spec file names, and not about the spec file
+    /// itself.
     #[must_use]
     pub fn is_of_tls_files(&self) -> bool {
         self.is_before_any_call()
@@ -56,7 +57,7 @@ impl Fault {
             )
     }
 
-    /// Whether an engine fails on it before it calls anybody.
+    /// Returns true if an engine fails because of it before it calls anybody.
     #[must_use]
     pub fn is_before_any_call(&self) -> bool {
         matches!(

@@ -1,8 +1,9 @@
-//! What can be wrong with what an engine reads, in words: what it is, what an engine makes of it, what mends it.
+//! The faults in files that engines read. The text of each says what is wrong, how an engine reacts, and what
+//! the remedy is.
 
 use std::path::PathBuf;
 
-/// A fault of one file. Its words do not repeat the file that it is in.
+/// A fault of one file. Its text does not repeat the file's path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The directory cannot be listed.
@@ -10,22 +11,22 @@ pub enum Fault {
         "it cannot be read as a directory ({why}), so that nothing in it is known here; name one that exists"
     )]
     NoDirectory {
-        /// What the system said.
+        /// The system's error.
         why: String,
     },
-    /// A file that is never looked at, because of one that is.
+    /// An engine finds another file first, so it never reads this one.
     #[error("no engine reads it: {} is found first; remove the one that is not meant", by.display())]
     Shadowed {
         /// The file that is read.
         by: PathBuf,
     },
-    /// A symlink to nothing, which an engine passes over.
+    /// A symlink leads to nothing, and an engine ignores it.
     #[error("it leads nowhere, and engines pass it over; put back what it points to, or remove it")]
     Dangling,
-    /// A socket's name on something else.
+    /// A file that is not a socket has a socket's name.
     #[error("it is no socket, and engines pass it over; remove it")]
     NotASocket,
-    /// A socket where only spec files are looked for.
+    /// A socket is in a directory in which engines look only for spec files.
     #[error(
         "engines look for sockets in /run/docker/plugins only; name it in a .spec file here, as unix://PATH"
     )]
@@ -35,47 +36,47 @@ pub enum Fault {
         "it cannot be read ({why}), and no other file is taken in its place; mend or remove it, or run this as the engine's user"
     )]
     Unreadable {
-        /// What the system said.
+        /// The system's error.
         why: String,
     },
-    /// The spec file is no JSON, or not of its shape.
+    /// The spec file is not JSON, or its JSON has the wrong shape.
     #[error("an engine cannot read it as JSON: {why}; `volhost spec show` prints one that is right")]
     BadJson {
-        /// What is wrong.
+        /// The description of the error.
         why: String,
     },
-    /// Something stands behind the JSON.
+    /// Text follows the JSON object.
     #[error("something stands behind its first JSON object, which engines pass over; remove it")]
     Trailing,
-    /// A field that engines do not know.
+    /// Engines do not know the field.
     #[error("no engine knows the field {field}{}; remove or correct it", hint(meant.as_deref()))]
     UnknownField {
         /// The field.
         field: String,
-        /// What was probably meant.
+        /// The field that was probably meant.
         meant: Option<String>,
     },
-    /// Another name inside than outside.
+    /// The name in the file differs from the file's name.
     #[error(
         "it says Name {inside:?}, but the file's name is what engines go by: the plugin is {outside:?}; let both be the same"
     )]
     OtherName {
-        /// What the file says.
+        /// The name in the file.
         inside: String,
-        /// What its name says.
+        /// The file's name without its extension.
         outside: String,
     },
-    /// No address, or none that can be called.
+    /// The address is missing, or no engine can call it.
     #[error(
         "an engine cannot use the address {address:?}: {why}; it takes https://HOST:PORT, tcp://HOST:PORT or unix:///PATH"
     )]
     BadAddress {
         /// The address.
         address: String,
-        /// What is wrong with it.
+        /// The description of the error.
         why: &'static str,
     },
-    /// A scheme that an engine does not know and does not refuse.
+    /// An engine neither knows nor refuses the scheme.
     #[error(
         "the scheme {scheme}:// is none of https, tcp, http and unix, and an engine takes it for plain TCP; write what is meant"
     )]
@@ -83,21 +84,21 @@ pub enum Fault {
         /// The scheme.
         scheme: String,
     },
-    /// An address without a port.
+    /// The address has no port.
     #[error("the address {address:?} has no port, so that engines call port {port}; write the port")]
     NoPort {
         /// The address.
         address: String,
-        /// What is called.
+        /// The port that engines call instead.
         port: u16,
     },
-    /// A path, a query or the like, which an engine drops.
+    /// The address has a path, a query or another part that an engine drops.
     #[error("engines drop all of {address:?} but scheme, host and port; remove the rest")]
     Ignored {
         /// The address.
         address: String,
     },
-    /// TLS files for a connection without TLS.
+    /// TLS files are given for a connection without TLS.
     #[error(
         "TLSConfig is there, but TLS is off: only the scheme https turns it on, and engines call {address} in plain text; write https://"
     )]
@@ -105,10 +106,10 @@ pub enum Fault {
         /// The address.
         address: String,
     },
-    /// TLS files for a Unix socket.
+    /// TLS files are given for a Unix socket.
     #[error("TLSConfig is there for a Unix socket, where engines use no TLS; remove it")]
     TlsOnSocket,
-    /// Plain text to another machine.
+    /// Calls to another machine are in plain text.
     #[error(
         "engines call {address} in plain text, which everyone on the way can read and change; use https with a .json file"
     )]
@@ -116,12 +117,12 @@ pub enum Fault {
         /// The address.
         address: String,
     },
-    /// `https` in a line.
+    /// A `.spec` file has an `https` address.
     #[error(
         "https in a .spec file is encrypted but verified by nobody: engines talk to whoever answers; use a .json file with CAFile"
     )]
     UnverifiedLine,
-    /// TLS without an authority.
+    /// `TLSConfig` names no authority.
     #[error(
         "TLSConfig has no CAFile, and engines then verify nobody: they talk to whoever answers; name the server's CA as CAFile"
     )]
@@ -131,83 +132,83 @@ pub enum Fault {
         "InsecureSkipVerify is true: engines talk to whoever answers; set it to false and name the server's CA as CAFile"
     )]
     UnverifiedAsked,
-    /// No certificate of the host's own.
+    /// No certificate of this host is named.
     #[error(
         "it names no CertFile and KeyFile, so that engines show no certificate of this host, and volhost, for one, answers nobody without; unpack this host's bundle"
     )]
     NoClientCertificate,
-    /// A file by a relative path.
+    /// A file has a relative path.
     #[error("{field} is the relative path {}, which each engine looks up where it was started; write the absolute one", path.display())]
     Relative {
-        /// The field that names it.
+        /// The field that names the file.
         field: &'static str,
         /// The path.
         path: PathBuf,
     },
-    /// One of a certificate and its key.
+    /// Only one of certificate and key is named.
     #[error(
         "only one of CertFile and KeyFile is named, and no engine starts the plugin so; name both or neither"
     )]
     HalfAPair,
-    /// A file that a spec file names.
+    /// A file that the spec file names cannot be read.
     #[error("{field} {} cannot be read ({why}), and no engine uses the plugin without; put it there, or run this as the engine's user", path.display())]
     NoFile {
-        /// The field that names it.
+        /// The field that names the file.
         field: &'static str,
         /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         why: String,
     },
-    /// A file that should hold a certificate.
+    /// A file holds no usable certificate.
     #[error("{field} {} holds no usable certificate ({why}); put it there in PEM", path.display())]
     NoCertificate {
-        /// The field that names it.
+        /// The field that names the file.
         field: &'static str,
         /// The path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The description of the error.
         why: String,
     },
-    /// A file that should hold a key.
+    /// A file holds no usable private key.
     #[error("KeyFile {} holds no usable private key ({why}); put it there in PEM, without a passphrase", path.display())]
     NoKey {
         /// The path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The description of the error.
         why: String,
     },
-    /// A certificate whose time is over.
+    /// A certificate has expired.
     #[error("the certificate in {field} {} expired at {at}; replace it (`volhost host renew` makes a host's), and start the engine again", path.display())]
     Expired {
-        /// The field that names it.
+        /// The field that names the file.
         field: &'static str,
         /// The path.
         path: PathBuf,
-        /// When, in RFC 3339.
+        /// The time of expiry, in RFC 3339.
         at: String,
     },
-    /// A certificate whose time is nearly over.
+    /// A certificate expires soon.
     #[error("the certificate in {field} {} expires at {at}; replace it before (`volhost host renew` makes a host's), and start the engine again", path.display())]
     ExpiresSoon {
-        /// The field that names it.
+        /// The field that names the file.
         field: &'static str,
         /// The path.
         path: PathBuf,
-        /// When, in RFC 3339.
+        /// The time of expiry, in RFC 3339.
         at: String,
     },
-    /// A certificate whose time has not begun.
+    /// A certificate is not valid yet.
     #[error("the certificate in {field} {} is not valid before {at}; set this machine's clock if it is wrong (`timedatectl`)", path.display())]
     NotYet {
-        /// The field that names it.
+        /// The field that names the file.
         field: &'static str,
         /// The path.
         path: PathBuf,
-        /// When, in RFC 3339.
+        /// The time from which it is valid, in RFC 3339.
         at: String,
     },
-    /// A certificate and a key that do not belong together.
+    /// The certificate and the key do not match.
     #[error("KeyFile {} is not the key of CertFile {}; put both there from one bundle", key.display(), cert.display())]
     Mismatch {
         /// The certificate.
@@ -215,7 +216,7 @@ pub enum Fault {
         /// The key.
         key: PathBuf,
     },
-    /// A key that others can read.
+    /// Other users can read the key.
     #[error("KeyFile {} can be read by others than its owner (mode {mode:04o}), who can then pass for this host; `chmod 600` it", path.display())]
     Exposed {
         /// The path.
@@ -223,52 +224,52 @@ pub enum Fault {
         /// Its permissions.
         mode: u32,
     },
-    /// The host's name leads nowhere.
+    /// The host's name cannot be resolved.
     #[error("the name {host} was not found ({why}); correct it, or this machine's /etc/hosts or DNS")]
     Unresolved {
         /// The name.
         host: String,
-        /// What the system said.
+        /// The system's error.
         why: String,
     },
-    /// Nobody answers there.
+    /// The address cannot be reached.
     #[error(
         "{address} cannot be reached ({why}); start the plugin there, or correct the address, or let the firewall pass it"
     )]
     Unreachable {
-        /// The address.
+        /// The system's error.
         address: String,
-        /// What the system said.
+        /// The system's error.
         why: String,
     },
-    /// Somebody answers, but not who is meant.
+    /// A server answers, but `CAFile` does not verify it.
     #[error(
         "the server at {address} is not verified by CAFile: {why}; give it a certificate for that name, or name its CA"
     )]
     NotVerified {
         /// The address.
         address: String,
-        /// What the verifier said.
+        /// The verifier's error.
         why: String,
     },
-    /// The server is who is meant, but not at this time.
+    /// The server is verified, but its certificate is not valid now.
     #[error(
         "the certificate of the server at {address} is not valid at this time ({why}); set this machine's clock if it is wrong (`timedatectl`), else give the server another certificate"
     )]
     OutOfDate {
         /// The address.
         address: String,
-        /// What the verifier said.
+        /// The verifier's error.
         why: String,
     },
-    /// The server does not take this host's certificate.
+    /// The server refuses this host's certificate.
     #[error(
         "the server at {address} refused this host ({why}); if its certificate was revoked or is another CA's, `volhost host add` on the storage host makes another"
     )]
     Refused {
         /// The address.
         address: String,
-        /// How it did so.
+        /// The way in which the server refused.
         why: String,
     },
     /// The connection broke before an answer came.
@@ -278,25 +279,25 @@ pub enum Fault {
     Broken {
         /// The address.
         address: String,
-        /// What was told.
+        /// The error of the connection.
         why: String,
     },
-    /// Nothing came in time.
+    /// No answer came in time.
     #[error("{address} did not answer within {seconds} s; look into the plugin's log")]
     Silent {
         /// The address.
         address: String,
-        /// How long was waited.
+        /// The time limit.
         seconds: u64,
     },
-    /// Something else answers there.
+    /// The server at the address is not a volume plugin.
     #[error(
         "{address} answered {answer}, which is no volume plugin's answer to Capabilities; correct the address, or look into the plugin's log"
     )]
     NoPlugin {
         /// The address.
         address: String,
-        /// What it was.
+        /// The server's answer.
         answer: String,
     },
 }

@@ -1,12 +1,13 @@
-//! What engines make of what lies in their directories: which file of a plugin they read, and what is wrong with it.
+//! Lint for the directories in which engines look for plugins: which file of a plugin an engine reads, and
+//! which faults it has.
 //!
-//! Reads as dockerd does (moby, `pkg/plugins/discovery.go`): a socket wins over every spec file, an earlier directory
-//! over a later one, and in a directory `N.spec`, `N/N.spec`, `N.json`, `N/N.json` in this order. An engine looks
-//! whether the file exists, and takes none other when it then cannot read it. Nothing here changes anything.
+//! This module reads as dockerd does: `dirs` knows where it looks and in which order. An engine checks only that the
+//! file exists, and takes no other one if it then cannot read it. This module changes nothing.
 
 pub mod address;
 mod certificates;
 pub(crate) mod class;
+mod dirs;
 pub(crate) mod fault;
 pub(crate) mod probe;
 pub(crate) mod reading;
@@ -19,129 +20,61 @@ use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
 
 pub use self::class::Severity;
+pub use self::dirs::SearchDirs;
+use self::dirs::collect_names;
 pub use self::fault::Fault;
 pub use self::reading::{Protection, Target};
 use crate::files;
 
-/// Where an engine looks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
-    /// For sockets.
-    pub sockets: Vec<PathBuf>,
-    /// For spec files, in their order.
-    pub specs: Vec<PathBuf>,
-    /// Whether somebody named them, so that each must be there.
-    pub named: bool,
-}
-
-impl Places {
-    /// Where an engine of this user looks: see [`default_dir`](super::default_dir).
-    #[must_use]
-    pub fn of_engine(root: &Path, is_root: bool, home: Option<&Path>) -> Self {
-        let own = super::default_dir(root, is_root, home);
-        let system = root.join("etc/docker/plugins");
-        let specs =
-            if own == system { vec![system, root.join("usr/lib/docker/plugins")] } else { vec![system, own] };
-        Self { sockets: vec![root.join(SOCKETS)], specs, named: false }
-    }
-
-    /// These directories alone. Sockets are looked for where engines do, in one called `…/run/docker/plugins`.
-    #[must_use]
-    pub fn named(dirs: &[PathBuf]) -> Self {
-        let (sockets, specs) = dirs.iter().cloned().partition(|dir| dir.ends_with(SOCKETS));
-        Self { sockets, specs, named: true }
-    }
-}
-
-const SOCKETS: &str = "run/docker/plugins";
-
 /// A plugin that an engine finds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plugin {
-    /// Its name.
+    /// The name of the plugin.
     pub name: String,
-    /// The file that is read.
+    /// The file that an engine reads.
     pub file: PathBuf,
-    /// What the file says; none where an engine can make nothing of it.
+    /// The content of the file; `None` if an engine cannot use it.
     pub target: Option<Target>,
     /// The files that are not read because of it, in the order in which an engine would look.
     pub shadows: Vec<PathBuf>,
 }
 
-/// A fault and where it is.
+/// A fault, with the file that has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The plugin that it is about.
+    /// The plugin that the file belongs to.
     pub plugin: Option<String>,
-    /// The file, or the directory.
+    /// The file or directory.
     pub file: PathBuf,
-    /// What is wrong.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// What was found.
+/// The result of a lint.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
-    /// The plugins, by their names.
+    /// The plugins, ordered by name.
     pub plugins: Vec<Plugin>,
     /// The faults, in the order of the plugins.
     pub findings: Vec<Finding>,
 }
 
-/// Reads the directories as an engine would at this moment.
+/// Reads the directories as an engine would now.
 #[must_use]
-pub fn lint(places: &Places, now: OffsetDateTime) -> Report {
+pub fn lint(dirs: &SearchDirs, now: OffsetDateTime) -> Report {
     let mut report = Report::default();
     let mut names = BTreeSet::new();
-    for (dir, _) in places.each() {
-        match collect(dir, &mut names) {
-            Err(error) if !places.named && error.kind() == io::ErrorKind::NotFound => {}
+    for (dir, _) in dirs.each() {
+        match collect_names(dir, &mut names) {
+            Err(error) if !dirs.explicit && error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => report.add(None, dir, Fault::NoDirectory { why: error.to_string() }),
             Ok(()) => {}
         }
     }
     for name in names {
-        report.read(&name, places, now);
+        report.read(&name, dirs, now);
     }
     report
-}
-
-impl Places {
-    /// Each directory with the endings that count there.
-    fn each(&self) -> impl Iterator<Item = (&PathBuf, &'static [&'static str])> {
-        let sockets = self.sockets.iter().map(|dir| (dir, &["sock"][..]));
-        sockets.chain(self.specs.iter().map(|dir| (dir, &["spec", "json"][..])))
-    }
-
-    /// Each path at which an engine looks for a plugin, in its order, and the path's ending.
-    fn candidates(&self, name: &str) -> Vec<(PathBuf, &'static str)> {
-        let mut paths = Vec::new();
-        for (dir, endings) in self.each() {
-            for ending in endings {
-                let file = format!("{name}.{ending}");
-                paths.push((dir.join(&file), *ending));
-                paths.push((dir.join(name).join(file), *ending));
-            }
-        }
-        paths
-    }
-}
-
-/// Adds every name that a file in a directory may be about: of `N.ENDING` and of `N/N.ENDING`.
-fn collect(dir: &Path, names: &mut BTreeSet<String>) -> io::Result<()> {
-    let is_one = |ending: &str| ["sock", "spec", "json"].contains(&ending);
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        // A name that is not UTF-8 is none that a client can ask an engine for.
-        let Some(file) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        match file.rsplit_once('.') {
-            Some((name, ending)) if is_one(ending) => names.extend([name.to_owned()]),
-            // A name may have dots in it.
-            _ if path.is_dir() => names.extend([file.to_owned()]),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 impl Report {
@@ -149,10 +82,10 @@ impl Report {
         self.findings.push(Finding { plugin: plugin.map(str::to_owned), file: file.to_owned(), fault });
     }
 
-    /// Adds a plugin of that name, if an engine finds one.
-    fn read(&mut self, name: &str, places: &Places, now: OffsetDateTime) {
+    /// Adds the plugin of that name if an engine finds it.
+    fn read(&mut self, name: &str, dirs: &SearchDirs, now: OffsetDateTime) {
         let mut plugin: Option<Plugin> = None;
-        for (path, ending) in places.candidates(name) {
+        for (path, ending) in dirs.candidates(name) {
             let Some(exists) = exists(&path, ending) else { continue };
             match (exists, &mut plugin) {
                 (Err(fault), _) => self.add(Some(name), &path, fault),
@@ -163,7 +96,7 @@ impl Report {
                 }
             }
         }
-        for dir in &places.specs {
+        for dir in &dirs.specs {
             for path in [dir.join(format!("{name}.sock")), dir.join(name).join(format!("{name}.sock"))] {
                 if path.symlink_metadata().is_ok() {
                     self.add(Some(name), &path, Fault::SocketElsewhere);
@@ -172,7 +105,7 @@ impl Report {
         }
         let Some(mut plugin) = plugin else { return };
         let mut faults = Vec::new();
-        plugin.target = understand(&plugin, &mut faults);
+        plugin.target = read_target(&plugin, &mut faults);
         if let Some(target) = &plugin.target {
             certificates::check(&target.files, now, &mut faults);
         }
@@ -186,7 +119,8 @@ impl Report {
     }
 }
 
-/// Whether an engine finds a file there; none where there is nothing at all.
+/// Returns `Ok` if an engine finds a file there, a fault if it ignores what is there, and `None` if nothing
+/// is there.
 fn exists(path: &Path, ending: &str) -> Option<Result<(), Fault>> {
     match std::fs::metadata(path) {
         Ok(metadata) if ending == "sock" && !metadata.file_type().is_socket() => Some(Err(Fault::NotASocket)),
@@ -195,13 +129,13 @@ fn exists(path: &Path, ending: &str) -> Option<Result<(), Fault>> {
     }
 }
 
-fn understand(plugin: &Plugin, faults: &mut Vec<Fault>) -> Option<Target> {
+fn read_target(plugin: &Plugin, faults: &mut Vec<Fault>) -> Option<Target> {
     let Plugin { name, file, .. } = plugin;
     let ending = file.extension().and_then(|ending| ending.to_str());
     if ending == Some("sock") {
         return Some(reading::socket(file));
     }
-    // A pipe or a device, on which an engine would wait for ever, is an error.
+    // Reading a pipe or a device is an error here; an engine would wait for it for ever.
     match files::read_at_most(file, files::SMALL) {
         Err(error) => {
             faults.push(Fault::Unreadable { why: error.to_string() });
@@ -224,7 +158,7 @@ mod tests {
     use crate::discovery::{Address, Format, PluginName, Spec, TlsFiles};
     use crate::pki::bundle::{CA_FILE, CERT_FILE, KEY_FILE};
 
-    /// The directory of a Docker host, as an administrator finds it among the samples.
+    /// The samples in the repository, laid out as the directory of a Docker host.
     const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc/docker/plugins");
 
     struct Fixture {
@@ -259,10 +193,10 @@ mod tests {
         }
 
         fn lint(&self) -> Report {
-            lint(&Places::of_engine(self.dir.path(), true, None), OffsetDateTime::now_utc())
+            lint(&SearchDirs::of_engine(self.dir.path(), true, None), OffsetDateTime::now_utc())
         }
 
-        /// Each plugin with its file, and each finding's file and word.
+        /// Returns each plugin with its file, and each finding's file and code.
         fn told(&self) -> (Vec<String>, Vec<String>) {
             let report = self.lint();
             let below = |path: &Path| path.strip_prefix(self.dir.path()).unwrap().display().to_string();
@@ -380,7 +314,7 @@ mod tests {
         f.socket("run/docker/plugins/p.sock");
         f.json("specs/p.json");
         let dirs = ["run/docker/plugins", "specs", "missing"].map(|dir| f.dir.path().join(dir));
-        let report = lint(&Places::named(&dirs), OffsetDateTime::now_utc());
+        let report = lint(&SearchDirs::named(&dirs), OffsetDateTime::now_utc());
         assert_eq!(report.plugins[0].file, dirs[0].join("p.sock"));
         let words: Vec<_> = report.findings.iter().map(|one| one.fault.word()).collect();
         assert_eq!(words, ["no-directory", "shadowed"]);
@@ -389,7 +323,7 @@ mod tests {
     #[test]
     fn every_users_engine_has_its_directories() {
         let (root, home) = (Path::new("/"), Some(Path::new("/home/u")));
-        let dirs = |is_root| Places::of_engine(root, is_root, home).specs;
+        let dirs = |is_root| SearchDirs::of_engine(root, is_root, home).specs;
         assert_eq!(dirs(true), ["/etc/docker/plugins", "/usr/lib/docker/plugins"].map(PathBuf::from));
         assert_eq!(
             dirs(false),
@@ -399,7 +333,7 @@ mod tests {
 
     #[test]
     fn the_samples_are_what_volhost_writes_and_engines_read() {
-        let report = lint(&Places::named(&[SAMPLES.into()]), OffsetDateTime::now_utc());
+        let report = lint(&SearchDirs::named(&[SAMPLES.into()]), OffsetDateTime::now_utc());
         let (host, port) = ("store1.example.com".to_owned(), 7443);
         let tls = TlsFiles { ca: CA_FILE.into(), cert: CERT_FILE.into(), key: KEY_FILE.into() };
         let expected = [
@@ -419,7 +353,7 @@ mod tests {
             let target = plugin.target.as_ref().unwrap();
             assert_eq!((&*plugin.name, target.protection.word()), (name, protection));
         }
-        // The files of the host itself are no samples.
+        // The samples name files of a host, which do not exist here.
         assert!(report.findings.iter().all(|one| one.fault.word() == "no-file"), "{:?}", report.findings);
     }
 
@@ -434,7 +368,7 @@ mod tests {
             let report = f.lint();
             let told: Vec<_> = report.findings.iter().map(|one| one.fault.to_string()).collect();
             assert!(told.iter().any(|text| text.contains("spurious")), "{changed}: {told:?}");
-            // An engine passes the key over, and so does whoever reads as it does.
+            // An engine ignores the key, and so does this lint.
             assert_eq!(report.plugins[0].target.as_ref().unwrap().protection.word(), "verified");
         }
     }

@@ -1,7 +1,9 @@
-//! A real call to a plugin, as an engine would make it: over the same address, with the same files, verified alike.
+//! Calls a plugin as an engine would: at the same address, with the same files, and with the same
+//! verification.
 //!
-//! The call is `VolumeDriver.Capabilities`, which changes nothing: an Activate would begin a new activation, and by
-//! that make the host's mounts stale. Proxies are not used, of which only the engine's own environment knows.
+//! The call is `VolumeDriver.Capabilities`, which changes nothing. An Activate would begin a new activation
+//! and make the host's mounts stale. The probe uses no proxies, because only the engine's own environment
+//! knows them.
 
 use std::error::Error as StdError;
 use std::io;
@@ -31,77 +33,77 @@ use super::reading::{Files, Protection, Target};
 use crate::files;
 use crate::pki::certificate::decode;
 
-/// How long a plugin has for everything, the connection included.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// The time limit for a whole call, the connection included.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The largest answer that is read where no more is expected; Capabilities takes some 40 bytes.
-pub(crate) const LARGEST: usize = 64 << 10;
+/// The maximum size of an answer if no larger one is expected; Capabilities takes some 40 bytes.
+pub(crate) const MAX_RESPONSE: usize = 64 << 10;
 
-/// Where the authorities lie that an engine trusts beside `CAFile`: the first that is there counts.
+/// The files of the authorities that an engine trusts besides `CAFile`. The first that exists counts.
 const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
-/// Calls each target, all at the same time, in a runtime of its own on this thread. Never call it in async code.
+/// Calls all targets at the same time, in a new runtime on this thread. Never call it in async code.
 ///
-/// None where the target answers as a volume plugin does.
-pub(crate) fn probe(targets: &[&Target], patience: Duration) -> io::Result<Vec<Option<Fault>>> {
+/// Returns `None` for a target that answers as a volume plugin does.
+pub(crate) fn probe(targets: &[&Target], timeout: Duration) -> io::Result<Vec<Option<Fault>>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let calls = targets.iter().map(|target| one(target, patience));
+    let calls = targets.iter().map(|target| probe_one(target, timeout));
     let told = runtime.block_on(futures_util::future::join_all(calls));
-    // A name that is still being looked up is not waited for.
+    // This does not wait for a name lookup that is still under way.
     runtime.shutdown_background();
     Ok(told)
 }
 
-async fn one(target: &Target, patience: Duration) -> Option<Fault> {
-    match within(patience, target, &CAPABILITIES).await {
+async fn probe_one(target: &Target, timeout: Duration) -> Option<Fault> {
+    match within(timeout, target, &CAPABILITIES).await {
         Ok(answer) => answer.fault(&target.address),
         Err(fault) => Some(fault),
     }
 }
 
-/// What a plugin is asked.
+/// A call to a plugin.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Question<'a> {
-    /// The verb, such as `/VolumeDriver.Get`.
+pub(crate) struct RpcCall<'a> {
+    /// The path of the verb, such as `/VolumeDriver.Get`.
     pub rpc: &'a str,
-    /// What it takes, as JSON.
+    /// The argument, as JSON.
     pub body: &'a [u8],
-    /// The largest answer that is read, in bytes.
+    /// The maximum size of the answer, in bytes.
     pub largest: usize,
 }
 
-/// What is asked to know whether this is a volume plugin: it changes nothing.
-pub(crate) const CAPABILITIES: Question<'_> =
-    Question { rpc: "/VolumeDriver.Capabilities", body: b"{}", largest: LARGEST };
+/// A call that only a volume plugin answers and that changes nothing.
+pub(crate) const CAPABILITIES: RpcCall<'_> =
+    RpcCall { rpc: "/VolumeDriver.Capabilities", body: b"{}", largest: MAX_RESPONSE };
 
-/// What a plugin answered, whatever it was.
+/// The answer of a plugin, whatever it says.
 #[derive(Debug, Clone)]
-pub(crate) struct Answer {
-    /// The answer's status.
+pub(crate) struct RpcResponse {
+    /// The HTTP status.
     pub status: StatusCode,
-    /// Its `Date`, by the clock of the plugin's machine.
+    /// The `Date` header, by the clock of the plugin's machine.
     pub date: Option<String>,
-    /// Its body.
+    /// The body.
     pub body: Bytes,
 }
 
-impl Answer {
-    /// The body as JSON; null when it is none.
+impl RpcResponse {
+    /// Returns the body as JSON; null if it is not JSON.
     #[must_use]
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// Why this is no volume plugin's answer to [`CAPABILITIES`], if it is none.
+    /// Returns the fault if this is not a volume plugin's answer to [`CAPABILITIES`].
     #[must_use]
     pub(crate) fn fault(&self, address: &str) -> Option<Fault> {
         let (status, body) = (self.status, self.json());
-        let refusal = refusal(&body);
-        if status.is_success() && refusal.is_none() && body.get("Capabilities").is_some() {
+        let error_text = error_text(&body);
+        if status.is_success() && error_text.is_none() && body.get("Capabilities").is_some() {
             return None;
         }
-        let answer = match refusal {
+        let answer = match error_text {
             Some(text) => format!("with status {} and {text:?}", status.as_u16()),
             None => format!("with status {}", status.as_u16()),
         };
@@ -109,34 +111,34 @@ impl Answer {
     }
 }
 
-/// The plugin's own word for why it refuses, if that is what its answer says.
+/// Returns the plugin's error message if the answer has one.
 #[must_use]
-pub(crate) fn refusal(body: &Value) -> Option<&str> {
+pub(crate) fn error_text(body: &Value) -> Option<&str> {
     body.get("Err").and_then(Value::as_str).filter(|text| !text.is_empty())
 }
 
-/// Makes one call to a target, in a runtime of its own on this thread. Never call it in async code.
+/// Makes one call to a target, in a new runtime on this thread. Never call it in async code.
 ///
 /// # Errors
-/// [`Fault::Broken`] also where no runtime can be made; an answer that is an error is none.
-pub(crate) fn call(target: &Target, question: &Question<'_>, patience: Duration) -> Result<Answer, Fault> {
+/// Returns [`Fault::Broken`] also if no runtime can be made. An answer that reports an error is not an error here.
+pub(crate) fn call(target: &Target, rpc_call: &RpcCall<'_>, timeout: Duration) -> Result<RpcResponse, Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Fault::Broken { address: target.address.clone(), why: error.to_string() })?;
-    let answer = runtime.block_on(within(patience, target, question));
+    let answer = runtime.block_on(within(timeout, target, rpc_call));
     runtime.shutdown_background();
     answer
 }
 
-async fn within(patience: Duration, target: &Target, question: &Question<'_>) -> Result<Answer, Fault> {
-    let silent = || Fault::Silent { address: target.address.clone(), seconds: patience.as_secs() };
-    tokio::time::timeout(patience, connect_and_ask(target, question)).await.map_err(|_| silent())?
+async fn within(limit: Duration, target: &Target, rpc_call: &RpcCall<'_>) -> Result<RpcResponse, Fault> {
+    let silent = || Fault::Silent { address: target.address.clone(), seconds: limit.as_secs() };
+    tokio::time::timeout(limit, connect_and_ask(target, rpc_call)).await.map_err(|_| silent())?
 }
 
-async fn connect_and_ask(target: &Target, question: &Question<'_>) -> Result<Answer, Fault> {
+async fn connect_and_ask(target: &Target, rpc_call: &RpcCall<'_>) -> Result<RpcResponse, Fault> {
     let Target { address, endpoint, protection, files } = target;
-    let Question { rpc, body, largest } = *question;
+    let RpcCall { rpc, body, largest } = *rpc_call;
     let request = request(rpc, body).map_err(|error| fault_of(&error, address))?;
     let unreachable =
         |error: io::Error| Fault::Unreachable { address: address.clone(), why: error.to_string() };
@@ -166,7 +168,8 @@ async fn connect_and_ask(target: &Target, question: &Question<'_>) -> Result<Ans
         .await
         .map_err(|error| fault_of(&error, address))?;
     exchange(stream, request, largest).await.map_err(|error| match fault_of(&*error, address) {
-        // In TLS 1.3 a client learns only now what the server makes of its certificate, and not every server says it.
+        // In TLS 1.3 a client learns only now that the server refused its certificate, and not every server
+        // says so.
         Fault::Broken { address, why: _ } if is_hang_up(&*error) => {
             Fault::Refused { address, why: "it closed the connection right after the handshake".to_owned() }
         }
@@ -174,7 +177,7 @@ async fn connect_and_ask(target: &Target, question: &Question<'_>) -> Result<Ans
     })
 }
 
-/// A call with an engine's headers.
+/// Makes a request with an engine's headers.
 fn request(rpc: &str, body: &[u8]) -> http::Result<Request<Full<Bytes>>> {
     Request::builder()
         .method(Method::POST)
@@ -185,30 +188,30 @@ fn request(rpc: &str, body: &[u8]) -> http::Result<Request<Full<Bytes>>> {
         .body(Full::new(Bytes::copy_from_slice(body)))
 }
 
-/// Sends one request over a connection that stands, and reads the answer.
+/// Sends one request over an open connection, and reads the answer.
 ///
 /// # Errors
-/// What broke the connection, and a body of more than `largest` bytes.
+/// The connection broke, or the body has more than `largest` bytes.
 pub(crate) async fn exchange<S>(
     stream: S,
     request: Request<Full<Bytes>>,
     largest: usize,
-) -> Result<Answer, Box<dyn StdError + Send + Sync>>
+) -> Result<RpcResponse, Box<dyn StdError + Send + Sync>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // The connection is driven by a task of its own; an error of it also ends the request below.
+    // The connection needs a separate task that drives it; an error in it also ends the request below.
     let driver = tokio::spawn(connection);
     let response = sender.send_request(request).await?;
     let status = response.status();
     let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
     let body = Limited::new(response.into_body(), largest).collect().await;
     driver.abort();
-    Ok(Answer { status, date, body: body?.to_bytes() })
+    Ok(RpcResponse { status, date, body: body?.to_bytes() })
 }
 
-/// Which fault it is that broke a connection, by what TLS says of it.
+/// Returns the fault for a broken connection, from the TLS error that it has.
 fn fault_of(error: &(dyn StdError + 'static), address: &str) -> Fault {
     use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     let address = address.to_owned();
@@ -218,11 +221,11 @@ fn fault_of(error: &(dyn StdError + 'static), address: &str) -> Fault {
         )) => Fault::OutOfDate { address, why: why.to_string() },
         Some(rustls::Error::InvalidCertificate(why)) => Fault::NotVerified { address, why: why.to_string() },
         Some(rustls::Error::AlertReceived(why)) => Fault::Refused { address, why: format!("alert {why:?}") },
-        _ => Fault::Broken { address, why: told(error) },
+        _ => Fault::Broken { address, why: causes(error) },
     }
 }
 
-/// Whether a connection was closed from the other side.
+/// Returns true if the other side closed the connection.
 fn is_hang_up(error: &(dyn StdError + 'static)) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let closed = error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message)
@@ -232,18 +235,18 @@ fn is_hang_up(error: &(dyn StdError + 'static)) -> bool {
     closed || error.source().is_some_and(is_hang_up)
 }
 
-/// What TLS said, wherever it stands among an error's causes.
+/// Returns the TLS error among an error's causes, if there is one.
 fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     if let Some(found) = error.downcast_ref::<rustls::Error>() {
         return Some(found);
     }
-    // What an I/O error wraps is not its source.
+    // `source` does not return the error that an I/O error wraps.
     let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     wrapped.and_then(|inner| tls_error(inner)).or_else(|| tls_error(error.source()?))
 }
 
-/// An error's causes, each once.
-pub(crate) fn told(error: &dyn StdError) -> String {
+/// Returns an error with its causes, each text once.
+pub(crate) fn causes(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -278,7 +281,7 @@ fn tls(files: &Files, protection: Protection) -> Result<ClientConfig, String> {
         }
         Protection::Local | Protection::Off | Protection::Unverified => None,
     };
-    let verifier = AsAnEngine { verified, own, provider: provider.clone() };
+    let verifier = EngineVerifier { verified, own, provider: provider.clone() };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
@@ -298,16 +301,16 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     files::read_at_most(path, files::SMALL).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Verifies a server as an engine does: not at all where the spec file says so, and else by the authorities, of whom
-/// a server's own certificate, if it stands in `CAFile`, is one.
+/// Verifies a server as an engine does: not at all if the spec file says so, else by the authorities. A
+/// server's own certificate in `CAFile` counts as an authority.
 #[derive(Debug)]
-struct AsAnEngine {
+struct EngineVerifier {
     verified: Option<Arc<WebPkiServerVerifier>>,
     own: Vec<CertificateDer<'static>>,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for AsAnEngine {
+impl ServerCertVerifier for EngineVerifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -321,7 +324,8 @@ impl ServerCertVerifier for AsAnEngine {
         if result.is_err() && self.own.contains(certificate) {
             let parsed = rustls::server::ParsedCertificate::try_from(certificate)?;
             rustls::client::verify_server_name(&parsed, name)?;
-            // Its dates are those of CAFile, which are looked at beside the probe.
+            // The dates of this certificate are those of `CAFile`, which the lint checks apart from the
+            // probe.
             return Ok(ServerCertVerified::assertion());
         }
         result
@@ -359,7 +363,7 @@ mod tests {
     use super::super::reading;
     use super::*;
 
-    /// What a probe says of a plugin that answers with these bytes, or not at all.
+    /// Returns the result of a probe of a plugin that answers with these bytes, or not at all.
     fn told_of(answer: Option<&'static str>) -> (Option<Fault>, String) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.sock");
@@ -374,13 +378,13 @@ mod tests {
             }
             match answer {
                 Some(answer) => stream.write_all(answer.as_bytes()).unwrap(),
-                // Until the probe has given up.
+                // This waits until the probe has given up.
                 None => drop(stream.read(&mut [0])),
             }
             String::from_utf8(asked).unwrap()
         });
-        let patience = if answer.is_some() { PATIENCE } else { Duration::from_secs(1) };
-        let told = probe(&[&reading::socket(&path)], patience).unwrap().remove(0);
+        let timeout = if answer.is_some() { PROBE_TIMEOUT } else { Duration::from_secs(1) };
+        let told = probe(&[&reading::socket(&path)], timeout).unwrap().remove(0);
         (told, plugin.join().unwrap())
     }
 

@@ -1,4 +1,4 @@
-//! A spec file as an engine reads it, with what is wrong with it.
+//! Reads a spec file as an engine does, and finds its faults.
 
 use std::path::{Path, PathBuf};
 
@@ -8,21 +8,21 @@ use super::address::{self, Endpoint};
 use super::fault::Fault;
 use crate::error::nearest;
 
-/// How an engine protects a connection.
+/// The protection of a connection by the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protection {
-    /// A Unix socket needs none.
+    /// A Unix socket, which needs no protection.
     Local,
     /// Plain text.
     Off,
-    /// Encrypted, to whoever answers.
+    /// Encrypted, but the engine accepts any server.
     Unverified,
-    /// Encrypted, to whom `CAFile` or the system's authorities vouch for.
+    /// Encrypted, and `CAFile` or the system's authorities vouch for the server.
     Verified,
 }
 
 impl Protection {
-    /// The word for it, for people and programs.
+    /// Returns the word for it, for people and programs.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -34,29 +34,29 @@ impl Protection {
     }
 }
 
-/// The TLS files that an engine reads, whether it then uses TLS or not. An empty path is none, as in the file.
+/// The TLS files that an engine reads, even if it then uses no TLS. An empty path in the file counts as none.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Files {
-    /// `CAFile`; none where it would not be read.
+    /// `CAFile`; `None` if the engine does not read it.
     pub ca: Option<PathBuf>,
     /// `CertFile` and `KeyFile`.
     pub pair: Option<(PathBuf, PathBuf)>,
 }
 
-/// What an engine makes of a file.
+/// The content of a file, as an engine understands it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// The address as it stands there.
+    /// The address as the file has it.
     pub address: String,
-    /// Where it leads.
+    /// The endpoint of the address.
     pub endpoint: Endpoint,
-    /// How it is protected.
+    /// The protection of the connection.
     pub protection: Protection,
-    /// The files that go with it.
+    /// The TLS files.
     pub files: Files,
 }
 
-/// What a socket in an engine's own directory leads to.
+/// Returns the target of a socket in an engine's directory.
 pub(super) fn socket(path: &Path) -> Target {
     Target {
         address: format!("unix://{}", path.display()),
@@ -66,7 +66,7 @@ pub(super) fn socket(path: &Path) -> Target {
     }
 }
 
-/// Reads a `.spec`: one line.
+/// Reads a `.spec` file: one line.
 pub(super) fn line(content: &[u8], faults: &mut Vec<Fault>) -> Option<Target> {
     let address = String::from_utf8_lossy(content).trim().to_owned();
     let endpoint = address::read(&address, faults)?;
@@ -81,7 +81,7 @@ pub(super) fn line(content: &[u8], faults: &mut Vec<Fault>) -> Option<Target> {
     Some(Target { address, endpoint, protection, files: Files::default() })
 }
 
-/// Reads a `.json` of the plugin `name`.
+/// Reads a `.json` file of the plugin `name`.
 pub(super) fn json(name: &str, content: &[u8], faults: &mut Vec<Fault>) -> Option<Target> {
     let spec = match object(content, faults).and_then(Spec::of) {
         Ok(spec) => spec,
@@ -111,7 +111,7 @@ pub(super) fn json(name: &str, content: &[u8], faults: &mut Vec<Fault>) -> Optio
         }
         (Endpoint::Tcp { https: true, .. }, tls) => {
             let (protection, unverified) = match tls {
-                // Then the system's authorities hold.
+                // In this case the system's authorities verify the server.
                 None => (Protection::Verified, None),
                 Some(tls) if tls.skip => (Protection::Unverified, Some(Fault::UnverifiedAsked)),
                 Some(tls) if tls.ca.is_empty() => (Protection::Unverified, Some(Fault::UnverifiedNoCa)),
@@ -134,7 +134,7 @@ fn plain(address: &str, endpoint: &Endpoint, faults: &mut Vec<Fault>) -> Protect
     Protection::Off
 }
 
-/// The first JSON value of a file; an engine reads no further.
+/// Returns the first JSON value of a file, which must be an object; an engine reads no further.
 fn object(content: &[u8], faults: &mut Vec<Fault>) -> Result<Map<String, Value>, String> {
     let mut values = serde_json::Deserializer::from_slice(content).into_iter::<Value>();
     let first = values.next().ok_or("it is empty")?.map_err(|error| error.to_string())?;
@@ -149,7 +149,7 @@ fn object(content: &[u8], faults: &mut Vec<Fault>) -> Result<Map<String, Value>,
 }
 
 const FIELDS: [&str; 3] = ["Name", "Addr", "TLSConfig"];
-/// The last four are in an engine's type, though hardly ever in a file.
+/// The last four are in an engine's type, but hardly ever in a file.
 const TLS_FIELDS: [&str; 8] = [
     "CAFile",
     "CertFile",
@@ -177,7 +177,7 @@ struct Tls {
 }
 
 impl Spec {
-    /// Field names are compared without case, and `null` counts as nothing, as Go does.
+    /// Compares field names without case, and ignores `null`, as Go does.
     fn of(fields: Map<String, Value>) -> Result<Self, String> {
         let mut spec = Self { name: None, address: String::new(), tls: None, unknown: Vec::new() };
         for (field, value) in fields {

@@ -11,7 +11,7 @@ async fn unmount(world: &World) {
     world.service.unmount(&engine(), &name("db"), &mount_id()).await.unwrap();
 }
 
-/// A volume that a container uses.
+/// Makes a volume that a container uses.
 async fn used(world: &World) {
     world.filled("db").await;
     world.mount("db").await.unwrap();
@@ -199,7 +199,8 @@ impl Random {
     }
 }
 
-/// Two hosts whose engines behave like Docker Engine 20.10, on an exclusive volume, while Mounts fail in every way.
+/// Runs two hosts whose engines behave like Docker Engine 20.10, on an exclusive volume, while Mounts fail in every
+/// way.
 async fn history(seed: u64, steps: usize) {
     let world = World::new().await;
     let exclusive = || Options::parse([("access", "exclusive")]).unwrap();

@@ -281,7 +281,7 @@ impl Both {
         both
     }
 
-    /// Both instances, before either has checked the backend.
+    /// Starts both instances; neither has checked the backend yet.
     fn empty() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
@@ -379,7 +379,7 @@ impl Both {
         let held = self.cluster.held.lock().unwrap();
         let volumes: BTreeSet<_> = held.view.volumes.keys().map(ToString::to_string).collect();
         let trash: BTreeSet<_> = held.view.trash.keys().map(ToString::to_string).collect();
-        let whole = |volume: &Arc<Volume>| volume.visible && volume.unconfirmed.is_none();
+        let whole = |volume: &Arc<Volume>| volume.visible;
         assert!(held.view.volumes.values().all(whole), "a volume is half-made: {:?}", held.view.volumes);
         let mut directories = names(&self.root);
         directories.remove(".volhost");
@@ -520,18 +520,15 @@ async fn removes_of_one_volume_by_both_are_one() {
 async fn a_remove_that_waits_for_another_instance_does_not_keep_the_directory() {
     let both = Both::new().await;
     let made = both.create(0, "db").await.unwrap();
+    // Recovery would lock its directory, too.
+    both.services[0].confirm_last(LIMIT).await;
     let [_, other] = &both.catalogs;
     other.stops_at_lock.store(true, Ordering::Relaxed);
     let service = Arc::clone(&both.services[1]);
     let removing = tokio::spawn(async move { service.remove(&engine(), name("db")).await });
     other.stopped().await;
-    {
-        let mut held = both.cluster.held.lock().unwrap();
-        assert!(held.locks.contains_key(&made.id));
-        let unconfirmed =
-            Volume { unconfirmed: Some(Arc::default()), ..Volume::clone(&held.view.volumes[&made.name]) };
-        held.view.volumes.insert(made.name.clone(), Arc::new(unconfirmed));
-    }
+    assert!(both.cluster.held.lock().unwrap().locks.contains_key(&made.id));
+    both.cluster.decide(0, mounted(made.id)).unwrap();
     let syncs = other.syncs();
     other.silent.store(true, Ordering::Relaxed);
     other.go_on();
@@ -924,6 +921,7 @@ async fn a_volume_whose_directory_another_instance_is_moving_is_not_gone() {
     both.agrees();
     // A volume whose directory was deleted by hand is gone at once.
     both.filled(0, "gone").await;
+    both.services[0].confirm_last(LIMIT).await;
     std::fs::remove_dir_all(both.root.join("gone")).unwrap();
     let began = std::time::Instant::now();
     assert!(matches!(both.mount(1, "gone").await, Err(Error::DirectoryGone { .. })));

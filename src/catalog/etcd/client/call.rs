@@ -1,4 +1,4 @@
-//! Why a call to a member was not answered, and what that says of what was asked for.
+//! The errors of calls to a member, by what they say about the effect of the call.
 
 use std::error::Error as _;
 use std::time::{Duration, Instant};
@@ -9,16 +9,16 @@ use tonic::Code;
 /// Why a call brought no usable answer.
 #[derive(Debug, Clone)]
 pub(crate) struct CallError {
-    pub(crate) kind: Kind,
+    pub(crate) kind: CallErrorKind,
     /// The member, and what went wrong.
     pub(crate) text: String,
     /// When the call was made.
     pub(crate) asked: Instant,
 }
 
-/// What a failed call tells of what was asked for.
+/// The cause of a failed call. It decides if the request may have taken effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum CallErrorKind {
     /// The cluster refused: nothing was done, and another member says the same.
     Refused,
     /// The cluster takes no writes until an operator acts: it is out of space, or its members differ. Nothing will be
@@ -49,14 +49,16 @@ impl CallError {
                 let what = innermost(error).unwrap_or_else(|| status.message().to_owned());
                 (kind(error, status.code(), status.message()), what)
             }
-            Error::LeaseKeepAliveError(what) if what.contains("not found") => (Kind::LeaseGone, what.clone()),
+            Error::LeaseKeepAliveError(what) if what.contains("not found") => {
+                (CallErrorKind::LeaseGone, what.clone())
+            }
             Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
-                (Kind::Refused, error.to_string())
+                (CallErrorKind::Refused, error.to_string())
             }
             _ if is_about_certificates(error) => {
-                (Kind::Certificates, innermost(error).unwrap_or_else(|| error.to_string()))
+                (CallErrorKind::Certificates, innermost(error).unwrap_or_else(|| error.to_string()))
             }
-            _ => (Kind::Unanswered, innermost(error).unwrap_or_else(|| error.to_string())),
+            _ => (CallErrorKind::Unanswered, innermost(error).unwrap_or_else(|| error.to_string())),
         };
         Self { kind, text: format!("{member}: {what}"), asked: Instant::now() }
     }
@@ -64,31 +66,31 @@ impl CallError {
     /// A member did not answer in time.
     pub(super) fn timed_out(member: &str, limit: Duration) -> Self {
         let text = format!("{member}: no answer within {}", humantime::format_duration(limit));
-        Self { kind: Kind::Unanswered, text, asked: Instant::now() }
+        Self { kind: CallErrorKind::Unanswered, text, asked: Instant::now() }
     }
 }
 
 /// Classifies a gRPC status by its code, and by etcd's message (`api/v3rpc/rpctypes/error.go`) where one code means
 /// several things.
-fn kind(error: &Error, code: Code, message: &str) -> Kind {
+fn kind(error: &Error, code: Code, message: &str) -> CallErrorKind {
     match code {
-        Code::NotFound if message.contains("lease") => Kind::LeaseGone,
-        Code::OutOfRange if message.contains("future revision") => Kind::Ahead,
-        Code::OutOfRange => Kind::Compacted,
-        Code::ResourceExhausted if message.contains("too many requests") => Kind::Unanswered,
-        Code::ResourceExhausted => Kind::Full,
-        Code::DataLoss if message.contains("corrupt cluster") => Kind::Full,
-        Code::Unauthenticated => Kind::LockedOut,
-        Code::InvalidArgument if message.contains("authentication failed") => Kind::LockedOut,
-        Code::InvalidArgument if message.contains("revision of auth store is old") => Kind::Unsent,
+        Code::NotFound if message.contains("lease") => CallErrorKind::LeaseGone,
+        Code::OutOfRange if message.contains("future revision") => CallErrorKind::Ahead,
+        Code::OutOfRange => CallErrorKind::Compacted,
+        Code::ResourceExhausted if message.contains("too many requests") => CallErrorKind::Unanswered,
+        Code::ResourceExhausted => CallErrorKind::Full,
+        Code::DataLoss if message.contains("corrupt cluster") => CallErrorKind::Full,
+        Code::Unauthenticated => CallErrorKind::LockedOut,
+        Code::InvalidArgument if message.contains("authentication failed") => CallErrorKind::LockedOut,
+        Code::InvalidArgument if message.contains("revision of auth store is old") => CallErrorKind::Unsent,
         Code::InvalidArgument
         | Code::NotFound
         | Code::PermissionDenied
         | Code::FailedPrecondition
-        | Code::Unimplemented => Kind::Refused,
-        _ if is_about_certificates(error) => Kind::Certificates,
-        _ if is_unsent(error) => Kind::Unsent,
-        _ => Kind::Unanswered,
+        | Code::Unimplemented => CallErrorKind::Refused,
+        _ if is_about_certificates(error) => CallErrorKind::Certificates,
+        _ if is_unsent(error) => CallErrorKind::Unsent,
+        _ => CallErrorKind::Unanswered,
     }
 }
 

@@ -1,5 +1,5 @@
-//! Whether the cluster answers and takes changes. A request waits as long as an election may last; after that, every
-//! request is refused at once, with the reason.
+//! The health of the cluster: if it answers, and if it takes changes. A request waits as long as an election may last;
+//! after that, every request is refused at once, with the reason.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
-//! The cluster's members, one of which is asked at a time: the next one, as soon as that does not answer.
+//! The cluster's members. Calls go to one member at a time; if it does not answer, the next calls go to the next member.
 //!
-//! Knows no record. It never asks twice by itself: whether a question may be repeated is for those to say who ask.
+//! It knows no record. It never repeats a call by itself, because only the caller knows whether that is safe.
 
 use std::future::Future;
 use std::path::Path;
@@ -11,7 +11,7 @@ use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptio
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::call::{CallError, Kind};
+use super::call::{CallError, CallErrorKind};
 use crate::catalog::etcd::error::OpenError;
 use crate::catalog::{Cluster, Credentials};
 use crate::files;
@@ -19,35 +19,37 @@ use crate::files;
 /// How long a member may take to answer before the next one is asked. An election takes about as long.
 pub(crate) const ANSWER: Duration = Duration::from_secs(2);
 
-/// How often a connection is looked after, and how long it may be silent then.
+/// The interval of keep-alive messages on a connection, and how long their answer may take.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3));
 
 /// The members of a cluster.
 pub(crate) struct Members {
     urls: Vec<String>,
     credentials: Credentials,
-    /// What the files of the credentials held when they were last good.
-    read: Mutex<Contents>,
-    /// Held by who reads them: where they lie on storage that hangs, one thread is enough for that.
-    reading: Arc<tokio::sync::Mutex<()>>,
+    /// The contents of the credentials' files when they could last be read.
+    contents: Mutex<Contents>,
+    /// Held while they are read, so that storage that hangs blocks only one thread.
+    reload_turn: Arc<tokio::sync::Mutex<()>>,
     current: Arc<Mutex<Current>>,
 }
 
+/// The member that is called at present.
 struct Current {
     options: ConnectOptions,
-    /// The number of the present client, or of the one that is being made.
-    number: u64,
-    /// Which member is asked.
+    /// Counts the clients: the present one, or the one that is connecting, has this number.
+    generation: u64,
+    /// The member's index.
     at: usize,
-    /// Shared: a copy of it would be one of the client of each of etcd's services.
+    /// Shared, because a clone would copy the client of each of etcd's services.
     client: Option<Arc<Client>>,
-    /// What becomes of the client that is being made.
-    coming: Option<watch::Receiver<Option<Made>>>,
+    /// Receives the client that is connecting.
+    connecting: Option<watch::Receiver<Option<Connected>>>,
 }
 
-/// A client, its number, and which member it asks; or why there is none.
-type Made = Result<(u64, usize, Arc<Client>), CallError>;
+/// A client with its generation and the index of its member, or why it did not connect.
+type Connected = Result<(u64, usize, Arc<Client>), CallError>;
 
+/// The contents of the credentials' files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Contents {
     ca: Option<Vec<u8>>,
@@ -56,28 +58,29 @@ struct Contents {
 }
 
 impl Members {
-    /// Reads the credentials; asks nobody.
+    /// Reads the credentials; calls nobody.
     pub(crate) fn new(cluster: &Cluster, credentials: &Credentials) -> Result<Self, OpenError> {
-        let read = Contents::read(credentials)?;
+        let contents = Contents::read(credentials)?;
         let scheme = if credentials.ca.is_some() { "https" } else { "http" };
         let urls = cluster.members.iter().map(|member| format!("{scheme}://{member}")).collect();
-        let current = Current { options: read.options(), number: 0, at: 0, client: None, coming: None };
+        let current =
+            Current { options: contents.options(), generation: 0, at: 0, client: None, connecting: None };
         Ok(Self {
             urls,
             credentials: credentials.clone(),
-            read: Mutex::new(read),
-            reading: Arc::default(),
+            contents: Mutex::new(contents),
+            reload_turn: Arc::default(),
             current: Arc::new(Mutex::new(current)),
         })
     }
 
-    /// How many there are.
+    /// Returns the number of members.
     pub(crate) fn len(&self) -> usize {
         self.urls.len()
     }
 
-    /// Asks the present member; where it does not answer within `limit`, the next question goes to another one, and
-    /// where it does not let this instance in, the credentials are read again.
+    /// Calls the present member. If it does not answer within `limit`, the next call goes to another member. If it refuses
+    /// the credentials, they are read again.
     pub(crate) async fn ask<T, F>(
         &self,
         limit: Duration,
@@ -87,87 +90,96 @@ impl Members {
         F: Future<Output = Result<T, Error>>,
     {
         let asked = Instant::now();
-        let made = timeout(limit, self.client()).await;
-        let made = made.unwrap_or_else(|_| Err(CallError::timed_out(self.url(self.current().at), limit)));
-        let trouble = match made {
-            Ok((number, at, client)) => {
-                let trouble = match timeout(limit, question(client)).await {
+        let connected = timeout(limit, self.client()).await;
+        let connected =
+            connected.unwrap_or_else(|_| Err(CallError::timed_out(self.url(self.current().at), limit)));
+        let error = match connected {
+            Ok((generation, at, client)) => {
+                let error = match timeout(limit, question(client)).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(error)) => CallError::of(self.url(at), &error),
                     Err(_) => CallError::timed_out(self.url(at), limit),
                 };
-                match trouble.kind {
-                    Kind::Unsent | Kind::Unanswered | Kind::Certificates | Kind::LockedOut => {
-                        self.give_up(number);
+                match error.kind {
+                    CallErrorKind::Unsent
+                    | CallErrorKind::Unanswered
+                    | CallErrorKind::Certificates
+                    | CallErrorKind::LockedOut => {
+                        self.give_up(generation);
                     }
-                    Kind::Refused | Kind::Full | Kind::LeaseGone | Kind::Compacted | Kind::Ahead => {}
+                    CallErrorKind::Refused
+                    | CallErrorKind::Full
+                    | CallErrorKind::LeaseGone
+                    | CallErrorKind::Compacted
+                    | CallErrorKind::Ahead => {}
                 }
-                trouble
+                error
             }
-            Err(trouble) => trouble,
+            Err(error) => error,
         };
-        if trouble.kind == Kind::LockedOut {
-            // What cannot be read, or not in time, is told by who follows the files.
-            let _ = timeout(limit, self.follow()).await;
+        if error.kind == CallErrorKind::LockedOut {
+            // The task that follows the files reports credentials that cannot be read, or not in time.
+            let _ = timeout(limit, self.reload_credentials()).await;
         }
-        Err(CallError { asked, ..trouble })
+        Err(CallError { asked, ..error })
     }
 
-    /// The present member's client, and its number for [`give_up`](Self::give_up).
-    async fn client(&self) -> Made {
-        let mut coming = {
+    /// Returns the present member's client, with its generation for [`give_up`](Self::give_up).
+    async fn client(&self) -> Connected {
+        let mut connecting = {
             let mut current = self.current();
-            match (&current.client, &current.coming) {
-                (Some(client), _) => return Ok((current.number, current.at, Arc::clone(client))),
-                (None, Some(coming)) => coming.clone(),
-                (None, None) => self.make(&mut current),
+            match (&current.client, &current.connecting) {
+                (Some(client), _) => return Ok((current.generation, current.at, Arc::clone(client))),
+                (None, Some(connecting)) => connecting.clone(),
+                (None, None) => self.connect(&mut current),
             }
         };
-        // It ends without a word only with the runtime.
-        let made = coming.wait_for(Option::is_some).await.ok().and_then(|made| made.clone());
-        made.unwrap_or_else(|| Err(CallError::timed_out("", ANSWER)))
+        // The task is dropped without an answer only when the runtime ends.
+        let connected =
+            connecting.wait_for(Option::is_some).await.ok().and_then(|connected| connected.clone());
+        connected.unwrap_or_else(|| Err(CallError::timed_out("", ANSWER)))
     }
 
-    /// Begins to make the present member's client, once for all who wait for it, and whether or not they do so until its
-    /// end: with a user, this asks for a token, which a member that is frozen leaves unanswered.
-    fn make(&self, current: &mut Current) -> watch::Receiver<Option<Made>> {
-        current.number += 1;
-        let (number, at, options) = (current.number, current.at, current.options.clone());
+    /// Connects to the present member in a task of its own, once for all calls that wait for it. The task goes on if they
+    /// stop waiting: with a user, connecting asks for a token, which a frozen member leaves unanswered.
+    fn connect(&self, current: &mut Current) -> watch::Receiver<Option<Connected>> {
+        current.generation += 1;
+        let (generation, at, options) = (current.generation, current.at, current.options.clone());
         let (url, next) = (self.url(at).to_owned(), (at + 1) % self.urls.len());
-        let (tell, coming) = watch::channel(None);
-        current.coming = Some(coming.clone());
+        let (sender, connecting) = watch::channel(None);
+        current.connecting = Some(connecting.clone());
         let shared = Arc::clone(&self.current);
         tokio::spawn(async move {
-            let made = match timeout(ANSWER, Client::connect([&url], Some(options))).await {
-                Ok(Ok(client)) => Ok((number, at, Arc::new(client))),
+            let connected = match timeout(ANSWER, Client::connect([&url], Some(options))).await {
+                Ok(Ok(client)) => Ok((generation, at, Arc::new(client))),
                 Ok(Err(error)) => Err(CallError::of(&url, &error)),
                 Err(_) => Err(CallError::timed_out(&url, ANSWER)),
             };
             let mut current = lock(&shared);
-            // Else the credentials are other ones by now.
-            if current.number == number {
-                current.coming = None;
-                match &made {
+            // If the generation is another one, the credentials have changed meanwhile.
+            if current.generation == generation {
+                current.connecting = None;
+                match &connected {
                     Ok((_, _, client)) => current.client = Some(Arc::clone(client)),
                     Err(_) => current.at = next,
                 }
             }
             drop(current);
-            tell.send_replace(Some(made));
+            sender.send_replace(Some(connected));
         });
-        coming
+        connecting
     }
 
-    /// Asks the next member from now on, because the present one does not do what it was asked for.
+    /// Calls the next member from now on, because the present one does not do what it was asked for.
     pub(crate) fn suspect(&self) {
-        let number = self.current().number;
-        self.give_up(number);
+        let generation = self.current().generation;
+        self.give_up(generation);
     }
 
-    /// Asks the next member from now on, unless somebody has seen to that already.
-    fn give_up(&self, number: u64) {
+    /// Calls the next member from now on, unless another call has already given up this client.
+    fn give_up(&self, generation: u64) {
         let mut current = self.current();
-        if current.number == number && current.client.take().is_some() {
+        if current.generation == generation && current.client.take().is_some() {
             current.at = (current.at + 1) % self.urls.len();
         }
     }
@@ -180,37 +192,37 @@ impl Members {
         self.urls.get(at).map_or("", String::as_str)
     }
 
-    /// Reads the credentials' files again; where they hold something else, it is used from now on. What cannot be read
-    /// is told, and what was read before stays in use.
-    pub(crate) async fn follow(&self) -> Result<bool, OpenError> {
-        let reading = Arc::clone(&self.reading).lock_owned().await;
+    /// Reads the credentials' files again, and uses them from now on if they have changed, which returns true. If they
+    /// cannot be read, this fails, and the previous credentials stay in use.
+    pub(crate) async fn reload_credentials(&self) -> Result<bool, OpenError> {
+        let reload_turn = Arc::clone(&self.reload_turn).lock_owned().await;
         let credentials = self.credentials.clone();
-        // On a thread that may wait for the storage.
+        // This runs on a thread that may wait for the storage.
         let read = tokio::task::spawn_blocking(move || {
             let read = Contents::read(&credentials);
-            drop(reading);
+            drop(reload_turn);
             read
         });
         let now = read.await.map_err(|error| OpenError::System(std::io::Error::other(error)))??;
         {
             // It is whole after every statement under this lock.
-            let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-            if *read == now {
+            let mut contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+            if *contents == now {
                 return Ok(false);
             }
-            *read = now.clone();
+            *contents = now.clone();
         }
         let mut current = self.current();
         current.options = now.options();
-        // What is being made with the ones before is not used.
-        current.number += 1;
-        (current.client, current.coming) = (None, None);
+        // A client that is connecting with the previous credentials is not used.
+        current.generation += 1;
+        (current.client, current.connecting) = (None, None);
         Ok(true)
     }
 }
 
-/// It is whole after every statement under this lock.
 fn lock(current: &Mutex<Current>) -> MutexGuard<'_, Current> {
+    // It is whole after every statement under this lock.
     current.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

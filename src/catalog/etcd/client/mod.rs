@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-pub(crate) use self::call::{CallError, Kind};
+pub(crate) use self::call::{CallError, CallErrorKind};
 pub(crate) use self::health::Health;
 pub(crate) use self::lease::{Lease, NO_LEASE, grant, keep_alive, revoke};
 pub(crate) use self::members::{ANSWER, Members};
@@ -35,7 +35,7 @@ pub(crate) struct Client {
     /// The catalog's location, as messages show it.
     pub(crate) location: String,
     pub(crate) keys: Keys,
-    /// The ID of this instance, which is its own for as long as its spool exists.
+    /// The ID of this instance, which is its own for as long as its outbox exists.
     pub(crate) me: Uuid,
     pub(crate) members: Members,
     pub(crate) health: Health,
@@ -52,7 +52,7 @@ impl Client {
     ) -> Result<Self, OpenError> {
         let location = cluster.to_string();
         Ok(Self {
-            keys: Keys::of(cluster),
+            keys: Keys::new(cluster),
             me,
             members: Members::new(cluster, credentials)?,
             health: Health::new(location.clone(), request),
@@ -82,12 +82,12 @@ impl Client {
 
     /// Ends the lease, and with it every claim of this instance. Returns true if it has ended.
     ///
-    /// After a restore, the cluster holds claims again that this instance has given back. Its lease, kept alive, would
+    /// After a restore, the cluster holds claims again that this instance has released. Its lease, kept alive, would
     /// keep them forever.
     pub(crate) async fn end_lease(&self) -> bool {
         let id = self.lease.id();
         match revoke(&self.members, id).await {
-            Ok(()) | Err(CallError { kind: Kind::LeaseGone, .. }) => {
+            Ok(()) | Err(CallError { kind: CallErrorKind::LeaseGone, .. }) => {
                 self.lease.lost(id);
                 true
             }
@@ -116,7 +116,7 @@ pub(crate) async fn follow_credentials(client: Arc<Client>) {
     let mut said = false;
     loop {
         tokio::time::sleep(FOLLOW).await;
-        let Ok(followed) = timeout(SLOW, client.members.follow()).await else {
+        let Ok(followed) = timeout(SLOW, client.members.reload_credentials()).await else {
             if !said {
                 log::warn!(
                     "what \"etcd\" names could not be read within {} s: its storage does not answer; what it held before \

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, Compare, CompareOp, Error, GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse};
 use serde::Deserialize;
 
-use super::call::{CallError, Kind};
+use super::call::{CallError, CallErrorKind};
 use super::members::{self, Members};
 use crate::catalog::etcd::error::OpenError;
 use crate::catalog::etcd::keys::Keys;
@@ -84,40 +84,42 @@ impl Reader<'_> {
     ) -> Result<Option<T>, OpenError> {
         let (begun, mut said, mut certificates) = (Instant::now(), None::<Instant>, 0);
         loop {
-            let trouble = match self.members.ask(limit, &question).await {
+            let error = match self.members.ask(limit, &question).await {
                 Ok(answer) => return Ok(Some(answer)),
-                Err(CallError { kind: Kind::Compacted | Kind::Ahead, .. }) => return Ok(None),
-                Err(trouble) => trouble,
+                Err(CallError { kind: CallErrorKind::Compacted | CallErrorKind::Ahead, .. }) => {
+                    return Ok(None);
+                }
+                Err(error) => error,
             };
             let location = || self.location.to_owned();
-            match trouble.kind {
-                Kind::Refused | Kind::LockedOut => {
+            match error.kind {
+                CallErrorKind::Refused | CallErrorKind::LockedOut => {
                     return Err(OpenError::Refused {
                         location: location(),
                         root: self.keys.root().to_owned(),
-                        source: trouble.text.into(),
+                        source: error.text.into(),
                     });
                 }
                 // One member may have a wrong certificate; if all of them have, ours is wrong.
-                Kind::Certificates => certificates += 1,
-                Kind::Full
-                | Kind::LeaseGone
-                | Kind::Compacted
-                | Kind::Ahead
-                | Kind::Unsent
-                | Kind::Unanswered => {
+                CallErrorKind::Certificates => certificates += 1,
+                CallErrorKind::Full
+                | CallErrorKind::LeaseGone
+                | CallErrorKind::Compacted
+                | CallErrorKind::Ahead
+                | CallErrorKind::Unsent
+                | CallErrorKind::Unanswered => {
                     certificates = 0;
                 }
             }
             if certificates >= self.members.len() {
-                return Err(OpenError::Unusable(trouble.text.into()));
+                return Err(OpenError::Unusable(error.text.into()));
             }
             if self.retry == RetryLimit::Short && begun.elapsed() >= SAY {
-                return Err(OpenError::Unreachable { location: location(), why: trouble.text });
+                return Err(OpenError::Unreachable { location: location(), why: error.text });
             }
             if said.is_none_or(|said| said.elapsed() >= SAY) {
                 said = Some(Instant::now());
-                log::warn!("waiting for the catalog {}: {}", self.location, trouble.text);
+                log::warn!("waiting for the catalog {}: {}", self.location, error.text);
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

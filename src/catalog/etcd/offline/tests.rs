@@ -25,7 +25,7 @@ fn furnished(volumes: usize) -> View {
     view
 }
 
-/// What blocks has its own thread, because it has its own runtime.
+/// Runs work on a thread that may block, because the work has its own runtime.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
 }
@@ -45,14 +45,14 @@ async fn rebuild(cluster: &Cluster) -> Result<(), OpenError> {
     blocking(move || NewCatalog::if_missing(&cluster, &Credentials::default())?.fill(&View::default())).await
 }
 
-/// Has an import come as far as this many of its records, as one that is killed then does.
+/// Writes all records of an import without finishing it, as an import that is killed. Returns the revision of `import`.
 async fn cut_off(cluster: &Cluster, view: &View) -> i64 {
     let (cluster, view) = (cluster.clone(), view.clone());
     blocking(move || {
-        let place = OfflineCluster::of(&cluster, &Credentials::default()).unwrap();
-        place.runtime.block_on(async {
-            let import = place.begin(Accepts::Empty, "cut off").await.unwrap();
-            place.write(import, &view).await.unwrap();
+        let target = OfflineCluster::new(&cluster, &Credentials::default()).unwrap();
+        target.runtime.block_on(async {
+            let import = target.begin(Accepts::Empty, "cut off").await.unwrap();
+            target.write(import, &view).await.unwrap();
             import
         })
     })
@@ -72,12 +72,12 @@ async fn what_is_made_is_read_back_and_served() {
     let catalog = server.open("made", "store1").await;
     assert_eq!(*catalog.view(), view);
     create(&catalog, "new").await;
-    // While it is served, too.
+    // Also while it is served.
     assert_eq!(read_now(&cluster).await.unwrap(), *catalog.view());
     catalog.close().await;
 }
 
-/// Each catalog would find keys among its own that are not its own.
+/// Otherwise the outer catalog would find keys below its prefix that are not its own.
 #[tokio::test]
 async fn no_catalog_is_begun_inside_another_one() {
     let server = Server::start();
@@ -89,7 +89,7 @@ async fn no_catalog_is_begun_inside_another_one() {
     assert!(matches!(imported, Err(OpenError::Nested { .. })), "{imported:?}");
     assert!(server.ctl(&["get", "--prefix", "/outer/inner"]).unwrap().is_empty());
     create(&outer, "db").await;
-    // Beside it there is room, also for one whose prefix begins with the same letters.
+    // A catalog beside it is made, also if its prefix begins with the same letters.
     server.open("outer2/inner", "store1").await;
 }
 
@@ -111,27 +111,27 @@ async fn records_that_are_large_together_take_several_transactions() {
 }
 
 #[tokio::test]
-async fn nothing_takes_the_place_of_what_is_served_or_holds_something() {
+async fn a_catalog_that_is_served_or_has_records_is_not_replaced() {
     let server = Server::start();
     let cluster = server.cluster("taken");
-    let told = |done: Result<(), OpenError>| chain(&done.unwrap_err());
+    let message = |done: Result<(), OpenError>| chain(&done.unwrap_err());
     let catalogs = [server.open("taken", "store1").await, server.open("taken", "store2").await];
     for refused in [import(&cluster, &furnished(1)).await, rebuild(&cluster).await] {
-        let told = told(refused);
-        assert!(told.contains("is in use by volhost on store1, store2; stop that"), "{told}");
+        let message = message(refused);
+        assert!(message.contains("is in use by volhost on store1, store2; stop that"), "{message}");
     }
     for catalog in &catalogs {
         catalog.close().await;
     }
-    let refused = told(rebuild(&cluster).await);
+    let refused = message(rebuild(&cluster).await);
     assert!(refused.contains("there is a catalog etcd://") && !refused.contains("not empty"), "{refused}");
     import(&cluster, &furnished(1)).await.unwrap();
     let before = server.ctl(&["get", "--prefix", "/taken"]).unwrap();
     for (refused, filled) in [(import(&cluster, &furnished(2)).await, true), (rebuild(&cluster).await, false)]
     {
-        let told = told(refused);
-        assert_eq!(told.contains("and it is not empty"), filled, "{told}");
-        assert!(told.contains("delete every key that begins with /taken/"), "{told}");
+        let message = message(refused);
+        assert_eq!(message.contains("and it is not empty"), filled, "{message}");
+        assert!(message.contains("delete every key that begins with /taken/"), "{message}");
     }
     assert_eq!(server.ctl(&["get", "--prefix", "/taken"]).unwrap(), before);
 
@@ -151,12 +151,12 @@ async fn nothing_takes_the_place_of_what_is_served_or_holds_something() {
 }
 
 #[tokio::test]
-async fn what_was_cut_off_is_no_catalog_and_is_made_once_more() {
+async fn an_interrupted_import_is_no_catalog_and_is_made_again() {
     let server = Server::start();
     for made_by_import in [true, false] {
         let prefix = if made_by_import { "import" } else { "rebuild" };
         let cluster = server.cluster(prefix);
-        // Over a catalog without a record, whose instance left its slots.
+        // In place of a catalog without a record, whose instance left its slots.
         server.open(prefix, "store1").await.close().await;
         cut_off(&cluster, &furnished(300)).await;
         assert!(matches!(read_now(&cluster).await, Err(OpenError::HalfImported { .. })));
@@ -177,7 +177,7 @@ async fn what_was_cut_off_is_no_catalog_and_is_made_once_more() {
         assert_eq!(read_now(&cluster).await.unwrap(), view);
         let left = server.ctl(&["get", "--prefix", "--keys-only", &format!("/{prefix}")]).unwrap();
         let left: Vec<_> = left.lines().filter(|line| !line.is_empty()).collect();
-        // Beside the records only that it is a catalog, and its latest change.
+        // Besides the records there are only `format` and `head`.
         assert_eq!(left.len(), keys + 2, "{left:?}");
         let catalog = server.open(prefix, "store1").await;
         create(&catalog, "new").await;
@@ -190,17 +190,17 @@ async fn of_two_imports_the_first_one_gives_up() {
     let cluster = server.cluster("two");
     let (first, second) = (furnished(3), furnished(1));
     let begun = cut_off(&cluster, &first).await;
-    let place = Arc::new({
+    let target = Arc::new({
         let cluster = cluster.clone();
-        blocking(move || OfflineCluster::of(&cluster, &Credentials::default()).unwrap()).await
+        blocking(move || OfflineCluster::new(&cluster, &Credentials::default()).unwrap()).await
     });
     import(&cluster, &second).await.unwrap();
     let late = {
-        let (place, first) = (Arc::clone(&place), first.clone());
+        let (target, first) = (Arc::clone(&target), first.clone());
         blocking(move || {
-            place
-                .runtime
-                .block_on(async { [place.write(begun, &first).await, place.finish(begun, "cut off").await] })
+            target.runtime.block_on(async {
+                [target.write(begun, &first).await, target.finish(begun, "cut off").await]
+            })
         })
         .await
     };
@@ -208,23 +208,23 @@ async fn of_two_imports_the_first_one_gives_up() {
         assert!(matches!(late, Err(OpenError::Overtaken { .. })), "{late:?}");
     }
     assert_eq!(read_now(&cluster).await.unwrap(), second);
-    blocking(move || drop(place)).await;
+    blocking(move || drop(target)).await;
 }
 
 #[tokio::test]
-async fn a_step_whose_answer_was_lost_is_done_once_more() {
+async fn a_step_whose_answer_was_lost_is_done_again() {
     let server = Server::start();
     let (cluster, view) = (server.cluster("lost"), furnished(3));
     let expected = view.clone();
     blocking(move || {
-        let place = OfflineCluster::of(&cluster, &Credentials::default()).unwrap();
-        place.runtime.block_on(async {
-            let import = place.begin(Accepts::Missing, "run").await.unwrap();
-            place.write(import, &view).await.unwrap();
-            place.write(import, &view).await.unwrap();
-            place.finish(import, "run").await.unwrap();
-            place.finish(import, "run").await.unwrap();
-            let another = place.finish(import, "other").await;
+        let target = OfflineCluster::new(&cluster, &Credentials::default()).unwrap();
+        target.runtime.block_on(async {
+            let import = target.begin(Accepts::Missing, "run").await.unwrap();
+            target.write(import, &view).await.unwrap();
+            target.write(import, &view).await.unwrap();
+            target.finish(import, "run").await.unwrap();
+            target.finish(import, "run").await.unwrap();
+            let another = target.finish(import, "other").await;
             assert!(matches!(another, Err(OpenError::Overtaken { .. })), "{another:?}");
         });
     })
@@ -237,13 +237,13 @@ async fn an_instance_that_was_cut_off_meanwhile_changes_nothing_of_what_was_impo
     let server = Server::start();
     let cluster = server.cluster("away");
     let catalog = server.open("away", "store1").await;
-    // As after an outage that was longer than its lease.
+    // As after an outage longer than the lease.
     server.ctl(&["del", "--prefix", "/away/instances/"]).unwrap();
     let view = furnished(2);
     import(&cluster, &view).await.unwrap();
     for change in [Change::Insert(volume("new")), Change::Revoke(host("web1"), at(1))] {
-        let told = chain(&catalog.submit(change).await.unwrap_err());
-        assert!(told.contains("restart volhost"), "{told}");
+        let message = chain(&catalog.submit(change).await.unwrap_err());
+        assert!(message.contains("restart volhost"), "{message}");
     }
     assert_eq!(read_now(&cluster).await.unwrap(), view);
     catalog.sync().await.unwrap();
@@ -272,7 +272,7 @@ async fn an_instance_and_an_import_that_begin_together_do_not_mix() {
         let left = read_now(&cluster).await.unwrap();
         match (opened, imported) {
             (Ok(catalog), Ok(())) => {
-                // It came after.
+                // The instance started after the import.
                 assert_eq!((&*catalog.view(), &left), (&view, &view));
                 let catalog: Arc<dyn Catalog> = Arc::new(catalog);
                 create(&catalog, "new").await;
@@ -295,9 +295,9 @@ fn a_cluster_that_does_not_answer_is_waited_for_some_seconds() {
     server.signal("STOP");
     let begun = std::time::Instant::now();
     let cluster = server.cluster("silent");
-    let told = read(&cluster, &Credentials::default()).unwrap_err();
+    let message = read(&cluster, &Credentials::default()).unwrap_err();
     server.signal("CONT");
-    assert!(matches!(told, OpenError::Unreachable { .. }), "{told}");
+    assert!(matches!(message, OpenError::Unreachable { .. }), "{message}");
     let took = begun.elapsed().as_secs();
     assert!((8..20).contains(&took), "{took} s");
 }

@@ -1,4 +1,4 @@
-//! Reading a catalog whole, page by page, as it was at one revision.
+//! Reads a catalog whole, page by page, as it was at one revision.
 //!
 //! It must never skip a key that it does not understand: a catalog is read whole or not at all.
 
@@ -12,26 +12,26 @@ use crate::catalog::etcd::error::OpenError;
 use crate::catalog::etcd::keys::Key;
 use crate::catalog::record::Loader;
 
-/// How many keys a page has. With records of the usual size it is a megabyte or two.
+/// The number of keys in a page. With records of the usual size a page is one or two megabytes.
 const PAGE: i64 = 4000;
 
-/// Reads everything at one revision.
+/// Reads everything at one revision; starts again if that revision was compacted meanwhile.
 pub(crate) async fn read(reader: &Reader<'_>) -> Result<Snapshot, OpenError> {
     loop {
         if let Some(snapshot) = read_at_once(reader).await? {
             return Ok(snapshot);
         }
-        log::debug!("the catalog {} was compacted while it was read: once more", reader.location);
+        log::debug!("the catalog {} was compacted while it was read: it is read again", reader.location);
     }
 }
 
 /// Reads everything at one revision. Returns `None` if that revision was compacted meanwhile.
 async fn read_at_once(reader: &Reader<'_>) -> Result<Option<Snapshot>, OpenError> {
     let mut loader = Loader::default();
-    let (mut rows, mut moving, mut head) = (HashMap::new(), HashMap::new(), None);
+    let (mut revisions, mut claims, mut head) = (HashMap::new(), HashMap::new(), None);
     let (mut next, mut revision) = (reader.keys.root().to_owned().into_bytes(), 0);
     loop {
-        let mut options = GetOptions::new().with_range(reader.keys.end_of_common()).with_limit(PAGE);
+        let mut options = GetOptions::new().with_range(reader.keys.end_of_shared()).with_limit(PAGE);
         if revision > 0 {
             options = options.with_revision(revision);
         }
@@ -57,18 +57,18 @@ async fn read_at_once(reader: &Reader<'_>) -> Result<Option<Snapshot>, OpenError
                         .take(table, &parts, &String::from_utf8_lossy(pair.value()))
                         .map_err(|source| OpenError::Row { location: reader.location.to_owned(), source })?;
                     let key = String::from_utf8_lossy(pair.key()).into_owned().into_boxed_str();
-                    rows.insert(key, pair.mod_revision());
+                    revisions.insert(key, pair.mod_revision());
                 }
-                Key::Moving(id) => {
-                    if let Ok(moves) = serde_json::from_slice(pair.value()) {
-                        moving.insert(id, (moves, pair.mod_revision()));
+                Key::Claim(id) => {
+                    if let Ok(claim) = serde_json::from_slice(pair.value()) {
+                        claims.insert(id, (claim, pair.mod_revision()));
                     }
                 }
                 Key::Import => {
                     return Err(OpenError::HalfImported { location: reader.location.to_owned() });
                 }
                 Key::Head => head = Some((pair.mod_revision(), pair.value().to_vec())),
-                Key::Instance(_) | Key::Own | Key::Format => {}
+                Key::Instance(_) | Key::Private | Key::Format => {}
                 Key::Unknown => {
                     return Err(OpenError::Foreign {
                         location: reader.location.to_owned(),
@@ -87,5 +87,5 @@ async fn read_at_once(reader: &Reader<'_>) -> Result<Option<Snapshot>, OpenError
     }
     let view =
         loader.finish().map_err(|source| OpenError::Row { location: reader.location.to_owned(), source })?;
-    Ok(Some(Snapshot { view, rows, moving, head, revision }))
+    Ok(Some(Snapshot { view, revisions, claims, head, revision }))
 }

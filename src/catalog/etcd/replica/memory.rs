@@ -1,8 +1,9 @@
-//! The catalog in memory: the view, the revision of each row in it, and which instance moves which directory.
+//! The catalog in memory: the view, the revision of each row in it, and which instance has the right to move which
+//! directory.
 //!
-//! Rows come from two sides: from the watch, in the order of their revisions, and from this instance's own transactions,
-//! which may be known before the watch has come so far. A row that is known newer is never overwritten by an older one.
-//! Nobody waits under its lock.
+//! Rows come from two sources: from the watch, in the order of their revisions, and from this instance's own transactions,
+//! which may be answered before the watch delivers them. An older row never overwrites a newer one. Nobody waits while
+//! holding the lock.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,82 +19,85 @@ use crate::catalog::record::{InvalidRow, Loader};
 use crate::catalog::{Host, MountKey, PeerEvents, RowKey, View, Volume, Write};
 use crate::model::volume::{VolumeId, VolumeName};
 
-/// The value of a `moving` key.
+/// The value of a `moving` key: an instance's right to move a volume's directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Moves {
-    /// The instance that moves the directory.
+pub(crate) struct Claim {
+    /// The instance that has the right.
     pub(crate) by: Uuid,
-    /// The volume that is not visible meanwhile: one that is being made or restored.
+    /// The volume that is not visible until the claim ends: one that is being made or restored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) hides: Option<String>,
 }
 
-/// A step of what becomes of the memory by one transaction.
+/// One of the changes that a transaction makes to the memory.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     /// A row is stored or deleted.
     Row(Write),
-    /// Somebody moves a volume's directory, or does no more.
-    Moving(VolumeId, Option<Moves>),
+    /// An instance claims the right to move a volume's directory, or the claim ends.
+    Claim(VolumeId, Option<Claim>),
 }
 
-/// What is known.
+/// The view, with the revisions of its rows and the claims.
 pub(crate) struct Memory {
     keys: Keys,
     me: Uuid,
     view: ArcSwap<View>,
-    known: Mutex<Rows>,
-    /// The revision up to which the watch has told everything.
+    rows: Mutex<Rows>,
+    /// The revision up to which the watch has delivered every event.
     reached: watch::Sender<i64>,
-    /// Counts how often a directory's moving ended.
-    settled: watch::Sender<u64>,
+    /// The number of claims that have ended.
+    ended_claims: watch::Sender<u64>,
     peer_events: watch::Sender<PeerEvents>,
 }
 
-/// What is known beside the view, of which it is always the same moment.
+/// The keys behind the view, always of the same moment as the view.
 #[derive(Default)]
 pub(crate) struct Rows {
     /// The revision of each row in the view, by its key.
-    rows: HashMap<Box<str>, i64>,
-    /// The revisions at which this instance deleted rows, until the watch has come there.
+    revisions: HashMap<Box<str>, i64>,
+    /// The revisions at which this instance deleted rows and claims, until the watch reaches them.
     gone: HashMap<Box<str>, i64>,
-    moving: HashMap<VolumeId, (Moves, i64)>,
-    /// This instance's own transactions that the watch has not come to yet.
+    /// Each claim, with the revision of its key.
+    claims: HashMap<VolumeId, (Claim, i64)>,
+    /// This instance's own transactions that the watch has not delivered yet.
     own: Vec<(i64, Vec<Step>)>,
+    /// The revision up to which the watch has delivered every event.
     pub(crate) reached: i64,
     /// The key that every transaction writes, as it was at that revision.
     pub(crate) head: Option<Head>,
-    /// Reads rows; keeps the names that many of them have in common.
+    /// Reads rows. It shares the names that many rows have in common.
     reader: Loader,
 }
 
 impl Rows {
-    /// The revision of a row, or 0 where there is none.
+    /// Returns the revision of a row, or 0 if there is no such row.
     pub(crate) fn revision(&self, key: &str) -> i64 {
-        self.rows.get(key).copied().unwrap_or_default()
+        self.revisions.get(key).copied().unwrap_or_default()
     }
 
-    /// Whether a row is known, or known to be gone, as it was at a revision or later.
+    /// Returns true if the memory has a row, or its deletion, as of this revision or a later one.
     fn has_row(&self, key: &[u8], revision: i64) -> bool {
-        let known =
-            std::str::from_utf8(key).ok().and_then(|key| self.rows.get(key).or_else(|| self.gone.get(key)));
-        known.is_some_and(|known| *known >= revision)
+        let latest = std::str::from_utf8(key)
+            .ok()
+            .and_then(|key| self.revisions.get(key).or_else(|| self.gone.get(key)));
+        latest.is_some_and(|latest| *latest >= revision)
     }
 
-    /// Who moves a volume's directory, and the revision of that.
-    pub(crate) fn mover(&self, id: VolumeId) -> Option<&(Moves, i64)> {
-        self.moving.get(&id)
+    /// Returns the claim on a volume's directory, and its revision.
+    pub(crate) fn claim(&self, id: VolumeId) -> Option<&(Claim, i64)> {
+        self.claims.get(&id)
     }
 }
 
 /// A key's revision and value.
 pub(crate) type Head = (i64, Vec<u8>);
 
-/// A catalog as it was read whole, at one revision.
+/// A catalog that was read whole, at one revision.
 pub(crate) struct Snapshot {
     pub(crate) view: View,
-    pub(crate) rows: HashMap<Box<str>, i64>,
-    pub(crate) moving: HashMap<VolumeId, (Moves, i64)>,
+    pub(crate) revisions: HashMap<Box<str>, i64>,
+    pub(crate) claims: HashMap<VolumeId, (Claim, i64)>,
     pub(crate) head: Option<Head>,
     pub(crate) revision: i64,
 }
@@ -104,9 +108,9 @@ impl Memory {
             keys,
             me,
             view: ArcSwap::default(),
-            known: Mutex::default(),
+            rows: Mutex::default(),
             reached: watch::Sender::new(0),
-            settled: watch::Sender::new(0),
+            ended_claims: watch::Sender::new(0),
             peer_events: watch::Sender::new(PeerEvents::default()),
         };
         memory.replace(snapshot, true);
@@ -121,79 +125,80 @@ impl Memory {
         self.reached.subscribe()
     }
 
-    pub(crate) fn settled(&self) -> watch::Receiver<u64> {
-        self.settled.subscribe()
+    pub(crate) fn ended_claims(&self) -> watch::Receiver<u64> {
+        self.ended_claims.subscribe()
     }
 
     pub(crate) fn peer_events(&self) -> watch::Receiver<PeerEvents> {
         self.peer_events.subscribe()
     }
 
-    /// Looks at the view and at what is known beside it, of one moment.
+    /// Calls `look` with the view and the rows behind it, both of the same moment.
     pub(crate) fn look<T>(&self, look: impl FnOnce(&Arc<View>, &Rows) -> T) -> T {
-        let known = self.known();
-        look(&self.view.load(), &known)
+        let rows = self.rows();
+        look(&self.view.load(), &rows)
     }
 
-    /// Takes in a transaction of this instance.
+    /// Applies a transaction of this instance that was committed.
     pub(crate) fn committed(&self, revision: i64, steps: Vec<Step>) {
-        let mut known = self.known();
-        // The watch has told it already, and perhaps what others made of it since.
-        if revision <= known.reached {
+        let mut rows = self.rows();
+        // The watch has delivered it already, and perhaps what others did to the same rows since.
+        if revision <= rows.reached {
             return;
         }
         let mut draft = View::clone(&self.view.load());
         for step in &steps {
-            self.take(&mut known, &mut draft, revision, step.clone());
+            self.apply_step(&mut rows, &mut draft, revision, step.clone());
         }
-        known.own.push((revision, steps));
+        rows.own.push((revision, steps));
         self.view.store(Arc::new(draft));
     }
 
-    /// Takes in what the watch tells, which ends with a whole transaction. What is not understood ends it: what comes
-    /// before it is taken in, and told again. Returns whether it tells of all transactions of this instance: where it
-    /// does not, it is of another history.
-    pub(crate) fn heard(&self, events: &[Event]) -> Result<bool, InvalidRow> {
-        let mut known = self.known();
+    /// Applies events of the watch, which end with a whole transaction. Returns true if they have all transactions of this
+    /// instance up to their last revision. If one is missing, the events belong to another history.
+    ///
+    /// An event that is not understood is an error. The events before it are applied, and are delivered again.
+    pub(crate) fn apply_events(&self, events: &[Event]) -> Result<bool, InvalidRow> {
+        let mut rows = self.rows();
         let mut draft = View::clone(&self.view.load());
         let mut peers = *self.peer_events.borrow();
-        let (mut changed, head) = (false, known.head.clone());
-        let heard = events.iter().try_for_each(|event| {
-            changed |= self.hear(&mut known, &mut draft, &mut peers, event)?;
+        let (mut changed, head) = (false, rows.head.clone());
+        let applied = events.iter().try_for_each(|event| {
+            changed |= self.apply_event(&mut rows, &mut draft, &mut peers, event)?;
             Ok(())
         });
-        let reached = match &heard {
+        let reached = match &applied {
             Ok(()) => {
                 events.iter().filter_map(Event::kv).map(KeyValue::mod_revision).max().unwrap_or_default()
             }
             Err(_) => {
-                known.head = head;
+                rows.head = head;
                 0
             }
         };
-        let reached = known.reached.max(reached);
-        known.reached = reached;
-        let told: Vec<_> = events.iter().filter_map(Event::kv).collect();
+        let reached = rows.reached.max(reached);
+        rows.reached = reached;
+        let pairs: Vec<_> = events.iter().filter_map(Event::kv).collect();
         let head = self.keys.head();
-        let is_told = |revision: i64| {
-            told.iter().any(|pair| pair.mod_revision() == revision && pair.key() == head.as_bytes())
+        let is_delivered = |revision: i64| {
+            pairs.iter().any(|pair| pair.mod_revision() == revision && pair.key() == head.as_bytes())
         };
-        let whole = known.own.iter().all(|(revision, _)| *revision > reached || is_told(*revision));
-        known.own.retain(|(revision, _)| *revision > reached);
-        known.gone.retain(|_, revision| *revision > reached);
+        let has_all_own = rows.own.iter().all(|(revision, _)| *revision > reached || is_delivered(*revision));
+        rows.own.retain(|(revision, _)| *revision > reached);
+        rows.gone.retain(|_, revision| *revision > reached);
         if changed {
             self.view.store(Arc::new(draft));
         }
-        drop(known);
+        drop(rows);
         self.reached.send_if_modified(|before| std::mem::replace(before, reached) < reached);
         self.peer_events.send_if_modified(|before| std::mem::replace(before, peers) != peers);
-        heard.map(|()| whole)
+        applied.map(|()| has_all_own)
     }
 
-    /// Takes in one event. Returns whether the view is another one by it.
-    fn hear(
+    /// Applies one event. Returns true if that changed the view.
+    fn apply_event(
         &self,
-        known: &mut Rows,
+        rows: &mut Rows,
         draft: &mut View,
         peers: &mut PeerEvents,
         event: &Event,
@@ -201,100 +206,100 @@ impl Memory {
         let Some(pair) = event.kv() else { return Ok(false) };
         let deleted = event.event_type() == EventType::Delete;
         Ok(match self.keys.parse(pair.key()) {
-            // Most often this instance's own, which was taken in when it was answered.
-            Key::Row(..) if known.has_row(pair.key(), pair.mod_revision()) => false,
+            // Usually a row that this instance wrote, which was applied when the transaction was answered.
+            Key::Row(..) if rows.has_row(pair.key(), pair.mod_revision()) => false,
             Key::Row(table, parts) => {
                 let parts: Vec<_> = parts.iter().map(String::as_str).collect();
                 let write = if deleted {
-                    deletion(known.reader.read_key(table, &parts)?)
+                    deletion(rows.reader.read_key(table, &parts)?)
                 } else {
-                    Some(known.reader.read(table, &parts, &String::from_utf8_lossy(pair.value()))?)
+                    Some(rows.reader.read(table, &parts, &String::from_utf8_lossy(pair.value()))?)
                 };
                 if let Some(Write::Host(name, host)) = &write {
                     peers.certificate_changes += u64::from(other_certificates(draft.hosts.get(name), host));
                 }
                 match write {
-                    Some(write) => self.take(known, draft, pair.mod_revision(), Step::Row(write)),
-                    // What stays in the view without a key is written as a new one.
+                    Some(write) => self.apply_step(rows, draft, pair.mod_revision(), Step::Row(write)),
+                    // The row stays in the view, and has no key any more: the next write creates one.
                     None => {
-                        known.rows.remove(&*String::from_utf8_lossy(pair.key()));
+                        rows.revisions.remove(&*String::from_utf8_lossy(pair.key()));
                         false
                     }
                 }
             }
-            Key::Moving(id) => {
-                let moves = if deleted { None } else { serde_json::from_slice(pair.value()).ok() };
-                self.take(known, draft, pair.mod_revision(), Step::Moving(id, moves))
+            Key::Claim(id) => {
+                let claim = if deleted { None } else { serde_json::from_slice(pair.value()).ok() };
+                self.apply_step(rows, draft, pair.mod_revision(), Step::Claim(id, claim))
             }
             Key::Instance(id) => {
-                // It may have left something half-done.
+                // It may have left operations half-done.
                 peers.lost_instances += u64::from(deleted && id != self.me);
                 false
             }
             Key::Head => {
-                known.head = Some((pair.mod_revision(), pair.value().to_vec()));
+                rows.head = Some((pair.mod_revision(), pair.value().to_vec()));
                 false
             }
-            Key::Own | Key::Format | Key::Import | Key::Unknown => false,
+            Key::Private | Key::Format | Key::Import | Key::Unknown => false,
         })
     }
 
-    /// Takes in a catalog that was read whole, where the watch cannot tell what happened meanwhile; or where what is
-    /// known is of another history, and nothing of it is to stay.
+    /// Replaces the memory with a catalog that was read whole, because the watch cannot deliver what happened meanwhile. If
+    /// the memory belongs to another history, nothing of it stays.
     pub(crate) fn replace(&self, snapshot: Snapshot, same_history: bool) {
-        let Snapshot { view, rows, moving, head, revision } = snapshot;
-        let mut known = self.known();
+        let Snapshot { view, revisions, claims, head, revision } = snapshot;
+        let mut rows = self.rows();
         let mut peers = *self.peer_events.borrow();
         let before = self.view.load();
         let others = before.hosts.iter().any(|(name, host)| other_certificates(view.hosts.get(name), host));
         let mut draft = view;
-        for (id, (moves, _)) in &moving {
-            if let Some(name) = hidden(moves) {
+        for (id, (claim, _)) in &claims {
+            if let Some(name) = hidden(claim) {
                 show(&mut draft, &name, *id, false);
             }
         }
-        let same_history = same_history && revision >= known.reached;
-        known.rows = rows;
-        known.moving = moving;
-        known.head = head;
-        known.gone.clear();
-        known.reached = revision;
-        // What this instance was answered since stays known; of a history that was given up, it is lost.
-        let own = std::mem::take(&mut known.own);
+        let same_history = same_history && revision >= rows.reached;
+        rows.revisions = revisions;
+        rows.claims = claims;
+        rows.head = head;
+        rows.gone.clear();
+        rows.reached = revision;
+        // This instance's transactions after the snapshot are applied again; those of a discarded history are lost.
+        let own = std::mem::take(&mut rows.own);
         for (at, steps) in own.into_iter().filter(|_| same_history) {
             if at > revision {
                 for step in &steps {
-                    self.take(&mut known, &mut draft, at, step.clone());
+                    self.apply_step(&mut rows, &mut draft, at, step.clone());
                 }
-                known.own.push((at, steps));
+                rows.own.push((at, steps));
             }
         }
         self.view.store(Arc::new(draft));
-        drop(known);
+        drop(rows);
         peers.certificate_changes += u64::from(others);
-        // Whoever ended meanwhile was not seen to end.
+        // The end of an instance may have been missed.
         peers.lost_instances += 1;
         self.peer_events.send_replace(peers);
-        self.settled.send_modify(|count| *count += 1);
+        self.ended_claims.send_modify(|count| *count += 1);
         self.reached.send_replace(revision);
     }
 
-    /// Takes in a step, unless it is known, or something newer is. Returns whether it was taken in.
-    fn take(&self, known: &mut Rows, draft: &mut View, revision: i64, step: Step) -> bool {
+    /// Applies a step, unless the memory has it already, or a newer one. Returns true if it was applied.
+    fn apply_step(&self, rows: &mut Rows, draft: &mut View, revision: i64, step: Step) -> bool {
         match step {
             Step::Row(write) => {
                 let key = self.keys.of_row(&write.key()).into_boxed_str();
-                let newer = known.rows.get(&key).or_else(|| known.gone.get(&key));
-                if newer.is_some_and(|newer| *newer >= revision) {
+                let latest = rows.revisions.get(&key).or_else(|| rows.gone.get(&key));
+                if latest.is_some_and(|latest| *latest >= revision) {
                     return false;
                 }
                 if !write.deletes() {
-                    known.gone.remove(&key);
-                    known.rows.insert(key, revision);
+                    rows.gone.remove(&key);
+                    rows.revisions.insert(key, revision);
                 } else {
-                    known.rows.remove(&key);
-                    if revision > known.reached {
-                        known.gone.insert(key, revision);
+                    rows.revisions.remove(&key);
+                    if revision > rows.reached {
+                        rows.gone.insert(key, revision);
                     }
                 }
                 let volume = match &write {
@@ -303,32 +308,32 @@ impl Memory {
                 };
                 draft.put(write);
                 if let Some((name, id)) = volume {
-                    let hides = known.moving.get(&id).is_some_and(|(moves, _)| moves.hides.is_some());
+                    let hides = rows.claims.get(&id).is_some_and(|(claim, _)| claim.hides.is_some());
                     show(draft, &name, id, !hides);
                 }
             }
-            Step::Moving(id, moves) => {
-                let key = self.keys.moving(id).into_boxed_str();
-                let at = known.moving.get(&id).map(|(_, at)| at).or_else(|| known.gone.get(&key));
-                if at.is_some_and(|at| *at >= revision) {
+            Step::Claim(id, claim) => {
+                let key = self.keys.claim(id).into_boxed_str();
+                let latest = rows.claims.get(&id).map(|(_, at)| at).or_else(|| rows.gone.get(&key));
+                if latest.is_some_and(|latest| *latest >= revision) {
                     return false;
                 }
-                let before = known.moving.remove(&id);
-                if let Some(name) = before.as_ref().and_then(|(moves, _)| hidden(moves)) {
+                let before = rows.claims.remove(&id);
+                if let Some(name) = before.as_ref().and_then(|(claim, _)| hidden(claim)) {
                     show(draft, &name, id, true);
                 }
-                match moves {
-                    Some(moves) => {
-                        if let Some(name) = hidden(&moves) {
+                match claim {
+                    Some(claim) => {
+                        if let Some(name) = hidden(&claim) {
                             show(draft, &name, id, false);
                         }
-                        known.moving.insert(id, (moves, revision));
+                        rows.claims.insert(id, (claim, revision));
                     }
                     None => {
-                        if revision > known.reached {
-                            known.gone.insert(key, revision);
+                        if revision > rows.reached {
+                            rows.gone.insert(key, revision);
                         }
-                        self.settled.send_modify(|count| *count += 1);
+                        self.ended_claims.send_modify(|count| *count += 1);
                     }
                 }
             }
@@ -336,15 +341,15 @@ impl Memory {
         true
     }
 
-    /// Has a row known at a revision that the cluster never gave it: what no watch would ever mend.
+    /// Sets a row's revision to one that the cluster never gave it. No event of the watch corrects that.
     #[cfg(test)]
-    pub(crate) fn mistake(&self, row: &RowKey) {
-        self.known().rows.insert(self.keys.of_row(row).into_boxed_str(), i64::MAX);
+    pub(crate) fn corrupt_revision(&self, row: &RowKey) {
+        self.rows().revisions.insert(self.keys.of_row(row).into_boxed_str(), i64::MAX);
     }
 
-    fn known(&self) -> MutexGuard<'_, Rows> {
-        // What is changed under it is changed by code that does not panic half-way, and is only ever added to.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn rows(&self) -> MutexGuard<'_, Rows> {
+        // The code that changes it does not panic half-way.
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -357,17 +362,17 @@ fn show(view: &mut View, name: &VolumeName, id: VolumeId, visible: bool) {
     }
 }
 
-/// Whether what is known of a host's certificates differs.
+/// Returns true if a host's certificates or its revocation differ.
 fn other_certificates(one: Option<&Arc<Host>>, other: &Host) -> bool {
     one.is_none_or(|one| one.certificates != other.certificates || one.revoked_at != other.revoked_at)
 }
 
-/// The name of the volume that is hidden while its directory is moved.
-fn hidden(moves: &Moves) -> Option<VolumeName> {
-    moves.hides.as_deref().and_then(|name| VolumeName::parse(name).ok())
+/// Returns the name of the volume that a claim hides.
+fn hidden(claim: &Claim) -> Option<VolumeName> {
+    claim.hides.as_deref().and_then(|name| VolumeName::parse(name).ok())
 }
 
-/// What deletes a row; nothing for a host, which no volhost deletes.
+/// Returns the write that deletes a row; `None` for a host, because no volhost deletes one.
 fn deletion(row: RowKey) -> Option<Write> {
     match row {
         RowKey::Volume(name) => Some(Write::Volume(name, None)),
@@ -390,23 +395,23 @@ mod tests {
     use crate::catalog::contract::volume;
 
     #[test]
-    fn an_answer_that_comes_after_the_watch_brings_nothing_back() {
-        let keys = Keys::of(&Cluster { members: vec!["a:1".into()], prefix: "p".into() });
-        let (view, rows, moving) = Default::default();
+    fn an_answer_that_arrives_after_the_watch_restores_nothing() {
+        let keys = Keys::new(&Cluster { members: vec!["a:1".into()], prefix: "p".into() });
+        let (view, revisions, claims) = Default::default();
         let memory =
-            Memory::new(keys, Uuid::nil(), Snapshot { view, rows, moving, head: None, revision: 10 });
+            Memory::new(keys, Uuid::nil(), Snapshot { view, revisions, claims, head: None, revision: 10 });
         let made = Arc::new(volume("db"));
         let steps = |made: &Arc<Volume>| {
-            let moves = Moves { by: Uuid::nil(), hides: Some(made.name.to_string()) };
+            let claim = Claim { by: Uuid::nil(), hides: Some(made.name.to_string()) };
             let row = Step::Row(Write::Volume(made.name.clone(), Some(Arc::clone(made))));
-            vec![Step::Moving(made.id, Some(moves)), row]
+            vec![Step::Claim(made.id, Some(claim)), row]
         };
-        // What it made was removed again, and the watch has told both.
+        // The volume was removed again, and the watch has delivered both.
         memory.committed(9, steps(&made));
         assert!(memory.view().volumes.is_empty());
-        assert!(memory.look(|_, known| known.mover(made.id).is_none()));
+        assert!(memory.look(|_, rows| rows.claim(made.id).is_none()));
         memory.committed(11, steps(&made));
         assert!(!memory.view().volume("db").unwrap().visible);
-        assert!(memory.look(|_, known| known.mover(made.id).is_some()));
+        assert!(memory.look(|_, rows| rows.claim(made.id).is_some()));
     }
 }

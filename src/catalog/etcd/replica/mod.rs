@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 pub(crate) use self::load::read;
-pub(crate) use self::memory::{Memory, Moves, Rows, Snapshot, Step};
+pub(crate) use self::memory::{Claim, Memory, Rows, Snapshot, Step};
 use self::read_index::Request;
 pub(crate) use self::state::Fault;
 use self::state::{Reload, ReplicaState};
@@ -30,7 +30,7 @@ use crate::catalog::{CatalogError, Change};
 
 /// After this many attempts in a row on outdated rows, the memory counts as wrong. Other instances that write the same
 /// rows cause a few.
-pub(crate) const STALE: usize = 50;
+pub(crate) const STALE_LIMIT: usize = 50;
 
 /// How long a change waits for the catalog to be read whole.
 const RELOAD: Duration = Duration::from_secs(1);
@@ -79,11 +79,11 @@ impl Replica {
     /// is done, or has taken long.
     pub(crate) async fn doubt(&self, change: &Change) {
         log::error!(
-            "what is known of the catalog {} is not what it holds, as {STALE} attempts at {change:?} showed: it is read \
+            "what is known of the catalog {} is not what it holds, as {STALE_LIMIT} attempts at {change:?} showed: it is read \
              whole again",
             self.client.location
         );
-        let mut settled = self.memory.settled();
+        let mut settled = self.memory.ended_claims();
         self.state.reload(Reload::Doubted);
         let _ = timeout(RELOAD, settled.changed()).await;
     }

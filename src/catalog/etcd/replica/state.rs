@@ -1,5 +1,5 @@
-//! Whether the replica can be trusted. While it cannot, no change is decided, however well the cluster answers, and
-//! requests are refused with the reason.
+//! The faults of the replica. While it has one, it cannot be trusted: no change is decided, however well the cluster
+//! answers, and requests are refused with the reason.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

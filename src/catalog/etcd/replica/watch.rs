@@ -1,7 +1,7 @@
-//! The watch: what all instances wrote, in the order of revisions, brought into the memory.
+//! The watch: applies to the memory what all instances write, in the order of revisions.
 //!
-//! When it breaks off, it begins again at the revision that was reached. If that revision was compacted, the catalog is
-//! read whole. It never skips an event.
+//! When the watch breaks off, it restarts at the revision that the memory has reached. If that revision was compacted, the
+//! catalog is read whole. It must never skip an event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,18 +13,18 @@ use tonic::Code;
 use super::memory::Head;
 use super::state::{Fault, Reload};
 use super::{Replica, load, read_index};
-use crate::catalog::etcd::client::{ANSWER, CallError, Kind, LARGEST};
+use crate::catalog::etcd::client::{ANSWER, CallError, CallErrorKind, LARGEST};
 use crate::catalog::etcd::error::OpenError;
 use crate::error::chain;
 
-/// The pause before a watch that broke off begins again.
+/// The pause before a watch that broke off is restarted.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a watch that begins behind may be silent before it begins again. What it missed may come in one message,
-/// which arrives only whole: begun again meanwhile, it would begin with the same message.
+/// How long a watch that starts behind may be silent before it is restarted. All events that it missed may come in one
+/// message, which is delivered only when it is complete: a watch that is restarted meanwhile starts with the same message.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// The limit of that time, which doubles each time it was not enough.
+/// The upper limit of that time, which doubles each time it was too short.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 60);
 
 /// The first and the longest pause between attempts to read a catalog whole, which is a load on the cluster.
@@ -36,9 +36,9 @@ enum End {
     Broken(String),
     /// It delivered a record that this volhost does not understand.
     NotUnderstood,
-    /// The events that it should begin with were compacted.
+    /// The events that it should start with were compacted.
     Compacted,
-    /// The events that it missed are more than fits in one message.
+    /// The events that it missed do not fit in one message.
     TooLarge,
     /// The catalog has to be read whole for this reason.
     Reload(Reload),
@@ -54,7 +54,7 @@ pub(super) async fn run(replica: Arc<Replica>) {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
-            // The history keeps that record even after it was replaced; the present records may be understood.
+            // The history contains that record even after the record was replaced. The present records may be understood.
             End::NotUnderstood => tokio::time::sleep(READ_AGAIN.0).await,
             End::Compacted => {
                 log::info!(
@@ -80,7 +80,7 @@ pub(super) async fn run(replica: Arc<Replica>) {
     }
 }
 
-/// Reads the catalog whole, until that succeeds.
+/// Reads the catalog whole; tries again until that succeeds.
 async fn read_again(replica: &Replica) {
     let Replica { client, memory, state, .. } = replica;
     let (mut pause, mut ended) = (READ_AGAIN.0, false);
@@ -91,7 +91,7 @@ async fn read_again(replica: &Replica) {
             ended = client.end_lease().await;
         }
         match load::read(&client.reader()).await {
-            // The history changed while it was read, or the claims that the restore brought back have not ended yet.
+            // The history changed while it was read, or the claims that the restore revived have not ended yet.
             Ok(_) if other_history() && !(restored && ended) => {}
             Ok(snapshot) => {
                 memory.replace(snapshot, !restored);
@@ -110,54 +110,54 @@ async fn read_again(replica: &Replica) {
     }
 }
 
-/// Watches until the watch ends. `silence` is how long it may be silent while it is behind what was written before it
-/// began.
+/// Runs one watch to its end. `silence` is how long it may be silent while it has not delivered all that was written before
+/// it started.
 async fn follow(replica: &Replica, silence: &mut Duration) -> End {
     let Replica { client, memory, state, .. } = replica;
     if let Some(why) = state.needs_reload() {
         return End::Reload(why);
     }
-    let (reached, head) = memory.look(|_, known| (known.reached, known.head.clone()));
+    let (reached, head) = memory.look(|_, rows| (rows.reached, rows.head.clone()));
     match head_at(replica, reached).await {
         Ok(found) if found == head => {}
-        // Another history that has come as far, or not so far.
-        Ok(_) | Err(CallError { kind: Kind::Ahead, .. }) => {
+        // Another history: it has another transaction at that revision, or has not reached it.
+        Ok(_) | Err(CallError { kind: CallErrorKind::Ahead, .. }) => {
             replica.history_changed(reached);
             return End::Reload(Reload::OtherHistory);
         }
-        Err(CallError { kind: Kind::Compacted, .. }) => return End::Compacted,
-        Err(trouble) => return End::Broken(trouble.text),
+        Err(CallError { kind: CallErrorKind::Compacted, .. }) => return End::Compacted,
+        Err(error) => return End::Broken(error.text),
     }
-    let done_before = match read_index::head(replica).await {
+    let latest_before = match read_index::head(replica).await {
         Ok((head, _)) => head.map_or(0, |(at, _)| at),
-        Err(trouble) => return End::Broken(trouble.text),
+        Err(error) => return End::Broken(error.text),
     };
     let from = reached + 1;
-    let options = WatchOptions::new().with_range(client.keys.end_of_common()).with_start_revision(from);
+    let options = WatchOptions::new().with_range(client.keys.end_of_shared()).with_start_revision(from);
     let root = client.keys.root();
-    let begun = client.members.ask(ANSWER, async move |client| {
+    let watch = client.members.ask(ANSWER, async move |client| {
         client.watch_client().max_decoding_message_size(LARGEST).watch(root, Some(options)).await
     });
-    let mut stream = match begun.await {
+    let mut stream = match watch.await {
         Ok(stream) => stream,
-        Err(trouble) => return End::Broken(trouble.text),
+        Err(error) => return End::Broken(error.text),
     };
     // The first message confirms the watch; a frozen member does not send even that.
-    let (mut is_begun, mut heard_at) = (false, Instant::now());
+    let (mut confirmed, mut last_message) = (false, Instant::now());
     loop {
-        let is_behind = memory.look(|_, known| known.reached) < done_before;
+        let is_behind = memory.look(|_, rows| rows.reached) < latest_before;
         if !is_behind {
             *silence = SILENCE;
         }
         let message = async {
-            if is_begun {
+            if confirmed {
                 Ok(stream.message().await)
             } else {
-                timeout_at(heard_at + ANSWER, stream.message()).await
+                timeout_at(last_message + ANSWER, stream.message()).await
             }
         };
-        let heard = tokio::select! {
-            heard = message => heard,
+        let received = tokio::select! {
+            received = message => received,
             () = state.restarted() => {
                 if state.needs_reload().is_some() {
                     return End::Broken("it tells of another history, or not what the cluster holds".into());
@@ -165,7 +165,7 @@ async fn follow(replica: &Replica, silence: &mut Duration) -> End {
                 if !is_behind {
                     return End::Broken("it is behind".into());
                 }
-                if heard_at.elapsed() < *silence {
+                if last_message.elapsed() < *silence {
                     continue;
                 }
                 *silence = (2 * *silence).min(LONGEST_SILENCE);
@@ -173,7 +173,7 @@ async fn follow(replica: &Replica, silence: &mut Duration) -> End {
                 return End::Broken("its member does not tell what was done before it began".into());
             }
         };
-        let message = match heard {
+        let message = match received {
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None)) => return End::Broken("its member ended it".into()),
             // The message is larger than the limit.
@@ -184,22 +184,22 @@ async fn follow(replica: &Replica, silence: &mut Duration) -> End {
                 return End::Broken("its member does not begin it".into());
             }
         };
-        (is_begun, heard_at) = (true, Instant::now());
+        (confirmed, last_message) = (true, Instant::now());
         if message.canceled() {
-            // A watch below a compaction ends with that revision, and with no reason.
+            // A watch that starts before a compaction ends with that revision, and gives no reason.
             return if message.compact_revision() > 0 || message.cancel_reason().contains("compacted") {
                 End::Compacted
             } else {
                 End::Broken(message.cancel_reason().to_owned())
             };
         }
-        match memory.heard(message.events()) {
+        match memory.apply_events(message.events()) {
             Ok(true) => {}
             Ok(false) => {
-                replica.history_changed(memory.look(|_, known| known.reached));
+                replica.history_changed(memory.look(|_, rows| rows.reached));
                 return End::Reload(Reload::OtherHistory);
             }
-            // A change of a newer volhost's record would drop what it added: no change is made from now on.
+            // Writing over a newer volhost's record would drop its new fields: no change is made from now on.
             Err(error) => {
                 replica.fail(Fault::NotUnderstood, &chain(&error));
                 return End::NotUnderstood;
@@ -208,7 +208,7 @@ async fn follow(replica: &Replica, silence: &mut Duration) -> End {
     }
 }
 
-/// Returns the key that every transaction writes, as it was at a revision.
+/// Returns the key `head`, which every transaction writes, as it was at a revision.
 async fn head_at(replica: &Replica, revision: i64) -> Result<Option<Head>, CallError> {
     let Replica { client, .. } = replica;
     let (key, options) = (client.keys.head(), GetOptions::new().with_revision(revision));

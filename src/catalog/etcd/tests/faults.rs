@@ -1,4 +1,4 @@
-//! A real etcd that answers late, in part, or with what means something else than it says.
+//! Tests with a real etcd that answers late, in part, or with a misleading error.
 
 use std::collections::HashSet;
 use std::io::{Read as _, Write as _};
@@ -9,14 +9,14 @@ use etcd_client::{AlarmAction, AlarmType};
 
 use super::*;
 
-/// etcd answers what it did with "no space", where its file outgrew the quota between the question and the doing.
+/// etcd answers "no space" to a transaction that it applied, if its file outgrew the quota meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_refused_for_want_of_room_was_not_done() {
     for round in 0..2 {
         let server = Server::start_with(&["--quota-backend-bytes", "600000"]);
         let catalog = server.open("quota", "store1").await;
         let mut results = Vec::new();
-        // As many at the same time as there are slots, until it is full.
+        // More at the same time than there are slots, until it is full.
         for batch in 0..40 {
             let names: Vec<_> = (0..200).map(|at| format!("v{batch}-{at}")).collect();
             let inserted =
@@ -40,7 +40,7 @@ async fn what_was_refused_for_want_of_room_was_not_done() {
     }
 }
 
-/// Has etcd ask for a password, and tells how an instance is let in.
+/// Makes etcd require a password, and returns an instance with the credentials.
 fn with_a_password(server: &Server, node: &str) -> Instance {
     let file = server.dir.path().join("password");
     std::fs::write(&file, "secret\n").unwrap();
@@ -67,7 +67,7 @@ async fn open_in(cluster: Cluster, instance: Instance) -> Arc<dyn Catalog> {
     opened(cluster, instance).await
 }
 
-/// What waits for the storage of the credentials holds up nothing that needs only the cluster.
+/// Waiting for the storage of the credentials delays nothing that needs only the cluster.
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_that_cannot_be_read_in_time_hold_up_nothing() {
     let Some(storage) = volhost_test_fuse::ScratchFs::mount() else { return };
@@ -77,7 +77,7 @@ async fn credentials_that_cannot_be_read_in_time_hold_up_nothing() {
     std::fs::copy(&file, storage.backing().join("password")).unwrap();
     let catalog = open_as(&server, "credentials", instance).await;
     storage.control().hang(true);
-    // The files are looked at every second.
+    // The files are read every second.
     assert!(storage.control().wait_for_hanging(1, SOON), "the file is not read");
     for name in ["one", "another"] {
         let made = timeout(SOON, catalog.submit(Change::Insert(volume(name)))).await;
@@ -86,9 +86,9 @@ async fn credentials_that_cannot_be_read_in_time_hold_up_nothing() {
     storage.control().hang(false);
 }
 
-/// Who asks for a token waits for one that does not come; others do not wait for that one after the other.
+/// A call may wait for a token that never comes; the other calls do not wait for it one after the other.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_makes_nobody_stand_in_line() {
+async fn waiting_for_a_token_does_not_queue_other_calls() {
     let server = Server::start();
     let instance = with_a_password(&server, "store1");
     let catalog = open_as(&server, "line", instance).await;
@@ -108,8 +108,8 @@ async fn a_password_makes_nobody_stand_in_line() {
     assert!(catalog.view().volume("db").unwrap().mounts.is_empty());
 }
 
-/// Whoever asks again when the limit is over, as dockerd does, must have been answered by then: an Unmount that is kept
-/// after that counts once more.
+/// A caller that repeats a request when the limit is over, as dockerd does, must have been answered by then: an Unmount that
+/// is kept later counts twice.
 #[tokio::test]
 async fn an_unmount_is_kept_within_a_limit_that_is_short() {
     let server = Server::start();
@@ -132,7 +132,7 @@ async fn an_unmount_is_kept_within_a_limit_that_is_short() {
     }
 }
 
-/// A way to an etcd on which, while it is said so, what is to be written is lost and everything else arrives.
+/// Starts a proxy that loses transactions while the returned flag is set, and forwards everything else.
 fn way_without_writes(to: String) -> (u16, Arc<AtomicBool>) {
     let (listener, lost) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(AtomicBool::new(false)));
     let (port, losing) = (listener.local_addr().unwrap().port(), Arc::clone(&lost));
@@ -154,7 +154,7 @@ fn way_without_writes(to: String) -> (u16, Arc<AtomicBool>) {
     (port, lost)
 }
 
-/// Passes HTTP/2 on, frame by frame; not those with data of a transaction, which names its slot.
+/// Forwards HTTP/2 frame by frame, except the data frames of a transaction, which contain its slot's name.
 fn forward(mut near: &TcpStream, mut far: &TcpStream, losing: &AtomicBool) -> std::io::Result<()> {
     let mut preface = [0; 24];
     near.read_exact(&mut preface)?;
@@ -170,14 +170,14 @@ fn forward(mut near: &TcpStream, mut far: &TcpStream, losing: &AtomicBool) -> st
         if writes && losing.load(Ordering::SeqCst) {
             lost.insert(stream);
         }
-        // The end of what is lost may be a frame of its own.
+        // The end of a lost stream may be a separate frame.
         if !(is_data && lost.contains(&stream)) {
             far.write_all(&[&head, &*frame].concat())?;
         }
     }
 }
 
-/// A disk that hangs lets a cluster answer questions and take in no change.
+/// With a disk that hangs, a cluster answers reads and takes no change.
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_that_are_not_taken_in_count_although_questions_are_answered() {
     let server = Server::start();
@@ -218,7 +218,7 @@ async fn changes_that_are_not_taken_in_count_although_questions_are_answered() {
     done(&catalog, mount(&made, "web3", "z")).await;
 }
 
-/// What was sent and not answered is settled as soon as it can be, whether or not what others wrote is understood.
+/// An unanswered transaction is settled as soon as possible, also while a record of another instance is not understood.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_understood_keeps_nobody_waiting() {
     let server = Server::start();
@@ -237,7 +237,7 @@ async fn what_is_not_understood_keeps_nobody_waiting() {
     assert!(catalog.fault().unwrap().contains("has the version 2"));
 }
 
-/// Members that hold different things answer questions, and refuse every change until somebody looks after them.
+/// Members with different data answer reads, and refuse every change until an operator acts.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_corrupt_cluster_refuses_is_told_at_once() {
     let server = Server::start();
@@ -257,7 +257,7 @@ async fn what_a_corrupt_cluster_refuses_is_told_at_once() {
     assert!(catalog.view().volume("db").unwrap().mounts.is_empty());
 }
 
-/// A token of this kind is of no use from the next change of any user or role on, and does not end by that.
+/// A token of this kind becomes useless when any user or role changes, although it does not expire then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_too_old_is_replaced() {
     let dir = tempfile::tempdir().unwrap();

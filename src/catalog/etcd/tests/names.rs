@@ -1,5 +1,5 @@
-//! Machines and their names: no two instances of one name live at once, and what is left of one that died is not waited
-//! for longer than is needed.
+//! Tests of the names of machines: no two instances of one name are alive at the same time, and none waits longer than
+//! needed for the lease of one that was killed.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ async fn try_open(server: &Server, prefix: &str, instance: Instance) -> Result<E
     tokio::task::spawn_blocking(move || open(&cluster, &instance)).await.unwrap()
 }
 
-/// Another machine of that name.
+/// Another machine with this name.
 fn another(server: &Server, node: &str) -> Instance {
     let instance = server.instance(node);
     Instance { spool: instance.spool.with_file_name(format!("another-{node}")), ..instance }
@@ -25,7 +25,7 @@ async fn nobody_begins_beside_a_live_instance_of_its_name() {
     assert!(matches!(&refused, OpenError::Namesake { node, .. } if node == "store1"), "{refused}");
     assert!(!refused.is_configuration() && refused.to_string().contains("set \"node\""), "{refused}");
 
-    // A machine that was copied with what says which instance it is.
+    // A machine that was copied with its outbox, which says which instance it is.
     let own = server.instance("store1");
     let copy = Instance { spool: own.spool.with_file_name("copy"), ..server.instance("store9") };
     std::fs::create_dir_all(&copy.spool).unwrap();
@@ -47,7 +47,7 @@ async fn a_killed_instance_keeps_its_name_from_itself_not_at_all_and_from_others
     let server = Server::start();
     drop(server.open("killed", "store1").await);
     let begun = Instant::now();
-    // Its lease is as good as that of one that lives.
+    // The lease of the killed process has not expired.
     drop(server.open("killed", "store1").await);
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     try_open(&server, "killed", another(&server, "store1")).await.expect("it is dead by now").close().await;
@@ -66,7 +66,7 @@ async fn a_machine_that_nobody_named_is_not_let_in_and_a_name_that_is_kept_is() 
     done(&catalog, Change::Name(catalog.machine(), host("store1"))).await;
     catalog.close().await;
     drop(catalog);
-    // Its hostname is not set yet.
+    // The hostname is not set yet.
     try_open(&server, "nameless", called("localhost", false)).await.expect("it has a name").close().await;
     let other = Instance { spool: server.instance("other").spool, ..called("localhost.localdomain", false) };
     assert!(matches!(try_open(&server, "nameless", other).await, Err(OpenError::Nameless { .. })));

@@ -1,4 +1,4 @@
-//! What the spool keeps is carried out once, and nothing waits for it in vain: with ways to etcd that lose answers.
+//! Tests of the outbox: each entry is carried out once and blocks nothing, with connections to etcd that lose answers.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -13,16 +13,16 @@ use crate::model::mounts::Activation;
 
 fn kept_unmount(volume: &Volume, by: &str, id: &str, activation: u64) -> Entry {
     let target = UnmountTarget { volume: Some(volume.id), activation: Activation(activation) };
-    let what = Answered::Unmount { volume: volume.name.clone(), id: mount_id(id), target };
-    Entry { host: host(by), what, sent: None }
+    let request = Answered::Unmount { volume: volume.name.clone(), id: mount_id(id), target };
+    Entry { host: host(by), request, sent: None }
 }
 
 fn kept_activate(by: &str) -> Entry {
-    Entry { host: host(by), what: Answered::Activate, sent: None }
+    Entry { host: host(by), request: Answered::Activate, sent: None }
 }
 
 async fn recorded(etcd: &Etcd) {
-    let emptied = timeout(SOON, etcd.core.outbox.emptied()).await;
+    let emptied = timeout(SOON, etcd.core.outbox.wait_until_empty()).await;
     emptied.expect("what is kept is recorded");
 }
 
@@ -30,7 +30,7 @@ fn count(view: &View, volume: &str) -> u32 {
     view.volume(volume).unwrap().mounts.iter().map(|mount| mount.count).sum()
 }
 
-/// A way to etcd that can lose and delay what goes along it.
+/// A proxy in front of etcd that can lose and delay messages.
 struct Way {
     port: u16,
     state: Arc<WayState>,
@@ -38,13 +38,13 @@ struct Way {
 
 #[derive(Default)]
 struct WayState {
-    /// Whether answers are lost.
+    /// True while answers are lost.
     mute: AtomicBool,
-    /// What is in the question whose answer is lost, with the connection; once.
+    /// A part of the request whose answer and connection are lost, once.
     loses: Mutex<Option<Vec<u8>>>,
-    /// What is in the questions that never arrive.
+    /// A part of the requests that never arrive.
     bars: Mutex<Option<Vec<u8>>>,
-    /// How many connections there were, and how many of them are answered later.
+    /// The number of connections so far, and how many of the first ones get their answers late.
     count: AtomicUsize,
     late: AtomicUsize,
     open: Mutex<Vec<TcpStream>>,
@@ -75,7 +75,7 @@ impl Way {
         Cluster { members: vec![format!("127.0.0.1:{}", self.port)], prefix: prefix.into() }
     }
 
-    /// Loses every answer, or none any more.
+    /// Loses every answer, or stops doing so.
     fn mute(&self, mute: bool) {
         self.state.mute.store(mute, Ordering::SeqCst);
         if !mute {
@@ -110,7 +110,7 @@ impl WayState {
                 let _ = to.write_all(part);
             }
             if lost {
-                // By then it has taken effect.
+                // Until then the request has taken effect.
                 std::thread::sleep(Duration::from_millis(500));
                 self.mute.store(false, Ordering::SeqCst);
                 self.close();
@@ -126,18 +126,18 @@ impl WayState {
     }
 }
 
-/// An instance by a way on which its watch can be made late, while all that it asks is answered at once.
+/// Opens an instance through a proxy that can delay its watch, while its calls are answered at once.
 async fn with_a_late_watch(server: &Server, prefix: &str) -> (Way, Arc<Etcd>) {
     let way = Way::to(server);
     let etcd = opened(way.cluster(prefix), server.instance("store1")).await;
     etcd.sync().await.unwrap();
-    // What is asked from now on is asked on another connection.
+    // Calls from now on use another connection.
     etcd.core.client.members.suspect();
     (way, etcd)
 }
 
 impl Way {
-    /// Has the watch of [`with_a_late_watch`] stand still during something.
+    /// Stops the watch of [`with_a_late_watch`] during something.
     async fn late<T>(&self, during: impl Future<Output = T>) -> T {
         self.state.late.store(1, Ordering::SeqCst);
         let done = during.await;
@@ -146,7 +146,7 @@ impl Way {
     }
 }
 
-/// An instance that was away knows what it is to record before it knows what the others did.
+/// An instance that was cut off has entries to record before its watch has delivered what the others did.
 #[tokio::test]
 async fn what_is_kept_is_decided_by_what_others_did_before() {
     let server = Server::start();
@@ -168,16 +168,16 @@ async fn what_is_kept_is_decided_by_what_others_did_before() {
     }
 }
 
-/// What a process that was killed had kept although it had taken effect, told by the number in its slot.
+/// Leaves an entry, as a killed process does, that has taken effect according to the number in its slot.
 fn as_left_behind(server: &Server, prefix: &str, made: &Volume) {
     let all = server.ctl(&["get", "--prefix", &format!("/{prefix}/~slots/")]).unwrap();
     let head = server.ctl(&["get", &format!("/{prefix}/head"), "--print-value-only"]).unwrap();
     let lines: Vec<_> = all.lines().collect();
     let at = lines.iter().position(|line| *line == head.trim()).expect("a slot holds the last number");
     let number: usize = lines[at - 1].rsplit('/').next().unwrap().parse().unwrap();
-    let (spool, _) = Outbox::open(&server.instance("store1").spool, prefix).unwrap();
+    let (outbox, _) = Outbox::open(&server.instance("store1").spool, prefix).unwrap();
     let sent = Some((Slot { number, revision: 1 }, vec![head.trim().to_owned()]));
-    spool.keep(Entry { sent, ..kept_unmount(made, "web1", "x", 0) }).unwrap();
+    outbox.keep(Entry { sent, ..kept_unmount(made, "web1", "x", 0) }).unwrap();
 }
 
 #[tokio::test]
@@ -217,9 +217,9 @@ async fn what_took_effect_counts_once_where_the_answer_about_the_slots_is_lost()
     assert_eq!(count(&catalog.view(), "db"), 8);
 }
 
-/// Where nothing can be kept, an error is answered only for what never takes effect.
+/// If nothing can be kept, an error is answered only for an Unmount that never takes effect.
 #[tokio::test]
-async fn a_full_spool_tells_what_became_of_an_unmount() {
+async fn a_full_disk_leaves_no_doubt_about_an_unmount() {
     let server = Server::start();
     let way = Way::to(&server);
     let instance = Instance { request: Duration::from_secs(5), ..server.instance("store1") };
@@ -229,7 +229,7 @@ async fn a_full_spool_tells_what_became_of_an_unmount() {
     for _ in 0..5 {
         done(&catalog, mount(&made, "web1", "x")).await;
     }
-    etcd.core.outbox.fill();
+    etcd.core.outbox.fill_disk();
     way.mute(true);
     let asked = catalog.submit(unmount(&made, "x"));
     eventually("etcd counts as out of reach", async || catalog.fault().is_some()).await;
@@ -245,7 +245,7 @@ async fn a_full_spool_tells_what_became_of_an_unmount() {
     }
 }
 
-/// An Unmount that is answered too late for its request is sent again by the engine, and would count twice.
+/// The container engine repeats an Unmount that is answered after its limit, which would count twice.
 #[tokio::test]
 async fn what_is_kept_is_answered_within_the_limit_that_a_reload_set() {
     let server = Server::start();
@@ -267,7 +267,7 @@ async fn what_is_kept_is_answered_within_the_limit_that_a_reload_set() {
     assert_eq!(count(&catalog.view(), "db"), 1);
 }
 
-/// What waits for this machine's disk holds up nothing that needs only the cluster.
+/// A request that waits for this machine's disk delays none that needs only the cluster.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_hangs_holds_up_no_more_than_what_is_kept() {
     let server = Server::start();
@@ -283,9 +283,9 @@ async fn a_disk_that_hangs_holds_up_no_more_than_what_is_kept() {
     let (end, ended) = std::sync::mpsc::channel::<()>();
     let of_disk = Arc::clone(&etcd);
     let disk = std::thread::spawn(move || {
-        let held = of_disk.core.outbox.hang();
+        let held = of_disk.core.outbox.hang_disk();
         hang.send(()).unwrap();
-        // However the test ends.
+        // This also returns if the test panics.
         let _ = ended.recv();
         drop(held);
     });
@@ -298,7 +298,7 @@ async fn a_disk_that_hangs_holds_up_no_more_than_what_is_kept() {
     let of_catalog = Arc::clone(&catalog);
     let looked = tokio::task::spawn_blocking(move || of_catalog.fault());
     let looked = timeout(SOON, looked).await;
-    // Refused for as long as etcd counts as out of reach.
+    // It is refused while etcd counts as out of reach.
     let insert = async {
         while catalog.submit(Change::Insert(volume("other"))).await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -316,7 +316,7 @@ async fn a_disk_that_hangs_holds_up_no_more_than_what_is_kept() {
     assert_eq!(count(&catalog.view(), "db"), 1);
 }
 
-/// An engine that crashes again and again, with a container that is started each time.
+/// A container engine crashes again and again, and starts a container each time.
 #[tokio::test]
 async fn many_activations_of_one_mount_are_no_hindrance() {
     let server = Server::start();
@@ -356,7 +356,7 @@ async fn what_one_transaction_cannot_release_several_do() {
         let (name, host) = (made.name.clone(), host("web1"));
         Change::Release { name, host, id: None, alive_too }
     };
-    // By one that learnt of them from etcd.
+    // This instance received the mounts from etcd.
     let other = server.open("release", "store2").await;
     let outcome = done(&other, release(false)).await;
     assert_eq!((outcome.released.len(), outcome.before.unwrap().mounts.len()), (120, 161));
@@ -365,7 +365,7 @@ async fn what_one_transaction_cannot_release_several_do() {
     assert_eq!(catalog.view().volume("db").unwrap().mounts.len(), 1);
 }
 
-/// One request that etcd takes in no form delays no other; it is kept, and tried again by the next start.
+/// An entry that etcd always refuses delays no other; it is kept, and tried again at the next start.
 #[tokio::test]
 async fn what_etcd_always_refuses_blocks_nothing() {
     let mut server = Server::start();
@@ -377,9 +377,9 @@ async fn what_etcd_always_refuses_blocks_nothing() {
     for id in ["x", "y"] {
         done(&catalog, mount(&made, "web1", id)).await;
     }
-    // An Unmount of what is stale has a condition more than another one, and this etcd takes not so many.
+    // An Unmount of a stale mount has one condition more than another, and this etcd does not allow so many.
     server.stop();
-    server.words = ["--max-txn-ops", "4"].map(str::to_owned).into();
+    server.args = ["--max-txn-ops", "4"].map(str::to_owned).into();
     server.start_again();
     catalog.sync().await.unwrap();
     etcd.core.outbox.keep(kept_unmount(&made, "web1", "x", 1)).unwrap();
@@ -388,7 +388,7 @@ async fn what_etcd_always_refuses_blocks_nothing() {
     recorded(&etcd).await;
     assert_eq!((count(&catalog.view(), "db"), catalog.fault()), (1, None));
     let path = etcd.core.outbox.path().to_path_buf();
-    // What is recorded is taken out of the file a moment later.
+    // Recorded entries are removed from the file a moment later.
     let mut text = String::new();
     for _ in 0..100 {
         text = std::fs::read_to_string(&path).unwrap();
@@ -401,7 +401,7 @@ async fn what_etcd_always_refuses_blocks_nothing() {
     drop((etcd, catalog));
 
     server.stop();
-    server.words.clear();
+    server.args.clear();
     server.start_again();
     for _ in 0..2 {
         let catalog = server.open("refused", "store1").await;
@@ -410,7 +410,7 @@ async fn what_etcd_always_refuses_blocks_nothing() {
     assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
 }
 
-/// A mount of an engine that was started must not be taken for one of before, however long that takes to be recorded.
+/// A Mount after an engine's start must not count for the activation before, however long it takes to record the start.
 #[tokio::test]
 async fn a_mount_comes_after_the_start_of_its_engine() {
     let server = Server::start();
@@ -436,7 +436,7 @@ async fn a_mount_comes_after_the_start_of_its_engine() {
     assert_eq!(of, [("after", 1), ("before", 0)]);
 }
 
-/// The second line of defence, should what is known ever be wrong in a way that no event mends.
+/// The second line of defence, if the memory is ever wrong in a way that no event corrects.
 #[tokio::test]
 async fn what_contradicts_the_cluster_is_read_again_for_what_is_kept() {
     let server = Server::start();
@@ -445,13 +445,13 @@ async fn what_contradicts_the_cluster_is_read_again_for_what_is_kept() {
     let made = create(&catalog, "db").await;
     done(&catalog, mount(&made, "web1", "x")).await;
     catalog.sync().await.unwrap();
-    etcd.core.replica.memory.mistake(&RowKey::Volume(made.name.clone()));
+    etcd.core.replica.memory.corrupt_revision(&RowKey::Volume(made.name.clone()));
     etcd.core.outbox.keep(kept_unmount(&made, "web1", "x", 0)).unwrap();
     recorded(&etcd).await;
     assert_eq!(count(&catalog.view(), "db"), 0);
 }
 
-/// A volume that others removed meanwhile is not said to be published.
+/// A Publish of a volume that another instance has removed meanwhile is refused.
 #[tokio::test]
 async fn what_was_removed_by_others_is_not_published() {
     let server = Server::start();
@@ -462,7 +462,7 @@ async fn what_was_removed_by_others_is_not_published() {
     let (asked, answered) = oneshot::channel();
     way.late(async {
         done(&other, remove(&made, true)).await;
-        // It may have to wait for what the watch tells.
+        // It may have to wait for the watch.
         let _ = asked.send(one.submit(publish));
         tokio::time::sleep(Duration::from_millis(500)).await;
     })

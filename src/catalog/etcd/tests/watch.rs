@@ -1,4 +1,4 @@
-//! What an instance hears of the others late, or not, or not as it was: a proxy stands between it and etcd.
+//! Tests of events that an instance receives late, never, or from another history: a proxy stands between it and etcd.
 
 use std::sync::Mutex;
 
@@ -11,11 +11,11 @@ use crate::catalog::Write;
 use crate::catalog::etcd::keys::Keys;
 use crate::catalog::record::encode;
 
-/// A way to etcd that can be made slow, or closed.
+/// A proxy in front of etcd that can be made slow, or closed.
 struct Proxy {
     port: u16,
     way: Sender<Way>,
-    /// Closes the way as soon as this is sent; or cuts it as soon as etcd has it, before it answers.
+    /// Closes the proxy as soon as these bytes are sent, or cuts it as soon as etcd has them and before it answers.
     ends_at: Arc<Mutex<Option<End>>>,
 }
 
@@ -24,9 +24,9 @@ type End = (Vec<u8>, Way);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Open,
-    /// So many bytes a second come from etcd, on each connection.
+    /// Each connection delivers this many bytes a second from etcd.
     Slow(u32),
-    /// Nothing gets through, either way, and nothing ends.
+    /// Nothing gets through in either direction, and no connection ends.
     Closed,
     /// Every connection ends.
     Cut,
@@ -101,7 +101,7 @@ impl Proxy {
     }
 }
 
-/// Waits until something gets through.
+/// Waits until the proxy lets bytes through.
 async fn open(way: &Sender<Way>) -> Way {
     *way.subscribe().wait_for(|way| !matches!(way, Way::Closed | Way::Cut)).await.unwrap()
 }
@@ -119,10 +119,10 @@ async fn through(
     (Arc::clone(&etcd), etcd)
 }
 
-/// Writes so many volumes as another instance would, each some kilobytes large.
+/// Writes this many volumes as another instance would, each of some kilobytes.
 async fn write_much(server: &Server, prefix: &str, count: usize) {
     let mut client = Client::connect([server.address()], None).await.unwrap();
-    let keys = Keys::of(&server.cluster(prefix));
+    let keys = Keys::new(&server.cluster(prefix));
     let known_to: Vec<_> = (0..500).map(|at| host(&format!("web-{at:04}.example"))).collect();
     let all: Vec<_> = (0..count).collect();
     for part in all.chunks(50) {
@@ -140,14 +140,14 @@ async fn write_much(server: &Server, prefix: &str, count: usize) {
     }
 }
 
-/// All that was missed may come in one message, however large that is, and however slowly.
+/// All missed events may come in one message, which may be large and slow.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_is_far_behind_catches_up() {
     let server = Server::start();
     let proxy = Proxy::before(&server).await;
     let (_, catalog) = through(&[&proxy], &server, "far", "store1").await;
     for (way, count) in [(Way::Open, 700), (Way::Slow(1_200_000), 1000)] {
-        // As by a network that is gone for a while.
+        // As if the network is down for a while.
         proxy.set(Way::Cut);
         write_much(&server, "far", count).await;
         proxy.set(way);
@@ -160,7 +160,7 @@ async fn an_instance_that_is_far_behind_catches_up() {
     }
 }
 
-/// What everybody asks who sends hosts elsewhere when an instance does not hear what others do.
+/// A load balancer asks for the fault, to send hosts elsewhere if an instance does not receive what others do.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_stays_behind_says_so() {
     let server = Server::start();
@@ -183,7 +183,7 @@ async fn an_instance_that_stays_behind_says_so() {
     done(&catalog, mount(&made, "web1", "x")).await;
 }
 
-/// Has etcd refuse everything that takes room, as where its storage is full; or not any more.
+/// Makes etcd refuse all writes, as if its storage were full, or stops doing so.
 async fn no_room(server: &Server, is_so: bool) {
     let mut client = Client::connect([server.address()], None).await.unwrap();
     let action = if is_so { AlarmAction::Activate } else { AlarmAction::Deactivate };
@@ -205,13 +205,13 @@ async fn a_claim_that_cannot_be_given_back_is_given_back_later() {
         drop(claimed);
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert!(other.try_lock(made.id).await.unwrap().is_none());
-        // Who wants it meanwhile need not wait until it is known that nothing can be written.
+        // A claim meanwhile fails at once: it does not wait until the release is given up.
         assert!(one.try_lock(made.id).await.is_err());
         no_room(&server, false).await;
         let again = if takes_it_over { one.try_lock(made.id).await.unwrap() } else { None };
         assert_eq!(again.is_some(), takes_it_over);
         if takes_it_over {
-            // What was to be given back is not any more.
+            // The pending release is cancelled.
             tokio::time::sleep(Duration::from_millis(2500)).await;
             assert!(other.try_lock(made.id).await.unwrap().is_none());
             drop(again);
@@ -221,7 +221,7 @@ async fn a_claim_that_cannot_be_given_back_is_given_back_later() {
     }
 }
 
-/// What an instance knows of its own claim it may have slept through.
+/// The memory of an instance may have its own claim although the claim has ended.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_is_granted_by_nothing_but_its_key() {
     let server = Server::start();
@@ -232,7 +232,7 @@ async fn a_claim_is_granted_by_nothing_but_its_key() {
     done(&one, Change::Insert(half.clone())).await;
     let claimed = one.try_lock(made.id).await.unwrap();
     assert!(claimed.is_some());
-    // The watch goes by the first one, and hangs; what is asked goes by the second one.
+    // The watch uses the first proxy, and hangs; calls use the second one.
     proxies[0].set(Way::Closed);
     let lease = etcd.core.txn.owner().lease;
     one.sync().await.unwrap();
@@ -247,7 +247,7 @@ async fn a_claim_is_granted_by_nothing_but_its_key() {
         .await;
 }
 
-/// What was sent and not answered may have taken effect, whatever is answered when it is sent again.
+/// An unanswered transaction may have taken effect, whatever is answered when it is sent again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_was_made_is_granted_or_ends() {
     let server = Server::start();
@@ -268,7 +268,7 @@ async fn a_claim_that_was_made_is_granted_or_ends() {
     eventually("others have it then", async || other.try_lock(made.id).await.unwrap().is_some()).await;
 }
 
-/// A cluster that was taken back, and where others go on, before this instance has read what stands there now.
+/// A cluster is restored, and others go on with it, before this instance has read its present records.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_made_in_another_history_is_not_said_to_be_missing() {
     let mut server = Server::start();
@@ -303,7 +303,7 @@ async fn what_is_made_in_another_history_is_not_said_to_be_missing() {
     }
 }
 
-/// etcd brings leases back with what hangs on them, and this instance would keep its own.
+/// A restore also restores leases and the keys under them, and this instance would keep its own lease alive.
 #[tokio::test]
 async fn claims_that_a_snapshot_brings_back_end() {
     let mut server = Server::start();
@@ -330,7 +330,7 @@ async fn claims_that_a_snapshot_brings_back_end() {
     assert!(other.try_lock(made.id).await.unwrap().is_some());
 }
 
-/// Whoever imports looks for those who serve.
+/// An import looks for instances that serve, so that each must be seen.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_is_seen_also_where_its_first_word_was_lost() {
     let server = Server::start();
@@ -345,7 +345,7 @@ async fn an_instance_is_seen_also_where_its_first_word_was_lost() {
         server.ctl(&["get", "--prefix", "/seen/instances/"]).is_some_and(|all| !all.is_empty())
     })
     .await;
-    // What is being made is hidden by a key that ends with the instance.
+    // A volume that is being made is hidden by a key that ends with the instance.
     done(&catalog, Change::Insert(volume("half"))).await;
     let client = Client::connect([server.address()], None).await.unwrap();
     let moving =
@@ -353,16 +353,16 @@ async fn an_instance_is_seen_also_where_its_first_word_was_lost() {
     assert!(moving.kvs()[0].lease() > 0);
 }
 
-/// What the process before this one had claimed may be another instance's by the time that it is given back.
+/// A claim of the previous process may belong to another instance by the time that it is released.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_ends_no_claims_but_its_own() {
     let server = Server::start();
     let before = server.open("start", "store1").await;
-    // Nobody shows it any more: its claim is there until the lease ends.
+    // Its instance ends before showing it: the claim stays until the lease ends.
     let made = volume("half");
     done(&before, Change::Insert(made.clone())).await;
     drop(before);
-    // Nobody knows any more with which lease it ends.
+    // After this, no key names the lease that the claim ends with.
     server.ctl(&["del", "--prefix", "/start/instances/"]).unwrap();
     server.ctl(&["del", "--prefix", "/start/~nodes/"]).unwrap();
     let key = format!("/start/moving/{}", made.id);

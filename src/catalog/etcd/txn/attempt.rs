@@ -1,7 +1,7 @@
-//! Sending a transaction until its outcome is known.
+//! Sends a transaction until its outcome is known.
 //!
-//! A member that does not answer may have passed the transaction on. So it is sent again, in the same slot, until a member
-//! answers. If it must not take effect any more, the slot is written, which ends it for good.
+//! A member that does not answer may have forwarded the transaction. So it is sent again, in the same slot, until a member
+//! answers. If it must not take effect any more, the slot is overwritten: the condition on the slot then fails for good.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,42 +12,42 @@ use tokio::time::timeout;
 use super::Transactions;
 use super::plan::{Transaction, same};
 use super::slots::Slot;
-use crate::catalog::etcd::client::{CallError, Client, Kind};
+use crate::catalog::etcd::client::{CallError, CallErrorKind, Client};
 
-/// How long after a member did not answer the next one is asked.
+/// The pause after an error before the transaction is sent again.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How often a cluster that counts as out of reach is asked all the same for what cannot be left.
-const LATER: Duration = Duration::from_secs(1);
+/// How often a slot is written although the cluster counts as out of reach.
+const PROBE: Duration = Duration::from_secs(1);
 
-/// What became of a transaction.
+/// The outcome of a transaction.
 pub(crate) enum Sent<T> {
-    /// It took effect at this revision; with what its sender keeps of it.
+    /// It took effect at this revision; with the value that its sender passed as `keep`.
     Committed(i64, T),
     /// Its conditions do not hold.
     Stale,
-    /// The cluster counts as out of reach: what becomes of it is not known, if it was sent.
+    /// The cluster counts as out of reach: the outcome is unknown if the transaction was sent.
     Unknown,
 }
 
-/// The transactions by which one change is tried, one after the other, in one slot.
+/// The transactions that are sent for one change, one after the other, in one slot.
 pub(crate) struct Attempt<'a, T> {
     txn: &'a Transactions,
     slot: Slot,
-    /// What was sent and not answered, by its number.
+    /// The transactions that were sent and not answered: the number of each, and its `keep`.
     unanswered: Vec<(String, T)>,
 }
 
 impl<'a, T: Clone> Attempt<'a, T> {
-    /// Waits for a free slot. It is given back by [`settle`](Self::settle), or kept by [`leave`](Self::leave).
+    /// Waits for a free slot. [`settle`](Self::settle) gives it back; [`leave`](Self::leave) keeps it for later.
     pub(crate) async fn begin(txn: &'a Transactions) -> Self {
         let slot = txn.slots.take().await;
         Self { txn, slot, unanswered: Vec::new() }
     }
 
-    /// Sends a transaction until it is answered, the cluster counts as out of reach, or this one is not answered for as
-    /// long as that takes. `keep` comes back with the transaction that took effect: this one, or an earlier one of this
-    /// attempt.
+    /// Sends a transaction until it is answered, until the cluster counts as out of reach, or until this transaction has
+    /// been unanswered for as long as a cluster may be before it counts so. The result has the `keep` of the transaction
+    /// that took effect, which is this one or an earlier one of this attempt.
     pub(crate) async fn send(&mut self, transaction: &Transaction, keep: T) -> Result<Sent<T>, CallError> {
         let number = self.txn.number();
         let key = self.txn.client.keys.slot(self.txn.client.me, self.slot.number);
@@ -60,14 +60,14 @@ impl<'a, T: Clone> Attempt<'a, T> {
             if self.txn.client.health.fault().is_some() {
                 return Ok(Sent::Unknown);
             }
-            let asked = tokio::select! {
+            let answer = tokio::select! {
                 biased;
                 answer = ask(&self.txn.client, &key, compares.clone(), writes.clone(), &number) => answer,
                 why = self.txn.client.health.out_of_reach() => {
-                    Err(CallError { kind: Kind::Unanswered, text: String::clone(&why), asked: Instant::now() })
+                    Err(CallError { kind: CallErrorKind::Unanswered, text: String::clone(&why), asked: Instant::now() })
                 }
             };
-            match asked {
+            match answer {
                 Ok(response) if response.succeeded() => {
                     let revision = revision(&response);
                     self.slot.revision = revision;
@@ -77,44 +77,52 @@ impl<'a, T: Clone> Attempt<'a, T> {
                 Ok(response) => {
                     let found = self.found(first_pair(&response))?;
                     return Ok(match found {
-                        Some((at, by)) => self.took_effect(at, &by, &number, keep).unwrap_or(Sent::Stale),
+                        Some((at, by)) => {
+                            self.matching_transaction(at, &by, &number, keep).unwrap_or(Sent::Stale)
+                        }
                         None => Sent::Stale,
                     });
                 }
-                Err(mut trouble) => {
-                    if trouble.kind == Kind::Full {
-                        // It answers so also where it was within its quota when it took the transaction in, and not
-                        // any more when it carried it out: the slot tells.
-                        match look(&self.txn.client, &key).await {
+                Err(mut error) => {
+                    if error.kind == CallErrorKind::Full {
+                        // etcd answers so, too, if its quota was exceeded between accepting and applying the
+                        // transaction, which it may have applied. The slot shows if it did.
+                        match read_slot(&self.txn.client, &key).await {
                             Ok(pair) => {
                                 if let Some((at, by)) = self.found(pair)? {
-                                    return match self.took_effect(at, &by, &number, keep) {
+                                    return match self.matching_transaction(at, &by, &number, keep) {
                                         Some(sent) => Ok(sent),
-                                        None => Err(trouble),
+                                        None => Err(error),
                                     };
                                 }
                             }
-                            Err(silence) => trouble = CallError { kind: Kind::Unanswered, ..silence },
+                            Err(lookup) => error = CallError { kind: CallErrorKind::Unanswered, ..lookup },
                         }
                     }
-                    let may_have_been_sent = match trouble.kind {
-                        Kind::Full | Kind::Refused | Kind::LeaseGone | Kind::Compacted | Kind::Ahead => {
-                            return Err(trouble);
+                    let may_take_effect = match error.kind {
+                        CallErrorKind::Full
+                        | CallErrorKind::Refused
+                        | CallErrorKind::LeaseGone
+                        | CallErrorKind::Compacted
+                        | CallErrorKind::Ahead => {
+                            return Err(error);
                         }
-                        Kind::Unsent | Kind::Certificates | Kind::LockedOut => false,
-                        Kind::Unanswered => true,
+                        CallErrorKind::Unsent | CallErrorKind::Certificates | CallErrorKind::LockedOut => {
+                            false
+                        }
+                        CallErrorKind::Unanswered => true,
                     };
-                    if may_have_been_sent && !sent {
+                    if may_take_effect && !sent {
                         sent = true;
                         self.unanswered.push((number.clone(), keep.clone()));
                     }
-                    self.txn.client.health.unanswered(&trouble);
-                    let long = self.txn.client.health.not_taken(begun, &trouble.text);
+                    self.txn.client.health.unanswered(&error);
+                    let long = self.txn.client.health.not_taken(begun, &error.text);
                     if self.txn.client.health.fault().is_some() {
                         return Ok(Sent::Unknown);
                     }
                     if long {
-                        return Err(trouble);
+                        return Err(error);
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -122,44 +130,47 @@ impl<'a, T: Clone> Attempt<'a, T> {
         }
     }
 
-    /// What became of this attempt, where its slot was written: by the transaction with this number or an earlier one of
-    /// this attempt. Nothing, where it was written to end an earlier one.
-    fn took_effect(&mut self, at: i64, by: &str, number: &str, keep: T) -> Option<Sent<T>> {
+    /// Returns the transaction of this attempt that wrote the slot, at revision `at` with number `by`: the one with this
+    /// number, or an earlier one. Returns `None` if the slot was overwritten to end an earlier one.
+    fn matching_transaction(&mut self, at: i64, by: &str, number: &str, keep: T) -> Option<Sent<T>> {
         let earlier = self.unanswered.drain(..).find(|(sent, _)| sent == by);
         let kept = if by == number { Some(keep) } else { earlier.map(|(_, kept)| kept) };
         kept.map(|kept| Sent::Committed(at, kept))
     }
 
-    /// Whether something was sent of which it is not known what became.
+    /// Returns true if the outcome of a transaction is unknown.
     pub(crate) fn is_uncertain(&self) -> bool {
         !self.unanswered.is_empty()
     }
 
-    /// Makes sure that nothing that was sent takes effect from now on, and gives the slot back. What took effect
-    /// already is told, with its revision. Waits for the cluster as long as it takes.
+    /// Makes sure that no transaction of this attempt takes effect from now on, and gives the slot back. Returns the one
+    /// that took effect before, with its revision. Waits for the cluster as long as it takes.
     pub(crate) async fn settle(mut self) -> Option<(i64, T)> {
-        let settled = self.end_since(Some(Instant::now())).await;
+        let settled = self.settle_slot(Some(Instant::now())).await;
         self.txn.slots.give_back(self.slot);
         settled
     }
 
-    /// Leaves the slot as it is, with the numbers of what was sent: for who will [`resume`](Self::resume).
+    /// Ends the attempt without settling it. Returns the slot and the numbers of the unanswered transactions, with which
+    /// [`resume`](Self::resume) continues it.
     pub(crate) fn leave(self) -> (Slot, Vec<String>) {
         (self.slot, self.unanswered.into_iter().map(|(number, _)| number).collect())
     }
 
-    /// Takes up what was left.
+    /// Continues an attempt that was [left](Self::leave).
     pub(crate) fn resume(txn: &'a Transactions, slot: Slot, numbers: Vec<String>, keep: &T) -> Self {
         let unanswered = numbers.into_iter().map(|number| (number, keep.clone())).collect();
         Self { txn, slot, unanswered }
     }
 
-    /// The same, with the slot kept, and with nobody behind it who would have to be told that it takes long.
+    /// As [`settle`](Self::settle), but keeps the slot, and does not report to the health how long it takes, because no
+    /// request waits.
     pub(crate) async fn end(&mut self) -> Option<(i64, T)> {
-        self.end_since(None).await
+        self.settle_slot(None).await
     }
 
-    async fn end_since(&mut self, begun: Option<Instant>) -> Option<(i64, T)> {
+    /// Overwrites the slot if a transaction is unanswered. `begun` is when a request began to wait for this, if one does.
+    async fn settle_slot(&mut self, begun: Option<Instant>) -> Option<(i64, T)> {
         if !self.is_uncertain() {
             return None;
         }
@@ -181,42 +192,43 @@ impl<'a, T: Clone> Attempt<'a, T> {
                     return None;
                 }
                 Ok(response) => {
-                    // Where the slot is gone, nothing that was sent takes effect any more.
-                    return self.settled_by(first_pair(&response));
+                    // If the slot was deleted, no transaction of this attempt takes effect any more.
+                    return self.outcome_in(first_pair(&response));
                 }
-                Err(trouble) => {
-                    // What takes no change in tells all the same whether it took one in before.
-                    if trouble.kind == Kind::Full
-                        && let Ok(pair) = look(&self.txn.client, &key).await
+                Err(error) => {
+                    // A cluster that takes no change can still say whether it took one before.
+                    if error.kind == CallErrorKind::Full
+                        && let Ok(pair) = read_slot(&self.txn.client, &key).await
                         && pair.as_ref().map_or(0, KeyValue::mod_revision) != self.slot.revision
                     {
-                        return self.settled_by(pair);
+                        return self.outcome_in(pair);
                     }
-                    self.txn.client.health.unanswered(&trouble);
+                    self.txn.client.health.unanswered(&error);
                     if let Some(begun) = begun {
-                        self.txn.client.health.not_taken(begun, &trouble.text);
+                        self.txn.client.health.not_taken(begun, &error.text);
                     }
                     tokio::time::sleep(PAUSE).await;
-                    // What counts as out of reach may take this in all the same: it is not understood, or takes in
-                    // changes again, which is found out by such as this.
-                    let _ = timeout(LATER, self.txn.client.health.back()).await;
+                    // A cluster that counts as out of reach may still take this write: perhaps only the replica is not
+                    // trusted, or the cluster takes changes again, which is noticed by writes like this one.
+                    let _ = timeout(PROBE, self.txn.client.health.back()).await;
                 }
             }
         }
     }
 
-    /// What took effect of what was sent, where the slot was written since, or is gone.
-    fn settled_by(&mut self, pair: Option<KeyValue>) -> Option<(i64, T)> {
+    /// Returns the unanswered transaction that took effect, according to the slot's key; `None` if none did, or if the
+    /// slot was deleted.
+    fn outcome_in(&mut self, pair: Option<KeyValue>) -> Option<(i64, T)> {
         let found = self.found(pair).ok().flatten();
         let mut sent = self.unanswered.drain(..);
         let (at, by) = found?;
         sent.find(|(number, _)| *number == by).map(|(_, kept)| (at, kept))
     }
 
-    /// What stands in the slot, where that was written since. An error where it is gone.
+    /// Returns the revision and value of the slot's key if the slot was written meanwhile. Fails if the key was deleted.
     fn found(&mut self, pair: Option<KeyValue>) -> Result<Option<(i64, String)>, CallError> {
         let Some(pair) = pair else {
-            return if self.slot.revision == 0 { Ok(None) } else { Err(ousted()) };
+            return if self.slot.revision == 0 { Ok(None) } else { Err(own_key_deleted()) };
         };
         if pair.mod_revision() == self.slot.revision {
             return Ok(None);
@@ -226,28 +238,28 @@ impl<'a, T: Clone> Attempt<'a, T> {
     }
 }
 
-/// Finds out when changes are taken in again, where they are not although questions are answered: nobody else may begin
-/// one until then. Runs for as long as the catalog is served.
+/// Finds out when the cluster takes changes again, if it answers reads but takes no change: no other change begins until
+/// then. Runs for as long as the catalog is served.
 pub(crate) async fn probe(txn: Arc<Transactions>) {
     loop {
         txn.client.health.writes_hang().await;
-        tokio::time::sleep(LATER).await;
-        // Where no slot is free, those find it out who have them.
+        tokio::time::sleep(PROBE).await;
+        // If no slot is free, the attempts that hold the slots find it out.
         let slot = txn.slots.take().await;
-        // As if something had been sent: the slot is written.
+        // An attempt with an unanswered transaction, so that settling it writes the slot.
         Attempt::resume(&txn, slot, vec![txn.number()], &()).settle().await;
     }
 }
 
-/// What is to be said where a key is gone that only this instance writes and that is never deleted while it serves.
-pub(crate) fn ousted() -> CallError {
+/// The error if a key was deleted that only this instance writes, and that is never deleted while it serves.
+pub(crate) fn own_key_deleted() -> CallError {
     let text = "another catalog was imported in its place while this instance was cut off, or its keys were deleted: \
                 restart volhost";
-    CallError { kind: Kind::Refused, text: text.into(), asked: Instant::now() }
+    CallError { kind: CallErrorKind::Refused, text: text.into(), asked: Instant::now() }
 }
 
-/// Sends a transaction once, which also writes its number to the key that tells whether it took effect; where its
-/// conditions do not hold, that key is read.
+/// Sends a transaction once. It also writes its number to `key`, which shows whether it took effect. If its conditions do
+/// not hold, it reads that key instead.
 pub(crate) async fn ask(
     client: &Client,
     key: &str,
@@ -265,8 +277,9 @@ pub(crate) async fn ask(
     Ok(answer)
 }
 
-/// Reads a key from a quorum. A transaction would not be taken in where there is no room, not even one that only reads.
-async fn look(client: &Client, key: &str) -> Result<Option<KeyValue>, CallError> {
+/// Reads a slot's key from a quorum, without a transaction: etcd that is out of space refuses every transaction, even one
+/// that only reads.
+async fn read_slot(client: &Client, key: &str) -> Result<Option<KeyValue>, CallError> {
     let key = key.to_owned();
     let got = client
         .members
@@ -275,12 +288,12 @@ async fn look(client: &Client, key: &str) -> Result<Option<KeyValue>, CallError>
     Ok(got.kvs().first().cloned())
 }
 
-/// At which revision a transaction took effect.
+/// Returns the revision at which a transaction took effect.
 pub(crate) fn revision(response: &TxnResponse) -> i64 {
     response.header().map_or(0, etcd_client::ResponseHeader::revision)
 }
 
-/// The key that a transaction read whose conditions did not hold.
+/// Returns the key that a transaction read because its conditions did not hold.
 pub(crate) fn first_pair(response: &TxnResponse) -> Option<KeyValue> {
     response.op_responses().into_iter().find_map(|answer| match answer {
         TxnOpResponse::Get(got) => got.kvs().first().cloned(),

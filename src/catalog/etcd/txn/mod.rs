@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use uuid::Uuid;
 
-pub(crate) use self::attempt::{Attempt, Sent, ask, first_pair, ousted, probe, revision};
-pub(crate) use self::plan::{Owner, Planned, RELEASED_AT_ONCE, Transaction, claim, give_back, plan, same};
+pub(crate) use self::attempt::{Attempt, Sent, ask, first_pair, own_key_deleted, probe, revision};
+pub(crate) use self::plan::{
+    Owner, Planned, RELEASED_AT_ONCE, Transaction, claim_directory, plan, release_claim, same,
+};
 pub(crate) use self::slots::{SLOTS, Slot, Slots};
 use super::client::Client;
 
@@ -20,7 +22,7 @@ use super::client::Client;
 pub(crate) struct Transactions {
     client: Arc<Client>,
     pub(super) slots: Slots,
-    /// The ID of this process, which tells its transactions from those of the process before.
+    /// The ID of this process, which distinguishes its transactions from those of the previous process.
     run: Uuid,
     numbers: AtomicU64,
 }

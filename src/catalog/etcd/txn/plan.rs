@@ -1,6 +1,7 @@
-//! From a change to a transaction: what the rules decide on the view in memory, and under which conditions it holds.
+//! Turns a change into a transaction: the writes that the rules decide on the view in memory, and the conditions under
+//! which the decision holds.
 //!
-//! Asks nobody. A plan that was made of a view behind the times fails by its conditions, and is made anew.
+//! It calls nobody. If the view was outdated, the conditions fail, and the change is planned again.
 
 use std::sync::Arc;
 
@@ -8,62 +9,61 @@ use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use uuid::Uuid;
 
 use crate::catalog::etcd::keys::Keys;
-use crate::catalog::etcd::replica::{Memory, Moves, Rows, Step};
+use crate::catalog::etcd::replica::{Claim, Memory, Rows, Step};
 use crate::catalog::record::{Unwritable, encode};
 use crate::catalog::{
     Change, DirectoryUse, Footprint, Outcome, Premise, Refusal, RowKey, View, Volume, Write,
 };
 use crate::model::volume::{VolumeId, VolumeName};
 
-/// How many mounts one transaction releases: it may have 128 conditions, and 128 writes. What there is beyond that is
-/// planned once these are gone.
+/// The largest number of mounts that one transaction releases: etcd allows it 128 conditions and 128 writes. Further mounts
+/// are released by the next transactions.
 pub(crate) const RELEASED_AT_ONCE: usize = 50;
 
-/// How many writes stand in one transaction within another.
+/// The number of writes in each nested transaction.
 const NESTED: usize = 60;
 
-/// A transaction without its slot.
+/// A transaction, without the condition on its slot and the write to it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Transaction {
     pub(crate) compares: Vec<Compare>,
     pub(crate) writes: Vec<TxnOp>,
-    /// What becomes of the memory by it.
+    /// The changes of the memory when it is committed.
     pub(crate) steps: Vec<Step>,
 }
 
-/// What the rules say of a change at present.
+/// The decision on a change, on the present view.
 #[derive(Debug)]
 pub(crate) enum Planned {
-    /// There is nothing to do.
+    /// There is nothing to write.
     Nothing(Outcome),
-    /// This is to be written.
+    /// The transaction is to be sent. If it is committed, this is the outcome.
     Write(Outcome, Transaction),
-    /// It is refused.
     Refused(Refusal),
-    /// Another instance moves the volume's directory.
-    Elsewhere(Arc<Volume>),
+    /// Another instance has the right to move the volume's directory.
+    Moving(Arc<Volume>),
 }
 
-/// By whom, and under which lease, keys are written that end with the instance.
+/// The instance and the lease under which claims are written, which end with the instance.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Owner {
     pub(crate) me: Uuid,
     pub(crate) lease: i64,
 }
 
-/// Decides a change on the memory.
+/// Decides a change on the view in memory.
 pub(crate) fn plan(
     memory: &Memory,
     keys: &Keys,
     owner: Owner,
     change: &Change,
 ) -> Result<Planned, Unwritable> {
-    memory.look(|view, known| {
+    memory.look(|view, rows| {
         let footprint = change.footprint(view);
         if let Some(volume) = must_not_move(view, &footprint)
-            && known.mover(volume.id).is_some_and(|(moves, _)| moves.by != owner.me)
+            && rows.claim(volume.id).is_some_and(|(claim, _)| claim.by != owner.me)
         {
-            return Ok(Planned::Elsewhere(Arc::clone(volume)));
+            return Ok(Planned::Moving(Arc::clone(volume)));
         }
         let mut draft = View::clone(view);
         let (mut outcome, mut records) = match draft.apply(change.clone()) {
@@ -82,7 +82,7 @@ pub(crate) fn plan(
         }
         let mut transaction = Transaction::default();
         for premise in premises {
-            transaction.compare(keys, known, &premise);
+            transaction.compare(keys, rows, &premise);
         }
         for write in records {
             let row = encode(&write)?;
@@ -97,11 +97,11 @@ pub(crate) fn plan(
             DirectoryUse::None => {}
             DirectoryUse::BeginMove(id) => {
                 if let Some(volume) = &outcome.after {
-                    transaction.hide(keys, known, owner, id, &volume.name);
+                    transaction.hide_volume(keys, rows, owner, id, &volume.name);
                 }
             }
-            DirectoryUse::EndMove(id) => transaction.show(keys, known, id),
-            DirectoryUse::Unmoved(id) => transaction.unmoved(keys, known, id),
+            DirectoryUse::EndMove(id) => transaction.end_claim(keys, rows, id),
+            DirectoryUse::Unmoved(id) => transaction.require_claim_unchanged(keys, rows, id),
         }
         if transaction.writes.is_empty() {
             return Ok(Planned::Nothing(outcome));
@@ -113,7 +113,8 @@ pub(crate) fn plan(
     })
 }
 
-/// The same writes in transactions within the transaction: of each, etcd takes 128 at once, and all are done or none.
+/// Distributes writes among nested transactions if they are many: etcd allows 128 operations in each, and still commits all
+/// of them or none.
 fn nested(writes: Vec<TxnOp>) -> Vec<TxnOp> {
     if writes.len() <= NESTED {
         return writes;
@@ -134,37 +135,43 @@ fn must_not_move<'a>(view: &'a View, footprint: &Footprint) -> Option<&'a Arc<Vo
     }
 }
 
-/// Claims the moving of a volume's directory, where nobody does; or claims it anew, where what is known of a claim of this
-/// instance, with its revision, still stands.
-pub(crate) fn claim(keys: &Keys, owner: Owner, id: VolumeId, before: Option<&(Moves, i64)>) -> Transaction {
+/// Returns a transaction that claims the right to move a volume's directory. It requires that there is no claim or, if
+/// `before` is given, that this claim of the instance is unchanged since its revision.
+pub(crate) fn claim_directory(
+    keys: &Keys,
+    owner: Owner,
+    id: VolumeId,
+    before: Option<&(Claim, i64)>,
+) -> Transaction {
     let mut transaction = Transaction::default();
-    transaction.compares.push(same(keys.moving(id), before.map_or(0, |(_, revision)| *revision)));
-    transaction.put_moving(keys, owner, id, before.and_then(|(moves, _)| moves.hides.clone()));
+    transaction.compares.push(same(keys.claim(id), before.map_or(0, |(_, revision)| *revision)));
+    transaction.put_claim(keys, owner, id, before.and_then(|(claim, _)| claim.hides.clone()));
     transaction
 }
 
-/// Gives a claim back, as it was made at a revision.
-pub(crate) fn give_back(keys: &Keys, id: VolumeId, revision: i64) -> Transaction {
+/// Returns a transaction that releases a claim, if it is unchanged since this revision.
+pub(crate) fn release_claim(keys: &Keys, id: VolumeId, revision: i64) -> Transaction {
     let mut transaction = Transaction::default();
-    transaction.compares.push(same(keys.moving(id), revision));
-    transaction.writes.push(TxnOp::delete(keys.moving(id), None));
-    transaction.steps.push(Step::Moving(id, None));
+    transaction.compares.push(same(keys.claim(id), revision));
+    transaction.writes.push(TxnOp::delete(keys.claim(id), None));
+    transaction.steps.push(Step::Claim(id, None));
     transaction
 }
 
 impl Transaction {
-    fn compare(&mut self, keys: &Keys, known: &Rows, premise: &Premise) {
-        // Where there is no key, it has been created at revision 0.
+    /// Adds the conditions for a premise.
+    fn compare(&mut self, keys: &Keys, rows: &Rows, premise: &Premise) {
+        // etcd compares a missing key as one that was created at revision 0.
         let empty = |(first, end): (String, String)| {
             Compare::create_revision(first, CompareOp::Equal, 0).with_range(end)
         };
         let unchanged = |(first, end): (String, String)| {
-            Compare::mod_revision(first, CompareOp::Less, known.reached + 1).with_range(end)
+            Compare::mod_revision(first, CompareOp::Less, rows.reached + 1).with_range(end)
         };
         match premise {
             Premise::Same(row) => {
                 let key = keys.of_row(row);
-                let revision = known.revision(&key);
+                let revision = rows.revision(&key);
                 self.compares.push(same(key, revision));
             }
             Premise::Unused(volume) => self.compares.push(empty(keys.mounts(volume))),
@@ -179,37 +186,37 @@ impl Transaction {
         }
     }
 
-    /// The volume is not visible until this instance shows it, or ends.
-    fn hide(&mut self, keys: &Keys, known: &Rows, owner: Owner, id: VolumeId, name: &VolumeName) {
-        self.unmoved(keys, known, id);
-        self.put_moving(keys, owner, id, Some(name.to_string()));
+    /// Hides the volume until this instance ends the claim, or its lease ends.
+    fn hide_volume(&mut self, keys: &Keys, rows: &Rows, owner: Owner, id: VolumeId, name: &VolumeName) {
+        self.require_claim_unchanged(keys, rows, id);
+        self.put_claim(keys, owner, id, Some(name.to_string()));
     }
 
-    /// The volume is visible from now on, or gone.
-    fn show(&mut self, keys: &Keys, known: &Rows, id: VolumeId) {
-        self.unmoved(keys, known, id);
-        if known.mover(id).is_some() {
-            self.writes.push(TxnOp::delete(keys.moving(id), None));
-            self.steps.push(Step::Moving(id, None));
+    /// Ends this instance's claim: the volume is visible from then on, or removed.
+    fn end_claim(&mut self, keys: &Keys, rows: &Rows, id: VolumeId) {
+        self.require_claim_unchanged(keys, rows, id);
+        if rows.claim(id).is_some() {
+            self.writes.push(TxnOp::delete(keys.claim(id), None));
+            self.steps.push(Step::Claim(id, None));
         }
     }
 
-    /// Nobody moves the directory but, perhaps, this instance.
-    fn unmoved(&mut self, keys: &Keys, known: &Rows, id: VolumeId) {
-        let revision = known.mover(id).map_or(0, |(_, revision)| *revision);
-        self.compares.push(same(keys.moving(id), revision));
+    /// Requires that the claim on the directory is the one in memory: none, or this instance's own.
+    fn require_claim_unchanged(&mut self, keys: &Keys, rows: &Rows, id: VolumeId) {
+        let revision = rows.claim(id).map_or(0, |(_, revision)| *revision);
+        self.compares.push(same(keys.claim(id), revision));
     }
 
-    fn put_moving(&mut self, keys: &Keys, owner: Owner, id: VolumeId, hides: Option<String>) {
-        let moves = Moves { by: owner.me, hides };
-        let value = serde_json::json!({ "by": moves.by, "hides": moves.hides }).to_string();
+    fn put_claim(&mut self, keys: &Keys, owner: Owner, id: VolumeId, hides: Option<String>) {
+        let claim = Claim { by: owner.me, hides };
+        let value = serde_json::json!({ "by": claim.by, "hides": claim.hides }).to_string();
         let options = PutOptions::new().with_lease(owner.lease);
-        self.writes.push(TxnOp::put(keys.moving(id), value, Some(options)));
-        self.steps.push(Step::Moving(id, Some(moves)));
+        self.writes.push(TxnOp::put(keys.claim(id), value, Some(options)));
+        self.steps.push(Step::Claim(id, Some(claim)));
     }
 }
 
-/// That a key was last written at a revision; at 0, that there is none.
+/// Returns the condition that a key was last written at this revision; with 0, that there is no such key.
 pub(crate) fn same(key: String, revision: i64) -> Compare {
     Compare::mod_revision(key, CompareOp::Equal, revision)
 }

@@ -1,5 +1,5 @@
-//! Slots, by which the outcome of a transaction that was not answered can be found out, and the transaction repeated or
-//! made impossible.
+//! Slots: with them the outcome of an unanswered transaction can be found out, and the transaction can be repeated or
+//! prevented.
 //!
 //! Each transaction under way has a slot: a key that only this instance writes, and that is never deleted. The transaction
 //! compares the slot's revision and stores its own number there. So of everything sent with one slot at one revision, at
@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 /// The largest number of transactions that one instance has under way. One transaction can write all slots.
 pub(crate) const SLOTS: usize = 64;
 
-/// A slot, held by its user.
+/// A slot; its user owns it until it is given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slot {
     pub(crate) number: usize,
@@ -20,27 +20,27 @@ pub(crate) struct Slot {
     pub(crate) revision: i64,
 }
 
-/// The slots that are free.
+/// The free slots of this instance.
 pub(crate) struct Slots {
     free: Mutex<Vec<Slot>>,
     permits: Semaphore,
 }
 
 impl Slots {
-    /// Takes the revisions at which the slots were last written.
+    /// `revisions` are those at which the slots were last written, in the order of the slots' numbers.
     pub(crate) fn new(revisions: impl IntoIterator<Item = i64>) -> Self {
         let free: Vec<_> =
             revisions.into_iter().enumerate().map(|(number, revision)| Slot { number, revision }).collect();
         Self { permits: Semaphore::new(free.len()), free: Mutex::new(free) }
     }
 
-    /// Waits for a free slot. The caller gives it back, with its revision then.
+    /// Waits for a free slot. The caller gives it back, with the revision of its last write.
     pub(crate) async fn take(&self) -> Slot {
         loop {
             if let Ok(permit) = self.permits.acquire().await {
                 permit.forget();
             }
-            // There are as many as there are permits.
+            // There are as many free slots as permits.
             if let Some(slot) = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop() {
                 return slot;
             }

@@ -58,6 +58,8 @@ impl Model {
                 Some(volume) if volume.id == id => volume.visible = true,
                 _ => return Err("no such volume"),
             },
+            // Whether a directory is durable concerns no other rule.
+            Step::Confirm { volumes: _ } => {}
             Step::Withdraw { name, id } => {
                 meant(self, name, id, false)?;
                 self.volumes.remove(&name);

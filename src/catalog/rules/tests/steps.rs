@@ -18,6 +18,7 @@ use crate::model::volume::{MountId, VolumeId, VolumeName};
 pub(super) enum Step {
     Insert { name: u8, id: u8, adopted: bool, exclusive: bool, by: u8 },
     Publish { name: u8, id: u8 },
+    Confirm { volumes: Vec<(u8, u8)> },
     Withdraw { name: u8, id: u8 },
     Remove { name: u8, id: u8, at: i64, keep: bool },
     Restore { id: u8 },
@@ -56,6 +57,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
             |(name, id, (adopted, exclusive), by)| Step::Insert { name, id, adopted, exclusive, by }
         ),
         4 => (n.clone(), n.clone()).prop_map(|(name, id)| Step::Publish { name, id }),
+        2 => proptest::collection::vec((n.clone(), n.clone()), 0..3)
+            .prop_map(|volumes| Step::Confirm { volumes }),
         1 => (n.clone(), n.clone()).prop_map(|(name, id)| Step::Withdraw { name, id }),
         2 => (n.clone(), n.clone(), t.clone(), any::<bool>())
             .prop_map(|(name, id, at, keep)| Step::Remove { name, id, at, keep }),
@@ -118,6 +121,9 @@ impl Step {
                 ..volume(volume_name(name).as_str())
             }),
             Self::Publish { name, id } => Change::Publish(volume_name(name), volume_id(id)),
+            Self::Confirm { ref volumes } => Change::Confirm(
+                volumes.iter().map(|(name, id)| (volume_name(*name), volume_id(*id))).collect(),
+            ),
             Self::Withdraw { name, id } => Change::Withdraw(volume_name(name), volume_id(id)),
             Self::Remove { name, id, at: then, keep } => {
                 Change::Remove { name: volume_name(name), id: volume_id(id), at: at(then), keep }
