@@ -419,7 +419,7 @@ pub const BACKEND: &[Field] = &[
         "durable_directories",
         Takes::Flag,
         "`false`",
-        "a Create waits until the storage has the new directory; needed only on ext4 without a journal",
+        "a Create waits until the storage has the new directory: for storage that can lose it with flushed files in it",
         Applied::Untold,
     ),
     field(

@@ -3,9 +3,8 @@
 //! It alone knows both the catalog (what exists) and the backends (where it lies), and it alone orders their effects,
 //! so that a crash at any step leaves something that `recovery` can finish or undo:
 //!
-//! - Create: make `.volhost/new/UUID` → record the volume, unconfirmed → both are durable → rename the directory to its
-//!   name, durably → visible, answer; the confirmation follows. `create` tells what waits for the disk, and why no
-//!   more.
+//! - Create: make `.volhost/new/UUID` → record the volume, unconfirmed → rename the directory to its name → visible,
+//!   answer; the flush of the directory and the confirmation follow. `create` tells why that loses nothing.
 //! - Remove: rename the directory to `.volhost/trash/UUID` → record the removal → answer.
 //! - Mount: check the directory → record the mount → answer.
 //! - Undoing uses rmdir and rename, never a recursive delete; only `purge` deletes, and only removed volumes.
@@ -17,7 +16,8 @@
 //! the work of a lost instance.
 //!
 //! `Service` has the requests as methods, one file each. What it has to remember between requests lies in parts with
-//! their own state: `directory_lock`, `recovery_state`, `trash`, `last_seen`, `ignored_unmounts` and `upkeep`.
+//! their own state: `directory_lock`, `recovery_state`, `confirmation`, `trash`, `last_seen`, `ignored_unmounts`
+//! and `upkeep`.
 
 mod backend_tasks;
 mod backends;
