@@ -104,6 +104,7 @@ pub(super) fn detail(
         volume: wire_volume(service, volume, seen.backend_state),
         id: volume.id.to_string(),
         adopted: volume.adopted,
+        durable: volume.unconfirmed.is_none(),
         known_to: volume.known_to.iter().map(ToString::to_string).collect(),
         mounted_by: volume.mounts.iter().map(|entry| mount(&view, &volume.name, entry)).collect(),
         directory: found.map(directory),

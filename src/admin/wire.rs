@@ -127,6 +127,8 @@ pub(crate) struct VolumeDetail {
     pub id: String,
     /// True if its directory existed before the volume.
     pub adopted: bool,
+    /// False while a power cut could take its directory, which is then made again, empty.
+    pub durable: bool,
     /// The hosts that created or ever mounted it.
     pub known_to: Vec<String>,
     /// Its mounts.

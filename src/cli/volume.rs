@@ -255,11 +255,15 @@ fn show(detail: &VolumeDetail, shell: &mut Shell<'_>) -> Result<(), Error> {
         volume: Row { name, backend, path, created_at, options, state, mounts: _ },
         id,
         adopted,
+        durable,
         known_to,
         mounted_by,
         directory,
     } = detail;
-    let found = directory.as_ref().map_or_else(|| "its backend does not say".into(), directory_text);
+    let mut found = directory.as_ref().map_or_else(|| "its backend does not say".into(), directory_text);
+    if !durable {
+        found.push_str("; new, and not durable yet");
+    }
     let options: Vec<String> = options.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let rows = [
         ("name", name.clone()),

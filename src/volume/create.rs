@@ -260,7 +260,7 @@ impl Service {
                 return Ok(());
             }
             record.unconfirmed = Some(Arc::new(Unconfirmed { directory: Some(staged.id()?) }));
-            let mut recorded = catalog.submit(Change::Insert(record));
+            let mut recorded = catalog.submit_blocking(Change::Insert(record));
             let durable = if rename.is_durable() { staged.sync() } else { Ok(()) };
             // This is one of the runtime's threads for blocking work, which may wait for a future. Others need it if the
             // backend is crowded.

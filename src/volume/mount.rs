@@ -21,9 +21,9 @@ use super::operation::CommitPoint;
 use super::rights::{in_sight, permit};
 use super::step::step;
 use super::{Holders, InForce, Service, VolumeInfo};
-use crate::backend::VolumeState;
+use crate::backend::{Root, VolumeState};
 use crate::catalog::clones;
-use crate::catalog::{CatalogError, Change, Outcome, Refusal, View, Volume};
+use crate::catalog::{CatalogError, Change, Outcome, Refusal, Submitted, View, Volume};
 use crate::error::chain;
 use crate::host::Caller;
 use crate::model::host::HostName;
@@ -120,7 +120,7 @@ impl Service {
 
     async fn mount_any(
         self: &Arc<Self>,
-        commit_point: &CommitPoint,
+        commit_point: &Arc<CommitPoint>,
         caller: &Caller,
         name: &VolumeName,
         id: &MountId,
@@ -170,7 +170,7 @@ impl Service {
 
     async fn mount_held(
         self: &Arc<Self>,
-        commit_point: &CommitPoint,
+        commit_point: &Arc<CommitPoint>,
         caller: &Caller,
         name: &VolumeName,
         id: &MountId,
@@ -179,12 +179,10 @@ impl Service {
         let missing = || Error::NoSuchVolume(name.to_string());
         let mut backoff = PeerBackoff::new();
         let (volume, outcome) = loop {
-            let volume = self.retry_after_sync(|| self.mountable(&in_force, caller, name)).await?;
-            step("mount:checked");
-            if !commit_point.wanted() || commit_point.deserted() {
-                return Err(Error::Abandoned);
-            }
-            match self.catalog.submit(self.count(&volume, caller, id, false)).await {
+            let look = || self.count_if_mountable(commit_point, &in_force, caller, name, id);
+            let (volume, counted) = self.retry_after_sync(look).await?;
+            let Some(counted) = counted else { return Err(Error::Abandoned) };
+            match counted.await {
                 Ok(outcome) => break (volume, outcome),
                 // Another instance began to move the directory after it was looked at.
                 Err(CatalogError::Refused(Refusal::Moving(_))) if backoff.wait().await => {}
@@ -262,13 +260,18 @@ impl Service {
         self.catalog.view().volumes.get(name).is_some_and(|now| now.visible && now.id != id)
     }
 
-    /// Returns the volume if this host may mount it and its directory is there.
-    async fn mountable(
+    /// Submits the count of a Mount, if this host may mount the volume and its directory is there, and returns the volume
+    /// with the outcome to wait for; `None` if nobody wants the Mount any more.
+    ///
+    /// The backend's thread that finds the directory submits the count, and commits it as well if the catalog is idle.
+    async fn count_if_mountable(
         self: &Arc<Self>,
+        commit_point: &Arc<CommitPoint>,
         in_force: &InForce,
         caller: &Caller,
         name: &VolumeName,
-    ) -> Result<Arc<Volume>, Error> {
+        id: &MountId,
+    ) -> Result<(Arc<Volume>, Option<Submitted>), Error> {
         let missing = || Error::NoSuchVolume(name.to_string());
         let (mut gone, mut backoff) = (None, PeerBackoff::new());
         loop {
@@ -282,10 +285,19 @@ impl Service {
             permit(in_force, caller, Right::Mount, &volume.backend, &volume.options)?;
             let backend = self.backend_of(&volume)?;
             let expect = self.ready(&backend).await?;
-            let directory = name.clone();
-            match backend.run(expect, move |root| root.volume_state(&directory)).await? {
-                VolumeState::Directory => return Ok(volume),
-                state @ (VolumeState::Missing | VolumeState::NotADirectory(_)) => {
+            let (directory, commit_point) = (name.clone(), Arc::clone(commit_point));
+            let (catalog, count) = (Arc::clone(&self.catalog), self.count(&volume, caller, id, false));
+            let look = move |root: &Root| match root.volume_state(&directory)? {
+                VolumeState::Directory => {
+                    step("mount:checked");
+                    let is_wanted = commit_point.wanted() && !commit_point.deserted();
+                    Ok(Ok(is_wanted.then(|| catalog.submit_blocking(count))))
+                }
+                state @ (VolumeState::Missing | VolumeState::NotADirectory(_)) => Ok(Err(state)),
+            };
+            match backend.run(expect, look).await? {
+                Ok(counted) => return Ok((volume, counted)),
+                Err(state) => {
                     // It may be left in the trash, another instance may be moving it, or the volume may be gone.
                     if gone == Some(volume.id) && !(self.is_elsewhere(name) && backoff.wait().await) {
                         self.sync().await?;

@@ -366,6 +366,7 @@ fn a_directory_that_was_taken_away_by_hand_is_told_and_its_volume_can_go() {
     for name in ["db", "trashed"] {
         create(&daemon, name, &json!({}));
     }
+    daemon.await_durable(&["db"]);
     done(&daemon, "Remove", &named("trashed"));
     fs::rename(root.join("db"), storage.path("away")).unwrap();
     fs::remove_dir_all(root.join(".volhost/trash")).unwrap();
@@ -429,6 +430,7 @@ fn links_below_a_backend_lead_nowhere() {
     };
     let daemon = Daemon::setup().backends(&json!({ "default": root })).start();
     create(&daemon, "db", &json!({}));
+    daemon.await_durable(&["db"]);
     let (volume, aside) = (root.join("db"), root.join("aside"));
     for target in [outside.as_path(), Path::new("/etc"), Path::new("aside"), Path::new("/nowhere")] {
         fs::rename(&volume, &aside).unwrap();
@@ -509,6 +511,7 @@ fn a_swap_race_never_leads_out_of_the_backend() {
 fn a_directory_that_was_replaced_is_told_as_what_it_is() {
     let daemon = Daemon::start();
     create(&daemon, "db", &json!({}));
+    daemon.await_durable(&["db"]);
     let at = daemon.path("var/lib/volhost/volumes/db");
     fs::rename(&at, daemon.path("elsewhere")).unwrap();
     symlink(daemon.path("elsewhere"), &at).unwrap();

@@ -368,6 +368,7 @@ fn a_backends_directory_that_is_replaced_is_not_taken_for_it() {
     };
     copy(&root, &clone);
     create(&day.daemon, "late", &json!({ "backend": "default" }));
+    day.daemon.await_durable(&["late"]);
 
     let strangers: [Stranger<'_>; 4] = [
         ("nothing", &|| {}, &["does not exist", "is the share mounted?"]),

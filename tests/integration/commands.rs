@@ -112,7 +112,10 @@ fn volumes_are_made_listed_shown_removed_and_restored() {
     refused(&daemon.cli(&["volume", "ls", "--filter", "nmae=x"]), 2, &["nmae", "did you mean \"name\""]);
 
     let shown = daemon.cli(&["volume", "inspect", "db", "--json"]).json();
-    has_fields(&shown[0], &[&volume[..], &["id", "adopted", "known_to", "mounted_by", "directory"]].concat());
+    has_fields(
+        &shown[0],
+        &[&volume[..], &["id", "adopted", "durable", "known_to", "mounted_by", "directory"]].concat(),
+    );
     assert_eq!(shown[0]["mounted_by"][0]["id"], "c1");
     let shown = daemon.cli(&["volume", "inspect", "nope", "db"]);
     assert_eq!(shown.code, Some(1));

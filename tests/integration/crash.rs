@@ -276,7 +276,7 @@ impl Scene {
 
 /// What a power cut may take that a kill leaves: a directory that was not durable yet when its record was.
 #[test]
-fn a_create_that_lost_its_directory_with_the_power_leaves_nothing_whether_or_not_its_backend_is_there() {
+fn a_create_that_lost_its_directory_with_the_power_gets_it_again() {
     for away in [false, true] {
         let (mut scene, _) = Scene::killed("create:recorded");
         let new = scene.root.join(".volhost/new");
@@ -289,17 +289,16 @@ fn a_create_that_lost_its_directory_with_the_power_leaves_nothing_whether_or_not
         }
         scene.daemon.start_again();
         if away {
-            // It cannot be known yet whether it was answered.
             scene.ok("Get", "db", "");
             fs::rename(&elsewhere, &scene.root).unwrap();
             scene.ok("Create", "another", "");
             scene.ok("Remove", "another", "");
         }
         let log = scene.daemon.log();
-        assert!(log.contains("volume db was being made and has no directory"), "{log}");
-        scene.is(State::Nothing);
+        assert!(log.contains("made the directory of volume db again, empty"), "{log}");
+        scene.is(State::Empty);
         scene.bystanders_are_as_they_were();
-        scene.works_on(State::Nothing);
+        scene.works_on(State::Empty);
     }
 }
 

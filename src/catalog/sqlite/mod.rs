@@ -2,9 +2,10 @@
 //!
 //! # How a change becomes durable
 //!
-//! One thread writes. It takes every change that has been queued meanwhile, decides each of them on a draft of the
-//! view, stores the records of all of them in one transaction and waits for the disk once. Only then does the draft
-//! become the view, and the callers are answered. A change that [may follow](Change::may_follow) its answer is stored
+//! One writer at a time. A thread takes every change that has been queued meanwhile, decides each of them on a draft of
+//! the view, stores the records of all of them in one transaction and waits for the disk once. Only then does the draft
+//! become the view, and the callers are answered. A caller that may block does that for its own change if nothing is
+//! queued, which saves the way to the thread and back. A change that [may follow](Change::may_follow) its answer is stored
 //! with the next transaction, or after a few seconds without a change; while nothing is queued, the caller's own thread
 //! decides it. Another thread, with its own connection, moves the log into the file in the background, so that no
 //! commit waits for it. Readers notice neither thread.
@@ -62,6 +63,8 @@ pub struct Sqlite {
     queue: Mutex<Option<Sender<Job>>>,
     /// Locked after `queue`.
     pending: Arc<Mutex<Pending>>,
+    /// Locked while the disk is waited for; `None` once the catalog is closed.
+    writer: Arc<Mutex<Option<Writer>>>,
     /// The sender is dropped when the writer has ended for any reason.
     ended: watch::Receiver<()>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -90,15 +93,17 @@ fn serve(path: &Path, opened: file::Opened, lock: Lock) -> Result<Sqlite, OpenEr
         Arc::clone(&fault),
         location.clone(),
     );
+    let writer = Arc::new(Mutex::new(Some(writer)));
+    let (of_thread, name) = (Arc::clone(&writer), location.clone());
     let thread = std::thread::Builder::new()
         .name("catalog".into())
         .spawn(move || {
-            writer.run(jobs);
+            writer::run(&of_thread, jobs, &name);
             drop(ends);
         })
         .map_err(|source| OpenError::Io { path: path.into(), doing: "served by a thread", source })?;
     let (queue, thread) = (Mutex::new(Some(queue)), Mutex::new(Some(thread)));
-    Ok(Sqlite { view, fault, location, queue, pending, ended, thread })
+    Ok(Sqlite { view, fault, location, queue, pending, writer, ended, thread })
 }
 
 impl Sqlite {
@@ -126,6 +131,29 @@ impl Catalog for Sqlite {
             let _ = queue.send(Job { change, answer });
         }
         Box::pin(async move { outcome.await.unwrap_or(Err(CatalogError::Closed)) })
+    }
+
+    fn submit_blocking(&self, change: Change) -> Submitted {
+        let decided = {
+            let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            match self.writer.try_lock() {
+                // Nothing comes before this change, and what is queued from now on waits for the lock.
+                Ok(mut writer) if pending.jobs == 0 && queue.is_some() => match &mut *writer {
+                    Some(writer) => {
+                        pending.jobs += 1;
+                        drop((pending, queue));
+                        Ok(writer.process_one(change))
+                    }
+                    None => Err(change),
+                },
+                _ => Err(change),
+            }
+        };
+        match decided {
+            Ok(outcome) => Box::pin(ready(outcome)),
+            Err(change) => self.submit(change),
+        }
     }
 
     fn location(&self) -> &str {

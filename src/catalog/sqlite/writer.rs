@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -68,7 +69,52 @@ impl Files {
     }
 }
 
-/// The state of the thread.
+/// Serves the queue until its last sender is gone, then closes the file.
+pub(super) fn run(writer: &Mutex<Option<Writer>>, queue: Receiver<Job>, location: &str) {
+    // After a panic, all callers, present and later, are told that the catalog is closed: their answers' senders are
+    // dropped, here and with the queue.
+    let served = catch_unwind(AssertUnwindSafe(|| serve(writer, &queue)));
+    if !matches!(served, Ok(Ok(()))) {
+        log::error!("the catalog {location} takes no more changes: its writer panicked; restart volhost");
+    }
+    drop(queue);
+    let writer = writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(writer) = writer {
+        writer.close();
+    }
+}
+
+/// The error of a writer that panicked on a caller's thread.
+struct Panicked;
+
+fn serve(writer: &Mutex<Option<Writer>>, queue: &Receiver<Job>) -> Result<(), Panicked> {
+    // A confirmation usually comes soon after a change, and is decided without this thread: look again after a short
+    // pause.
+    let (mut is_idle, mut changed) = (true, false);
+    loop {
+        let next = queue.recv_timeout(if is_idle && !changed { CHECK_INTERVAL } else { IDLE_TIMEOUT });
+        let mut writer = writer.lock().map_err(|_| Panicked)?;
+        let Some(writer) = &mut *writer else { return Ok(()) };
+        match next {
+            Ok(first) => {
+                let batch = std::iter::once(first).chain(queue.try_iter()).take(MAX_BATCH).collect();
+                writer.process_batch(batch);
+                changed = true;
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                writer.pending().jobs += 1;
+                writer.catch_up();
+                let mut pending = writer.pending();
+                pending.jobs -= 1;
+                changed = !pending.deferred.is_empty();
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+        is_idle = writer.is_idle();
+    }
+}
+
+/// What decides changes and makes them durable: on the catalog's thread, or on a caller's if nothing else is pending.
 pub(super) struct Writer {
     files: Files,
     lock: Lock,
@@ -84,6 +130,12 @@ pub(super) struct Writer {
     pending: Arc<Mutex<Pending>>,
 }
 
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("location", &self.location).finish_non_exhaustive()
+    }
+}
+
 impl Writer {
     pub(super) fn new(
         files: Files,
@@ -96,49 +148,22 @@ impl Writer {
         Self { files, lock, view, pending, fault, location, failed_commit_in_log: false, gone: false }
     }
 
+    /// Returns true if nothing is to be repaired.
+    fn is_idle(&self) -> bool {
+        !self.failed_commit_in_log && !self.gone && self.fault.load().is_none()
+    }
+
     /// Locks the pending changes; never held while waiting for the disk.
     fn pending(&self) -> MutexGuard<'_, Pending> {
         // They are whole after every statement under this lock.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves the queue until its last sender is gone, then closes the file.
-    pub(super) fn run(mut self, queue: Receiver<Job>) {
-        // After a panic, all callers, present and later, are told that the catalog is closed: their answers' senders
-        // are dropped, here and with the queue.
-        if catch_unwind(AssertUnwindSafe(|| self.serve(&queue))).is_err() {
-            log::error!(
-                "the catalog {} takes no more changes: its writer panicked; restart volhost",
-                self.location
-            );
-        }
-        drop(queue);
-        self.close();
-    }
-
-    fn serve(&mut self, queue: &Receiver<Job>) {
-        // A confirmation usually comes soon after a change, and is decided without this thread: look again after a
-        // short pause.
-        let mut changed = false;
-        loop {
-            let is_idle = !self.failed_commit_in_log && !self.gone && !changed && self.fault.load().is_none();
-            match queue.recv_timeout(if is_idle { CHECK_INTERVAL } else { IDLE_TIMEOUT }) {
-                Ok(first) => {
-                    self.process_batch(
-                        std::iter::once(first).chain(queue.try_iter()).take(MAX_BATCH).collect(),
-                    );
-                    changed = true;
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.pending().jobs += 1;
-                    self.catch_up();
-                    let mut pending = self.pending();
-                    pending.jobs -= 1;
-                    changed = !pending.deferred.is_empty();
-                }
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-        }
+    /// Decides one change and makes it durable. The caller has counted it among the pending ones.
+    pub(super) fn process_one(&mut self, change: Change) -> Result<Outcome, CatalogError> {
+        let (answer, mut outcome) = oneshot::channel();
+        self.process_batch(vec![Job { change, answer }]);
+        outcome.try_recv().unwrap_or(Err(CatalogError::Closed))
     }
 
     /// Decides changes in their order, makes them durable together, shows them together, and answers.

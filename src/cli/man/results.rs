@@ -23,9 +23,10 @@ pub(super) const TABLE: &[Printed] = &[
     },
     Printed {
         of: &["volume inspect"],
-        prints: "a list of objects as `volume ls` lists them, with `id`, `adopted`, `known_to`, `mounted_by` (as \
-                 `mount ls`), and `directory` {`kind`, `uid`, `gid`, `mode`, `changed`}",
-        meaning: "`directory` describes what is in the volume's place now; `null` if it cannot be read. \
+        prints: "a list of objects as `volume ls` lists them, with `id`, `adopted`, `durable`, `known_to`, `mounted_by` \
+                 (as `mount ls`), and `directory` {`kind`, `uid`, `gid`, `mode`, `changed`}",
+        meaning: "`durable` is false while a power cut could take the new directory, which would be made again. \
+                  `directory` describes what is in the volume's place now; `null` if it cannot be read. \
                   Its `kind` is `directory`, `nothing`, or another kind of file, such as `a symbolic link`. Its \
                   `changed` shows where owner or mode differ from the options (`uid=70 then, uid=999 now`)",
     },

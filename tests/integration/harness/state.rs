@@ -32,6 +32,14 @@ impl Daemon<'_> {
         self.rows("volume").iter().map(|row| text(row, "name")).collect()
     }
 
+    /// Waits until a power cut can no longer take the volumes' directories.
+    pub(crate) fn await_durable(&self, names: &[&str]) {
+        until("the directories are durable", SOON, || {
+            let shown = self.cli(&[&["volume", "inspect", "--json"], names].concat()).json();
+            shown.as_array().unwrap().iter().all(|volume| volume["durable"] == true).then_some(())
+        });
+    }
+
     /// The mounts, in the order of volume, host and ID.
     pub(crate) fn mounts(&self) -> Vec<Mount> {
         let mount = |row: &Value| Mount {

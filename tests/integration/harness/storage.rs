@@ -103,8 +103,14 @@ impl Disk {
 
 /// Unmounts, which succeeds only when nobody holds anything open there.
 #[track_caller]
+///
+/// The service has a handle of a backend for a moment after a Create, until it is flushed.
 pub(crate) fn unmount(at: &Path) {
-    run(Command::new("umount").arg(at)).ok();
+    let done = until("nobody uses the mount", Duration::from_secs(5), || {
+        let done = run(Command::new("umount").arg(at));
+        (!done.stderr.contains("busy")).then_some(done)
+    });
+    done.ok();
 }
 
 /// A mounted file system that misbehaves on command.
