@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::daemon::Daemon;
+use super::wait::{SOON, until};
 
 /// One row of `mount ls`, without its time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::{Value, json};
