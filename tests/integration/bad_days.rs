@@ -165,7 +165,9 @@ fn a_catalog_that_is_removed_is_rebuilt_from_memory() {
         lose(&directory);
         // The first thing that is answered now must be there after a kill.
         create(&day.daemon, "at-once", &json!({ "backend": "default" }));
-        says(&day.daemon.log(), &["was removed, moved or replaced", "rebuilt from memory"]);
+        // The log follows the answer.
+        until("the log to tell", SOON, || day.daemon.log().contains("was rebuilt from memory").then_some(()));
+        says(&day.daemon.log(), &["was removed, moved or replaced"]);
         let mut day = day;
         day.daemon.restart();
         day.pid = day.daemon.pid();
