@@ -31,7 +31,7 @@ pub(super) struct Route {
     pub(super) run: for<'a> fn(&'a Admin, &'a [u8]) -> Answered<'a>,
 }
 
-/// The routes of all verbs. A test compares them with the table of verbs.
+/// The routes of all verbs, in the order of the table of verbs. A test compares the two.
 pub(super) const ROUTES: &[Route] = &[
     route::<verb::Status>(),
     route::<verb::Reload>(),
@@ -270,8 +270,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_verb_has_its_route() {
+    fn the_routes_are_those_of_the_verbs_in_the_same_order() {
         let routes: Vec<_> = ROUTES.iter().map(|route| route.path).collect();
-        assert_eq!(routes, verb::PATHS, "a verb lacks its row in ROUTES");
+        assert_eq!(
+            routes,
+            verb::PATHS,
+            "ROUTES (left) and the table of verbs (right) differ in rows or order"
+        );
     }
 }

@@ -15,8 +15,8 @@ pub(super) fn find(config: &mut Config, catalog: &dyn Catalog) -> NodeName {
     }
     if node.recorded.is_none() && !config.boot.node_configured && node.is_default_hostname() {
         log::warn!(
-            "this machine's hostname is {}, as that of every machine that nobody named: it is kept as its name until \
-             \"node\" says another one",
+            "this machine's hostname is {}, as on every machine without a name: it stays this machine's name until \
+             \"node\" is set to another one",
             node.name
         );
     }

@@ -1,7 +1,8 @@
 //! Changes of a catalog: every [`Change`], what it concerns, and its outcome.
 //!
-//! A new change needs a variant, its [`Footprint`], and its rule in [`View::apply`](super::View). The footprint is the
-//! only other place that names every variant: locks, conditions and freshness follow from it.
+//! A new change needs a variant, its [`Footprint`], its rule in [`View::apply`](super::View), and an arm in
+//! [`View::premises`](super::View) if it depends on more rows than those of its footprint. The compiler asks for each.
+//! Locks, conditions and freshness follow from the footprint.
 
 use std::net::IpAddr;
 use std::sync::Arc;

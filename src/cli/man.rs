@@ -110,8 +110,11 @@ fn pages() -> io::Result<Vec<Page>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::io::Write as _;
     use std::process::{Command, Stdio};
+
+    use clap::CommandFactory as _;
 
     use super::*;
 
@@ -227,6 +230,29 @@ mod tests {
             format!("| {} | {} | {} |", commands.join(", "), result.prints, result.meaning)
         };
         assert_eq!(rows, results::TABLE.iter().map(row).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn each_command_has_a_result_or_prints_no_json() {
+        fn leaves(command: &clap::Command, name: &str, into: &mut BTreeSet<String>) {
+            for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+                leaves(below, format!("{name} {}", below.get_name()).trim_start(), into);
+            }
+            if !command.has_subcommands() {
+                into.insert(name.to_owned());
+            }
+        }
+        let mut commands = BTreeSet::new();
+        leaves(&super::super::Cli::command(), "", &mut commands);
+        let printed = results::TABLE.iter().flat_map(|result| result.of);
+        // A command may be listed with the flags that make a difference.
+        let listed = printed.map(|of| of.split(" -").next().unwrap_or_default());
+        let listed: BTreeSet<_> =
+            listed.chain(results::WITHOUT_JSON.iter().copied()).map(str::to_owned).collect();
+        assert_eq!(
+            commands, listed,
+            "on the left the commands, on the right those of src/cli/man/results.rs"
+        );
     }
 
     #[test]

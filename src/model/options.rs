@@ -1,8 +1,10 @@
 //! The options of Create, each with one row of [`TABLE`]. Parsing, comparison, help, documentation and the catalog's
 //! record all come from the row.
 //!
-//! A new option is a field of [`Options`] and a row. Code that acts on options destructures them without `..`, so that
-//! the compiler leads to it. An [`Options`] holds only valid values.
+//! A new option is a field of [`Options`] and a row. The compiler then asks for the option in one place, which
+//! determines the owner of a volume's directory (`ownership` in `volume::create`) and destructures the options without
+//! `..`. Nothing finds other code that the option concerns, such as the rights of hosts and the choice of a backend. An
+//! [`Options`] holds only valid values.
 
 use std::fmt;
 
@@ -103,7 +105,13 @@ pub struct Row {
     pub default: &'static str,
     /// Its purpose.
     pub doc: &'static str,
+    /// Reads the value into its field; `None` if the value is not valid.
+    ///
+    /// It reads the values of stored records as well, so it must accept for ever each value that `show` ever returned.
+    /// A value is stored and shown on terminals: a free text needs a greatest length, of at most 255 bytes, and no
+    /// character that is unsafe to show (`error::is_unsafe_to_show`).
     parse: fn(&mut Options, &str) -> Option<()>,
+    /// Returns the value in its canonical spelling; `None` if the option was not given.
     show: fn(&Options) -> Option<String>,
 }
 
@@ -289,6 +297,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::error::is_unsafe_to_show;
 
     fn options(pairs: &[(&str, &str)]) -> Options {
         Options::parse(pairs.iter().copied()).unwrap()
@@ -363,6 +372,20 @@ mod tests {
         for (name, value) in cases {
             let error = Options::parse([(name, value)]).unwrap_err();
             assert!(error.to_string().contains("is not understood: it takes"), "{name}={value}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_option_keeps_a_long_text_or_one_that_is_unsafe_to_show() {
+        let (digits, letters) = ("0".repeat(10_000), "a".repeat(10_000));
+        for row in TABLE {
+            for text in [&*digits, &*letters, "a\nb", "a\u{1b}[2J", "a\u{202e}b"] {
+                let Ok(options) = Options::parse([(row.name, text)]) else { continue };
+                for (name, value) in options.given() {
+                    assert!(value.len() <= 255, "{name} keeps {} bytes", value.len());
+                    assert!(!value.contains(is_unsafe_to_show), "{name} keeps {value:?}");
+                }
+            }
         }
     }
 

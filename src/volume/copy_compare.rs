@@ -44,10 +44,23 @@ pub(super) fn is_same(one: &View, other: &View) -> bool {
     one.volumes == other.volumes && one.trash == other.trash && one.backends == other.backends && hosts()
 }
 
-/// Returns true if two records of a host are the same. A new time of its last request is not worth a copy.
+/// Returns true if two records of a host are the same. A change of the other fields, such as the time of
+/// its last request, is not worth a copy.
 fn is_same_host(one: &Host, other: &Host) -> bool {
-    (one.activation, one.revoked_at) == (other.activation, other.revoked_at)
-        && one.certificates == other.certificates
+    // Without `..`: whoever adds a field decides here if its change is worth a copy.
+    let Host {
+        activation,
+        certificates,
+        revoked_at,
+        last_seen: _,
+        last_issuer: _,
+        machine: _,
+        renamed: _,
+        used: _,
+        cloned: _,
+        certain_from: _,
+    } = one;
+    (*activation, *revoked_at) == (other.activation, other.revoked_at) && *certificates == other.certificates
 }
 
 #[cfg(test)]

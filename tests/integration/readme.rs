@@ -457,10 +457,12 @@ fn the_json_fields_are_those_that_are_told() {
     ask("volume ls", &["volume", "ls"]);
     let mount = daemon.tls().call("/VolumeDriver.Mount", &json!({ "Name": "a", "ID": "one" })).unwrap();
     assert_eq!(mount.status, 200);
+    ask("volume inspect", &["volume", "inspect", "a"]);
     ask("mount ls", &["mount", "ls"]);
     ask("mount release", &["mount", "release", "a", "node1", "--all", "--yes"]);
     ask("volume rm", &["volume", "rm", "a"]);
     ask("volume ls --trash", &["volume", "ls", "--trash"]);
+    ask("volume restore", &["volume", "restore", "a"]);
     ask("backend ls", &["backend", "ls"]);
     ask("host ls", &["host", "ls"]);
     ask("status", &["status"]);
@@ -475,14 +477,23 @@ fn the_json_fields_are_those_that_are_told() {
     for (command, answer) in answers {
         let row = rows.iter().find(|row| quoted(&row[0]).iter().any(|name| name == command));
         let row = row.unwrap_or_else(|| panic!("no row for {command}"));
-        let fields: BTreeSet<String> = answer.as_object().unwrap().keys().cloned().collect();
-        let (told, row) = match row[1].as_str() {
-            "an object as `volume ls` lists them" => (quoted(&named_row(&rows, "volume ls")[1]), "volume ls"),
-            text => (quoted(text), command),
-        };
-        let told: BTreeSet<_> = told.into_iter().filter(|name| *name != "mount ls").collect();
-        assert_eq!(told, fields, "{row}");
+        let mut told = row[1].clone();
+        // The fields of an object within the object.
+        if let Some((before, within)) = row[1].split_once("`directory` {") {
+            let (within, after) = within.split_once('}').unwrap();
+            assert_eq!(fields_of(&answer["directory"]), quoted(within).into_iter().collect(), "{command}");
+            told = format!("{before}`directory`{after}");
+        }
+        if told.contains("as `volume ls` lists them") {
+            told.push_str(&named_row(&rows, "volume ls")[1]);
+        }
+        let told = quoted(&told).into_iter().filter(|name| !["volume ls", "mount ls"].contains(&&**name));
+        assert_eq!(fields_of(&answer), told.collect(), "{command}");
     }
+}
+
+fn fields_of(object: &Value) -> BTreeSet<String> {
+    object.as_object().unwrap().keys().cloned().collect()
 }
 
 /// The file of a certificate that this daemon's own CA signed on its request.

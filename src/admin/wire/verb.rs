@@ -1,6 +1,7 @@
 //! The table of verbs: the path, the request and the reply of each.
 //!
-//! A new verb is one row here, its handler in `admin::handlers`, and the command that asks it.
+//! A new verb is one row here, its handler and its route in `admin::handlers`, and the command that asks it. The routes
+//! have the order of this table.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

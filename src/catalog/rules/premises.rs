@@ -95,7 +95,21 @@ impl View {
                 premises.push(Premise::SameMounts(None));
             }
             // Such a change depends only on the rows of its footprint.
-            _ => {}
+            Change::Insert(_)
+            | Change::Publish(..)
+            | Change::Withdraw(..)
+            | Change::Restore(_)
+            | Change::Unrestore { .. }
+            | Change::Expire { .. }
+            | Change::Forget(_)
+            | Change::Issue(..)
+            | Change::Revoke(..)
+            | Change::Seen(_)
+            | Change::Connected(..)
+            | Change::Called { .. }
+            | Change::NotCloned(_)
+            | Change::Backend(..)
+            | Change::Introduce(..) => {}
         }
         premises
     }

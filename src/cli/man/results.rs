@@ -9,6 +9,10 @@ pub(super) struct Printed {
     pub(super) meaning: &'static str,
 }
 
+/// The commands that print no JSON: they run until a signal ends them, or print a script.
+#[cfg(test)]
+pub(super) const WITHOUT_JSON: &[&str] = &["serve", "completions"];
+
 /// The values, in the order of the same table in docs/reference/commands.md.
 pub(super) const TABLE: &[Printed] = &[
     Printed {

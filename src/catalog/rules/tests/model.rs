@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::steps::{Step, backend_id, host_name, id, volume_id, volume_name};
-use crate::catalog::contract::{backend, kept};
+use super::steps::{Step, backend_id, backend_name, host_name, id, volume_id, volume_name};
+use crate::catalog::contract::kept;
 use crate::catalog::entities::Volume;
 use crate::catalog::view::View;
 
@@ -11,12 +11,20 @@ use crate::catalog::view::View;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Model {
     volumes: BTreeMap<u8, Simple>,
-    trash: BTreeMap<u8, (u8, i64, Simple)>,
+    trash: BTreeMap<u8, Trashed>,
     activations: BTreeMap<u8, u64>,
     certificates: BTreeMap<u8, Vec<(u8, bool)>>,
     revoked: BTreeMap<u8, i64>,
     seen: BTreeMap<u8, i64>,
     backends: BTreeMap<u8, u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Trashed {
+    name: u8,
+    at: i64,
+    expired: bool,
+    volume: Simple,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -71,11 +79,16 @@ impl Model {
                 }
                 let volume = self.volumes.remove(&name).unwrap();
                 if keep && !volume.adopted {
-                    self.trash.insert(id, (name, at, Simple { visible: false, ..volume }));
+                    let volume = Simple { visible: false, ..volume };
+                    self.trash.insert(id, Trashed { name, at, expired: false, volume });
                 }
             }
             Step::Restore { id } => {
-                let (name, _, volume) = self.trash.get(&id).cloned().ok_or("not in trash")?;
+                let Trashed { name, at: _, expired, volume } =
+                    self.trash.get(&id).cloned().ok_or("not in trash")?;
+                if expired {
+                    return Err("expired");
+                }
                 if self.volumes.contains_key(&name) {
                     return Err("exists");
                 }
@@ -85,7 +98,11 @@ impl Model {
             Step::Unrestore { name, id, at } => {
                 meant(self, name, id, false)?;
                 let volume = self.volumes.remove(&name).unwrap();
-                self.trash.insert(id, (name, at, volume));
+                self.trash.insert(id, Trashed { name, at, expired: false, volume });
+            }
+            Step::Expire { id, at } => {
+                let removed = self.trash.get_mut(&id).filter(|removed| removed.at == at);
+                removed.ok_or("not in trash")?.expired = true;
             }
             Step::Forget { id } => {
                 self.trash.remove(&id).ok_or("not in trash")?;
@@ -162,14 +179,15 @@ impl Model {
             Step::Backend { name, id: None } => {
                 self.backends.remove(&name);
             }
-            Step::Backend { name, id: Some(id) } => {
+            Step::Introduce { name, .. } if self.backends.contains_key(&name) => return Err("known"),
+            Step::Backend { name, id: Some(id) } | Step::Introduce { name, id } => {
                 if self.backends.iter().any(|(other, known)| *other != name && *known == id) {
                     return Err("identity taken");
                 }
                 self.backends.insert(name, id);
             }
-            Step::Called { .. } | Step::NotCloned { .. } | Step::Name { .. } => {
-                unreachable!("it is not known")
+            Step::Connected { .. } | Step::Called { .. } | Step::NotCloned { .. } | Step::Name { .. } => {
+                unreachable!("only `any_step` makes it")
             }
         }
         Ok(())
@@ -207,10 +225,11 @@ impl Model {
             }
             if let Some(removed) = view.trash.get(&volume_id(n)) {
                 let name = (0..9).find(|n| volume_name(*n) == removed.volume.name).unwrap();
-                let then = (0..9).find(|second| kept(*second) == removed.at).unwrap();
-                told.trash.insert(n, (name, then, simple(&removed.volume)));
+                let at = (0..9).find(|second| kept(*second) == removed.at).unwrap();
+                let (expired, volume) = (removed.expired, simple(&removed.volume));
+                told.trash.insert(n, Trashed { name, at, expired, volume });
             }
-            if let Some(record) = view.backends.get(&backend(&format!("b{n}"))) {
+            if let Some(record) = view.backends.get(&backend_name(n)) {
                 told.backends.insert(n, (0..9).find(|n| backend_id(*n) == record.id).unwrap());
             }
             let name = host_name(n);

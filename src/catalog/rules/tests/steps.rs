@@ -1,13 +1,16 @@
 //! Random changes for the tests of the rules.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 
 use crate::catalog::Change;
 use crate::catalog::contract::{at, backend, host, kept, mount_id, name, volume};
 use crate::catalog::entities::{BackendRecord, BackendState, Certificate, Volume};
-use crate::model::backend::BackendId;
+use crate::model::backend::{BackendId, BackendName};
 use crate::model::host::HostName;
 use crate::model::mounts::{Activation, Mount};
 use crate::model::options::{Options, Sharing};
@@ -23,6 +26,7 @@ pub(super) enum Step {
     Remove { name: u8, id: u8, at: i64, keep: bool },
     Restore { id: u8 },
     Unrestore { name: u8, id: u8, at: i64 },
+    Expire { id: u8, at: i64 },
     Forget { id: u8 },
     Mount { name: u8, id: u8, host: u8, mount: u8, at: i64, again: bool },
     TakeBack { name: u8, id: u8, host: u8, mount: u8, activation: u64, since: i64, unmounts: u32 },
@@ -33,9 +37,42 @@ pub(super) enum Step {
     Revoke { host: u8, at: i64 },
     Seen { hosts: Vec<(u8, i64)> },
     Backend { name: u8, id: Option<u8> },
+    Introduce { name: u8, id: u8 },
+    Connected { host: u8, issuer: u8 },
     Called { host: u8, serial: u8, from: u8 },
     NotCloned { host: u8 },
     Name { machine: u8, host: u8 },
+}
+
+/// Defines [`kind`] with one arm for each variant of [`Change`], so that a new variant does not compile until it is
+/// named here. A test then fails until a step makes it.
+macro_rules! kinds {
+    ($($variant:ident)*) => {
+        /// The variants of [`Change`].
+        const KINDS: &[&str] = &[$(stringify!($variant)),*];
+
+        /// Returns the name of the change's variant.
+        fn kind(change: &Change) -> &'static str {
+            match change {
+                $(Change::$variant { .. } => stringify!($variant),)*
+            }
+        }
+    };
+}
+
+kinds! {
+    Insert Publish Withdraw Remove Restore Unrestore Expire Forget Mount TakeBack Unmount Release Activate Issue Revoke
+    Seen Connected Called NotCloned Name Backend Introduce
+}
+
+#[test]
+fn every_change_is_made_by_a_step() {
+    let mut runner = TestRunner::deterministic();
+    let step = any_step();
+    let made: BTreeSet<_> =
+        (0..4000).map(|_| kind(&step.new_tree(&mut runner).unwrap().current().change())).collect();
+    let missing: Vec<_> = KINDS.iter().filter(|kind| !made.contains(*kind)).collect();
+    assert!(missing.is_empty(), "no step of `any_step` makes the changes {missing:?}");
 }
 
 /// Any step, including those that the model does not know.
@@ -43,6 +80,7 @@ pub(super) fn any_step() -> impl Strategy<Value = Step> {
     let (n, h) = (0u8..2, 0u8..3);
     prop_oneof![
         16 => step(),
+        2 => (h.clone(), n.clone()).prop_map(|(host, issuer)| Step::Connected { host, issuer }),
         4 => (h.clone(), 0u8..3, n.clone())
             .prop_map(|(host, serial, from)| Step::Called { host, serial, from }),
         1 => h.clone().prop_map(|host| Step::NotCloned { host }),
@@ -64,6 +102,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(name, id, at, keep)| Step::Remove { name, id, at, keep }),
         2 => n.clone().prop_map(|id| Step::Restore { id }),
         1 => (n.clone(), n.clone(), t.clone()).prop_map(|(name, id, at)| Step::Unrestore { name, id, at }),
+        1 => (n.clone(), t.clone()).prop_map(|(id, at)| Step::Expire { id, at }),
         1 => n.clone().prop_map(|id| Step::Forget { id }),
         8 => (n.clone(), n.clone(), h.clone(), n.clone(), t.clone(), proptest::bool::weighted(0.2)).prop_map(
             |(name, id, host, mount, at, again)| Step::Mount { name, id, host, mount, at, again }
@@ -81,7 +120,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => (h.clone(), 0u8..4).prop_map(|(host, serial)| Step::Issue { host, serial }),
         1 => (h.clone(), t.clone()).prop_map(|(host, at)| Step::Revoke { host, at }),
         1 => proptest::collection::vec((h, t), 0..3).prop_map(|hosts| Step::Seen { hosts }),
-        1 => (n.clone(), proptest::option::of(n)).prop_map(|(name, id)| Step::Backend { name, id }),
+        1 => (n.clone(), proptest::option::of(n.clone())).prop_map(|(name, id)| Step::Backend { name, id }),
+        1 => (n.clone(), n).prop_map(|(name, id)| Step::Introduce { name, id }),
     ]
 }
 
@@ -95,6 +135,18 @@ pub(super) fn volume_id(n: u8) -> VolumeId {
 
 pub(super) fn backend_id(n: u8) -> BackendId {
     format!("00000000-0000-4000-9000-00000000000{n}").parse().unwrap()
+}
+
+pub(super) fn backend_name(n: u8) -> BackendName {
+    backend(&format!("b{n}"))
+}
+
+fn backend_record(id: u8) -> BackendRecord {
+    BackendRecord {
+        id: backend_id(id),
+        state: BackendState::Established,
+        mountpoints: std::path::PathBuf::from("/mnt").into(),
+    }
 }
 
 pub(super) fn host_name(n: u8) -> HostName {
@@ -132,6 +184,7 @@ impl Step {
             Self::Unrestore { name, id, at: then } => {
                 Change::Unrestore { name: volume_name(name), id: volume_id(id), at: at(then) }
             }
+            Self::Expire { id, at: then } => Change::Expire { id: volume_id(id), removed: kept(then) },
             Self::Forget { id } => Change::Forget(volume_id(id)),
             Self::Mount { name, id: volume, host, mount, at: then, again } => Change::Mount {
                 name: volume_name(name),
@@ -194,14 +247,9 @@ impl Step {
             Self::Name { machine, host } => {
                 Change::Name(uuid::Uuid::from_u128(machine.into()), host_name(host))
             }
-            Self::Backend { name, id } => Change::Backend(
-                backend(&format!("b{name}")),
-                id.map(|id| BackendRecord {
-                    id: backend_id(id),
-                    state: BackendState::Established,
-                    mountpoints: std::path::PathBuf::from("/mnt").into(),
-                }),
-            ),
+            Self::Backend { name, id } => Change::Backend(backend_name(name), id.map(backend_record)),
+            Self::Introduce { name, id } => Change::Introduce(backend_name(name), backend_record(id)),
+            Self::Connected { host, issuer } => Change::Connected(host_name(host), format!("CN=CA {issuer}")),
         }
     }
 }
