@@ -97,6 +97,7 @@ impl View {
             // Such a change depends only on the rows of its footprint.
             Change::Insert(_)
             | Change::Publish(..)
+            | Change::Confirm(_)
             | Change::Withdraw(..)
             | Change::Restore(_)
             | Change::Unrestore { .. }

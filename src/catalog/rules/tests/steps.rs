@@ -61,7 +61,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    Insert Publish Withdraw Remove Restore Unrestore Expire Forget Mount TakeBack Unmount Release Activate Issue Revoke
+    Insert Publish Confirm Withdraw Remove Restore Unrestore Expire Forget Mount TakeBack Unmount Release Activate Issue Revoke
     Seen Connected Called NotCloned Name Backend Introduce
 }
 
