@@ -4,9 +4,9 @@
 //! is forbidden, and never ends without a log message because a handler panicked.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -25,19 +25,37 @@ use tokio::sync::watch;
 use tower_service::Service;
 
 use super::activity::{Activity, ActivityStream};
-use super::credential::{Chain, Credential};
-use super::registry::Key;
+use super::credential::{AccessLost, Credential, Verdicts};
 use super::tls::{Revocation, State};
 use super::{CloseWithoutAnswer, FIRST_REQUEST_GRACE, Server};
 use crate::error::chain;
-use crate::host::identity::IdentityError;
 use crate::host::{Caller, Via};
+use crate::model::host::HostName;
 
 /// The maximum size of a request's head, in bytes; engines send a few hundred. hyper accepts at most 100
 /// header lines.
 const HEAD_BYTES: usize = 64 * 1024;
 /// The media type of every answer of the plugin protocol, errors included.
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/vnd.docker.plugins.v1.2+json");
+
+/// The key under which connections are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    /// A host that proved its name.
+    Host(HostName),
+    /// A peer without a name, by address.
+    Peer(IpAddr),
+    /// A Unix socket for engines.
+    Unix,
+    /// The admin socket.
+    Admin,
+}
+
+impl Key {
+    pub(super) fn is_network(&self) -> bool {
+        matches!(self, Self::Host(_) | Self::Peer(_))
+    }
+}
 
 /// The facts about one connection, shared by its own task, the registry and the watchdog.
 #[derive(Debug)]
@@ -73,20 +91,6 @@ impl AccessWatch {
         // This cannot fail: `self` holds the connection, which holds the sender.
         let _ = orders.wait_for(|order| *order == Order::Refuse).await;
     }
-}
-
-/// The results of verifying chains under one state. A chain that many connections use is verified only once.
-pub(super) type Verdicts = HashMap<Chain, Result<(), AccessLost>>;
-
-/// Reasons why a caller loses its access.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum AccessLost {
-    #[error("its certificate is not accepted any more")]
-    Certificate(#[source] rustls::Error),
-    #[error("its name is not accepted any more")]
-    Name(#[source] IdentityError),
-    #[error("its certificate (serial {0}) was revoked")]
-    Revoked(String),
 }
 
 impl Connection {

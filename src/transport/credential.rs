@@ -1,30 +1,34 @@
 //! The certificates that gave a caller access over TLS, and the time for which the result of their
 //! verification holds.
 //!
-//! Reading a certificate is a good part of the cost of a new connection, and engines open many connections
-//! with the same one. So the content of a chain is cached for each [`State`](super::tls::State). The cache
-//! holds only what the same bytes always say: each handshake verifies the certificates again.
+//! The content of a chain comes from a [cache](super::chain_cache); each handshake verifies the certificates again.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use rustls::pki_types::CertificateDer;
 
-use super::connection::{AccessLost, Verdicts};
+use super::chain_cache::{Chain, ParsedChain};
 use super::tls::{Revocation, State};
 use crate::host::CertificateId;
-use crate::host::identity::{self, Identity, IdentityError};
+use crate::host::identity::IdentityError;
 use crate::model::host::HostName;
 
-/// The maximum number of cached chains.
-const MAX_CHAINS: usize = 1024;
-/// The maximum size of a cached chain, in bytes: a peer may send certificates that its chain does not need.
-const MAX_CHAIN_BYTES: usize = 4096;
+/// The results of verifying chains under one state. A chain that many connections use is verified only once.
+pub(super) type Verdicts = HashMap<Chain, Result<(), AccessLost>>;
 
-/// A chain of certificates, the caller's own first.
-pub(super) type Chain = Arc<[CertificateDer<'static>]>;
+/// Reasons why a caller loses its access.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum AccessLost {
+    #[error("its certificate is not accepted any more")]
+    Certificate(#[source] rustls::Error),
+    #[error("its name is not accepted any more")]
+    Name(#[source] IdentityError),
+    #[error("its certificate (serial {0}) was revoked")]
+    Revoked(String),
+}
 
 /// A certificate chain that was valid when it was last checked.
 #[derive(Debug)]
@@ -35,25 +39,6 @@ pub(super) struct Credential {
     /// The generation of the state under which the chain was last found valid.
     generation: AtomicU64,
 }
-
-/// The content of a chain.
-#[derive(Debug)]
-struct ParsedChain {
-    chain: Chain,
-    host: HostName,
-    by_common_name: bool,
-    serial: String,
-    /// The subject of the authority that issued the caller's own certificate.
-    issuer: String,
-    /// The expiry of each certificate in the chain, in seconds since 1970: the chain is verified again at
-    /// each of these times. An expired certificate alone decides nothing, because a peer may send
-    /// certificates that its chain does not need.
-    ends: Vec<i64>,
-}
-
-/// A cache of the content of chains.
-#[derive(Debug, Default)]
-pub(super) struct ChainCache(Mutex<HashMap<Chain, Arc<ParsedChain>>>);
 
 impl Credential {
     /// Keeps a chain that a handshake under `state` accepted, and reads the host's name from it.
@@ -108,35 +93,6 @@ impl Credential {
     }
 }
 
-impl ChainCache {
-    fn read(&self, chain: &[CertificateDer<'static>]) -> Result<Arc<ParsedChain>, IdentityError> {
-        if let Some(known) = self.table().get(chain) {
-            return Ok(Arc::clone(known));
-        }
-        let read = Arc::new(parse_chain(chain)?);
-        if chain.iter().map(|der| der.len()).sum::<usize>() <= MAX_CHAIN_BYTES {
-            let mut table = self.table();
-            if table.len() >= MAX_CHAINS {
-                table.clear();
-            }
-            table.insert(Arc::clone(&read.chain), Arc::clone(&read));
-        }
-        Ok(read)
-    }
-
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<Chain, Arc<ParsedChain>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn parse_chain(chain: &[CertificateDer<'static>]) -> Result<ParsedChain, IdentityError> {
-    let own = chain.first().ok_or(IdentityError::Nameless)?;
-    let Identity { host, serial, issuer, not_after, by_common_name } = identity::identity(own)?;
-    let others = chain.iter().skip(1).map(|der| identity::not_after(der));
-    let ends = std::iter::once(Ok(not_after)).chain(others).collect::<Result<_, _>>()?;
-    Ok(ParsedChain { chain: chain.into(), host, by_common_name, serial, issuer, ends })
-}
-
 fn now() -> i64 {
     // A clock before 1970 is no reason to refuse anybody.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
@@ -154,26 +110,6 @@ mod tests {
 
     use super::*;
     use crate::transport::testing::Authority;
-
-    fn chain_of(authority: &Authority, name: &str, more: usize) -> Vec<CertificateDer<'static>> {
-        let pem = authority.client(name, 7).certificate;
-        let own = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
-        std::iter::repeat_n(own, 1 + more).collect()
-    }
-
-    #[test]
-    fn a_chain_is_read_once_and_another_is_another() {
-        let (ca, known) = (Authority::new("one CA"), ChainCache::default());
-        let (web1, web2) = (chain_of(&ca, "web1", 0), chain_of(&ca, "web2", 0));
-        let first = known.read(&web1).unwrap();
-        assert_eq!((first.host.as_str(), &*first.serial, first.ends.len()), ("web1", "7", 1));
-        assert!(Arc::ptr_eq(&first, &known.read(&web1).unwrap()));
-        assert_eq!(known.read(&web2).unwrap().host.as_str(), "web2");
-        let longer = known.read(&chain_of(&ca, "web1", 1)).unwrap();
-        assert_eq!(longer.ends.len(), 2, "a chain is known by all of its certificates");
-        let broken = [CertificateDer::from(vec![0x30, 1])];
-        assert!(known.read(&broken).is_err() && known.read(&broken).is_err() && known.read(&[]).is_err());
-    }
 
     /// An authority's limits on DNS names do not apply to a common name. So a common name is refused if there
     /// are such limits.
@@ -255,19 +191,5 @@ mod tests {
                 .check(&state_of(&ca, &ca.pem()), &crate::transport::NobodyRevoked, &mut Verdicts::new())
                 .is_ok()
         );
-    }
-
-    #[test]
-    fn what_is_remembered_is_bounded() {
-        let (ca, known) = (Authority::new("one CA"), ChainCache::default());
-        let long = chain_of(&ca, "web1", 50);
-        assert_eq!(known.read(&long).unwrap().ends.len(), 51);
-        assert!(known.table().is_empty(), "it is too long to be kept");
-        let chain = chain_of(&ca, "web1", 0);
-        let read = known.read(&chain).unwrap();
-        let other = |number: usize| Chain::from([CertificateDer::from(number.to_be_bytes().to_vec())]);
-        known.table().extend((1..MAX_CHAINS).map(|number| (other(number), Arc::clone(&read))));
-        known.read(&chain_of(&ca, "web2", 0)).unwrap();
-        assert_eq!(known.table().len(), 1);
     }
 }

@@ -18,9 +18,9 @@ use tokio_rustls::server::TlsStream;
 use x509_parser::time::ASN1Time;
 
 use super::bind::canonical;
-use super::connection::{Connection, Verdicts};
+use super::connection::{Connection, Key};
 use super::credential::Credential;
-use super::registry::Key;
+use super::credential::Verdicts;
 use super::{FIRST_REQUEST_GRACE, Server, tls};
 use crate::error::chain;
 use crate::host::{Caller, Via};

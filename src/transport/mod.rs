@@ -29,6 +29,7 @@
 
 mod activity;
 pub(crate) mod bind;
+mod chain_cache;
 mod connection;
 mod credential;
 mod crl;
@@ -64,11 +65,12 @@ use self::activity::Timeouts;
 use self::bind::{Accepted, canonical};
 pub use self::bind::{BindError, Bound, SocketStatus, bind};
 pub use self::connection::AccessWatch;
-use self::connection::{AccessLost, Connection, Verdicts};
+use self::connection::{Connection, Key};
+use self::credential::{AccessLost, Verdicts};
 pub use self::crl::CrlError;
 use self::handshake::Handshakes;
 pub use self::listen::Listen;
-use self::registry::{Key, Registry};
+use self::registry::Registry;
 pub use self::tls::{NobodyRevoked, Revocation, TlsError};
 use crate::error::chain;
 use crate::error::log_limit::LogLimit;

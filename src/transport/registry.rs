@@ -6,32 +6,12 @@
 //! has proved nothing yet.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Limits;
-use super::connection::Connection;
+use super::connection::{Connection, Key};
 use crate::host::Via;
 use crate::model::host::HostName;
-
-/// The key under which connections are counted together.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Key {
-    /// A host that proved its name.
-    Host(HostName),
-    /// A peer without a name, by address.
-    Peer(IpAddr),
-    /// A Unix socket for engines.
-    Unix,
-    /// The admin socket.
-    Admin,
-}
-
-impl Key {
-    fn is_network(&self) -> bool {
-        matches!(self, Self::Host(_) | Self::Peer(_))
-    }
-}
 
 /// Reasons why there is no room for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

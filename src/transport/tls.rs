@@ -28,7 +28,7 @@ use x509_parser::prelude::Validity;
 pub(crate) use self::files::Source;
 pub use self::files::TlsError;
 use self::files::{CERTIFICATE, CLIENT_CA, certificates, parsed, private_key, warn_of_time};
-use super::credential::ChainCache;
+use super::chain_cache::ChainCache;
 use super::crl;
 use crate::host::identity::{IdentityError, limiting_authority};
 use crate::model::host::HostName;
