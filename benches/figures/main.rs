@@ -1,7 +1,7 @@
-//! The figures that docs/benchmarks.md gives: `cargo bench --bench figures`.
+//! The figures that docs/benchmarks.md gives: `cargo bench --profile dist --bench figures`.
 //!
 //! ```text
-//! cargo bench --bench figures -- [get] [create] [many] [process] [mount] [hosts] [etcd] [--volumes N] [--dir DIR]
+//! cargo bench --profile dist --bench figures -- [get] [create] [many] [process] [mount] [hosts] [etcd] [--volumes N] [--dir DIR]
 //! ```
 //!
 //! Without a subject it runs all of them. `etcd` is four: `etcd-write`, `etcd-many`, `etcd-instances` and `etcd-get`,
