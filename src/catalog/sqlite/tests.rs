@@ -292,6 +292,43 @@ async fn a_confirmation_waits_for_nobody_while_nothing_is_queued() {
 }
 
 #[tokio::test]
+async fn a_caller_that_may_block_commits_its_own_change_while_nothing_is_queued() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalog.db");
+    let catalog: Arc<dyn Catalog> = Arc::new(open(&path).unwrap());
+    // The writer may be doing leftover work just then.
+    let at_once = (0..20).any(|number| {
+        let made = volume(&format!("volume-{number}"));
+        catalog.submit_blocking(Change::Insert(made)).now_or_never().is_some_and(|outcome| outcome.is_ok())
+    });
+    assert!(at_once, "it always waited for the writer");
+    let (_directory, copy) = crashed(&path);
+    assert_eq!(open(&copy).unwrap().view().volumes.len(), catalog.view().volumes.len(), "it was not durable");
+    // Many at once are decided one after the other, whoever commits them, and each name is taken once.
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            let catalog = Arc::clone(&catalog);
+            let runtime = tokio::runtime::Handle::current();
+            std::thread::spawn(move || {
+                let insert = |number: u32| Change::Insert(volume(&format!("race-{number}")));
+                (0..50)
+                    .filter(|number| runtime.block_on(catalog.submit_blocking(insert(*number))).is_ok())
+                    .count()
+            })
+        })
+        .collect();
+    let made = tokio::task::spawn_blocking(|| {
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>()
+    });
+    assert_eq!(made.await.unwrap(), 50);
+    let (_directory, copy) = crashed(&path);
+    assert_eq!(open(&copy).unwrap().view().volumes.len(), catalog.view().volumes.len());
+    catalog.close().await;
+    let closed = catalog.submit_blocking(Change::Insert(volume("late"))).await;
+    assert!(matches!(closed, Err(CatalogError::Closed)));
+}
+
+#[tokio::test]
 async fn a_confirmation_that_finds_no_room_is_not_forgotten() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("catalog.db");
