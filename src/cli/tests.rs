@@ -68,6 +68,7 @@ fn service() -> Service {
                 let mut detail = volume("db", 2);
                 detail["id"] = "77".into();
                 detail["adopted"] = false.into();
+                detail["durable"] = true.into();
                 detail["known_to"] = json!(["web1", "web2"]);
                 detail["mounted_by"] = json!([mount("web1", true), mount("web2", false)]);
                 detail
