@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::harness::Daemon;
 use crate::harness::disk::{names, tree, without_top};
 use crate::harness::http::{Answer, Client};
+use crate::harness::wait::{SOON, until};
 use volhost_test_fuse::{FuseFs, Op, can_mount};
 
 fn call(client: &mut Client, rpc: &str, name: &str) -> Answer {
@@ -177,10 +178,9 @@ fn a_full_disk_under_the_catalog_changes_nothing_that_was_answered() {
         let (refused, answer) = refused.expect("the disk is never full");
         assert_eq!(answer.status, 500);
         assert!(answer.err().contains("catalog") && answer.err().contains("full"), "{}", answer.err());
-        assert!(
-            daemon.log().contains("cannot be written: database or disk is full"),
-            "the log does not tell"
-        );
+        until("the log to tell", SOON, || {
+            daemon.log().contains("cannot be written: database or disk is full").then_some(())
+        });
         made.sort();
         for _ in 0..2 {
             for (rpc, name) in

@@ -213,9 +213,19 @@ impl<'a> Daemon<'a> {
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Its log so far.
+    /// Its log so far. A thread of its own writes a line after what the line tells: the log is read once nothing has come
+    /// for a moment.
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.setup.log()).unwrap_or_default()
+        let read = || std::fs::read_to_string(self.setup.log()).unwrap_or_default();
+        let (mut log, begun) = (read(), Instant::now());
+        loop {
+            std::thread::sleep(Duration::from_millis(20));
+            let now = read();
+            if now == log || begun.elapsed() > Duration::from_secs(1) {
+                return now;
+            }
+            log = now;
+        }
     }
 
     /// Kills it as a power loss would.
