@@ -26,9 +26,9 @@ pub(crate) struct Facts {
     pub reloads: Vec<Reloaded>,
     /// Changed settings that take effect only after a restart.
     pub needs_restart: Vec<String>,
-    /// Where the spec file is, or why there is none.
+    /// The path of the spec file, or the reason why there is none.
     pub spec: Option<String>,
-    /// What is wrong with published or followed files, by name.
+    /// The faults of published or followed files, by name.
     pub troubles: BTreeMap<String, String>,
     /// When the server's certificate expires.
     pub server_certificate_expires: Option<OffsetDateTime>,

@@ -21,7 +21,7 @@ pub(crate) struct Nothing {}
 /// The answer in case of an error.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Failure {
-    /// What went wrong, and the remedy, for a person.
+    /// The error and its remedy, for a person.
     pub error: String,
 }
 
@@ -61,7 +61,7 @@ pub(crate) struct Status {
     pub last_reload: Option<Reload>,
     /// Settings that were changed in the file but take effect only after a restart.
     pub needs_restart: Vec<String>,
-    /// Where the spec file is, and what is wrong with it if anything.
+    /// The path of the spec file, and its fault if it has one.
     pub spec: Option<String>,
     /// When the server's certificate expires, RFC 3339.
     pub server_certificate_expires: Option<String>,

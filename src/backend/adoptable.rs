@@ -8,7 +8,7 @@ use crate::backend::name_folding::occupied;
 use crate::backend::root::Root;
 use crate::model::volume::VolumeName;
 
-/// What a volume would adopt under its name.
+/// The entry that a volume would adopt under its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Adoptable {
     /// A directory that is listed under exactly that name.

@@ -64,11 +64,6 @@ impl Root {
     pub fn is_deleting(&self, id: VolumeId) -> Result<bool, BackendError> {
         Ok(self.is_marked(id)? && !self.is_in_trash(id)?)
     }
-
-    fn is_in_trash(&self, id: VolumeId) -> Result<bool, BackendError> {
-        let Some(trash) = self.meta_dir(TRASH)? else { return Ok(false) };
-        Ok(trash.stat(&id.to_string())?.is_some_and(|stat| is_directory(&stat)))
-    }
 }
 
 /// Returns the name of a directory whose deletion has begun.

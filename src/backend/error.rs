@@ -17,7 +17,7 @@ pub enum BackendError {
     Offline {
         /// The backend.
         backend: BackendName,
-        /// What is wrong, and the remedy.
+        /// The fault and its remedy.
         reason: String,
     },
     /// As many operations as the backend may have at once are waiting for its storage, and none ends. Nothing was done.

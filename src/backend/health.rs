@@ -18,7 +18,7 @@ pub enum Health {
     Online(Usage),
     /// The root cannot be used.
     Offline {
-        /// What is wrong, and the remedy.
+        /// The fault and its remedy.
         reason: String,
         /// The start of the offline time, whatever its reasons were.
         since: OffsetDateTime,

@@ -172,12 +172,19 @@ impl Root {
         self.flush()
     }
 
-    /// Returns the identity of a volume's directory; `None` if there is none.
-    pub fn directory_id(&self, name: &VolumeName) -> Result<Option<DirectoryId>, BackendError> {
-        match self.dir.stat(name.as_str())?.filter(is_directory) {
-            Some(_) => self.dir.directory_id(name.as_str()).map(Some),
-            None => Ok(None),
-        }
+    /// Returns the identity of what stands under a volume's name.
+    pub fn directory_id(&self, name: &VolumeName) -> Result<DirectoryId, BackendError> {
+        self.dir.directory_id(name.as_str())
+    }
+
+    /// Returns true if a volume's directory is staged.
+    pub fn is_staged(&self, id: VolumeId) -> Result<bool, BackendError> {
+        self.is_in(NEW, id)
+    }
+
+    /// Returns true if a volume's directory lies in the trash under its own name.
+    pub fn is_in_trash(&self, id: VolumeId) -> Result<bool, BackendError> {
+        self.is_in(TRASH, id)
     }
 
     /// Removes a staged directory if it is there and empty: never recursively.
@@ -230,6 +237,11 @@ impl Root {
             gid: stat.st_gid,
             mode: Mode::from_bits(stat.st_mode),
         }))
+    }
+
+    fn is_in(&self, meta_dir: &str, id: VolumeId) -> Result<bool, BackendError> {
+        let Some(dir) = self.meta_dir(meta_dir)? else { return Ok(false) };
+        Ok(dir.stat(&id.to_string())?.is_some_and(|stat| is_directory(&stat)))
     }
 
     fn listing(&self, name: &str) -> Result<Listing, BackendError> {

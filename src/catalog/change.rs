@@ -161,7 +161,7 @@ pub struct UnmountTarget {
     pub activation: Activation,
 }
 
-/// What a change concerns. Engines derive from it the locks that they take, the conditions under which a decision
+/// The subjects of a change. Engines derive from it the locks that they take, the conditions under which a decision
 /// holds, and how fresh the view must be. A new change is described here, once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Footprint {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::Service;
+use super::backend_tasks::BackendTasks;
 use super::step::step;
 use crate::backend::{Backend, BackendError, Expect, Flush, Root};
 use crate::catalog::{CatalogError, Change, MAX_CONFIRMED};
@@ -85,6 +86,10 @@ impl Confirmations {
         Ok(BatchPlace(batch))
     }
 
+    fn is_idle(&self) -> bool {
+        self.open().is_empty()
+    }
+
     fn open(&self) -> MutexGuard<'_, HashMap<BackendName, Arc<Batch>>> {
         // The map is whole after every statement under this lock.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
@@ -102,35 +107,35 @@ struct Unflushed {
 impl Service {
     /// Confirms new volumes for as long as the service runs.
     pub async fn keep_confirming(self: Arc<Self>) {
-        let mut tasks = HashMap::new();
+        let mut tasks = BackendTasks::default();
         loop {
-            self.confirmations.wake.notified().await;
-            tokio::time::sleep(FLUSH_DELAY).await;
-            tasks.retain(|_, task: &mut tokio::task::JoinHandle<()>| !task.is_finished());
-            let batches: Vec<_> = self.confirmations.open().drain().collect();
-            for (backend, batch) in batches {
-                // A backend that hangs holds up no other one, and its batches wait in their order.
-                let (service, before) = (Arc::clone(&self), tasks.remove(&backend));
-                let name = backend.clone();
-                let task = tokio::spawn(async move {
-                    if let Some(before) = before {
-                        // It ends, and what it has to say it logs.
-                        let _ = before.await;
-                    }
-                    service.confirm_batch(&name, batch).await;
-                });
-                tasks.insert(backend, task);
+            if self.confirmations.is_idle() {
+                self.confirmations.wake.notified().await;
             }
+            tokio::time::sleep(FLUSH_DELAY).await;
+            self.confirmations.open().retain(|backend, _| {
+                let is_mapped = self.in_force.load().map.get(backend).is_some();
+                if !is_mapped {
+                    // Its volumes stay unconfirmed; recovery looks at them when it is mapped again.
+                    self.recovery.require(backend);
+                }
+                is_mapped
+            });
+            tasks.begin(
+                &self,
+                |backend| self.confirmations.open().contains_key(backend.name()),
+                |service, backend| async move { service.confirm(backend.name()).await },
+            );
         }
     }
 
     /// Confirms the new volumes of now, at the end of the service. What cannot be confirmed within `limit` is left to the
     /// recovery of the next start.
     pub(super) async fn confirm_last(&self, limit: Duration) {
-        let batches: Vec<_> = self.confirmations.open().drain().collect();
+        let backends: Vec<_> = self.confirmations.open().keys().cloned().collect();
         let all = async {
-            for (backend, batch) in batches {
-                self.confirm_batch(&backend, batch).await;
+            for backend in backends {
+                self.confirm(&backend).await;
             }
         };
         if tokio::time::timeout(limit, all).await.is_err() {
@@ -138,7 +143,9 @@ impl Service {
         }
     }
 
-    async fn confirm_batch(&self, backend: &BackendName, mut batch: Arc<Batch>) {
+    /// Flushes the backend's batch and confirms its volumes.
+    async fn confirm(&self, backend: &BackendName) {
+        let Some(mut batch) = self.confirmations.open().remove(backend) else { return };
         // The Creates in it are renaming their directories right now.
         let batch = loop {
             match Arc::try_unwrap(batch) {
@@ -153,7 +160,6 @@ impl Service {
         let mut said = false;
         while !unflushed.volumes.is_empty() {
             let Some(mapped) = self.in_force.load().map.get(backend).cloned() else {
-                // Its volumes stay unconfirmed; recovery looks at them when it is mapped again.
                 self.recovery.require(backend);
                 return;
             };

@@ -243,8 +243,8 @@ impl Service {
         rename: Rename,
         volume: &Volume,
     ) -> Result<Prepared, Error> {
-        let (backend, expect, id) = (&*Arc::clone(&rename.backend), rename.expect, volume.id);
-        let ownership = ownership(backend, volume);
+        let (backend, expect, id) = (Arc::clone(&rename.backend), rename.expect, volume.id);
+        let ownership = ownership(&backend, volume);
         let (report, reported) = oneshot::channel();
         let (catalog, wanted, mut record) =
             (Arc::clone(&self.catalog), Arc::clone(&commit_point), volume.clone());
@@ -298,16 +298,16 @@ impl Service {
             }
             (Some(Ok(_)), staged) => {
                 if self.undo_record(lock, volume).await {
-                    self.undo_stage(lock, backend, expect, volume).await;
+                    self.undo_stage(lock, &backend, expect, volume).await;
                 }
                 Err(staged.map_or_else(Error::from, |()| Error::Abandoned))
             }
             (Some(Err(error)), _) => {
-                self.undo_stage(lock, backend, expect, volume).await;
+                self.undo_stage(lock, &backend, expect, volume).await;
                 Err(insert_error(error))
             }
             (None, Ok(())) => {
-                self.undo_stage(lock, backend, expect, volume).await;
+                self.undo_stage(lock, &backend, expect, volume).await;
                 Err(Error::Abandoned)
             }
             (
@@ -325,7 +325,7 @@ impl Service {
             }
             (None, Err(error)) => {
                 // Staging undoes its own failed steps, but on failing storage the undoing may have failed too.
-                self.undo_stage(lock, backend, expect, volume).await;
+                self.undo_stage(lock, &backend, expect, volume).await;
                 Err(error.into())
             }
         }

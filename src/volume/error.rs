@@ -209,7 +209,7 @@ pub enum Error {
     Identity {
         /// The backend.
         backend: BackendName,
-        /// What is wrong, and the remedy.
+        /// The fault and its remedy.
         reason: String,
     },
     /// The backend refused.

@@ -89,7 +89,7 @@ impl Service {
             return false;
         }
         let look = move |root: &crate::backend::Root| {
-            let elsewhere = root.staged()?.volumes.contains(&id) || root.is_trashed(id)?;
+            let elsewhere = root.is_staged(id)? || root.is_trashed(id)?;
             Ok(!elsewhere && root.volume_state(&name)? == VolumeState::Directory)
         };
         backend.run(expect, look).await.unwrap_or(false)

@@ -331,22 +331,24 @@ impl Service {
         let (id, name) = (volume.id, volume.name.clone());
         let made = volume.unconfirmed.as_ref().and_then(|unconfirmed| unconfirmed.directory);
         let look = move |root: &Root| {
-            if root.staged()?.volumes.contains(&id) || root.trashed()?.volumes.contains(&id) {
+            if root.is_staged(id)? || root.is_in_trash(id)? {
                 return Ok(None);
             }
-            let state = root.volume_state(&name)?;
-            if state != VolumeState::Directory && root.deleting()?.volumes.contains(&id) {
-                return Ok(Some(Found::Remains));
-            }
-            if state != VolumeState::Directory {
-                return Ok(Some(Found::Other(state)));
-            }
-            let is_own = made.zip(root.directory_id(&name)?).is_none_or(|(made, found)| made.may_be(&found));
-            if is_own {
-                // A process that was killed may have left it in the kernel's memory only.
-                root.flush()?;
-            }
-            Ok(Some(if is_own { Found::Own } else { Found::Foreign }))
+            Ok(Some(match root.volume_state(&name)? {
+                VolumeState::Directory => {
+                    let found = root.directory_id(&name)?;
+                    if made.is_none_or(|made| made.may_be(&found)) {
+                        // A process that was killed may have left it in the kernel's memory only.
+                        root.flush()?;
+                        Found::Own
+                    } else {
+                        Found::Foreign
+                    }
+                }
+                _ if root.is_deleting(id)? => Found::Remains,
+                VolumeState::Missing => Found::Nothing,
+                VolumeState::NotADirectory(_) => Found::File,
+            }))
         };
         // It became half-done after the first look: the next recovery decides.
         let Some(found) = backend.run(expect, look).await? else { return Ok(true) };
@@ -358,14 +360,12 @@ impl Service {
             }
             // An older catalog came back; what is left of the volume is reported.
             Found::Remains => {}
-            Found::Other(_) if !volume.visible => {
+            Found::Nothing | Found::File if !volume.visible => {
                 self.catalog.submit(Change::Withdraw(name.clone(), id)).await?;
                 log::warn!("volume {name} was being made and has no directory: its record is taken back");
             }
-            Found::Other(VolumeState::Missing | VolumeState::Directory) => {
-                return self.make_again(backend, expect, volume).await;
-            }
-            Found::Foreign | Found::Other(VolumeState::NotADirectory(_)) => {
+            Found::Nothing => return self.make_again(backend, expect, volume).await,
+            Found::Foreign | Found::File => {
                 log::error!(
                     "volume {name} was created just before a crash, which took its directory, and something else has its \
                      name, {}: move that away, then the volume comes back, empty, or remove the volume",
@@ -418,10 +418,11 @@ enum Found {
     Own,
     /// Another directory.
     Foreign,
+    /// Something else than a directory.
+    File,
     /// Nothing, because the deletion of the volume had begun.
     Remains,
-    /// Something else than a directory, or nothing.
-    Other(VolumeState),
+    Nothing,
 }
 
 /// Returns true if a volume's directory may not be under its name, or not durably: as far as the catalog knows, its Create

@@ -53,9 +53,9 @@ pub(crate) struct RolloverEnd {
 pub(crate) struct RolloverEnded {
     /// The CA in force.
     pub ca: Ca,
-    /// Where the certificate of the CA that was given up lies.
+    /// The path of the certificate of the CA that was given up.
     pub kept_certificate: String,
-    /// Where its key lies; `null` if the key is kept elsewhere.
+    /// The path of its key; `null` if the key is kept elsewhere.
     pub kept_key: Option<String>,
     /// The hosts that were shut out.
     pub shut_out: Vec<String>,

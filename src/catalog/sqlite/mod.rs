@@ -38,7 +38,7 @@ use std::future::ready;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -107,6 +107,17 @@ fn serve(path: &Path, opened: file::Opened, lock: Lock) -> Result<Sqlite, OpenEr
 }
 
 impl Sqlite {
+    /// Locks the writer and counts a change for it, if nothing comes before that change; what is queued from now on waits
+    /// for the lock.
+    fn idle_writer(&self) -> Option<MutexGuard<'_, Option<Writer>>> {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let writer = self.writer.try_lock().ok()?;
+        let is_idle = pending.jobs == 0 && queue.is_some() && writer.is_some();
+        pending.jobs += usize::from(is_idle);
+        is_idle.then_some(writer)
+    }
+
     /// Lets the writer end once it has done every queued change.
     fn stop(&self) {
         drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -134,25 +145,9 @@ impl Catalog for Sqlite {
     }
 
     fn submit_blocking(&self, change: Change) -> Submitted {
-        let decided = {
-            let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            match self.writer.try_lock() {
-                // Nothing comes before this change, and what is queued from now on waits for the lock.
-                Ok(mut writer) if pending.jobs == 0 && queue.is_some() => match &mut *writer {
-                    Some(writer) => {
-                        pending.jobs += 1;
-                        drop((pending, queue));
-                        Ok(writer.process_one(change))
-                    }
-                    None => Err(change),
-                },
-                _ => Err(change),
-            }
-        };
-        match decided {
-            Ok(outcome) => Box::pin(ready(outcome)),
-            Err(change) => self.submit(change),
+        match self.idle_writer().as_deref_mut() {
+            Some(Some(writer)) => Box::pin(ready(writer.process_one(change))),
+            _ => self.submit(change),
         }
     }
 
