@@ -22,7 +22,10 @@ fn state(daemon: &Daemon<'_>) -> Value {
         .iter()
         .map(|row| json!([row["name"], row["state"], row["volumes"]]))
         .collect();
-    let inspected: Vec<_> = daemon.volumes().iter().map(|name| ask(&["volume", "inspect", name])).collect();
+    let volumes = daemon.volumes();
+    // A new volume becomes durable by itself a moment after the answer.
+    daemon.await_durable(&volumes.iter().map(String::as_str).collect::<Vec<_>>());
+    let inspected: Vec<_> = volumes.iter().map(|name| ask(&["volume", "inspect", name])).collect();
     json!([
         inspected,
         ask(&["mount", "ls"]),

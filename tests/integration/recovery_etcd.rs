@@ -17,7 +17,10 @@ use crate::harness::{Cluster, Daemon, Fleet, mortal, scratch};
 /// Everything that a catalog tells of.
 fn state(daemon: &Daemon<'_>) -> Value {
     let ask = |words: &[&str]| daemon.cli(&[words, &["--json"]].concat()).json();
-    let inspected: Vec<_> = daemon.volumes().iter().map(|name| ask(&["volume", "inspect", name])).collect();
+    let volumes = daemon.volumes();
+    // A new volume becomes durable by itself a moment after the answer.
+    daemon.await_durable(&volumes.iter().map(String::as_str).collect::<Vec<_>>());
+    let inspected: Vec<_> = volumes.iter().map(|name| ask(&["volume", "inspect", name])).collect();
     json!([inspected, ask(&["mount", "ls"]), ask(&["host", "ls"]), ask(&["volume", "ls", "--trash"])])
 }
 
