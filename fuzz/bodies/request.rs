@@ -24,6 +24,7 @@ use volhost::host::{Caller, Via};
 use volhost::model::backend::BackendName;
 use volhost::model::backend_settings::BackendSettings;
 use volhost::model::host::HostName;
+use volhost::model::limits::Limits;
 use volhost::model::options::Mode;
 use volhost::model::volume::VolumeName;
 use volhost::protocol::envelope::CONTENT_TYPE;
@@ -128,7 +129,7 @@ impl World {
         });
         let closed = BTreeMap::from([(backends[1].0.clone(), Hosts::new(["web1"]))]);
         let map = Map::build(&Map::default(), BTreeMap::from(backends));
-        let in_force = InForce { map, access: Access::new(None, closed), request: Duration::from_secs(20) };
+        let in_force = InForce { map, access: Access::new(None, closed), limits: Limits::default() };
         let service = Arc::new(Service::new(Arc::clone(&catalog), in_force));
         runtime.block_on(service.bring_up(Duration::from_secs(20)));
         // Only now: in a directory that is not empty, no backend begins by itself.

@@ -18,7 +18,7 @@ pub(super) fn to_volumes(config: &Config, before: &backend::Map) -> InForce {
     InForce {
         map: backend::Map::build(before, settings.collect()),
         access: Access::new(hosts.clone(), open_to.collect()),
-        request: limits.request,
+        limits: limits.clone(),
     }
 }
 

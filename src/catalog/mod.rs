@@ -20,6 +20,7 @@ mod change;
 pub(crate) mod clones;
 #[cfg(test)]
 mod contract;
+mod counts;
 mod entities;
 #[cfg(feature = "etcd")]
 pub mod etcd;

@@ -6,37 +6,32 @@
 use std::sync::Arc;
 
 use super::entities::{Host, Volume};
-use super::rules::{Write, in_order_of_reading};
+use super::rules::Write;
 use super::view::View;
 use crate::model::host::HostName;
-use crate::model::mounts::Mount;
-use crate::model::volume::VolumeName;
 
 impl View {
     /// Stores a row in the view, or deletes it. A volume's mounts and visibility are not part of its row and stay as
     /// they are.
     pub(super) fn put(&mut self, write: Write) {
         match write {
-            Write::Volume(name, Some(record)) => self.put_volume(name, &record),
+            Write::Volume(_, Some(record)) => self.put_volume(&record),
             Write::Volume(name, None) => {
-                if let Some(volume) = self.volumes.remove(&name) {
-                    volume.mounts.iter().for_each(|mount| self.uncount_live(mount));
+                if let Some(volume) = self.remove_counted(&name) {
+                    volume.mounts.iter().for_each(|mount| self.uncount_mount(mount));
                 }
             }
             Write::Mount(key, mount) => {
                 let Some(volume) = self.volumes.get(&key.volume) else { return };
                 let mut volume = Volume::clone(volume);
-                let same = |known: &Mount| {
-                    known.host == key.host && known.id == key.id && known.activation == key.activation
-                };
-                let before = volume.mounts.release(same);
-                before.iter().for_each(|mount| self.uncount_live(mount));
-                if let Some(mount) = mount {
-                    self.count_live(&mount);
-                    volume.mounts.put(mount);
-                    volume.mounts = in_order_of_reading(volume.mounts);
+                if let Some(before) = volume.mounts.remove(&key.host, &key.id, key.activation) {
+                    self.uncount_mount(&before);
                 }
-                self.volumes.insert(key.volume, Arc::new(volume));
+                if let Some(mount) = mount {
+                    self.count_mount(&mount);
+                    volume.mounts.put(mount);
+                }
+                self.put_counted(Arc::new(volume));
             }
             Write::Removed(_, Some(removed)) => self.trash.insert(removed),
             Write::Removed(id, None) => {
@@ -52,33 +47,27 @@ impl View {
         }
     }
 
-    fn put_volume(&mut self, name: VolumeName, record: &Volume) {
+    fn put_volume(&mut self, record: &Volume) {
         let mut volume = Volume::clone(record);
-        match self.volumes.get(&name).filter(|known| known.id == volume.id) {
+        match self.volumes.get(&record.name).filter(|known| known.id == volume.id) {
             Some(known) => {
                 volume.mounts = known.mounts.clone();
                 volume.visible = known.visible;
             }
             None => volume.mounts = Default::default(),
         }
-        if let Some(before) = self.volumes.insert(name, Arc::new(volume))
+        if let Some(before) = self.put_counted(Arc::new(volume))
             && before.id != record.id
         {
-            before.mounts.iter().for_each(|mount| self.uncount_live(mount));
+            before.mounts.iter().for_each(|mount| self.uncount_mount(mount));
         }
     }
 
     fn put_host(&mut self, name: HostName, host: Arc<Host>) {
         if host.activation > self.activation(&name) {
             // Mounts under the new activation come after this row.
-            self.live.remove(&name);
+            self.end_activation(&name);
         }
         self.hosts.insert(name, host);
-    }
-
-    fn count_live(&mut self, mount: &Mount) {
-        if mount.activation == self.activation(&mount.host) {
-            *self.live.entry(mount.host.clone()).or_default() += 1;
-        }
     }
 }

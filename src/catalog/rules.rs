@@ -16,7 +16,6 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use time::{OffsetDateTime, UtcOffset};
 
-pub(super) use self::mounts::in_order_of_reading;
 pub use self::premises::Premise;
 pub use self::write::{MountKey, RowKey, Write};
 use super::entities::Volume;
@@ -97,7 +96,7 @@ impl View {
     /// Stores a volume under its name, and returns it with the write that would record it.
     fn store(&mut self, volume: Volume) -> (Arc<Volume>, Write) {
         let volume = Arc::new(volume);
-        self.volumes.insert(volume.name.clone(), Arc::clone(&volume));
+        self.put_counted(Arc::clone(&volume));
         let write = Write::Volume(volume.name.clone(), Some(Arc::clone(&volume)));
         (volume, write)
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
+use super::counts::HostCounts;
 use super::entities::{BackendRecord, Host, Removed, Volume};
 use super::trash::Trash;
 use crate::model::backend::BackendName;
@@ -25,9 +26,8 @@ pub struct View {
     pub hosts: OrdMap<HostName, Arc<Host>>,
     /// The backends.
     pub backends: OrdMap<BackendName, Arc<BackendRecord>>,
-    /// The number of ledger entries that each host has under its present activation; hosts without one are missing.
-    /// Derived from the other fields and not recorded: it tells cheaply whether an Activate begins a new activation.
-    pub(super) live: OrdMap<HostName, u32>,
+    /// What each host has; hosts that have nothing are missing.
+    pub(super) counts: OrdMap<HostName, HostCounts>,
 }
 
 impl View {

@@ -349,6 +349,20 @@ pub const LIMITS: &[Field] = &[
         Applied::Reload,
     ),
     field(
+        "volumes_per_host",
+        Takes::Number(1..=10_000_000),
+        "`100000`",
+        "the number of volumes that one host has created or mounted, above which it creates no more",
+        Applied::Reload,
+    ),
+    field(
+        "mounts_per_host",
+        Takes::Number(1..=10_000_000),
+        "`100000`",
+        "the number of mounts of one host, stale ones included",
+        Applied::Reload,
+    ),
+    field(
         "body_bytes",
         Takes::Number(4096..=1 << 30),
         "`1048576`",

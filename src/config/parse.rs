@@ -315,8 +315,21 @@ fn socket_path(node: &Node<'_>) -> Option<PathBuf> {
 fn limits(node: &Node<'_>) -> Limits {
     let mut members = node.members(fields::LIMITS, "an object of limits").unwrap_or_default();
     let mut limits = Limits::default();
-    let Limits { connections, connections_per_host, body_bytes, handshake, request } = &mut limits;
-    for (name, limit) in [("connections", connections), ("connections_per_host", connections_per_host)] {
+    let Limits {
+        connections,
+        connections_per_host,
+        volumes_per_host,
+        mounts_per_host,
+        body_bytes,
+        handshake,
+        request,
+    } = &mut limits;
+    for (name, limit) in [
+        ("connections", connections),
+        ("connections_per_host", connections_per_host),
+        ("volumes_per_host", volumes_per_host),
+        ("mounts_per_host", mounts_per_host),
+    ] {
         let number = members.number(name);
         if let Some(number) = number.and_then(|number| usize::try_from(number).ok()) {
             *limit = number;

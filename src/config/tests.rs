@@ -123,6 +123,8 @@ fn nothing_configured_is_complete() {
         limits: Limits {
             connections: 4096,
             connections_per_host: 256,
+            volumes_per_host: 100_000,
+            mounts_per_host: 100_000,
             body_bytes: 1048576,
             handshake: Duration::from_secs(5),
             request: Duration::from_secs(20),
@@ -681,7 +683,15 @@ fn render(config: &Config) -> (Value, Value) {
         let rest = rest.iter().map(|of_rest| ("*".to_owned(), rule(of_rest)));
         named.chain(rest).collect::<serde_json::Map<_, _>>()
     });
-    let Limits { connections, connections_per_host, body_bytes, handshake, request } = limits;
+    let Limits {
+        connections,
+        connections_per_host,
+        volumes_per_host,
+        mounts_per_host,
+        body_bytes,
+        handshake,
+        request,
+    } = limits;
     let file = json!({
         "name": name, "node": node.as_str(), "scope": scope.as_str(),
         "listen": listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -689,7 +699,8 @@ fn render(config: &Config) -> (Value, Value) {
         "tls": tls_members, "spec": spec, "catalog": catalog.to_string(), "etcd": etcd,
         "backends": map, "hosts": hosts, "admin": admin,
         "limits": {
-            "connections": connections, "connections_per_host": connections_per_host, "body_bytes": body_bytes,
+            "connections": connections, "connections_per_host": connections_per_host,
+            "volumes_per_host": volumes_per_host, "mounts_per_host": mounts_per_host, "body_bytes": body_bytes,
             "handshake": duration(*handshake), "request": duration(*request),
         },
     });
@@ -781,7 +792,7 @@ prop_compose! {
                 some in any::<[bool; 5]>(), hosts in proptest::option::of((btree_map(named(), rule(), 0..4), proptest::option::of(rule()))),
                 backends in btree_map("[a-z0-9]{1,9}", backend(), 0..5),
                 etcd in proptest::option::of((cluster(), credentials())),
-                sizes in (1_usize..=1_000_000, 1_usize..=1_000_000, 4096_u64..1 << 30),
+                sizes in (1_usize..=1_000_000, 1_usize..=1_000_000, 1_usize..=10_000_000, 1_usize..=10_000_000, 4096_u64..1 << 30),
                 times in (1000_u64..=600_000, 1000_u64..=600_000)) -> Config {
         let host = || "engine.example.org".to_owned();
         let at = |index: usize| paths[index].clone();
@@ -817,7 +828,9 @@ prop_compose! {
             limits: Limits {
                 connections: sizes.0,
                 connections_per_host: sizes.1,
-                body_bytes: sizes.2,
+                volumes_per_host: sizes.2,
+                mounts_per_host: sizes.3,
+                body_bytes: sizes.4,
                 handshake: Duration::from_millis(times.0),
                 request: Duration::from_millis(times.1),
             },

@@ -20,6 +20,7 @@ use super::envelope::{Answer, decode};
 use super::{EmptyBody, Protocol, Verb};
 use crate::error::chain;
 use crate::host::Caller;
+use crate::model::host::HostName;
 use crate::model::options::Options;
 use crate::model::volume::{MountId, VolumeName};
 use crate::volume::{Error, Service, VolumeInfo};
@@ -175,16 +176,13 @@ fn decode_mount(body: &[u8]) -> Result<(VolumeName, MountId), Answer> {
 fn status<'a>(service: &Service, caller: &Caller, seen: &'a VolumeInfo) -> Status<'a> {
     let volume = &seen.volume;
     let all = service.may_know_holders(caller, volume);
-    let told = volume.mounts.iter().filter(|mount| all || mount.host == caller.host);
-    let mut mounted_by: Vec<_> = told.map(|mount| mount.host.as_str()).collect();
-    mounted_by.sort_unstable();
-    mounted_by.dedup();
+    let told = volume.mounts.hosts().filter(|host| all || **host == caller.host);
     Status {
         backend: volume.backend.as_str(),
         backend_id: service.backend_id(&volume.backend).map(|id| id.to_string()),
         backend_state: seen.backend_state,
         mounts: volume.mounts.len(),
-        mounted_by,
+        mounted_by: told.map(HostName::as_str).collect(),
     }
 }
 
@@ -192,19 +190,18 @@ fn status<'a>(service: &Service, caller: &Caller, seen: &'a VolumeInfo) -> Statu
 mod tests {
     use std::future::ready;
     use std::pin::Pin;
-    use std::time::Duration;
 
     use super::*;
     use crate::backend;
     use crate::catalog::{self, Catalog, CatalogError, Change};
     use crate::host::Via;
     use crate::host::access::Access;
-    use crate::model::host::HostName;
+    use crate::model::limits::Limits;
     use crate::volume::InForce;
 
     /// Returns a configuration without backends that is open to every host.
     pub(super) fn no_backends() -> InForce {
-        InForce { map: backend::Map::default(), access: Access::default(), request: Duration::from_secs(20) }
+        InForce { map: backend::Map::default(), access: Access::default(), limits: Limits::default() }
     }
 
     /// A shared catalog that knows nothing, and is out of reach or broken.

@@ -32,7 +32,7 @@ impl Service {
         if !self.is_shared() {
             return Ok(());
         }
-        let limit = self.in_force.load().request;
+        let limit = self.in_force.load().limits.request;
         match timeout(limit, self.catalog.sync()).await {
             Ok(done) => Ok(done?),
             Err(_) => Err(self.too_long(limit)),
@@ -67,7 +67,7 @@ impl Service {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let limit = self.in_force.load().request;
+        let limit = self.in_force.load().limits.request;
         operation::run(limit, work).await.map_err(|error| match error {
             Error::TooLong { limit, .. } => self.too_long(limit),
             error => error,
@@ -115,6 +115,8 @@ fn is_by_view(error: &Error) -> bool {
         | Error::Mounted { .. }
         | Error::Exclusive { .. }
         | Error::Cloned { .. }
+        | Error::TooManyVolumes { .. }
+        | Error::TooManyMounts { .. }
         | Error::Unmapped { .. } => true,
         Error::Name(_)
         | Error::MountId(_)

@@ -37,6 +37,7 @@ use tokio::time::timeout;
 use super::confirmation::Confirmations;
 use super::consistency::PeerBackoff;
 use super::error::Error;
+use super::host_limits::room_for_volume;
 use super::operation::CommitPoint;
 use super::rights::{in_sight, permit};
 use super::step::step;
@@ -126,6 +127,7 @@ impl Service {
     ) -> Result<Arc<Volume>, Error> {
         let adopt = options.adopt == Some(true);
         let backend = self.choose_backend(in_force, caller, &options)?;
+        room_for_volume(in_force, &self.catalog.view(), caller)?;
         let expect = self.ready(&backend).await?;
         let volume = Volume {
             id: VolumeId::random(),

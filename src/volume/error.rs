@@ -100,6 +100,28 @@ pub enum Error {
         /// Why the host lacks it.
         why: Denied,
     },
+    /// The host has as many volumes as it may have.
+    #[error(
+        "host {host} has created or mounted {limit} volumes, as many as limits.volumes_per_host allows: remove some, or \
+         raise the limit in volhost.json"
+    )]
+    TooManyVolumes {
+        /// The host.
+        host: HostName,
+        /// `limits.volumes_per_host`.
+        limit: usize,
+    },
+    /// The host has as many mounts as it may have.
+    #[error(
+        "host {host} has {limit} mounts, as many as limits.mounts_per_host allows: `volhost mount ls --host {host}` lists \
+         them, `volhost mount release` ends what is stale; or raise the limit in volhost.json"
+    )]
+    TooManyMounts {
+        /// The host.
+        host: HostName,
+        /// `limits.mounts_per_host`.
+        limit: usize,
+    },
     /// The directory to adopt is not there.
     #[error("backend {backend} has no directory {name} to adopt{}", instead_of_it(.found))]
     NothingToAdopt {
@@ -242,7 +264,7 @@ pub enum Error {
 pub enum Blame {
     /// The caller can, by asking for something else.
     Caller,
-    /// The operator can, by giving the host the right.
+    /// The operator can, by giving the host the right or more room.
     Rights,
     /// The people who run volhost or its storage can.
     Service,
@@ -272,7 +294,11 @@ impl Error {
             | Self::Mounted { .. }
             | Self::Exclusive { .. }
             | Self::Cloned { .. } => Blame::Caller,
-            Self::NameTaken(_) | Self::Forbidden { .. } | Self::NothingOpen { .. } => Blame::Rights,
+            Self::NameTaken(_)
+            | Self::Forbidden { .. }
+            | Self::NothingOpen { .. }
+            | Self::TooManyVolumes { .. }
+            | Self::TooManyMounts { .. } => Blame::Rights,
             Self::Backend(
                 BackendError::Occupied { .. }
                 | BackendError::MountPoint { .. }

@@ -31,6 +31,7 @@ mod directory_lock;
 pub(crate) mod error;
 mod expiry;
 mod holders;
+mod host_limits;
 mod ignored_unmounts;
 mod inspect;
 mod last_seen;
@@ -55,7 +56,6 @@ mod volume_lock;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -80,6 +80,7 @@ use crate::host::Caller;
 use crate::host::access::Access;
 use crate::model::backend::{BackendId, BackendName};
 use crate::model::host::HostName;
+use crate::model::limits::Limits;
 use crate::model::volume::VolumeName;
 
 /// The configuration of volumes that is in force.
@@ -89,8 +90,8 @@ pub struct InForce {
     pub map: backend::Map,
     /// The hosts that may use each backend.
     pub access: Access,
-    /// How long a request may take.
-    pub request: Duration,
+    /// The limits, of which operations heed `request` and those of one host's volumes and mounts.
+    pub limits: Limits,
 }
 
 /// The volumes.

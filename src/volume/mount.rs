@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 
 use super::consistency::PeerBackoff;
 use super::error::Error;
+use super::host_limits::room_for_mount;
 use super::ignored_unmounts::MountAttempt;
 use super::inspect::volume_info;
 use super::operation::CommitPoint;
@@ -283,6 +284,7 @@ impl Service {
                 return Err(missing());
             }
             permit(in_force, caller, Right::Mount, &volume.backend, &volume.options)?;
+            room_for_mount(in_force, &self.catalog.view(), caller)?;
             let backend = self.backend_of(&volume)?;
             let expect = self.ready(&backend).await?;
             let (directory, commit_point) = (name.clone(), Arc::clone(commit_point));
@@ -367,7 +369,7 @@ impl Service {
         }
         let unmount =
             Change::Unmount { name: name.clone(), host: caller.host.clone(), id: id.clone(), target: None };
-        let limit = self.in_force.load().request;
+        let limit = self.in_force.load().limits.request;
         // `submit` queues the change at once, so that it is done even if nobody waits for it.
         let outcome = match tokio::time::timeout(limit, self.catalog.submit(unmount)).await {
             Ok(Ok(outcome)) => outcome,

@@ -50,7 +50,7 @@ impl Service {
 
     /// Waits until nobody else gives the backend an identity or recovers it.
     pub(super) async fn turn<'a>(&self, recovery: &'a BackendRecovery) -> Result<MutexGuard<'a, ()>, Error> {
-        let limit = self.in_force.load().request;
+        let limit = self.in_force.load().limits.request;
         let turn = tokio::time::timeout(limit, recovery.turn().lock()).await;
         turn.map_err(|_| self.too_long(limit))
     }

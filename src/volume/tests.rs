@@ -1,6 +1,7 @@
 //! The service as a whole, on a real catalog and on storage that fails on command. Whatever fails, anything answered
 //! holds, and anything unanswered is finished or undone.
 
+mod host_limits;
 mod repetition;
 mod several;
 
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -21,12 +23,17 @@ use crate::catalog::{CatalogError, Removed, Submitted, Unconfirmed};
 use crate::host::{CertificateId, Via};
 use crate::model::backend_settings::BackendSettings;
 use crate::model::directory::DirectoryId;
+use crate::model::limits::Limits;
 use crate::model::options::Options;
-use crate::model::volume::VolumeId;
+use crate::model::volume::{MountId, VolumeId};
 use volhost_test_fuse::{Control, FuseFs, Op};
 
 /// How long a request may take here: long enough for a slow machine, short enough for tests to wait for it.
 const LIMIT: Duration = Duration::from_secs(2);
+
+fn limits() -> Limits {
+    Limits { request: LIMIT, ..Limits::default() }
+}
 
 /// A catalog that can be told to fail.
 struct Unwilling {
@@ -235,6 +242,14 @@ impl World {
     }
 }
 
+/// Puts the present configuration in force with some parts changed.
+fn put_in_force(world: &World, change: impl FnOnce(&mut InForce)) {
+    let InForce { map, access, limits } = &*world.service.in_force();
+    let mut next = InForce { map: map.clone(), access: access.clone(), limits: limits.clone() };
+    change(&mut next);
+    world.service.in_force.store(Arc::new(next));
+}
+
 async fn begin(dir: &Path, root: &Path) -> (Arc<Unwilling>, Arc<Service>) {
     begin_with(dir, root, |_| false, IgnoredUnmounts::default().window()).await
 }
@@ -266,7 +281,7 @@ async fn begin_with(
         mode: crate::model::options::Mode::parse("0755").unwrap(),
     };
     let map = Map::build(&Map::default(), BTreeMap::from([(backend_name(), settings)]));
-    let in_force = InForce { map, access: Access::default(), request: LIMIT };
+    let in_force = InForce { map, access: Access::default(), limits: limits() };
     let mut service = Service::new(Arc::<Unwilling>::clone(&catalog), in_force);
     service.ignored_unmounts = IgnoredUnmounts::within(forgiving);
     let service = Arc::new(service);
@@ -287,8 +302,8 @@ fn name(text: &str) -> VolumeName {
     VolumeName::parse(text).unwrap()
 }
 
-fn mount_id() -> crate::model::volume::MountId {
-    crate::model::volume::MountId::parse("one").unwrap()
+fn mount_id() -> MountId {
+    MountId::parse("one").unwrap()
 }
 
 fn engine() -> Caller {
@@ -951,7 +966,7 @@ async fn an_unmount_waits_neither_for_a_backend_nor_for_an_operation_that_does()
     world.mount("db").await.unwrap();
     world.fs().hang(true);
     let service = Arc::clone(&world.service);
-    let other = crate::model::volume::MountId::parse("two").unwrap();
+    let other = MountId::parse("two").unwrap();
     let mounting = tokio::spawn(async move { service.mount(&engine(), name("db"), other).await });
     assert!(world.fs().wait_for_hanging(1, Duration::from_secs(10)));
     let (caller, volume, id) = (engine(), name("db"), mount_id());
@@ -1256,7 +1271,7 @@ async fn a_create_waits_for_its_directory_where_the_backend_asks_for_that() {
     let Some(world) = World::shaky().await else { return };
     let settings = BackendSettings { durable_directories: true, ..world.backend().settings().clone() };
     let map = Map::build(&world.service.in_force().map, BTreeMap::from([(backend_name(), settings)]));
-    world.service.put_in_force(InForce { map, access: Access::default(), request: LIMIT });
+    world.service.put_in_force(InForce { map, access: Access::default(), limits: limits() });
     world.create("first").await.unwrap();
     assert!(is_confirmed(&world, "first"));
     world.fs().fail_once(Op::Fsyncdir, libc::EIO);

@@ -48,7 +48,7 @@ pub(crate) fn merge(
     }
     discard_removed(&mut view, &facts, now, &mut findings);
     expire_deleting(&mut view, &facts, &mut findings);
-    view.recount_live();
+    view.recount();
     findings.0.extend(compare(&view, &facts));
     (view, findings.sorted())
 }

@@ -19,7 +19,7 @@ use super::{Table, place};
 use crate::catalog::entities::{
     BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Unconfirmed, Volume,
 };
-use crate::catalog::rules::{MountKey, RowKey, Write, in_order_of_reading, recorded_time};
+use crate::catalog::rules::{MountKey, RowKey, Write, recorded_time};
 use crate::catalog::view::View;
 use crate::model::backend::{BackendId, BackendName};
 use crate::model::directory::DirectoryId;
@@ -189,10 +189,10 @@ impl Loader {
             let Some(volume) = volumes.get_mut(&name) else {
                 return Err(InvalidRow::Orphan { row: format!("mounts/{name}") });
             };
-            volume.mounts = in_order_of_reading(Ledger::from_records(mounts));
+            volume.mounts = Ledger::from_records(mounts);
         }
         view.volumes = volumes.into_iter().map(|(name, volume)| (name, Arc::new(volume))).collect();
-        view.recount_live();
+        view.recount();
         Ok(view)
     }
 

@@ -16,7 +16,7 @@ use crate::model::mounts::Activation;
 impl View {
     pub(super) fn activate(&mut self, name: HostName) -> (Outcome, Vec<Write>) {
         // Of a cloned host, nobody knows which of the machines started its engine.
-        if self.is_cloned(&name) || self.live.remove(&name).is_none() {
+        if self.is_cloned(&name) || !self.end_activation(&name) {
             return Default::default();
         }
         let mut host = self.host(&name);

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::{MountKey, Write, in_order_of_reading};
+use super::{MountKey, Write};
 use crate::catalog::Outcome;
 use crate::catalog::entities::Volume;
 use crate::catalog::view::View;
 use crate::model::host::HostName;
-use crate::model::mounts::{Activation, Ledger, Mount};
+use crate::model::mounts::{Activation, Mount};
 use crate::model::volume::MountId;
 
 impl View {
@@ -43,7 +43,7 @@ impl View {
                 }
             }
         }
-        self.recount_live();
+        self.recount();
         (Outcome::default(), writes)
     }
 
@@ -85,8 +85,7 @@ impl View {
             for mount in after.values().filter(|mount| !before.contains(mount)) {
                 writes.push(Write::Mount(MountKey::of(&volume.name, mount), Some(mount.clone())));
             }
-            let ledger: Vec<_> = volume.mounts.iter().cloned().chain(after.into_values()).collect();
-            volume.mounts = in_order_of_reading(Ledger::from_records(ledger));
+            after.into_values().for_each(|mount| volume.mounts.put(mount));
             self.store(volume);
         }
     }

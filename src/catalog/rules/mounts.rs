@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use time::OffsetDateTime;
 
 use super::{Decision, MountKey, Write, interned, recorded_time};
@@ -35,7 +34,7 @@ impl View {
             if again {
                 return Err(Refusal::NotMounted(before));
             }
-            if exclusive && before.mounts.iter().any(|mount| mount.host != host) {
+            if exclusive && before.mounts.hosts().any(|holder| *holder != host) {
                 return Err(Refusal::Held(before));
             }
             if elsewhere {
@@ -53,12 +52,9 @@ impl View {
                 true
             }
         };
-        let mount = volume.mounts.mount(&host, id, activation, recorded_time(at));
-        mount.address = mount.address.or(address);
-        let mount = mount.clone();
+        let mount = volume.mounts.mount((&host, address), id, activation, recorded_time(at));
         if mount.count == 1 {
-            volume.mounts = in_order_of_reading(volume.mounts);
-            *self.live.entry(host).or_default() += 1;
+            self.count_mount(&mount);
         }
         let key = MountKey::of(name, &mount);
         let (after, write) = self.store(volume);
@@ -104,12 +100,9 @@ impl View {
             return (Outcome { before: Some(before), after, ..Outcome::default() }, vec![]);
         };
         let key = MountKey::of(name, &taken);
-        let is_left = |mount: &&Mount| {
-            mount.activation == taken.activation && mount.host == taken.host && mount.id == taken.id
-        };
-        let left = volume.mounts.iter().find(is_left).cloned();
+        let left = volume.mounts.get(&taken).cloned();
         if left.is_none() {
-            self.uncount_live(&taken);
+            self.uncount_mount(&taken);
         }
         let (after, _only_its_ledger_changed) = self.store(volume);
         let outcome =
@@ -128,7 +121,7 @@ impl View {
         let mut volume = Volume::clone(&before);
         let released = volume.mounts.release(|mount| self.is_released_by(mount, host, id, alive_too));
         for mount in &released {
-            self.uncount_live(mount);
+            self.uncount_mount(mount);
         }
         let writes = released.iter().map(|mount| Write::Mount(MountKey::of(name, mount), None)).collect();
         let (after, _only_its_ledger_changed) = self.store(volume);
@@ -146,42 +139,4 @@ impl View {
     ) -> bool {
         mount.host == *host && id.is_none_or(|id| mount.id == *id) && (alive_too || self.stale(mount))
     }
-
-    /// Subtracts a ledger's entry from `live` if it belongs to its host's present activation.
-    pub(in crate::catalog) fn uncount_live(&mut self, mount: &Mount) {
-        if mount.activation != self.activation(&mount.host) {
-            return;
-        }
-        match self.live.get_mut(&mount.host) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => {
-                self.live.remove(&mount.host);
-            }
-        }
-    }
-
-    /// Recounts `live` from the ledgers and the hosts.
-    pub(in crate::catalog) fn recount_live(&mut self) {
-        let mut live: OrdMap<HostName, u32> = OrdMap::new();
-        for mount in self.volumes.values().flat_map(|volume| volume.mounts.iter()) {
-            if mount.activation == self.activation(&mount.host) {
-                *live.entry(mount.host.clone()).or_default() += 1;
-            }
-        }
-        self.live = live;
-    }
-}
-
-/// Returns the ledger in the order in which a restart reads it: by the time of the first Mount, then by name if the
-/// times are equal or a clock went back.
-pub(in crate::catalog) fn in_order_of_reading(ledger: Ledger) -> Ledger {
-    fn place(mount: &Mount) -> impl Ord + '_ {
-        (mount.since, &mount.host, &mount.id, mount.activation)
-    }
-    if ledger.iter().is_sorted_by_key(place) {
-        return ledger;
-    }
-    let mut mounts: Vec<_> = ledger.iter().cloned().collect();
-    mounts.sort_by(|a, b| place(a).cmp(&place(b)));
-    Ledger::from_records(mounts)
 }

@@ -142,7 +142,7 @@ fn a_machine_that_is_named_anew_takes_its_mounts_along() {
     assert_eq!(count(&view, &new, "dead", true), 1);
     assert_eq!((count(&view, &new, "live", false), count(&view, &new, "both", false)), (1, 2));
     assert_eq!(count(&view, &host("web1"), "other", false), 1);
-    assert!(!view.volume("db").unwrap().mounts.held_by(&old));
+    assert!(!view.volume("db").unwrap().mounts.hosts().any(|host| *host == old));
     assert_eq!((view.name_of(machine), view.name_now(&old)), (Some(new.clone()), &new));
     // Its engine goes on with the certificate of the old name.
     let unmount =
@@ -155,7 +155,7 @@ fn a_machine_that_is_named_anew_takes_its_mounts_along() {
     // The machine may take its old name again.
     view.apply(Change::Name(machine, old.clone())).unwrap();
     assert_eq!((count(&view, &old, "again", true), view.name_now(&new)), (1, &old));
-    assert!(!view.volume("db").unwrap().mounts.held_by(&new));
+    assert!(!view.volume("db").unwrap().mounts.hosts().any(|host| *host == new));
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl View {
 
     pub(super) fn withdraw(&mut self, name: &VolumeName, id: VolumeId) -> Decision {
         let before = self.hidden(name, id)?;
-        self.volumes.remove(name);
+        self.remove_counted(name);
         let writes = vec![Write::Volume(name.clone(), None)];
         Ok((Outcome { before: Some(before), ..Outcome::default() }, writes))
     }
@@ -89,7 +89,7 @@ impl View {
         if !before.mounts.is_empty() {
             return Err(Refusal::Mounted(before));
         }
-        self.volumes.remove(name);
+        self.remove_counted(name);
         let mut writes = vec![Write::Volume(name.clone(), None)];
         // The directory of an adopted volume is not volhost's to delete, so it must not enter the trash.
         let trashed = (keep && !before.adopted).then(|| self.discard(&before, at, &mut writes));
@@ -115,7 +115,7 @@ impl View {
 
     pub(super) fn unrestore(&mut self, name: &VolumeName, id: VolumeId, at: OffsetDateTime) -> Decision {
         let before = self.hidden(name, id)?;
-        self.volumes.remove(name);
+        self.remove_counted(name);
         let mut writes = vec![Write::Volume(name.clone(), None)];
         let trashed = Some(self.discard(&before, at, &mut writes));
         Ok((Outcome { before: Some(before), trashed, ..Outcome::default() }, writes))

@@ -22,14 +22,6 @@ fn nobody() -> Access {
     Access::new(Some(Listed::default()), BTreeMap::new())
 }
 
-/// Puts the present configuration in force with some parts changed.
-fn put_in_force(world: &World, change: impl FnOnce(&mut InForce)) {
-    let InForce { map, access, request } = &*world.service.in_force();
-    let mut next = InForce { map: map.clone(), access: access.clone(), request: *request };
-    change(&mut next);
-    world.service.in_force.store(Arc::new(next));
-}
-
 /// Repeats the Mount successfully and ends both, as `docker cp` and then the container's end do.
 async fn repeats_well(world: &World, when: &str) {
     let before = count(world);
@@ -48,10 +40,7 @@ async fn a_repetition_needs_no_right_and_no_backend() {
     put_in_force(&world, |in_force| in_force.access = nobody());
     repeats_well(&world, "without the right").await;
     assert!(matches!(
-        world
-            .service
-            .mount(&engine(), name("db"), crate::model::volume::MountId::parse("new").unwrap())
-            .await,
+        world.service.mount(&engine(), name("db"), MountId::parse("new").unwrap()).await,
         Err(Error::Forbidden { .. })
     ));
     std::fs::rename(&world.root, world.dir.path().join("away")).unwrap();
@@ -67,7 +56,7 @@ async fn a_repetition_waits_for_no_backend_and_for_no_operation_that_does() {
     used(&world).await;
     world.fs().hang(true);
     let service = Arc::clone(&world.service);
-    let other = crate::model::volume::MountId::parse("two").unwrap();
+    let other = MountId::parse("two").unwrap();
     let hanging = tokio::spawn(async move { service.mount(&engine(), name("db"), other).await });
     assert!(world.fs().wait_for_hanging(1, Duration::from_secs(10)));
     tokio::time::timeout(LIMIT / 2, repeats_well(&world, "while the backend hangs"))
@@ -211,7 +200,7 @@ async fn history(seed: u64, steps: usize) {
         via: Via::Tls,
         address: None,
     };
-    let id = |text: &str| crate::model::volume::MountId::parse(text).unwrap();
+    let id = |text: &str| MountId::parse(text).unwrap();
     let away = world.dir.path().join("away");
     let usual = world.service.in_force();
     let mut trouble = 0;

@@ -302,7 +302,7 @@ impl Both {
                 mode: crate::model::options::Mode::parse("0755").unwrap(),
             };
             let map = Map::build(&Map::default(), BTreeMap::from([(backend_name(), settings)]));
-            let in_force = InForce { map, access: Access::default(), request: LIMIT };
+            let in_force = InForce { map, access: Access::default(), limits: limits() };
             Arc::new(Service::new(Arc::<Instance>::clone(&catalogs[number]), in_force))
         });
         Self { cluster, catalogs, services, root, _dir: dir }
@@ -680,7 +680,7 @@ async fn a_remove_that_cannot_be_recorded_puts_the_directory_back_when_the_catal
 fn mounted(volume: VolumeId) -> Change {
     let at = OffsetDateTime::UNIX_EPOCH;
     // A mount by an ID that nobody here uses.
-    let id = crate::model::volume::MountId::parse("elsewhere").unwrap();
+    let id = MountId::parse("elsewhere").unwrap();
     Change::Mount { name: name("db"), volume, host: engine().host, id, address: None, at, again: false }
 }
 
@@ -998,7 +998,7 @@ async fn a_volume_that_is_being_made_elsewhere_is_not_answered_as_made() {
     let service = Arc::clone(&both.services[0]);
     let making = tokio::spawn(async move { service.create(&engine(), name("db"), Options::default()).await });
     both.catalogs[0].stopped().await;
-    let unmapped = InForce { map: Map::default(), access: Access::default(), request: LIMIT };
+    let unmapped = InForce { map: Map::default(), access: Access::default(), limits: limits() };
     both.services[1].put_in_force(unmapped);
     let answered = both.create(1, "db").await;
     assert!(matches!(answered, Err(Error::Unmapped { .. })), "{answered:?}");
