@@ -120,6 +120,13 @@ impl Limiter {
     }
 }
 
+impl Slot {
+    /// Returns true if no other operation has a slot.
+    pub(super) fn is_alone(&self) -> bool {
+        self.limiter.under_way.lock().unwrap_or_else(PoisonError::into_inner).began.len() == 1
+    }
+}
+
 impl UnderWay {
     fn stalled(&self, limit: Duration) -> bool {
         self.began.len() >= SLOTS && self.last_event.elapsed() >= limit

@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::timestamp;
 use time::OffsetDateTime;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
@@ -171,6 +172,33 @@ impl Backend {
         expect: Expect,
         work: impl FnOnce(&Root) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
+        let (_, work) = self.admit(expect, work).await?;
+        tokio::task::spawn_blocking(work).await.map_err(|error| self.interrupted(&error))?
+    }
+
+    /// As [`run`](Self::run), for a task that does nothing else meanwhile: if no other operation is at the backend, the
+    /// work is done on the task's own thread, which saves the way to another thread and back.
+    ///
+    /// The runtime gives the thread's other tasks to a new thread meanwhile. So a backend that hangs takes as many threads
+    /// as with `run`.
+    pub async fn run_in_place<T: Send + 'static>(
+        &self,
+        expect: Expect,
+        work: impl FnOnce(&Root) -> Result<T, BackendError> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        let (is_alone, work) = self.admit(expect, work).await?;
+        if is_alone && Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread {
+            return tokio::task::block_in_place(work);
+        }
+        tokio::task::spawn_blocking(work).await.map_err(|error| self.interrupted(&error))?
+    }
+
+    /// Waits for a slot. Returns true if no other operation has one, and the work with all that belongs to it.
+    async fn admit<T, W: FnOnce(&Root) -> Result<T, BackendError>>(
+        &self,
+        expect: Expect,
+        work: W,
+    ) -> Result<(bool, impl FnOnce() -> Result<T, BackendError> + use<T, W>), BackendError> {
         self.answers()?;
         let slot = self.state.limiter.enter().await.map_err(|full| {
             let limiter::Full { waiting, longest, stalled } = full;
@@ -182,7 +210,7 @@ impl Backend {
             }
             BackendError::Busy { backend: self.name.clone(), waiting, longest }
         })?;
-        let visit = self.visit(expect);
+        let (is_alone, visit) = (slot.is_alone(), self.visit(expect));
         let work = move || {
             // The slot is held until the work ends, even if nobody waits for it any more.
             let _slot = slot;
@@ -194,7 +222,7 @@ impl Backend {
                 result
             })
         };
-        tokio::task::spawn_blocking(work).await.map_err(|error| self.interrupted(&error))?
+        Ok((is_alone, work))
     }
 
     /// Returns how its storage folds names. Asks the storage only if that is not known.

@@ -32,8 +32,8 @@ impl View {
     }
 
     /// Puts a volume in the place of the one of its name.
-    pub(super) fn put_counted(&mut self, volume: Arc<Volume>) -> Option<Arc<Volume>> {
-        let before = self.volumes.insert(volume.name.clone(), Arc::clone(&volume));
+    pub(super) fn put_counted(&mut self, volume: &Arc<Volume>) -> Option<Arc<Volume>> {
+        let before = self.volumes.insert(volume.name.clone(), Arc::clone(volume));
         let known_before = before.as_ref().map_or(&[][..], |volume| &volume.known_to);
         if known_before != volume.known_to {
             known_before.iter().for_each(|host| self.count(host, |counts| less(&mut counts.volumes)));

@@ -143,6 +143,12 @@ pub trait Catalog: Send + Sync + 'static {
         self.submit(change)
     }
 
+    /// Returns true if [`submit_blocking`](Self::submit_blocking) would make a change durable right there, as far as can be
+    /// told.
+    fn is_idle(&self) -> bool {
+        false
+    }
+
     /// Makes sure that the view shows every change that any instance answered before this call. Call it before refusing
     /// something, or saying that it does not exist, because of the view. A catalog that only this process changes is
     /// always up to date.

@@ -31,7 +31,7 @@ impl View {
                     self.count_mount(&mount);
                     volume.mounts.put(mount);
                 }
-                self.put_counted(Arc::new(volume));
+                self.put_counted(&Arc::new(volume));
             }
             Write::Removed(_, Some(removed)) => self.trash.insert(removed),
             Write::Removed(id, None) => {
@@ -56,7 +56,7 @@ impl View {
             }
             None => volume.mounts = Default::default(),
         }
-        if let Some(before) = self.put_counted(Arc::new(volume))
+        if let Some(before) = self.put_counted(&Arc::new(volume))
             && before.id != record.id
         {
             before.mounts.iter().for_each(|mount| self.uncount_mount(mount));

@@ -96,7 +96,7 @@ impl View {
     /// Stores a volume under its name, and returns it with the write that would record it.
     fn store(&mut self, volume: Volume) -> (Arc<Volume>, Write) {
         let volume = Arc::new(volume);
-        self.put_counted(Arc::clone(&volume));
+        self.put_counted(&volume);
         let write = Write::Volume(volume.name.clone(), Some(Arc::clone(&volume)));
         (volume, write)
     }

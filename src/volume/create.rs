@@ -287,7 +287,7 @@ impl Service {
                 }
             }
         };
-        let done = backend.run(expect, work).await;
+        let done = backend.run_in_place(expect, work).await;
         let recorded = match reported.await {
             Ok(ThreadReport::Renaming) => return Ok(Prepared::Renamed(done)),
             Ok(ThreadReport::Recording(record)) => Some(record.await),

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 
 use super::consistency::PeerBackoff;
 use super::error::Error;
@@ -61,7 +63,7 @@ impl CountedMount {
 
 impl Drop for CountedMount {
     fn drop(&mut self) {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(runtime) = Handle::try_current() else { return };
         if self.is_handed_over {
             return;
         }
@@ -297,7 +299,7 @@ impl Service {
                 }
                 state @ (VolumeState::Missing | VolumeState::NotADirectory(_)) => Ok(Err(state)),
             };
-            match backend.run(expect, look).await? {
+            match backend.run_in_place(expect, look).await? {
                 Ok(counted) => return Ok((volume, counted)),
                 Err(state) => {
                     // It may be left in the trash, another instance may be moving it, or the volume may be gone.
@@ -357,6 +359,18 @@ impl Service {
         }
     }
 
+    /// Submits a change that is done even if nobody waits for it. If the catalog is idle, a task of its own makes it durable
+    /// on this thread, while the runtime gives the thread's other tasks to another one.
+    fn submit_in_task(&self, change: Change) -> Submitted {
+        let may_block = Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread;
+        if !(may_block && self.catalog.is_idle()) {
+            return self.catalog.submit(change);
+        }
+        let catalog = Arc::clone(&self.catalog);
+        let task = tokio::spawn(async move { block_in_place(|| catalog.submit_blocking(change)).await });
+        Box::pin(async move { task.await.unwrap_or(Err(CatalogError::Closed)) })
+    }
+
     /// Counts one Unmount (`/VolumeDriver.Unmount`). An unknown volume or ID succeeds and is logged. Never waits for a
     /// backend, nor for an operation that waits for one.
     pub async fn unmount(&self, caller: &Caller, name: &VolumeName, id: &MountId) -> Result<(), Error> {
@@ -370,8 +384,7 @@ impl Service {
         let unmount =
             Change::Unmount { name: name.clone(), host: caller.host.clone(), id: id.clone(), target: None };
         let limit = self.in_force.load().limits.request;
-        // `submit` queues the change at once, so that it is done even if nobody waits for it.
-        let outcome = match tokio::time::timeout(limit, self.catalog.submit(unmount)).await {
+        let outcome = match tokio::time::timeout(limit, self.submit_in_task(unmount)).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(Error::Unknown),

@@ -206,9 +206,7 @@ fn an_engine_without_a_certificate_gets_nowhere() {
 #[test]
 fn a_host_that_has_its_fill_is_told_which_limit_and_goes_on_once_that_is_raised() {
     let web1 = Host::new("web1");
-    let limited = |volumes: usize, mounts: usize| {
-        json!({ "node": "web1", "limits": { "volumes_per_host": volumes, "mounts_per_host": mounts } })
-    };
+    let limited = |volumes: usize, mounts: usize| json!({ "node": "web1", "limits": { "volumes_per_host": volumes, "mounts_per_host": mounts } });
     let daemon = Daemon::setup().on(&web1).config(&limited(2, 1)).start();
     show_spec(&web1, &daemon);
     let engine = Engine::start(&web1);
@@ -218,7 +216,10 @@ fn a_host_that_has_its_fill_is_told_which_limit_and_goes_on_once_that_is_raised(
     assert!(refused.contains("as many as limits.volumes_per_host allows"), "{refused}");
     engine.sleeper("keeper", &["-v", "db:/x"]);
     let refused = engine.fails(&["run", "--rm", "--network=none", "-v", "logs:/x", "box", "true"]);
-    assert!(refused.contains("host web1 has 1 mounts, as many as limits.mounts_per_host allows"), "{refused}");
+    assert!(
+        refused.contains("host web1 has 1 mounts, as many as limits.mounts_per_host allows"),
+        "{refused}"
+    );
     daemon.has_mounts(&[("db", "web1", false)]);
     daemon.cli(&["volume", "create", "ours"]).ok();
 

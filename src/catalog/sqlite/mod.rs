@@ -151,6 +151,10 @@ impl Catalog for Sqlite {
         }
     }
 
+    fn is_idle(&self) -> bool {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).jobs == 0
+    }
+
     fn location(&self) -> &str {
         &self.location
     }
