@@ -104,6 +104,13 @@ impl Client {
     }
 }
 
+/// Connects without TLS.
+pub(crate) async fn connect_plain(address: SocketAddr) -> Connection {
+    let stream = TcpStream::connect(address).await.expect("the server listens");
+    stream.set_nodelay(true).expect("TCP has it");
+    http(stream).await
+}
+
 /// Begins HTTP on a stream.
 async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Connection {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP begins");

@@ -1,11 +1,12 @@
 //! The figures that docs/benchmarks.md gives: `cargo bench --profile dist --bench figures`.
 //!
 //! ```text
-//! cargo bench --profile dist --bench figures -- [get] [create] [many] [process] [mount] [hosts] [etcd] [--volumes N] [--dir DIR]
+//! cargo bench --profile dist --bench figures -- [get] [create] [many] [process] [mount] [hosts] [peer] [etcd] [--volumes N] [--dir DIR]
 //! ```
 //!
 //! Without a subject it runs all of them. `etcd` is four: `etcd-write`, `etcd-many`, `etcd-instances` and `etcd-get`,
-//! which need the feature `etcd` and the program of that name, and are left out without. `--volumes` says how many volumes are many (100000); `--dir` where the
+//! which need the feature `etcd` and the program of that name, and are left out without. `peer` needs the program
+//! `rclone` and FUSE, and is left out without. `--volumes` says how many volumes are many (100000); `--dir` where the
 //! files lie, and so on which file system. Each floor runs in the same run as what it is compared with, by turns, so
 //! that whatever else the machine does meets both. Nothing here is a test: no figure makes it fail.
 
@@ -22,6 +23,7 @@ mod etcd;
 mod fleet;
 mod floor;
 mod load;
+mod peer;
 mod process;
 mod subjects;
 
@@ -71,6 +73,7 @@ fn main() {
             "many" => subjects::many(&runtimes, &path, volumes),
             "mount" => fleet::mount(&runtimes, &path, volumes),
             "hosts" => fleet::hosts(&runtimes, &path),
+            "peer" => peer::measure(&runtimes, &path),
             etcd if is_of(etcd, "etcd") => in_etcd(etcd, &runtimes, &path, volumes),
             _ => subjects::process(&runtimes, &path),
         });

@@ -17,13 +17,14 @@ use crate::load::{self, Client, Runtimes};
 use crate::process::{Process, Root};
 
 /// The subjects, in their order.
-pub(crate) const NAMES: [&str; 10] = [
+pub(crate) const NAMES: [&str; 11] = [
     "get",
     "create",
     "many",
     "process",
     "mount",
     "hosts",
+    "peer",
     "etcd-write",
     "etcd-many",
     "etcd-instances",
