@@ -368,10 +368,6 @@ pub(crate) fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-pub(crate) fn millis(time: Duration) -> String {
-    format!("{:.0} ms", time.as_secs_f64() * 1e3)
-}
-
 pub(crate) fn times(ratio: f64) -> String {
     format!("{ratio:.2}")
 }

@@ -21,8 +21,8 @@ use crate::fleet::mount_and_unmount;
 use crate::load::{self, Client, Connection, Runtimes};
 use crate::process::{Process, Root};
 use crate::subjects::{
-    CLIENTS, Row, TURNS, by_turns, create_one, kept_alive, mebibytes, median, micros, millis, new_volume,
-    started, times,
+    CLIENTS, Row, TURNS, by_turns, create_one, kept_alive, mebibytes, median, micros, new_volume, started,
+    times,
 };
 
 /// How long one turn is.
@@ -341,9 +341,7 @@ fn many(runtimes: &Runtimes, directory: &Path, volumes: u64) -> Vec<Row> {
     for file in [Path::new(env!("CARGO_BIN_EXE_volhost")), &fleet.cluster.database()] {
         forget(file);
     }
-    let process = root.start();
-    let cold = process.start;
-    process.terminate();
+    let cold = started(root);
     let heavy = settled(root);
     let figure = |what: &str| format!("etcd, {volumes} volumes: {what}");
     let a_volume = heavy.anonymous.saturating_sub(few.anonymous) / volumes.max(1);
@@ -356,7 +354,7 @@ fn many(runtimes: &Runtimes, directory: &Path, volumes: u64) -> Vec<Row> {
             &times(ours / floor),
             "",
         ),
-        Row::alone(&figure("start to ready, files not in memory"), &millis(cold), ""),
+        Row::alone(&figure("start to ready, files not in memory"), &ms(cold), ""),
         Row::new(
             &figure("memory, resident; without volumes"),
             &mebibytes(heavy.resident),
