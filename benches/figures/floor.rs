@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response;
@@ -12,7 +14,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -93,8 +95,8 @@ pub(crate) fn serve(pki: &Path, answer: &Path) {
 pub(crate) struct Durable {
     directory: PathBuf,
     parent: File,
-    catalog: Connection,
-    next: u64,
+    catalog: Mutex<Connection>,
+    made: AtomicU32,
 }
 
 impl Durable {
@@ -110,37 +112,72 @@ impl Durable {
             )
             .expect("SQLite makes it");
         let parent = File::open(&volumes).expect("it was made");
-        Self { directory: volumes, parent, catalog, next: 0 }
+        Self { directory: volumes, parent, catalog: Mutex::new(catalog), made: AtomicU32::new(0) }
     }
 
     /// Makes the next one.
-    pub(crate) fn create(&mut self) {
+    pub(crate) fn create(&self) {
         // As long as volhost's own record of a volume.
-        let (name, record) = (format!("floor-{}", self.next), "r".repeat(180));
-        self.next += 1;
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let (name, record) = (format!("floor-{number}"), "r".repeat(180));
         std::fs::create_dir(self.directory.join(&name)).expect("the directory can be made");
         self.parent.sync_all().expect("the disk takes it");
-        self.catalog
+        let catalog = self.catalog.lock().expect("no client panics");
+        catalog
             .prepare_cached("INSERT INTO volumes (name, record) VALUES (?, ?)")
             .and_then(|mut insert| insert.execute([&name, &record]))
             .expect("SQLite stores it");
     }
-}
 
-impl Durable {
+    /// Has threads make more for a time, all with the one connection; returns how many a second.
+    pub(crate) fn creates(&self, threads: usize, time: Duration) -> f64 {
+        let (before, began) = (self.made.load(Ordering::Relaxed), Instant::now());
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while began.elapsed() < time {
+                        self.create();
+                    }
+                });
+            }
+        });
+        f64::from(self.made.load(Ordering::Relaxed) - before) / began.elapsed().as_secs_f64()
+    }
+
     /// What a Mount and its Unmount cannot do without: two durable transactions.
-    pub(crate) fn mount_and_unmount(&mut self) {
+    pub(crate) fn mount_and_unmount(&self) {
+        let catalog = self.catalog.lock().expect("no client panics");
         for statement in [
             "INSERT INTO volumes (name, record) VALUES (?1, ?2)",
             "DELETE FROM volumes WHERE name = ?1 AND record = ?2",
         ] {
             // As long as volhost's own record of a mount.
-            self.catalog
+            catalog
                 .prepare_cached(statement)
                 .and_then(|mut statement| statement.execute(["mount", &"r".repeat(56)]))
                 .expect("SQLite stores it");
         }
     }
+}
+
+/// Reads the volumes and mounts in a catalog's file, each column as bytes; returns how many rows there are.
+pub(crate) fn read_catalog(file: &Path) -> u64 {
+    let catalog =
+        Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("volhost made it");
+    let mut count = 0;
+    for select in ["SELECT * FROM volumes", "SELECT * FROM mounts"] {
+        let mut select = catalog.prepare(select).expect("volhost made the table");
+        let columns = select.column_count();
+        let mut rows = select.query([]).expect("SQLite reads it");
+        while let Some(row) = rows.next().expect("SQLite reads it") {
+            for column in 0..columns {
+                let value = row.get_ref(column).expect("there are so many");
+                std::hint::black_box(value.as_bytes().expect("it is a text"));
+            }
+            count += 1;
+        }
+    }
+    count
 }
 
 /// The certificates in a PEM file.

@@ -1,4 +1,4 @@
-//! The load: a client as an engine is one, HTTP/1.1 over mutual TLS, many at a time.
+//! The load: a client as an engine is one, HTTP/1.1 over mutual TLS, alone or many at a time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,12 +13,36 @@ use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Runtime};
 use tokio_rustls::TlsConnector;
 use volhost::model::host::HostName;
 use volhost::pki::Pki;
 
 use crate::floor::{certificates, key};
+
+/// What clients run on.
+pub(crate) struct Runtimes {
+    /// One client's: it and its connection are on the thread that measures, so that its times contain no hand-over to
+    /// another thread of its own.
+    pub alone: Runtime,
+    /// Many clients', on all processors.
+    pub many: Runtime,
+}
+
+impl Runtimes {
+    /// Makes both.
+    pub(crate) fn new() -> Self {
+        let alone = Builder::new_current_thread().enable_all().build().expect("it needs no thread");
+        Self { alone, many: Runtime::new().expect("threads can be made") }
+    }
+
+    /// The one for so many clients.
+    pub(crate) fn of(&self, clients: usize) -> &Runtime {
+        if clients == 1 { &self.alone } else { &self.many }
+    }
+}
 
 /// One connection.
 pub(crate) type Connection = SendRequest<Full<Bytes>>;
@@ -67,9 +91,7 @@ impl Client {
         stream.set_nodelay(true).expect("TCP has it");
         let stream =
             self.0.connect(ServerName::from(address.ip()), stream).await.expect("the handshake succeeds");
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP begins");
-        tokio::spawn(connection);
-        sender
+        http(stream).await
     }
 
     /// Connects many times.
@@ -80,6 +102,20 @@ impl Client {
         }
         connections
     }
+}
+
+/// Connects without TLS.
+pub(crate) async fn connect_plain(address: SocketAddr) -> Connection {
+    let stream = TcpStream::connect(address).await.expect("the server listens");
+    stream.set_nodelay(true).expect("TCP has it");
+    http(stream).await
+}
+
+/// Begins HTTP on a stream.
+async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Connection {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP begins");
+    tokio::spawn(connection);
+    sender
 }
 
 /// Calls an RPC and returns the body of its answer, which must be a good one.

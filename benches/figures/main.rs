@@ -1,13 +1,14 @@
 //! The figures that docs/benchmarks.md gives: `cargo bench --profile dist --bench figures`.
 //!
 //! ```text
-//! cargo bench --profile dist --bench figures -- [get] [create] [many] [process] [mount] [hosts] [etcd] [--volumes N] [--dir DIR]
+//! cargo bench --profile dist --bench figures -- [get] [create] [many] [process] [mount] [hosts] [peer] [etcd] [--volumes N] [--dir DIR]
 //! ```
 //!
 //! Without a subject it runs all of them. `etcd` is four: `etcd-write`, `etcd-many`, `etcd-instances` and `etcd-get`,
-//! which need the feature `etcd` and the program of that name, and are left out without. `--volumes` says how many volumes are many (100000); `--dir` where the files
-//! lie, and so on which file system. Each floor runs in the same run as what it is compared with, by turns, so that
-//! whatever else the machine does meets both. Nothing here is a test: no figure makes it fail.
+//! which need the feature `etcd` and the program of that name, and are left out without. `peer` needs the program
+//! `rclone` and FUSE, and is left out without. `--volumes` says how many volumes are many (100000); `--dir` where the
+//! files lie, and so on which file system. Each floor runs in the same run as what it is compared with, by turns, so
+//! that whatever else the machine does meets both. Nothing here is a test: no figure makes it fail.
 
 #![allow(
     clippy::expect_used,
@@ -22,6 +23,7 @@ mod etcd;
 mod fleet;
 mod floor;
 mod load;
+mod peer;
 mod process;
 mod subjects;
 
@@ -59,20 +61,21 @@ fn main() {
     let scratch =
         tempfile::Builder::new().prefix("figures-").tempdir_in(&directory).expect("DIR can be written");
     println!("{}\n", machine(scratch.path()));
-    let runtime = tokio::runtime::Runtime::new().expect("threads can be made");
+    let runtimes = load::Runtimes::new();
     let mut rows = Vec::new();
     for subject in subjects::NAMES.into_iter().filter(|subject| wanted(subject)) {
         eprint_line(&format!("measuring: {subject}"));
         let path = scratch.path().join(subject);
         std::fs::create_dir(&path).expect("DIR can be written");
         rows.extend(match subject {
-            "get" => subjects::get(&runtime, &path),
-            "create" => subjects::create(&runtime, &path),
-            "many" => subjects::many(&runtime, &path, volumes),
-            "mount" => fleet::mount(&runtime, &path, volumes),
-            "hosts" => fleet::hosts(&runtime, &path),
-            etcd if is_of(etcd, "etcd") => in_etcd(etcd, &runtime, &path, volumes),
-            _ => subjects::process(&runtime, &path),
+            "get" => subjects::get(&runtimes, &path),
+            "create" => subjects::create(&runtimes, &path),
+            "many" => subjects::many(&runtimes, &path, volumes),
+            "mount" => fleet::mount(&runtimes, &path, volumes),
+            "hosts" => fleet::hosts(&runtimes, &path),
+            "peer" => peer::measure(&runtimes, &path),
+            etcd if is_of(etcd, "etcd") => in_etcd(etcd, &runtimes, &path, volumes),
+            _ => subjects::process(&runtimes, &path),
         });
     }
     print_table(&rows);
@@ -87,7 +90,7 @@ fn is_of(subject: &str, word: &str) -> bool {
 use etcd::measure as in_etcd;
 
 #[cfg(not(feature = "etcd"))]
-fn in_etcd(subject: &str, _: &tokio::runtime::Runtime, _: &Path, _: u64) -> Vec<Row> {
+fn in_etcd(subject: &str, _: &load::Runtimes, _: &Path, _: u64) -> Vec<Row> {
     eprint_line(&format!("{subject} is left out: it needs `--features etcd`"));
     Vec::new()
 }
