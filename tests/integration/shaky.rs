@@ -519,6 +519,7 @@ fn of_two_volumes_that_share_a_directory_a_removal_leaves_it() {
     create(&daemon, "WEB", &json!({}));
     assert_eq!(backend(&daemon, "default")["names"], "exact");
     fs::write(shaky.behind().join("web/data"), "kept").unwrap();
+    daemon.await_durable(&["web", "WEB"]);
     // As when the backend is moved to a share that folds case.
     fs::remove_dir(shaky.behind().join("WEB")).unwrap();
     shaky.control().fold_case(true);

@@ -391,6 +391,7 @@ fn mount_and_unmount() {
         let expected = (left > 0).then(|| ("c1".to_owned(), left));
         assert_eq!(count(), expected.into_iter().collect::<Vec<_>>());
     }
+    daemon.await_durable(&["db"]);
     std::fs::remove_dir(daemon.path("var/lib/volhost/volumes/db")).unwrap();
     told.asked("Mount, its directory gone", &engine, "Mount", &json!({ "Name": "db", "ID": "c1" }));
     assert_eq!(daemon.mounts(), []);
