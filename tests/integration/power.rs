@@ -138,17 +138,41 @@ fn cuts(kind: &str, options: &str) {
     assert!(history.len() > 20, "the load was too small: {history:?}");
     let mut random = Random::new(seed);
     for cut in 0..cuts {
-        let span = (recording.len() - first) as u64;
-        let at = first + usize::try_from(random.below(span)).unwrap();
-        let left = recording.cut(at, &mut random);
+        let (at, left, what) = if cut % 2 == 0 {
+            let done = just_answered(cut / 2, &history, &mut random);
+            let what = format!("when {:?} of {} had been answered", done.op, done.volume);
+            (done.answered, recording.cut_to_promise(done.answered), what)
+        } else {
+            let span = (recording.len() - first) as u64;
+            let at = first + usize::try_from(random.below(span)).unwrap();
+            (at, recording.cut(at, &mut random), "at any moment".to_owned())
+        };
         let faults = faults(left, &serve, &history, at);
         assert!(
             faults.is_empty(),
-            "cut {cut}, after {at} of {} events:\n{}",
+            "VOLHOST_POWER_SEED={seed}, cut {cut} {what}, after {at} of {} events:\n{}",
             recording.len(),
             faults.join("\n")
         );
     }
+}
+
+/// Returns an operation to cut the power after, at the moment of its answer: operations of each kind in turn. An answer that
+/// does not wait for the disk is found out then, and hardly ever at any other moment.
+fn just_answered<'a>(turn: u64, history: &'a [Done], random: &mut Random) -> &'a Done {
+    let kinds: [fn(&Op) -> bool; 6] = [
+        |op| matches!(op, Op::Create { .. }),
+        |op| matches!(op, Op::Remove),
+        |op| matches!(op, Op::Mount),
+        |op| matches!(op, Op::Write(_)),
+        |op| matches!(op, Op::Unmount),
+        |op| matches!(op, Op::Restore),
+    ];
+    let is_of_kind = kinds[usize::try_from(turn).unwrap() % kinds.len()];
+    let of_kind: Vec<_> = history.iter().filter(|done| is_of_kind(&done.op)).collect();
+    // A short load may have none of a kind.
+    let any: Vec<_> = history.iter().collect();
+    random.pick(if of_kind.is_empty() { &any } else { &of_kind })
 }
 
 /// Returns an empty file system.
