@@ -3,7 +3,8 @@
 //! One recording of a disk under load is cut at many moments; a machine boots on what is left of each, and every promise
 //! is looked at: each answered change is there, each file that was fsynced is whole, nothing is half-made.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::mem::discriminant;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -137,9 +138,10 @@ fn cuts(kind: &str, options: &str) {
     eprintln!("{} events on the disk, {} operations", recording.len(), history.len());
     assert!(history.len() > 20, "the load was too small: {history:?}");
     let mut random = Random::new(seed);
+    let mut answers = by_doubt(&history, &recording, &mut random).into_iter().cycle();
     for cut in 0..cuts {
         let (at, left, what) = if cut % 2 == 0 {
-            let done = just_answered(cut / 2, &history, &mut random);
+            let done = answers.next().unwrap();
             let what = format!("when {:?} of {} had been answered", done.op, done.volume);
             (done.answered, recording.cut_to_promise(done.answered), what)
         } else {
@@ -157,22 +159,26 @@ fn cuts(kind: &str, options: &str) {
     }
 }
 
-/// Returns an operation to cut the power after, at the moment of its answer: operations of each kind in turn. An answer that
-/// does not wait for the disk is found out then, and hardly ever at any other moment.
-fn just_answered<'a>(turn: u64, history: &'a [Done], random: &mut Random) -> &'a Done {
-    let kinds: [fn(&Op) -> bool; 6] = [
-        |op| matches!(op, Op::Create { .. }),
-        |op| matches!(op, Op::Remove),
-        |op| matches!(op, Op::Mount),
-        |op| matches!(op, Op::Write(_)),
-        |op| matches!(op, Op::Unmount),
-        |op| matches!(op, Op::Restore),
-    ];
-    let is_of_kind = kinds[usize::try_from(turn).unwrap() % kinds.len()];
-    let of_kind: Vec<_> = history.iter().filter(|done| is_of_kind(&done.op)).collect();
-    // A short load may have none of a kind.
-    let any: Vec<_> = history.iter().collect();
-    random.pick(if of_kind.is_empty() { &any } else { &of_kind })
+/// Returns the operations in the order in which power is cut at the moment of their answers, where an answer that does not
+/// wait for the disk is found out. The kinds of operation take turns, in each of which comes first what saw the fewest
+/// flushes between its beginning and its answer: what saw none cannot be durable.
+fn by_doubt<'a>(history: &'a [Done], recording: &Recording, random: &mut Random) -> Vec<&'a Done> {
+    let mut sorted: Vec<_> = history
+        .iter()
+        .map(|done| (recording.flushes(done.begun..done.answered), random.next(), done))
+        .collect();
+    sorted.sort_by_key(|(flushes, chance, _)| (*flushes, *chance));
+    let mut turns = HashMap::<_, usize>::new();
+    let mut in_turns: Vec<_> = sorted
+        .into_iter()
+        .map(|(_, _, done)| {
+            let turn = turns.entry(discriminant(&done.op)).or_default();
+            *turn += 1;
+            (*turn, done)
+        })
+        .collect();
+    in_turns.sort_by_key(|(turn, _)| *turn);
+    in_turns.into_iter().map(|(_, done)| done).collect()
 }
 
 /// Returns an empty file system.

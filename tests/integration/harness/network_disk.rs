@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,7 @@ const SECTOR: usize = 512;
 const BLOCK: usize = 4096;
 
 /// How long a flush takes, as it does on a real disk: what is answered without waiting for one is answered before it.
-const FLUSH_DURATION: Duration = Duration::from_millis(5);
+const FLUSH_DURATION: Duration = Duration::from_millis(20);
 
 /// The content of a disk. A clone shares what is not written afterwards.
 #[derive(Clone)]
@@ -94,6 +95,12 @@ impl Recording {
     /// How many writes and flushes it has.
     pub(crate) fn len(&self) -> usize {
         self.events.len()
+    }
+
+    /// How many of these events made something durable.
+    pub(crate) fn flushes(&self, events: Range<usize>) -> usize {
+        let flushes = |event: &&Event| matches!(event, Event::Flush | Event::Write { durable: true, .. });
+        self.events[events].iter().filter(flushes).count()
     }
 
     /// Returns the least that the disk may hold if its power fails after the first `at` events: everything that was
