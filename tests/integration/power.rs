@@ -3,7 +3,8 @@
 //! One recording of a disk under load is cut at many moments; a machine boots on what is left of each, and every promise
 //! is looked at: each answered change is there, each file that was fsynced is whole, nothing is half-made.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::mem::discriminant;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -137,18 +138,47 @@ fn cuts(kind: &str, options: &str) {
     eprintln!("{} events on the disk, {} operations", recording.len(), history.len());
     assert!(history.len() > 20, "the load was too small: {history:?}");
     let mut random = Random::new(seed);
+    let mut answers = by_doubt(&history, &recording, &mut random).into_iter().cycle();
     for cut in 0..cuts {
-        let span = (recording.len() - first) as u64;
-        let at = first + usize::try_from(random.below(span)).unwrap();
-        let left = recording.cut(at, &mut random);
+        let (at, left, what) = if cut % 2 == 0 {
+            let done = answers.next().unwrap();
+            let what = format!("when {:?} of {} had been answered", done.op, done.volume);
+            (done.answered, recording.cut_to_promise(done.answered), what)
+        } else {
+            let span = (recording.len() - first) as u64;
+            let at = first + usize::try_from(random.below(span)).unwrap();
+            (at, recording.cut(at, &mut random), "at any moment".to_owned())
+        };
         let faults = faults(left, &serve, &history, at);
         assert!(
             faults.is_empty(),
-            "cut {cut}, after {at} of {} events:\n{}",
+            "VOLHOST_POWER_SEED={seed}, cut {cut} {what}, after {at} of {} events:\n{}",
             recording.len(),
             faults.join("\n")
         );
     }
+}
+
+/// Returns the operations in the order in which power is cut at the moment of their answers, where an answer that does not
+/// wait for the disk is found out. The kinds of operation take turns, in each of which comes first what saw the fewest
+/// flushes between its beginning and its answer: what saw none cannot be durable.
+fn by_doubt<'a>(history: &'a [Done], recording: &Recording, random: &mut Random) -> Vec<&'a Done> {
+    let mut sorted: Vec<_> = history
+        .iter()
+        .map(|done| (recording.flushes(done.begun..done.answered), random.next(), done))
+        .collect();
+    sorted.sort_by_key(|(flushes, chance, _)| (*flushes, *chance));
+    let mut turns = HashMap::<_, usize>::new();
+    let mut in_turns: Vec<_> = sorted
+        .into_iter()
+        .map(|(_, _, done)| {
+            let turn = turns.entry(discriminant(&done.op)).or_default();
+            *turn += 1;
+            (*turn, done)
+        })
+        .collect();
+    in_turns.sort_by_key(|(turn, _)| *turn);
+    in_turns.into_iter().map(|(_, done)| done).collect()
 }
 
 /// Returns an empty file system.

@@ -7,15 +7,20 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::random::Random;
 
 /// The unit that a disk writes whole or not at all.
 const SECTOR: usize = 512;
 const BLOCK: usize = 4096;
+
+/// How long a flush takes, as it does on a real disk: what is answered without waiting for one is answered before it.
+const FLUSH_DURATION: Duration = Duration::from_millis(20);
 
 /// The content of a disk. A clone shares what is not written afterwards.
 #[derive(Clone)]
@@ -92,11 +97,37 @@ impl Recording {
         self.events.len()
     }
 
-    /// Returns what the disk holds if its power fails after the first `at` events: everything that was flushed, and of
+    /// How many of these events made something durable.
+    pub(crate) fn flushes(&self, events: Range<usize>) -> usize {
+        let flushes = |event: &&Event| matches!(event, Event::Flush | Event::Write { durable: true, .. });
+        self.events[events].iter().filter(flushes).count()
+    }
+
+    /// Returns the least that the disk may hold if its power fails after the first `at` events: everything that was
+    /// flushed, and nothing of the rest.
+    pub(crate) fn cut_to_promise(&self, at: usize) -> Image {
+        let mut image = self.first.clone();
+        let flushed = self.flushed(at);
+        for (number, event) in self.events[..at].iter().enumerate() {
+            if let Event::Write { at, data, durable } = event
+                && (*durable || number < flushed)
+            {
+                image.write(*at, data);
+            }
+        }
+        image
+    }
+
+    /// Returns the number of the first event that the last flush before event `at` did not make durable.
+    fn flushed(&self, at: usize) -> usize {
+        self.events[..at].iter().rposition(|event| matches!(event, Event::Flush)).unwrap_or(0)
+    }
+
+    /// Returns what the disk may hold if its power fails after the first `at` events: everything that was flushed, and of
     /// the rest what chance leaves.
     pub(crate) fn cut(&self, at: usize, random: &mut Random) -> Image {
         let mut image = self.first.clone();
-        let flushed = self.events[..at].iter().rposition(|event| matches!(event, Event::Flush)).unwrap_or(0);
+        let flushed = self.flushed(at);
         // Of some cuts nearly everything is left, of others nearly nothing: order is violated most where one of many
         // is missing.
         let kept_of_16 = random.pick(&[0, 1, 8, 15, 16]);
@@ -221,6 +252,9 @@ fn transmitted(stream: &mut TcpStream, recording: &Mutex<Recording>) -> io::Resu
     let mut answer = [REPLY_MAGIC.to_be_bytes().as_slice(), &[0; 4], &cookie.to_be_bytes()].concat();
     if kind == 1 {
         stream.read_exact(&mut data)?;
+    }
+    if kind == 3 {
+        std::thread::sleep(FLUSH_DURATION);
     }
     let mut recording = recording.lock().unwrap_or_else(PoisonError::into_inner);
     match kind {
