@@ -45,7 +45,7 @@ pub(super) fn is_same(one: &View, other: &View) -> bool {
 }
 
 /// Returns true if two records of a host are the same. A change of the other fields, such as the time of
-/// its last request, is not worth a copy.
+/// its last request or the addresses of a cloned host, is not worth a copy.
 fn is_same_host(one: &Host, other: &Host) -> bool {
     // Without `..`: whoever adds a field decides here if its change is worth a copy.
     let Host {
@@ -54,13 +54,19 @@ fn is_same_host(one: &Host, other: &Host) -> bool {
         revoked_at,
         last_seen: _,
         last_issuer: _,
-        machine: _,
-        renamed: _,
+        machine,
+        renamed,
         used: _,
-        cloned: _,
-        certain_from: _,
+        cloned,
+        certain_from,
     } = one;
-    (*activation, *revoked_at) == (other.activation, other.revoked_at) && *certificates == other.certificates
+    *activation == other.activation
+        && *certificates == other.certificates
+        && *revoked_at == other.revoked_at
+        && *machine == other.machine
+        && *renamed == other.renamed
+        && cloned.is_some() == other.cloned.is_some()
+        && *certain_from == other.certain_from
 }
 
 #[cfg(test)]
@@ -69,11 +75,13 @@ mod tests {
 
     use imbl::OrdMap;
     use time::OffsetDateTime;
+    use uuid::Uuid;
 
     use super::*;
-    use crate::catalog::Removed;
     use crate::catalog::record::Table;
     use crate::catalog::trash::Trash;
+    use crate::catalog::{Cloned, Removed};
+    use crate::model::host::HostName;
 
     const ROWS: &[(Table, &[&str], &str)] = &[
         (
@@ -152,6 +160,16 @@ mod tests {
             }),
             ("a host less", |view| view.hosts.clear()),
             ("a host's record", |view| first(&mut view.hosts).activation.0 += 1),
+            ("a host's machine", |view| first(&mut view.hosts).machine = Some(Uuid::nil())),
+            ("a host's new name", |view| {
+                first(&mut view.hosts).renamed = Some(HostName::parse("web2").unwrap());
+            }),
+            ("a host that is cloned", |view| {
+                let since = OffsetDateTime::UNIX_EPOCH;
+                let cloned = Cloned { serial: "1f".into(), since, addresses: Vec::new() };
+                first(&mut view.hosts).cloned = Some(cloned);
+            }),
+            ("a host that is cloned no more", |view| first(&mut view.hosts).certain_from.0 = 2),
             ("a backend less", |view| view.backends.clear()),
         ];
         for (what, change) in changes {
