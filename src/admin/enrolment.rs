@@ -212,8 +212,7 @@ impl Enrolment {
         let host = HostName::parse(&request.name)?;
         self.catalog.sync().await?;
         let view = self.catalog.view();
-        let mounts =
-            view.volumes.values().flat_map(|volume| volume.mounts.iter()).filter(|m| m.host == host).count();
+        let mounts = view.counts_of_host(&host).mounts;
         let known = view.hosts.get(&host);
         if known.is_none() && mounts == 0 {
             return Err(EnrolmentError::Unknown(host));

@@ -1,6 +1,6 @@
 //! Conversions from the domain to the admin socket's JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use time::OffsetDateTime;
 
@@ -27,7 +27,7 @@ pub(super) fn status(service: &Service, status: &ServiceStatus, counts: Counts) 
         catalog: facts.catalog,
         catalog_fault: service.catalog_fault(),
         volumes: view.volumes.len(),
-        mounts: view.volumes.values().map(|volume| volume.mounts.len()).sum(),
+        mounts: view.mount_count(),
         backends: backends(service),
         connections,
         since: facts.since.map(rfc3339).unwrap_or_default(),
@@ -174,18 +174,15 @@ pub(super) fn backends(service: &Service) -> Vec<wire::Backend> {
 /// Returns every host that has a certificate, was seen, or has mounts.
 pub(super) fn hosts(service: &Service) -> Vec<wire::Host> {
     let view = service.view();
-    let mut mounts: BTreeMap<HostName, usize> = view.hosts.keys().map(|host| (host.clone(), 0)).collect();
-    for entry in view.volumes.values().flat_map(|volume| volume.mounts.iter()) {
-        *mounts.entry(entry.host.clone()).or_default() += 1;
-    }
-    let wire = |(name, mounts): (HostName, usize)| {
-        let host = view.hosts.get(&name);
+    let names: BTreeSet<_> = view.hosts.keys().chain(view.hosts_in_use()).collect();
+    let wire = |name: &HostName| {
+        let host = view.hosts.get(name);
         let latest = host.and_then(|host| host.certificates.last());
         wire::Host {
             serial: latest.map(|certificate| certificate.serial.clone()),
             expires: latest.map(|certificate| rfc3339(certificate.not_after)),
-            last_seen: service.last_seen(&name).map(|at: OffsetDateTime| rfc3339(at)),
-            mounts,
+            last_seen: service.last_seen(name).map(|at: OffsetDateTime| rfc3339(at)),
+            mounts: view.counts_of_host(name).mounts,
             revoked: match latest {
                 Some(certificate) => certificate.revoked,
                 None => host.is_some_and(|host| host.revoked_at.is_some()),
@@ -198,5 +195,5 @@ pub(super) fn hosts(service: &Service) -> Vec<wire::Host> {
     // A machine that serves the catalog has a record even if it never called.
     let is_host =
         |row: &wire::Host| row.serial.is_some() || row.last_seen.is_some() || row.mounts > 0 || row.revoked;
-    mounts.into_iter().map(wire).filter(is_host).collect()
+    names.into_iter().map(wire).filter(is_host).collect()
 }

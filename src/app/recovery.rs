@@ -87,7 +87,7 @@ impl Counts {
     fn of(view: &View) -> Self {
         Self {
             volumes: view.volumes.len(),
-            mounts: view.volumes.values().map(|volume| volume.mounts.len()).sum(),
+            mounts: view.mount_count(),
             removed: view.trash.len(),
             hosts: view.hosts.len(),
             backends: view.backends.len(),

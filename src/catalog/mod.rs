@@ -48,6 +48,7 @@ pub(crate) use self::change::Footprint;
 #[cfg(feature = "etcd")]
 pub(crate) use self::change::{Access, DirectoryUse, Freshness};
 pub use self::change::{Change, MAX_CONFIRMED, Outcome, Refusal, UnmountTarget};
+pub use self::counts::{BackendCounts, HostCounts};
 pub use self::entities::{
     BackendRecord, BackendState, Certificate, CertificateUse, Cloned, Host, Removed, Unconfirmed, Volume,
 };

@@ -5,10 +5,9 @@
 
 use std::sync::Arc;
 
-use super::entities::{Host, Volume};
+use super::entities::Volume;
 use super::rules::Write;
 use super::view::View;
-use crate::model::host::HostName;
 
 impl View {
     /// Stores a row in the view, or deletes it. A volume's mounts and visibility are not part of its row and stay as
@@ -37,7 +36,8 @@ impl View {
             Write::Removed(id, None) => {
                 self.trash.remove(&id);
             }
-            Write::Host(name, host) => self.put_host(name, host),
+            // Mounts under a new activation come after the row of their host.
+            Write::Host(name, host) => self.put_host_counted(&name, &host),
             Write::Backend(name, Some(backend)) => {
                 self.backends.insert(name, backend);
             }
@@ -61,13 +61,5 @@ impl View {
         {
             before.mounts.iter().for_each(|mount| self.uncount_mount(mount));
         }
-    }
-
-    fn put_host(&mut self, name: HostName, host: Arc<Host>) {
-        if host.activation > self.activation(&name) {
-            // Mounts under the new activation come after this row.
-            self.end_activation(&name);
-        }
-        self.hosts.insert(name, host);
     }
 }

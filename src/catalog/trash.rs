@@ -18,6 +18,8 @@ use crate::model::volume::VolumeId;
 pub struct Trash {
     by_id: OrdMap<VolumeId, Arc<Removed>>,
     by_age: OrdSet<Place>,
+    /// How many there are of each backend; those that have none are missing.
+    counts: OrdMap<BackendName, usize>,
 }
 
 /// The position of a removed volume in the order of deletion: within each backend, first the volumes to be deleted now,
@@ -29,6 +31,7 @@ impl Trash {
     pub fn insert(&mut self, removed: Arc<Removed>) {
         self.remove(&removed.volume.id);
         self.by_age.insert(place(&removed));
+        *self.counts.entry(removed.volume.backend.clone()).or_default() += 1;
         self.by_id.insert(removed.volume.id, removed);
     }
 
@@ -36,7 +39,22 @@ impl Trash {
     pub fn remove(&mut self, id: &VolumeId) -> Option<Arc<Removed>> {
         let removed = self.by_id.remove(id)?;
         self.by_age.remove(&place(&removed));
+        match self.counts.get_mut(&removed.volume.backend) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(self.counts.remove(&removed.volume.backend)),
+        }
         Some(removed)
+    }
+
+    /// Returns the number of removed volumes of a backend.
+    #[must_use]
+    pub fn count_of(&self, backend: &BackendName) -> usize {
+        self.counts.get(backend).copied().unwrap_or_default()
+    }
+
+    /// Returns the backends that have removed volumes.
+    pub fn backends(&self) -> impl Iterator<Item = &BackendName> {
+        self.counts.keys()
     }
 
     /// Returns the removed volumes of a backend in the order of deletion.
@@ -113,6 +131,8 @@ mod tests {
         trash.insert(Arc::new(Removed { expired: true, ..Removed::clone(&all[0]) }));
         assert_eq!(times(&trash, "fast").last(), Some(&(at(1), false)));
         assert_eq!(trash.len(), 5);
+        let counts: Vec<_> = trash.backends().map(|of| (of.as_str(), trash.count_of(of))).collect();
+        assert_eq!(counts, [("fast", 4), ("slow", 1)]);
         for removed in &all {
             assert!(trash.remove(&removed.volume.id).is_some());
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
-use super::counts::HostCounts;
+use super::counts::Counts;
 use super::entities::{BackendRecord, Host, Removed, Volume};
 use super::trash::Trash;
 use crate::model::backend::BackendName;
@@ -26,8 +26,8 @@ pub struct View {
     pub hosts: OrdMap<HostName, Arc<Host>>,
     /// The backends.
     pub backends: OrdMap<BackendName, Arc<BackendRecord>>,
-    /// What each host has; hosts that have nothing are missing.
-    pub(super) counts: OrdMap<HostName, HostCounts>,
+    /// Counts of the other fields.
+    pub(super) counts: Counts,
 }
 
 impl View {

@@ -10,7 +10,7 @@ use crate::host::Caller;
 /// Refuses another new volume of a host that has as many as it may. The operator has no limit.
 pub(super) fn room_for_volume(in_force: &InForce, view: &View, caller: &Caller) -> Result<(), Error> {
     let limit = in_force.limits.volumes_per_host;
-    if caller.is_operator() || view.counts(view.name_now(&caller.host)).volumes < limit {
+    if caller.is_operator() || view.counts_of_host(view.name_now(&caller.host)).volumes < limit {
         return Ok(());
     }
     Err(Error::TooManyVolumes { host: caller.host.clone(), limit })
@@ -19,7 +19,7 @@ pub(super) fn room_for_volume(in_force: &InForce, view: &View, caller: &Caller) 
 /// Refuses another mount of a host that has as many as it may. A repetition of a mount needs no room.
 pub(super) fn room_for_mount(in_force: &InForce, view: &View, caller: &Caller) -> Result<(), Error> {
     let limit = in_force.limits.mounts_per_host;
-    if view.counts(view.name_now(&caller.host)).mounts < limit {
+    if view.counts_of_host(view.name_now(&caller.host)).mounts < limit {
         return Ok(());
     }
     Err(Error::TooManyMounts { host: caller.host.clone(), limit })

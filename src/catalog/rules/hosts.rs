@@ -16,7 +16,7 @@ use crate::model::mounts::Activation;
 impl View {
     pub(super) fn activate(&mut self, name: HostName) -> (Outcome, Vec<Write>) {
         // Of a cloned host, nobody knows which of the machines started its engine.
-        if self.is_cloned(&name) || !self.end_activation(&name) {
+        if self.is_cloned(&name) || self.counts_of_host(&name).live == 0 {
             return Default::default();
         }
         let mut host = self.host(&name);
@@ -124,7 +124,7 @@ impl View {
 
     pub(super) fn store_host(&mut self, name: HostName, host: Host) -> Write {
         let host = Arc::new(host);
-        self.hosts.insert(name.clone(), Arc::clone(&host));
+        self.put_host_counted(&name, &host);
         Write::Host(name, host)
     }
 }

@@ -1,5 +1,6 @@
 //! Tests of the rules: against random changes and a simpler model, and special cases.
 
+mod counts;
 mod model;
 mod premises;
 mod steps;
