@@ -12,7 +12,7 @@
 //! channel sits on the request path. [`catalog`] and [`backend`] do not know each other: [`volume`] alone orders
 //! them, so that crash ordering is read in one place. Configuration travels sideways: `config::watch → app → Arc
 //! swap`. The command line is a client of [`admin`] and knows nothing of the inside; [`doctor`] looks at a host from
-//! outside as its engine does, and asks only what any client may ask.
+//! outside as its engine does, and asks only what any client may ask. [`monitoring`] reads what the others know.
 //!
 //! [`model`] holds the words that every room uses. [`error`], [`files`] and [`failpoint`] are used by every room, too.
 //! `tests/integration/layout.rs` checks each `use crate::` against this page.
@@ -33,6 +33,7 @@ pub(crate) mod failpoint;
 pub(crate) mod files;
 pub mod host;
 pub mod model;
+pub(crate) mod monitoring;
 pub mod pki;
 pub(crate) mod process;
 pub mod protocol;

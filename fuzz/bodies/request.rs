@@ -136,7 +136,7 @@ impl World {
         fs::create_dir(dir.path().join("default").join(FOUND)).unwrap();
         let settings =
             protocol::Settings { body_bytes: BODY_BYTES, request: Duration::from_secs(20), global: true };
-        let protocols = Protocols::new(Arc::clone(&service), move || settings);
+        let protocols = Protocols::new(Arc::clone(&service), move || settings, Arc::new(|_, _, _| ()));
         Self { runtime, catalog, service, protocols, callers, dir }
     }
 

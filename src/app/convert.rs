@@ -4,7 +4,7 @@ use crate::backend;
 use crate::catalog::{CandidateName, Instance};
 use crate::config::{self, Config, HostPattern, Live};
 use crate::host::access::{Access, Hosts};
-use crate::transport::Listen;
+use crate::transport::{Listen, MonitoringAccess};
 use crate::volume::InForce;
 
 /// Returns the volume service's part of a configuration. Backends keep their known state from `before`.
@@ -27,6 +27,20 @@ pub(super) fn to_transport(listen: &config::Listen) -> Listen {
         config::Listen::Https(address) => Listen::Https(*address),
         config::Listen::Http(address) => Listen::Http(*address),
         config::Listen::Unix(path) => Listen::Unix(path.clone()),
+    }
+}
+
+/// Returns the address for monitoring, if there is one.
+pub(super) fn to_monitoring(config: &Config) -> Option<Listen> {
+    let access = match config.boot.metrics_clients {
+        config::MetricsClients::Verified => MonitoringAccess::Verified,
+        config::MetricsClients::Anyone => MonitoringAccess::Anyone,
+    };
+    match config.boot.metrics.as_ref()? {
+        config::Listen::Https(address) => Some(Listen::Monitoring(*address, access)),
+        config::Listen::Http(address) => Some(Listen::Monitoring(*address, MonitoringAccess::Plain)),
+        // The configuration refuses it.
+        config::Listen::Unix(_) => None,
     }
 }
 

@@ -29,7 +29,7 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
 use self::config_unit::ConfigUnit;
-use self::convert::{instance, to_transport, to_volumes};
+use self::convert::{instance, to_monitoring, to_transport, to_volumes};
 pub use self::error::ServeError;
 use self::reload::{ReloadRequest, Reloader, Running, issuing};
 use self::spec::SpecWriter;
@@ -44,6 +44,7 @@ use crate::error::chain;
 use crate::files::{READ_TIMEOUT, within};
 use crate::host::{Caller, Via};
 use crate::model::host::HostName;
+use crate::monitoring::{self, Monitoring};
 use crate::process::clock::Clock;
 use crate::process::log::{self as process_log, Log};
 pub use crate::process::signal::survive_file_size_limit;
@@ -110,7 +111,9 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     let shared = matches!(loaded.config.boot.catalog, Location::Etcd(_));
     let first =
         (shared && loaded.config.boot.node_configured).then(|| Tls::prepare(&loaded.config)).transpose()?;
+    let monitoring = monitoring::Prepared::new();
     let catalog = catalog::open(&loaded.config.boot.catalog, &instance(&loaded.config))?;
+    let catalog = monitoring.timed(catalog);
     let node = node_name::find(&mut loaded.config, &*catalog);
     let tls = first.map_or_else(|| Tls::prepare(&loaded.config), Ok)?;
     make_default_backend(paths, &loaded.config)?;
@@ -124,7 +127,7 @@ pub fn serve(paths: &Paths, file: Option<&Path>) -> Result<(), ServeError> {
     let result = runtime.block_on(async {
         let served = async {
             node_name::record(&node, &*catalog).await?;
-            let start = Start { paths, file, loaded, tls, catalog: Arc::clone(&catalog) };
+            let start = Start { paths, file, loaded, tls, catalog: Arc::clone(&catalog), monitoring };
             start.build(inheritance, &early).await?.run().await
         };
         let result = served.await;
@@ -193,6 +196,7 @@ struct Start<'a> {
     loaded: Loaded,
     tls: Tls,
     catalog: Arc<dyn Catalog>,
+    monitoring: monitoring::Prepared,
 }
 
 /// A service that is bound to its addresses and not serving yet.
@@ -212,6 +216,7 @@ struct Front {
     bound: Vec<Bound>,
     protocols: Arc<Protocols>,
     admin: Arc<Admin>,
+    monitoring: Arc<Monitoring>,
 }
 
 /// The events on which the running service acts on its own.
@@ -223,7 +228,7 @@ struct Triggers {
 
 impl Start<'_> {
     async fn build(self, inheritance: Inheritance, early: &EarlyReload) -> Result<App, ServeError> {
-        let Self { paths, file, loaded, tls, catalog } = self;
+        let Self { paths, file, loaded, tls, catalog, monitoring } = self;
         let (sender, events) =
             signal::listen(early).map_err(|source| ServeError::System { what: "no signals", source })?;
         let config = &loaded.config;
@@ -238,27 +243,32 @@ impl Start<'_> {
 
         let mut listen: Vec<_> = config.boot.listen.iter().map(to_transport).collect();
         listen.push(Listen::Admin(config.boot.admin.clone()));
+        listen.extend(to_monitoring(config));
         let bound = transport::bind(&listen, inheritance.sockets).await?;
         let listening: Vec<_> = addresses(&bound).collect();
 
         let drain = Drain::new();
         let limits = Arc::new(ArcSwap::from_pointee(config.live.limits.clone()));
-        let seen = Arc::clone(&service);
+        let (seen, handshakes) = (Arc::clone(&service), monitoring.counters.clone());
         let server = Server::new(transport::Setup {
             node: config.boot.node.clone(),
             limits: Arc::clone(&limits),
             tls: tls.state(),
             revocation: Arc::new(Recorded(Arc::clone(&catalog))),
             on_request: Arc::new(move |caller, certified| seen.note_seen(caller, certified)),
+            on_handshake: Arc::new(move |result| handshakes.handshake(result)),
             drain: drain.clone(),
         });
 
         let global = config.boot.scope == config::Scope::Global;
         let request_limits = Arc::clone(&limits);
-        let protocols = Protocols::new(Arc::clone(&service), move || {
+        let settings = move || {
             let limits = request_limits.load();
             protocol::Settings { body_bytes: limits.body_bytes, request: limits.request, global }
-        });
+        };
+        let answers = monitoring.counters.clone();
+        let on_answer = Arc::new(move |rpc, code, took| answers.answered(rpc, code, took));
+        let protocols = Protocols::new(Arc::clone(&service), settings, on_answer);
 
         let status = Arc::new(ServiceStatus::default());
         let issuing = issuing(config, spec::advertised(config, &listening), &tls);
@@ -269,6 +279,7 @@ impl Start<'_> {
             status: Arc::clone(&status),
             limits,
             issuing: Arc::new(ArcSwap::from_pointee(issuing)),
+            counters: monitoring.counters.clone(),
         };
         let (reloads, requests) = mpsc::unbounded_channel();
         let admin = admin(&running, config, &tls, &sender, reloads.clone());
@@ -278,7 +289,10 @@ impl Start<'_> {
             facts.listening.clone_from(&listening);
             facts.catalog = catalog.location().into();
             facts.server_certificate_expires = tls.expires();
+            facts.client_ca_expires = tls.client_ca_expires();
         });
+        let monitoring =
+            monitoring.serving(Arc::clone(&service), Arc::clone(&status), Arc::clone(&server), drain.clone());
 
         let watcher = Watcher::start(reload::followed(&loaded.files, &tls), move |unit| {
             // Nobody listens any more if the process is ending.
@@ -290,7 +304,7 @@ impl Start<'_> {
         let reloader = Reloader::new(config, tls, spec, running, watcher);
         let watchdog = Watchdog::new(inheritance.watchdog, catalog, Arc::clone(&status));
         Ok(App {
-            front: Front { server, bound, protocols, admin },
+            front: Front { server, bound, protocols, admin, monitoring },
             service,
             status,
             drain,
@@ -305,6 +319,7 @@ impl App {
     async fn run(self) -> Result<(), ServeError> {
         let Self { front, service, status, drain, reloader, requests, triggers } = self;
         let addresses: Vec<_> = addresses(&front.bound).collect();
+        let monitoring: Vec<_> = monitoring_addresses(&front.bound).collect();
         let server = Arc::clone(&front.server);
         front.serve();
         tokio::task::block_in_place(|| reloader.write_spec());
@@ -314,7 +329,7 @@ impl App {
         tokio::spawn(Arc::clone(&service).keep_copies());
         tokio::spawn(sockets::keep(server, Arc::clone(&status)));
         status.update(|facts| facts.since = Some(OffsetDateTime::now_utc()));
-        announce(&addresses);
+        announce(&addresses, &monitoring);
         systemd::ready(&status_line(&status.read()));
 
         tokio::spawn(reloader.run(requests));
@@ -335,13 +350,19 @@ impl App {
 
 impl Front {
     fn serve(self) {
-        let Self { server, bound, protocols, admin } = self;
+        let Self { server, bound, protocols, admin, monitoring } = self;
         for bound in bound {
             let server = Arc::clone(&server);
-            if matches!(bound.listen(), Listen::Admin(_)) {
-                tokio::spawn(server.run(bound, warp::service(Arc::clone(&admin).filter())));
-            } else {
-                tokio::spawn(server.run(bound, warp::service(Arc::clone(&protocols).filter())));
+            match bound.listen() {
+                Listen::Admin(_) => {
+                    drop(tokio::spawn(server.run(bound, warp::service(Arc::clone(&admin).filter()))));
+                }
+                Listen::Monitoring(..) => {
+                    drop(tokio::spawn(server.run(bound, warp::service(Arc::clone(&monitoring).filter()))));
+                }
+                Listen::Https(_) | Listen::Http(_) | Listen::Unix(_) => {
+                    drop(tokio::spawn(server.run(bound, warp::service(Arc::clone(&protocols).filter()))));
+                }
             }
         }
     }
@@ -391,7 +412,13 @@ impl Revocation for Recorded {
 
 /// Returns the addresses that engines are served at, with their real ports.
 fn addresses(bound: &[Bound]) -> impl Iterator<Item = String> + '_ {
-    bound.iter().filter(|bound| !matches!(bound.listen(), Listen::Admin(_))).map(Bound::address)
+    let for_engines = |bound: &&Bound| !matches!(bound.listen(), Listen::Admin(_) | Listen::Monitoring(..));
+    bound.iter().filter(for_engines).map(Bound::address)
+}
+
+/// Returns the address for monitoring, with its real port.
+fn monitoring_addresses(bound: &[Bound]) -> impl Iterator<Item = String> + '_ {
+    bound.iter().filter(|bound| matches!(bound.listen(), Listen::Monitoring(..))).map(Bound::address)
 }
 
 /// Returns the server of the admin socket.
@@ -402,7 +429,7 @@ fn admin(
     events: &mpsc::UnboundedSender<Event>,
     reloads: mpsc::UnboundedSender<ReloadRequest>,
 ) -> Arc<Admin> {
-    let Running { catalog, volumes, server, status, limits: _, issuing } = running;
+    let Running { catalog, volumes, server, status, limits: _, issuing, counters: _ } = running;
     let (issuing, rechecked, events) = (Arc::clone(issuing), Arc::clone(server), events.clone());
     let enrolment = Enrolment {
         catalog: Arc::clone(catalog),
@@ -448,8 +475,10 @@ fn reload_by(
 }
 
 /// Prints where the service listens, and that it is ready. The service goes on if that cannot be written.
-fn announce(addresses: &[String]) {
-    let lines = addresses.iter().map(|address| format!("listening on {address}\n")).collect::<String>();
+fn announce(addresses: &[String], monitoring: &[String]) {
+    let engines = addresses.iter().map(|address| format!("listening on {address}\n"));
+    let monitoring = monitoring.iter().map(|address| format!("metrics at {address}/metrics\n"));
+    let lines = engines.chain(monitoring).collect::<String>();
     let tell = move || {
         // Without the lock of the standard library, which would hold up the end of the process.
         let told = std::io::stdout().as_fd().try_clone_to_owned().map(std::fs::File::from);

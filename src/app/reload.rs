@@ -28,6 +28,7 @@ use crate::config::{Advertise, Boot, Config};
 use crate::error::chain;
 use crate::files::Unfinished;
 use crate::model::limits::Limits;
+use crate::monitoring::Counters;
 use crate::process::systemd;
 use crate::transport::Server;
 use crate::volume::Service;
@@ -60,6 +61,7 @@ pub(super) struct Running {
     pub(super) status: Arc<ServiceStatus>,
     pub(super) limits: Arc<ArcSwap<Limits>>,
     pub(super) issuing: Arc<ArcSwap<Issuing>>,
+    pub(super) counters: Counters,
 }
 
 /// A request to read units again.
@@ -310,6 +312,7 @@ impl Reloader {
             faults.iter().for_each(|fault| log::error!("{fault}"));
             self.rejected.insert(unit);
         }
+        self.service.counters.reloaded(word, faults.is_empty());
         self.service.status.reloaded(Reloaded { at: OffsetDateTime::now_utc(), unit: word, faults });
     }
 
@@ -399,7 +402,10 @@ impl Reloader {
         let config = self.config.config();
         self.service.server.recheck();
         self.service.issuing.store(Arc::new(issuing(config, self.spec.advertised(config), &self.tls)));
-        self.service.status.update(|facts| facts.server_certificate_expires = self.tls.expires());
+        self.service.status.update(|facts| {
+            facts.server_certificate_expires = self.tls.expires();
+            facts.client_ca_expires = self.tls.client_ca_expires();
+        });
         let (certificates, list) = self.tls.followed();
         self.watcher.set_files(Unit::Tls, certificates);
         self.watcher.set_files(Unit::Crl, list);

@@ -188,10 +188,10 @@ pub(crate) fn advertised(config: &Config, listening: &[String]) -> Option<Advert
     })
 }
 
-/// Returns the names by which engines call the server, which its certificate must hold.
+/// Returns the names by which engines and monitoring systems call the server, which its certificate must hold.
 #[must_use]
 pub(crate) fn server_names(config: &Config) -> Vec<ServerName> {
-    let listening = config.boot.listen.iter().filter_map(|listen| match listen {
+    let listening = config.boot.listen.iter().chain(&config.boot.metrics).filter_map(|listen| match listen {
         Listen::Https(address) => ServerName::of_address(address.ip()),
         Listen::Http(_) | Listen::Unix(_) => None,
     });

@@ -14,7 +14,7 @@ use super::spec::server_names;
 use crate::admin;
 use crate::catalog::{Catalog, CatalogError, Change, Location};
 use crate::config::snapshot::FileSnapshot;
-use crate::config::{Config, Fault, KeyPair, Listen, Loaded, TlsFiles};
+use crate::config::{Boot, Config, Fault, KeyPair, Listen, Loaded, TlsFiles};
 use crate::error::chain;
 use crate::files;
 use crate::pki::{self, Issued, MissingFiles, Pki, PkiError};
@@ -173,6 +173,14 @@ impl Tls {
         self.files
             .as_ref()
             .and_then(|_| pki::describe(&self.material.contents.cert).ok())
+            .map(|info| info.not_after)
+    }
+
+    /// Returns when the first CA expires whose clients are accepted.
+    pub(super) fn client_ca_expires(&self) -> Option<OffsetDateTime> {
+        self.files
+            .as_ref()
+            .and_then(|_| pki::describe(&self.material.contents.client_ca).ok())
             .map(|info| info.not_after)
     }
 
@@ -379,7 +387,8 @@ fn needs_own(config: &Config) -> bool {
 }
 
 fn is_served(config: &Config) -> bool {
-    config.boot.listen.iter().any(|listen| matches!(listen, Listen::Https(_)))
+    let Boot { listen, metrics, .. } = &config.boot;
+    listen.iter().chain(metrics).any(|listen| matches!(listen, Listen::Https(_)))
 }
 
 /// Refuses to let in the clients of a foreign authority unless `hosts` lists them, because it signs for others as well.

@@ -32,6 +32,10 @@ pub struct Boot {
     pub spool: PathBuf,
     /// The path of the admin socket.
     pub admin: PathBuf,
+    /// The address for monitoring, never a Unix socket; `None` if there is none.
+    pub metrics: Option<Listen>,
+    /// The clients that an `https` address for monitoring serves.
+    pub metrics_clients: MetricsClients,
 }
 
 impl Boot {
@@ -50,6 +54,8 @@ impl Boot {
             etcd,
             spool: _, // Only `--root` changes it.
             admin,
+            metrics,
+            metrics_clients,
         } = self;
         super::differing(&[
             ("name", *name != new.name),
@@ -60,8 +66,25 @@ impl Boot {
             ("catalog", *catalog != new.catalog),
             ("etcd", *etcd != new.etcd),
             ("admin", *admin != new.admin),
+            ("metrics", *metrics != new.metrics),
+            ("metrics_clients", *metrics_clients != new.metrics_clients),
         ])
     }
+}
+
+/// The clients that an `https` address for monitoring serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MetricsClients {
+    /// Only those with a certificate of a client CA.
+    #[default]
+    Verified,
+    /// Those without a certificate, too. They see no names of volumes and hosts on the page.
+    Anyone,
+}
+
+impl MetricsClients {
+    /// Every value with its word in the file.
+    pub const WORDS: [(&str, Self); 2] = [("verified", Self::Verified), ("anyone", Self::Anyone)];
 }
 
 /// The scope of volume names.

@@ -96,6 +96,8 @@ pub enum Text {
     BackendName,
     /// An address to listen on.
     Listen,
+    /// An `http` or `https` address to listen on.
+    WebAddress,
     /// An address that engines call.
     Advertise,
     /// The catalog's address.
@@ -206,7 +208,20 @@ pub const CONFIG: &[Field] = &[
         Applied::Restart,
     ),
     field("limits", Takes::Object(LIMITS), "`{}`", "limits of connections, sizes and times", Applied::Reload),
-    or_null(field("metrics", Takes::Nothing, "", "refused by this version", Applied::Untold)),
+    or_null(field(
+        "metrics",
+        Takes::Text(Text::WebAddress),
+        "`null`: none",
+        "where to serve metrics and health: `http://IP:PORT` or `https://IP:PORT`, the latter with the server's certificate",
+        Applied::Restart,
+    )),
+    field(
+        "metrics_clients",
+        Takes::Word(&["verified", "anyone"]),
+        "`\"verified\"`",
+        "whom an `https` address of `metrics` serves: `\"verified\"`: clients with a certificate of `tls.client_ca`; `\"anyone\"`: those without one, too",
+        Applied::Restart,
+    ),
     or_null(field("audit", Takes::Nothing, "", "refused by this version", Applied::Untold)),
     field(
         "$schema",

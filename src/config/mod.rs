@@ -27,7 +27,7 @@ mod walk;
 pub(crate) mod watch;
 
 pub use self::address::{Advertise, Listen};
-pub use self::boot::{Boot, Scope};
+pub use self::boot::{Boot, MetricsClients, Scope};
 pub use self::fault::{Fault, Faults};
 pub use self::live::{KeyPair, Live, MapEntry, SpecFormat, SpecSettings, TlsFiles};
 pub use self::load::{Loaded, Rejected, load, reload, served};

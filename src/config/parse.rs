@@ -11,8 +11,8 @@ use super::json::Source;
 use super::node::{NamedFiles, Node, quoted};
 use super::surroundings::Surroundings;
 use super::{
-    Boot, Config, Fault, HostPattern, KeyPair, Live, Scope, SpecFormat, SpecSettings, TlsFiles, catalog,
-    fields,
+    Boot, Config, Fault, HostPattern, KeyPair, Live, MetricsClients, Scope, SpecFormat, SpecSettings,
+    TlsFiles, catalog, fields,
 };
 use crate::model::backend::BackendName;
 use crate::model::host::HostName;
@@ -81,6 +81,9 @@ impl Draft {
             }
         }
 
+        let metrics_node = fields.take("metrics").filter(|node| !node.is_null());
+        let metrics = metrics_node.and_then(|node| metrics(&node, &listen, insecure));
+
         let map_node = fields.take("backends");
         let map_named = map_node.as_ref().and_then(|node| {
             node.path("the path of the backend map").map(|path| (path, node.possible_fault()))
@@ -114,6 +117,11 @@ impl Draft {
             etcd,
             spool: paths.spool(),
             admin,
+            metrics,
+            metrics_clients: fields
+                .take("metrics_clients")
+                .and_then(|node| node.word("kind of clients", &MetricsClients::WORDS))
+                .unwrap_or_default(),
         };
         let live = Live {
             insecure,
@@ -194,6 +202,25 @@ fn listen(node: Option<Node<'_>>, insecure: bool) -> Vec<Listen> {
         }
     }
     listen
+}
+
+fn metrics(node: &Node<'_>, listen: &[Listen], insecure: bool) -> Option<Listen> {
+    let text = node.string("the address for monitoring, such as \"http://127.0.0.1:9743\"")?;
+    let address = Listen::parse(text).map_err(|error| node.fault_with(error.what, error.hint)).ok()?;
+    match &address {
+        Listen::Unix(_) => node.fault("is a socket: monitoring takes an http:// or https:// address"),
+        Listen::Http(_) if !address.is_local() && !insecure => node.fault(format!(
+            "{address} serves other machines without TLS: use https, or say \"insecure\": true"
+        )),
+        Listen::Http(at) | Listen::Https(at) => {
+            let is_taken =
+                |other: &Listen| matches!(other, Listen::Http(one) | Listen::Https(one) if one == at);
+            if at.port() != 0 && listen.iter().any(is_taken) {
+                node.fault("is the same address as one of \"listen\": engines are served there");
+            }
+        }
+    }
+    Some(address)
 }
 
 fn advertise(node: &Node<'_>) -> Option<Advertise> {

@@ -111,6 +111,8 @@ fn nothing_configured_is_complete() {
         etcd: Credentials::default(),
         spool: paths.spool(),
         admin: paths.admin(),
+        metrics: None,
+        metrics_clients: MetricsClients::Verified,
     };
     let live = Live {
         insecure: false,
@@ -309,10 +311,9 @@ fn depth_and_size_cost_nothing() {
 
 #[test]
 fn fields_that_are_not_served_yet_are_refused() {
-    let text = r#"{"metrics": "http://127.0.0.1:1", "audit": "/a"}"#;
-    let faults = config_faults(text);
-    assert_eq!(faults.len(), 2, "{faults:?}");
-    assert!(faults.iter().all(|fault| fault.contains("is not supported by this version")), "{faults:?}");
+    let faults = config_faults(r#"{"audit": "/a"}"#);
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].contains("is not supported by this version"), "{faults:?}");
     assert!(
         config_faults(r#"{"metrics": null, "audit": null, "hosts": null, "advertise": null, "etcd": null}"#)
             .is_empty()
@@ -423,6 +424,18 @@ fn what_would_go_wrong_together_is_a_fault() {
     for (text, expected) in [
         (r#"{"listen": []}"#, "listen: names no address"),
         (r#"{"listen": ["unix:/a"], "admin": "/a"}"#, "admin: is the same socket as one of \"listen\""),
+        (
+            r#"{"metrics": "unix:/a"}"#,
+            "metrics: is a socket: monitoring takes an http:// or https:// address",
+        ),
+        (
+            r#"{"metrics": "http://10.0.0.1:9743"}"#,
+            "metrics: http://10.0.0.1:9743 serves other machines without TLS",
+        ),
+        (
+            r#"{"listen": ["https://127.0.0.1:1"], "metrics": "http://127.0.0.1:1"}"#,
+            "metrics: is the same address as one of \"listen\"",
+        ),
         (
             r#"{"listen": ["https://1.2.3.4:5", "http://1.2.3.4:5"], "insecure": true}"#,
             "listen[1]: is given twice",
@@ -647,7 +660,20 @@ fn a_change_of_a_field_differs_in_the_part_that_its_row_names() {
 /// Returns the files that express a configuration in full.
 fn render(config: &Config) -> (Value, Value) {
     let Config { boot, live } = config;
-    let Boot { name, node, node_configured: _, scope, listen, pki: _, catalog, etcd, spool: _, admin } = boot;
+    let Boot {
+        name,
+        node,
+        node_configured: _,
+        scope,
+        listen,
+        pki: _,
+        catalog,
+        etcd,
+        spool: _,
+        admin,
+        metrics,
+        metrics_clients,
+    } = boot;
     let Live { insecure, advertise, tls, spec, map, backends, hosts, limits } = live;
     let etcd = matches!(catalog, Location::Etcd(_)).then(|| {
         let Credentials { ca, cert, key, user, password_file } = etcd;
@@ -698,6 +724,8 @@ fn render(config: &Config) -> (Value, Value) {
         "insecure": insecure, "advertise": advertise.as_ref().map(ToString::to_string),
         "tls": tls_members, "spec": spec, "catalog": catalog.to_string(), "etcd": etcd,
         "backends": map, "hosts": hosts, "admin": admin,
+        "metrics": metrics.as_ref().map(ToString::to_string),
+        "metrics_clients": MetricsClients::WORDS.iter().find(|(_, clients)| clients == metrics_clients).unwrap().0,
         "limits": {
             "connections": connections, "connections_per_host": connections_per_host,
             "volumes_per_host": volumes_per_host, "mounts_per_host": mounts_per_host, "body_bytes": body_bytes,
@@ -792,7 +820,7 @@ prop_compose! {
                 some in any::<[bool; 5]>(), hosts in proptest::option::of((btree_map(named(), rule(), 0..4), proptest::option::of(rule()))),
                 backends in btree_map("[a-z0-9]{1,9}", backend(), 0..5),
                 etcd in proptest::option::of((cluster(), credentials())),
-                sizes in (1_usize..=1_000_000, 1_usize..=1_000_000, 1_usize..=10_000_000, 1_usize..=10_000_000, 4096_u64..1 << 30),
+                metrics in any::<(bool, bool)>(), sizes in (1_usize..=1_000_000, 1_usize..=1_000_000, 1_usize..=10_000_000, 1_usize..=10_000_000, 4096_u64..1 << 30),
                 times in (1000_u64..=600_000, 1000_u64..=600_000)) -> Config {
         let host = || "engine.example.org".to_owned();
         let at = |index: usize| paths[index].clone();
@@ -812,6 +840,8 @@ prop_compose! {
             etcd: etcd.map(|(_, credentials)| credentials).unwrap_or_default(),
             spool: PathBuf::new(),
             admin: at(6),
+            metrics: metrics.0.then(|| Listen::Http(([127, 0, 0, 1], 9743).into())),
+            metrics_clients: if metrics.1 { MetricsClients::Anyone } else { MetricsClients::Verified },
         };
         let live = Live {
             insecure: true,

@@ -12,14 +12,16 @@ pub(crate) mod volume;
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::StatusCode;
 use warp::Filter;
 use warp::reply::Response;
 
 use self::envelope::{Answer, ErrorReply};
 use crate::host::Caller;
-use crate::transport::AccessWatch;
+use crate::transport::{AccessWatch, CloseWithoutAnswer};
 use crate::volume::Service;
 
 /// A protocol: the name that engines know it by, and its verbs.
@@ -74,7 +76,12 @@ pub struct Protocols {
     settings: Arc<dyn Fn() -> Settings + Send + Sync>,
     activation: Bytes,
     room: envelope::BodyBudget,
+    on_answer: OnAnswer,
 }
+
+/// A function that is called with each answered request: its place in [`rpcs`], if it has one, the answer's status, if
+/// there is an answer, and how long it took. It must return quickly.
+pub type OnAnswer = Arc<dyn Fn(Option<usize>, Option<StatusCode>, Duration) + Send + Sync>;
 
 /// The settings that requests need.
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +89,7 @@ pub struct Settings {
     /// The maximum size of a body, in bytes.
     pub body_bytes: u64,
     /// The time in which a body must arrive.
-    pub request: std::time::Duration,
+    pub request: Duration,
     /// The scope in the answer to `/VolumeDriver.Capabilities`: true if a volume's name means the same on
     /// every host.
     pub global: bool,
@@ -90,7 +97,11 @@ pub struct Settings {
 
 impl Protocols {
     /// Returns a handler that answers from a service. The settings may change between requests.
-    pub fn new(service: Arc<Service>, settings: impl Fn() -> Settings + Send + Sync + 'static) -> Arc<Self> {
+    pub fn new(
+        service: Arc<Service>,
+        settings: impl Fn() -> Settings + Send + Sync + 'static,
+        on_answer: OnAnswer,
+    ) -> Arc<Self> {
         let names: Vec<_> = PROTOCOLS.iter().map(|protocol| protocol.name).collect();
         let activation = serde_json::json!({ "Implements": names }).to_string().into();
         Arc::new(Self {
@@ -98,6 +109,7 @@ impl Protocols {
             settings: Arc::new(settings),
             activation,
             room: envelope::BodyBudget::default(),
+            on_answer,
         })
     }
 
@@ -105,9 +117,15 @@ impl Protocols {
     pub fn filter(
         self: Arc<Self>,
     ) -> impl Filter<Extract = (Response,), Error = warp::Rejection> + Clone + Send + Sync + 'static {
-        envelope::parts().then(move |parts| {
+        envelope::parts().then(move |parts: envelope::Request| {
             let protocols = Arc::clone(&self);
-            async move { protocols.answer(parts).await.into_response() }
+            async move {
+                let (began, rpc) = (Instant::now(), place(&parts.path));
+                let response = protocols.answer(parts).await.into_response();
+                let is_answered = response.extensions().get::<CloseWithoutAnswer>().is_none();
+                (protocols.on_answer)(rpc, is_answered.then(|| response.status()), began.elapsed());
+                response
+            }
         })
     }
 
@@ -223,6 +241,21 @@ fn route(path: &str) -> Option<Route> {
     protocol.verbs.iter().find(|known| known.name == verb).copied().map(Route::Verb)
 }
 
+/// Returns the names of all RPCs, such as `VolumeDriver.Mount`, in a fixed order.
+pub fn rpcs() -> impl Iterator<Item = String> {
+    paths().map(|path| path.trim_start_matches('/').to_owned())
+}
+
+/// Returns a path's place in [`rpcs`].
+fn place(path: &str) -> Option<usize> {
+    if path == ACTIVATE {
+        return Some(0);
+    }
+    let (protocol, verb) = path.strip_prefix('/')?.split_once('.')?;
+    let all = PROTOCOLS.iter().flat_map(|known| known.verbs.iter().map(|verb| (known.name, verb.name)));
+    all.zip(1..).find_map(|(known, place)| (known == (protocol, verb)).then_some(place))
+}
+
 /// Returns every path that is answered, for hints.
 fn paths() -> impl Iterator<Item = String> {
     let verbs = PROTOCOLS
@@ -251,8 +284,9 @@ mod tests {
                 "/VolumeDriver.Remove",
             ]
         );
-        for path in paths() {
+        for (number, path) in paths().enumerate() {
             assert!(route(&path).is_some(), "{path}");
+            assert_eq!(place(&path), Some(number), "{path}");
         }
         for path in [
             "",

@@ -121,7 +121,7 @@ pub async fn bind(listen: &[Listen], inherited: Vec<OwnedFd>) -> Result<Vec<Boun
         let tcp_error = |source| BindError::Tcp { address: listen.to_string(), source };
         let unix_error = |source| BindError::Unix { address: listen.to_string(), source };
         let socket = match listen {
-            Listen::Https(address) | Listen::Http(address) => {
+            Listen::Https(address) | Listen::Http(address) | Listen::Monitoring(address, _) => {
                 Socket::Tcp(tcp::bind(*address).await.map_err(tcp_error)?)
             }
             Listen::Unix(path) | Listen::Admin(path) => {
@@ -171,9 +171,10 @@ impl Inherited {
     /// operator who configured a loopback address does not want it served to everybody.
     fn is_at(&self, listen: &Listen) -> bool {
         match (self, listen) {
-            (Self::Tcp(_, own), Listen::Https(address) | Listen::Http(address)) => {
-                own.port() == address.port() && canonical(*own) == canonical(*address)
-            }
+            (
+                Self::Tcp(_, own),
+                Listen::Https(address) | Listen::Http(address) | Listen::Monitoring(address, _),
+            ) => own.port() == address.port() && canonical(*own) == canonical(*address),
             (Self::Unix(_, own), Listen::Unix(path) | Listen::Admin(path)) => own == path,
             _ => false,
         }
@@ -193,7 +194,7 @@ impl Bound {
     /// # Errors
     /// `listen` is not a TCP address, or the runtime cannot take the socket.
     pub fn inherited_tcp(listen: Listen, socket: std::net::TcpListener) -> io::Result<Self> {
-        if !matches!(listen, Listen::Https(_) | Listen::Http(_)) {
+        if !matches!(listen, Listen::Https(_) | Listen::Http(_) | Listen::Monitoring(..)) {
             return Err(wrong_kind(&listen, "TCP"));
         }
         socket.set_nonblocking(true)?;
@@ -224,8 +225,10 @@ impl Bound {
     #[must_use]
     pub fn address(&self) -> String {
         let mut listen = self.listen.clone();
-        if let (Socket::Tcp(listener), Listen::Https(address) | Listen::Http(address)) =
-            (&self.socket, &mut listen)
+        if let (
+            Socket::Tcp(listener),
+            Listen::Https(address) | Listen::Http(address) | Listen::Monitoring(address, _),
+        ) = (&self.socket, &mut listen)
             && let Ok(bound) = listener.local_addr()
         {
             *address = bound;

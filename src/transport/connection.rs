@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::fmt;
 use std::future::poll_fn;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -49,11 +49,28 @@ pub(super) enum Key {
     Unix,
     /// The admin socket.
     Admin,
+    /// A client of an address for monitoring, by its own address.
+    Monitor(IpAddr),
 }
 
 impl Key {
+    /// The kinds of listeners.
+    pub(super) const LISTENERS: [&str; 5] = ["https", "http", "unix", "admin", "metrics"];
+
+    /// Returns the kind of listener that such connections come by.
+    pub(super) fn listener(&self) -> &'static str {
+        let [https, http, unix, admin, metrics] = Self::LISTENERS;
+        match self {
+            Self::Host(_) => https,
+            Self::Peer(_) => http,
+            Self::Unix => unix,
+            Self::Admin => admin,
+            Self::Monitor(_) => metrics,
+        }
+    }
+
     pub(super) fn is_network(&self) -> bool {
-        matches!(self, Self::Host(_) | Self::Peer(_))
+        matches!(self, Self::Host(_) | Self::Peer(_) | Self::Monitor(_))
     }
 }
 
@@ -103,6 +120,12 @@ impl Connection {
             credential,
             order: watch::Sender::new(Order::Serve),
         })
+    }
+
+    /// Returns the connection of a client that monitors and has not proved who it is.
+    pub(super) fn of_anonymous_monitor(address: IpAddr, peer: SocketAddr) -> Arc<Self> {
+        let caller = Caller { host: HostName::anonymous(), via: Via::Tcp, address: Some(address) };
+        Self::new(caller, Key::Monitor(address), peer.to_string(), None)
     }
 
     /// Ends the connection: at once if it is idle, else after its present request. Returns true if it had no
@@ -258,7 +281,9 @@ where
         }
         return Err(Closed);
     }
-    if let Some(header) = browser_header(request.headers()) {
+    // Whoever monitors is no host, and may use a browser: nothing that it can ask for changes anything.
+    let monitors = matches!(connection.key, Key::Monitor(_));
+    if let Some(header) = browser_header(request.headers()).filter(|_| !monitors) {
         server.log_limit.warn("browser", &connection, || {
             format!("{connection}: a request was refused: a browser sent it, by its header {header}")
         });
@@ -266,7 +291,7 @@ where
         return Ok(response.map(|body| TrackedBody { body: Box::pin(body), busy }));
     }
     let mut caller = connection.caller.clone();
-    if caller.via != Via::Admin {
+    if caller.via != Via::Admin && !monitors {
         let certified = connection.credential.as_ref().map(Credential::certificate_id);
         if let Some(now) = (server.on_request)(&caller, certified) {
             caller.host = now;

@@ -10,7 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustls::{AlertDescription, CertificateError, Error};
+use rustls::{AlertDescription, CertificateError, Error, ServerConfig};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
@@ -21,22 +21,69 @@ use super::bind::canonical;
 use super::connection::{Connection, Key};
 use super::credential::Credential;
 use super::credential::Verdicts;
-use super::{FIRST_REQUEST_GRACE, Server, tls};
+use super::listen::MonitoringAccess;
+use super::{FIRST_REQUEST_GRACE, Listen, Server};
 use crate::error::chain;
 use crate::host::{Caller, Via};
+
+/// How a TLS handshake ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandshakeResult {
+    /// The client has access.
+    Accepted,
+    /// The client has none, or the handshake failed.
+    Refused,
+    /// The client took too long, or had to make room for others.
+    TimedOut,
+    /// The client went away.
+    Gone,
+}
+
+impl HandshakeResult {
+    /// Every result.
+    pub const ALL: [Self; 4] = [Self::Accepted, Self::Refused, Self::TimedOut, Self::Gone];
+
+    /// Returns the result in one word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed out",
+            Self::Gone => "gone",
+        }
+    }
+}
 
 impl Server {
     /// Does the TLS handshake and identifies the caller. Logs a peer without access and returns `None`.
     pub(super) async fn handshake(
         &self,
+        listen: &Listen,
         stream: TcpStream,
         peer: SocketAddr,
     ) -> Option<(Arc<Connection>, TlsStream<TcpStream>)> {
+        let outcome = self.identify(listen, stream, peer).await;
+        (self.on_handshake)(match &outcome {
+            Ok(_) => HandshakeResult::Accepted,
+            Err(why) => *why,
+        });
+        outcome.ok()
+    }
+
+    async fn identify(
+        &self,
+        listen: &Listen,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) -> Result<(Arc<Connection>, TlsStream<TcpStream>), HandshakeResult> {
         let Some(tls) = &self.tls else {
             self.log_limit.warn("no tls", "", || "an https address is served without certificates".into());
-            return None;
+            return Err(HandshakeResult::Refused);
         };
         let state = tls.load_full();
+        let needs_certificate = !matches!(listen, Listen::Monitoring(_, MonitoringAccess::Anyone));
+        let config = if needs_certificate { &state.config } else { &state.open };
         let limits = self.limits.load_full();
         let address = canonical(peer);
         let from = caller_address(&stream, address);
@@ -45,48 +92,53 @@ impl Server {
         };
         let place = self.handshakes.enter(address, (limits.connections / 4).max(16));
         let stream = tokio::select! {
-            result = tokio::time::timeout(limits.handshake, accept_tls(&state, stream)) => match result {
+            result = tokio::time::timeout(limits.handshake, accept_tls(config, stream)) => match result {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(HandshakeError::Gone)) => {
                     log::debug!("{peer} went away during the handshake");
-                    return None;
+                    return Err(HandshakeResult::Gone);
                 }
                 Ok(Err(HandshakeError::Refused(why))) => {
                     refuse(&why);
-                    return None;
+                    return Err(HandshakeResult::Refused);
                 }
                 Err(_) => {
                     refuse("it did not finish the TLS handshake in time (limits.handshake)");
-                    return None;
+                    return Err(HandshakeResult::TimedOut);
                 }
             },
             () = place.given_up() => {
                 refuse("it did not finish the TLS handshake before too many others began one");
-                return None;
+                return Err(HandshakeResult::TimedOut);
             }
             () = async {
                 self.drain.started().await;
                 tokio::time::sleep(FIRST_REQUEST_GRACE).await;
-            } => return None,
+            } => return Err(HandshakeResult::TimedOut),
         };
         drop(place);
         let chain_of_peer = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let monitors = matches!(listen, Listen::Monitoring(..));
+        if chain_of_peer.is_empty() && !needs_certificate {
+            return Ok((Connection::of_anonymous_monitor(address, peer), stream));
+        }
         let credential = match Credential::of(chain_of_peer, &state) {
             Ok(credential) => credential,
             Err(error) => {
                 refuse(&chain(&error));
-                return None;
+                return Err(HandshakeResult::Refused);
             }
         };
         let host = credential.host().clone();
         let caller = Caller { host: host.clone(), via: Via::Tls, address: Some(from) };
-        let connection = Connection::new(caller, Key::Host(host), peer.to_string(), Some(credential));
+        let key = if monitors { Key::Monitor(address) } else { Key::Host(host) };
+        let connection = Connection::new(caller, key, peer.to_string(), Some(credential));
         // A reload during the handshake counts, too.
         if let Err(refused) = self.check(&connection, &mut Verdicts::new()) {
             refuse(&chain(&refused));
-            return None;
+            return Err(HandshakeResult::Refused);
         }
-        Some((connection, stream))
+        Ok((connection, stream))
     }
 }
 
@@ -108,7 +160,10 @@ enum HandshakeError {
     Refused(String),
 }
 
-async fn accept_tls(state: &tls::State, stream: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeError> {
+async fn accept_tls(
+    config: &Arc<ServerConfig>,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, HandshakeError> {
     let mut first = [0];
     match stream.peek(&mut first).await {
         Ok(0) | Err(_) => return Err(HandshakeError::Gone),
@@ -123,7 +178,7 @@ async fn accept_tls(state: &tls::State, stream: TcpStream) -> Result<TlsStream<T
         }
         Ok(_) => return Err(HandshakeError::Refused("it does not speak TLS".into())),
     }
-    let acceptor = TlsAcceptor::from(Arc::clone(&state.config));
+    let acceptor = TlsAcceptor::from(Arc::clone(config));
     acceptor
         .accept(stream)
         .await
@@ -249,6 +304,7 @@ mod tests {
 
     use tokio::net::TcpListener;
 
+    use super::super::tls;
     use super::*;
     use crate::transport::testing::{Authority, Client, LONG, days};
 
@@ -261,7 +317,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let accepting = async {
             let (stream, _) = listener.accept().await.unwrap();
-            match accept_tls(state, stream).await {
+            match accept_tls(&state.config, stream).await {
                 Ok(_) => panic!("the handshake went well"),
                 Err(HandshakeError::Gone) => None,
                 Err(HandshakeError::Refused(why)) => Some(why),

@@ -17,13 +17,28 @@ pub enum Listen {
     Unix(PathBuf),
     /// The admin socket.
     Admin(PathBuf),
+    /// An address for monitoring systems and browsers, which serves no engine.
+    Monitoring(SocketAddr, MonitoringAccess),
+}
+
+/// How clients reach an address for monitoring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MonitoringAccess {
+    /// Over plain TCP.
+    Plain,
+    /// Over TLS, with a certificate of a client CA.
+    Verified,
+    /// Over TLS, with or without such a certificate.
+    Anyone,
 }
 
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Https(address) => write!(f, "https://{address}"),
-            Self::Http(address) => write!(f, "http://{address}"),
+            Self::Http(address) | Self::Monitoring(address, MonitoringAccess::Plain) => {
+                write!(f, "http://{address}")
+            }
+            Self::Https(address) | Self::Monitoring(address, _) => write!(f, "https://{address}"),
             Self::Unix(path) | Self::Admin(path) => write!(f, "unix:{}", path.display()),
         }
     }

@@ -46,6 +46,7 @@ pub(crate) mod unix;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::pending;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -68,8 +69,9 @@ pub use self::connection::AccessWatch;
 use self::connection::{Connection, Key};
 use self::credential::{AccessLost, Verdicts};
 pub use self::crl::CrlError;
+pub use self::handshake::HandshakeResult;
 use self::handshake::Handshakes;
-pub use self::listen::Listen;
+pub use self::listen::{Listen, MonitoringAccess};
 use self::registry::Registry;
 pub use self::tls::{NobodyRevoked, Revocation, TlsError};
 use crate::error::chain;
@@ -95,6 +97,9 @@ pub struct CloseWithoutAnswer;
 /// Returns the caller's present name if it differs from the certificate's.
 pub type OnRequest = Arc<dyn Fn(&Caller, Option<CertificateId<'_>>) -> Option<HostName> + Send + Sync>;
 
+/// A function that is called with the result of each TLS handshake.
+pub type OnHandshake = Arc<dyn Fn(HandshakeResult) + Send + Sync>;
+
 /// The parts of a [`Server`].
 pub struct Setup {
     /// This machine's own name: the host of every caller on a Unix socket.
@@ -108,6 +113,8 @@ pub struct Setup {
     /// Called with each request's caller, except the operator, and with the data of its certificate if it has
     /// one. It must return quickly.
     pub on_request: OnRequest,
+    /// Called with the result of each TLS handshake. It must return quickly.
+    pub on_handshake: OnHandshake,
     /// The shutdown of the service.
     pub drain: Drain,
 }
@@ -119,6 +126,7 @@ pub struct Server {
     tls: Option<Arc<ArcSwap<tls::State>>>,
     revocation: Arc<dyn Revocation>,
     on_request: OnRequest,
+    on_handshake: OnHandshake,
     drain: Drain,
     registry: Arc<Registry>,
     handshakes: Handshakes,
@@ -144,13 +152,14 @@ impl Server {
     }
 
     fn with_idle(setup: Setup, idle: Duration) -> Self {
-        let Setup { node, limits, tls, revocation, on_request, drain } = setup;
+        let Setup { node, limits, tls, revocation, on_request, on_handshake, drain } = setup;
         Self {
             node,
             limits,
             tls,
             revocation,
             on_request,
+            on_handshake,
             drain,
             registry: Arc::default(),
             handshakes: Handshakes::default(),
@@ -162,7 +171,8 @@ impl Server {
         }
     }
 
-    /// Accepts connections until the drain starts, and serves each in its own task with a clone of `service`.
+    /// Accepts connections until the drain starts, and serves each in its own task with a clone of `service`. An address
+    /// for monitoring is served until the process ends.
     ///
     /// Every request has a [`Caller`] in its extensions. Returns when the socket is closed; the connections
     /// that are left finish on their own, and [`Drain::drained`] waits for them.
@@ -174,7 +184,10 @@ impl Server {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let _guard = self.drain.guard();
+        // Whoever monitors is told that the service ends for as long as it does, and is not waited for.
+        let monitors = matches!(bound.listen(), Listen::Monitoring(..));
+        let guard = || (!monitors).then(|| self.drain.guard());
+        let _guard = guard();
         if !self.watchdog_started.swap(true, Ordering::Relaxed) {
             tokio::spawn(Arc::clone(&self).watchdog());
         }
@@ -183,7 +196,8 @@ impl Server {
         if bound.has_file() {
             self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(asked.clone());
         }
-        let mut ending = std::pin::pin!(self.drain.started());
+        let mut ending =
+            std::pin::pin!(async { if monitors { pending().await } else { self.drain.started().await } });
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -196,7 +210,7 @@ impl Server {
                         before.as_ref().map(|before| before.accept().now_or_never())
                     {
                         let (server, listen) = (Arc::clone(&self), Arc::clone(&listen));
-                        let (service, guard) = (service.clone(), self.drain.guard());
+                        let (service, guard) = (service.clone(), guard());
                         let accepted = Accepted::Unix(stream);
                         tokio::spawn(async move { server.handle(&listen, accepted, service, guard).await });
                     }
@@ -209,7 +223,7 @@ impl Server {
             match accepted {
                 Ok(accepted) => {
                     let (server, listen) = (Arc::clone(&self), Arc::clone(&listen));
-                    let (service, guard) = (service.clone(), self.drain.guard());
+                    let (service, guard) = (service.clone(), guard());
                     tokio::spawn(async move { server.handle(&listen, accepted, service, guard).await });
                 }
                 Err(error) if concerns_one(&error) => log::debug!("{listen}: a connection failed: {error}"),
@@ -253,8 +267,19 @@ impl Server {
         self.registry.by_host()
     }
 
-    async fn handle<S, B>(self: Arc<Self>, listen: &Listen, accepted: Accepted, service: S, guard: Guard)
-    where
+    /// Returns the number of connections by the kind of their listener.
+    #[must_use]
+    pub fn connections_by_listener(&self) -> Vec<(&'static str, usize)> {
+        self.registry.by_listener()
+    }
+
+    async fn handle<S, B>(
+        self: Arc<Self>,
+        listen: &Listen,
+        accepted: Accepted,
+        service: S,
+        guard: Option<Guard>,
+    ) where
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
         S::Error: std::error::Error + 'static,
         S::Future: Send + 'static,
@@ -262,9 +287,14 @@ impl Server {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         match (listen, accepted) {
-            (Listen::Https(_), Accepted::Tcp(stream, peer)) => {
+            (Listen::Monitoring(_, MonitoringAccess::Plain), Accepted::Tcp(stream, peer)) => {
                 tcp::prepare(&stream);
-                if let Some((connection, stream)) = self.handshake(stream, peer).await {
+                let connection = Connection::of_anonymous_monitor(canonical(peer), peer);
+                self.serve(connection, stream, service).await;
+            }
+            (Listen::Https(_) | Listen::Monitoring(..), Accepted::Tcp(stream, peer)) => {
+                tcp::prepare(&stream);
+                if let Some((connection, stream)) = self.handshake(listen, stream, peer).await {
                     self.serve(connection, stream, service).await;
                 }
             }
@@ -286,7 +316,7 @@ impl Server {
                 let connection = Connection::new(caller, Key::Admin, peer_process(&stream), None);
                 self.serve(connection, stream, service).await;
             }
-            (Listen::Https(_) | Listen::Http(_), Accepted::Unix(_))
+            (Listen::Https(_) | Listen::Http(_) | Listen::Monitoring(..), Accepted::Unix(_))
             | (Listen::Unix(_) | Listen::Admin(_), Accepted::Tcp(..)) => {
                 // `Bound` never combines these kinds.
                 log::error!("{listen} is served on a socket of another kind: a connection was closed");
@@ -309,7 +339,7 @@ impl Server {
             Ok(_admitted) => connection::serve(self, connection, stream, service).await,
             Err(full) => {
                 let client = match connection.key {
-                    Key::Peer(address) => address.to_string(),
+                    Key::Peer(address) | Key::Monitor(address) => address.to_string(),
                     Key::Host(_) | Key::Unix | Key::Admin => connection.caller.host.to_string(),
                 };
                 self.log_limit.warn("full", client, || format!("{connection}: refused: {full}"));

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Limits;
 use super::connection::{Connection, Key};
-use crate::host::Via;
 use crate::model::host::HostName;
 
 /// Reasons why there is no room for a connection.
@@ -88,15 +87,27 @@ impl Registry {
         self.table().entries.values().map(|entry| Arc::clone(&entry.connection)).collect()
     }
 
-    /// Returns the number of connections of each host, without those of the operator.
+    /// Returns the number of connections of each host, without those of the operator and for monitoring.
     pub(super) fn by_host(&self) -> BTreeMap<HostName, usize> {
         let mut hosts = BTreeMap::new();
         for entry in self.table().entries.values() {
-            if entry.counted && entry.connection.caller.via != Via::Admin {
+            if entry.counted && !matches!(entry.connection.key, Key::Admin | Key::Monitor(_)) {
                 *hosts.entry(entry.connection.caller.host.clone()).or_default() += 1;
             }
         }
         hosts
+    }
+
+    /// Returns the number of connections by the kind of their listener.
+    pub(super) fn by_listener(&self) -> Vec<(&'static str, usize)> {
+        let mut counts = Key::LISTENERS.map(|listener| (listener, 0));
+        for entry in self.table().entries.values().filter(|entry| entry.counted) {
+            let listener = entry.connection.key.listener();
+            if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == listener) {
+                *count += 1;
+            }
+        }
+        counts.into()
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

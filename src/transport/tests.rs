@@ -89,6 +89,7 @@ impl Fixture {
             limits: Arc::clone(&limits),
             tls: Some(Arc::clone(&tls)),
             revocation,
+            on_handshake: Arc::new(|_| ()),
             on_request: {
                 let seen = Arc::clone(&seen);
                 Arc::new(move |caller, _| {
@@ -361,6 +362,7 @@ async fn an_idle_connection_ends_only_after_very_long() {
         limits: Arc::new(ArcSwap::from_pointee(limits())),
         tls: None,
         revocation: Arc::new(NobodyRevoked),
+        on_handshake: Arc::new(|_| ()),
         on_request: Arc::new(|_, _| None),
         drain,
     };

@@ -55,6 +55,8 @@ impl Revocation for NobodyRevoked {
 #[derive(Debug)]
 pub struct State {
     pub(super) config: Arc<ServerConfig>,
+    /// The same for clients that need no certificate.
+    pub(super) open: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
     /// The clients' CAs.
     authorities: Vec<CertificateDer<'static>>,
@@ -96,25 +98,29 @@ impl State {
         let validity = own.validity().clone();
         let key = private_key(key_pem)?;
         let authorities = certificates(client_ca_pem, CLIENT_CA)?;
-        let Clients { verifier, lists, signers } =
+        let Clients { verifier, open_verifier, lists, signers } =
             client_verifier(&provider, &authorities, crl, &mut warnings)?;
 
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(TlsError::Unusable)?
-            .with_client_cert_verifier(Arc::clone(&verifier))
-            .with_single_cert(chain, key)
-            .map_err(|error| match error {
-                rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch) => {
-                    TlsError::KeyMismatch
-                }
-                error => TlsError::Unusable(error),
-            })?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
+        let config = |verifier: Arc<dyn ClientCertVerifier>| {
+            let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+                .map_err(TlsError::Unusable)?
+                .with_client_cert_verifier(verifier)
+                .with_single_cert(chain.clone(), key.clone_key())
+                .map_err(|error| match error {
+                    rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch) => {
+                        TlsError::KeyMismatch
+                    }
+                    error => TlsError::Unusable(error),
+                })?;
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+            Ok::<_, TlsError>(Arc::new(config))
+        };
         Ok(Self {
-            config: Arc::new(config),
+            config: config(Arc::clone(&verifier))?,
+            open: config(open_verifier)?,
             verifier,
             authorities,
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
@@ -175,6 +181,8 @@ impl State {
 /// The parts of a state that decide which clients have access.
 struct Clients {
     verifier: Arc<dyn ClientCertVerifier>,
+    /// Accepts also clients without a certificate.
+    open_verifier: Arc<dyn ClientCertVerifier>,
     lists: Option<Vec<crl::NewestList>>,
     signers: Vec<Vec<u8>>,
 }
@@ -210,12 +218,12 @@ fn client_verifier(
         }
         None => (Vec::new(), None),
     };
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
         .with_crls(ders)
-        .allow_unknown_revocation_status()
-        .build()
-        .map_err(TlsError::Verifier)?;
-    Ok(Clients { verifier, lists, signers })
+        .allow_unknown_revocation_status();
+    let verifier = builder.clone().build().map_err(TlsError::Verifier)?;
+    let open_verifier = builder.allow_unauthenticated().build().map_err(TlsError::Verifier)?;
+    Ok(Clients { verifier, open_verifier, lists, signers })
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Requests that only the operator may make: backends and their identities, the trash, and the release of mounts.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,10 +79,6 @@ impl Service {
     #[must_use]
     pub fn backends(&self) -> Vec<BackendInfo> {
         let (view, in_force) = (self.catalog.view(), self.in_force.load());
-        let mut volumes: BTreeMap<&BackendName, usize> = BTreeMap::new();
-        for volume in view.volumes.values() {
-            *volumes.entry(&volume.backend).or_default() += 1;
-        }
         let mapped = in_force.map.iter().map(|backend| {
             let health = backend.health();
             let (reason, usage) = match &*health {
@@ -97,26 +92,25 @@ impl Service {
                 state: state_word(&health),
                 draining: backend.settings().draining,
                 reason,
-                volumes: volumes.get(backend.name()).copied().unwrap_or_default(),
+                volumes: view.counts_of_backend(backend.name()).volumes,
                 usage,
             }
         });
-        let unmapped =
-            volumes.iter().filter(|(name, _)| in_force.map.get(name).is_none()).map(|(name, count)| {
-                BackendInfo {
-                    name: (*name).clone(),
-                    path: view
-                        .backends
-                        .get(*name)
-                        .map(|record| record.mountpoints.usual.clone())
-                        .unwrap_or_default(),
-                    state: "unmapped",
-                    draining: true,
-                    reason: Some("it is not in the backend map".into()),
-                    volumes: *count,
-                    usage: None,
-                }
-            });
+        let unmapped = view.backends_in_use().filter(|(name, _)| in_force.map.get(name).is_none()).map(
+            |(name, counts)| BackendInfo {
+                name: name.clone(),
+                path: view
+                    .backends
+                    .get(name)
+                    .map(|record| record.mountpoints.usual.clone())
+                    .unwrap_or_default(),
+                state: "unmapped",
+                draining: true,
+                reason: Some("it is not in the backend map".into()),
+                volumes: counts.volumes,
+                usage: None,
+            },
+        );
         let mut all: Vec<_> = mapped.chain(unmapped).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
         all

@@ -43,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("app", &["*"]),
     ("admin", &["volume", "host", "catalog", "backend", "pki", "discovery", "config"]),
+    ("monitoring", &["volume", "catalog", "protocol", "transport", "admin", "process"]),
     ("protocol", &["volume", "host", "transport"]),
     ("transport", &["host", "process"]),
     ("volume", &["catalog", "backend", "host", "process::clock"]),

@@ -37,6 +37,7 @@ mod hosts;
 mod hosts_join;
 mod layout;
 mod lint;
+mod monitoring;
 mod names;
 mod podman;
 mod power;

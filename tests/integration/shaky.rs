@@ -31,11 +31,11 @@ fn serve(storage: &Storage, shaky: &Shaky, trash: &str) -> Daemon<'static> {
     setup.config(&config).backends(&map).start()
 }
 
-fn named(name: &str) -> Value {
+pub(crate) fn named(name: &str) -> Value {
     json!({ "Name": name })
 }
 
-fn mounting(name: &str, id: &str) -> Value {
+pub(crate) fn mounting(name: &str, id: &str) -> Value {
     json!({ "Name": name, "ID": id })
 }
 

@@ -137,7 +137,7 @@ fn string(kind: Text) -> &'static str {
         Text::Right => "create, mount, remove or adopt",
         Text::Network => "an address or a network",
         Text::BackendName => "a backend's name",
-        Text::Listen | Text::Advertise | Text::Catalog => "a string with an address",
+        Text::Listen | Text::WebAddress | Text::Advertise | Text::Catalog => "a string with an address",
         Text::Path | Text::Socket => "an absolute path",
         Text::Directory => "an absolute path without ..",
         Text::Duration => "a duration such as 5s or 10min",

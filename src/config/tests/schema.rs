@@ -124,6 +124,7 @@ fn text(kind: Text) -> Value {
         Text::Listen => {
             pattern(r"^(https?://([0-9.]+|\[[0-9a-fA-F:.]+(%[0-9]+)?\]):[0-9]+$|unix:(///|/([^/]|$)))")
         }
+        Text::WebAddress => pattern(r"^https?://([0-9.]+|\[[0-9a-fA-F:.]+(%[0-9]+)?\]):[0-9]+$"),
         Text::Advertise => pattern(
             r"^(https?://([a-zA-Z0-9.-]+|\[[0-9a-fA-F:.]+\]):0*[1-9][0-9]{0,4}$|unix:(///|/([^/]|$)))",
         ),
@@ -275,7 +276,7 @@ fn what_the_parser_refuses_the_schema_of_the_configuration_refuses() {
         r#"{"hosts": {"web1": {"backends": ["../fast"]}}}"#,
         r#"{"hosts": {"*": {"right": []}}}"#,
         r#"{"admin": "admin.sock"}"#,
-        r#"{"metrics": "http://127.0.0.1:1"}"#,
+        r#"{"metrics": "unix:/a"}"#,
         r#"{"audit": "/a"}"#,
         r#"{"etcd": {}}"#,
         r#"{"etcd": {}, "catalog": "sqlite:/a"}"#,

@@ -93,6 +93,16 @@ impl<'a> Daemon<'a> {
             .unwrap_or_else(|| panic!("no {scheme} in {:?}", self.addresses))
     }
 
+    /// The address of its metrics.
+    pub(crate) fn metrics(&self) -> SocketAddr {
+        let printed = &self.process.as_ref().expect("the daemon runs").printed;
+        let of_metrics = |line: &String| {
+            let (_, address) = line.strip_prefix("metrics at ")?.split_once("://")?;
+            address.strip_suffix("/metrics")?.parse().ok()
+        };
+        printed.iter().find_map(of_metrics).unwrap_or_else(|| panic!("no metrics in {printed:?}"))
+    }
+
     /// The Unix socket it listens on.
     pub(crate) fn socket(&self) -> PathBuf {
         let of_unix = |address: &String| {

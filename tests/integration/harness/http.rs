@@ -134,6 +134,11 @@ impl Client {
         )
     }
 
+    /// Asks for a page.
+    pub(crate) fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
+        self.request(&format!("GET {path} HTTP/1.1"), &[&[("Host", "volhost")], headers].concat(), "")
+    }
+
     /// Sends one request exactly as given, and reads its answer.
     pub(crate) fn request(&mut self, line: &str, headers: &[(&str, &str)], body: &str) -> io::Result<Answer> {
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();

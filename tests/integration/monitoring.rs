@@ -1,0 +1,304 @@
+//! Metrics and health, as monitoring systems ask for them: with a real Prometheus, and with faults that are real.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::daemon::Setup;
+use crate::harness::etcd::Loss;
+use crate::harness::http::{Answer, Client, Target};
+use crate::harness::storage::Storage;
+use crate::harness::wait::{SOON, until};
+use crate::harness::{Cluster, Daemon, Fleet, mortal, scratch, signal};
+use crate::shaky::{mounting, named};
+
+/// A service that is monitored over plain HTTP.
+fn monitored() -> Setup<'static> {
+    let setup = Daemon::setup();
+    let mut config = setup.standard();
+    config["metrics"] = json!("http://127.0.0.1:0");
+    setup.config(&config)
+}
+
+fn ask(daemon: &Daemon<'_>, path: &str) -> Answer {
+    Client::connect(&Target::Tcp(daemon.metrics())).unwrap().get(path, &[]).unwrap()
+}
+
+fn scrape(daemon: &Daemon<'_>) -> String {
+    let answer = ask(daemon, "/metrics");
+    assert_eq!(answer.status, 200);
+    String::from_utf8(answer.body).unwrap()
+}
+
+/// The rows of the documentation's table: each metric's name, labels and meaning, as a scrape tells them.
+fn rows(text: &str) -> Vec<String> {
+    let helps = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '));
+    let row = |(name, help): (&str, &str)| {
+        let mut labels = BTreeSet::new();
+        for line in text.lines() {
+            let Some((_, rest)) = line.strip_prefix(name).and_then(|rest| rest.split_once('{')) else {
+                continue;
+            };
+            let (inside, _) = rest.rsplit_once('}').unwrap();
+            labels.extend(
+                inside.split("\",").filter_map(|pair| Some(format!("`{}`", pair.split_once('=')?.0))),
+            );
+        }
+        labels.remove("`le`");
+        let labels = labels.into_iter().collect::<Vec<_>>().join(", ");
+        format!("| `{name}` | {labels} | {} |", help.trim_end_matches('.'))
+    };
+    helps.map(row).collect()
+}
+
+/// The value of a metric with these labels as they are written.
+#[track_caller]
+fn value(text: &str, series: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
+}
+
+#[test]
+fn a_scrape_counts_what_there_is_and_what_was_done() {
+    let daemon = monitored().start();
+    let mut engine = daemon.tls();
+    for name in ["db", "web", "gone"] {
+        assert_eq!(engine.volume("Create", &named(name)).unwrap().status, 200);
+    }
+    for id in ["a", "b"] {
+        assert_eq!(engine.volume("Mount", &mounting("db", id)).unwrap().status, 200);
+    }
+    assert_eq!(engine.volume("Remove", &named("gone")).unwrap().status, 200);
+    assert_eq!(engine.volume("Get", &named("none")).unwrap().status, 400);
+    let text = scrape(&daemon);
+    for (series, expected) in [
+        ("volhost_volumes{backend=\"default\"}", 2.0),
+        ("volhost_mounts{backend=\"default\"}", 2.0),
+        ("volhost_removed_volumes{backend=\"default\"}", 1.0),
+        ("volhost_stale_mounts", 0.0),
+        ("volhost_backend_up{backend=\"default\"}", 1.0),
+        ("volhost_requests_total{rpc=\"VolumeDriver.Create\",code=\"200\"}", 3.0),
+        ("volhost_requests_total{rpc=\"VolumeDriver.Get\",code=\"400\"}", 1.0),
+        ("volhost_request_seconds_count{rpc=\"VolumeDriver.Mount\"}", 2.0),
+        ("volhost_connections{listener=\"https\"}", 1.0),
+        ("volhost_connections{listener=\"metrics\"}", 1.0),
+        ("volhost_handshakes_total{result=\"accepted\"}", 1.0),
+        ("volhost_rejected_reload", 0.0),
+        ("volhost_catalog_up", 1.0),
+        ("volhost_cloned_hosts", 0.0),
+    ] {
+        assert_eq!(value(&text, series), expected, "{series}");
+    }
+    assert!(value(&text, "volhost_catalog_seconds_count{op=\"change\"}") >= 6.0);
+    assert!(value(&text, "volhost_backend_bytes{backend=\"default\",kind=\"free\"}") > 0.0);
+    let build = format!("volhost_build_info{{version=\"{}\",catalog=\"sqlite\"}}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(value(&text, &build), 1.0);
+    let node = daemon.status()["node"].as_str().unwrap().to_owned();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((value(&text, &format!("volhost_host_last_seen_seconds{{host=\"{node}\"}}")) - now).abs() < 60.0);
+    for series in [
+        "volhost_certificate_expiry_seconds{which=\"server\"}".to_owned(),
+        "volhost_certificate_expiry_seconds{which=\"client_ca\"}".to_owned(),
+        format!("volhost_host_certificate_expiry_seconds{{host=\"{node}\"}}"),
+    ] {
+        assert!(value(&text, &series) > now + 300.0 * 86400.0, "{series}");
+    }
+    assert!(value(&text, "process_resident_memory_bytes") > 1e6);
+    assert!(value(&text, "process_open_fds") > 3.0);
+
+    // An engine that is started again makes its mounts stale, and a rejected reload shows.
+    assert_eq!(engine.call("/Plugin.Activate", &json!({})).unwrap().status, 200);
+    until("the mounts to be stale", SOON, || {
+        (value(&scrape(&daemon), "volhost_stale_mounts") == 2.0).then_some(())
+    });
+    daemon.put("etc/volhost/backends.json", "{");
+    until("the reload to be rejected", SOON, || {
+        (value(&scrape(&daemon), "volhost_rejected_reload") == 1.0).then_some(())
+    });
+    let text = scrape(&daemon);
+    assert_eq!(value(&text, "volhost_reloads_total{unit=\"configuration\",result=\"rejected\"}"), 1.0);
+    assert_eq!(ask(&daemon, "/readyz").status, 200, "what was in force is served");
+
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations/monitoring.md"))
+        .unwrap();
+    let (_, table) = page.split_once("<!-- metrics -->\n").unwrap();
+    let mut told: Vec<_> = table.lines().take_while(|line| line.starts_with('|')).skip(2).collect();
+    told.sort_unstable();
+    let mut rows = rows(&text);
+    rows.sort_unstable();
+    assert_eq!(told, rows, "docs/operations/monitoring.md needs\n{}", rows.join("\n"));
+
+    let mut lint = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    lint.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let told = lint.wait_with_output().unwrap();
+    let words = [told.stdout, told.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(told.status.success() && words.is_empty(), "promtool: {words}");
+}
+
+#[test]
+fn formats_paths_and_methods() {
+    let daemon = monitored().start();
+    let mut client = Client::connect(&Target::Tcp(daemon.metrics())).unwrap();
+    let plain = client.get("/metrics", &[]).unwrap();
+    assert_eq!(plain.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let open = client
+        .get("/metrics", &[("Accept", "application/openmetrics-text;version=1.0.0,text/plain")])
+        .unwrap();
+    assert_eq!(
+        open.header("content-type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    );
+    assert!(open.body.ends_with(b"# EOF\n"));
+    // A browser is welcome here, and nowhere else.
+    assert_eq!(client.get("/healthz", &[("Sec-Fetch-Mode", "navigate")]).unwrap().status, 200);
+    for path in ["/", "/metric", "/VolumeDriver.List"] {
+        assert_eq!(client.get(path, &[]).unwrap().status, 404, "{path}");
+    }
+    let answer = client.call("/VolumeDriver.Create", &json!({ "Name": "db" })).unwrap();
+    assert_eq!(answer.status, 404);
+    assert_eq!(daemon.volumes(), [""; 0]);
+    // Engines are not told of metrics, and whoever asks for them is no host.
+    assert_eq!(daemon.tls().get("/metrics", &[]).unwrap().status, 404);
+    let hosts = daemon.cli(&["host", "ls", "--json"]).json();
+    assert!(hosts.as_array().unwrap().iter().all(|host| host["name"] != "anonymous"), "{hosts}");
+}
+
+#[test]
+fn over_tls_clients_prove_themselves_unless_anyone_is_served() {
+    for (clients, stranger_is_served) in [("verified", false), ("anyone", true)] {
+        let setup = Daemon::setup();
+        let mut config = setup.standard();
+        config["metrics"] = json!("https://127.0.0.1:0");
+        config["metrics_clients"] = json!(clients);
+        let daemon = setup.config(&config).start();
+        let identity = daemon.add_host("web9", &["--advertise", "https://127.0.0.1:1"], &daemon.path("web9"));
+        let mut known = Client::connect(&Target::Tls(daemon.metrics(), identity.clone())).unwrap();
+        assert_eq!(known.get("/healthz", &[]).unwrap().status, 200);
+        let dialled = std::net::TcpStream::connect(daemon.metrics()).unwrap();
+        dialled.set_read_timeout(Some(SOON)).unwrap();
+        let stranger =
+            Client::tls(dialled, &identity.ca, None).and_then(|mut client| client.get("/healthz", &[]));
+        assert_eq!(stranger.is_ok(), stranger_is_served, "{clients}: {stranger:?}");
+        let hosts = daemon.cli(&["host", "ls", "--json"]).json();
+        let web9 = hosts.as_array().unwrap().iter().find(|host| host["name"] == "web9").unwrap();
+        assert_eq!(web9["last_seen"], Value::Null, "a scrape is no sign of an engine");
+        // A revoked host sees nothing any more.
+        daemon.cli(&["host", "revoke", "web9"]).ok();
+        assert!(known.is_closed(), "{clients}: an open connection outlived the revocation");
+    }
+}
+
+#[test]
+fn ready_says_why_not() {
+    // A backend that hangs makes nothing unready.
+    let storage = Storage::new();
+    let shaky = storage.shaky("shaky");
+    let setup = Daemon::setup();
+    let mut config = setup.standard();
+    config["metrics"] = json!("http://127.0.0.1:0");
+    let map = json!({ "default": shaky.path() });
+    let mut daemon = setup.config(&config).backends(&map).start();
+    assert_eq!(ask(&daemon, "/readyz").status, 200);
+    let hanging = shaky.hang();
+    let mut client = daemon.unix();
+    let request = std::thread::spawn(move || client.call("/VolumeDriver.Create", &named("slow")));
+    assert!(shaky.control().wait_for_hanging(1, SOON));
+    assert_eq!((ask(&daemon, "/readyz").status, ask(&daemon, "/healthz").status), (200, 200));
+    until("the backend to count as down", SOON, || {
+        (value(&scrape(&daemon), "volhost_backend_up{backend=\"default\"}") == 0.0).then_some(())
+    });
+
+    // While it drains it is alive and not ready; engines are not let in any more.
+    signal("TERM", daemon.pid());
+    until("it to be not ready", SOON, || (ask(&daemon, "/readyz").status == 503).then_some(()));
+    assert_eq!(String::from_utf8(ask(&daemon, "/readyz").body).unwrap(), "the service is stopping\n");
+    assert_eq!(ask(&daemon, "/healthz").status, 200);
+    drop(hanging);
+    request.join().unwrap().ok();
+    assert!(daemon.ended().success());
+
+    // A catalog that cannot be written is named.
+    let directory = storage.dir("state");
+    let mut config = Daemon::setup().standard();
+    config["metrics"] = json!("http://127.0.0.1:0");
+    config["catalog"] = json!(format!("sqlite:{}/catalog.db", directory.display()));
+    let daemon = Daemon::setup().config(&config).start();
+    std::fs::write(directory.join("other"), "somebody's").unwrap();
+    std::fs::rename(directory.join("other"), directory.join("catalog.db")).unwrap();
+    until("the catalog's fault", SOON, || (ask(&daemon, "/readyz").status == 503).then_some(()));
+    let told = String::from_utf8(ask(&daemon, "/readyz").body).unwrap();
+    assert!(
+        told.starts_with("the catalog takes no changes: ") && told.contains("replaced by another file"),
+        "{told}"
+    );
+    assert_eq!(value(&scrape(&daemon), "volhost_catalog_up"), 0.0);
+}
+
+#[test]
+#[cfg(feature = "etcd")]
+fn an_instance_without_etcd_is_alive_and_not_ready() {
+    let mut fleet =
+        Fleet::of(Cluster::single().start(), 1).config(json!({ "metrics": "http://127.0.0.1:0" })).start();
+    assert_eq!(fleet.client(0, "web1").volume("Create", &named("db")).unwrap().status, 200);
+    let text = scrape(&fleet.instances[0]);
+    assert_eq!(value(&text, "volhost_volumes{backend=\"default\"}"), 1.0);
+    assert!(value(&text, "volhost_catalog_seconds_count{op=\"sync\"}") > 0.0);
+    fleet.etcd.lose_quorum(Loss::Frozen);
+    let daemon = &fleet.instances[0];
+    until("it to be not ready", Duration::from_secs(60), || {
+        (ask(daemon, "/readyz").status == 503).then_some(())
+    });
+    assert_eq!(ask(daemon, "/healthz").status, 200);
+    let text = scrape(daemon);
+    assert_eq!(value(&text, "volhost_catalog_up"), 0.0);
+    assert_eq!(value(&text, "volhost_volumes{backend=\"default\"}"), 1.0, "it is told from memory");
+    fleet.etcd.recover();
+    let daemon = &fleet.instances[0];
+    until("it to be ready again", Duration::from_secs(60), || {
+        (ask(daemon, "/readyz").status == 200).then_some(())
+    });
+}
+
+#[test]
+fn prometheus_scrapes_it() {
+    let daemon = monitored().start();
+    daemon.cli(&["volume", "create", "db"]).ok();
+    let dir = scratch();
+    let config = dir.path().join("prometheus.yml");
+    let target = daemon.metrics();
+    let text = format!(
+        "global: {{ scrape_interval: 1s }}\nscrape_configs:\n- job_name: volhost\n  static_configs:\n  - targets: ['{target}']\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut prometheus = mortal("prometheus")
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+        .arg(format!("--web.listen-address={port}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let query = |query: &str| -> Option<String> {
+        let mut client = Client::connect(&Target::Tcp(port)).ok()?;
+        let answer = client.get(&format!("/api/v1/query?query={query}"), &[]).ok()?.json();
+        answer["data"]["result"][0]["value"][1].as_str().map(str::to_owned)
+    };
+    until("Prometheus to have scraped it", Duration::from_secs(60), || {
+        (query("up%7Bjob%3D%22volhost%22%7D")? == "1").then_some(())
+    });
+    until("its volumes", SOON, || (query("volhost_volumes")? == "1").then_some(()));
+    until("its requests", SOON, || query("volhost_request_seconds_bucket"));
+    prometheus.kill().unwrap();
+    prometheus.wait().unwrap();
+}
