@@ -45,7 +45,8 @@ impl Served {
     }
 }
 
-/// Volumes, mounts, and every file below the backend with its size.
+/// Volumes, mounts, and every file below the backend with its size, but for the catalog's copies, which are made in the
+/// background.
 fn state(daemon: &Daemon<'_>) -> (Value, Value, Vec<String>) {
     let listed = |group| daemon.cli(&[group, "ls", "--json"]).json();
     let mut files = Vec::new();
@@ -57,6 +58,9 @@ fn state(daemon: &Daemon<'_>) -> (Value, Value, Vec<String>) {
 fn collect(directory: &Path, files: &mut Vec<String>) {
     for entry in fs::read_dir(directory).unwrap() {
         let entry = entry.unwrap();
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with("catalog.jsonl")) {
+            continue;
+        }
         let metadata = entry.metadata().unwrap();
         files.push(format!(
             "{} {}",
