@@ -683,7 +683,7 @@ fn expired_certificates_are_told_and_replaced_while_serving() {
     assert!(lets_in(&ca.client("web2", 2).keep(&hosts, "web2-new", &ca.pem())));
 
     // The server's: whoever comes anew refuses it, who is there stays.
-    let old = ca.expired_server(ended);
+    let old = ca.server_until(ended);
     day.daemon.put("tls/server.key", &old.key);
     day.daemon.put("tls/server.crt", &old.cert);
     // A good one is not replaced by it unasked.

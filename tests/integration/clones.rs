@@ -12,7 +12,7 @@ use crate::harness::wait::{SOON, until};
 const ADVERTISE: [&str; 2] = ["--advertise", "https://127.0.0.1:7443"];
 
 /// A connection from one of the loopback network's addresses, each of which stands for a machine.
-fn from(daemon: &Daemon<'_>, last: u8, identity: &Identity) -> Client {
+pub(crate) fn from(daemon: &Daemon<'_>, last: u8, identity: &Identity) -> Client {
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
     bind(&socket, &SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0))).unwrap();
     connect(&socket, &daemon.tcp("https")).unwrap();

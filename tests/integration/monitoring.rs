@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::net::TcpListener;
-use std::process::{Command, Stdio};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
+use crate::harness::authority::{Authority, from_now};
 use crate::harness::daemon::Setup;
 use crate::harness::etcd::Loss;
 use crate::harness::http::{Answer, Client, Target};
@@ -15,6 +17,9 @@ use crate::harness::storage::Storage;
 use crate::harness::wait::{SOON, until};
 use crate::harness::{Cluster, Daemon, Fleet, mortal, scratch, signal};
 use crate::shaky::{mounting, named};
+
+/// How long Prometheus may take to notice something.
+const LONG: Duration = Duration::from_secs(60);
 
 /// A service that is monitored over plain HTTP.
 fn monitored() -> Setup<'static> {
@@ -253,52 +258,224 @@ fn an_instance_without_etcd_is_alive_and_not_ready() {
     let text = scrape(&fleet.instances[0]);
     assert_eq!(value(&text, "volhost_volumes{backend=\"default\"}"), 1.0);
     assert!(value(&text, "volhost_catalog_seconds_count{op=\"sync\"}") > 0.0);
+    let prometheus = Prometheus::of(&[fleet.instances[0].metrics()]);
+    assert_eq!(prometheus.firing(), BTreeSet::new());
     fleet.etcd.lose_quorum(Loss::Frozen);
     let daemon = &fleet.instances[0];
-    until("it to be not ready", Duration::from_secs(60), || {
-        (ask(daemon, "/readyz").status == 503).then_some(())
-    });
+    until("it to be not ready", LONG, || (ask(daemon, "/readyz").status == 503).then_some(()));
     assert_eq!(ask(daemon, "/healthz").status, 200);
+    prometheus.until_firing("VolhostCatalogDown");
     let text = scrape(daemon);
     assert_eq!(value(&text, "volhost_catalog_up"), 0.0);
     assert_eq!(value(&text, "volhost_volumes{backend=\"default\"}"), 1.0, "it is told from memory");
     fleet.etcd.recover();
     let daemon = &fleet.instances[0];
-    until("it to be ready again", Duration::from_secs(60), || {
-        (ask(daemon, "/readyz").status == 200).then_some(())
-    });
+    until("it to be ready again", LONG, || (ask(daemon, "/readyz").status == 200).then_some(()));
+}
+
+const ETC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc");
+const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc/prometheus/volhost.rules.yml");
+
+fn promtool(words: &[&str]) -> String {
+    let told = Command::new("promtool").args(words).output().unwrap();
+    let words = [told.stdout, told.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(told.status.success(), "{words}");
+    words
+}
+
+/// A real Prometheus that scrapes volhosts once a second.
+struct Prometheus {
+    child: Child,
+    address: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Prometheus {
+    /// Starts one for these addresses, with the alerts of `etc`, which do not wait here before they fire.
+    fn of(targets: &[SocketAddr]) -> Self {
+        let dir = scratch();
+        let rules: Vec<_> = std::fs::read_to_string(RULES)
+            .unwrap()
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("for: "))
+            .map(str::to_owned)
+            .collect();
+        std::fs::write(dir.path().join("rules.yml"), rules.join("\n")).unwrap();
+        let config = json!({
+            "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },
+            "rule_files": ["rules.yml"],
+            "scrape_configs": [{
+                "job_name": "volhost",
+                "static_configs": [{ "targets": targets.iter().map(ToString::to_string).collect::<Vec<_>>() }],
+            }],
+        });
+        // JSON is YAML.
+        std::fs::write(dir.path().join("prometheus.yml"), config.to_string()).unwrap();
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let child = mortal("prometheus")
+            .arg(format!("--config.file={}", dir.path().join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+            .arg(format!("--web.listen-address={address}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = Self { child, address, _dir: dir };
+        until("Prometheus to have scraped", LONG, || (started.value("min(up)")? == "1").then_some(()));
+        started
+    }
+
+    fn ask(&self, path: &str) -> Option<Value> {
+        Some(Client::connect(&Target::Tcp(self.address)).ok()?.get(path, &[]).ok()?.json()["data"].clone())
+    }
+
+    /// The first value that a query gives; `None` if it gives none.
+    fn value(&self, query: &str) -> Option<String> {
+        let escape = |byte: u8| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        };
+        let query: String = query.bytes().map(escape).collect();
+        let data = self.ask(&format!("/api/v1/query?query={query}"))?;
+        data["result"][0]["value"][1].as_str().map(str::to_owned)
+    }
+
+    fn firing(&self) -> BTreeSet<String> {
+        let data = self.ask("/api/v1/alerts").unwrap_or_default();
+        let alerts = data["alerts"].as_array().cloned().unwrap_or_default();
+        alerts.iter().map(|alert| alert["labels"]["alertname"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn until_firing(&self, alert: &str) {
+        until(&format!("{alert} to fire"), LONG, || self.firing().contains(alert).then_some(()));
+    }
 }
 
 #[test]
-fn prometheus_scrapes_it() {
-    let daemon = monitored().start();
-    daemon.cli(&["volume", "create", "db"]).ok();
-    let dir = scratch();
-    let config = dir.path().join("prometheus.yml");
-    let target = daemon.metrics();
-    let text = format!(
-        "global: {{ scrape_interval: 1s }}\nscrape_configs:\n- job_name: volhost\n  static_configs:\n  - targets: ['{target}']\n"
-    );
-    std::fs::write(&config, text).unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut prometheus = mortal("prometheus")
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
-        .arg(format!("--web.listen-address={port}"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
+fn each_alert_fires_with_its_words_and_has_its_page() {
+    promtool(&["check", "rules", RULES]);
+    let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/prometheus/rules.test.yml");
+    promtool(&["test", "rules", cases]);
+    promtool(&["check", "config", "--syntax-only", &format!("{ETC}/prometheus/scrape.yml")]);
+    let (rules, tested) = (std::fs::read_to_string(RULES).unwrap(), std::fs::read_to_string(cases).unwrap());
+    let alerts: Vec<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() > 10, "{alerts:?}");
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations/monitoring.md"))
         .unwrap();
-    let query = |query: &str| -> Option<String> {
-        let mut client = Client::connect(&Target::Tcp(port)).ok()?;
-        let answer = client.get(&format!("/api/v1/query?query={query}"), &[]).ok()?.json();
-        answer["data"]["result"][0]["value"][1].as_str().map(str::to_owned)
-    };
-    until("Prometheus to have scraped it", Duration::from_secs(60), || {
-        (query("up%7Bjob%3D%22volhost%22%7D")? == "1").then_some(())
+    for alert in alerts {
+        assert!(tested.contains(&format!("alertname: {alert}\n    exp_alerts")), "{alert} has no case");
+        assert!(
+            page.contains(&format!("| `{alert}` |")),
+            "docs/operations/monitoring.md does not tell of {alert}"
+        );
+    }
+    for link in rules.lines().filter_map(|line| line.trim().strip_prefix("documentation: ")) {
+        let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+        let text = std::fs::read_to_string(format!("{}/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let is_heading = |line: &str| {
+            line.starts_with('#')
+                && line.trim_start_matches(['#', ' ']).to_lowercase().replace(' ', "-") == anchor
+        };
+        assert!(anchor.is_empty() || text.lines().any(is_heading), "{link} leads nowhere");
+    }
+}
+
+#[test]
+fn alerts_fire_when_something_is_wrong_and_not_before() {
+    let storage = Storage::new();
+    let disk = storage.dir("disk");
+    storage.tmpfs(&disk);
+    let (small, catalog) = (disk.join("small"), storage.dir("catalog"));
+    std::fs::create_dir(&small).unwrap();
+    let map = json!({ "default": storage.dir("good"), "away": storage.dir("away"), "small": small });
+    let daemon = monitored().backends(&map).start();
+    let authority = Authority::new("the company's CA");
+    let (setup, pair) = (Daemon::setup(), authority.server());
+    let mut config = setup.standard();
+    config["metrics"] = json!("http://127.0.0.1:0");
+    config["catalog"] = json!(format!("sqlite:{}/catalog.db", catalog.display()));
+    config["tls"] = json!({ "cert": setup.path("tls/server.crt"), "key": setup.path("tls/server.key") });
+    let setup = setup.config(&config).file("tls/server.crt", &pair.cert).file("tls/server.key", &pair.key);
+    let mut other = setup.start();
+    let prometheus = Prometheus::of(&[daemon.metrics(), other.metrics()]);
+    let mut engine = daemon.tls();
+    assert_eq!(engine.volume("Create", &named("db")).unwrap().status, 200);
+    assert_eq!(engine.volume("Mount", &mounting("db", "a")).unwrap().status, 200);
+    until("its mount to be scraped", LONG, || {
+        (prometheus.value("sum(volhost_mounts)")? == "1").then_some(())
     });
-    until("its volumes", SOON, || (query("volhost_volumes")? == "1").then_some(()));
-    until("its requests", SOON, || query("volhost_request_seconds_bucket"));
-    prometheus.kill().unwrap();
-    prometheus.wait().unwrap();
+    assert_eq!(prometheus.firing(), BTreeSet::new());
+
+    assert_eq!(engine.call("/Plugin.Activate", &json!({})).unwrap().status, 200);
+    prometheus.until_firing("VolhostStaleMounts");
+    std::fs::rename(storage.path("away"), storage.path("elsewhere")).unwrap();
+    prometheus.until_firing("VolhostBackendDown");
+    let free = rustix::fs::statvfs(&small).unwrap();
+    std::fs::write(
+        disk.join("ballast"),
+        vec![0; usize::try_from(free.f_bavail * free.f_frsize * 19 / 20).unwrap()],
+    )
+    .unwrap();
+    prometheus.until_firing("VolhostBackendNearlyFull");
+    daemon.put("etc/volhost/backends.json", "{");
+    prometheus.until_firing("VolhostReloadRejected");
+    std::fs::write(catalog.join("other"), "somebody's").unwrap();
+    std::fs::rename(catalog.join("other"), catalog.join("catalog.db")).unwrap();
+    prometheus.until_firing("VolhostCatalogDown");
+    // One machine's certificate on another machine: calls from both addresses in turn.
+    let identity = daemon.add_host("web1", &["--advertise", "https://127.0.0.1:7443"], &daemon.path("web1"));
+    until("web1 to be known as cloned", LONG, || {
+        for last in [11, 12] {
+            let mut client = crate::clones::from(&daemon, last, &identity);
+            assert_eq!(client.call("/VolumeDriver.List", &json!({})).unwrap().status, 200);
+        }
+        prometheus.firing().contains("VolhostHostCloned").then_some(())
+    });
+    let near = authority.server_until(from_now(7));
+    for (file, pem) in [("tls/server.key", near.key), ("tls/server.crt", near.cert)] {
+        other.put(file, &pem);
+    }
+    prometheus.until_firing("VolhostCertificateExpires");
+    other.kill9();
+    prometheus.until_firing("VolhostDown");
+}
+
+#[test]
+fn every_panel_of_the_dashboard_has_data() {
+    let daemon = monitored().start();
+    let mut engine = daemon.tls();
+    let prometheus = Prometheus::of(&[daemon.metrics()]);
+    let dashboard: Value =
+        serde_json::from_str(&std::fs::read_to_string(format!("{ETC}/grafana/volhost.json")).unwrap())
+            .unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let mut missing: Vec<_> = targets.map(|target| target["expr"].as_str().unwrap()).collect();
+    assert!(missing.len() > 20, "{missing:?}");
+    let mut number = 0;
+    until("data for every panel", LONG, || {
+        number += 1;
+        for (rpc, body) in [
+            ("Create", named("db")),
+            ("Mount", mounting("db", &format!("c{number}"))),
+            ("Get", named("none")),
+        ] {
+            engine.volume(rpc, &body).unwrap();
+        }
+        if number == 1 {
+            daemon.cli(&["reload"]).ok();
+        }
+        missing.retain(|query| {
+            let query = query.replace("$instance", ".*").replace("$__rate_interval", "10s");
+            prometheus.value(&query).is_none()
+        });
+        missing.is_empty().then_some(())
+    });
 }

@@ -270,7 +270,7 @@ fn an_expired_certificate_does_not_replace_a_good_one_unasked() {
     let web1 = own.identity(&own.ca, "web1", 1);
     let served = || own.connect(&web1).server().to_vec();
     let before = served();
-    let old = own.ca.expired_server(from_now(-1));
+    let old = own.ca.server_until(from_now(-1));
     own.daemon.put("tls/server.key", &old.key);
     own.daemon.put("tls/server.crt", &old.cert);
     let fault = rejected(&own.daemon, "certificates");

@@ -42,15 +42,15 @@ impl Authority {
 
     /// A certificate for a server on this machine.
     pub(crate) fn server(&self) -> Pair {
-        self.server_until(None)
+        self.server_of(None)
     }
 
-    /// The same, ended already.
-    pub(crate) fn expired_server(&self, end: OffsetDateTime) -> Pair {
-        self.server_until(Some(end))
+    /// The same, which ends or ended at a certain time.
+    pub(crate) fn server_until(&self, end: OffsetDateTime) -> Pair {
+        self.server_of(Some(end))
     }
 
-    fn server_until(&self, end: Option<OffsetDateTime>) -> Pair {
+    fn server_of(&self, end: Option<OffsetDateTime>) -> Pair {
         self.issue("localhost", |params| {
             params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
