@@ -118,6 +118,16 @@ async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> C
     sender
 }
 
+/// Scrapes the metrics.
+pub(crate) async fn scrape(connection: &mut Connection) -> Bytes {
+    let request =
+        Request::get("/metrics").header("Host", "volhost").body(Full::default()).expect("it is valid");
+    connection.ready().await.expect("the connection stands");
+    let response = connection.send_request(request).await.expect("the server answers");
+    assert_eq!(response.status(), StatusCode::OK);
+    response.into_body().collect().await.expect("the answer is whole").to_bytes()
+}
+
 /// Calls an RPC and returns the body of its answer, which must be a good one.
 pub(crate) async fn call(connection: &mut Connection, rpc: &str, body: String) -> Bytes {
     let (status, body) = ask(connection, rpc, body).await;

@@ -12,6 +12,8 @@ pub(crate) struct Process {
     child: Child,
     /// Where it is reached.
     pub address: SocketAddr,
+    /// Where its metrics are, if it has any.
+    pub metrics: Option<SocketAddr>,
     /// From before it was started to its line `ready`.
     pub start: Duration,
 }
@@ -36,17 +38,19 @@ impl Process {
             .spawn()
             .expect("the program starts");
         let mut lines = BufReader::new(child.stdout.take().expect("it has a pipe")).lines();
-        let mut address = None;
+        let (mut address, mut metrics) = (None, None);
         loop {
             let line = lines.next().expect("the server ended; its log says why").expect("a line is text");
-            match line.strip_prefix("listening on https://") {
-                Some(text) => address = text.parse().ok(),
-                None if line == "ready" => break,
-                None => {}
+            if let Some(text) = line.strip_prefix("listening on https://") {
+                address = text.parse().ok();
+            } else if let Some(text) = line.strip_prefix("metrics at http://") {
+                metrics = text.strip_suffix("/metrics").and_then(|text| text.parse().ok());
+            } else if line == "ready" {
+                break;
             }
         }
         let start = began.elapsed();
-        Self { child, address: address.expect("it listens for TLS"), start }
+        Self { child, address: address.expect("it listens for TLS"), metrics, start }
     }
 
     /// The processor time it has taken so far, in user mode and in the kernel.
@@ -108,8 +112,11 @@ impl Root {
         for directory in [&etc, &path.join("log")] {
             std::fs::create_dir_all(directory).expect("the directory can be made");
         }
-        std::fs::write(etc.join("volhost.json"), r#"{ "node": "bench", "listen": ["https://127.0.0.1:0"] }"#)
-            .expect("the configuration can be written");
+        std::fs::write(
+            etc.join("volhost.json"),
+            r#"{ "node": "bench", "listen": ["https://127.0.0.1:0"], "metrics": "http://127.0.0.1:0" }"#,
+        )
+        .expect("the configuration can be written");
         Self(path)
     }
 

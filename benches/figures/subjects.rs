@@ -175,6 +175,7 @@ pub(crate) async fn create_one(connection: &mut load::Connection, name: String) 
 /// Many volumes against a hundred.
 pub(crate) fn many(runtimes: &Runtimes, directory: &Path, volumes: u64) -> Vec<Row> {
     const FEW: u64 = 100;
+    const SCRAPES: usize = 20;
     let populated = |name: &str, volumes| {
         let root = Root::new(directory.join(name));
         root.start().terminate();
@@ -203,6 +204,19 @@ pub(crate) fn many(runtimes: &Runtimes, directory: &Path, volumes: u64) -> Vec<R
             runtimes.many.block_on(kept_alive(&few_client, &few, FEW, time))
         }
     });
+    let scrape = |process: &Process| {
+        let address = process.metrics.expect("the configuration has one");
+        let mut connection = runtimes.alone.block_on(load::connect_plain(address));
+        let mut times: Vec<_> = (0..SCRAPES)
+            .map(|_| {
+                let began = Instant::now();
+                runtimes.alone.block_on(load::scrape(&mut connection));
+                micros(began.elapsed())
+            })
+            .collect();
+        median(&mut times)
+    };
+    let (scrape_many, scrape_few) = by_turns(|turn| scrape(if turn { &many } else { &few }));
     let before = many.memory();
     let (list, size) = runtimes.alone.block_on(async {
         let mut connection = many_client.connect(many.address).await;
@@ -234,6 +248,13 @@ pub(crate) fn many(runtimes: &Runtimes, directory: &Path, volumes: u64) -> Vec<R
             &format!("{floor:.1} µs"),
             &times(ours / floor),
             "≤ 1.2",
+        ),
+        Row::new(
+            &figure("a scrape of the metrics; 100 volumes"),
+            &format!("{:.2} ms", scrape_many / 1000.0),
+            &format!("{:.2} ms", scrape_few / 1000.0),
+            &times(scrape_many / scrape_few),
+            "≤ 10 ms",
         ),
         Row::alone(&figure("memory a volume"), &format!("{a_volume} B"), ""),
         Row::alone(
