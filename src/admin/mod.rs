@@ -24,7 +24,7 @@ use warp::reply::{Reply as _, Response};
 use self::enrolment::EnrolmentError;
 pub(crate) use self::enrolment::{Enrolment, Issuing, certificate};
 use self::handlers::ROUTES;
-pub(crate) use self::status::ServiceStatus;
+pub(crate) use self::status::{Facts, ServiceStatus};
 use self::wire::Failure;
 use crate::catalog::CatalogError;
 use crate::error::{chain, nearest};

@@ -212,7 +212,7 @@ pub const CONFIG: &[Field] = &[
         "metrics",
         Takes::Text(Text::WebAddress),
         "`null`: none",
-        "where to serve metrics and health: `http://IP:PORT` or `https://IP:PORT`, the latter with the server's certificate",
+        "where to serve metrics, health and a page: `http://IP:PORT` or `https://IP:PORT`, the latter with the server's certificate",
         Applied::Restart,
     )),
     field(

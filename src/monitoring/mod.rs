@@ -1,16 +1,19 @@
-//! What monitoring systems ask of the running service: metrics and health, over HTTP on an address of their own.
+//! What monitoring systems and people ask of the running service: metrics, health and a page, over HTTP on an address of
+//! their own.
 //!
-//! Nothing here changes anything, waits for storage or for the catalog, or looks at all volumes.
+//! Nothing here changes anything, or waits for storage or for the catalog. Only the page may look at all volumes.
 
+mod faults;
 mod health;
 mod metrics;
+mod page;
 mod process;
 mod timed_catalog;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::{Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use prometheus_client::registry::Registry;
 use warp::Filter;
 use warp::reply::{Reply as _, Response};
@@ -20,6 +23,7 @@ use self::metrics::{Format, Present};
 use self::timed_catalog::TimedCatalog;
 use crate::admin::ServiceStatus;
 use crate::catalog::Catalog;
+use crate::host::{Caller, Via};
 use crate::process::Drain;
 use crate::transport::Server;
 use crate::volume::Service;
@@ -76,13 +80,17 @@ impl Monitoring {
             if method == Method::GET || method == Method::HEAD { Ok(()) } else { Err(warp::reject()) }
         });
         let read = read.untuple_one();
-        let (scraped, asked) = (Arc::clone(&self), Arc::clone(&self));
+        let (scraped, asked, shown) = (Arc::clone(&self), Arc::clone(&self), Arc::clone(&self));
         let metrics = warp::path!("metrics")
             .and(warp::header::optional::<String>("accept"))
             .map(move |accept: Option<String>| scraped.metrics(accept.as_deref()));
         let healthz = warp::path!("healthz").map(|| text(StatusCode::OK, "ok\n".into()));
         let readyz = warp::path!("readyz").map(move || asked.ready());
-        let routes = metrics.or(healthz).unify().or(readyz).unify();
+        let page = warp::path::end().and(warp::ext::get::<Caller>()).then(move |caller: Caller| {
+            let monitoring = Arc::clone(&shown);
+            async move { monitoring.page(&caller).await }
+        });
+        let routes = metrics.or(healthz).unify().or(readyz).unify().or(page).unify();
         read.and(routes)
             .recover(|refused: warp::Rejection| async move { Ok::<_, Infallible>(refusal(&refused)) })
             .unify()
@@ -98,6 +106,36 @@ impl Monitoring {
         }
     }
 
+    /// Returns the page. It names volumes and hosts only to clients that proved themselves, or on this machine.
+    async fn page(&self, caller: &Caller) -> Response {
+        let names = caller.via == Via::Tls || caller.address.is_some_and(|address| address.is_loopback());
+        let (service, status, drain) =
+            (Arc::clone(&self.service), Arc::clone(&self.status), self.drain.clone());
+        // It may look at all volumes.
+        let rendered =
+            tokio::task::spawn_blocking(move || page::render(&service, &status, &drain, names)).await;
+        let page = match rendered {
+            Ok(Ok(page)) => page,
+            Ok(Err(error)) => return text(StatusCode::INTERNAL_SERVER_ERROR, format!("no page: {error}\n")),
+            Err(_panic) => {
+                return text(StatusCode::INTERNAL_SERVER_ERROR, "no page: the log says why\n".into());
+            }
+        };
+        let mut response = warp::reply::html(page).into_response();
+        let headers = response.headers_mut();
+        if let Ok(policy) = HeaderValue::try_from(page::content_security_policy()) {
+            headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+        }
+        for (name, value) in [
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (header::REFERRER_POLICY, "no-referrer"),
+            (header::CACHE_CONTROL, "no-store"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        response
+    }
+
     fn ready(&self) -> Response {
         let why = health::not_ready(&self.service, &self.status, &self.drain);
         if why.is_empty() {
@@ -110,7 +148,7 @@ impl Monitoring {
 
 fn refusal(refused: &warp::Rejection) -> Response {
     if refused.is_not_found() {
-        text(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz, for GET\n".into())
+        text(StatusCode::NOT_FOUND, "there are /, /metrics, /healthz and /readyz, for GET\n".into())
     } else {
         text(StatusCode::BAD_REQUEST, "the request is not understood\n".into())
     }

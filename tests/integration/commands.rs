@@ -384,7 +384,7 @@ fn check_tells_every_fault_with_its_place_and_a_hint() {
     let place = Place::with(&[
         (
             "etc/volhost/volhost.json",
-            "{ \"nmae\": \"v\",\n  \"listen\": [\"https://127.0.0.1:7443\", \"http://0.0.0.0:80\"],\n  \"limits\": { \"request\": 20 },\n  \"scope\": \"golbal\",\n  \"metrics\": \"http://127.0.0.1:9743\" }",
+            "{ \"nmae\": \"v\",\n  \"listen\": [\"https://127.0.0.1:7443\", \"http://0.0.0.0:80\"],\n  \"limits\": { \"request\": 20 },\n  \"scope\": \"golbal\",\n  \"audit\": \"/a\" }",
         ),
         (
             "etc/volhost/backends.json",
@@ -405,7 +405,7 @@ fn check_tells_every_fault_with_its_place_and_a_hint() {
             &format!("{config}:3:26: limits.request: "),
             &format!("{config}:4:12: scope: "),
             "did you mean \"global\"",
-            &format!("{config}:5:14: metrics: "),
+            &format!("{config}:5:12: audit: "),
             &format!("{map}:1:8: a: "),
             &format!("{map}:2:28: b.drainign: "),
             "did you mean \"draining\"",

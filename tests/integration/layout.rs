@@ -43,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("app", &["*"]),
     ("admin", &["volume", "host", "catalog", "backend", "pki", "discovery", "config"]),
-    ("monitoring", &["volume", "catalog", "protocol", "transport", "admin", "process"]),
+    ("monitoring", &["volume", "catalog", "protocol", "transport", "admin", "process", "host"]),
     ("protocol", &["volume", "host", "transport"]),
     ("transport", &["host", "process"]),
     ("volume", &["catalog", "backend", "host", "process::clock"]),

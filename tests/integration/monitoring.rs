@@ -12,10 +12,10 @@ use tempfile::TempDir;
 use crate::harness::authority::{Authority, from_now};
 use crate::harness::daemon::Setup;
 use crate::harness::etcd::Loss;
-use crate::harness::http::{Answer, Client, Target};
+use crate::harness::http::{Answer, Client, Identity, Target};
 use crate::harness::storage::Storage;
 use crate::harness::wait::{SOON, until};
-use crate::harness::{Cluster, Daemon, Fleet, mortal, scratch, signal};
+use crate::harness::{Cluster, Daemon, Fleet, Host, mortal, scratch, signal};
 use crate::shaky::{mounting, named};
 
 /// How long Prometheus may take to notice something.
@@ -166,7 +166,7 @@ fn formats_paths_and_methods() {
     assert!(open.body.ends_with(b"# EOF\n"));
     // A browser is welcome here, and nowhere else.
     assert_eq!(client.get("/healthz", &[("Sec-Fetch-Mode", "navigate")]).unwrap().status, 200);
-    for path in ["/", "/metric", "/VolumeDriver.List"] {
+    for path in ["/index.html", "/metric", "/VolumeDriver.List"] {
         assert_eq!(client.get(path, &[]).unwrap().status, 404, "{path}");
     }
     let answer = client.call("/VolumeDriver.Create", &json!({ "Name": "db" })).unwrap();
@@ -271,6 +271,78 @@ fn an_instance_without_etcd_is_alive_and_not_ready() {
     fleet.etcd.recover();
     let daemon = &fleet.instances[0];
     until("it to be ready again", LONG, || (ask(daemon, "/readyz").status == 200).then_some(()));
+}
+
+#[test]
+fn the_page_tells_what_is_wrong_first_and_names_only_to_whom_it_may() {
+    let storage = Storage::new();
+    let setup = Daemon::setup();
+    let mut config = setup.standard();
+    config["metrics"] = json!("https://127.0.0.1:0");
+    config["metrics_clients"] = json!("anyone");
+    let map = json!({ "default": storage.dir("good"), "away": storage.dir("away") });
+    let daemon = setup.config(&config).backends(&map).start();
+    let identity = daemon.add_host("web9", &["--advertise", "https://127.0.0.1:1"], &daemon.path("web9"));
+    let mut engine = daemon.tls();
+    assert_eq!(engine.volume("Create", &named("secret-volume")).unwrap().status, 200);
+    assert_eq!(engine.volume("Mount", &mounting("secret-volume", "a")).unwrap().status, 200);
+    let page = |client: &mut Client| {
+        let answer = client.get("/", &[("Sec-Fetch-Mode", "navigate")]).unwrap();
+        assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
+        let policy = answer.header("content-security-policy").unwrap();
+        assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+        String::from_utf8(answer.body).unwrap()
+    };
+    let mut known = Client::connect(&Target::Tls(daemon.metrics(), identity.clone())).unwrap();
+    let text = page(&mut known);
+    for word in ["All is well", "secret-volume", "web9", "<td>default</td>", "<td>away</td>"] {
+        assert!(text.contains(word), "{word} is not in\n{text}");
+    }
+    assert!(!text.contains("<script") && !text.contains("src="), "{text}");
+
+    // What is wrong comes first, with its remedy and the command.
+    std::fs::rename(storage.path("away"), storage.path("elsewhere")).unwrap();
+    daemon.put("etc/volhost/backends.json", "{ \"<script>alert(1)</script>\": \"/x\" }");
+    until("the faults to be told", SOON, || {
+        let text = page(&mut known);
+        let at = |word: &str| text.find(word);
+        let (verdict, backend) = (at("2 things are wrong")?, at("Backend away is offline")?);
+        let (reload, backends) = (at("a changed file was rejected")?, at("<h2 id=\"backends\">")?);
+        assert!(verdict < backend && backend < reload && reload < backends, "{text}");
+        assert!(text.contains("volhost backend ls") && text.contains("is the share mounted?"), "{text}");
+        assert!(!text.contains("<script>alert") && text.contains("alert(1)"), "{text}");
+        Some(())
+    });
+}
+
+#[test]
+fn the_page_names_nothing_to_strangers() {
+    let (web1, web2) = (Host::new("web1"), Host::new("web2"));
+    web2.join(&web1);
+    let at = |port: u16| format!("https://{}:{port}", Host::GATEWAY);
+    let config = json!({
+        "node": "web1", "listen": ["https://127.0.0.1:7443", at(7443)],
+        "metrics": at(9743), "metrics_clients": "anyone",
+    });
+    let daemon = Daemon::setup().on(&web1).config(&config).start();
+    daemon.cli(&["volume", "create", "secret-volume"]).ok();
+    let identity = daemon.add_host("web2", &["--advertise", &at(7443)], &daemon.path("web2"));
+    let engine = Client::tls(
+        web2.dial(format!("{}:7443", Host::GATEWAY).parse().unwrap()).unwrap(),
+        &identity.ca,
+        Some(&identity),
+    );
+    assert_eq!(engine.unwrap().volume("Mount", &mounting("secret-volume", "a")).unwrap().status, 200);
+    let page = |identity_of_client: Option<&Identity>| {
+        let stream = web2.dial(daemon.metrics()).unwrap();
+        let mut client = Client::tls(stream, &identity.ca, identity_of_client).unwrap();
+        String::from_utf8(client.get("/", &[]).unwrap().body).unwrap()
+    };
+    let names = |text: &str| ["secret-volume", "web2"].map(|name| text.contains(name));
+    assert_eq!(names(&page(Some(&identity))), [true, true]);
+    let text = page(None);
+    assert_eq!(names(&text), [false, false], "{text}");
+    assert!(text.contains("All is well") && text.contains("1 mount of 1 volume"), "{text}");
 }
 
 const ETC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc");
