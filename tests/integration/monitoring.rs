@@ -250,7 +250,6 @@ fn ready_says_why_not() {
 }
 
 #[test]
-#[cfg(feature = "etcd")]
 fn an_instance_without_etcd_is_alive_and_not_ready() {
     let mut fleet =
         Fleet::of(Cluster::single().start(), 1).config(json!({ "metrics": "http://127.0.0.1:0" })).start();
