@@ -32,7 +32,7 @@ pub(crate) struct Facts {
     pub troubles: BTreeMap<String, String>,
     /// When the server's certificate expires.
     pub server_certificate_expires: Option<OffsetDateTime>,
-    /// When the first of the CAs expires whose clients are accepted.
+    /// When the first CA in the file expires whose clients are accepted.
     pub client_ca_expires: Option<OffsetDateTime>,
 }
 

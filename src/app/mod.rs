@@ -355,15 +355,15 @@ impl Front {
             let server = Arc::clone(&server);
             match bound.listen() {
                 Listen::Admin(_) => {
-                    drop(tokio::spawn(server.run(bound, warp::service(Arc::clone(&admin).filter()))));
+                    tokio::spawn(server.run(bound, warp::service(Arc::clone(&admin).filter())))
                 }
                 Listen::Monitoring(..) => {
-                    drop(tokio::spawn(server.run(bound, warp::service(Arc::clone(&monitoring).filter()))));
+                    tokio::spawn(server.run(bound, warp::service(Arc::clone(&monitoring).filter())))
                 }
                 Listen::Https(_) | Listen::Http(_) | Listen::Unix(_) => {
-                    drop(tokio::spawn(server.run(bound, warp::service(Arc::clone(&protocols).filter()))));
+                    tokio::spawn(server.run(bound, warp::service(Arc::clone(&protocols).filter())))
                 }
-            }
+            };
         }
     }
 }

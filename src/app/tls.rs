@@ -176,7 +176,7 @@ impl Tls {
             .map(|info| info.not_after)
     }
 
-    /// Returns when the first CA expires whose clients are accepted.
+    /// Returns when the first CA in the file expires whose clients are accepted.
     pub(super) fn client_ca_expires(&self) -> Option<OffsetDateTime> {
         self.files
             .as_ref()

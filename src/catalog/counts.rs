@@ -22,7 +22,7 @@ pub(super) struct Counts {
     backends: OrdMap<BackendName, BackendCounts>,
 }
 
-/// What one host has.
+/// The counts of one host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HostCounts {
     /// The number of volumes that it created or ever mounted, without removed ones.
@@ -35,7 +35,7 @@ pub struct HostCounts {
     pub(super) live: usize,
 }
 
-/// What lies on one backend.
+/// The counts of one backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BackendCounts {
     /// The number of its volumes, without removed ones.

@@ -52,11 +52,6 @@ impl Trash {
         self.counts.get(backend).copied().unwrap_or_default()
     }
 
-    /// Returns the backends that have removed volumes.
-    pub fn backends(&self) -> impl Iterator<Item = &BackendName> {
-        self.counts.keys()
-    }
-
     /// Returns the removed volumes of a backend in the order of deletion.
     pub fn of<'a>(&'a self, backend: &'a BackendName) -> impl Iterator<Item = &'a Arc<Removed>> {
         self.from(backend, false, PrimitiveDateTime::MIN.assume_utc())
@@ -131,7 +126,7 @@ mod tests {
         trash.insert(Arc::new(Removed { expired: true, ..Removed::clone(&all[0]) }));
         assert_eq!(times(&trash, "fast").last(), Some(&(at(1), false)));
         assert_eq!(trash.len(), 5);
-        let counts: Vec<_> = trash.backends().map(|of| (of.as_str(), trash.count_of(of))).collect();
+        let counts: Vec<_> = trash.counts.iter().map(|(of, count)| (of.as_str(), *count)).collect();
         assert_eq!(counts, [("fast", 4), ("slow", 1)]);
         for removed in &all {
             assert!(trash.remove(&removed.volume.id).is_some());

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::table::{Listing, counted, or_dash, printable};
+use super::table::{Listing, or_dash, printable};
 use super::{Error, Shell, output};
 use crate::app::recovery::{self, Compared, Counts, Examined, Rebuilt, RecoveryError};
 use crate::catalog::reconcile::Finding;
 use crate::config::{self, Config, Paths};
 use crate::error::chain;
+use crate::error::counted;
 
 /// Save the catalog as text, and restore it from text or from the backends
 ///

@@ -3,10 +3,11 @@
 use clap::Args;
 use serde_json::json;
 
-use super::table::{counted, printable};
+use super::table::printable;
 use super::{Error, Shell};
 use crate::app;
 use crate::config::{Config, Fault, Paths};
+use crate::error::counted;
 use crate::model::backend::BackendName;
 
 /// Read the configuration and the backend map, and print every fault in them

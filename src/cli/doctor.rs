@@ -7,10 +7,11 @@ use clap::Args;
 use serde_json::json;
 
 use super::lint::search_dirs;
-use super::table::{counted, printable};
+use super::table::printable;
 use super::{Error, Shell};
 use crate::config::Paths;
 use crate::doctor::{self, Docker, Finding, Scope, Verdict, directory};
+use crate::error::counted;
 
 /// Find out what is wrong on this machine, and what mends it
 ///

@@ -7,11 +7,12 @@ use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 
 use super::bundle::Destination;
-use super::table::{Listing, counted, mark, or_dash, printable};
+use super::table::{Listing, mark, or_dash, printable};
 use super::{Error, Shell, mount, output};
 use crate::admin::wire::{
     Host as Row, HostAdd, HostAdded, HostName, HostRevoked, MountRelease, Nothing, Verb, verb,
 };
+use crate::error::counted;
 
 pub(super) use super::bundle::BundleError;
 

@@ -7,9 +7,10 @@ use clap::Args;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::table::{Listing, counted, printable};
+use super::table::{Listing, printable};
 use super::{Error, Shell};
 use crate::discovery::lint::{self, Fault, Finding, Plugin, Report, SearchDirs, Severity, probe};
+use crate::error::counted;
 
 /// Read the directories as an engine does, and print the faults of the files in them
 ///

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use clap::{Args, Subcommand};
 
-use super::table::{Listing, counted, mark};
+use super::table::{Listing, mark};
 use super::{Error, Shell};
 use crate::admin::wire::{Mount as Row, MountRelease, Nothing, Released, verb};
+use crate::error::counted;
 
 /// The number of characters of an engine's ID in a table, as in docker's list of containers.
 const SHORT_ID_LENGTH: usize = 12;

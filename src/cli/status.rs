@@ -4,9 +4,10 @@ use crate::model::timestamp;
 use clap::Args;
 use time::OffsetDateTime;
 
-use super::table::{counted, printable};
+use super::table::printable;
 use super::{Error, Shell, backend};
 use crate::admin::wire::{Nothing, Reload, Status as StatusReport, verb};
+use crate::error::counted;
 
 /// Show how the service is
 ///

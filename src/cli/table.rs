@@ -76,11 +76,6 @@ pub(super) fn or_dash(text: Option<&str>) -> String {
     text.unwrap_or("-").into()
 }
 
-/// Returns a number with its noun: `1 mount`, `2 mounts`.
-pub(super) fn counted(count: usize, noun: &str) -> String {
-    if count == 1 { format!("{count} {noun}") } else { format!("{count} {noun}s") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

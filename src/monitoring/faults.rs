@@ -1,4 +1,4 @@
-//! What is wrong with the service, for people: each fault with its remedy and, where one helps, the command.
+//! Faults of the service, in words for people: each with its remedy and, where one helps, the command.
 //!
 //! Read from memory. The worst comes first.
 
@@ -6,6 +6,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::admin::Facts;
 use crate::catalog::View;
+use crate::error::counted;
 use crate::model::timestamp::rfc3339;
 use crate::volume::BackendInfo;
 
@@ -49,7 +50,7 @@ impl Fault {
     }
 }
 
-/// What faults are found in.
+/// The places in which faults are looked for.
 pub(super) struct Sources<'a> {
     pub facts: &'a Facts,
     pub view: &'a View,
@@ -148,7 +149,10 @@ pub(super) fn all(sources: &Sources<'_>) -> Vec<Fault> {
         faults.push(Fault::new(Warning, what, "Containers that run do not notice a restart.", None));
     }
     if *log_lines_dropped > 0 {
-        let what = format!("{} of the log were dropped", counted_u64(*log_lines_dropped, "line"));
+        let what = format!(
+            "{} of the log were dropped",
+            counted(usize::try_from(*log_lines_dropped).unwrap_or(usize::MAX), "line")
+        );
         faults.push(Fault::new(Warning, what, "The standard error does not take them fast enough.", None));
     }
     faults.sort_by_key(|fault| fault.severity);
@@ -158,15 +162,6 @@ pub(super) fn all(sources: &Sources<'_>) -> Vec<Fault> {
 /// Returns a part in percent of the whole, rounded down; `None` of nothing.
 pub(super) fn percent(part: u64, whole: u64) -> Option<u64> {
     u64::try_from(u128::from(part) * 100 / u128::from(whole).max(1)).ok().filter(|_| whole > 0)
-}
-
-/// Returns a number with its noun.
-pub(super) fn counted(count: usize, noun: &str) -> String {
-    counted_u64(count.try_into().unwrap_or(u64::MAX), noun)
-}
-
-fn counted_u64(count: u64, noun: &str) -> String {
-    if count == 1 { format!("{count} {noun}") } else { format!("{count} {noun}s") }
 }
 
 fn capitalised(text: &str) -> String {
@@ -183,7 +178,7 @@ mod tests {
         assert_eq!(percent(1, 3), Some(33));
         assert_eq!(percent(u64::MAX, u64::MAX), Some(100));
         assert_eq!(percent(0, 0), None);
-        assert_eq!((counted(1, "mount"), counted(2, "mount")), ("1 mount".into(), "2 mounts".into()));
+        assert_eq!((counted(1, "mount"), counted(2, "mount")), ("1 mount".to_owned(), "2 mounts".to_owned()));
         assert_eq!(capitalised("über"), "Über");
     }
 }

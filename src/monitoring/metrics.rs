@@ -35,7 +35,7 @@ const PREFIX: &str = "volhost";
 
 type Labels = Vec<(&'static str, String)>;
 
-/// What is counted while the service runs. Copies count together.
+/// Counters that increase while the service runs. Copies count together.
 #[derive(Clone)]
 pub(crate) struct Counters {
     requests: Requests,
@@ -47,8 +47,8 @@ pub(crate) struct Counters {
 /// Counts of engines' requests. Every request counts here, so nothing is looked up by a label.
 #[derive(Clone)]
 struct Requests {
-    /// By RPC, and there by the answer's code as [`CODES`] has it.
-    codes: Arc<[[Counter; CODES.len() + 2]]>,
+    /// By RPC, and there by the answer's code as [`CODES`] has it; then those of other codes, and of no answer.
+    codes: Arc<[Vec<Counter>]>,
     /// By RPC.
     seconds: Arc<[Histogram]>,
 }
@@ -65,11 +65,11 @@ impl Requests {
                 let labels = vec![("rpc", rpc.clone()), ("code", code.to_owned())];
                 total.get_or_create_owned(&labels)
             };
-            std::array::from_fn(|index| match (CODES.get(index), index - index.min(CODES.len())) {
-                (Some(code), _) => counter(&code.to_string()),
-                (None, 0) => counter("other"),
-                (None, _) => counter("none"),
-            })
+            CODES
+                .map(|code| counter(&code.to_string()))
+                .into_iter()
+                .chain(["other", "none"].map(counter))
+                .collect()
         };
         Self {
             codes: rpcs().map(counters).collect(),
@@ -151,7 +151,7 @@ impl Counters {
     }
 }
 
-/// What a scrape reads from the running service.
+/// The running service, as a scrape reads it.
 pub(super) struct Present {
     pub service: Arc<Service>,
     pub status: Arc<ServiceStatus>,

@@ -1,5 +1,5 @@
-//! What monitoring systems and people ask of the running service: metrics, health and a page, over HTTP on an address of
-//! their own.
+//! Metrics, health and a page of the running service, for monitoring systems and people, over HTTP on an address of their
+//! own.
 //!
 //! Nothing here changes anything, or waits for storage or for the catalog. Only the page may look at all volumes.
 
@@ -30,7 +30,7 @@ use crate::volume::Service;
 
 /// The counters of a service, before anything is served.
 pub(crate) struct Prepared {
-    /// What the other rooms count with.
+    /// The counters that the other rooms increase.
     pub counters: Counters,
     registry: Registry,
 }

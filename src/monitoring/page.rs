@@ -9,9 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use humansize::{BINARY, format_size};
 use time::OffsetDateTime;
 
-use super::faults::{self, Fault, Severity, Sources, counted, percent};
+use super::faults::{self, Fault, Severity, Sources, percent};
 use crate::admin::ServiceStatus;
 use crate::catalog::View;
+use crate::error::counted;
 use crate::model::timestamp::rfc3339;
 use crate::process::{Drain, log};
 use crate::volume::Service;

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 #[derive(Debug)]
 pub(super) struct Process;
 
-/// What the kernel says of this process.
+/// The kernel's figures of this process.
 struct Usage {
     cpu_seconds: f64,
     resident_bytes: u64,

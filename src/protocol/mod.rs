@@ -120,8 +120,9 @@ impl Protocols {
         envelope::parts().then(move |parts: envelope::Request| {
             let protocols = Arc::clone(&self);
             async move {
-                let (began, rpc) = (Instant::now(), place(&parts.path));
-                let response = protocols.answer(parts).await.into_response();
+                let (began, found) = (Instant::now(), route(&parts.path));
+                let (rpc, route) = found.unzip();
+                let response = protocols.answer(parts, route).await.into_response();
                 let is_answered = response.extensions().get::<CloseWithoutAnswer>().is_none();
                 (protocols.on_answer)(rpc, is_answered.then(|| response.status()), began.elapsed());
                 response
@@ -129,12 +130,12 @@ impl Protocols {
         })
     }
 
-    async fn answer(&self, request: envelope::Request) -> Answer {
+    async fn answer(&self, request: envelope::Request, route: Option<Route>) -> Answer {
         let envelope::Request { method, path, caller, access, body } = request;
         let Some(caller) = caller else {
             return ErrorReply::internal("this connection has no caller").into();
         };
-        let verb = match route(&path) {
+        let verb = match route {
             Some(Route::Activate) if method == http::Method::POST => return self.activate(&caller),
             Some(Route::Verb(verb)) if method == http::Method::POST => verb,
             Some(_) => return ErrorReply::method(&method).into(),
@@ -232,13 +233,20 @@ enum Route {
     Verb(Verb),
 }
 
-fn route(path: &str) -> Option<Route> {
+/// Returns the route of a path, with its place in [`rpcs`].
+fn route(path: &str) -> Option<(usize, Route)> {
     if path == ACTIVATE {
-        return Some(Route::Activate);
+        return Some((0, Route::Activate));
     }
-    let (protocol, verb) = path.strip_prefix('/')?.split_once('.')?;
-    let protocol = PROTOCOLS.iter().find(|known| known.name == protocol)?;
-    protocol.verbs.iter().find(|known| known.name == verb).copied().map(Route::Verb)
+    let named = path.strip_prefix('/')?.split_once('.')?;
+    verbs().zip(1..).find_map(|((protocol, verb), place)| {
+        ((protocol.name, verb.name) == named).then_some((place, Route::Verb(*verb)))
+    })
+}
+
+/// Returns every verb with its protocol.
+fn verbs() -> impl Iterator<Item = (&'static Protocol, &'static Verb)> {
+    PROTOCOLS.iter().flat_map(|protocol| protocol.verbs.iter().map(move |verb| (protocol, verb)))
 }
 
 /// Returns the names of all RPCs, such as `VolumeDriver.Mount`, in a fixed order.
@@ -246,21 +254,9 @@ pub fn rpcs() -> impl Iterator<Item = String> {
     paths().map(|path| path.trim_start_matches('/').to_owned())
 }
 
-/// Returns a path's place in [`rpcs`].
-fn place(path: &str) -> Option<usize> {
-    if path == ACTIVATE {
-        return Some(0);
-    }
-    let (protocol, verb) = path.strip_prefix('/')?.split_once('.')?;
-    let all = PROTOCOLS.iter().flat_map(|known| known.verbs.iter().map(|verb| (known.name, verb.name)));
-    all.zip(1..).find_map(|(known, place)| (known == (protocol, verb)).then_some(place))
-}
-
 /// Returns every path that is answered, for hints.
 fn paths() -> impl Iterator<Item = String> {
-    let verbs = PROTOCOLS
-        .iter()
-        .flat_map(|protocol| protocol.verbs.iter().map(|verb| format!("/{}.{}", protocol.name, verb.name)));
+    let verbs = verbs().map(|(protocol, verb)| format!("/{}.{}", protocol.name, verb.name));
     std::iter::once(ACTIVATE.to_owned()).chain(verbs)
 }
 
@@ -285,8 +281,7 @@ mod tests {
             ]
         );
         for (number, path) in paths().enumerate() {
-            assert!(route(&path).is_some(), "{path}");
-            assert_eq!(place(&path), Some(number), "{path}");
+            assert_eq!(route(&path).map(|(place, _)| place), Some(number), "{path}");
         }
         for path in [
             "",

@@ -32,7 +32,7 @@ async fn a_host_creates_volumes_up_to_its_limit() {
         .create(&operator(), name("ours"), Options::default())
         .await
         .expect("the operator has no limit");
-    // What another one made counts for a host that mounts it, which is never refused for that.
+    // A volume of another host counts for whoever mounts it, and a Mount is never refused for that.
     world.service.mount(&engine(), name("other"), id(1)).await.unwrap().hand_over();
     world.remove("a").await.unwrap();
     assert!(matches!(world.create("c").await, Err(Error::TooManyVolumes { .. })));
